@@ -1,0 +1,47 @@
+"""The batch size, learning rate and accumulation steps that give a PyTorch task its best score in the time there is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .api import find_lr as find_lr
+    from .api import find_max_batch as find_max_batch
+    from .api import profile as profile
+    from .api import tune as tune
+    from .errors import AutobatchError as AutobatchError
+    from .memory import MaxBatch as MaxBatch
+    from .plan import Plan as Plan
+    from .report import Report as Report
+    from .task import Task as Task
+    from .task import load_task as load_task
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AutobatchError": "errors",
+    "MaxBatch": "memory",
+    "Plan": "plan",
+    "Report": "report",
+    "Task": "task",
+    "find_lr": "api",
+    "find_max_batch": "api",
+    "load_task": "task",
+    "profile": "api",
+    "tune": "api",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used: `autobatch --help` needs neither torch nor optuna."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'autobatch' has no attribute {name!r}; it has {', '.join(sorted(_HOMES))}")
+    from importlib import import_module
+
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOMES, "__version__"])

@@ -1,0 +1,243 @@
+"""How samples become batches: the order they come in, how they are collated, how they reach the device.
+
+The order is a function of (seed, position): sample number p of a trial is entry `p mod n` of the permutation of
+epoch `p // n`. An optimizer step takes the next `effective_batch_size` samples of that stream, so a resumed trial sees
+what an uninterrupted one sees, and 2 x 16 accumulated see what 1 x 32 sees. No step is short: the stream runs on into
+the next epoch. Iterable datasets and a task's own `train_loader` keep their own order and are skipped forward on resume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate, get_worker_info
+
+from .errors import TaskError
+from .plan import Plan
+from .task import Task
+
+Batch = Any  # whatever the user's dataset and collate make
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch on every device: model initialisation, dropout and augmentation follow from it."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The same structure with every tensor in it on `device`: tensors, mappings, sequences, dataclasses, or `.to()`."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, PackedSequence):  # a named tuple whose batch_sizes must stay on the host
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        moved = {key: to_device(value, device) for key, value in batch.items()}
+        return moved if type(batch) is dict else type(batch)(moved)  # type: ignore[call-arg]
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(to_device(value, device) for value in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        changes = {f.name: to_device(getattr(batch, f.name), device) for f in dataclasses.fields(batch) if f.init}
+        return dataclasses.replace(batch, **changes)
+    move = getattr(batch, "to", None)  # BatchEncoding, graph batches
+    return move(device) if callable(move) else batch
+
+
+def _tensors(batch: Batch) -> Iterator[torch.Tensor]:
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif isinstance(batch, PackedSequence):  # its tensors run over time steps, not over sequences
+        yield torch.empty(int(batch.batch_sizes[0]), 0)
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _tensors(value)
+    elif isinstance(batch, (list, tuple)):
+        for value in batch:
+            yield from _tensors(value)
+    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        for field in dataclasses.fields(batch):
+            yield from _tensors(getattr(batch, field.name))
+
+
+def count_samples(batch: Batch) -> int:
+    """Samples in a batch: the first dimension of the first tensor in it that has one.
+
+    Raises:
+        TaskError: there is no such tensor.
+    """
+    for tensor in _tensors(batch):
+        if tensor.ndim:
+            return tensor.shape[0]
+    raise TaskError(f"a batch holds at least one tensor with a batch dimension; found {type(batch).__name__}")
+
+
+def collate_samples(task: Task, samples: list[Any]) -> Batch:
+    """One batch of these samples, by the task's `collate` or torch's default."""
+    return (task.collate or default_collate)(samples)
+
+
+def num_samples(data: object) -> int | None:
+    """Samples in a dataset; None for one that does not say (iterable datasets without a length)."""
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def take_samples(data: Any, count: int) -> list[Any]:
+    """The first `count` samples of a map-style or iterable dataset; fewer where it has fewer."""
+    if isinstance(data, IterableDataset):
+        return list(islice(iter(data), count))
+    return [data[index] for index in range(min(count, len(data)))]
+
+
+# Samples looked at for the largest ones. Assumed: enough to meet the tail of a length distribution, few enough to be
+# seconds where a sample is an image on disk.
+_SCANNED_SAMPLES = 2048
+# Distinct samples a probe is made of when no size is known; the rest of the batch repeats them. Assumed.
+_PROBE_SAMPLES = 32
+
+
+def largest_samples(task: Task, data: Any) -> list[Any]:
+    """Samples to fill a probe with: the largest by the task's `sample_size` where it has one, else the first few."""
+    if task.sample_size is None:
+        return take_samples(data, _PROBE_SAMPLES)
+    scanned = take_samples(data, _SCANNED_SAMPLES)
+    largest = max(task.sample_size(sample) for sample in scanned)
+    return [sample for sample in scanned if task.sample_size(sample) == largest][:_PROBE_SAMPLES]
+
+
+class SampleStream(Sampler[list[tuple[int, int]]]):
+    """Batches of (position, index) for ever, as a function of the seed: see the module's text."""
+
+    def __init__(self, num_samples: int, batch_size: int, *, seed: int, start: int = 0) -> None:
+        self.num_samples, self.batch_size, self.seed, self.start = num_samples, batch_size, seed, start
+
+    def permutation(self, epoch: int) -> list[int]:
+        """The order of the samples in an epoch."""
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+        order: list[int] = torch.randperm(self.num_samples, generator=generator).tolist()
+        return order
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        position, epoch, order = self.start, -1, [0]
+        while True:
+            batch = []
+            for p in range(position, position + self.batch_size):
+                if p // self.num_samples != epoch:
+                    epoch = p // self.num_samples
+                    order = self.permutation(epoch)
+                batch.append((p, order[p % self.num_samples]))
+            position += self.batch_size
+            yield batch
+
+
+class _Streamed(Dataset[Any]):
+    """The user's dataset, fetched by (position, index).
+
+    In a loader's worker process the random generators are seeded by the position, because which worker gets a batch
+    changes on resume. In the trainer's own process they are left alone: their state is in the checkpoint.
+    """
+
+    def __init__(self, data: Any, seed: int) -> None:
+        self.data, self.seed = data, seed
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Any]:
+        if get_worker_info() is not None:
+            seed_everything((self.seed * 1_000_003 + keys[0][0]) % 2**63)
+        indices = [index for _, index in keys]
+        fetch = getattr(self.data, "__getitems__", None)
+        return fetch(indices) if fetch else [self.data[index] for index in indices]
+
+
+def _epochs(task: Task, data: Any, batch_size: int, seed: int) -> Iterator[Iterable[Batch]]:
+    """One iterable of batches an epoch, for data that brings its own order."""
+    epoch = 0
+    while True:
+        if task.train_loader is not None:
+            yield task.train_loader(batch_size, seed + epoch)
+        else:
+            yield DataLoader(data, batch_size=batch_size, drop_last=True, collate_fn=task.collate, **task.loader)
+        epoch += 1
+
+
+def training_batches(task: Task, data: Any, plan: Plan, *, seed: int, start_step: int = 0) -> Iterator[Batch]:
+    """Micro-batches on the host, for ever, from optimizer step `start_step` on.
+
+    Args:
+        task: gives `collate`, `loader` and `train_loader`.
+        data: what `task.train_data()` returned; ignored where the task has a `train_loader`.
+        plan: `batch_size` samples a micro-batch, `accumulation_steps` micro-batches an optimizer step.
+        seed: of the order.
+        start_step: optimizer steps already taken under this plan and seed.
+
+    Raises:
+        TaskError: an epoch gives no batch at all.
+    """
+    if task.train_loader is None and not isinstance(data, IterableDataset):
+        start = start_step * plan.effective_batch_size
+        yield from DataLoader(
+            _Streamed(data, seed),
+            batch_sampler=SampleStream(len(data), plan.batch_size, seed=seed, start=start),  # type: ignore[arg-type]
+            collate_fn=task.collate,
+            generator=torch.Generator().manual_seed(seed),  # else each loader draws from the trial's own generator
+            **task.loader,
+        )
+        return
+    skip = start_step * plan.accumulation_steps
+    for epoch in _epochs(task, data, plan.batch_size, seed):
+        empty = True
+        for batch in epoch:
+            empty = False
+            if skip:
+                skip -= 1
+                continue
+            yield batch
+        if empty:
+            raise TaskError(f"the training data gives no whole batch of {plan.batch_size} samples")
+
+
+class DeviceLoader:
+    """A loader whose batches arrive on the device; what a task's `evaluate(model, loader)` iterates over."""
+
+    def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
+        self.batches, self.device = batches, device
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (to_device(batch, self.device) for batch in self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]  # a TypeError of its own where there is no length
+
+
+def val_loader(task: Task, data: Any, batch_size: int) -> DataLoader[Any]:
+    """Batches of an evaluation set on the host, in its own order, the last one as short as it comes."""
+    return DataLoader(data, batch_size=batch_size, shuffle=False, collate_fn=task.collate, **task.loader)
+
+
+def probe_batch(task: Task, samples: Sequence[Any], batch_size: int, *, seed: int = 0) -> Batch:
+    """A batch of exactly `batch_size`: `samples` over and over, or from the task's own `train_loader`.
+
+    Raises:
+        TaskError: `train_loader` gave another number of samples than it was asked for.
+    """
+    if task.train_loader is None:
+        return collate_samples(task, [samples[index % len(samples)] for index in range(batch_size)])
+    batch = next(iter(task.train_loader(batch_size, seed)), None)
+    found = 0 if batch is None else count_samples(batch)
+    if found != batch_size:
+        raise TaskError(
+            f"train_loader(batch_size={batch_size}, seed={seed}) gives batches of that many samples; the first had "
+            f"{found}. If the data holds no more, say so with --max-batch-size {max(found, 1)}"
+        )
+    return batch

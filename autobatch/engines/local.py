@@ -1,0 +1,154 @@
+"""An executor with one worker process of this machine: a crash there costs the job that ran, not the coordinator."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future
+from contextlib import suppress
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from ..errors import WorkerDied
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_POLL_S = 0.1  # how late a death without an end of the connection may be noticed; answers wake the reader at once
+_LOG_TAIL_LINES = 12
+
+
+class LocalExecutor(Executor):
+    """Runs submitted calls one after the other in a process of its own, started at once.
+
+    The process is `python -m autobatch._worker`, so a script that calls autobatch is not run again in it. When it
+    ends, every call it has not answered fails with `WorkerDied`, and so does every later `submit`.
+
+    Args:
+        environment: variables to set on top of this process's own.
+        log: file that the worker's output is added to; by default it goes to this process's stderr.
+    """
+
+    def __init__(self, *, environment: Mapping[str, str] | None = None, log: Path | None = None) -> None:
+        ours, theirs = Pipe()
+        self._connection: Connection = ours
+        self._log = log
+        self._log_start = log.stat().st_size if log is not None and log.exists() else 0
+        package = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join([package, *filter(None, sys.path)])
+        output = open(log, "ab") if log is not None else None  # noqa: SIM115  # closed below, once the child has it
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "autobatch._worker", str(theirs.fileno())],
+                env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **(environment or {})},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=output or sys.__stderr__,
+                stderr=output or sys.__stderr__,
+                start_new_session=True,  # Ctrl-C is the coordinator's to handle; and killing the group gets the loaders
+            )
+        finally:
+            theirs.close()
+            if output is not None:
+                output.close()
+        self._lock = threading.Lock()
+        self._next = 0
+        self._waiting: dict[int, Future[Any]] = {}
+        self._ended: str | None = None
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """Of the worker process."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the worker can still take a call."""
+        return self._ended is None and self._process.poll() is None
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """A future of `fn(*args, **kwargs)` in the worker; function and arguments travel by pickle.
+
+        Raises:
+            WorkerDied: the worker has ended.
+        """
+        payload = pickle.dumps((fn, args, kwargs))
+        future: Future[T] = Future()
+        with self._lock:
+            if self._ended is not None:
+                raise WorkerDied(self._ended)
+            job = self._next
+            self._next += 1
+            self._waiting[job] = future
+            with suppress(OSError):  # it died just now: the reader fails this future with the reason
+                self._connection.send_bytes(pickle.dumps((job, payload)))
+        return future
+
+    def _read(self) -> None:
+        while True:
+            try:
+                if self._connection.poll(_POLL_S):
+                    job, done, value = pickle.loads(self._connection.recv_bytes())
+                    future = self._waiting.pop(job)
+                    if done:
+                        future.set_result(value)
+                    else:
+                        future.set_exception(value)
+                elif self._process.poll() is not None:
+                    break
+            except (EOFError, OSError):
+                break
+        self.kill()
+
+    def kill(self) -> None:
+        """End the worker and what it started, now; calls it has not answered fail with `WorkerDied`."""
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):  # it ended between the two lines
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        with self._lock:
+            if self._ended is None:
+                self._ended = self._why()
+                self._connection.close()
+            waiting, self._waiting = dict(self._waiting), {}
+        for future in waiting.values():
+            if not future.done():
+                future.set_exception(WorkerDied(self._ended))
+
+    @property
+    def killed(self) -> bool:
+        """Whether a SIGKILL ended it: ours, or the kernel's for want of memory."""
+        return self._process.poll() == -signal.SIGKILL
+
+    def _why(self) -> str:
+        code = self._process.returncode
+        how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            how += " (the kernel does so when memory runs out)"
+        tail = self._log_tail()
+        return f"the worker process ended {how}" + (f"; its last words:\n{tail}" if tail else "")
+
+    def _log_tail(self) -> str:
+        if self._log is None or not self._log.exists():
+            return ""
+        with open(self._log, "rb") as log:
+            log.seek(self._log_start)
+            text = log.read().decode(errors="replace")
+        return "\n".join(text.strip().splitlines()[-_LOG_TAIL_LINES:])
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the worker; with `wait`, after the calls it was given."""
+        if wait and not cancel_futures:
+            for future in list(self._waiting.values()):
+                future.exception()
+        self.kill()
+        if wait and threading.current_thread() is not self._reader:
+            self._reader.join()

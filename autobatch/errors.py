@@ -1,0 +1,43 @@
+"""What can go wrong that a user can act on. Every message states the rule, the value found and the remedy."""
+
+from __future__ import annotations
+
+
+class AutobatchError(Exception):
+    """Anything autobatch raises on purpose; everything else is a bug of ours or of the user's code."""
+
+
+class TaskError(AutobatchError, ValueError):
+    """The task file, or what it defines, cannot be trained as it stands."""
+
+
+class SettingError(AutobatchError, ValueError):
+    """A flag, an environment variable or an argument has a value that cannot be used."""
+
+
+class DeviceError(AutobatchError, RuntimeError):
+    """The device asked for is not there, or does not answer."""
+
+
+class DoesNotFit(AutobatchError, RuntimeError):
+    """Not even a batch of one sample fits in the memory that may be used."""
+
+
+class BudgetTooShort(AutobatchError, ValueError):
+    """The time budget does not pay for one comparison; the message says how much would."""
+
+
+class NoValidResult(AutobatchError, RuntimeError):
+    """The time ran out, or every trial failed, before anything could be recommended."""
+
+
+class ReportError(AutobatchError, ValueError):
+    """A report, table or recording cannot be read or written."""
+
+
+class WorkerDied(AutobatchError, RuntimeError):
+    """A worker process ended before it answered: killed, or crashed."""
+
+
+class WorkerTimeout(WorkerDied):
+    """A worker process did not answer in the time it had, and was ended."""

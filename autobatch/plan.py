@@ -1,0 +1,317 @@
+"""The seam: questions go in (`Plan`, `Rung`), answers come out (`Measurement`, `RungResult`), a `Runner` is between.
+
+Above this module are torch, hardware and the user's code; below it is arithmetic on frozen data. Running out of memory
+is an answer here, not an exception: a `Runner` returns an outcome and raises only for what no other size would mend.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+Direction = Literal["maximize", "minimize"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Mode = Literal["training", "inference"]
+
+# ok          ran, and its peak is within the budget
+# over_limit  ran, but its peak is above the budget (limit less headroom): measured, and kept as evidence
+# oom         the allocator refused, or the kernel killed the worker for its memory
+# nonfinite   ran, but the loss was not a number
+# crashed     the worker ended for another reason at this size, and ran at smaller ones
+Outcome = Literal["ok", "over_limit", "oom", "nonfinite", "crashed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How one optimizer step is taken.
+
+    Attributes:
+        batch_size: samples in one forward and backward pass (the micro-batch).
+        accumulation_steps: micro-batches whose gradients are summed before the optimizer steps.
+        precision: "fp32", or the type that autocast computes in.
+    """
+
+    batch_size: int
+    accumulation_steps: int = 1
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.accumulation_steps < 1:
+            raise ValueError(
+                f"batch_size and accumulation_steps are at least 1; got {self.batch_size} and {self.accumulation_steps}"
+            )
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Samples that one optimizer step averages over."""
+        return self.batch_size * self.accumulation_steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What the search chooses: a plan and its learning rate."""
+
+    plan: Plan
+    lr: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFacts:
+    """What is known about a task without training it.
+
+    Attributes:
+        name: of the task, for titles and folders.
+        train_size, val_size: samples; None where an iterable dataset or a custom loader does not say.
+        direction: whether a higher or a lower score is better.
+        baseline: what the user trains with today, or the stated default.
+        baseline_is_users: False where the task declares no baseline and a default stands in.
+        precision: the task's own.
+        accumulates: False where the loss couples the samples of a batch, so that a batch must not be split.
+        has_test_data: whether a test set is there to score the winner and the baseline once.
+        peak_lr_fraction: where in the schedule the learning rate peaks, in [0, 1]; 0 for a constant or falling one.
+        warnings: what the check of the task found that does not stop it.
+    """
+
+    name: str
+    train_size: int | None
+    val_size: int | None
+    direction: Direction
+    baseline: Config
+    baseline_is_users: bool
+    precision: Precision = "fp32"
+    accumulates: bool = True
+    has_test_data: bool = False
+    peak_lr_fraction: float = 0.0
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceInfo:
+    """What makes two runs comparable. Unknown is None; `notes` says why a fact is missing.
+
+    Attributes:
+        name: as the vendor writes it, "NVIDIA H200" or the processor's model name.
+        kind: "cuda", "rocm", "mps" or "cpu".
+        index: among the devices that this process sees; None for a device there is one of.
+        memory_bytes: of the whole device, whoever uses it.
+        free_bytes: when it was opened.
+        threads: CPU threads that a training step may use.
+        driver, runtime: versions of the driver and of CUDA, ROCm or Metal.
+        torch, python: versions.
+        uuid: the vendor's identifier of this very card.
+        power_limit_w: enforced limit in watts.
+        notes: one sentence for each fact that could not be read, and why.
+    """
+
+    name: str
+    kind: Literal["cuda", "rocm", "mps", "cpu"]
+    index: int | None = None
+    memory_bytes: int | None = None
+    free_bytes: int | None = None
+    threads: int | None = None
+    driver: str | None = None
+    runtime: str | None = None
+    torch: str | None = None
+    python: str | None = None
+    uuid: str | None = None
+    power_limit_w: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryLimit:
+    """What a step may use.
+
+    Attributes:
+        capacity_bytes: where the allocator refuses.
+        budget_bytes: capacity less headroom; a peak above it is `over_limit`. Never above the capacity.
+        source: in words, where the capacity came from ("--memory-limit", "free on the device", ...).
+    """
+
+    capacity_bytes: int
+    budget_bytes: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What running a plan showed.
+
+    Attributes:
+        plan: what was run.
+        outcome: see `Outcome`.
+        step_s: wall seconds of each timed optimizer step as training takes it, data loading included.
+        compute_s: the same steps on batches already on the device.
+        loader_s: seconds to get the samples of one optimizer step from the loader alone, onto the device.
+        peak_bytes: highest memory in use over what was in use before the model was built; None where it cannot be read.
+        alloc_retries: times the allocator had to give memory back and ask again: "fits, but thrashes".
+        joules: energy of one optimizer step.
+        seconds: what this measurement cost in wall time.
+        fresh: it ran in a process that had run no other plan.
+        message: the error's own first line, where there was one.
+    """
+
+    plan: Plan
+    outcome: Outcome
+    step_s: tuple[float, ...] = ()
+    compute_s: tuple[float, ...] = ()
+    loader_s: tuple[float, ...] = ()
+    peak_bytes: int | None = None
+    alloc_retries: int | None = None
+    joules: float | None = None
+    seconds: float = 0.0
+    fresh: bool = False
+    message: str | None = None
+
+    @property
+    def median_step_s(self) -> float:
+        """Median seconds of one optimizer step, loading included. Only where `step_s` is not empty."""
+        return median(self.step_s)
+
+    @property
+    def samples_per_s(self) -> float:
+        """Samples per second at the median step. Only where `step_s` is not empty."""
+        return self.plan.effective_batch_size / self.median_step_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LrSweep:
+    """One learning-rate range test: the rate rises geometrically, one optimizer step at each.
+
+    Attributes:
+        plan: the steps that were taken.
+        lrs: the learning rates, rising.
+        losses: the training loss at each rate before its step was taken; cut where the loss blew up.
+        diverged: the sweep ended early because the loss was not finite or far above its lowest.
+        seconds: what the test cost.
+    """
+
+    plan: Plan
+    lrs: tuple[float, ...]
+    losses: tuple[float, ...]
+    diverged: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """One leg of one trial: train `config` from `start_step` to `until_step` of a schedule of `total_steps`.
+
+    Attributes:
+        trial: the number that names the trial's checkpoint.
+        start_step: 0, or the `until_step` of the rung before, whose checkpoint is then read.
+        until_step: optimizer steps done when the rung ends; at most `total_steps`.
+        total_steps: the length of the whole schedule, fixed when the trial starts.
+        eval_batch_size: samples in one evaluation batch.
+        limit_s: wall seconds after which the rung gives up, outcome "timeout"; None for no limit.
+    """
+
+    trial: int
+    config: Config
+    seed: int
+    start_step: int
+    until_step: int
+    total_steps: int
+    eval_batch_size: int
+    limit_s: float | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the trial is trained to the end of its schedule by this rung."""
+        return self.until_step >= self.total_steps
+
+
+# diverged  the loss was not finite, or stayed above where it began
+# timeout   the rung's `limit_s` passed, or the worker hung
+RungOutcome = Literal["ok", "diverged", "oom", "crashed", "timeout"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RungResult:
+    """What a rung showed.
+
+    Attributes:
+        score: on the validation data after `until_step` steps; None unless the outcome is "ok".
+        first_loss, last_loss: mean training loss over the first and the last tenth of this rung's steps.
+        train_s, eval_s: wall seconds of the optimizer steps, and of the evaluation.
+        seconds: wall seconds of everything, checkpoints and start-up of the trial included.
+        message: the error's own first line, where there was one.
+    """
+
+    rung: Rung
+    outcome: RungOutcome
+    score: float | None = None
+    first_loss: float | None = None
+    last_loss: float | None = None
+    train_s: float = 0.0
+    eval_s: float = 0.0
+    seconds: float = 0.0
+    message: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.outcome == "ok") != (self.score is not None and math.isfinite(self.score)):
+            raise ValueError(
+                f"a score is finite and there exactly when the outcome is ok: {self.outcome}, {self.score}"
+            )
+
+
+class Runner(ABC):
+    """Turns questions about one task on one device into measurements.
+
+    Answers are data: an out-of-memory, a diverged trial, a crashed worker come back as outcomes. What no other size or
+    rate would mend is raised: `TaskError` for the user's code, `DeviceError` for the device.
+    """
+
+    @abstractmethod
+    def facts(self) -> TaskFacts:
+        """What is known about the task without training it."""
+
+    @abstractmethod
+    def device(self) -> DeviceInfo:
+        """The device that plans run on."""
+
+    @abstractmethod
+    def memory(self) -> MemoryLimit:
+        """What a step may use; the same for every probe of this runner."""
+
+    @abstractmethod
+    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        """Peak memory of whole optimizer steps on worst-case samples.
+
+        Two steps to explore. For a verdict: at least three, then the evaluation batch and the short last batch, in a
+        process that ran nothing else wherever the runner has one to give.
+        """
+
+    @abstractmethod
+    def time(self, plan: Plan, *, budget_s: float) -> Measurement:
+        """Synchronised times of whole optimizer steps, of the loader alone and of the compute alone.
+
+        Repeats until the median is settled or about `budget_s` seconds are spent; never fewer than three steps.
+        """
+
+    @abstractmethod
+    def time_evaluation(self, batch_size: int) -> float:
+        """Seconds that one evaluation of the validation data takes, from a timed part of it where it is long."""
+
+    @abstractmethod
+    def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
+        """A range test on a model of its own: no trial's weights are touched."""
+
+    @abstractmethod
+    def advance(self, rung: Rung) -> RungResult:
+        """Train one rung, evaluate it, keep a checkpoint."""
+
+    @abstractmethod
+    def test_score(self, rung: Rung) -> float | None:
+        """The score on the test data of the checkpoint that `rung` left; None where the task has no test data."""
+
+    @abstractmethod
+    def forget(self, trial: int) -> None:
+        """Delete what is kept of a trial: it will not be resumed."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back the device, the workers and the temporary files."""

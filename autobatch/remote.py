@@ -1,0 +1,224 @@
+"""`RemoteRunner`: a runner whose torch is in a worker process. The coordinator imports none of it.
+
+A probe's verdict, and on a CPU every probe, runs in a process that ran nothing before. The next such process is
+started while this one works (importing torch takes seconds), and takes over as the worker, so that a device is never
+held twice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .devices.environment import worker_environment
+from .engines.local import LocalExecutor
+from .errors import WorkerDied, WorkerTimeout
+from .plan import DeviceInfo, LrSweep, Measurement, MemoryLimit, Mode, Plan, Rung, RungResult, Runner, TaskFacts
+
+_GRACE_S = 2.0  # assumed: what a rung may need past its own limit to notice it, before its worker is killed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerSpec:
+    """All that a worker needs to open the runner: data only, so that it travels to any process or machine.
+
+    Attributes:
+        path: of the task file; or
+        pickled: a task made in code, by `inputs.pickle_task`.
+        live: the task's `model()` returns one living object, to be given back as it was.
+        device: as the user names it: "auto", "cpu", "cuda:1".
+        memory_limit_bytes, headroom, mode: as `TorchRunner` takes them.
+        checkpoints: folder of paused trials.
+        threads: CPU threads of a training step.
+    """
+
+    path: Path | None = None
+    pickled: bytes | None = None
+    live: bool = False
+    device: str = "auto"
+    memory_limit_bytes: int | None = None
+    headroom: float = 0.05
+    mode: Mode = "training"
+    checkpoints: Path | None = None
+    threads: int = 1
+
+
+_opened: dict[RunnerSpec, Runner] = {}  # in a worker: the runners it has open
+
+
+def _open(spec: RunnerSpec) -> Runner:
+    # Imported here because this module is the coordinator's too, which has no use for torch.
+    from .devices import open_device
+    from .inputs import unpickle_task
+    from .task import load_task
+    from .torch_runner import TorchRunner
+
+    device = open_device(spec.device)
+    task = unpickle_task(spec.pickled) if spec.pickled is not None else load_task(spec.path or "")
+    return TorchRunner(
+        task,
+        device,
+        memory_limit_bytes=spec.memory_limit_bytes,
+        headroom=spec.headroom,
+        mode=spec.mode,
+        live=spec.live,
+        checkpoints=spec.checkpoints,
+    )
+
+
+def call(spec: RunnerSpec, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """In a worker: what `method` of the runner that `spec` describes returns; it is opened at the first call."""
+    if spec not in _opened:
+        _opened[spec] = _open(spec)
+    return getattr(_opened[spec], method)(*args, **kwargs)
+
+
+def warm() -> None:
+    """In a worker: import what every job will need, before there is one."""
+    from . import torch_runner  # noqa: F401
+
+
+def default_threads() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class RemoteRunner(Runner):
+    """The runner that `spec` describes, in worker processes.
+
+    Args:
+        spec: what to open.
+        log: file for everything the workers print; None for this process's stderr.
+        remaining_s: seconds that a call may still take; a call that outlasts it loses its worker. None for no limit.
+        environment: variables for the workers, on top of those that make a CPU's answers repeatable.
+    """
+
+    def __init__(
+        self,
+        spec: RunnerSpec,
+        *,
+        log: Path | None = None,
+        remaining_s: Callable[[], float] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._spec, self._log, self._remaining_s = spec, log, remaining_s
+        self._environment = {**worker_environment(spec.threads), **(environment or {})}
+        self._fresh = True  # the worker has run no plan yet
+        self._worker = self._start()
+        self._spare: LocalExecutor | None = None
+        self._facts: TaskFacts | None = None
+        self._device: DeviceInfo | None = None
+        self._memory: MemoryLimit | None = None
+
+    def _start(self) -> LocalExecutor:
+        worker = LocalExecutor(environment=self._environment, log=self._log)
+        worker.submit(warm)
+        return worker
+
+    def _renew(self) -> None:
+        """Put a worker that has run nothing in the place of this one."""
+        self._worker.kill()
+        self._worker = self._spare if self._spare is not None and self._spare.alive else self._start()
+        self._spare = None
+        self._fresh = True
+
+    def _call(self, method: str, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
+        if not self._worker.alive:
+            self._renew()
+        limits = [
+            limit for limit in (timeout_s, self._remaining_s() if self._remaining_s else None) if limit is not None
+        ]
+        future = self._worker.submit(call, self._spec, method, args, kwargs)
+        try:
+            return future.result(timeout=max(0.0, min(limits)) if limits else None)
+        except FutureTimeout:
+            self._worker.kill()
+            raise WorkerTimeout(
+                f"{method} took longer than the {min(limits):.1f} s it had; its worker was ended"
+            ) from None
+
+    def facts(self) -> TaskFacts:
+        if self._facts is None:
+            self._fresh = False  # the check of the task takes steps
+            self._spare = self._spare or self._start()  # the first probe is next, and wants a fresh process
+            facts: TaskFacts = self._call("facts")
+            self._facts = facts
+        return self._facts
+
+    def device(self) -> DeviceInfo:
+        if self._device is None:
+            device: DeviceInfo = self._call("device")
+            self._device = device
+        return self._device
+
+    def memory(self) -> MemoryLimit:
+        if self._memory is None:
+            memory: MemoryLimit = self._call("memory")
+            self._memory = memory
+            if self.device().kind == "cpu":
+                # What is free changes from one process to the next; every later worker gets the first one's wall.
+                self._spec = replace(self._spec, memory_limit_bytes=memory.capacity_bytes, headroom=0.0)
+        return self._memory
+
+    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        self.memory()
+        fresh = verdict or self.device().kind == "cpu"  # a CPU process that is used again answers differently
+        if fresh and not self._fresh:
+            self._renew()
+        if fresh:
+            self._spare = self._spare or self._start()
+        self._fresh = False
+        try:
+            measurement: Measurement = self._call("probe", plan, verdict=verdict)
+        except WorkerDied as death:
+            outcome = "oom" if self._worker.killed else "crashed"
+            return Measurement(plan=plan, outcome=outcome, fresh=fresh, message=str(death))  # type: ignore[arg-type]
+        return measurement
+
+    def _work(self, method: str, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
+        """A call outside of probing: the spare process is given up, it would only take memory and time."""
+        if self._spare is not None:
+            self._spare.kill()
+            self._spare = None
+        self._fresh = False
+        return self._call(method, *args, timeout_s=timeout_s, **kwargs)
+
+    def time(self, plan: Plan, *, budget_s: float) -> Measurement:
+        try:
+            measurement: Measurement = self._work("time", plan, budget_s=budget_s)
+        except WorkerDied as death:
+            return Measurement(plan=plan, outcome="crashed", message=str(death))
+        return measurement
+
+    def time_evaluation(self, batch_size: int) -> float:
+        return float(self._work("time_evaluation", batch_size))
+
+    def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
+        sweep: LrSweep = self._work("sweep_lr", plan, lowest=lowest, highest=highest, steps=steps, seed=seed)
+        return sweep
+
+    def advance(self, rung: Rung) -> RungResult:
+        limit_s = None if rung.limit_s is None else rung.limit_s + _GRACE_S
+        try:
+            result: RungResult = self._work("advance", rung, timeout_s=limit_s)
+        except WorkerTimeout as death:
+            return RungResult(rung=rung, outcome="timeout", message=str(death))
+        except WorkerDied as death:
+            return RungResult(rung=rung, outcome="crashed", message=str(death))
+        return result
+
+    def test_score(self, rung: Rung) -> float | None:
+        score: float | None = self._work("test_score", rung)
+        return score
+
+    def forget(self, trial: int) -> None:
+        self._work("forget", trial)
+
+    def close(self) -> None:
+        for worker in (self._worker, self._spare):
+            if worker is not None:
+                worker.kill()

@@ -1,0 +1,111 @@
+"""Borrow a live model and give it back exactly as it was, also when the step in between raises."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every random generator a training step may use: Python, NumPy, torch on each device.
+
+    Plain containers, numbers and tensors only, so that a checkpoint of it loads with `weights_only=True`.
+    """
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state = {
+        "python": (version, list(internal), gauss),
+        "numpy": (str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put the generators where `rng_state` found them."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
+
+
+@contextmanager
+def preserve_generators() -> Iterator[None]:
+    """Put the random generators of Python, NumPy and torch back afterwards, whatever happens in between."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A tensor of the model: the very object, the storage it had, and a copy of the values on the host."""
+
+    tensor: torch.Tensor
+    data: torch.Tensor
+    values: torch.Tensor
+    requires_grad: bool
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> _Kept:
+        # `.to(device)` and the optimizer write through `.data`: the old storage stays untouched in the first case and
+        # is written over in the second, so both it and its values are kept.
+        return cls(tensor, tensor.data, tensor.detach().to("cpu", copy=True), tensor.requires_grad)
+
+    def restore(self) -> None:
+        self.tensor.data = self.data
+        self.tensor.data.copy_(self.values)
+        self.tensor.requires_grad_(self.requires_grad)
+
+
+@contextmanager
+def preserve(model: nn.Module) -> Iterator[nn.Module]:
+    """The model, to do anything with; afterwards it is as it was.
+
+    Put back: parameters and buffers (the same objects, values and device), their gradients, `requires_grad`, the
+    train or eval mode of every module, and the random generators of Python, NumPy and torch. Not put back: tensors
+    that the model keeps as plain attributes, and hooks that the step installs.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    slots = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
+    tensors = {
+        id(t): t for _, parameters, buffers in slots for t in (*parameters.values(), *buffers.values()) if t is not None
+    }
+    gradients = [(t, t.grad) for t in tensors.values()]
+    kept = [_Kept.of(t) for t in tensors.values()]
+    kept_gradients = [_Kept.of(gradient) for _, gradient in gradients if gradient is not None]
+    try:
+        with preserve_generators():
+            yield model
+    finally:
+        for tensor in tensors.values():
+            tensor.grad = None  # before the data moves back: a gradient must live where its tensor lives
+        for entry in (*kept, *kept_gradients):
+            entry.restore()
+        for tensor, gradient in gradients:
+            tensor.grad = gradient
+        for module, parameters, buffers in slots:
+            module._parameters.clear()
+            module._parameters.update(parameters)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        for module, training in modes:
+            module.training = training

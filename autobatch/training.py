@@ -1,0 +1,187 @@
+"""The optimizer step as the user's task takes it, and what a trial is made of between two steps.
+
+`Trainer` owns a model, its optimizer, schedule and scaler for one trial (or one probe). It knows nothing of budgets,
+rungs or searches; `torch_runner.py` asks it for steps.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .data import Batch, DeviceLoader, count_samples, seed_everything, to_device
+from .errors import TaskError
+from .plan import Config, Precision
+from .state import rng_state, set_rng_state
+from .task import Task
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """The context a forward pass runs in: autocast to the precision's type, or nothing for fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_AUTOCAST[precision])
+
+
+class Trainer:
+    """One model in training under one configuration: the state between optimizer steps, and the step.
+
+    Args:
+        task: gives model, loss, optimizer, scheduler and the rest.
+        config: batch size, accumulation, precision and learning rate.
+        device: where the model trains.
+        seed: of initialisation, dropout and (through the caller) data order.
+        total_steps: the length of the schedule.
+    """
+
+    def __init__(self, task: Task, config: Config, device: torch.device, *, seed: int, total_steps: int) -> None:
+        seed_everything(seed)
+        self.task, self.config, self.device, self.total_steps = task, config, device, total_steps
+        self.step_count = 0
+        self.model: nn.Module = task.model().to(device)
+        self.model.train()
+        self.optimizer = task.optimizer(self.model, config.lr)
+        self.scheduler = task.scheduler(self.optimizer, total_steps) if task.scheduler else None
+        self.scaler = torch.amp.GradScaler(device.type) if config.plan.precision == "fp16" else None
+        # A stateful hook (an EMA copy) belongs to one trial; a plain function is shared as it is.
+        stateful = hasattr(task.after_step, "state_dict")
+        self.after_step = copy.deepcopy(task.after_step) if stateful else task.after_step
+        self.forward = torch.compile(self.model) if task.compile else self.model
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The task's loss of a batch that is on the device, as a scalar tensor with its graph.
+
+        Raises:
+            TaskError: the loss is not a scalar tensor.
+        """
+        with autocast(self.device, self.config.plan.precision):
+            loss = self.task.loss(self.forward, batch)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise TaskError(f"loss(model, batch) returns a scalar tensor, the mean over the batch; it returned {found}")
+        return loss
+
+    def _backward(self, batch: Batch) -> Tensor | None:
+        scale = 1 / self.config.plan.accumulation_steps
+        if self.task.training_step is not None:
+            loss: Any = self.task.training_step(self.forward, batch, scale)
+            return loss.detach() if isinstance(loss, Tensor) else None
+        loss = self.loss(batch)
+        scaled = loss * scale
+        (self.scaler.scale(scaled) if self.scaler else scaled).backward()
+        return loss.detach()
+
+    def step(self, batches: Iterator[Batch]) -> Tensor | None:
+        """The mean loss over one optimizer step's micro-batches, still on the device; the step has been taken.
+
+        None where a `training_step` returns no loss.
+        """
+        losses = [
+            self._backward(to_device(next(batches), self.device)) for _ in range(self.config.plan.accumulation_steps)
+        ]
+        stepped = True
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if self.task.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.task.clip_grad_norm)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            scale = self.scaler.get_scale()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            stepped = self.scaler.get_scale() >= scale  # a shrinking scale means that the step was skipped
+        # The schedule counts the steps that were taken; torch warns when it runs ahead of the optimizer.
+        if self.scheduler is not None and stepped:
+            self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.after_step is not None:
+            self.after_step(self.model, self.step_count)
+        self.step_count += 1
+        known = [loss for loss in losses if loss is not None]
+        return torch.stack(known).mean() if known else None
+
+    def evaluate(self, batches: Iterable[Batch]) -> float:
+        """The task's score over an evaluation set: its `evaluate`, or the mean of `metric` over samples.
+
+        Raises:
+            TaskError: the metric is neither one score a sample nor their mean, or the result is no number.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        loader = DeviceLoader(batches, self.device)
+        try:
+            with torch.no_grad(), autocast(self.device, self.config.plan.precision):
+                if self.task.evaluate is not None:
+                    return self._number(self.task.evaluate(self.forward, loader), "evaluate(model, loader)")
+                total, samples = torch.zeros((), dtype=torch.float64), 0
+                for batch in loader:
+                    size = count_samples(batch)
+                    values = torch.as_tensor(self.task.metric(self.forward, batch))
+                    if values.shape not in {(), (size,)}:
+                        raise TaskError(
+                            f"metric(model, batch) returns one score a sample, shape ({size},), or their mean, "
+                            f"shape (); it returned shape {tuple(values.shape)}"
+                        )
+                    total += values.double().mean().cpu() * size
+                    samples += size
+        finally:
+            self.model.train(was_training)
+        if not samples:
+            raise TaskError("val_data() gives no batch to evaluate on")
+        return float(total) / samples
+
+    @staticmethod
+    def _number(value: object, what: str) -> float:
+        try:
+            return float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise TaskError(f"{what} returns a number; it returned {type(value).__name__}") from None
+
+    def save(self, path: Path) -> None:
+        """Write all that a later process needs to go on as if nothing had happened; whole or not at all."""
+        state: dict[str, Any] = {
+            "step": self.step_count,
+            "total_steps": self.total_steps,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": rng_state(),
+        }
+        for name in ("scheduler", "scaler", "after_step"):
+            part = getattr(self, name)
+            if part is not None and hasattr(part, "state_dict"):
+                state[name] = part.state_dict()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote. Call it after the batches were set up: it restores the random generators.
+
+        Raises:
+            TaskError: the checkpoint holds objects that are not plain data, from the task's own optimizer or schedule.
+        """
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise TaskError(
+                "the state of this task's optimizer, scheduler or after_step holds more than tensors, numbers and "
+                f"plain containers, so a trial cannot be paused: {str(error).splitlines()[0]}"
+            ) from None
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in ("scheduler", "scaler", "after_step"):
+            if name in state:
+                getattr(self, name).load_state_dict(state[name])
+        self.step_count = state["step"]
+        set_rng_state(state["rng"])

@@ -1,0 +1,179 @@
+"""The order of samples is a function of (seed, step), and every kind of batch reaches the device."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from autobatch import Task
+from autobatch.data import (
+    SampleStream,
+    count_samples,
+    largest_samples,
+    probe_batch,
+    take_samples,
+    to_device,
+    training_batches,
+    val_loader,
+)
+from autobatch.errors import TaskError
+from autobatch.plan import Plan
+
+Pair = namedtuple("Pair", ["left", "right"])
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+@dataclass
+class Graph:
+    nodes: torch.Tensor
+    label: str
+
+
+class Numbers(Dataset[torch.Tensor]):
+    def __init__(self, size: int = 10, noisy: bool = False) -> None:
+        self.size, self.noisy = size, noisy
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.tensor(float(index)) + (torch.rand(()) / 2 if self.noisy else 0)
+
+
+class Stream(IterableDataset[torch.Tensor]):
+    def __iter__(self) -> Any:
+        return iter(torch.arange(7.0))
+
+
+def task(**changes: Any) -> Task:
+    fields: dict[str, Any] = {
+        "model": lambda: torch.nn.Linear(1, 1),
+        "train_data": Numbers,
+        "val_data": Numbers,
+        "loss": lambda model, batch: model(batch[:, None]).mean(),
+        "metric": lambda model, batch: model(batch[:, None])[:, 0],
+    }
+    return Task(**(fields | changes))
+
+
+sizes = st.integers(1, 40)
+
+
+@given(n=sizes, batch=sizes, seed=st.integers(0, 9), skip=st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_a_stream_started_later_is_the_rest_of_the_stream(n: int, batch: int, seed: int, skip: int) -> None:
+    whole = list(islice(SampleStream(n, batch, seed=seed), skip + 4))
+    assert list(islice(SampleStream(n, batch, seed=seed, start=skip * batch), 4)) == whole[skip:]
+    assert all(len(indices) == batch for indices in whole)
+
+
+@given(n=sizes, one=sizes, other=sizes, seed=st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_every_batch_size_sees_the_same_samples_in_the_same_order(n: int, one: int, other: int, seed: int) -> None:
+    def samples(batch: int) -> list[int]:
+        stream = SampleStream(n, batch, seed=seed)
+        return [i for keys in islice(stream, 2 * n // batch + 1) for _, i in keys][: 2 * n]
+
+    assert samples(one) == samples(other)
+    assert sorted(samples(one)[:n]) == sorted(samples(one)[n:]) == list(range(n))
+
+
+def test_another_seed_is_another_order() -> None:
+    first, second = (next(iter(SampleStream(50, 50, seed=seed))) for seed in (1, 2))
+    assert first != second
+
+
+def take(iterator: Any, count: int) -> list[list[float]]:
+    return [batch.tolist() for batch in islice(iterator, count)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_gives_the_batches_that_would_have_come_augmentation_included(workers: int) -> None:
+    loaded = task(loader={"num_workers": workers})
+    data, plan = Numbers(noisy=workers > 0), Plan(batch_size=3, accumulation_steps=2)
+    whole = take(training_batches(loaded, data, plan, seed=5), 8)
+    assert take(training_batches(loaded, data, plan, seed=5, start_step=2), 4) == whole[4:]
+
+
+def test_the_loader_leaves_the_generators_of_the_trial_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    next(training_batches(task(), Numbers(), Plan(batch_size=2), seed=1))
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_an_iterable_dataset_goes_round_and_is_skipped_forward() -> None:
+    plan = Plan(batch_size=3)
+    assert take(training_batches(task(), Stream(), plan, seed=0), 3) == [[0, 1, 2], [3, 4, 5], [0, 1, 2]]
+    assert take(training_batches(task(), Stream(), plan, seed=0, start_step=1), 1) == [[3, 4, 5]]
+
+
+def test_a_loader_of_the_users_own_gets_another_seed_each_epoch() -> None:
+    seeds = []
+
+    def train_loader(batch_size: int, seed: int) -> Any:
+        seeds.append(seed)
+        return DataLoader(Numbers(4), batch_size=batch_size)
+
+    take(training_batches(task(train_loader=train_loader), None, Plan(batch_size=2), seed=7), 5)
+    assert seeds == [7, 8, 9]
+
+
+def test_no_whole_batch_in_an_epoch_is_an_error_not_an_endless_loop() -> None:
+    with pytest.raises(TaskError, match="no whole batch of 8 samples"):
+        next(training_batches(task(), Stream(), Plan(batch_size=8), seed=0))
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        torch.zeros(4, 2),
+        (torch.zeros(4), ["a"] * 4),
+        [torch.zeros(4), torch.zeros(4)],
+        {"x": torch.zeros(4), "name": "text", "deep": {"y": (torch.zeros(4),)}},
+        Pair(torch.zeros(4), torch.ones(4)),
+        Graph(nodes=torch.zeros(4, 2), label="molecule"),
+        pack_sequence([torch.zeros(n, 2) for n in (5, 3, 2, 1)]),
+    ],
+    ids=lambda batch: type(batch).__name__,
+)
+def test_a_batch_of_any_shape_moves_whole_and_is_counted(batch: Any) -> None:
+    assert count_samples(batch) == 4
+    moved = to_device(batch, META)
+    assert type(moved) is type(batch)
+    if isinstance(moved, PackedSequence):
+        assert moved.data.device == META
+        assert moved.batch_sizes.device == CPU
+    assert to_device(batch, CPU) is not None
+
+
+def test_what_has_no_tensor_cannot_be_counted() -> None:
+    with pytest.raises(TaskError, match="at least one tensor with a batch dimension; found dict"):
+        count_samples({"x": "text", "y": torch.tensor(1.0)})
+
+
+def test_a_probe_is_made_of_the_largest_samples_there_are() -> None:
+    sized = task(sample_size=lambda sample: float(sample) % 5)
+    assert [float(sample) for sample in largest_samples(sized, Numbers(10))] == [4.0, 9.0]
+    assert probe_batch(sized, [torch.tensor(4.0), torch.tensor(9.0)], 5).tolist() == [4, 9, 4, 9, 4]
+
+
+def test_a_loader_that_gives_too_few_samples_is_not_mistaken_for_a_fit() -> None:
+    short = task(train_loader=lambda batch_size, seed: DataLoader(Numbers(4), batch_size=batch_size))
+    with pytest.raises(TaskError, match=r"the first had\s+4.*--max-batch-size 4"):
+        probe_batch(short, [], 6)
+
+
+def test_evaluation_sees_every_sample_once_in_order() -> None:
+    assert [batch.tolist() for batch in val_loader(task(), Numbers(5), 2)] == [[0, 1], [2, 3], [4]]
+    assert [float(sample) for sample in take_samples(Stream(), 3)] == [0, 1, 2]

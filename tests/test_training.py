@@ -1,0 +1,232 @@
+"""The optimizer step, and a trial that is paused and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from autobatch import Plan, Task
+from autobatch.data import training_batches, val_loader
+from autobatch.errors import TaskError
+from autobatch.plan import Config
+from autobatch.training import Trainer
+
+CPU = torch.device("cpu")
+
+
+def blobs(seed: int = 0, size: int = 64) -> TensorDataset:
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(size) % 3
+    x = torch.randn(size, 5, generator=generator) + 2 * y[:, None]
+    return TensorDataset(x, y)
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def noisy() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
+
+
+class Average:
+    """An exponential moving average of the weights, as users write one."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, Tensor] = {}
+
+    def __call__(self, model: nn.Module, step: int) -> None:
+        for name, value in model.state_dict().items():
+            self.weights[name] = 0.9 * self.weights.get(name, value.clone()) + 0.1 * value
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.weights
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.weights = state
+
+
+def task(**changes: Any) -> Task:
+    fields: dict[str, Any] = {"model": plain, "train_data": blobs, "val_data": lambda: blobs(1)}
+    return Task(**(fields | changes))
+
+
+def trainer(task: Task, plan: Plan, *, lr: float = 0.05, seed: int = 3, total_steps: int = 12) -> Trainer:
+    return Trainer(task, Config(plan=plan, lr=lr), CPU, seed=seed, total_steps=total_steps)
+
+
+def batches(task: Task, plan: Plan, *, seed: int = 3, start_step: int = 0) -> Iterator[Any]:
+    return training_batches(task, blobs(), plan, seed=seed, start_step=start_step)
+
+
+def run(task: Task, plan: Plan, steps: int, **kwargs: Any) -> tuple[Trainer, list[float]]:
+    trained = trainer(task, plan, **kwargs)
+    stream = batches(task, plan)
+    return trained, [float(trained.step(stream)) for _ in range(steps)]  # type: ignore[arg-type]
+
+
+def weights(trainer: Trainer) -> Tensor:
+    return torch.cat([value.double().flatten() for value in trainer.model.state_dict().values()])
+
+
+def cosine(optimizer: Any, total_steps: int) -> Any:
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_accumulated_micro_batches_take_the_step_of_the_whole_batch(optimizer: Any, clip: float | None) -> None:
+    made = task(optimizer=lambda model, lr: optimizer(model.parameters(), lr=lr), clip_grad_norm=clip)
+    whole, losses = run(made, Plan(batch_size=16), 4)
+    split, split_losses = run(made, Plan(batch_size=4, accumulation_steps=4), 4)
+    torch.testing.assert_close(weights(split), weights(whole), rtol=1e-5, atol=1e-6)
+    assert split_losses == pytest.approx(losses, rel=1e-5)
+
+
+def test_a_task_learns_and_its_score_says_so() -> None:
+    trained, losses = run(task(), Plan(batch_size=16), 60)
+    assert losses[-1] < losses[0] / 2
+    assert trained.evaluate(val_loader(task(), blobs(1), 10)) > 0.8
+
+
+@pytest.mark.parametrize("stop", [1, 5, 11])
+def test_a_resumed_trial_equals_an_uninterrupted_one_to_the_bit(stop: int, tmp_path: Path) -> None:
+    made = task(model=noisy, scheduler=cosine, after_step=Average(), clip_grad_norm=1.0)
+    plan = Plan(batch_size=8, accumulation_steps=2)
+    whole, losses = run(made, plan, 12)
+
+    first, early = run(made, plan, stop)
+    first.save(tmp_path / "checkpoint.pt")
+    first.evaluate(val_loader(made, blobs(1), 10))
+    torch.manual_seed(99)  # whatever else the process did in between
+    second = trainer(made, plan)
+    stream = batches(made, plan, start_step=stop)
+    second.load(tmp_path / "checkpoint.pt")
+    late = [float(second.step(stream)) for _ in range(12 - stop)]  # type: ignore[arg-type]
+
+    assert early + late == losses
+    assert torch.equal(weights(second), weights(whole))
+    assert isinstance(second.after_step, Average)
+    assert isinstance(whole.after_step, Average)
+    torch.testing.assert_close(second.after_step.weights, whole.after_step.weights, rtol=0, atol=0)
+
+
+def test_a_stateful_hook_starts_afresh_in_every_trial() -> None:
+    average = Average()
+    run(task(after_step=average), Plan(batch_size=8), 2)
+    assert average.weights == {}
+
+
+def test_the_schedule_takes_one_step_an_optimizer_step() -> None:
+    trained, _ = run(task(scheduler=cosine), Plan(batch_size=4, accumulation_steps=3), 12, lr=0.1)
+    assert trained.optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_escape_hatch_does_forward_and_backward_itself() -> None:
+    def training_step(model: nn.Module, batch: Any, scale: float) -> Tensor:
+        x, y = batch
+        loss = nn.functional.cross_entropy(model(x), y)
+        (loss * scale).backward()
+        return loss
+
+    plan = Plan(batch_size=4, accumulation_steps=2)
+    _, expected = run(task(), plan, 3)
+    assert run(task(training_step=training_step), plan, 3)[1] == expected
+
+
+def test_bf16_autocast_trains_in_fp32_weights() -> None:
+    trained, losses = run(task(precision="bf16"), Plan(batch_size=16, precision="bf16"), 40)
+    assert losses[-1] < losses[0]
+    assert all(parameter.dtype == torch.float32 for parameter in trained.model.parameters())
+
+
+def test_fp16_scales_the_loss_and_still_takes_the_step() -> None:
+    made = task(precision="fp16", scheduler=cosine, clip_grad_norm=1.0)
+    trained, losses = run(made, Plan(batch_size=16, precision="fp16"), 12)
+    assert losses[-1] < losses[0]
+    assert trained.scaler is not None
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_a_score_is_the_mean_over_samples_whatever_the_batch(size: int) -> None:
+    trained, _ = run(task(), Plan(batch_size=16), 5)
+    whole = trained.evaluate(val_loader(task(), blobs(1), 64))
+    assert trained.evaluate(val_loader(task(), blobs(1), size)) == pytest.approx(whole, abs=1e-9)
+    assert trained.model.training
+
+
+def test_a_metric_may_be_the_mean_of_its_batch() -> None:
+    per_sample, _ = run(task(), Plan(batch_size=16), 5)
+    means, _ = run(
+        task(metric=lambda model, batch: (model(batch[0]).argmax(1) == batch[1]).float().mean()), Plan(batch_size=16), 5
+    )
+    loader = list(islice(val_loader(task(), blobs(1), 10), 7))
+    assert means.evaluate(loader) == pytest.approx(per_sample.evaluate(loader), abs=1e-7)
+
+
+def test_evaluate_sees_a_loader_with_a_length() -> None:
+    made = task(evaluate=lambda model, loader: len(loader) + sum(len(y) for _, y in loader))
+    assert trainer(made, Plan(batch_size=4)).evaluate(val_loader(made, blobs(1), 10)) == 7 + 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": lambda model, batch: model(batch[0]).mean(1)}, r"returns a scalar tensor.*shape \(4,\)"),
+        ({"loss": lambda model, batch: 0.5}, "returns a scalar tensor.*it returned float"),
+        ({"loss": lambda model, batch: None}, "returns a scalar tensor.*it returned NoneType"),
+    ],
+)
+def test_a_loss_that_is_no_scalar_is_named(changes: Any, message: str) -> None:
+    made = task(**changes)
+    with pytest.raises(TaskError, match=message):
+        trainer(made, Plan(batch_size=4)).step(batches(made, Plan(batch_size=4)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metric": lambda model, batch: model(batch[0])}, r"shape \(10,\), or their mean.*shape \(10, 3\)"),
+        ({"evaluate": lambda model, loader: [1, 2]}, "returns a number; it returned list"),
+    ],
+)
+def test_a_score_that_is_no_number_is_named(changes: Any, message: str) -> None:
+    made = task(**changes)
+    with pytest.raises(TaskError, match=message):
+        trainer(made, Plan(batch_size=4)).evaluate(val_loader(made, blobs(1), 10))
+
+
+def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, _ = run(task(), Plan(batch_size=4), 1)
+    path = tmp_path / "deep" / "checkpoint.pt"
+    trained.save(path)
+    kept = path.read_bytes()
+
+    def fails_half_way(state: object, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", fails_half_way)
+    with pytest.raises(OSError, match="No space left"):
+        trained.save(path)
+    assert path.read_bytes() == kept
+
+
+class Opaque:
+    def __call__(self, model: nn.Module, step: int) -> None: ...
+    def state_dict(self) -> dict[str, object]:
+        return {"me": Opaque()}
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    trained, _ = run(task(after_step=Opaque()), Plan(batch_size=4), 1)
+    trained.save(tmp_path / "checkpoint.pt")
+    with pytest.raises(TaskError, match="holds more than tensors, numbers and plain containers"):
+        trained.load(tmp_path / "checkpoint.pt")
