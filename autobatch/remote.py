@@ -1,8 +1,9 @@
 """`RemoteRunner`: a runner whose torch is in a worker process. The coordinator imports none of it.
 
-A probe's verdict, and on a CPU every probe, runs in a process that ran nothing before. The next such process is
-started while this one works (importing torch takes seconds), and takes over as the worker, so that a device is never
-held twice.
+A probe's verdict, and on a CPU every probe, runs in a process that ran nothing before. Importing torch takes seconds,
+so the next such process is started while this one works. On an accelerator it then takes over as the worker, and the
+device is never held twice. On a CPU it lives for its one probe, beside the worker: it runs in an environment that makes
+memory countable to the page and training slower, which the worker is spared unless a memory limit was asked for.
 """
 
 from __future__ import annotations
@@ -17,7 +18,19 @@ from typing import Any
 from .devices.environment import worker_environment
 from .engines.local import LocalExecutor
 from .errors import WorkerDied, WorkerTimeout
-from .plan import DeviceInfo, LrSweep, Measurement, MemoryLimit, Mode, Plan, Rung, RungResult, Runner, TaskFacts
+from .plan import (
+    DeviceInfo,
+    LrSweep,
+    Measurement,
+    MemoryLimit,
+    Mode,
+    Outcome,
+    Plan,
+    Rung,
+    RungResult,
+    Runner,
+    TaskFacts,
+)
 
 _GRACE_S = 2.0  # assumed: what a rung may need past its own limit to notice it, before its worker is killed
 
@@ -29,7 +42,6 @@ class RunnerSpec:
     Attributes:
         path: of the task file; or
         pickled: a task made in code, by `inputs.pickle_task`.
-        live: the task's `model()` returns one living object, to be given back as it was.
         device: as the user names it: "auto", "cpu", "cuda:1".
         memory_limit_bytes, headroom, mode: as `TorchRunner` takes them.
         checkpoints: folder of paused trials.
@@ -38,7 +50,6 @@ class RunnerSpec:
 
     path: Path | None = None
     pickled: bytes | None = None
-    live: bool = False
     device: str = "auto"
     memory_limit_bytes: int | None = None
     headroom: float = 0.05
@@ -65,7 +76,6 @@ def _open(spec: RunnerSpec) -> Runner:
         memory_limit_bytes=spec.memory_limit_bytes,
         headroom=spec.headroom,
         mode=spec.mode,
-        live=spec.live,
         checkpoints=spec.checkpoints,
     )
 
@@ -94,7 +104,7 @@ class RemoteRunner(Runner):
         spec: what to open.
         log: file for everything the workers print; None for this process's stderr.
         remaining_s: seconds that a call may still take; a call that outlasts it loses its worker. None for no limit.
-        environment: variables for the workers, on top of those that make a CPU's answers repeatable.
+        environment: variables for the workers, on top of our own.
     """
 
     def __init__(
@@ -106,45 +116,60 @@ class RemoteRunner(Runner):
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._spec, self._log, self._remaining_s = spec, log, remaining_s
-        self._environment = {**worker_environment(spec.threads), **(environment or {})}
-        self._fresh = True  # the worker has run no plan yet
-        self._worker = self._start()
-        self._spare: LocalExecutor | None = None
+        self._environment = dict(environment or {})
+        self._is_limited = spec.memory_limit_bytes is not None
+        self._is_exact = False  # whether the worker counts memory to the page
+        self._worker = self._start(exact=False)
+        self._is_fresh = True  # the worker has run no plan yet
+        self._next: LocalExecutor | None = None  # a process that has run nothing, for the next probe
         self._facts: TaskFacts | None = None
         self._device: DeviceInfo | None = None
         self._memory: MemoryLimit | None = None
 
-    def _start(self) -> LocalExecutor:
-        worker = LocalExecutor(environment=self._environment, log=self._log)
+    def _start(self, *, exact: bool) -> LocalExecutor:
+        environment = worker_environment(self._spec.threads, exact_memory=exact) | self._environment
+        worker = LocalExecutor(environment=environment, log=self._log)
         worker.submit(warm)
         return worker
 
-    def _renew(self) -> None:
-        """Put a worker that has run nothing in the place of this one."""
-        self._worker.kill()
-        self._worker = self._spare if self._spare is not None and self._spare.alive else self._start()
-        self._spare = None
-        self._fresh = True
+    def _take_next(self) -> LocalExecutor:
+        """A process that has run nothing, and the start of another one for next time."""
+        taken = self._next if self._next is not None and self._next.alive else self._start(exact=self._on_cpu)
+        self._next = self._start(exact=self._on_cpu)
+        return taken
 
-    def _call(self, method: str, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
-        if not self._worker.alive:
-            self._renew()
-        limits = [
-            limit for limit in (timeout_s, self._remaining_s() if self._remaining_s else None) if limit is not None
-        ]
-        future = self._worker.submit(call, self._spec, method, args, kwargs)
+    def _drop_next(self) -> None:
+        if self._next is not None:
+            self._next.kill()
+            self._next = None
+
+    def _call(
+        self,
+        method: str,
+        *args: Any,
+        worker: LocalExecutor | None = None,
+        timeout_s: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if worker is None:
+            if not self._worker.alive:
+                self._worker = self._start(exact=self._is_exact)
+            worker = self._worker
+        remaining_s = self._remaining_s() if self._remaining_s else None
+        limits = [limit for limit in (timeout_s, remaining_s) if limit is not None]
+        future = worker.submit(call, self._spec, method, args, kwargs)
         try:
             return future.result(timeout=max(0.0, min(limits)) if limits else None)
         except FutureTimeout:
-            self._worker.kill()
+            worker.kill()
             raise WorkerTimeout(
                 f"{method} took longer than the {min(limits):.1f} s it had; its worker was ended"
             ) from None
 
     def facts(self) -> TaskFacts:
         if self._facts is None:
-            self._fresh = False  # the check of the task takes steps
-            self._spare = self._spare or self._start()  # the first probe is next, and wants a fresh process
+            self._is_fresh = False  # the check of the task takes steps
+            self._next = self._next or self._start(exact=self._on_cpu)  # a probe comes next, as a rule
             facts: TaskFacts = self._call("facts")
             self._facts = facts
         return self._facts
@@ -159,37 +184,51 @@ class RemoteRunner(Runner):
         if self._memory is None:
             memory: MemoryLimit = self._call("memory")
             self._memory = memory
-            if self.device().kind == "cpu":
-                # What is free changes from one process to the next; every later worker gets the first one's wall.
+            if self._on_cpu:
+                # What is free changes from one process to the next; every later one gets the first one's wall.
                 self._spec = replace(self._spec, memory_limit_bytes=memory.capacity_bytes, headroom=0.0)
         return self._memory
 
+    @property
+    def _on_cpu(self) -> bool:
+        return self.device().kind == "cpu"
+
     def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
         self.memory()
-        fresh = verdict or self.device().kind == "cpu"  # a CPU process that is used again answers differently
-        if fresh and not self._fresh:
-            self._renew()
-        if fresh:
-            self._spare = self._spare or self._start()
-        self._fresh = False
+        if self._on_cpu:
+            worker = self._take_next()
+        elif verdict and not self._is_fresh:
+            self._worker.kill()
+            worker = self._worker = self._take_next()
+        else:
+            worker = self._worker
+        self._is_fresh = False
         try:
-            measurement: Measurement = self._call("probe", plan, verdict=verdict)
+            measurement: Measurement = self._call("probe", plan, worker=worker, verdict=verdict)
+        except WorkerTimeout:
+            raise
         except WorkerDied as death:
-            outcome = "oom" if self._worker.killed else "crashed"
-            return Measurement(plan=plan, outcome=outcome, fresh=fresh, message=str(death))  # type: ignore[arg-type]
+            outcome: Outcome = "oom" if worker.killed else "crashed"
+            return Measurement(plan=plan, outcome=outcome, fresh=worker is not self._worker, message=str(death))
+        finally:
+            if worker is not self._worker:
+                worker.kill()
         return measurement
 
     def _work(self, method: str, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
-        """A call outside of probing: the spare process is given up, it would only take memory and time."""
-        if self._spare is not None:
-            self._spare.kill()
-            self._spare = None
-        self._fresh = False
+        """A call outside of probing: the process kept ready for a probe would only take memory and time."""
+        self._drop_next()
+        if self._is_limited and self._on_cpu and not self._is_exact:
+            self._worker.kill()
+            self._is_exact = True
+        self._is_fresh = False
         return self._call(method, *args, timeout_s=timeout_s, **kwargs)
 
     def time(self, plan: Plan, *, budget_s: float) -> Measurement:
         try:
             measurement: Measurement = self._work("time", plan, budget_s=budget_s)
+        except WorkerTimeout:
+            raise
         except WorkerDied as death:
             return Measurement(plan=plan, outcome="crashed", message=str(death))
         return measurement
@@ -219,6 +258,5 @@ class RemoteRunner(Runner):
         self._work("forget", trial)
 
     def close(self) -> None:
-        for worker in (self._worker, self._spare):
-            if worker is not None:
-                worker.kill()
+        self._drop_next()
+        self._worker.kill()

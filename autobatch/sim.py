@@ -176,7 +176,7 @@ class SimRunner(Runner):
         seconds = steps * plan.accumulation_steps * self.step_s(plan.batch_size)
         self.clock.advance(seconds)
         ratio = (highest / lowest) ** (1 / (steps - 1))
-        lrs, losses, loss = [], [], 2.3
+        lrs, losses, loss, learned = [], [], 2.3, False
         for step in range(steps):
             lr = lowest * ratio**step
             score = self.landscape(Config(plan=plan, lr=lr), 1.0, seed)
@@ -184,7 +184,8 @@ class SimRunner(Runner):
             losses.append(loss)
             if score is None:
                 return LrSweep(plan=plan, lrs=tuple(lrs), losses=tuple(losses), diverged=True, seconds=seconds)
-            loss = max(0.1, loss - 0.1 * max(0.0, score)) if score > 0 else loss * 1.5
+            learned = learned or score > 0  # too low a rate leaves the loss where it is, too high a one raises it
+            loss = loss * 1.5 if learned and score <= 0 else max(0.1, loss - 0.1 * max(0.0, score))
         return LrSweep(plan=plan, lrs=tuple(lrs), losses=tuple(losses), diverged=False, seconds=seconds)
 
     def advance(self, rung: Rung) -> RungResult:

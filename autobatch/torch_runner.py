@@ -139,7 +139,8 @@ class TorchRunner(Runner):
         """
         if self._facts is None:
             baseline, is_users = self._task.baseline_config()
-            warnings = check_task(self._task, self._device.torch_device, baseline.plan.batch_size)
+            with self._borrow():
+                warnings = check_task(self._task, self._device.torch_device, baseline.plan.batch_size)
             self._facts = TaskFacts(
                 name=self._task.name,
                 train_size=self._train_size(),

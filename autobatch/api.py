@@ -1,0 +1,349 @@
+"""The verbs: open a task on a device, run one stage or all of them, return a frozen result.
+
+A task from a file, or one that can be pickled, runs in worker processes. A live model on a GPU is borrowed in this
+process; on a CPU it is copied into fresh ones, because only there does the answer repeat (see `devices/cpu.py`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import SettingError
+from .learning_rate import LrCurve, find_lr_curve
+from .memory import MaxBatch, find_max_batch_size
+from .plan import Measurement, Mode, Plan, Precision, Runner
+from .progress import Listener, Progress, nobody
+from .remote import RemoteRunner, RunnerSpec, default_threads
+from .report import Report
+from .throughput import ThroughputCurve
+from .throughput import profile as profile_runner
+from .tuning import CEILING, TuneSettings, describe_probe, run_tune
+from .units import format_duration, format_lr, parse_duration, parse_size
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .task import Task
+
+# A profile without a budget of its own gets this long. Assumed: 2 % intervals for a dozen sizes of millisecond steps.
+_PROFILE_S = 30.0
+_SWEEP_STEPS = 100  # as in the measured comparison of the rules (learning_rate.py)
+
+
+def find_max_batch(
+    model: nn.Module | Task | str | Path,
+    sample: Any = None,
+    *,
+    data: Any = None,
+    loss: Callable[..., Any] | None = None,
+    optimizer: Any = None,
+    precision: Precision = "fp32",
+    device: str = "auto",
+    memory_limit: str | int | None = None,
+    headroom: float = 0.05,
+    mode: Mode = "training",
+    multiple_of: int = 1,
+    power_of_two: bool = False,
+    max_batch_size: int | None = None,
+    prove: bool = False,
+    isolate: bool | None = None,
+    on_progress: Listener = nobody,
+) -> MaxBatch:
+    """The largest batch size that ran whole optimizer steps within the memory limit: an `int` with its evidence.
+
+    A model passed in comes back exactly as it was: weights, buffers, gradients, modes, device and random generators.
+
+    Args:
+        model: a live module, a `Task`, or the path of a task file.
+        sample: for a live module, ONE sample without a batch dimension. Without it the input is inferred or assumed,
+            and what was assumed is in the result and warned about.
+        data: for a live module, a `Dataset` or `DataLoader` to take samples from, in place of `sample`.
+        loss: `loss(model, batch)`, the mean over the batch; for a live module the mean of its output by default.
+        optimizer: `optimizer(model, lr)` or an optimizer's class; AdamW by default.
+        precision: "fp32", or "bf16" or "fp16" under autocast.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        memory_limit: behave as if the device had this much, "8GiB" or bytes; None for what is free.
+        headroom: the share of the limit that the batch must leave free.
+        mode: "training", or "inference" for a forward pass without gradients.
+        multiple_of: answer with a multiple of this.
+        power_of_two: answer with a power of two.
+        max_batch_size: look no further than this; by default the size of the dataset, or 131072.
+        prove: also run the next size, in a process of its own, and see it fail.
+        isolate: run in worker processes; by default for tasks, and for live modules on a CPU.
+        on_progress: called with each probe.
+
+    Raises:
+        DoesNotFit: not even one sample fits.
+        TaskError: the model, or what it needs, cannot be run; also where the input can be neither inferred nor assumed.
+        DeviceError: there is no such device.
+        SettingError: an argument has a value that cannot be used.
+    """
+    opened = _open(
+        model,
+        sample=sample,
+        data=data,
+        loss=loss,
+        optimizer=optimizer,
+        precision=precision,
+        device=device,
+        memory_limit=memory_limit,
+        headroom=headroom,
+        mode=mode,
+        isolate=isolate,
+    )
+    with opened as (runner, plan, assumed):
+        if assumed:
+            warnings.warn(f"find_max_batch assumed: {'; '.join(assumed)}", stacklevel=2)
+        return max_batch_of(
+            runner,
+            plan,
+            max_batch_size=max_batch_size,
+            multiple_of=multiple_of,
+            power_of_two=power_of_two,
+            prove=prove,
+            assumed=assumed,
+            on_progress=on_progress,
+        )
+
+
+def max_batch_of(
+    runner: Runner,
+    plan: Plan,
+    *,
+    max_batch_size: int | None = None,
+    multiple_of: int = 1,
+    power_of_two: bool = False,
+    prove: bool = False,
+    assumed: tuple[str, ...] = (),
+    on_progress: Listener = nobody,
+) -> MaxBatch:
+    """The largest batch of an open runner; the ceiling is `max_batch_size`, the training data, or 131072."""
+    if max_batch_size is not None and max_batch_size < 1:
+        raise SettingError(f"max_batch_size is at least 1; got {max_batch_size}")
+    train_size = runner.facts().train_size
+    ceiling = min(max_batch_size or CEILING, train_size or CEILING)
+
+    def told(probe: Measurement) -> None:
+        on_progress(Progress(stage="memory", text=describe_probe(probe)))
+
+    return find_max_batch_size(
+        runner,
+        plan,
+        ceiling=ceiling,
+        ceiling_is="dataset" if ceiling == train_size else "ceiling",
+        multiple_of=multiple_of,
+        power_of_two=power_of_two,
+        prove=prove,
+        assumed=assumed,
+        on_probe=told,
+    )
+
+
+def profile(
+    task: nn.Module | Task | str | Path,
+    sample: Any = None,
+    *,
+    budget: str | float = _PROFILE_S,
+    device: str = "auto",
+    memory_limit: str | int | None = None,
+    headroom: float = 0.05,
+    max_batch_size: int | None = None,
+    on_progress: Listener = nobody,
+) -> ThroughputCurve:
+    """Samples per second over batch sizes up to the largest that fits, with the knee and the loader's share.
+
+    Args:
+        task: a task file's path, a `Task`, or a live module (then `sample` as in `find_max_batch`).
+        budget: time for the timing itself, "30s" or seconds.
+        device, memory_limit, headroom, max_batch_size: as in `find_max_batch`.
+        on_progress: called with each probe and each measurement.
+    """
+    budget_s = parse_duration(budget)
+    opened = _open(task, sample=sample, device=device, memory_limit=memory_limit, headroom=headroom)
+    with opened as (runner, plan, _):
+        largest = max_batch_of(runner, plan, max_batch_size=max_batch_size, on_progress=on_progress)
+        return profile_of(runner, plan, int(largest), budget_s=budget_s, on_progress=on_progress)
+
+
+def profile_of(
+    runner: Runner, plan: Plan, max_batch: int, *, budget_s: float, on_progress: Listener = nobody
+) -> ThroughputCurve:
+    """The throughput curve of an open runner, the baseline's batch size among the measured ones."""
+
+    def told(measured: Measurement) -> None:
+        text = f"batch {measured.plan.batch_size}: {measured.outcome}"
+        if measured.outcome == "ok":
+            text = f"batch {measured.plan.batch_size}: {measured.samples_per_s:,.0f} samples/s"
+        on_progress(Progress(stage="profile", text=text))
+
+    baseline = runner.facts().baseline.plan.batch_size
+    include = [baseline] if baseline <= max_batch else []
+    return profile_runner(runner, plan, max_batch=max_batch, budget_s=budget_s, include=include, on_measurement=told)
+
+
+def find_lr(
+    task: Task | str | Path,
+    *,
+    batch_size: int | None = None,
+    accumulation_steps: int = 1,
+    rule: str = "min/10",
+    steps: int = _SWEEP_STEPS,
+    seed: int = 0,
+    device: str = "auto",
+    memory_limit: str | int | None = None,
+    on_progress: Listener = nobody,
+) -> LrCurve:
+    """The learning-rate range test of a task, as data, with what the named rule reads from it.
+
+    Args:
+        task: a task file's path or a `Task`; the model is one of its own.
+        batch_size, accumulation_steps: of the steps; the baseline's by default.
+        rule: "min/10", "steepest" or "valley"; see `learning_rate.RULES`.
+        steps: optimizer steps, one at each rate.
+        seed: of the initialisation and the data order.
+        device, memory_limit: as in `find_max_batch`.
+        on_progress: called when it begins and ends.
+    """
+    with _open(task, device=device, memory_limit=memory_limit) as (runner, _, _):
+        facts = runner.facts()
+        plan = facts.baseline.plan
+        if batch_size is not None:
+            plan = Plan(batch_size=batch_size, accumulation_steps=accumulation_steps, precision=facts.precision)
+        on_progress(Progress(stage="range test", text=f"{steps} steps at batch {plan.effective_batch_size}"))
+        curve = find_lr_curve(runner, plan, steps=steps, seed=seed, rule=rule)
+        found = "no suggestion" if curve.suggestion is None else f"suggests {format_lr(curve.suggestion)}"
+        on_progress(Progress(stage="range test", text=f"{rule} {found} ({format_duration(curve.sweep.seconds)})"))
+        return curve
+
+
+def tune(
+    task: Task | str | Path,
+    *,
+    budget: str | float = "10m",
+    train_time: str | float | None = None,
+    device: str = "auto",
+    memory_limit: str | int | None = None,
+    headroom: float = 0.05,
+    seed: int = 0,
+    search: str = "tpe",
+    run_dir: str | Path | None = None,
+    command: str = "autobatch.tune",
+    on_progress: Listener = nobody,
+    started_s: float | None = None,
+) -> Report:
+    """The batch size, learning rate and accumulation steps with the best validation score in the time there is.
+
+    Args:
+        task: a task file's path or a `Task`.
+        budget: wall time for everything, "10m", "1h30m" or seconds.
+        train_time: how long the real training will take; configurations are compared at this much training, or at a
+            16th of the budget where that is less.
+        device, memory_limit, headroom: as in `find_max_batch`.
+        seed: of everything that is drawn.
+        search: how configurations are proposed; "tpe".
+        run_dir: folder for the run's journal, report and log; `.autobatch/<task>/<time>/` by default.
+        command: to be noted in the report.
+        on_progress: called as things begin and are found.
+        started_s: `time.monotonic()` when the program began, where start-up is to count against the budget.
+
+    Returns:
+        A report; with `interrupted` set where Ctrl-C ended it early.
+
+    Raises:
+        TaskError: every problem of the task that a check finds, in one message.
+        BudgetTooShort: the budget does not pay for one comparison; the message says what would.
+        DoesNotFit: not even one sample fits.
+        NoValidResult: every trial failed, or the time ran out first.
+        ReportError: the run's folder cannot be written.
+    """
+    settings = TuneSettings(
+        name=Path(task).stem if isinstance(task, (str, Path)) else task.name,
+        budget_s=parse_duration(budget),
+        train_time_s=None if train_time is None else parse_duration(train_time),
+        seed=seed,
+        search=search,
+        run_dir=None if run_dir is None else Path(run_dir),
+        command=command,
+    )
+    return run_tune(_spec(task, device, memory_limit, headroom), settings, on_progress, started_s)
+
+
+def _spec(
+    task: Task | str | Path, device: str, memory_limit: str | int | None, headroom: float, mode: Mode = "training"
+) -> RunnerSpec:
+    if not 0 <= headroom < 1:
+        raise SettingError(f"headroom is a share of the memory limit, at least 0 and below 1; got {headroom}")
+    common = RunnerSpec(
+        device=device,
+        memory_limit_bytes=None if memory_limit is None else parse_size(memory_limit),
+        headroom=headroom,
+        mode=mode,
+        threads=default_threads(),
+    )
+    if isinstance(task, (str, Path)):
+        return replace(common, path=Path(task))
+    if task.path is not None:
+        return replace(common, path=task.path)
+    from .inputs import pickle_task  # torch is only needed where there is an object made with it
+
+    return replace(common, pickled=pickle_task(task))
+
+
+@contextmanager
+def _open(
+    model: nn.Module | Task | str | Path,
+    *,
+    sample: Any = None,
+    data: Any = None,
+    loss: Callable[..., Any] | None = None,
+    optimizer: Any = None,
+    precision: Precision = "fp32",
+    device: str = "auto",
+    memory_limit: str | int | None = None,
+    headroom: float = 0.05,
+    mode: Mode = "training",
+    isolate: bool | None = None,
+) -> Iterator[tuple[Runner, Plan, tuple[str, ...]]]:
+    """A runner for whatever was passed, the plan to vary, and what was assumed; closed afterwards."""
+    assumed: tuple[str, ...] = ()
+    task: Any = model
+    is_live = False
+    if not isinstance(model, (str, Path)):
+        from torch import nn
+
+        from .inputs import task_for_model
+
+        is_live = isinstance(model, nn.Module)
+        if isinstance(model, nn.Module):
+            task, assumed = task_for_model(
+                model, sample, data=data, loss=loss, optimizer=optimizer, precision=precision
+            )
+    runner: Runner
+    if is_live and not (_on_cpu(device) if isolate is None else isolate):
+        runner = _in_process(task, device, memory_limit, headroom, mode)
+    else:
+        runner = RemoteRunner(_spec(task, device, memory_limit, headroom, mode))
+    try:
+        plan = Plan(batch_size=1, precision=precision if is_live else runner.facts().precision)
+        yield runner, plan, assumed
+    finally:
+        runner.close()
+
+
+def _in_process(task: Task, device: str, memory_limit: str | int | None, headroom: float, mode: Mode) -> Runner:
+    from .devices import open_device
+    from .torch_runner import TorchRunner
+
+    limit = None if memory_limit is None else parse_size(memory_limit)
+    return TorchRunner(task, open_device(device), memory_limit_bytes=limit, headroom=headroom, mode=mode, live=True)
+
+
+def _on_cpu(device: str) -> bool:
+    from .devices import open_device
+
+    return open_device(device).torch_device.type == "cpu"

@@ -1,0 +1,391 @@
+"""The command line: flags in, a stage run, results to stdout, everything else to stderr.
+
+Only click is imported here at first, so that `--help` and `--version` answer at once; each command imports what it
+runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import signal
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from . import __version__
+from .errors import AutobatchError, NoValidResult, SettingError, WorkerDied
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .progress import Listener
+    from .report import Report
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Exit codes: 2 is what could be known before training; click itself exits 2 for a wrong usage.
+_FOUND_NOTHING, _FAILED, _REFUSED, _INTERRUPTED = 3, 1, 2, 130
+
+
+def _option(*names: str, **settings: Any) -> Callable[[F], F]:
+    """A click option that may also stand in the environment: `--memory-limit` is AUTOBATCH_MEMORY_LIMIT."""
+    variable = "AUTOBATCH_" + names[0].removeprefix("--").replace("-", "_").upper()
+    return click.option(*names, envvar=variable, show_envvar=True, show_default=True, **settings)
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_TASK = click.argument("task", type=click.Path(path_type=Path), metavar="MODEL.py")
+_DEVICE = _option("--device", default="auto", help='"auto", "cpu", "cuda", "cuda:1" or "mps".')
+_MEMORY = _options(
+    _option("--memory-limit", metavar="SIZE", help="Behave as if the device had this much: 8GiB, 500MB."),
+    _option("--headroom", type=float, default=0.05, help="Share of the limit that a batch must leave free."),
+)
+_CEILING = _option(
+    "--max-batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Look no further; by default than the data, or 131072.",
+)
+_OUTPUT = _options(
+    _option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    _option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Also write the JSON to this file."),
+    _option("--quiet", "-q", is_flag=True, help="No progress on stderr."),
+    _option("--debug", is_flag=True, help="Show tracebacks of autobatch's own frames."),
+)
+
+
+class _Settings(click.Group):
+    """A group whose commands take their defaults from `[tool.autobatch]` of the nearest pyproject.toml."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        kwargs.setdefault("default_map", {})
+        context = super().make_context(*args, **kwargs)
+        return context
+
+    def invoke(self, ctx: click.Context) -> Any:
+        settings = _read_settings(Path.cwd())
+        known = {
+            name: {parameter.name for parameter in command.params if isinstance(parameter, click.Option)}
+            for name, command in self.commands.items()
+        }
+        for key in settings:
+            if not any(key in names for names in known.values()):
+                close = difflib.get_close_matches(key, {name for names in known.values() for name in names if name}, 1)
+                hint = f"; did you mean {close[0].replace('_', '-')}?" if close else ""
+                raise SettingError(
+                    f"[tool.autobatch] of pyproject.toml has an unknown key {key.replace('_', '-')!r}{hint}"
+                )
+        ctx.default_map = {name: {k: v for k, v in settings.items() if k in names} for name, names in known.items()}
+        return super().invoke(ctx)
+
+
+def _read_settings(start: Path) -> dict[str, Any]:
+    for folder in (start, *start.parents):
+        file = folder / "pyproject.toml"
+        if file.is_file():
+            try:
+                tables = tomllib.loads(file.read_text(encoding="utf-8"))
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise SettingError(f"{file} cannot be read: {error}") from None
+            table = tables.get("tool", {}).get("autobatch", {})
+            if not isinstance(table, Mapping):
+                raise SettingError(f"[tool.autobatch] of {file} is a table of settings; found {table!r}")
+            aliases = {"json": "as_json"}
+            return {aliases.get(key, key.replace("-", "_")): value for key, value in table.items()}
+    return {}
+
+
+@click.group(cls=_Settings, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="autobatch %(version)s")
+def cli() -> None:
+    """Find the batch size and learning rate that give a PyTorch task its best score in the time you have.
+
+    Every flag can stand in [tool.autobatch] of pyproject.toml and in an AUTOBATCH_ variable; a flag beats the
+    environment, which beats the file.
+    """
+
+
+@cli.command()
+@_TASK
+@_option("--budget", default="10m", metavar="TIME", help="Wall time for everything: 90s, 10m, 1h30m.")
+@_option("--train-time", metavar="TIME", help="How long your real training takes; compared at this where affordable.")
+@_DEVICE
+@_MEMORY
+@_option("--seed", type=int, default=0, help="Of everything that is drawn.")
+@_option("--search", type=click.Choice(["tpe"]), default="tpe", help="How configurations are proposed.")
+@_option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Default: .autobatch/<task>/<time>/")
+@_option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Also write the report as Markdown.")
+@_OUTPUT
+def tune(task: Path, **options: Any) -> None:
+    """Search batch size, learning rate and accumulation steps for the best validation score."""
+    from .report import check_writable
+
+    for file in (options["output"], options["markdown"]):
+        if file is not None:
+            check_writable(file)
+    from . import api
+    from .units import parse_duration
+
+    budget_s = parse_duration(options["budget"])
+    with _progress(options, budget_s=budget_s) as listen:
+        report = api.tune(
+            task,
+            budget=budget_s,
+            train_time=options["train_time"],
+            device=options["device"],
+            memory_limit=options["memory_limit"],
+            headroom=options["headroom"],
+            seed=options["seed"],
+            search=options["search"],
+            run_dir=options["run_dir"],
+            command=_command(),
+            on_progress=listen,
+            started_s=time.monotonic() - _process_age_s(),
+        )
+    if options["markdown"] is not None:
+        from .render.markdown import to_markdown
+        from .report import write_whole
+
+        write_whole(options["markdown"], to_markdown(report))
+    _show_report(report, options)
+    if report.interrupted:
+        sys.exit(_INTERRUPTED)
+
+
+@cli.command("max-batch")
+@_TASK
+@_DEVICE
+@_MEMORY
+@_option("--mode", type=click.Choice(["training", "inference"]), default="training", help="What must fit.")
+@_option("--multiple-of", type=click.IntRange(min=1), default=1, help="Answer with a multiple of this.")
+@_option("--power-of-two", is_flag=True, help="Answer with a power of two.")
+@_CEILING
+@_option("--prove", is_flag=True, help="Also run the next size, in a process of its own, and see it fail.")
+@_OUTPUT
+def max_batch(task: Path, **options: Any) -> None:
+    """Find the largest batch that fits in memory, by running it."""
+    _check_output(options)
+    from . import api
+
+    with _progress(options) as listen:
+        found = api.find_max_batch(
+            task,
+            device=options["device"],
+            memory_limit=options["memory_limit"],
+            headroom=options["headroom"],
+            mode=options["mode"],
+            multiple_of=options["multiple_of"],
+            power_of_two=options["power_of_two"],
+            max_batch_size=options["max_batch_size"],
+            prove=options["prove"],
+            on_progress=listen,
+        )
+    from .render.terminal import print_max_batch
+
+    _show(found.to_json(), print_max_batch, options)
+
+
+@cli.command()
+@_TASK
+@_option("--budget", default="30s", metavar="TIME", help="Time for the timing itself.")
+@_DEVICE
+@_MEMORY
+@_CEILING
+@_OUTPUT
+def profile(task: Path, **options: Any) -> None:
+    """Measure samples per second over batch sizes, and where it saturates."""
+    _check_output(options)
+    from . import api
+
+    with _progress(options) as listen:
+        curve = api.profile(
+            task,
+            budget=options["budget"],
+            device=options["device"],
+            memory_limit=options["memory_limit"],
+            headroom=options["headroom"],
+            max_batch_size=options["max_batch_size"],
+            on_progress=listen,
+        )
+    from .render.terminal import print_profile
+
+    _show(curve.to_json(), print_profile, options)
+
+
+@cli.command("find-lr")
+@_TASK
+@_option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Default: the baseline's.")
+@_option("--rule", type=click.Choice(["min/10", "steepest", "valley"]), default="min/10", help="How it is read.")
+@_option("--steps", type=click.IntRange(min=10), default=100, help="Optimizer steps, one at each rate.")
+@_option("--seed", type=int, default=0, help="Of the initialisation and the data order.")
+@_DEVICE
+@_OUTPUT
+def find_lr(task: Path, **options: Any) -> None:
+    """Run a learning-rate range test on a model of its own."""
+    _check_output(options)
+    from . import api
+
+    with _progress(options) as listen:
+        curve = api.find_lr(
+            task,
+            batch_size=options["batch_size"],
+            rule=options["rule"],
+            steps=options["steps"],
+            seed=options["seed"],
+            device=options["device"],
+            on_progress=listen,
+        )
+    from .render.terminal import print_lr
+
+    _show(curve.to_json(), print_lr, options)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path), metavar="REPORT.json")
+@_option("--markdown", "as_markdown", is_flag=True, help="Print it as Markdown.")
+@_OUTPUT
+def report(file: Path, as_markdown: bool, **options: Any) -> None:
+    """Show a stored report again."""
+    _check_output(options)
+    from .report import Report
+
+    stored = Report.load(file)
+    if as_markdown:
+        from .render.markdown import to_markdown
+
+        click.echo(to_markdown(stored))
+    else:
+        _show_report(stored, options)
+
+
+@cli.command()
+@_OUTPUT
+def doctor(**options: Any) -> None:
+    """Say which devices there are, what is known about them, and why a fact is missing."""
+    _check_output(options)
+    import dataclasses
+
+    from .devices import describe_devices
+    from .render.terminal import print_devices
+
+    devices = describe_devices()
+    _show(
+        [dataclasses.asdict(device) for device in devices], lambda _, console: print_devices(devices, console), options
+    )
+
+
+def _check_output(options: Mapping[str, Any]) -> None:
+    if options["output"] is not None:
+        from .report import check_writable
+
+        check_writable(options["output"])
+
+
+def _show_report(report: Report, options: Mapping[str, Any]) -> None:
+    from .render.terminal import print_report
+
+    _show(report.to_json(), lambda _, console: print_report(report, console), options)
+
+
+def _show(result: Any, draw: Callable[[Any, Console], None], options: Mapping[str, Any]) -> None:
+    """The result on stdout, drawn or as JSON, and in the output file where one was asked for."""
+    text = json.dumps(result, indent=1, allow_nan=False)
+    if options["output"] is not None:
+        from .report import write_whole
+
+        write_whole(options["output"], text + "\n")
+    if options["as_json"]:
+        click.echo(text)
+        return
+    from rich.console import Console
+
+    draw(result, Console())
+
+
+@contextmanager
+def _progress(options: Mapping[str, Any], budget_s: float | None = None) -> Iterator[Listener]:
+    """A listener that draws on stderr: live on a terminal, plain lines off it, nothing when quiet."""
+    if options["quiet"]:
+        from .progress import nobody
+
+        yield nobody
+        return
+    from rich.console import Console
+
+    from .render.live import live_progress
+
+    with live_progress(Console(stderr=True), budget_s=budget_s) as listen:
+        yield listen
+
+
+def _command() -> str:
+    """What was typed, as it can be typed again."""
+    import shlex
+
+    return shlex.join(["autobatch", *sys.argv[1:]])
+
+
+def _process_age_s() -> float:
+    """Seconds since this process was started, so that the budget pays for its start-up; 0 where nobody says."""
+    try:
+        with open("/proc/self/stat", encoding="ascii") as stat, open("/proc/uptime", encoding="ascii") as uptime:
+            started_ticks = int(stat.read().rsplit(")", 1)[1].split()[19])
+            return max(0.0, float(uptime.read().split()[0]) - started_ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def _terminated(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _exit_code(error: AutobatchError) -> int:
+    if isinstance(error, NoValidResult):
+        return _FOUND_NOTHING
+    return _FAILED if isinstance(error, WorkerDied) else _REFUSED
+
+
+def main() -> None:
+    """Run the command line; the exit code says how it went (see the README)."""
+    signal.signal(signal.SIGTERM, _terminated)
+    debug = "--debug" in sys.argv[1:] or os.environ.get("AUTOBATCH_DEBUG", "") not in ("", "0")
+    try:
+        cli(standalone_mode=False)
+        sys.exit(0)
+    except (click.Abort, KeyboardInterrupt):  # click turns the one into the other in some places
+        _fail("interrupted, before anything was found", _INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except AutobatchError as error:
+        if debug:
+            raise
+        _fail(str(error), _exit_code(error))
+    except Exception as error:  # the last boundary: a bug of ours is told as one
+        if debug:
+            raise
+        kind = type(error).__name__
+        _fail(
+            f"{kind}: {error}\nThis is a bug in autobatch, not in your task. Run again with --debug for all of it.", 1
+        )
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"autobatch: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,112 @@
+"""The interface of a device: facts about one accelerator. It decides nothing."""
+
+from __future__ import annotations
+
+import gc
+import platform
+from abc import ABC, abstractmethod
+
+import torch
+
+from ..errors import SettingError
+from ..plan import DeviceInfo, MemoryLimit
+from ..units import format_size
+from .oom import is_out_of_memory
+
+
+class Device(ABC):
+    """One device that training steps run on. `open_device` makes one; opening changes nothing.
+
+    Attributes:
+        torch_device: where tensors go.
+        needs_fresh_process: a verdict on what fits is only worth something in a process that ran nothing else.
+    """
+
+    torch_device: torch.device
+    needs_fresh_process: bool = False
+
+    @abstractmethod
+    def info(self) -> DeviceInfo:
+        """What is known about it now; what could not be read is None, with the reason in `notes`."""
+
+    @abstractmethod
+    def set_limit(self, memory_limit_bytes: int | None, headroom: float) -> MemoryLimit:
+        """What a step may use from now on; called once, before the model is built.
+
+        Args:
+            memory_limit_bytes: what was asked for, or None for all that is free.
+            headroom: the share of the capacity, in [0, 1), that a step must leave unused.
+
+        Raises:
+            SettingError: the limit is not positive, or the headroom is outside [0, 1).
+            DeviceError: a limit cannot be kept here, or no memory is left.
+        """
+
+    @abstractmethod
+    def lift_limit(self) -> None:
+        """Take the limit of `set_limit` down again, for a process that goes on to do other work."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until everything that was queued has run."""
+
+    @abstractmethod
+    def reset_peak(self) -> None:
+        """Begin a new window for `peak_bytes`, with nothing held from the last one but what is in use."""
+
+    @abstractmethod
+    def peak_bytes(self) -> int | None:
+        """Highest memory in use since `reset_peak`; None where nothing counts it."""
+
+    @abstractmethod
+    def alloc_retries(self) -> int | None:
+        """Times so far that the allocator gave memory back and asked again; None where nothing counts them."""
+
+    def clean_up(self) -> None:
+        """Give unused memory back. After an out-of-memory, call it when the except block was left: inside it the
+        traceback still holds the tensors of the failed step.
+        """
+        gc.collect()
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether `error` says that this device ran out of memory."""
+        return is_out_of_memory(error)
+
+    def joules(self) -> float | None:
+        """Energy that the device has used since some fixed moment; None where it has no counter."""
+        return None
+
+
+def check_limit(memory_limit_bytes: int | None, headroom: float) -> None:
+    """Nothing, if both can be used.
+
+    Raises:
+        SettingError: the limit is not positive, or the headroom is outside [0, 1).
+    """
+    if memory_limit_bytes is not None and memory_limit_bytes <= 0:
+        raise SettingError(
+            f"a memory limit is above zero; found {memory_limit_bytes}. Leave it out for all that is free"
+        )
+    if not 0 <= headroom < 1:
+        raise SettingError(
+            f"headroom is a share of the memory, at least 0 and below 1; found {headroom}. Write 0.05 for 5 %"
+        )
+
+
+def capacity(memory_limit_bytes: int | None, available_bytes: int, source: str) -> tuple[int, str]:
+    """(bytes, where they come from): what was asked for, or what is available where that is less or nothing was."""
+    if memory_limit_bytes is None:
+        return available_bytes, source
+    if memory_limit_bytes <= available_bytes:
+        return memory_limit_bytes, "the memory limit asked for"
+    return available_bytes, f"{source}, which is less than the {format_size(memory_limit_bytes)} asked for"
+
+
+def budget_bytes(capacity_bytes: int, headroom: float) -> int:
+    """Capacity less headroom, rounded down; at most the capacity."""
+    return min(capacity_bytes, int(capacity_bytes * (1 - headroom)))
+
+
+def software() -> dict[str, str]:
+    """The fields of `DeviceInfo` that are the same for every device: versions of torch and Python."""
+    return {"torch": str(torch.__version__), "python": platform.python_version()}

@@ -1,0 +1,197 @@
+"""The CPU, with a memory limit that is real: past it, the allocator is refused.
+
+Two things make an answer repeat exactly.
+
+The wall alone decides. It is the soft RLIMIT_DATA, set to what the process had when the limit was set plus the
+*budget*: capacity and budget are the same here, and no step ends between them, where a peak that wobbles by some
+pages would have the last word.
+
+What a process has when the limit is set is brought to one state first, in a process started with
+`worker_environment`: one-time allocations are made before they can be counted (*measured*, torch 2.13, one thread: the
+first optimizer 68 MiB, matrix products 5, bfloat16 4, convolutions 2, LSTM 8; each further thread an 8 MiB stack), and
+Python and the C heap get room in reserve, so that small objects, whose number wobbles, take no page that counts.
+Whatever grows with the batch is above 64 KiB soon and counts to the page.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import final
+
+import torch
+
+from ..errors import DeviceError
+from ..plan import DeviceInfo, MemoryLimit
+from ..units import format_size
+from . import host_memory
+from .base import Device, budget_bytes, capacity, check_limit, software
+from .oom import is_out_of_memory
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+# Room in reserve for small objects, in Python's arenas and in the C heap each. Measured: an arena more or less (1 MiB)
+# and up to 120 KiB of heap was what a process wobbled by; three steps of the models in the tests stay well inside.
+_RESERVE_BYTES = 8 << 20
+
+
+@final
+class CpuDevice(Device):
+    """The processor and its memory, as far as this process may use them."""
+
+    needs_fresh_process = True
+
+    def __init__(self, *, proc: Path = host_memory.PROC, cgroup: Path = host_memory.CGROUP) -> None:
+        self.torch_device = torch.device("cpu")
+        self._proc, self._cgroup = proc, cgroup
+        self._pinned: list[bytes] = []
+        self._limit: MemoryLimit | None = None
+        self._soft_before: int | None = None  # the soft RLIMIT_DATA to go back to; None while no wall is up
+        self._start = host_memory.process_memory(proc)
+        self._highest_size = self._start.get("VmPeak", 0)
+        self._counts_peak = False
+
+    def info(self) -> DeviceInfo:
+        memory = host_memory.available(self._proc, self._cgroup)
+        name = host_memory.processor_name(self._proc) or platform.processor() or platform.machine() or "CPU"
+        notes = () if memory else ("memory in use and free: there is no /proc/meminfo on this system",)
+        return DeviceInfo(
+            name=name,
+            kind="cpu",
+            memory_bytes=memory.total_bytes if memory else _physical_bytes(),
+            free_bytes=memory.free_bytes if memory else None,
+            threads=torch.get_num_threads(),
+            notes=notes,
+            **software(),
+        )
+
+    def set_limit(self, memory_limit_bytes: int | None, headroom: float) -> MemoryLimit:
+        """What a step may use from now on, over what the process holds at this moment.
+
+        The wall stands at limit x (1 - headroom), so `capacity_bytes` equals `budget_bytes`. Where the system has no
+        such wall (not Linux), there is only a budget below the physical memory.
+        """
+        check_limit(memory_limit_bytes, headroom)
+        self.lift_limit()
+        memory = host_memory.available(self._proc, self._cgroup)
+        if memory is None or not sys.platform.startswith("linux"):
+            return self._without_wall(memory_limit_bytes, headroom)
+        usable, source = capacity(memory_limit_bytes, memory.free_bytes, memory.source)
+        self._settle()
+        self._start = host_memory.process_memory(self._proc)
+        budget = self._put_up_wall(self._start["VmData"], budget_bytes(usable, headroom))
+        if budget <= 0:
+            raise DeviceError(f"a training step needs free memory; {source}: {format_size(usable)}. Free some memory")
+        self._limit = MemoryLimit(capacity_bytes=budget, budget_bytes=budget, source=source)
+        self.reset_peak()
+        return self._limit
+
+    def lift_limit(self) -> None:
+        if self._soft_before is not None:
+            _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+            resource.setrlimit(resource.RLIMIT_DATA, (self._soft_before, hard))
+        self._soft_before = self._limit = None
+        self._pinned.clear()
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: operations return when they are done."""
+
+    def reset_peak(self) -> None:
+        gc.collect()
+        self._counts_peak = host_memory.reset_resident_peak(self._proc)
+        self._highest_size = host_memory.process_memory(self._proc).get("VmPeak", 0)
+
+    def peak_bytes(self) -> int | None:
+        """Highest memory since `reset_peak`, over what the process held when the limit was set. It guides the search.
+
+        Of the two peaks that Linux keeps, the address space is the nearer to what RLIMIT_DATA counts, pages not yet
+        touched included, but it is kept for the life of the process and cannot be reset: it is read where it rose in
+        this window, as it does in a fresh process. Else it is the resident memory. Neither is let above the wall,
+        since what ran stayed below it.
+        """
+        now = host_memory.process_memory(self._proc)
+        if not self._counts_peak or "VmHWM" not in now or "VmPeak" not in now:
+            return None
+        peak = now["VmHWM"] - self._start["VmRSS"]
+        if now["VmPeak"] > self._highest_size:
+            peak = max(peak, now["VmPeak"] - self._start["VmSize"])
+        if self._soft_before is not None and self._limit is not None:
+            peak = min(peak, self._limit.budget_bytes)
+        return max(0, peak)
+
+    def alloc_retries(self) -> int | None:
+        return None
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return is_out_of_memory(error, limited_cpu=self._soft_before is not None)
+
+    def _without_wall(self, memory_limit_bytes: int | None, headroom: float) -> MemoryLimit:
+        if memory_limit_bytes is not None:
+            raise DeviceError(
+                f"a memory limit on the CPU needs Linux, whose RLIMIT_DATA it is; this is {platform.system()}. "
+                "Leave the limit out"
+            )
+        physical = _physical_bytes()
+        if physical is None:
+            raise DeviceError(
+                f"the memory of this machine cannot be read on {platform.system()}, so nothing says what is too large. "
+                "Run on Linux or on a GPU"
+            )
+        self._limit = MemoryLimit(
+            capacity_bytes=physical,
+            budget_bytes=budget_bytes(physical, headroom),
+            source="physical memory of the machine, without a wall",
+        )
+        return self._limit
+
+    def _put_up_wall(self, held_bytes: int, budget: int) -> int:
+        """The bytes above `held_bytes` where the wall really stands: an administrator's limit may be lower."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        wall = held_bytes + budget
+        for administrators in (soft, hard):
+            if administrators != resource.RLIM_INFINITY:
+                wall = min(wall, administrators)
+        if wall > held_bytes:
+            resource.setrlimit(resource.RLIMIT_DATA, (wall, hard))
+            self._soft_before = soft
+        return wall - held_bytes
+
+    def _settle(self) -> None:
+        """Make what is allocated once, before it is counted; see the head of this file."""
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            # A region large enough to start every thread (at::internal::GRAIN_SIZE is 32,768 elements).
+            torch.zeros(torch.get_num_threads() << 16).add_(1)
+            weight = torch.zeros(512, 512, requires_grad=True)
+            (weight @ weight).sum().backward()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                (weight @ weight).sum().backward()
+            convolution = torch.nn.Conv2d(3, 8, 3)
+            convolution(torch.zeros(4, 3, 16, 16)).sum().backward()
+            recurrent = torch.nn.LSTM(16, 32)
+            recurrent(torch.zeros(4, 4, 16))[0].sum().backward()
+            scale = torch.nn.Linear(1, 1)
+            optimizer = torch.optim.AdamW(scale.parameters())
+            scale(torch.zeros(1, 1)).sum().backward()
+            optimizer.step()
+        del weight, convolution, recurrent, scale, optimizer
+        gc.collect()
+        # 479 characters make an object of 512 bytes, the largest that Python's own allocator takes. One in each arena
+        # of 1 MiB is kept, so that the arena stays; 32 KiB is below the mmap threshold of `worker_environment`.
+        small = [bytes(479) for _ in range(_RESERVE_BYTES // 512)]
+        self._pinned = small[::1024]
+        del small
+        heap = [bytearray(32 << 10) for _ in range(_RESERVE_BYTES // (32 << 10))]
+        del heap
+
+
+def _physical_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf; elsewhere a name may be unknown
+        return None

@@ -1,0 +1,89 @@
+"""Is this error an out-of-memory? One predicate over one table, each line with where the text comes from."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+import torch
+
+# Parts of messages of errors that carry no type of their own. Compared as they stand: vendors do not change the case.
+#
+# Left out on purpose, because a plain bug says the same: CUDNN_STATUS_NOT_SUPPORTED (non-contiguous or unsupported
+# layouts), CUDNN_STATUS_INTERNAL_ERROR, CUFFT_INTERNAL_ERROR, "out of resource: shared memory" (a Triton kernel too
+# large for the chip at any batch), "invalid configuration argument" (a grid too large). A bug taken for an
+# out-of-memory would be reported as the largest batch; an out-of-memory taken for a bug is shown with its own text.
+_FRAGMENTS = (
+    "CUDA out of memory",  # c10/cuda/CUDACachingAllocator.cpp, as a plain RuntimeError when it crossed a process
+    "CUDA error: out of memory",  # c10/cuda/CUDAException.cpp: torch.AcceleratorError, from any runtime call
+    "CUDA driver error: out of memory",  # c10/cuda/driver_api.h: mapping an expandable segment
+    "CUBLAS_STATUS_ALLOC_FAILED",  # aten/src/ATen/cuda/Exceptions.cpp: cublasCreate or its workspace
+    "CUSOLVER_STATUS_ALLOC_FAILED",  # the same file
+    "CUFFT_ALLOC_FAILED",  # aten/src/ATen/native/cuda/CuFFTUtils.h
+    "CUDNN_STATUS_ALLOC_FAILED",  # aten/src/ATen/cudnn/Exceptions.h
+    # aten/src/ATen/native/cudnn/Conv_v8.cpp tries plan after plan and swallows the out-of-memory of each, then says
+    # this; so does a convolution that no plan supports, which fails at a batch of one too.
+    "was unable to find an engine to execute this computation",
+    "Unable to find a valid cuDNN algorithm to run convolution",  # Conv_v7.cpp, likewise
+    "HIP out of memory",  # the CUDA allocator's text as hipify rewrites it
+    "HIP error: out of memory",  # c10/hip/HIPException.cpp
+    "HIPBLAS_STATUS_ALLOC_FAILED",  # as cuBLAS
+    "XPU out of memory",  # c10/xpu/XPUCachingAllocator.cpp
+    "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",  # oneAPI's unified runtime, through SYCL
+    "MPS backend out of memory",  # aten/src/ATen/mps/MPSAllocator.mm
+    "Cuda failure 'out of memory'",  # NCCL, src/include/checks.h, quoted by torch's DistBackendError
+    "Cuda failure 2 'out of memory'",  # NCCL from 2.17 on puts the number in
+    "DefaultCPUAllocator: can't allocate memory",  # c10/core/impl/alloc_cpu.cpp, Linux and macOS
+    "DefaultCPUAllocator: not enough memory",  # the same file, Windows
+    "not enough memory: you tried to allocate",  # the same file, as older versions begin it
+)
+
+# Under a memory limit of our own, what a library that cannot allocate says without naming memory. All measured with
+# torch 2.13 under a soft RLIMIT_DATA, but for those marked read.
+_LIMITED_CPU_FRAGMENTS = (
+    "could not create a primitive",  # oneDNN; also begins "... descriptor" and "... descriptor iterator"
+    "could not execute a primitive",  # oneDNN
+    "could not create a memory object",  # oneDNN, read in its C++ interface
+    "could not create a memory storage",  # oneDNN, read
+    "std::bad_alloc",  # C++ of an extension, through a RuntimeError of its own
+    "Cannot allocate memory",  # strerror(ENOMEM): a thread, a fork, a file that is mapped
+    "Resource temporarily unavailable",  # strerror(EAGAIN): pthread_create has no room for a stack, read in its manual
+)
+
+
+def is_out_of_memory(error: BaseException, *, limited_cpu: bool = False) -> bool:
+    """Whether `error`, or what caused it, says that memory ran out: type first, then message.
+
+    Args:
+        error: what was raised. Its causes and contexts are looked at too, since libraries wrap what they catch.
+        limited_cpu: a memory limit is up on this process, so that the vague words of libraries that could not
+            allocate count as well.
+    """
+    fragments = _FRAGMENTS + _LIMITED_CPU_FRAGMENTS if limited_cpu else _FRAGMENTS
+    for link in _chain(error):
+        # numpy's _ArrayMemoryError is a MemoryError.
+        if isinstance(link, (torch.OutOfMemoryError, MemoryError)):
+            return True
+        if limited_cpu and isinstance(link, OSError) and link.errno == errno.ENOMEM:
+            return True
+        message = str(link)
+        if any(fragment in message for fragment in fragments):
+            return True
+    return False
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """`error` and what led to it, each once: a chain can be tied into a ring by hand."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        link = waiting.pop()
+        if id(link) in seen:
+            continue
+        seen.add(id(link))
+        yield link
+        if link.__cause__ is not None:
+            waiting.append(link.__cause__)
+        # `raise ... from None` says that the context has nothing to do with it.
+        if link.__context__ is not None and not link.__suppress_context__:
+            waiting.append(link.__context__)

@@ -1,0 +1,396 @@
+"""A race under way: which trial advances next, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from .conclusion import SearchResult, conclude
+from .confirmation import Verdict, judge, next_seed_for
+from .costs import EQUIVALENTS, Costs
+from .errors import BudgetTooShort, NoValidResult
+from .ledger import Ledger
+from .plan import Config, Direction, Plan, Rung, RungResult, Runner
+from .study import StudyRecord, propose
+from .trials import (
+    MIN_STEPS,
+    Event,
+    EventKind,
+    Role,
+    SearchSettings,
+    Space,
+    Trial,
+    last_rung,
+    paused_best_first,
+    promotable,
+    rounded_lr,
+    space_for,
+    warm_starts,
+)
+from .units import format_duration
+
+# Below this many full trials only one is reserved for confirmation. Assumed: else under half is left for the search.
+FEW_EQUIVALENTS = 6
+
+# A rung that takes this many times its prediction hangs; but nothing is called hung before the second figure, since the
+# first rung of a process may compile. Both assumed.
+HANG_FACTOR = 5.0
+HANG_LEAST_S = 30.0
+
+# A rung whose worker died is run again from its checkpoint; after this many deaths in a row never. Assumed.
+MOST_ATTEMPTS = 3
+
+# Failed trials in a row after which nothing new is tried: the fault is then not in the configurations. Assumed.
+MOST_FAILURES = 10
+
+# Proposals asked for in one place before the space counts as exhausted. Assumed.
+MOST_REPEATS = 8
+
+
+@dataclass(slots=True, kw_only=True)
+class Race:
+    """A race under way: the trials so far, the time they cost, and the next piece of work."""
+
+    runner: Runner
+    ledger: Ledger
+    max_batch: int
+    costs: Costs
+    eval_batch_size: int
+    settings: SearchSettings
+    record: StudyRecord | None
+    on_event: Callable[[Event], None] | None
+
+    direction: Direction = field(init=False)
+    space: Space = field(init=False)
+    baseline: Config = field(init=False)
+    baseline_origin: str = field(init=False)
+    waiting: list[tuple[Config, str]] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+    # Modelled seconds that the race may spend, and has spent.
+    allotment_s: float = field(init=False)
+    spent_s: float = 0.0
+    # (modelled, measured) seconds of each finished rung.
+    paces: list[tuple[float, float]] = field(default_factory=list)
+    is_exhausted: bool = False
+    notes: list[str] = field(default_factory=list)
+    test_scores: tuple[float | None, float | None] = (None, None)
+
+    # Setting out
+
+    def prepare(self, lr_hint: float | None, lr_diverged: float | None) -> None:
+        """Fix the baseline, the space and the warm starts."""
+        facts = self.runner.facts()
+        self.direction = facts.direction
+        whose = "your configuration" if facts.baseline_is_users else "the default configuration (assumed)"
+        self.baseline, self.baseline_origin = facts.baseline, f"{whose}, trained to the end"
+        if facts.baseline.plan.batch_size > self.max_batch:
+            plan = self._plan_for(facts.baseline.plan.effective_batch_size)
+            if plan is not None:
+                self.baseline = replace(facts.baseline, plan=plan)
+                self.baseline_origin += (
+                    f"; its batch of {facts.baseline.plan.batch_size} does not fit, so it is accumulated over "
+                    f"{plan.accumulation_steps} steps of {plan.batch_size}"
+                )
+        self.space = space_for(
+            facts,
+            self.costs.times,
+            max_batch=self.max_batch,
+            horizon_s=self.costs.horizon_s,
+            baseline=self.baseline,
+            lr_hint=lr_hint,
+            lr_diverged=lr_diverged,
+        )
+        self.allotment_s = self.ledger.available_s
+        steps = self.costs.total_steps(self.baseline.plan)
+        if steps < MIN_STEPS or self.costs.full_trial_s > self.allotment_s:
+            needed_s = EQUIVALENTS * self.costs.full_trial_s * max(1.0, MIN_STEPS / steps)
+            raise BudgetTooShort(
+                f"the baseline takes at least {MIN_STEPS} steps in a full trial that fits the budget; it would take "
+                f"{steps} in {format_duration(self.costs.full_trial_s)}, and {format_duration(self.allotment_s)} "
+                f"remain. Give at least {format_duration(needed_s)} more"
+            )
+        knee = self.space.nearest(self.space.reference_batch)
+        plan = self._plan_for(knee)
+        self.waiting = warm_starts(self.space, self.baseline, plan, lr_hint) if plan else []
+
+    def _plan_for(self, effective_batch: int) -> Plan | None:
+        facts = self.runner.facts()
+        return self.costs.times.plan_for(effective_batch, self.max_batch, facts.precision, facts.accumulates)
+
+    # The race
+
+    def run(self) -> None:
+        """Race until nothing more fits, then confirm."""
+        baseline = self._start(self.baseline, "baseline", self.baseline_origin)
+        while baseline.state in ("running", "paused"):
+            until_step = self._next_until(baseline)
+            if not self._fits(self.costs.rung_s(baseline, until_step)):
+                break
+            baseline = self._advance(baseline, until_step)
+        while True:
+            action = self._next_action()
+            if action is not None:
+                self._advance(action, self._next_until(action))
+            elif not self._time_left_over():
+                break
+        self._confirm()
+        self._test()
+        for trial in self.trials:
+            if trial.state in ("running", "paused"):
+                self._update(replace(trial, state="dropped"))
+            self.runner.forget(trial.number)
+
+    def _next_action(self) -> Trial | None:
+        """The trial to advance by a rung, new or paused; None when nothing that could be finished fits."""
+        left_s = self._left_s() - self.confirmations * self.costs.confirmation_s
+        if left_s >= self.costs.full_trial_s and self.waiting:
+            return self._start(self.waiting[0][0], "warm start", self.waiting.pop(0)[1])
+        for trial in promotable(self.trials, self.costs.ladder, self.direction):
+            if self.costs.finish_s(trial) <= left_s:
+                return trial
+        if left_s >= self.costs.full_trial_s and (config := self._proposal()) is not None:
+            return self._start(config, "search", f"proposed after {len(self.trials)} trials")
+        for trial in paused_best_first(self.trials, self.direction):
+            if self.costs.finish_s(trial) <= left_s:
+                return trial
+        return None
+
+    def _proposal(self) -> Config | None:
+        """A configuration that was not tried before; None where there is none to be had."""
+        recent = [trial.state for trial in self.trials[-MOST_FAILURES:]]
+        hopeless = len(recent) == MOST_FAILURES and set(recent) == {"failed"}
+        sizes = tuple(size for size in self.space.effective_batch_sizes if self._plan_for(size) is not None)
+        if self.is_exhausted or hopeless or not sizes or len(self.trials) >= self.settings.most_trials:
+            return None
+        tried = {trial.config for trial in self.trials}
+        with self.ledger.charge("deciding"):
+            for repeat in range(MOST_REPEATS):
+                batch, lr = propose(
+                    self.trials,
+                    replace(self.space, effective_batch_sizes=sizes),
+                    direction=self.direction,
+                    seed=self.settings.seed * MOST_REPEATS + repeat,
+                    ladder=self.costs.ladder,
+                    sampler=self.settings.sampler,
+                )
+                plan = self._plan_for(batch)
+                assert plan is not None
+                config = Config(plan=plan, lr=rounded_lr(lr))
+                if config not in tried:
+                    return config
+        self.is_exhausted = True
+        return None
+
+    def _confirm(self) -> None:
+        """Train the finalist, and the baseline where it is close, under fresh seeds until it is settled."""
+        self._tell("confirming", None)
+        while self._left_s() >= self.costs.confirmation_s:
+            config = next_seed_for(self.trials, self.direction, self.confirmations)
+            if config is None:
+                break
+            whose = "baseline" if config == self.baseline else "finalist"
+            trial = self._start(config, "confirmation", f"the {whose} under a fresh seed")
+            self._advance(trial, trial.total_steps)
+
+    def _test(self) -> None:
+        """Score the winner and the baseline once on data that no choice was made by."""
+        if not self.runner.facts().has_test_data:
+            return
+        verdict = self._verdict()
+        runs = [next((t for t in self.trials if t.role == "baseline" and t.state == "complete"), None)]
+        if verdict.finalist_wins:
+            fresh = (t for t in self.trials if t.role == "confirmation" and t.config == verdict.finalist)
+            runs.insert(0, next((t for t in fresh if t.state == "complete"), None))
+        scores = [self._test_score(trial) for trial in runs]
+        self.test_scores = scores[0], scores[-1]
+
+    def _test_score(self, trial: Trial | None) -> float | None:
+        # The test data is taken to be no longer to evaluate than the validation data.
+        if trial is None or not self._fits(self.costs.eval_s):
+            return None
+        with self.ledger.charge("evaluation"):
+            return self.runner.test_score(last_rung(trial, self.eval_batch_size))
+
+    # One trial
+
+    def _start(self, config: Config, role: Role, origin: str) -> Trial:
+        number = len(self.trials)
+        trial = Trial(
+            number=number,
+            config=config,
+            # Distinct for every trial, and for the same trial of runs with neighbouring seeds.
+            seed=(self.settings.seed * 10_007 + number) % 2**31,
+            total_steps=self.costs.total_steps(config.plan),
+            role=role,
+            origin=origin,
+        )
+        self.trials.append(trial)
+        self._update(trial)
+        return trial
+
+    def _advance(self, trial: Trial, until_step: int) -> Trial:
+        """Train one rung and draw the consequences."""
+        modelled_s = self.costs.rung_s(trial, until_step)
+        trial = self._update(replace(trial, state="running"))
+        for _ in range(MOST_ATTEMPTS):
+            predicted_s = modelled_s * self._correction
+            self._tell("rung started", trial, predicted_s)
+            result = self._run_rung(trial, until_step, predicted_s)
+            self.spent_s += modelled_s
+            trial = replace(trial, seconds=trial.seconds + result.seconds, predicted_s=trial.predicted_s + modelled_s)
+            if result.outcome != "crashed" or not self._fits(modelled_s):
+                break
+        trial = replace(trial, outcome=result.outcome, message=result.message)
+        if result.score is not None:
+            self.paces.append((modelled_s, result.seconds))
+            state: Literal["complete", "paused"] = "complete" if until_step == trial.total_steps else "paused"
+            trial = replace(trial, state=state, scores=(*trial.scores, (until_step, result.score)))
+        else:
+            trial = replace(trial, state="failed")
+        self._update(trial)
+        self._tell("rung finished", trial)
+        self._tidy(trial)
+        return trial
+
+    def _run_rung(self, trial: Trial, until_step: int, predicted_s: float) -> RungResult:
+        rung = Rung(
+            trial=trial.number,
+            config=trial.config,
+            seed=trial.seed,
+            start_step=trial.steps_done,
+            until_step=until_step,
+            total_steps=trial.total_steps,
+            eval_batch_size=self.eval_batch_size,
+            limit_s=min(self.ledger.available_s, max(HANG_FACTOR * predicted_s, HANG_LEAST_S)),
+        )
+        kind = "confirmation" if trial.role == "confirmation" else "training"
+        with self.ledger.charge(kind):
+            result = self.runner.advance(rung)
+        if kind == "training":
+            self.ledger.transfer(kind, "evaluation", result.eval_s)
+            self.ledger.transfer(kind, "checkpoints", result.seconds - result.train_s - result.eval_s)
+        return result
+
+    def _tidy(self, trial: Trial) -> None:
+        """Delete what will not be resumed or scored again, and remember what did not fit."""
+        if trial.outcome == "oom":
+            self.max_batch = min(self.max_batch, trial.config.plan.batch_size - 1)
+            self.notes.append(
+                f"batch size {trial.config.plan.batch_size} ran out of memory in training; only smaller ones were tried"
+                " from then on"
+            )
+            self.waiting = [(c, origin) for c, origin in self.waiting if c.plan.batch_size <= self.max_batch]
+        if trial.state == "failed" or (trial.state == "complete" and trial.role in ("warm start", "search")):
+            self.runner.forget(trial.number)
+        paused = paused_best_first(self.trials, self.direction)
+        for worst in paused[self.settings.most_paused :]:
+            self._update(replace(worst, state="dropped"))
+            self.runner.forget(worst.number)
+
+    def _update(self, trial: Trial) -> Trial:
+        self.trials[trial.number] = trial
+        if self.record is not None:
+            with self.ledger.charge("record"):
+                self.record.save(trial)
+        return trial
+
+    def _tell(self, kind: EventKind, trial: Trial | None, predicted_s: float = 0.0) -> None:
+        if self.on_event is not None:
+            self.on_event(Event(kind=kind, trial=trial, elapsed_s=self.ledger.elapsed_s, predicted_s=predicted_s))
+
+    # Time
+
+    @property
+    def equivalents(self) -> float:
+        """Full trials that the time pays for, spent or left, as far as is known by now."""
+        on_clock_s = self.spent_s + self.ledger.available_s / self._correction
+        return min(self.allotment_s, on_clock_s) / self.costs.full_trial_s
+
+    @property
+    def confirmations(self) -> int:
+        """Full trials reserved for fresh seeds."""
+        return self.settings.confirmations if self.equivalents >= FEW_EQUIVALENTS else 1
+
+    @property
+    def _correction(self) -> float:
+        """What finished rungs took over what the profile gave for them; for predictions only.
+
+        The very first rung, in which workers start and kernels are compiled, counts only while it is the only one.
+        """
+        paces = self.paces[1:] or self.paces
+        measured_s = sum(measured for _, measured in paces)
+        return measured_s / sum(modelled for modelled, _ in paces) if measured_s > 0 else 1.0
+
+    def _left_s(self) -> float:
+        """Modelled seconds that may still be spent: of the allotment, and on the clock."""
+        return min(self.allotment_s - self.spent_s, self.ledger.available_s / self._correction)
+
+    def _fits(self, modelled_s: float) -> bool:
+        return self.ledger.fits(modelled_s * self._correction)
+
+    def _time_left_over(self) -> bool:
+        """Whether the clock pays for more than the model did, which is then allotted.
+
+        So it is after trials that failed early, and where training is faster than the profile said.
+        """
+        on_clock_s = self.ledger.available_s / self._correction
+        if self.spent_s + on_clock_s - self.allotment_s < self.costs.full_trial_s:
+            return False
+        self.allotment_s = self.spent_s + on_clock_s
+        return True
+
+    def _next_until(self, trial: Trial) -> int:
+        return self.costs.ladder.until(len(trial.scores), trial.total_steps)
+
+    # The end
+
+    def _verdict(self) -> Verdict:
+        return judge(self.trials, self.direction)
+
+    def interrupted(self) -> SearchResult:
+        """The baseline, unless all the reserved seeds had spoken when the race was stopped."""
+        for trial in self.trials:
+            if trial.state == "running":
+                stopped = replace(trial, message="interrupted")
+                self._update(replace(stopped, state="paused" if trial.scores else "dropped"))
+        fresh = self._verdict().finalist_score
+        spoken = fresh is not None and len(fresh.scores) >= self.confirmations
+        return self._result(interrupted=True, may_win=spoken)
+
+    def result(self) -> SearchResult:
+        """The outcome of a race that ran to its end.
+
+        Raises:
+            NoValidResult: there is nothing to compare with, or nothing that ran at all.
+        """
+        taking_s = self.costs.full_trial_s * self._correction
+        if not any(trial.state == "complete" for trial in self.trials):
+            said = sorted({f"{t.outcome}: {t.message or 'no message'}" for t in self.trials if t.state == "failed"})
+            raise NoValidResult(
+                f"a race needs a trial that is trained to the end; {len(self.trials)} were started and none was"
+                + (f" ({'; '.join(said)})" if said else "")
+                + f". A full one takes {format_duration(taking_s)}: mend the task, or give more time"
+            )
+        baseline = self.trials[0]
+        if baseline.state == "dropped":
+            raise NoValidResult(
+                f"the time ran out at step {baseline.steps_done} of {baseline.total_steps} of the baseline: training "
+                f"takes {self._correction:.1f} times what the profile said. Give a budget of at least "
+                f"{format_duration(EQUIVALENTS * taking_s)}"
+            )
+        return self._result(interrupted=False, may_win=True)
+
+    def _result(self, *, interrupted: bool, may_win: bool) -> SearchResult:
+        return conclude(
+            self.trials,
+            self._verdict(),
+            baseline=self.baseline,
+            space=self.space,
+            horizon_s=self.costs.horizon_s,
+            equivalents=self.equivalents,
+            may_win=may_win,
+            interrupted=interrupted,
+            notes=self.notes,
+            test_scores=self.test_scores,
+        )

@@ -1,0 +1,295 @@
+"""What a report says, in the order in which a reader asks: what to use, what it beats, where it holds, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ..plan import Config
+from ..report import Report
+from ..trials import oriented
+from ..units import format_duration, format_size
+from .document import Bullets, Code, Column, Document, Facts, Paragraph, Part, Section, Table
+from .evidence import OUTCOMES, lr_sentence, max_batch_summary, throughput_summary
+from .numbers import count_text, known, lr_text, score_decimals, score_text, share_text
+
+Json = Mapping[str, Any]
+
+# Trials shown. Assumed: the best few and the two that matter; the JSON has them all.
+_TRIALS_SHOWN = 8
+
+
+def report_document(report: Report) -> Document:
+    """The whole report, every choice of what to show and to how many digits made."""
+    decimals = _decimals(report)
+    sections = [
+        _use(report),
+        Section(title=f"Against {_baseline_name(report)}", parts=tuple(_comparison(report, decimals))),
+        Section(title="Where it holds", parts=(Paragraph(text=_horizon(report)),)),
+        Section(title="Why", parts=(Bullets(items=report.why),)),
+        Section(title="Largest batch", parts=max_batch_summary(report.max_batch)),
+        Section(title="Throughput", parts=throughput_summary(report.throughput, _batch_marks(report))),
+    ]
+    if report.learning_rate is not None:
+        sections.append(Section(title="Range test", parts=(Paragraph(text=lr_sentence(report.learning_rate)),)))
+    sections += [_trials(report, decimals), _ledger(report.ledger)]
+    if report.warnings:
+        sections.append(Section(title="Warnings", parts=(Bullets(items=report.warnings),)))
+    sections.append(_provenance(report))
+    return Document(title=report.task, sections=tuple(sections))
+
+
+def difference(report: Report) -> tuple[float, float | None] | None:
+    """The chosen configuration's mean score less the baseline's, and its standard error; None without both scores.
+
+    Both means have the same pooled sigma, so the variances of the two add up to that of the difference.
+    """
+    if report.chose_baseline or report.score is None or report.baseline is None:
+        return None
+    of_score, of_baseline = report.score.stderr, report.baseline.stderr
+    stderr = None if of_score is None or of_baseline is None else math.hypot(of_score, of_baseline)
+    return report.score.mean - report.baseline.mean, stderr
+
+
+def _use(report: Report) -> Section:
+    """The configuration, as it is typed into one's own training."""
+    plan = report.plan.plan
+    lines = (
+        f"batch_size = {plan.batch_size}",
+        f"accumulation_steps = {plan.accumulation_steps}",
+        f"lr = {lr_text(report.plan.lr, 6)}",
+        f'precision = "{plan.precision}"',
+    )
+    return Section(title="Use", parts=(Code(lines=lines), Paragraph(text=_headline(report))))
+
+
+def _headline(report: Report) -> str:
+    """The answer in one sentence, and what is not confirmed of it."""
+    name = _baseline_name(report)
+    if not report.chose_baseline:
+        if report.baseline is None:
+            text = f"This trained to the end, where {name} did not."
+        elif report.score is None:
+            text = f"This did better than {name} once."
+        else:
+            text = f"This beat {name} on fresh seeds."
+        if report.score is None:
+            text += " It is not confirmed on fresh seeds."
+    elif report.score is None:
+        text = f"This is {name}; nothing was trained to the end, so nothing is known against it or for it."
+    else:
+        keep = "keep what you have" if report.baseline_is_users else "there is no reason to leave it"
+        text = f"This is {name}. Nothing beat it: {keep}."
+    if report.plan.plan.accumulation_steps > 1:
+        text += f" An optimizer step averages over {report.plan.plan.effective_batch_size:,} samples."
+    if report.interrupted:
+        text += " The run was stopped before its end: a longer one may find something better."
+    return text
+
+
+def _comparison(report: Report, decimals: int) -> list[Part]:
+    """The means on fresh seeds and their difference."""
+    better = "Higher is better." if report.direction == "maximize" else "Lower is better."
+    name = _baseline_name(report)
+    found = difference(report)
+    if found is not None:
+        mean, stderr = found
+        more = "higher" if mean > 0 else "lower"
+        error = known(stderr, lambda e: score_text(e, decimals), "unknown, as nothing was repeated")
+        sentence = f"The mean score is {more} by {score_text(abs(mean), decimals)}, standard error {error}. {better}"
+    elif report.chose_baseline:
+        sentence = better
+    else:
+        missing = "neither has a score" if report.score is report.baseline else "only one of them has a score"
+        sentence = f"There is no difference to state: {missing}. {better}"
+    rows = [("yours" if report.baseline_is_users else name, report.baseline, report.test_baseline)]
+    if not report.chose_baseline:
+        rows.insert(0, ("this", report.score, report.test_score))
+    columns = [
+        Column(title=""),
+        Column(title="mean score", is_number=True),
+        Column(title="std. error", is_number=True),
+        Column(title="seeds", is_number=True, optional=True),
+    ]
+    cells = [
+        [
+            who,
+            score_text(score.mean if score else None, decimals),
+            score_text(score.stderr if score else None, decimals),
+            str(len(score.scores)) if score else "-",
+        ]
+        for who, score, _ in rows
+    ]
+    if any(test is not None for _, _, test in rows):
+        columns.append(Column(title="test score", is_number=True))
+        for row, (_, _, test) in zip(cells, rows, strict=True):
+            row.append(score_text(test, decimals))
+    parts: list[Part] = [
+        Paragraph(text=sentence),
+        Table(columns=tuple(columns), rows=tuple(tuple(row) for row in cells)),
+    ]
+    if not report.chose_baseline:
+        parts.append(Paragraph(text=f"{_capitalized(name)} is {_config_text(report.baseline_plan)}."))
+    if report.interrupted:
+        parts += [Paragraph(text=sentence) for sentence in _unconfirmed(report, decimals)]
+    return parts
+
+
+def _unconfirmed(report: Report, decimals: int) -> list[str]:
+    """Of an interrupted run: the best that was trained to the end and had no chance on fresh seeds."""
+    bar = report.baseline.mean if report.baseline is not None else None
+    found = [
+        trial
+        for trial in report.trials
+        if trial["role"] in ("warm start", "search") and trial["state"] == "complete" and not _is_chosen(trial, report)
+    ]
+    sign = report.direction
+    best = max(found, key=lambda trial: oriented(_last_score(trial), sign), default=None)
+    if best is None or (bar is not None and oriented(_last_score(best), sign) <= oriented(bar, sign)):
+        return []
+    score = score_text(_last_score(best), decimals)
+    return [f"Not confirmed: {_batch_text(best)} at {lr_text(best['lr'])} scored {score}, once."]
+
+
+def _horizon(report: Report) -> str:
+    horizon = format_duration(report.horizon_s)
+    text = f"Configurations were compared at T = {horizon} of training each, and the answer holds there."
+    if report.train_time_s is None:
+        return f"{text} If your training takes longer, say how long (--train-time): the best configuration may differ."
+    # Within a hundredth it is the same horizon: T is a whole number of optimizer steps.
+    if report.horizon_s >= 0.99 * report.train_time_s:
+        return f"{text} That is as long as your training."
+    return (
+        f"{text} Your training takes {format_duration(report.train_time_s)}, longer than T: the best configuration "
+        "for it may differ, and a larger budget compares closer to it."
+    )
+
+
+def _batch_marks(report: Report) -> dict[int, str]:
+    chosen, baseline = report.plan.plan.batch_size, report.baseline_plan.plan.batch_size
+    own = "yours" if report.baseline_is_users else "default"
+    if chosen == baseline:
+        return {chosen: f"chosen, {own}"}
+    return {chosen: "chosen", baseline: own}
+
+
+def _trials(report: Report, decimals: int) -> Section:
+    """The best few trials: the furthest trained first, for scores at different rungs do not compare."""
+    raced = [trial for trial in report.trials if trial["role"] != "confirmation"]
+    ranked = sorted(
+        raced,
+        key=lambda trial: (
+            not trial["scores"],
+            -round(16 * _share_done(trial)),
+            -oriented(_last_score(trial), report.direction) if trial["scores"] else 0.0,
+        ),
+    )
+    pinned = [trial for trial in ranked if trial["role"] == "baseline" or _is_chosen(trial, report)][:_TRIALS_SHOWN]
+    others = [trial for trial in ranked if trial not in pinned][: _TRIALS_SHOWN - len(pinned)]
+    shown = [trial for trial in ranked if trial in pinned or trial in others]
+    columns = (
+        Column(title="batch x acc."),
+        Column(title="lr", is_number=True),
+        Column(title="score", is_number=True),
+        Column(title="trained", is_number=True),
+        Column(title="state", optional=True),
+        Column(title="role", optional=True),
+    )
+    rows = tuple(
+        (
+            _batch_text(trial),
+            lr_text(trial["lr"]),
+            score_text(_last_score(trial) if trial["scores"] else None, decimals),
+            share_text(_share_done(trial)),
+            _state_text(trial),
+            trial["role"] + (", chosen" if _is_chosen(trial, report) else ""),
+        )
+        for trial in shown
+    )
+    confirmations = len(report.trials) - len(raced)
+    fresh = f", and {count_text(confirmations, 'run')} on fresh seeds" if confirmations else ""
+    text = f"{count_text(len(raced), 'trial')}{fresh}."
+    if len(shown) < len(raced):
+        text += f" The best {len(shown)}:"
+    return Section(title="Trials", parts=(Paragraph(text=text), Table(columns=columns, rows=rows)))
+
+
+def _ledger(ledger: Json) -> Section:
+    """Where the time went, the largest entry first."""
+    entries = sorted(((kind, s) for kind, s in ledger["entries"].items() if s > 0), key=lambda entry: -entry[1])
+    elapsed_s = sum(seconds for _, seconds in entries)
+    most_s = max((seconds for _, seconds in entries), default=1.0)
+    rows = tuple((kind, format_duration(seconds), share_text(seconds / elapsed_s)) for kind, seconds in entries)
+    columns = (Column(title="on"), Column(title="time", is_number=True), Column(title="share", is_number=True))
+    text = f"{format_duration(elapsed_s)} of a budget of {format_duration(ledger['budget_s'])}."
+    table = Table(columns=columns, rows=rows, bars=tuple(seconds / most_s for _, seconds in entries))
+    return Section(title="Where the time went", parts=(Paragraph(text=text), table))
+
+
+def _provenance(report: Report) -> Section:
+    """What makes this run comparable with another."""
+    device = report.device
+    software = {
+        "torch": device.torch,
+        "Python": device.python,
+        "runtime": device.runtime,
+        "driver": device.driver,
+        "autobatch": report.version,
+    }
+    versions = ", ".join(f"{name} {known(version)}" for name, version in software.items() if version is not None)
+    threads = "" if device.threads is None else f", {count_text(device.threads, 'thread')}"
+    rows = (
+        ("device", f"{device.name} ({device.kind}{threads})"),
+        ("memory", known(device.memory_bytes, format_size)),
+        ("versions", versions),
+        ("started", report.created),
+        ("command", report.command),
+    )
+    notes = (Bullets(items=device.notes),) if device.notes else ()
+    return Section(title="Measured on", parts=(Facts(rows=rows), *notes))
+
+
+def _decimals(report: Report) -> int:
+    """Decimals of every score of the report: all alike, so that they can be compared by eye."""
+    sides = [score for score in (report.score, report.baseline) if score is not None]
+    finals = [_last_score(trial) for trial in report.trials if trial["state"] == "complete"]
+    return score_decimals([side.mean for side in sides] or finals, [side.stderr for side in sides])
+
+
+def _baseline_name(report: Report) -> str:
+    return "your configuration" if report.baseline_is_users else "the default"
+
+
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _config_text(config: Config) -> str:
+    plan = config.plan
+    steps = f"batch_size {plan.batch_size}, accumulation_steps {plan.accumulation_steps}"
+    return f"{steps}, lr {lr_text(config.lr, 6)}, {plan.precision}"
+
+
+def _batch_text(trial: Json) -> str:
+    return f"{trial['batch_size']} x {trial['accumulation_steps']}"
+
+
+def _last_score(trial: Json) -> float:
+    score: float = trial["scores"][-1][1]
+    return score
+
+
+def _share_done(trial: Json) -> float:
+    """How much of its schedule the trial's last score stands for."""
+    return trial["scores"][-1][0] / trial["total_steps"] if trial["scores"] else 0.0
+
+
+def _state_text(trial: Json) -> str:
+    return OUTCOMES.get(trial["outcome"], trial["outcome"]) if trial["state"] == "failed" else trial["state"]
+
+
+def _is_chosen(trial: Json, report: Report) -> bool:
+    plan = dataclasses.asdict(report.plan.plan)
+    return trial["lr"] == report.plan.lr and all(trial[name] == value for name, value in plan.items())

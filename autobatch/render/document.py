@@ -1,0 +1,95 @@
+"""A document as data: what is said and in which order. Renderers draw it, and choose nothing."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+
+# Categories of characters that a terminal or a reader would act on rather than show: control codes, invisible format
+# characters (among them those that turn the reading direction), lone surrogates, line and paragraph separators.
+_ACTED_ON = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paragraph:
+    """A few sentences."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bullets:
+    """Sentences that stand side by side."""
+
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Code:
+    """Lines to be typed as they stand; never text from outside."""
+
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """Names and what they are."""
+
+    rows: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        title: its heading.
+        is_number: aligned to the right.
+        optional: left out where there is no room; the last such column goes first.
+    """
+
+    title: str
+    is_number: bool = False
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Rows of text.
+
+    Attributes:
+        columns, rows: each row has a cell for each column.
+        bars: one share in [0, 1] for each row, to be drawn as a bar behind it; empty for no bars. They repeat what a
+            column says, so a renderer may leave them out.
+    """
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    bars: tuple[float, ...] = ()
+
+
+Part = Paragraph | Bullets | Code | Facts | Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """Parts under a heading."""
+
+    title: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """Sections under a title."""
+
+    title: str
+    sections: tuple[Section, ...]
+
+
+def visible(text: str) -> str:
+    """The text on one line, with every character that is not for reading written out, as in `\\x1b`."""
+    shown = text.replace("\n", " ").replace("\r", " ").replace("\t", " ")
+    return "".join(
+        c.encode("unicode_escape").decode("ascii") if unicodedata.category(c) in _ACTED_ON else c for c in shown
+    )

@@ -1,0 +1,204 @@
+"""What each piece of evidence says: the largest batch, the throughput, the range test, the device.
+
+All are read from the JSON shapes of `memory`, `throughput` and `learning_rate`, so that a stored report draws as a
+fresh one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+from ..plan import DeviceInfo
+from ..units import format_duration, format_lr, format_size
+from .document import Bullets, Column, Facts, Paragraph, Part, Section, Table
+from .numbers import count_text, known, lr_text, score_decimals, score_text, share_text, speed_text
+
+Json = Mapping[str, Any]
+
+# Rows that a range test is thinned to. Assumed: its shape shows, and it fits on a screen.
+_LR_ROWS = 16
+
+OUTCOMES = {
+    "over_limit": "over the limit",
+    "oom": "out of memory",
+    "nonfinite": "loss is no number",
+    "timeout": "out of time",
+}
+
+_LIMITS = {
+    "memory": "Memory set the limit",
+    "dataset": "The size of the data ended the search, not memory",
+    "ceiling": "No larger size was to be tried",
+}
+
+
+def max_batch_summary(found: Json) -> tuple[Part, ...]:
+    """The largest batch, its peak, and what limited it."""
+    peak, limit = found["peak_bytes"], found["limit_bytes"]
+    used = f"a peak of {format_size(peak)}" if peak is not None else "an unknown peak"
+    share = f" ({share_text(peak / limit)})" if peak is not None and limit else ""
+    proof = " The next size was run as well and failed." if found["proved"] else ""
+    text = (
+        f"{count_text(found['batch_size'], 'sample')} ran, with {used} of the {known(limit, format_size)} "
+        f"that may be used{share}. {_LIMITS.get(found['limited_by'], found['limited_by'])}.{proof}"
+    )
+    assumed = tuple(f"assumed: {sentence}" for sentence in found["assumed"])
+    return (Paragraph(text=text), Bullets(items=assumed)) if assumed else (Paragraph(text=text),)
+
+
+def max_batch_section(found: Json) -> Section:
+    """The largest batch and every probe."""
+    probes = found["probes"]
+    columns = (
+        Column(title="batch", is_number=True),
+        Column(title="outcome"),
+        Column(title="peak", is_number=True),
+        Column(title="time", is_number=True, optional=True),
+        Column(title="process", optional=True),
+    )
+    rows = tuple(
+        (
+            str(probe["batch_size"]),
+            OUTCOMES.get(probe["outcome"], probe["outcome"]),
+            known(probe["peak_bytes"], format_size, "-"),
+            known(probe["seconds"], format_duration, "-"),
+            "fresh" if probe["fresh"] else "shared",
+        )
+        for probe in probes
+    )
+    table = Table(columns=columns, rows=rows, bars=_shares([probe["peak_bytes"] for probe in probes]))
+    return Section(title="Largest batch", parts=(*max_batch_summary(found), table))
+
+
+def throughput_summary(found: Json, marks: Mapping[int, str]) -> tuple[Part, ...]:
+    """Samples per second over batch sizes.
+
+    Args:
+        found: as `ThroughputCurve.to_json` gives it.
+        marks: a word for a batch size, such as "chosen"; the knee is marked in any case.
+    """
+    points = found["measurements"]
+    columns = (
+        Column(title="batch", is_number=True),
+        Column(title="samples/s", is_number=True),
+        Column(title="", optional=True),
+    )
+    rows = tuple((str(p["batch_size"]), _speed_or_outcome(p), _marks_of(p, found, marks)) for p in points)
+    return (Table(columns=columns, rows=rows, bars=_shares([p["samples_per_s"] for p in points])), *_remarks(found))
+
+
+def throughput_section(found: Json) -> Section:
+    """The whole profile."""
+    points = found["measurements"]
+    summary = (
+        f"Fastest at batch {found['fastest_batch_size']}: {speed_text(found['samples_per_s'])} samples/s. "
+        f"Speed saturates at batch {found['knee_batch_size']}, the knee: the smallest with 80 % of that."
+    )
+    columns = (
+        Column(title="batch", is_number=True),
+        Column(title="samples/s", is_number=True),
+        Column(title=""),
+        Column(title="step", is_number=True),
+        Column(title="spread", is_number=True, optional=True),
+        Column(title="compute alone", is_number=True, optional=True),
+        Column(title="loader alone", is_number=True, optional=True),
+    )
+    rows = tuple(
+        (
+            str(point["batch_size"]),
+            _speed_or_outcome(point),
+            _marks_of(point, found, {}),
+            known(point["step_s"], format_duration, "-"),
+            known(point["spread_s"], format_duration, "-"),
+            known(point["compute_samples_per_s"], speed_text, "-"),
+            known(point["loader_samples_per_s"], speed_text, "-"),
+        )
+        for point in points
+    )
+    table = Table(columns=columns, rows=rows, bars=_shares([point["samples_per_s"] for point in points]))
+    return Section(title="Throughput", parts=(Paragraph(text=summary), table, *_remarks(found)))
+
+
+def lr_sentence(found: Json) -> str:
+    """What the range test suggests, and where it blew up."""
+    batch = found["batch_size"] * found["accumulation_steps"]
+    suggestion = known(found["suggestion"], format_lr, "nothing: the loss never fell by more than its noise")
+    blew_up = known(found["diverged_at"], lambda lr: f"blew up at {format_lr(lr)}", "never blew up")
+    return f"The rule {found['rule']} suggests {suggestion}, at batch {batch}; the loss {blew_up}."
+
+
+def lr_section(found: Json) -> Section:
+    """The range test, its smoothed losses thinned to a screenful."""
+    lrs, smoothed = found["lrs"], found["smoothed"]
+    parts: tuple[Part, ...] = (Paragraph(text=lr_sentence(found)),)
+    if smoothed:
+        lowest = min(range(len(smoothed)), key=lambda step: smoothed[step])
+        decimals = score_decimals(smoothed[:1], [])
+        stride = -(-len(smoothed) // _LR_ROWS)
+        steps = sorted({*range(0, len(smoothed), stride), lowest})
+        columns = (
+            Column(title="learning rate", is_number=True),
+            Column(title="smoothed loss", is_number=True),
+            Column(title=""),
+        )
+        rows = tuple(
+            (lr_text(lrs[step], 2), score_text(smoothed[step], decimals), "lowest" if step == lowest else "")
+            for step in steps
+        )
+        # One that has blown up would flatten all others: the scale ends at twice where the loss began.
+        scale = 2 * smoothed[0] if smoothed[0] > 0 else max(smoothed)
+        parts += (Table(columns=columns, rows=rows, bars=_shares([min(smoothed[s], scale) for s in steps])),)
+    return Section(title="Range test", parts=parts)
+
+
+def device_facts(device: DeviceInfo) -> tuple[tuple[str, str], ...]:
+    """Every fact about a device, "unknown" where it could not be read."""
+    return (
+        ("name", device.name),
+        ("kind", device.kind),
+        ("index", known(device.index)),
+        ("memory", known(device.memory_bytes, format_size)),
+        ("free memory", known(device.free_bytes, format_size)),
+        ("threads", known(device.threads)),
+        ("driver", known(device.driver)),
+        ("runtime", known(device.runtime)),
+        ("torch", known(device.torch)),
+        ("Python", known(device.python)),
+        ("power limit", known(device.power_limit_w, lambda watts: f"{watts:.0f} W")),
+        ("uuid", known(device.uuid)),
+    )
+
+
+def device_section(device: DeviceInfo) -> Section:
+    """Every fact about a device, and why one is missing."""
+    facts = Facts(rows=device_facts(device)[1:])
+    notes = (Bullets(items=device.notes),) if device.notes else ()
+    return Section(title=device.name, parts=(facts, *notes))
+
+
+def _speed_or_outcome(point: Json) -> str:
+    speed: float | None = point["samples_per_s"]
+    return OUTCOMES.get(point["outcome"], point["outcome"]) if speed is None else speed_text(speed)
+
+
+def _marks_of(point: Json, found: Json, marks: Mapping[int, str]) -> str:
+    size = point["batch_size"]
+    knee = ("knee",) if size == found["knee_batch_size"] else ()
+    return ", ".join(chain(knee, (marks[size],) if size in marks else ()))
+
+
+def _remarks(found: Json) -> Iterator[Part]:
+    """What to know beside the figures: a starving device, and what there was no time for."""
+    if found["starvation"] is not None:
+        yield Paragraph(text=found["starvation"])
+    if found["skipped"]:
+        sizes = ", ".join(str(size) for size in found["skipped"])
+        yield Paragraph(text=f"Not timed, for lack of time: {sizes}.")
+
+
+def _shares(values: list[float | None]) -> tuple[float, ...]:
+    """Each value as a share of the largest; 0 for what is unknown or negative."""
+    largest = max((value for value in values if value is not None), default=0)
+    return tuple(max(0.0, value / largest) if value is not None and largest > 0 else 0.0 for value in values)

@@ -1,0 +1,131 @@
+"""Progress as it happens: one live line on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table as Grid
+from rich.text import Text
+
+from ..progress import Listener, Progress, Stage, nobody
+from ..units import format_duration
+from .terminal import plain_text
+
+# What a stage does, for the time until it says so itself.
+_DOES: dict[Stage, str] = {
+    "start": "opening the task and the device",
+    "memory": "looking for the largest batch",
+    "profile": "timing batch sizes",
+    "range test": "raising the learning rate",
+    "search": "choosing what to try next",
+    "confirmation": "training under fresh seeds",
+    "report": "writing the report",
+}
+
+_REFRESHES_PER_S = 4  # assumed: the clock is seen to run, and drawing takes no time from training
+_BAR_WIDTH = 16  # assumed
+_ROOM_FOR_BAR = 60  # assumed: in a narrower terminal the words matter more
+
+
+@contextmanager
+def live_progress(
+    console: Console,
+    *,
+    budget_s: float | None,
+    clock: Callable[[], float] = time.monotonic,
+    quiet: bool = False,
+) -> Iterator[Listener]:
+    """A listener that shows on `console` what a run says, until the `with` block ends, however it ends.
+
+    On a terminal, one line at the bottom tells the stage, what is under way and the time, while findings scroll by
+    above it; it is gone afterwards. Elsewhere, and where TERM is "dumb", each fact is one line, written out at once,
+    without control codes. Environment variables that force colour do not change that: it goes by what the file is.
+
+    Args:
+        console: should write to stderr, so that results alone go to stdout.
+        budget_s: seconds that the run was given; None shows the elapsed time alone.
+        clock: reads seconds.
+        quiet: show nothing.
+    """
+    started_s = clock()
+    if quiet or console.quiet:
+        yield nobody
+    elif console.file.isatty() and console.is_terminal and not console.is_dumb_terminal:
+        line = _LiveLine(console, budget_s, started_s, clock)
+        live = Live(
+            console=console,
+            get_renderable=line.draw,
+            refresh_per_second=_REFRESHES_PER_S,
+            transient=True,
+            # What the task prints goes above the line if it is seen on a terminal, and into the file if it is not.
+            redirect_stdout=sys.stdout.isatty(),
+        )
+        with live:
+            yield line.listen
+    else:
+
+        def write(progress: Progress) -> None:
+            about = "" if progress.predicted_s is None else f" (about {format_duration(progress.predicted_s)})"
+            text = f"[{clock() - started_s:5.1f} s] {progress.stage}: {progress.text}{about}"
+            # Rich flushes after each print.
+            console.print(plain_text(text, console), soft_wrap=True, highlight=False)
+
+        yield write
+
+
+class _LiveLine:
+    """What the live line knows: the stage, what is under way in it, and since when."""
+
+    def __init__(self, console: Console, budget_s: float | None, started_s: float, clock: Callable[[], float]) -> None:
+        self._console, self._budget_s, self._started_s, self._clock = console, budget_s, started_s, clock
+        self._stage: Stage = "start"
+        self._piece: Progress | None = None
+        self._piece_began_s = started_s
+
+    def listen(self, progress: Progress) -> None:
+        """Take note of what has begun; print what was found."""
+        self._stage = progress.stage
+        if progress.predicted_s is not None:
+            self._piece, self._piece_began_s = progress, self._clock()
+            return
+        self._piece = None
+        line = f"{progress.stage}: {progress.text}"
+        self._console.print(plain_text(line, self._console), soft_wrap=True, highlight=False)
+
+    def draw(self) -> Grid:
+        """The line as it stands now; never wider than the terminal."""
+        now_s = self._clock()
+        piece = self._piece  # once: another thread listens
+        does, left = (_DOES[self._stage], "") if piece is None else (piece.text, self._left(piece, now_s))
+        grid = Grid.grid(padding=(0, 2, 0, 0), pad_edge=False, expand=True)
+        grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+        text = f"{self._stage}: {does}{left}"
+        cells: list[Text | ProgressBar] = [plain_text(text, self._console)]
+        elapsed_s = now_s - self._started_s
+        times = _clock_text(elapsed_s)
+        if self._budget_s is not None:
+            times = f"{times} of {_clock_text(self._budget_s)}"
+            if self._console.width >= _ROOM_FOR_BAR:
+                grid.add_column(width=_BAR_WIDTH)
+                cells.append(ProgressBar(total=self._budget_s, completed=elapsed_s, width=_BAR_WIDTH))
+        grid.add_column(no_wrap=True, justify="right")
+        grid.add_row(*cells, Text(times))
+        return grid
+
+    def _left(self, piece: Progress, now_s: float) -> str:
+        """How much longer the piece under way should take."""
+        left_s = (piece.predicted_s or 0.0) - (now_s - self._piece_began_s)
+        return f", about {_clock_text(left_s)} left" if left_s >= 0 else ", longer than predicted"
+
+
+def _clock_text(seconds: float) -> str:
+    """`0:07`, `12:40`, `1:02:03`: a clock that does not change its width each second."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

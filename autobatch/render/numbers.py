@@ -1,0 +1,59 @@
+"""Numbers as a reader sees them, where `units` is not enough: scores, learning rates, speeds, shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# Significant digits of a score that has no standard error. Assumed: four tell any two configurations apart that matter.
+_DIGITS_WITHOUT_STDERR = 4
+# Significant digits of a score at most, however small its standard error. Assumed.
+_MOST_DIGITS = 8
+# A number longer than this is written with an exponent. Assumed: what fits in a column of a table.
+_LONGEST = 12
+
+
+def known(value: T | None, write: Callable[[T], str] = str, unknown: str = "unknown") -> str:
+    """What `write` makes of the value; `unknown` for None."""
+    return unknown if value is None else write(value)
+
+
+def score_decimals(scores: Iterable[float], stderrs: Iterable[float | None]) -> int:
+    """Decimals that show the smallest standard error to two digits; four significant digits of a score without one."""
+    largest = max((abs(score) for score in scores), default=0.0)
+    leading = math.floor(math.log10(largest)) if largest > 0 else 0
+    errors = [error for error in stderrs if error is not None and error > 0]
+    wanted = 1 - math.floor(math.log10(min(errors))) if errors else _DIGITS_WITHOUT_STDERR - 1 - leading
+    return max(0, min(wanted, _MOST_DIGITS - 1 - leading))
+
+
+def score_text(score: float | None, decimals: int) -> str:
+    """A score with so many decimals, "-" for None; with an exponent where it would be too long to read."""
+    if score is None:
+        return "-"
+    text = f"{score:z.{decimals}f}"
+    return text if len(text) <= _LONGEST else f"{score:.{_DIGITS_WITHOUT_STDERR}g}"
+
+
+def lr_text(lr: float, digits: int = 3) -> str:
+    """A learning rate as people type one: `0.03`, `1.25e-5`; the search tries rates of three digits."""
+    mantissa, e, exponent = f"{lr:.{digits}g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if e else mantissa
+
+
+def speed_text(per_s: float) -> str:
+    """Samples per second: three digits where they can matter, thousands set apart."""
+    return f"{per_s:,.0f}" if per_s >= 99.95 else f"{per_s:.3g}"
+
+
+def share_text(share: float) -> str:
+    """A share as a whole percentage, "<1%" where that would be none."""
+    return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
+
+
+def count_text(count: int, noun: str) -> str:
+    """A count and what is counted: `1 seed`, `1,024 seeds`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -1,0 +1,223 @@
+"""A runner without torch that reads a table of trials that were run: what a search strategy is judged on."""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from .errors import ReportError
+from .plan import Config, DeviceInfo, LrSweep, Measurement, MemoryLimit, Plan, Rung, RungResult, Runner, TaskFacts
+from .sim import VirtualClock
+
+_MIB = 1 << 20
+
+_TABLE_KEYS = (
+    *("name", "optimizer", "scheduler", "full_trial_s", "direction", "batch_sizes", "lrs", "rungs", "step_time_s"),
+    *("baseline", "lr_range_test_min_over_10_at_128", "score"),
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class ReplayRunner(Runner):
+    """A runner that reads a table of trials that were run: score over batch size, learning rate, seed and rung.
+
+    Only tabulated batch sizes have scores: another effective batch reads the nearest one by its logarithm. The
+    learning rate interpolates linearly in its logarithm, and so does the share of the schedule; both are clamped.
+    Seed s reads column s modulo the number of columns, so that neighbouring seeds differ. Step times are the table's,
+    of the micro-batch. What a table does not hold is made up and simple: memory of 1 MiB per sample, with room for the
+    largest tabulated batch; an evaluation of `eval_s`; a range test (see `sweep_lr`).
+
+    Attributes:
+        table: as in its JSON file; `load` checks it.
+    """
+
+    table: dict[str, Any]
+    clock: VirtualClock = field(default_factory=VirtualClock)
+    eval_s: float = 0.0
+    kept: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: str | Path, *, eval_s: float = 0.0) -> ReplayRunner:
+        """The runner of the table in a JSON file.
+
+        Raises:
+            ReportError: it cannot be read, lacks a key, or has a list or a number that cannot be used.
+        """
+        try:
+            table = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ReportError(f"a table is a readable JSON file; {path}: {error}") from error
+        problems = _table_problems(table)
+        if problems:
+            raise ReportError(f"{path} is not a table of trials: {'; '.join(problems)}")
+        return cls(table=table, eval_s=eval_s)
+
+    def truth(self, config: Config) -> float:
+        """The mean score over all seeds at the end of the schedule."""
+        seeds = range(len(self.table["score"][0][0]))
+        return fmean(self._score(config, 1.0, seed) for seed in seeds)
+
+    def best(self) -> float:
+        """The best `truth` of any tabulated batch size and learning rate."""
+        truths: list[float] = [fmean(seed[-1] for seed in seeds) for row in self.table["score"] for seeds in row]
+        return max(truths) if self.table["direction"] == "maximize" else min(truths)
+
+    def facts(self) -> TaskFacts:
+        baseline = self.table["baseline"]
+        return TaskFacts(
+            name=self.table["name"],
+            train_size=None,
+            val_size=None,
+            direction=self.table["direction"],
+            baseline=Config(plan=Plan(batch_size=baseline["batch_size"]), lr=baseline["lr"]),
+            baseline_is_users=True,
+        )
+
+    def device(self) -> DeviceInfo:
+        return DeviceInfo(name="a table", kind="cpu", notes=("step times and scores are read from a table",))
+
+    def memory(self) -> MemoryLimit:
+        limit = self.table["batch_sizes"][-1] * _MIB
+        return MemoryLimit(capacity_bytes=limit, budget_bytes=limit, source="the end of the table, 1 MiB a sample")
+
+    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        peak = plan.batch_size * _MIB
+        if peak > self.memory().capacity_bytes:
+            return Measurement(plan=plan, outcome="oom", fresh=verdict, message="simulated: past the end of the table")
+        seconds = (3 if verdict else 2) * self._step_s(plan)
+        self.clock.advance(seconds)
+        return Measurement(plan=plan, outcome="ok", peak_bytes=peak, seconds=seconds, fresh=verdict)
+
+    def time(self, plan: Plan, *, budget_s: float) -> Measurement:
+        step = self._step_s(plan)
+        repeats = max(3, min(20, int(budget_s / step)))
+        self.clock.advance(repeats * step)
+        return Measurement(plan=plan, outcome="ok", step_s=(step,) * repeats, seconds=repeats * step)
+
+    def time_evaluation(self, batch_size: int) -> float:
+        self.clock.advance(self.eval_s)
+        return self.eval_s
+
+    def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
+        """A made-up range test with the table's answer, since no losses are tabulated.
+
+        The loss falls up to ten times the tabulated min/10, scaled from batch 128 by the square root, and blows up at
+        the next step, so that every smoothing has its lowest loss there.
+        """
+        turn = 10 * self.table["lr_range_test_min_over_10_at_128"] * math.sqrt(plan.effective_batch_size / 128)
+        ratio = (highest / lowest) ** (1 / (steps - 1))
+        lrs, losses = [], []
+        for step in range(steps):
+            lrs.append(lowest * ratio**step)
+            losses.append(2.0 - step / steps if lrs[-1] <= turn else 20.0)
+            if lrs[-1] > turn:
+                break
+        seconds = len(lrs) * self._step_s(plan)
+        self.clock.advance(seconds)
+        diverged = lrs[-1] > turn
+        return LrSweep(plan=plan, lrs=tuple(lrs), losses=tuple(losses), diverged=diverged, seconds=seconds)
+
+    def advance(self, rung: Rung) -> RungResult:
+        if rung.start_step != self.kept.get(rung.trial, 0):
+            raise ValueError(
+                f"trial {rung.trial} stands at step {self.kept.get(rung.trial, 0)}, not at {rung.start_step}"
+            )
+        train_s = (rung.until_step - rung.start_step) * self._step_s(rung.config.plan)
+        if rung.limit_s is not None and train_s + self.eval_s > rung.limit_s:
+            self.clock.advance(rung.limit_s)
+            return RungResult(rung=rung, outcome="timeout", seconds=rung.limit_s, message="simulated: out of time")
+        seconds = train_s + self.eval_s
+        self.clock.advance(seconds)
+        self.kept[rung.trial] = rung.until_step
+        score = self._score(rung.config, rung.until_step / rung.total_steps, rung.seed)
+        return RungResult(rung=rung, outcome="ok", score=score, train_s=train_s, eval_s=self.eval_s, seconds=seconds)
+
+    def test_score(self, rung: Rung) -> float | None:
+        return None
+
+    def forget(self, trial: int) -> None:
+        self.kept.pop(trial, None)
+
+    def close(self) -> None:
+        self.kept.clear()
+
+    def _step_s(self, plan: Plan) -> float:
+        sizes, seconds = self.table["batch_sizes"], self.table["step_time_s"]
+        beyond = max(1.0, plan.batch_size / sizes[-1])
+        return plan.accumulation_steps * beyond * _interpolate(sizes, seconds, plan.batch_size)
+
+    def _score(self, config: Config, share: float, seed: int) -> float:
+        table, log_batch = self.table, math.log(config.plan.effective_batch_size)
+        sizes = table["batch_sizes"]
+        row = table["score"][min(range(len(sizes)), key=lambda i: abs(math.log(sizes[i]) - log_batch))]
+        shares = [math.log(rung) for rung in table["rungs"]]
+        at_share = [_interpolate(shares, cell[seed % len(cell)], math.log(share)) for cell in row]
+        return _interpolate([math.log(lr) for lr in table["lrs"]], at_share, math.log(config.lr))
+
+
+def _interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
+    """Linear between the rising `xs`, constant beyond them."""
+    place = bisect_left(xs, x)
+    if place == 0 or place == len(xs):
+        return ys[min(place, len(xs) - 1)]
+    share = (x - xs[place - 1]) / (xs[place] - xs[place - 1])
+    return ys[place - 1] + share * (ys[place] - ys[place - 1])
+
+
+def _table_problems(table: object) -> list[str]:
+    """What is wrong with a table, one phrase each; of the scores, the first only."""
+    if not isinstance(table, dict):
+        return [f"it holds a {type(table).__name__} instead of an object"]
+    missing = [key for key in _TABLE_KEYS if key not in table]
+    if missing:
+        return [f"it lacks {', '.join(missing)}"]
+    problems = []
+    if table["direction"] not in ("maximize", "minimize"):
+        problems.append(f'direction must be "maximize" or "minimize", not {table["direction"]!r}')
+    for key in ("batch_sizes", "lrs", "rungs", "step_time_s"):
+        values = table[key]
+        if not isinstance(values, list) or not values or not all(_is_number(v) and v > 0 for v in values):
+            problems.append(f"{key} must be a list of numbers above 0")
+        elif key != "step_time_s" and values != sorted(set(values)):
+            problems.append(f"{key} must rise")
+    for key in ("full_trial_s", "lr_range_test_min_over_10_at_128"):
+        if not (_is_number(table[key]) and table[key] > 0):
+            problems.append(f"{key} must be a number above 0, not {table[key]!r}")
+    baseline = table["baseline"]
+    if not isinstance(baseline, dict) or not all(_is_number(baseline.get(key)) for key in ("batch_size", "lr")):
+        problems.append("baseline must hold the numbers batch_size and lr")
+    if problems:
+        return problems
+    if len(table["step_time_s"]) != len(table["batch_sizes"]):
+        return ["step_time_s must have one number for each of batch_sizes"]
+    seeds = table["score"][0][0] if _is_list(table["score"], 1) and _is_list(table["score"][0], 1) else []
+    num_seeds = len(seeds) if isinstance(seeds, list) else 0
+    shape = (len(table["batch_sizes"]), len(table["lrs"]), max(1, num_seeds), len(table["rungs"]))
+    return _score_problems(table["score"], shape, "score")
+
+
+def _score_problems(values: object, shape: tuple[int, ...], name: str) -> list[str]:
+    if not shape:
+        return [] if _is_number(values) else [f"{name} is {values!r}, not a finite number"]
+    if not isinstance(values, list) or len(values) != shape[0]:
+        found = len(values) if isinstance(values, list) else type(values).__name__
+        return [f"{name} must be a list of {shape[0]}, not {found}"]
+    for index, value in enumerate(values):
+        problems = _score_problems(value, shape[1:], f"{name}[{index}]")
+        if problems:
+            return problems
+    return []
+
+
+def _is_list(value: object, length: int) -> bool:
+    return isinstance(value, list) and len(value) >= length
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

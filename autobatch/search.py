@@ -1,0 +1,89 @@
+"""The race for the best validation score at equal training time, on any `Runner`.
+
+The baseline runs to the end first. Then come the warm starts, proposals and promotions, by asynchronous successive
+halving with resume: a trial is paused at a rung by its checkpoint and goes on if it ranks among the best there. The
+last slice of the time goes to finishing what is paused. Then the finalist is trained again under fresh seeds.
+
+What is done next is decided by scores and by *modelled* cost, from the profile; so the same profile and the same scores
+give the same race. The clock is the guard: nothing starts whose predicted end does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .conclusion import SearchResult as SearchResult
+from .confirmation import ScoreSummary as ScoreSummary
+from .costs import Costs
+from .costs import horizon_s as horizon_s
+from .ledger import Ledger
+from .plan import Runner
+from .race import Race
+from .study import StudyRecord as StudyRecord
+from .trials import Event as Event
+from .trials import Ladder as Ladder
+from .trials import SearchSettings as SearchSettings
+from .trials import Space as Space
+from .trials import StepTimes as StepTimes
+from .trials import Trial as Trial
+
+
+def search(
+    runner: Runner,
+    ledger: Ledger,
+    times: StepTimes,
+    *,
+    max_batch: int,
+    horizon_s: float,
+    eval_s: float,
+    eval_batch_size: int,
+    overhead_s: float = 0.0,
+    lr_hint: float | None = None,
+    lr_diverged: float | None = None,
+    settings: SearchSettings | None = None,
+    record: StudyRecord | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> SearchResult:
+    """The best configuration found in what remains of the ledger's budget, which is never overrun.
+
+    Args:
+        runner: trains and evaluates.
+        ledger: charged for everything done here.
+        times: the throughput profile; the currency of every comparison.
+        max_batch: the most samples that fit in one forward and backward pass.
+        horizon_s: seconds of training of a full trial, by the profile.
+        eval_s, eval_batch_size: seconds and batch size of one evaluation of the validation data.
+        overhead_s: seconds of writing and reading a checkpoint.
+        lr_hint, lr_diverged: what the range test at the knee suggests, and where it blew up.
+        settings: how the race is run.
+        record: where every trial is written as it happens.
+        on_event: called when a rung starts and ends.
+
+    Raises:
+        BudgetTooShort: the baseline could not be trained to the end at this horizon.
+        NoValidResult: the time ran out before the baseline was trained, or every trial failed.
+    """
+    settings = settings or SearchSettings()
+    costs = Costs(
+        times=times,
+        ladder=settings.ladder.beyond(runner.facts().peak_lr_fraction),
+        horizon_s=horizon_s,
+        eval_s=eval_s,
+        overhead_s=overhead_s,
+    )
+    race = Race(
+        runner=runner,
+        ledger=ledger,
+        max_batch=max_batch,
+        costs=costs,
+        eval_batch_size=eval_batch_size,
+        settings=settings,
+        record=record,
+        on_event=on_event,
+    )
+    race.prepare(lr_hint, lr_diverged)
+    try:
+        race.run()
+    except KeyboardInterrupt:
+        return race.interrupted()
+    return race.result()

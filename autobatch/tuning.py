@@ -1,0 +1,277 @@
+"""`tune`, end to end: the stages in order, under one ledger, into one report.
+
+Each stage hands frozen data to the next: task and device -> largest batch -> throughput -> range test -> race ->
+confirmation -> report. Nothing here decides a number; it says which stage gets what.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import __version__
+from .errors import BudgetTooShort, ReportError, WorkerTimeout
+from .learning_rate import LrCurve, find_lr_curve
+from .ledger import Ledger
+from .memory import MaxBatch, find_max_batch_size
+from .plan import Measurement, Plan, Runner, TaskFacts
+from .progress import Listener, Progress
+from .remote import RemoteRunner, RunnerSpec
+from .report import Report, check_writable
+from .throughput import ThroughputCurve, profile
+from .units import format_duration, format_lr, format_size
+
+if TYPE_CHECKING:
+    from .search import Event, SearchResult
+
+# No batch beyond this is looked for where the data does not end the search first. Assumed: past any batch in use.
+CEILING = 131_072
+# The same for `tune` on data that does not say its size. Assumed: an eighth of a small image data set.
+_TUNE_CEILING = 4096
+# A batch of more than this share of the data is not tried: it would leave fewer than eight steps an epoch. Assumed.
+_DATA_SHARE = 8
+# Shares of the budget that the stages before the race may take. Assumed: the race is what the budget is for.
+_PROFILE_SHARE = 0.1
+_SWEEP_SHARE = 0.03
+_PROFILE_MOST_S = 60.0
+_SWEEP_STEPS = (30, 100)  # fewest and most; 100 as in the measured comparison of the rules
+_SETUP_SHARES = 4  # assumed: a budget that start-up and measuring alone use up is a quarter of one that is of use
+_EVAL_BATCH = 1024  # assumed: beyond it a forward pass without gradients gains nothing on the devices we know
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneSettings:
+    """What the user asked of `tune`, in base units; see `api.tune`."""
+
+    name: str
+    budget_s: float
+    train_time_s: float | None = None
+    seed: int = 0
+    search: str = "tpe"
+    run_dir: Path | None = None
+    command: str = "autobatch.tune"
+
+
+def describe_probe(probe: Measurement) -> str:
+    """One line about a memory probe."""
+    outcome = {"over_limit": "over the limit", "oom": "out of memory", "nonfinite": "ran, but the loss is not a number"}
+    text = f"batch {probe.plan.batch_size}: {outcome.get(probe.outcome, probe.outcome)}"
+    return text if probe.peak_bytes is None else f"{text}, peak {format_size(probe.peak_bytes)}"
+
+
+def run_tune(spec: RunnerSpec, settings: TuneSettings, listen: Listener, started_s: float | None) -> Report:
+    """The whole of `tune` for a task that workers can open; see `api.tune` for what it raises."""
+    ledger = Ledger(settings.budget_s, started_s=started_s)
+    run = _RunFolder.make(settings.run_dir, settings.name)
+    checkpoints = run.path / "checkpoints"
+    spec = replace(spec, checkpoints=checkpoints)
+    runner = RemoteRunner(spec, log=run.path / "worker.log", remaining_s=lambda: ledger.remaining_s)
+    try:
+        report = _Tune(runner, ledger, settings, listen, run).run()
+        report.save(run.path / "report.json")
+        return report
+    except WorkerTimeout as error:
+        # Rungs answer for their own time; what is cut off by the end of the budget is a stage before the race.
+        raise BudgetTooShort(
+            f"the budget of {format_duration(settings.budget_s)} ended before anything could be compared: {error}. "
+            f"Give at least {format_duration(_SETUP_SHARES * settings.budget_s)}"
+        ) from None
+    finally:
+        runner.close()
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _RunFolder:
+    """Where a run keeps its journal, log, checkpoints and report."""
+
+    path: Path
+
+    @classmethod
+    def make(cls, asked: Path | None, task: str) -> _RunFolder:
+        name = re.sub(r"[^\w.-]", "_", task) or "task"
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        path = asked or Path(".autobatch") / name / stamp
+        try:
+            path.mkdir(parents=True, exist_ok=asked is not None)
+        except FileExistsError:  # two runs in one second
+            path = path.with_name(f"{stamp}-{time.time_ns() % 10**9}")
+            path.mkdir(parents=True)
+        except OSError as error:
+            raise ReportError(f"the run's folder {path} cannot be made: {error.strerror}") from None
+        check_writable(path / "report.json")
+        return cls(path.resolve())
+
+
+class _Tune:
+    """One run under way: what the stages share."""
+
+    def __init__(
+        self, runner: Runner, ledger: Ledger, settings: TuneSettings, listen: Listener, run: _RunFolder
+    ) -> None:
+        self.runner, self.ledger, self.settings, self.listen, self.run_folder = runner, ledger, settings, listen, run
+        self.created = datetime.now(UTC).isoformat(timespec="seconds")
+
+    def run(self) -> Report:
+        with self.ledger.charge("start-up"):
+            facts = self.runner.facts()
+            device = self.runner.device()
+        self.say("start", f"{facts.name} on {device.name}")
+        largest = self.largest_batch(facts)
+        curve = self.throughput(facts, int(largest))
+        sweep = self.range_test(facts, curve, int(largest))
+        result = self.race(facts, curve, sweep, int(largest))
+        return self.report(facts, largest, curve, sweep, result)
+
+    def say(self, stage: str, text: str, predicted_s: float | None = None) -> None:
+        self.listen(Progress(stage=stage, text=text, predicted_s=predicted_s))  # type: ignore[arg-type]
+
+    def largest_batch(self, facts: TaskFacts) -> MaxBatch:
+        """No further than the race could use: an eighth of the data, but the baseline's own batch at least."""
+        size = facts.train_size
+        useful = _TUNE_CEILING if size is None else max(1, size // _DATA_SHARE)
+        ceiling = max(useful, facts.baseline.plan.batch_size)
+        with self.ledger.charge("memory"):
+            return find_max_batch_size(
+                self.runner,
+                Plan(batch_size=1, precision=facts.precision),
+                ceiling=ceiling,
+                ceiling_is="dataset" if size is not None and ceiling >= size // _DATA_SHARE else "ceiling",
+                on_probe=lambda probe: self.say("memory", describe_probe(probe)),
+            )
+
+    def throughput(self, facts: TaskFacts, largest: int) -> ThroughputCurve:
+        budget_s = min(_PROFILE_SHARE * self.settings.budget_s, _PROFILE_MOST_S)
+        plan = Plan(batch_size=1, precision=facts.precision)
+        baseline = facts.baseline.plan.batch_size
+        with self.ledger.charge("profile"):
+            curve = profile(
+                self.runner,
+                plan,
+                max_batch=largest,
+                budget_s=budget_s,
+                include=[baseline] if baseline <= largest else [],
+            )
+        self.say("profile", f"speed saturates at batch {curve.knee_batch_size}")
+        return curve
+
+    def range_test(self, facts: TaskFacts, curve: ThroughputCurve, largest: int) -> LrCurve | None:
+        """At the knee; as many steps as its share of the budget pays for, none where that is too few."""
+        plan = curve.plan_for(curve.knee_batch_size, largest, facts.precision, facts.accumulates)
+        fewest, most = _SWEEP_STEPS
+        affordable = int(_SWEEP_SHARE * self.settings.budget_s / curve.step_s(curve.knee_batch_size))
+        if plan is None or affordable < fewest:
+            self.say("range test", f"left out: {fewest} steps would take more than {_SWEEP_SHARE:.0%} of the budget")
+            return None
+        with self.ledger.charge("range test"):
+            found = find_lr_curve(self.runner, plan, steps=min(most, affordable), seed=self.settings.seed)
+        what = "no suggestion" if found.suggestion is None else f"suggests {format_lr(found.suggestion)}"
+        self.say("range test", f"{found.rule} {what} at batch {plan.effective_batch_size}")
+        return found
+
+    def race(self, facts: TaskFacts, curve: ThroughputCurve, sweep: LrCurve | None, largest: int) -> SearchResult:
+        # Imported here, where the worker has long been started: optuna takes half a second.
+        from .search import SearchSettings, horizon_s, search
+        from .study import StudyRecord
+
+        eval_batch = min(largest, facts.val_size or largest, _EVAL_BATCH)
+        with self.ledger.charge("evaluation"):
+            eval_s = self.runner.time_evaluation(eval_batch)
+        record = StudyRecord(self.run_folder.path / "journal.log", facts.name, facts.direction)
+        baseline_step_s = facts.baseline.plan.accumulation_steps * curve.step_s(facts.baseline.plan.batch_size)
+        horizon = horizon_s(
+            self.ledger.available_s,
+            self.settings.train_time_s,
+            eval_s=eval_s,
+            overhead_s=0.0,
+            baseline_step_s=baseline_step_s,
+            spent_s=self.ledger.elapsed_s,
+        )
+        self.say("search", f"comparing at T = {format_duration(horizon)} of training each")
+        return search(
+            self.runner,
+            self.ledger,
+            curve,
+            max_batch=largest,
+            horizon_s=horizon,
+            eval_s=eval_s,
+            eval_batch_size=eval_batch,
+            lr_hint=sweep.suggestion if sweep else None,
+            lr_diverged=sweep.sweep.lrs[-1] if sweep and sweep.sweep.diverged and sweep.sweep.lrs else None,
+            settings=SearchSettings(seed=self.settings.seed, sampler=self.settings.search),
+            record=record,
+            on_event=self.on_event,
+        )
+
+    def on_event(self, event: Event) -> None:
+        if event.trial is None:
+            self.say("confirmation", "the finalist under fresh seeds")
+            return
+        trial, plan = event.trial, event.trial.config.plan
+        stage = "confirmation" if trial.role == "confirmation" else "search"
+        what = f"trial {trial.number}: batch {plan.effective_batch_size}, lr {format_lr(trial.config.lr)}"
+        if event.kind == "rung started":
+            self.say(stage, what, event.predicted_s)
+            return
+        share = trial.steps_done / trial.total_steps
+        found = f"{trial.scores[-1][1]:.4g} after {share:.0%}" if trial.outcome == "ok" else trial.outcome
+        self.say(stage, f"{what}: {found}")
+
+    def report(
+        self,
+        facts: TaskFacts,
+        largest: MaxBatch,
+        curve: ThroughputCurve,
+        sweep: LrCurve | None,
+        result: SearchResult,
+    ) -> Report:
+        limits = {
+            "memory": f"batch {int(largest)} is the largest that fits in {format_size(largest.limit.budget_bytes)}",
+            "dataset": f"batch {int(largest)} fits, and the data is too small for a larger one to be worth trying",
+            "ceiling": f"batch {int(largest)} fits, and no larger one was looked for",
+        }
+        knee = f"speed saturates at batch {curve.knee_batch_size}: the smallest with 80 % of the highest samples/s"
+        warnings = [*facts.warnings, *largest.assumed]
+        starved = curve.describe_starvation()
+        if starved is not None:
+            warnings.append(starved)
+        # The race may have had to accumulate a baseline that does not fit.
+        raced = [trial.config for trial in result.trials if trial.role == "baseline"]
+        train_time_s = self.settings.train_time_s
+        if train_time_s is not None and result.horizon_s < 0.99 * train_time_s:
+            warnings.append(
+                f"the budget compares at {format_duration(result.horizon_s)} of training, your training takes "
+                f"{format_duration(train_time_s)}: the best learning rate for that may be lower"
+            )
+        return Report(
+            task=facts.name,
+            created=self.created,
+            command=self.settings.command,
+            version=__version__,
+            device=self.runner.device(),
+            direction=facts.direction,
+            budget_s=self.settings.budget_s,
+            horizon_s=result.horizon_s,
+            train_time_s=train_time_s,
+            plan=result.chosen,
+            chose_baseline=result.chose_baseline,
+            baseline_plan=raced[0] if raced else facts.baseline,
+            baseline_is_users=facts.baseline_is_users,
+            score=result.score,
+            baseline=result.baseline,
+            test_score=result.test_score,
+            test_baseline=result.baseline_test_score,
+            max_batch=largest.to_json(),
+            throughput=curve.to_json(),
+            learning_rate=sweep.to_json() if sweep else None,
+            trials=tuple(trial.to_json() for trial in result.trials),
+            ledger=self.ledger.to_json(),
+            why=(*result.why, limits[largest.limited_by], knee),
+            warnings=tuple(warnings),
+            interrupted=result.interrupted,
+        )

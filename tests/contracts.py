@@ -1,0 +1,146 @@
+"""What every `Runner` keeps to. Subclass `RunnerContract` in a test file and give it the fixture `runner`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from autobatch.plan import Config, Plan, Rung, RungResult, Runner
+
+
+class RunnerContract:
+    """The clauses; the hooks below say what differs between runners."""
+
+    resumes_exactly = True  # a rung resumed from its checkpoint scores what one straight through scores
+
+    @pytest.fixture
+    def runner(self) -> Runner:
+        raise NotImplementedError("the subclass gives the runner, and closes it")
+
+    def small_config(self) -> Config:
+        """A configuration that trains quickly and does not diverge."""
+        return Config(plan=Plan(batch_size=8), lr=1e-3)
+
+    def huge_plan(self) -> Plan | None:
+        """A plan that must not fit; None where nothing is too large."""
+        return Plan(batch_size=1 << 24)
+
+    def rung(self, **changes: object) -> Rung:
+        """A first rung of eight steps, half of its schedule, with `changes`."""
+        rung = Rung(
+            trial=0,
+            config=self.small_config(),
+            seed=0,
+            start_step=0,
+            until_step=8,
+            total_steps=16,
+            eval_batch_size=8,
+        )
+        return replace(rung, **changes)  # type: ignore[arg-type]  # the dataclass itself rejects a wrong name
+
+    def test_facts_device_and_memory_do_not_change(self, runner: Runner) -> None:
+        before = runner.facts(), runner.memory()
+        runner.probe(self.small_config().plan)
+        assert (runner.facts(), runner.memory()) == before
+        assert runner.device().name == runner.device().name
+
+    def test_the_budget_is_never_above_the_capacity(self, runner: Runner) -> None:
+        limit = runner.memory()
+        assert 0 < limit.budget_bytes <= limit.capacity_bytes
+        assert limit.source
+
+    @pytest.mark.parametrize("verdict", [False, True])
+    def test_a_small_plan_is_probed_and_tells_what_was_run(self, runner: Runner, verdict: bool) -> None:
+        plan = self.small_config().plan
+        probe = runner.probe(plan, verdict=verdict)
+        assert (probe.outcome, probe.plan) == ("ok", plan)
+        assert probe.seconds > 0
+        assert probe.peak_bytes is None or 0 <= probe.peak_bytes <= runner.memory().budget_bytes
+
+    def test_a_much_larger_batch_does_not_peak_lower(self, runner: Runner) -> None:
+        small = self.small_config().plan
+        few = runner.probe(small)
+        many = runner.probe(replace(small, batch_size=8 * small.batch_size))
+        assert (few.peak_bytes is None) == (many.peak_bytes is None)
+        if few.peak_bytes is not None and many.peak_bytes is not None:
+            assert few.peak_bytes <= many.peak_bytes
+
+    def test_running_out_of_memory_is_an_answer_and_the_runner_lives_on(self, runner: Runner) -> None:
+        huge = self.huge_plan()
+        if huge is None:
+            pytest.skip("nothing is too large for this runner")
+        probe = runner.probe(huge)
+        assert probe.outcome in ("oom", "over_limit")
+        assert probe.plan == huge
+        assert runner.probe(self.small_config().plan).outcome == "ok"
+
+    def test_timing_takes_at_least_three_steps_and_costs_time(self, runner: Runner) -> None:
+        timed = runner.time(self.small_config().plan, budget_s=0.0)
+        assert timed.outcome == "ok"
+        assert len(timed.step_s) >= 3
+        assert min(timed.step_s) > 0
+        assert timed.seconds > 0
+
+    def test_an_evaluation_takes_no_negative_time(self, runner: Runner) -> None:
+        assert runner.time_evaluation(8) >= 0
+
+    def test_a_range_test_rises_geometrically_and_pairs_rates_with_losses(self, runner: Runner) -> None:
+        plan = self.small_config().plan
+        sweep = runner.sweep_lr(plan, lowest=1e-5, highest=1e-1, steps=20, seed=0)
+        assert sweep.plan == plan
+        assert sweep.lrs[0] == pytest.approx(1e-5)
+        assert len(sweep.losses) == len(sweep.lrs) <= 20
+        assert sweep.diverged or sweep.lrs[-1] == pytest.approx(1e-1)
+        ratios = [after / before for before, after in zip(sweep.lrs, sweep.lrs[1:], strict=False)]
+        assert ratios == pytest.approx([1e4 ** (1 / 19)] * len(ratios))
+
+    def test_a_rung_scores_and_charges_its_time(self, runner: Runner) -> None:
+        result = runner.advance(self.rung())
+        assert result.outcome == "ok"
+        assert result.score is not None
+        assert result.train_s > 0
+        assert result.seconds >= result.train_s
+
+    def test_the_same_rung_under_the_same_seed_scores_the_same(self, runner: Runner) -> None:
+        assert self._score(runner.advance(self.rung(trial=1))) == self._score(runner.advance(self.rung(trial=2)))
+
+    def test_a_resumed_trial_equals_one_straight_through(self, runner: Runner) -> None:
+        if not self.resumes_exactly:
+            pytest.skip("this runner does not promise it")
+        runner.advance(self.rung(trial=1))
+        resumed = runner.advance(self.rung(trial=1, start_step=8, until_step=16))
+        straight = runner.advance(self.rung(trial=2, until_step=16))
+        assert self._score(resumed) == self._score(straight)
+
+    def test_a_rung_from_the_wrong_step_is_refused(self, runner: Runner) -> None:
+        runner.advance(self.rung(trial=1))
+        with pytest.raises((ValueError, FileNotFoundError)):
+            runner.advance(self.rung(trial=1, start_step=4, until_step=16))
+
+    def test_a_forgotten_trial_cannot_be_resumed_and_may_start_again(self, runner: Runner) -> None:
+        runner.advance(self.rung(trial=1))
+        runner.forget(1)
+        with pytest.raises((ValueError, FileNotFoundError)):
+            runner.advance(self.rung(trial=1, start_step=8, until_step=16))
+        assert runner.advance(self.rung(trial=1)).outcome == "ok"
+
+    def test_forgetting_what_is_not_kept_is_fine(self, runner: Runner) -> None:
+        runner.forget(12345)
+        assert runner.advance(self.rung()).outcome == "ok"
+
+    def test_a_test_score_is_there_exactly_when_there_is_test_data(self, runner: Runner) -> None:
+        rung = self.rung(until_step=16)
+        runner.advance(rung)
+        assert (runner.test_score(rung) is not None) == runner.facts().has_test_data
+
+    def test_closing_twice_is_fine(self, runner: Runner) -> None:
+        facts = runner.facts()
+        runner.close()
+        runner.close()
+        assert facts.name
+
+    @staticmethod
+    def _score(result: RungResult) -> float:
+        assert result.score is not None, result.message
+        return result.score

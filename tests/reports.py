@@ -1,0 +1,82 @@
+"""Reports to draw and to store, their evidence made by the stages themselves on a simulated device."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from autobatch.confirmation import ScoreSummary
+from autobatch.learning_rate import find_lr_curve
+from autobatch.ledger import Ledger
+from autobatch.memory import find_max_batch_size
+from autobatch.plan import Config, DeviceInfo, Plan
+from autobatch.report import Report
+from autobatch.sim import SimRunner, VirtualClock
+from autobatch.throughput import profile
+from autobatch.trials import Trial
+
+YOURS = Config(plan=Plan(batch_size=32), lr=1e-3)
+CHOSEN = Config(plan=Plan(batch_size=128, accumulation_steps=2), lr=0.00345)
+
+
+def trial(number: int, config: Config, role: Any, scores: tuple[float, ...], **changes: Any) -> Trial:
+    """A trial with a score at each of the first rungs; complete with three."""
+    steps = (100, 400, 800)
+    made = Trial(
+        number=number,
+        config=config,
+        seed=number,
+        total_steps=800,
+        role=role,
+        origin="a test",
+        state="complete" if len(scores) == 3 else "paused",
+        scores=tuple(zip(steps, scores, strict=False)),
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def example(**changes: Any) -> Report:
+    """A run in which 128 x 2 beat the user's own 32."""
+    runner = SimRunner()
+    plan = Plan(batch_size=1)
+    largest = find_max_batch_size(runner, plan, ceiling=512, ceiling_is="dataset")
+    curve = profile(runner, plan, max_batch=int(largest), budget_s=5.0, include=[32])
+    sweep = find_lr_curve(runner, Plan(batch_size=64))
+    clock = VirtualClock()
+    ledger = Ledger(60.0, clock)
+    for kind, seconds in {"memory": 2.5, "training": 40.0, "evaluation": 0.1}.items():
+        with ledger.charge(kind):
+            clock.advance(seconds)
+    trials = [
+        trial(0, YOURS, "baseline", (0.91, 0.94, 0.951)),
+        trial(1, CHOSEN, "search", (0.92, 0.95, 0.975)),
+        *(trial(2 + i, Config(plan=Plan(batch_size=64), lr=0.01 + i / 100), "search", (0.9,)) for i in range(9)),
+        trial(11, Config(plan=Plan(batch_size=512), lr=3.0), "search", (), state="failed", outcome="diverged"),
+        *(trial(12 + i, CHOSEN, "confirmation", (0.92, 0.95, 0.97 + i / 500)) for i in range(3)),
+    ]
+    values: dict[str, Any] = {
+        "task": "digits",
+        "created": "2026-01-02T03:04:05+00:00",
+        "command": "autobatch tune digits.py --budget 60s",
+        "version": "0.1.0",
+        "device": DeviceInfo(name="a formula", kind="cpu", memory_bytes=2**31, threads=2, torch="2.13.0"),
+        "direction": "maximize",
+        "budget_s": 60.0,
+        "horizon_s": 3.5,
+        "train_time_s": None,
+        "plan": CHOSEN,
+        "chose_baseline": False,
+        "baseline_plan": YOURS,
+        "baseline_is_users": True,
+        "score": ScoreSummary(mean=0.97183, stderr=0.0021, scores=(0.97, 0.972, 0.974)),
+        "baseline": ScoreSummary(mean=0.9512, stderr=0.0036, scores=(0.9512,)),
+        "test_score": None,
+        "test_baseline": None,
+        "max_batch": largest.to_json(),
+        "throughput": curve.to_json(),
+        "learning_rate": sweep.to_json(),
+        "trials": tuple(trial.to_json() for trial in trials),
+        "ledger": ledger.to_json(),
+        "why": ("11 trials of up to 3.50 s of training each", "on fresh seeds batch 256 beat the baseline"),
+    }
+    return Report(**values | changes)

@@ -1,0 +1,5 @@
+from parts import model, train_data
+
+
+def val_data():
+    return []

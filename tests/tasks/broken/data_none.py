@@ -1,0 +1,5 @@
+from parts import model, val_data
+
+
+def train_data():
+    val_data()

@@ -1,0 +1,134 @@
+"""The verbs in code, as a script uses them."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import autobatch
+from autobatch.errors import DoesNotFit, SettingError, TaskError
+
+TASKS = Path(__file__).parent / "tasks"
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Dropout(0.1), nn.Linear(512, 8))
+
+
+def state_of(model: nn.Module) -> dict[str, object]:
+    return {
+        "state": copy.deepcopy(model.state_dict()),
+        "grad": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "modes": [module.training for module in model.modules()],
+        "rng": torch.get_rng_state(),
+    }
+
+
+def test_the_largest_batch_of_a_live_model_ran_and_the_next_did_not() -> None:
+    model = small()
+    model(torch.randn(4, 64)).sum().backward()
+    model[3].eval()
+    model[0].weight.requires_grad_(False)
+    before = state_of(model)
+    found = autobatch.find_max_batch(model, torch.zeros(64), device="cpu", memory_limit="64MiB", prove=True)
+    torch.testing.assert_close(state_of(model), before, rtol=0, atol=0)
+    assert found.limited_by == "memory"
+    assert found.proof is not None
+    assert found.proof.plan.batch_size == found + 1
+    assert found.verdict.fresh
+    assert len(range(found)) == found  # it is an int, and goes straight into a DataLoader
+
+
+def test_in_this_process_the_model_comes_back_too() -> None:
+    model = small().eval()
+    before = state_of(model)
+    found = autobatch.find_max_batch(model, torch.zeros(64), device="cpu", max_batch_size=64, isolate=False)
+    torch.testing.assert_close(state_of(model), before, rtol=0, atol=0)
+    assert found == 64
+    assert found.limited_by == "ceiling"
+
+
+def test_inference_fits_more_than_training() -> None:
+    training, inference = (
+        autobatch.find_max_batch(small(), torch.zeros(64), device="cpu", memory_limit="48MiB", mode=mode)
+        for mode in ("training", "inference")
+    )
+    assert inference > training
+
+
+def test_an_inferred_input_is_told_and_warned_about() -> None:
+    with pytest.warns(UserWarning, match="assumed"):
+        found = autobatch.find_max_batch(small(), device="cpu", max_batch_size=8)
+    assert found.assumed
+    assert found.to_json()["assumed"] == list(found.assumed)
+
+
+def test_a_model_whose_input_is_unknown_asks_for_a_sample() -> None:
+    class Unknown(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    with pytest.raises(TaskError, match="sample="):
+        autobatch.find_max_batch(Unknown(), device="cpu")
+
+
+def test_a_task_made_in_code_runs_in_workers() -> None:
+    def loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    data = TensorDataset(torch.randn(96, 64), torch.arange(96) % 8)
+    task = autobatch.Task(model=small, train_data=lambda: data, val_data=lambda: data, loss=loss)
+    assert autobatch.find_max_batch(task, device="cpu") == 96
+    curve = autobatch.profile(task, budget="1s", device="cpu", max_batch_size=32)
+    assert curve.step_s(16) > 0
+    sweep = autobatch.find_lr(task, steps=30, device="cpu")
+    assert len(sweep.sweep.lrs) <= 30
+
+
+def test_nothing_fits_is_told_with_the_numbers() -> None:
+    with pytest.raises(DoesNotFit, match="MiB"):
+        autobatch.find_max_batch(small(), torch.zeros(64), device="cpu", memory_limit="256KiB")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"headroom": -0.1}, "headroom is a share"),
+        ({"memory_limit": "much"}, "a size is written"),
+        ({"max_batch_size": 0}, "max_batch_size is at least 1; got 0"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        autobatch.find_max_batch(TASKS / "minimal.py", device="cpu", **arguments)  # type: ignore[arg-type]
+
+
+SCRIPT = """
+import autobatch
+print("the script ran")
+report = autobatch.tune({task!r}, budget="40s", device="cpu")
+print(report.plan.plan.batch_size > 0, report.score is not None)
+"""
+
+
+def test_tune_in_a_script_without_a_main_guard_runs_the_script_once(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(task=str(TASKS / "minimal.py")))
+    result = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == ["the script ran", "True True"]
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(AttributeError, match="find_max_batch"):
+        autobatch.find_maximum_batch  # noqa: B018
+    assert set(dir(autobatch)) >= {"tune", "find_max_batch", "profile", "find_lr", "Task", "Report", "load_task"}

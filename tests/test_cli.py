@@ -1,0 +1,309 @@
+"""The command line as a user types it: results, exit codes, messages, interrupts, terminals."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TASKS = ROOT / "tests" / "tasks"
+MINIMAL = TASKS / "minimal.py"
+CONTROL = re.compile(r"\x1b\[")
+
+
+def environment(**changes: str) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("AUTOBATCH_")}
+    clean.pop("COLUMNS", None)
+    return clean | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | changes
+
+
+def autobatch(*arguments: object, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "autobatch", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment(**changes), capture_output=True, text=True, timeout=300)
+
+
+def refused(result: subprocess.CompletedProcess[str], code: int = 2) -> str:
+    """The message of a run that was refused; it has no traceback of ours, and nothing on stdout."""
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    assert "autobatch/cli.py" not in result.stderr
+    assert "site-packages" not in result.stderr
+    return result.stderr
+
+
+# -- tune
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("tuned")
+    options = ["--budget", "45s", "--json", "--output", "out.json", "--markdown", "out.md"]
+    return folder, autobatch("tune", MINIMAL, *options, cwd=folder)
+
+
+def test_tune_prints_the_whole_report_as_json(tuned: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, result = tuned
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert set(report) >= {"horizon_s", "plan", "score", "baseline", "max_batch", "throughput", "trials", "ledger"}
+    assert set(report) >= {"device", "why", "schema"}
+    assert set(report["plan"]) == {"batch_size", "accumulation_steps", "effective_batch_size", "lr", "precision"}
+    assert set(report["score"]) >= {"mean", "stderr", "scores"}
+    assert report["ledger"]["elapsed_s"] <= 45
+    assert json.loads((folder / "out.json").read_text()) == report
+    assert "batch" in (folder / "out.md").read_text()
+    (run,) = (folder / ".autobatch" / "minimal").iterdir()
+    assert json.loads((run / "report.json").read_text()) == report
+    assert not (run / "checkpoints").exists()
+
+
+def test_tune_is_no_worse_than_the_baseline_on_fresh_seeds(
+    tuned: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    report = json.loads(tuned[1].stdout)
+    assert report["score"]["mean"] >= report["baseline"]["mean"]
+
+
+def test_progress_off_a_terminal_is_plain_lines(tuned: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    stderr = tuned[1].stderr
+    assert not CONTROL.search(stderr)
+    for stage in ("memory", "profile", "range test", "search", "confirmation"):
+        assert re.search(rf"^\[ *[\d.]+ s\] {stage}: ", stderr, re.MULTILINE), stage
+    assert re.search(r"comparing at T = [\d.]+ m?s", stderr)
+
+
+def test_a_stored_report_shows_again(tuned: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, result = tuned
+    shown = autobatch("report", "out.json", cwd=folder)
+    assert shown.returncode == 0, shown.stderr
+    assert "batch size" in shown.stdout.lower()
+    assert not CONTROL.search(shown.stdout)
+    assert all(len(line) <= 80 for line in shown.stdout.splitlines())
+    assert autobatch("report", "out.json", "--json", cwd=folder).stdout == result.stdout
+    assert (
+        autobatch("report", "out.json", "--markdown", cwd=folder).stdout.strip()
+        == (folder / "out.md").read_text().strip()
+    )
+
+
+def test_the_journal_opens_in_plain_optuna(tuned: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    folder, result = tuned
+    (run,) = (folder / ".autobatch" / "minimal").iterdir()
+    study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(run / "journal.log"))))
+    assert len(study.trials) == len(json.loads(result.stdout)["trials"])
+
+
+def interrupt(folder: Path, when: str, *arguments: str, number: int = signal.SIGINT) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "autobatch", *arguments]
+    with open(folder / "stderr", "w+") as stderr:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=stderr, text=True
+        )
+        deadline = time.monotonic() + 120
+        while when not in (folder / "stderr").read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        stdout, _ = process.communicate(timeout=60)
+    return process.returncode, stdout, (folder / "stderr").read_text()
+
+
+def orphaned_workers() -> list[str]:
+    """Workers whose coordinator is gone: they belong to process 1 now."""
+    listed = subprocess.run(["ps", "-eo", "ppid=,args="], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if "autobatch._worker" in line and line.split()[0] == "1"]
+
+
+def test_ctrl_c_in_the_search_saves_and_prints_what_was_found(tmp_path: Path) -> None:
+    code, stdout, stderr = interrupt(
+        tmp_path, "search: trial 2", "tune", str(MINIMAL), "--budget", "10m", "--train-time", "3s", "--json"
+    )
+    assert code == 130, stderr
+    report = json.loads(stdout)
+    assert report["interrupted"]
+    assert report["chose_baseline"]
+    (stored,) = tmp_path.glob(".autobatch/minimal/*/report.json")
+    assert json.loads(stored.read_text()) == report
+
+
+def test_a_killed_coordinator_leaves_no_worker_behind(tmp_path: Path) -> None:
+    code, _, _ = interrupt(tmp_path, "memory: ", "tune", str(MINIMAL), number=signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    deadline = time.monotonic() + 5
+    while orphaned_workers() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert orphaned_workers() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_before_anything_was_found_says_so(tmp_path: Path, number: int) -> None:
+    code, stdout, stderr = interrupt(tmp_path, "memory: ", "tune", str(MINIMAL), number=number)
+    assert code == 130
+    assert stdout == ""
+    assert stderr.rstrip().endswith("autobatch: interrupted, before anything was found")
+
+
+def test_on_a_terminal_progress_is_live_and_leaves_the_screen_clean(tmp_path: Path) -> None:
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "autobatch", "max-batch", str(MINIMAL), "--max-batch-size", "16"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(TERM="xterm-256color"), stdout=follower, stderr=follower
+    )
+    os.close(follower)
+    screen = b""
+    while True:
+        ready, _, _ = select.select([leader], [], [], 60)
+        assert ready
+        try:
+            chunk = os.read(leader, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not chunk:
+            break
+        screen += chunk
+    assert process.wait(timeout=60) == 0
+    text = screen.decode()
+    assert CONTROL.search(text)
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") > 0  # the cursor was hidden and is back
+    assert re.search(r"\b16\b", text.splitlines()[-1] + text)
+
+
+# -- max-batch, profile, find-lr, doctor
+
+
+def test_max_batch_prints_its_evidence_as_json(tmp_path: Path) -> None:
+    result = autobatch("max-batch", MINIMAL, "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["batch_size"] == 192
+    assert found["limited_by"] == "dataset"
+    assert set(found) >= {"peak_bytes", "limit_bytes", "probes", "assumed"}
+    assert any(p["batch_size"] == 192 and p["outcome"] == "ok" and p["fresh"] for p in found["probes"])
+
+
+def test_profile_and_find_lr_answer_in_json(tmp_path: Path) -> None:
+    curve = autobatch("profile", MINIMAL, "--budget", "2s", "--json", "-q", cwd=tmp_path)
+    assert curve.returncode == 0, curve.stderr
+    assert curve.stderr == ""
+    assert json.loads(curve.stdout)["knee_batch_size"] in {8, 16, 32, 64, 128, 192}
+    sweep = autobatch("find-lr", MINIMAL, "--batch-size", 64, "--json", "-q", cwd=tmp_path)
+    assert sweep.returncode == 0, sweep.stderr
+    assert json.loads(sweep.stdout)["rule"] == "min/10"
+
+
+def test_doctor_says_why_a_fact_is_missing(tmp_path: Path) -> None:
+    result = autobatch("doctor", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "cpu" in result.stdout.lower()
+    assert json.loads(autobatch("doctor", "--json", cwd=tmp_path).stdout)[-1]["kind"] in {"cpu", "cuda", "rocm", "mps"}
+
+
+# -- bad input
+
+BROKEN = [
+    ("no_such_file.py", "no_such_file.py"),
+    ("broken/syntax_error.py", r"line \d+"),
+    ("broken/model_raises.py", "model_raises.py"),
+    ("broken/missing_functions.py", "must define"),
+    ("broken/model_not_module.py", "Module"),
+    ("broken/data_empty.py", "empty"),
+    ("broken/data_short.py", "batch"),
+    ("broken/loss_vector.py", "scalar"),
+    ("broken/loss_float.py", "float"),
+    ("broken/loss_none.py", "None"),
+    ("broken/loss_nan.py", "nan|finite"),
+    ("broken/metric_shape.py", "shape"),
+    ("broken/batch_mismatch.py", "shape"),
+    ("broken/odd_sample.py", r"sample \d+"),
+]
+
+
+@pytest.mark.parametrize(("file", "message"), BROKEN, ids=[file for file, _ in BROKEN])
+def test_a_broken_task_is_refused_with_what_is_wrong(file: str, message: str, tmp_path: Path) -> None:
+    assert re.search(message, refused(autobatch("tune", TASKS / file, "-q", cwd=tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tune", MINIMAL, "--budget", "soon"], "a duration is written 90s, 10m, 1h30m.*'soon'"),
+        (["tune", MINIMAL, "--budget", "-5s"], "above zero; found '-5s'"),
+        (["max-batch", MINIMAL, "--memory-limit", "lots"], "a size is written 8GiB.*'lots'"),
+        (["max-batch", MINIMAL, "--device", "cuda:99"], "cuda:99"),
+        (["max-batch", MINIMAL, "--device", "abacus"], "abacus"),
+        (["max-batch", MINIMAL, "--headroom", "1.5"], "headroom is a share.*1.5"),
+        (["max-batch", MINIMAL, "--multiple-of", "0"], "0 is not in the range"),
+        (["tune", MINIMAL, "--output", "missing/folder/out.json"], "there is no folder"),
+        (["tune", MINIMAL, "--markdown", "."], "it is a folder; name a file"),
+        (["tune", MINIMAL, "--colour"], "No such option"),
+        (["tune"], "Missing argument 'MODEL.py'"),
+        (["report", "missing.json"], "missing.json cannot be read"),
+        (["tune", MINIMAL, "--budget", "9s", "-q"], "Give at least"),
+        (["max-batch", MINIMAL, "--memory-limit", "64KiB", "-q"], "not even|does not fit|nothing fits"),
+    ],
+)
+def test_bad_usage_is_refused_before_any_work(arguments: list[Any], message: str, tmp_path: Path) -> None:
+    assert re.search(message, refused(autobatch(*arguments, cwd=tmp_path)).replace("\n", " "))
+
+
+def test_a_read_only_folder_is_refused_at_the_start(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root writes everywhere")
+    tmp_path.chmod(0o500)
+    assert "cannot be" in refused(autobatch("tune", MINIMAL, cwd=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"schema": 99}', "reads reports of schema 1; this one has schema 99"),
+        ('{"schema": 1, "score": {"mean": NaN}}', "finite numbers; found NaN"),
+        ('{"schema": 1, "tas', "is not whole JSON"),
+        ("[]", "is a JSON object; found list"),
+    ],
+)
+def test_a_bad_report_is_refused_with_what_is_wrong(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    assert message in refused(autobatch("report", "bad.json", cwd=tmp_path))
+
+
+def test_debug_shows_the_whole_traceback(tmp_path: Path) -> None:
+    result = autobatch("report", "missing.json", "--debug", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "autobatch/cli.py" in result.stderr
+
+
+# -- settings
+
+
+def settled(tmp_path: Path, *arguments: str, **variables: str) -> str:
+    """What `--budget` came to: each source's value is wrong in its own way, and the message quotes it."""
+    return refused(autobatch("tune", MINIMAL, *arguments, cwd=tmp_path, **variables))
+
+
+def test_a_flag_beats_the_environment_which_beats_the_file(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[tool.autobatch]\nbudget = "from the file"\n')
+    assert "from the file" in settled(tmp_path)
+    assert "from the variable" in settled(tmp_path, AUTOBATCH_BUDGET="from the variable")
+    both = settled(tmp_path, "--budget", "from the flag", AUTOBATCH_BUDGET="from the variable")
+    assert "from the flag" in both
+
+
+def test_an_unknown_setting_in_the_file_is_refused_with_the_likely_one(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[tool.autobatch]\nbudgets = "5m"\n')
+    assert "did you mean budget?" in settled(tmp_path)

@@ -1,0 +1,104 @@
+"""Imports flow one way: a module imports only what stands above it in this list."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "autobatch"
+
+# fmt: off
+ORDER = [
+    "errors", "units", "plan", "sim", "replay",
+    "devices.environment", "devices.oom", "devices.base", "devices.nvml", "devices.cuda", "devices.cpu", "devices.mps",
+    "devices",
+    "task_file", "task_rules", "task", "data", "check_data", "check", "infer", "inputs", "state", "training",
+    "torch_runner",
+    "progress", "bracket", "memory", "throughput", "learning_rate",
+    "ledger", "trials", "study", "costs", "confirmation", "conclusion", "race", "search",
+    "report", "render.numbers", "render.evidence", "render.document", "render.terminal", "render.markdown",
+    "render.live", "render",
+    "engines.local", "engines", "remote", "tuning", "api", "cli", "__main__", "_worker",
+]
+# fmt: on
+
+# Who may import a package that is not the standard library's, beside torch and numpy: each has one home.
+HOMES = {
+    "optuna": {"study"},
+    "pynvml": {"devices.nvml"},
+    "rich": {"render.terminal", "render.live", "cli"},
+    "click": {"cli"},
+    "cloudpickle": {"inputs"},
+}
+
+# What stands in the worker; all other modules are the coordinator's, and importing those brings no torch.
+WITH_TORCH = ("devices", "task", "data", "check", "infer", "inputs", "state", "training", "torch_runner", "_worker")
+WITHOUT_TORCH = [
+    name
+    for name in ORDER
+    if name == "devices.environment" or (not name.startswith(WITH_TORCH) and name not in {"__main__", "_worker"})
+]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules() -> dict[str, Path]:
+    return {module_name(path): path for path in sorted(PACKAGE.rglob("*.py")) if module_name(path)}
+
+
+def imported(path: Path, name: str) -> tuple[set[str], set[str]]:
+    """What a module imports while it is imported: of this package, and of others. Imports inside functions are left
+    out: they are how the coordinator stays free of torch, and each says why where it stands."""
+    package = [*name.split("."), ""][:-1] if path.name == "__init__.py" else name.split(".")[:-1]
+    ours, others = set(), set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            target = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+            names = [f"{target}.{alias.name}".strip(".") for alias in node.names]
+            known = modules()
+            ours |= {n if n in known else target for n in names} - {""}
+        elif isinstance(node, ast.ImportFrom):
+            others.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.Import):
+            others |= {alias.name.split(".")[0] for alias in node.names}
+    return ours, others
+
+
+def test_every_module_has_a_place_in_the_order() -> None:
+    assert set(modules()) == set(ORDER)
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_a_module_imports_only_from_above(name: str) -> None:
+    ours, others = imported(modules()[name], name)
+    below = {other for other in ours if ORDER.index(other) >= ORDER.index(name) and not other.startswith(f"{name}.")}
+    assert not below
+    for package, homes in HOMES.items():
+        assert package not in others or name in homes
+
+
+def test_the_coordinator_imports_no_torch() -> None:
+    imports = "; ".join(f"import autobatch.{name}" for name in WITHOUT_TORCH)
+    check = f"import sys; {imports}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], timeout=60).returncode == 0
+
+
+def test_help_needs_neither_torch_nor_optuna_nor_rich() -> None:
+    code = (
+        "import sys; from autobatch.cli import cli; cli(['tune', '--help'], standalone_mode=False); "
+        "sys.exit(bool({'torch', 'optuna', 'rich', 'numpy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_that_check_can_fail() -> None:
+    code = "import sys, autobatch; autobatch.Task; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 1

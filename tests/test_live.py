@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+from rich.console import Console
+
+from autobatch.progress import Progress
+from autobatch.render.live import live_progress
+from autobatch.sim import VirtualClock
+
+
+class Terminal(io.StringIO):
+    """A file that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+FINDING = Progress(stage="memory", text="batch 128: ok, peak 12 MiB")
+PIECE = Progress(stage="search", text="trial 3: batch 128, lr 0.01", predicted_s=9.5)
+
+
+def test_off_a_terminal_each_fact_is_a_plain_line() -> None:
+    file, clock = io.StringIO(), VirtualClock(100.0)
+    with live_progress(Console(file=file, width=40), budget_s=60.0, clock=clock) as listen:
+        clock.advance(12.34)
+        listen(FINDING)
+        assert file.getvalue() == "[ 12.3 s] memory: batch 128: ok, peak 12 MiB\n"  # at once
+        clock.advance(1.0)
+        listen(PIECE)
+    assert file.getvalue().splitlines()[1:] == ["[ 13.3 s] search: trial 3: batch 128, lr 0.01 (about 9.50 s)"]
+
+
+def test_each_plain_line_is_flushed() -> None:
+    flushed: list[str] = []
+
+    class Buffered(io.StringIO):
+        def flush(self) -> None:
+            flushed.append(self.getvalue())
+
+    with live_progress(Console(file=Buffered()), budget_s=None, clock=VirtualClock()) as listen:
+        listen(FINDING)
+        assert flushed[-1].endswith("peak 12 MiB\n")
+
+
+@pytest.mark.parametrize(("name", "value"), [("FORCE_COLOR", "1"), ("TTY_COMPATIBLE", "1")])
+def test_forced_colour_turns_no_codes_on_in_a_pipe(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    file = io.StringIO()
+    console = Console(file=file)
+    assert console.is_terminal  # as rich sees it
+    with live_progress(console, budget_s=60.0, clock=VirtualClock()) as listen:
+        listen(FINDING)
+    assert file.getvalue() == "[  0.0 s] memory: batch 128: ok, peak 12 MiB\n"
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    file = Terminal()
+    with live_progress(Console(file=file), budget_s=60.0, clock=VirtualClock()) as listen:
+        listen(FINDING)
+    assert file.getvalue() == "[  0.0 s] memory: batch 128: ok, peak 12 MiB\n"
+
+
+def test_text_from_outside_is_neither_markup_nor_a_control_code() -> None:
+    file = io.StringIO()
+    with live_progress(Console(file=file), budget_s=None, clock=VirtualClock()) as listen:
+        listen(Progress(stage="search", text="[red]x[/red] \x1b[2J\nnext :smile:"))
+    assert file.getvalue() == "[  0.0 s] search: [red]x[/red] \\x1b[2J next :smile:\n"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_quiet_shows_nothing(terminal: bool) -> None:
+    file = Terminal() if terminal else io.StringIO()
+    with live_progress(Console(file=file), budget_s=60.0, quiet=True) as listen:
+        listen(FINDING)
+        listen(PIECE)
+    assert file.getvalue() == ""
+
+
+def _console(file: io.StringIO, width: int = 80) -> Console:
+    return Console(file=file, width=width, height=24, color_system=None)
+
+
+def test_on_a_terminal_the_line_tells_the_stage_the_piece_and_the_time() -> None:
+    file, clock = Terminal(), VirtualClock()
+    console = _console(file)
+    with live_progress(console, budget_s=90.0, clock=clock) as listen:
+        clock.advance(61.0)
+        listen(PIECE)
+        clock.advance(2.0)
+        console.print("refresh")
+    last = file.getvalue().split("refresh")[-1]
+    assert "search: trial 3: batch 128, lr 0.0" in last
+    assert "1:03 of 1:30" in last
+
+
+def test_a_piece_tells_what_is_left_of_it_and_that_it_is_late() -> None:
+    file, clock = Terminal(), VirtualClock()
+    console = _console(file, width=120)
+    with live_progress(console, budget_s=None, clock=clock) as listen:
+        listen(PIECE)
+        clock.advance(2.0)
+        console.print("refresh")
+        clock.advance(20.0)
+        console.print("late")
+    text = file.getvalue()
+    assert "lr 0.01, about 0:07 left" in text
+    assert "longer than predicted" in text.split("late")[-2] + text.split("late")[-1]
+    assert " of " not in text.split("refresh")[-1]
+
+
+def test_findings_scroll_by_above_the_line_and_end_the_piece() -> None:
+    file = Terminal()
+    console = _console(file)
+    with live_progress(console, budget_s=60.0, clock=VirtualClock()) as listen:
+        listen(PIECE)
+        listen(FINDING)
+        console.print("refresh")
+    text = file.getvalue()
+    assert "memory: batch 128: ok, peak 12 MiB\n" in text
+    assert "memory: looking for the largest batch" in text.split("refresh")[-1]
+
+
+@pytest.mark.parametrize("width", [10, 20, 40, 59, 80, 120])
+def test_the_live_line_is_one_line(width: int) -> None:
+    file, clock = Terminal(), VirtualClock()
+    console = _console(file, width)
+    with live_progress(console, budget_s=36_000.0, clock=clock) as listen:
+        listen(Progress(stage="range test", text="x" * 300, predicted_s=3.0))
+        with console.capture() as capture:
+            console.print()
+    shown = capture.get().replace("\r", "").split("\x1b[2K")[-1]
+    assert shown.strip()
+    assert "\n" not in shown.strip("\n")
+    assert len(shown.strip("\n")) <= width
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, ValueError, None])
+def test_the_terminal_is_left_clean_however_it_ends(ending: type[BaseException] | None) -> None:
+    file = Terminal()
+    stdout, stderr = sys.stdout, sys.stderr
+    caught: type[BaseException] | None = None
+    try:
+        with live_progress(_console(file), budget_s=60.0, clock=VirtualClock()) as listen:
+            listen(PIECE)
+            if ending is not None:
+                raise ending
+    except (KeyboardInterrupt, ValueError) as error:
+        caught = type(error)
+    assert caught is ending
+    assert (sys.stdout, sys.stderr) == (stdout, stderr)
+    text = file.getvalue()
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is put back
+    assert text.endswith("\x1b[1A\x1b[2K")  # and the line is wiped
+
+
+def test_no_color_on_a_terminal_drops_colours_and_keeps_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    file = Terminal()
+    with live_progress(Console(file=file, width=80, height=24), budget_s=60.0, clock=VirtualClock()) as listen:
+        listen(PIECE)
+    assert "\x1b[3" not in file.getvalue()
+    assert "\x1b[?25l" in file.getvalue()

@@ -1,0 +1,142 @@
+"""Which errors are an out-of-memory, and which are not: one line for each text seen in the field."""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autobatch.devices.oom import is_out_of_memory
+
+
+def wrapped(inner: BaseException, *, by: str) -> BaseException:
+    """A RuntimeError that was raised from, while handling, or in spite of `inner`."""
+    try:
+        try:
+            raise inner
+        except BaseException as error:
+            if by == "cause":
+                raise RuntimeError("the model failed") from error
+            if by == "none":
+                raise RuntimeError("the model failed") from None
+            raise RuntimeError("the model failed")  # noqa: B904  # the implicit context is what is tested
+    except RuntimeError as error:
+        return error
+
+
+YES = [
+    torch.OutOfMemoryError("no words needed"),
+    MemoryError(),
+    MemoryError("std::bad_alloc"),  # how pybind11 translates the C++ exception
+    # numpy's _ArrayMemoryError, as numpy._core._exceptions makes it
+    np._core._exceptions._ArrayMemoryError((1 << 40,), np.dtype("float64")),  # type: ignore[attr-defined]
+    RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.65 GiB"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"),
+    RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+    RuntimeError("FIND was unable to find an engine to execute this computation"),
+    RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"),
+    RuntimeError("HIP out of memory. Tried to allocate 512.00 MiB"),
+    RuntimeError("HIP error: out of memory"),
+    RuntimeError("CUDA error: HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate(handle)`"),
+    RuntimeError("XPU out of memory. Tried to allocate 1024.00 MiB"),
+    RuntimeError("level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GB, other allocations: 1.2 GB, max allowed: 18.1 GB)"),
+    RuntimeError("NCCL error ... Last error:\nCuda failure 'out of memory'"),
+    RuntimeError("NCCL error ... Last error:\nCuda failure 2 'out of memory'"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 1099511627776 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to allocate 8"
+    ),
+    RuntimeError("Caught RuntimeError in DataLoader worker process 0.\n... DefaultCPUAllocator: can't allocate memory"),
+    wrapped(torch.OutOfMemoryError("inner"), by="cause"),
+    wrapped(torch.OutOfMemoryError("inner"), by="context"),
+    wrapped(wrapped(MemoryError(), by="context"), by="cause"),
+]
+
+NO = [
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied (8x10 and 20x5)"),
+    ValueError("Expected more than 1 value per channel when training, got input size torch.Size([1, 8])"),
+    ValueError(),
+    RuntimeError("CUDA error: invalid configuration argument"),  # a grid too large
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("CUDA error: device-side assert triggered"),
+    RuntimeError("out of resource: shared memory, Required: 262144, Hardware limit: 101376"),  # Triton, at any batch
+    RuntimeError("nonzero is not supported for tensors with more than INT_MAX elements"),
+    RuntimeError(
+        "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a non-contiguous input."
+    ),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
+    KeyError("memory"),
+    AssertionError("Torch not compiled with CUDA enabled"),
+    wrapped(torch.OutOfMemoryError("inner"), by="none"),
+    wrapped(ValueError("shape"), by="cause"),
+]
+
+ONLY_UNDER_A_LIMIT = [
+    RuntimeError("could not create a primitive"),
+    RuntimeError("could not create a primitive descriptor for a convolution forward propagation primitive"),
+    RuntimeError("could not execute a primitive"),
+    RuntimeError("could not create a memory object"),
+    RuntimeError("std::bad_alloc"),
+    RuntimeError("unable to mmap 1024 bytes from file </dev/shm/x>: Cannot allocate memory (12)"),
+    RuntimeError("thread constructor failed: Resource temporarily unavailable"),
+    OSError(errno.ENOMEM, "no text that is known"),
+]
+
+
+def name(error: BaseException) -> str:
+    return f"{type(error).__name__}-{str(error)[:40]}"
+
+
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("error", YES, ids=name)
+def test_an_out_of_memory_is_recognised(error: BaseException, limited: bool) -> None:
+    assert is_out_of_memory(error, limited_cpu=limited)
+
+
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("error", NO, ids=name)
+def test_a_bug_is_not_taken_for_an_out_of_memory(error: BaseException, limited: bool) -> None:
+    assert not is_out_of_memory(error, limited_cpu=limited)
+
+
+@pytest.mark.parametrize("error", ONLY_UNDER_A_LIMIT, ids=name)
+def test_vague_words_count_only_under_a_limit(error: BaseException) -> None:
+    assert is_out_of_memory(error, limited_cpu=True)
+    assert not is_out_of_memory(error)
+
+
+def test_a_chain_tied_into_a_ring_ends() -> None:
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert not is_out_of_memory(first)
+
+
+@given(st.text())
+def test_only_known_words_count(text: str) -> None:
+    known = any(str(error) and str(error) in text for error in YES)
+    assert is_out_of_memory(RuntimeError(text)) == known
+
+
+def test_a_real_refusal_of_the_cpu_allocator_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(refused.value)
+
+
+def test_a_real_shape_mismatch_is_not() -> None:
+    with pytest.raises(RuntimeError) as refused:
+        torch.ones(2, 3) @ torch.ones(2, 3)
+    assert not is_out_of_memory(refused.value, limited_cpu=True)

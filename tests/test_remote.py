@@ -1,0 +1,182 @@
+"""The runner in worker processes: fresh verdicts, real out-of-memory, crashes and hangs as answers, nothing left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from autobatch.errors import TaskError, WorkerTimeout
+from autobatch.plan import Config, Plan, Rung
+from autobatch.remote import RemoteRunner, RunnerSpec
+
+TASKS = Path(__file__).parent / "tasks"
+
+# A model file with a switch: what its loss does is in a variable of the environment, its size in another.
+TASK = """
+import os, signal, time
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+baseline = {"batch_size": 8, "lr": 1e-2}
+
+def model():
+    return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 3))
+
+def train_data():
+    y = torch.arange(60000) % 3
+    return TensorDataset(torch.zeros(60000, 64), y)
+
+def val_data():
+    return TensorDataset(torch.randn(30, 64), torch.arange(30) % 3)
+
+calls = 0
+
+def loss(model, batch):
+    global calls
+    calls += 1
+    fault = os.environ.get("FAULT", "")
+    if calls > 12:
+        if fault == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "hang":
+            time.sleep(600)
+        if fault == "raise":
+            raise ValueError("a bug of the user's")
+    x, y = batch
+    return nn.functional.cross_entropy(model(x), y)
+"""
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Callable[..., RemoteRunner]]:
+    file = tmp_path / "model.py"
+    file.write_text(TASK)
+    runners = []
+
+    def make(fault: str = "", **settings: object) -> RemoteRunner:
+        spec = RunnerSpec(path=file, device="cpu", checkpoints=tmp_path / "checkpoints", **settings)  # type: ignore[arg-type]
+        runner = RemoteRunner(spec, log=tmp_path / "worker.log", environment={"FAULT": fault})
+        runners.append(runner)
+        return runner
+
+    yield make
+    for runner in runners:
+        runner.close()
+
+
+def rung(steps: int = 30, start: int = 0, **changes: object) -> Rung:
+    known: dict[str, object] = {
+        "trial": 4,
+        "config": Config(plan=Plan(batch_size=8), lr=1e-2),
+        "seed": 1,
+        "start_step": start,
+        "until_step": steps,
+        "total_steps": 60,
+        "eval_batch_size": 16,
+    }
+    return Rung(**(known | changes))  # type: ignore[arg-type]
+
+
+def test_every_cpu_probe_runs_in_a_process_of_its_own(opened: Callable[..., RemoteRunner]) -> None:
+    runner = opened()
+    probes = [runner.probe(Plan(batch_size=size), verdict=size == 8) for size in (2, 4, 8)]
+    assert [probe.outcome for probe in probes] == ["ok"] * 3
+    assert all(probe.fresh for probe in probes)
+
+
+def test_a_batch_beyond_a_real_limit_is_out_of_memory_and_the_next_one_is_unharmed(
+    opened: Callable[..., RemoteRunner],
+) -> None:
+    runner = opened(memory_limit_bytes=48 << 20, headroom=0.0)
+    refused = runner.probe(Plan(batch_size=50_000))
+    assert refused.outcome == "oom"
+    assert refused.message is not None
+    assert runner.probe(Plan(batch_size=64)).outcome == "ok"
+
+
+def test_every_worker_has_the_wall_of_the_first(opened: Callable[..., RemoteRunner]) -> None:
+    runner = opened()
+    limit = runner.memory()
+    runner.probe(Plan(batch_size=2))
+    runner.probe(Plan(batch_size=2))
+    assert runner._call("memory").budget_bytes == limit.budget_bytes
+    assert runner.memory() is limit
+
+
+@pytest.mark.parametrize(("fault", "outcome"), [("segfault", "crashed"), ("kill", "oom")])
+def test_a_worker_that_dies_in_a_probe_is_one_failed_probe(
+    fault: str, outcome: str, opened: Callable[..., RemoteRunner]
+) -> None:
+    runner = opened(fault)
+    # The fault strikes after a dozen forward passes: accumulation gets there in one probe.
+    assert runner.probe(Plan(batch_size=2, accumulation_steps=20)).outcome == outcome
+    assert runner.probe(Plan(batch_size=2)).outcome == "ok"
+
+
+def test_a_crash_costs_a_rung_and_the_next_trial_runs(opened: Callable[..., RemoteRunner]) -> None:
+    runner = opened("segfault")
+    crashed = runner.advance(rung())
+    assert crashed.outcome == "crashed"
+    assert "SIGSEGV" in str(crashed.message)
+    assert runner.advance(rung(steps=5)).outcome == "ok"
+
+
+def test_a_rung_that_hangs_is_cut_off(opened: Callable[..., RemoteRunner]) -> None:
+    runner = opened("hang")
+    runner.facts()
+    hung = runner.advance(rung(limit_s=1.0))
+    assert hung.outcome == "timeout"
+    assert runner.advance(rung(steps=5)).outcome == "ok"
+
+
+def test_a_bug_in_the_task_is_the_users_error_not_a_limit(opened: Callable[..., RemoteRunner]) -> None:
+    with pytest.raises(TaskError, match=r"ValueError: a bug of the user's(.|\n)*model.py"):
+        opened("raise").probe(Plan(batch_size=2, accumulation_steps=20))
+
+
+def test_a_paused_trial_goes_on_in_another_process(opened: Callable[..., RemoteRunner]) -> None:
+    straight = opened().advance(rung(steps=60))
+    runner = opened()
+    assert runner.advance(rung(steps=20)).outcome == "ok"
+    runner._worker.kill()
+    assert runner.advance(rung(steps=60, start=20)).score == straight.score
+
+
+def test_a_call_ends_when_the_time_for_everything_does(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text("import time\ntime.sleep(600)\n")
+    runner = RemoteRunner(RunnerSpec(path=tmp_path / "model.py", device="cpu"), remaining_s=lambda: 6.0)
+    with pytest.raises(WorkerTimeout, match=r"took longer than the [\d.]+ s it had"):
+        runner.facts()
+    runner.close()
+
+
+def test_what_a_task_prints_goes_to_the_log_not_to_the_terminal(tmp_path: Path) -> None:
+    noisy = (TASKS / "minimal.py").read_text() + "\nprint('hello from the task')\n"
+    (tmp_path / "noisy.py").write_text(noisy)
+    code = (
+        "import sys; from pathlib import Path; from autobatch.remote import *; "
+        "r = RemoteRunner(RunnerSpec(path=Path('noisy.py'), device='cpu'), log=Path('log')); r.facts(); r.close()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "hello" not in result.stdout + result.stderr
+    assert "hello from the task" in (tmp_path / "log").read_text()
+
+
+def test_closing_leaves_no_process(opened: Callable[..., RemoteRunner]) -> None:
+    runner = opened()
+    runner.facts()
+    pids = [runner._worker.pid, *([runner._next.pid] if runner._next else [])]
+    runner.close()
+    runner.close()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)

@@ -1,0 +1,510 @@
+"""The race, on formulas: equal time, never over budget, never worse than the baseline, whatever goes wrong."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autobatch.costs import EQUIVALENTS
+from autobatch.errors import BudgetTooShort, NoValidResult, SettingError
+from autobatch.ledger import Ledger
+from autobatch.plan import Config, Direction, Plan, Precision, Rung, RungResult
+from autobatch.search import (
+    Event,
+    Ladder,
+    SearchResult,
+    SearchSettings,
+    StudyRecord,
+    Trial,
+    horizon_s,
+    search,
+)
+from autobatch.sim import Landscape, SimRunner, sim_facts
+from autobatch.trials import MIN_STEPS, promotable, same_config, space_for, total_steps, warm_starts
+
+EVAL_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A throughput profile that is right about a simulated runner's steps."""
+
+    runner: SimRunner
+    knee_batch_size: int = 256
+
+    def step_s(self, batch_size: int) -> float:
+        return self.runner.step_s(batch_size)
+
+    def plan_for(
+        self, effective_batch: int, max_batch: int, precision: Precision = "fp32", accumulates: bool = True
+    ) -> Plan | None:
+        if effective_batch > max_batch and not accumulates:
+            return None
+        size = max((b for b in range(1, max_batch + 1) if effective_batch % b == 0), default=None)
+        if size is None:
+            return None
+        size = min(size, effective_batch)
+        return Plan(batch_size=size, accumulation_steps=effective_batch // size, precision=precision)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished race and what it ran on."""
+
+    runner: SimRunner
+    ledger: Ledger
+    result: SearchResult
+
+
+def race(
+    runner: SimRunner | None = None,
+    *,
+    budget_s: float = 60.0,
+    max_batch: int = 2048,
+    lr_hint: float | None = 1e-3,
+    record: StudyRecord | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    **changes: Any,
+) -> Run:
+    """A race on a simulated runner, with settings as the product takes them."""
+    runner = runner or SimRunner()
+    ledger = Ledger(budget_s, runner.clock)
+    profile = Profile(runner)
+    baseline = runner.known.baseline.plan
+    horizon = horizon_s(
+        ledger.available_s,
+        None,
+        eval_s=runner.eval_s,
+        overhead_s=0.0,
+        baseline_step_s=baseline.accumulation_steps * runner.step_s(baseline.batch_size),
+    )
+    result = search(
+        runner,
+        ledger,
+        profile,
+        max_batch=max_batch,
+        horizon_s=horizon,
+        eval_s=runner.eval_s,
+        eval_batch_size=EVAL_BATCH,
+        lr_hint=lr_hint,
+        settings=SearchSettings(**changes),
+        record=record,
+        on_event=on_event,
+    )
+    return Run(runner, ledger, result)
+
+
+def sampled() -> dict[str, Any]:
+    """Few trials, each a random draw: for tests that are not about the sampler."""
+    return {"sampler": optuna.samplers.RandomSampler(seed=0), "most_trials": 14}
+
+
+@functools.cache
+def plain() -> Run:
+    """A race in which nothing is out of the ordinary, run once for all tests that only look."""
+    return race(SimRunner(known=sim_facts(has_test_data=True)))
+
+
+def fault(outcome: Any, when: Callable[[Rung], bool], seconds: float = 0.1) -> Callable[[Rung], RungResult | None]:
+    def faults(rung: Rung) -> RungResult | None:
+        return RungResult(rung=rung, outcome=outcome, seconds=seconds, message="made up") if when(rung) else None
+
+    return faults
+
+
+# What always holds
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    budget_s=st.floats(30, 600),
+    slowdown=st.floats(0.7, 3),
+    per_step_s=st.floats(1e-4, 5e-3),
+    per_sample_s=st.floats(1e-6, 5e-5),
+    eval_s=st.floats(0, 0.2),
+)
+def test_the_budget_is_never_overrun_and_the_baseline_always_finishes(
+    budget_s: float, slowdown: float, per_step_s: float, per_sample_s: float, eval_s: float
+) -> None:
+    runner = SimRunner(slowdown=slowdown, eval_s=eval_s, step_s=lambda batch: per_step_s + per_sample_s * batch)
+    run = race(runner, budget_s=budget_s, **sampled())
+    assert run.ledger.elapsed_s <= budget_s
+    assert run.result.trials[0].role == "baseline"
+    assert run.result.trials[0].state == "complete"
+    profile = Profile(runner)
+    for trial in run.result.trials:
+        if trial.state == "complete":
+            step_s = trial.config.plan.accumulation_steps * profile.step_s(trial.config.plan.batch_size)
+            assert 0 <= run.result.horizon_s - trial.total_steps * step_s <= step_s * (1 + 1e-6)
+    assert not runner.kept
+
+
+def test_the_same_seed_gives_the_same_race_and_another_seed_another() -> None:
+    one, same, other = (race(seed=seed, most_trials=16).result for seed in (1, 1, 2))
+    assert one == same
+    assert [t.config for t in one.trials] != [t.config for t in other.trials]
+
+
+def test_minimizing_mirrors_maximizing() -> None:
+    up = race(SimRunner(known=sim_facts(direction="maximize")), most_trials=16).result
+    down = race(SimRunner(known=sim_facts(direction="minimize")), most_trials=16).result
+    assert [t.config for t in up.trials] == [t.config for t in down.trials]
+    assert [[-s for _, s in t.scores] for t in up.trials] == [[s for _, s in t.scores] for t in down.trials]
+    assert up.chosen == down.chosen
+
+
+def test_a_slow_profile_changes_no_choice_until_the_time_runs_out() -> None:
+    right, wrong = plain().result.trials, race(SimRunner(slowdown=1.5)).result.trials
+    searched = [t.config for t in wrong if t.role != "confirmation"]
+    assert len(searched) < len(right)
+    assert [t.config for t in right][: len(searched) - 2] == searched[:-2]
+
+
+@pytest.mark.parametrize("baseline_lr", [1e-4, 1e-3, 3e-3])
+def test_nobody_ends_up_worse_than_they_began(baseline_lr: float) -> None:
+    """Over six seeds: never by more than the noise of a seed, wherever the baseline stands."""
+    landscape = Landscape(noise=0.003)
+    baseline = Config(plan=Plan(batch_size=256), lr=baseline_lr)
+    quiet = replace(landscape, noise=0.0)
+    before = quiet(baseline, 1.0, 0)
+    for seed in range(6):
+        runner = SimRunner(known=sim_facts(baseline=baseline), landscape=landscape)
+        after = quiet(race(runner, seed=seed, **sampled()).result.chosen, 1.0, 0)
+        assert before is not None
+        assert after is not None
+        assert after >= before - landscape.noise
+
+
+def test_a_bad_baseline_is_beaten_and_the_reasons_say_by_how_much() -> None:
+    result = plain().result
+    assert not result.chose_baseline
+    assert result.chosen == result.finalist
+    assert result.score is not None
+    assert result.baseline is not None
+    assert result.score.mean > result.baseline.mean
+    assert result.score == result.finalist_score
+    fresh = [t.final_score for t in result.trials if t.role == "confirmation" and t.config == result.chosen]
+    assert list(result.score.scores) == fresh
+    assert any("beat the baseline by" in reason for reason in result.why)
+
+
+def test_a_baseline_at_the_optimum_stays() -> None:
+    best = Config(plan=Plan(batch_size=256), lr=3e-3)
+    result = race(SimRunner(known=sim_facts(baseline=best), landscape=Landscape(noise=0.0)), **sampled()).result
+    assert result.chose_baseline
+    assert result.chosen == best
+    assert any("nothing else scored above the baseline" in reason for reason in result.why)
+
+
+# The order of things
+
+
+def test_the_baseline_comes_first_and_to_the_end_then_the_warm_starts() -> None:
+    run = plain()
+    assert [rung.trial for rung in run.runner.rungs[:5]] == [0, 0, 0, 1, 2]
+    assert [t.role for t in run.result.trials[:4]] == ["baseline", "warm start", "warm start", "search"]
+    assert run.result.trials[1].config.plan.effective_batch_size == 256
+
+
+def test_rungs_resume_where_they_stopped_and_keep_their_schedule() -> None:
+    run = plain()
+    for trial in run.result.trials:
+        rungs = [rung for rung in run.runner.rungs if rung.trial == trial.number]
+        assert [rung.start_step for rung in rungs] == [0, *(rung.until_step for rung in rungs[:-1])]
+        assert {rung.total_steps for rung in rungs} == {trial.total_steps}
+        assert {rung.seed for rung in rungs} == {trial.seed}
+
+
+def test_no_two_trials_share_a_seed_and_no_configuration_is_tried_twice() -> None:
+    trials = plain().result.trials
+    assert len({trial.seed for trial in trials}) == len(trials)
+    searched = [trial.config for trial in trials if trial.role != "confirmation"]
+    assert len(set(searched)) == len(searched)
+
+
+def test_rungs_inside_the_warm_up_are_left_out() -> None:
+    run = race(SimRunner(known=sim_facts(peak_lr_fraction=0.1)), **sampled())
+    assert [rung.until_step / rung.total_steps for rung in run.runner.rungs[:2]] == pytest.approx([0.5, 1.0], abs=0.02)
+
+
+def test_the_paused_checkpoints_are_bounded() -> None:
+    most = 0
+
+    def watch(event: Event) -> None:
+        nonlocal most
+        most = max(most, len(runner.kept))
+
+    runner = SimRunner()
+    race(runner, most_paused=3, on_event=watch, **sampled())
+    # Three paused ones, the trial in hand, and the baseline and its challenger for their test scores.
+    assert most <= 3 + 1 + 3
+
+
+def test_time_is_charged_to_what_it_went_to() -> None:
+    run = plain()
+    entries = run.ledger.entries()
+    evaluated = sum(len(trial.scores) for trial in run.result.trials if trial.role != "confirmation")
+    assert entries["evaluation"] == pytest.approx(evaluated * run.runner.eval_s, rel=0.01)
+    assert entries["training"] > entries["confirmation"] > 0
+    assert sum(entries.values()) == run.ledger.elapsed_s
+
+
+def test_events_tell_what_starts_and_what_came_of_it() -> None:
+    events: list[Event] = []
+    run = race(on_event=events.append, **sampled())
+    kinds = [event.kind for event in events]
+    assert kinds.count("rung started") == kinds.count("rung finished") == len(run.runner.rungs)
+    assert kinds.count("confirming") == 1
+    assert all(event.predicted_s > 0 for event in events if event.kind == "rung started")
+
+
+def test_the_record_holds_every_trial(tmp_path: Path) -> None:
+    record = StudyRecord(tmp_path / "journal.log", "sim", "maximize")
+    result = race(record=record, budget_s=30.0, **sampled()).result
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "journal.log")))
+    study = optuna.load_study(study_name="sim", storage=storage)
+    assert len(study.trials) == len(result.trials)
+    ends = {"complete": "COMPLETE", "dropped": "PRUNED"}
+    for kept, trial in zip(study.trials, result.trials, strict=True):
+        assert trial.state == "failed" or kept.state.name == ends[trial.state]
+        assert kept.params["lr"] == pytest.approx(trial.config.lr)
+
+
+# What can go wrong
+
+
+@pytest.mark.parametrize("outcome", ["diverged", "oom", "crashed", "timeout"])
+def test_a_trial_that_fails_ends_and_the_race_goes_on(outcome: str) -> None:
+    run = race(SimRunner(faults=fault(outcome, lambda rung: rung.trial % 3 == 2)), **sampled())
+    failed = [trial for trial in run.result.trials if trial.number % 3 == 2]
+    assert failed
+    assert {trial.state for trial in failed} == {"failed"}
+    assert {(trial.outcome, trial.message) for trial in failed} == {(outcome, "made up")}
+    assert run.result.trials[0].state == "complete"
+    assert run.ledger.elapsed_s <= 60
+
+
+def test_what_ran_out_of_memory_is_not_asked_of_again() -> None:
+    run = race(SimRunner(faults=fault("oom", lambda rung: rung.config.plan.batch_size >= 256)), **sampled())
+    first = next(t.number for t in run.result.trials if t.outcome == "oom")
+    assert all(t.config.plan.batch_size < 256 for t in run.result.trials[first + 1 :])
+    assert any("ran out of memory" in reason for reason in run.result.why)
+
+
+def test_a_crashed_rung_is_run_again_from_its_checkpoint_three_times_at_most() -> None:
+    attempts: list[Rung] = []
+
+    def crash(rung: Rung) -> bool:
+        if rung.trial == 1 and rung.start_step > 0:
+            attempts.append(rung)
+            return True
+        return False
+
+    result = race(SimRunner(faults=fault("crashed", crash)), **sampled()).result
+    assert len(attempts) == 3
+    assert result.trials[1].state == "failed"
+    once = iter([True])
+    mended = race(SimRunner(faults=fault("crashed", lambda rung: rung.trial == 0 and next(once, False)))).result
+    assert mended.trials[0].state == "complete"
+
+
+def test_anything_that_trains_beats_a_baseline_that_does_not() -> None:
+    result = race(SimRunner(faults=fault("diverged", lambda rung: rung.trial == 0)), **sampled()).result
+    assert not result.chose_baseline
+    assert result.baseline is None
+    assert result.score is not None
+    assert any("the baseline itself failed (diverged: made up)" in reason for reason in result.why)
+
+
+def test_a_race_in_which_everything_fails_says_what_was_said() -> None:
+    with pytest.raises(NoValidResult, match=r"none was \(diverged: made up\)"):
+        race(SimRunner(faults=fault("diverged", lambda rung: True, seconds=0.0)), **sampled())
+
+
+def test_a_profile_far_too_fast_is_told_from_a_bad_task() -> None:
+    with pytest.raises(NoValidResult, match=r"times what the profile said|A full one takes"):
+        race(SimRunner(slowdown=40.0))
+
+
+def test_a_finalist_that_fails_under_a_fresh_seed_gives_way() -> None:
+    calm = race(**sampled()).result
+    first = next(t for t in calm.trials if t.role == "confirmation")
+    run = race(SimRunner(faults=fault("diverged", lambda rung: rung.trial == first.number)), **sampled())
+    assert run.result.chosen != first.config
+    assert any("failed under a fresh seed" in reason for reason in run.result.why)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 9, 20, -1])
+def test_an_interrupt_leaves_the_baseline_unless_the_seeds_had_spoken(at: int) -> None:
+    rungs = len(race(**sampled()).runner.rungs)
+    stop = at if at > 0 else rungs
+    runner = SimRunner()
+
+    def interrupt(rung: Rung) -> None:
+        if len(runner.rungs) == stop:
+            raise KeyboardInterrupt
+
+    runner.faults = interrupt
+    result = race(runner, **sampled()).result
+    assert result.interrupted
+    assert result.chose_baseline
+    assert result.chosen == runner.known.baseline
+    assert (result.baseline is None) == (stop <= 3)
+    assert all(trial.state != "running" for trial in result.trials)
+    assert any("stopped by the user" in reason for reason in result.why)
+
+
+def test_test_data_is_scored_once_for_each_side() -> None:
+    run = plain()
+    assert run.result.test_score is not None
+    assert run.result.baseline_test_score is not None
+    assert run.result.test_score > run.result.baseline_test_score
+    assert race(**sampled()).result.test_score is None
+
+
+def test_a_baseline_that_does_not_fit_is_accumulated() -> None:
+    big = Config(plan=Plan(batch_size=512), lr=1e-3)
+    result = race(SimRunner(known=sim_facts(baseline=big)), max_batch=100, **sampled()).result
+    assert result.trials[0].config.plan == Plan(batch_size=64, accumulation_steps=8)
+    assert "does not fit" in result.trials[0].origin
+    assert all(trial.config.plan.batch_size <= 100 for trial in result.trials)
+
+
+# The horizon
+
+
+@settings(deadline=None)
+@given(st.floats(1e-4, 0.5), st.floats(0, 5), st.floats(0, 1), st.floats(1, 1e5))
+def test_the_horizon_is_a_sixteenth_and_too_short_a_budget_says_what_would_do(
+    step_s: float, eval_s: float, overhead_s: float, remaining_s: float
+) -> None:
+    def ask(seconds: float) -> float:
+        return horizon_s(seconds, None, eval_s=eval_s, overhead_s=overhead_s, baseline_step_s=step_s)
+
+    least_s = EQUIVALENTS * (MIN_STEPS * step_s + 3 * (eval_s + overhead_s))
+    if remaining_s < least_s * 0.999:
+        with pytest.raises(BudgetTooShort, match="Give at least"):
+            ask(remaining_s)
+    elif remaining_s > least_s * 1.001:
+        horizon = ask(remaining_s)
+        assert EQUIVALENTS * (horizon + 3 * (eval_s + overhead_s)) == pytest.approx(remaining_s)
+        assert horizon >= MIN_STEPS * step_s * 0.999
+
+
+def test_a_training_time_that_is_shorter_is_the_horizon() -> None:
+    assert horizon_s(1000, 5.0, eval_s=0, overhead_s=0, baseline_step_s=0.01) == 5.0
+    assert horizon_s(1000, 500.0, eval_s=0, overhead_s=0, baseline_step_s=0.01) == 62.5
+    with pytest.raises(BudgetTooShort, match=r"a training time of at least 3\.20 s"):
+        horizon_s(1000, 1.0, eval_s=0, overhead_s=0, baseline_step_s=0.1)
+
+
+def test_a_horizon_at_which_the_baseline_hardly_moves_is_refused() -> None:
+    runner = SimRunner()
+    with pytest.raises(BudgetTooShort, match="at least 32 steps"):
+        search(
+            runner,
+            Ledger(60, runner.clock),
+            Profile(runner),
+            max_batch=64,
+            horizon_s=0.01,
+            eval_s=0.0,
+            eval_batch_size=EVAL_BATCH,
+        )
+
+
+# The space, the ladder and the promotions
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4096), st.integers(8, 100_000), st.integers(1, 4096), st.booleans(), st.integers(1, 512))
+def test_the_space_always_holds_something_that_can_be_run(
+    knee: int, train_size: int, max_batch: int, accumulates: bool, baseline: int
+) -> None:
+    runner = SimRunner()
+    facts = sim_facts(train_size=train_size, accumulates=accumulates)
+    config = Config(plan=Plan(batch_size=baseline), lr=1e-3)
+    times = Profile(runner, knee_batch_size=knee)
+    space = space_for(facts, times, max_batch=max_batch, horizon_s=5.0, baseline=config)
+    assert space.effective_batch_sizes
+    assert space.lr_low < 1e-3 * (knee / baseline) ** 0.5 < space.lr_high
+    for size in space.effective_batch_sizes:
+        plan = times.plan_for(size, max_batch, "fp32", accumulates)
+        assert size == baseline or (
+            plan is not None
+            and total_steps(plan, times, 5.0) >= MIN_STEPS
+            and max(8, knee / 8) <= size <= min(4 * knee, train_size / 8)
+        )
+
+
+def test_the_range_test_cuts_the_learning_rates_off_above() -> None:
+    runner = SimRunner()
+    baseline = Config(plan=Plan(batch_size=256), lr=1e-3)
+    cut = space_for(
+        sim_facts(), Profile(runner), max_batch=999, horizon_s=5, baseline=baseline, lr_hint=2e-3, lr_diverged=0.05
+    )
+    assert cut.lr_high == 0.05
+    kept = space_for(sim_facts(), Profile(runner), max_batch=999, horizon_s=5, baseline=baseline, lr_diverged=1e-4)
+    assert kept.lr_high == 2e-3
+
+
+def test_warm_starts_that_cannot_be_told_apart_are_one() -> None:
+    runner = SimRunner()
+    baseline = Config(plan=Plan(batch_size=256), lr=1e-3)
+    space = space_for(sim_facts(), Profile(runner), max_batch=999, horizon_s=5, baseline=baseline)
+    assert warm_starts(space, baseline, Plan(batch_size=256), None) == []
+    assert warm_starts(space, baseline, Plan(batch_size=256), 1.05e-3) == []
+    ((config, origin),) = warm_starts(space, baseline, Plan(batch_size=256), 1e-2)
+    assert config.lr == 1e-2
+    assert "range test" in origin
+    assert not same_config(config, baseline)
+
+
+@pytest.mark.parametrize("shares", [(), (0.5,), (0.5, 0.25, 1.0), (0.3, 1.0)])
+def test_a_ladder_rises_in_sixteenths_to_the_end(shares: tuple[float, ...]) -> None:
+    with pytest.raises(SettingError, match="rungs"):
+        Ladder(shares=shares)
+
+
+def paused(number: int, *scores: float) -> Trial:
+    return Trial(
+        number=number,
+        config=Config(plan=Plan(batch_size=32), lr=1e-3 * (1 + number)),
+        seed=number,
+        total_steps=80,
+        role="search",
+        origin="a test",
+        state="paused",
+        scores=tuple(zip((10, 40), scores, strict=False)),
+    )
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("maximize", 1), ("minimize", -1)])
+def test_one_in_eta_goes_on_and_the_highest_rung_first(direction: Direction, sign: int) -> None:
+    first = [paused(n, sign * n / 10) for n in range(8)]
+    assert [t.number for t in promotable(first[:3], Ladder(), direction)] == []
+    assert [t.number for t in promotable(first[:4], Ladder(), direction)] == [3]
+    assert [t.number for t in promotable(first, Ladder(), direction)] == [7, 6]
+    second = [paused(n, sign * n / 10, sign * n / 10) if n in (6, 7) else t for n, t in enumerate(first)]
+    assert [t.number for t in promotable(second, Ladder(), direction)] == [7]
+
+
+def test_a_trial_that_failed_takes_a_place_at_its_rung() -> None:
+    trials = [paused(0, 0.1), paused(1, 0.2), paused(2, 0.3)]
+    failed = replace(paused(3), state="failed", outcome="diverged")
+    assert [t.number for t in promotable([*trials, failed], Ladder(), "maximize")] == [2]
+
+
+def test_a_trial_is_plain_data() -> None:
+    trial = replace(paused(3, 0.5), config=Config(plan=Plan(batch_size=16, accumulation_steps=2), lr=0.1))
+    data = trial.to_json()
+    assert data["effective_batch_size"] == 32
+    assert data["scores"] == [[10, 0.5]]
+    assert data["state"] == "paused"

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autobatch.errors import NoValidResult
+from autobatch.plan import Measurement, Plan
+from autobatch.sim import SimRunner
+from autobatch.throughput import ThroughputCurve, profile
+
+cheap = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def timed(size: int, *step_s: float, **changes: Any) -> Measurement:
+    return Measurement(plan=Plan(batch_size=size), outcome="ok", step_s=step_s, seconds=sum(step_s), **changes)
+
+
+def curve(*points: tuple[int, float]) -> ThroughputCurve:
+    return ThroughputCurve(measurements=tuple(timed(size, seconds) for size, seconds in points))
+
+
+curves = st.dictionaries(st.integers(1, 2000), st.floats(1e-4, 10), min_size=1, max_size=8).map(
+    lambda points: curve(*points.items())
+)
+
+
+@cheap
+@given(measured=curves, one=st.integers(1, 5000), other=st.integers(1, 5000))
+def test_a_larger_batch_never_takes_less_time_however_noisy_the_clock(
+    measured: ThroughputCurve, one: int, other: int
+) -> None:
+    small, large = sorted((one, other))
+    assert 0 < measured.step_s(small) <= measured.step_s(large) * (1 + 1e-9)
+
+
+@cheap
+@given(measured=curves)
+def test_the_knee_is_the_smallest_measured_size_with_most_of_the_speed(measured: ThroughputCurve) -> None:
+    sizes = [m.plan.batch_size for m in measured.timed]
+    enough = 0.8 * max(measured.samples_per_s(size) for size in sizes)
+    assert measured.knee_batch_size == min(size for size in sizes if measured.samples_per_s(size) >= enough)
+    assert measured.knee_batch_size <= measured.fastest
+
+
+@cheap
+@given(points=st.dictionaries(st.integers(1, 50), st.integers(1, 40), min_size=1, max_size=6))
+def test_the_fit_is_the_nearest_curve_that_never_falls(points: dict[int, int]) -> None:
+    """Against the minimax formula of isotonic regression: the obvious slow reference."""
+    sizes = sorted(points)
+    values = [points[size] for size in sizes]
+
+    def mean(start: int, end: int) -> float:
+        return sum(values[start : end + 1]) / (end + 1 - start)
+
+    count = len(values)
+    fitted = curve(*((size, float(points[size])) for size in sizes))
+    for i, size in enumerate(sizes):
+        expected = max(min(mean(start, end) for end in range(i, count)) for start in range(i + 1))
+        assert fitted.step_s(size) == pytest.approx(expected)
+
+
+def test_a_hiccup_is_shared_out_by_its_repeats_and_not_carried_upwards() -> None:
+    measured = ThroughputCurve(measurements=(timed(8, 5.0), timed(16, 1.0, 1.0, 1.0), timed(32, 3.0)))
+    assert measured.step_s(8) == measured.step_s(16) == 2.0
+    assert measured.step_s(32) == 3.0
+
+
+def test_steps_interpolate_and_extrapolate_along_the_line() -> None:
+    measured = curve((8, 1.0), (16, 2.0), (32, 3.0))
+    assert measured.step_s(12) == pytest.approx(1.5)
+    assert measured.step_s(48) == pytest.approx(4.0)
+    assert measured.step_s(4) == pytest.approx(0.5)
+    assert curve((8, 1.0), (16, 1.2)).step_s(1) == pytest.approx(0.825)
+
+
+def test_a_single_level_errs_on_the_slow_side() -> None:
+    measured = curve((8, 1.0))
+    assert (measured.step_s(4), measured.step_s(16)) == (1.0, 2.0)
+    assert curve((8, 1.0), (16, 1.0)).step_s(32) == 2.0
+
+
+def test_the_median_counts() -> None:
+    assert ThroughputCurve(measurements=(timed(8, 1.0, 1.0, 99.0),)).step_s(8) == 1.0
+
+
+@cheap
+@given(measured=curves, effective=st.integers(1, 3000), limit=st.integers(1, 3000), accumulates=st.booleans())
+def test_a_plan_keeps_the_effective_batch_within_memory(
+    measured: ThroughputCurve, effective: int, limit: int, accumulates: bool
+) -> None:
+    plan = measured.plan_for(effective, limit, "bf16", accumulates)
+    if plan is None:
+        assert effective > limit
+        assert not accumulates
+        return
+    assert plan.effective_batch_size == effective
+    assert plan.batch_size <= limit
+    assert plan.precision == "bf16"
+    assert (plan.accumulation_steps == 1) == (effective <= limit)
+    costs = [measured.step_s(b) * (effective // b) for b in range(1, limit + 1) if effective % b == 0]
+    if plan.accumulation_steps > 1:
+        assert measured.step_s(plan.batch_size) * plan.accumulation_steps == pytest.approx(min(costs))
+
+
+def test_accumulation_takes_the_fastest_divisor_and_not_the_largest() -> None:
+    measured = curve((32, 1.0), (48, 4.0))  # 48 fits, but memory traffic makes it slow
+    assert measured.plan_for(96, 48, "fp32") == Plan(batch_size=32, accumulation_steps=3)
+    assert measured.plan_for(96, 0, "fp32") is None
+
+
+def test_a_curve_without_times_is_refused() -> None:
+    failed = Measurement(plan=Plan(batch_size=8), outcome="oom")
+    with pytest.raises(ValueError, match="at least one of them timed; got 8: oom"):
+        ThroughputCurve(measurements=(failed,))
+    with pytest.raises(ValueError, match="one measurement for each size"):
+        ThroughputCurve(measurements=(timed(8, 1.0), timed(8, 2.0)))
+
+
+def test_a_profile_covers_the_powers_of_two_the_largest_and_what_is_included() -> None:
+    runner = SimRunner()
+    measured = profile(runner, Plan(batch_size=1), max_batch=100, budget_s=10.0, include=[24, 500, 16])
+    assert [m.plan.batch_size for m in measured.measurements] == [8, 16, 24, 32, 64, 100]
+    assert measured.skipped == ()
+    for size in (8, 24, 100):
+        assert measured.step_s(size) == pytest.approx(runner.step_s(size))
+    assert measured.step_s(150) == pytest.approx(runner.step_s(150))
+
+
+def test_a_largest_batch_below_the_smallest_power_is_profiled_from_one() -> None:
+    measured = profile(SimRunner(), Plan(batch_size=1), max_batch=5, budget_s=1.0)
+    assert [m.plan.batch_size for m in measured.measurements] == [1, 2, 4, 5]
+
+
+def test_a_profile_stops_when_its_time_is_spent_and_says_what_it_left_out() -> None:
+    runner = SimRunner(step_s=lambda batch: 1.0)
+    seen: list[Measurement] = []
+    measured = profile(runner, Plan(batch_size=1), max_batch=64, budget_s=7.0, include=[32], on_measurement=seen.append)
+    assert [m.plan.batch_size for m in seen] == [32, 8, 16]
+    assert measured.skipped == (64,)
+    assert runner.clock() == 9.0
+
+
+def test_time_that_quick_sizes_leave_goes_to_slow_ones() -> None:
+    measured = profile(SimRunner(step_s=lambda batch: batch * 0.001), Plan(batch_size=1), max_batch=64, budget_s=2.0)
+    assert len(measured.measurements[-1].step_s) > 0.5 / 0.064
+
+
+def test_a_profile_times_one_micro_batch_whatever_the_plan() -> None:
+    measured = profile(SimRunner(), Plan(batch_size=9, accumulation_steps=4, precision="fp16"), max_batch=8, budget_s=1)
+    assert [m.plan for m in measured.measurements] == [Plan(batch_size=8, precision="fp16")]
+
+
+@dataclass(slots=True, kw_only=True)
+class Failing(SimRunner):
+    """Runs out of memory when more than `most` samples are timed."""
+
+    most: int
+
+    def time(self, plan: Plan, *, budget_s: float) -> Measurement:
+        measured = SimRunner.time(self, plan, budget_s=budget_s)
+        if plan.batch_size <= self.most:
+            return measured
+        return replace(measured, outcome="oom", step_s=(), message="simulated")
+
+
+def test_sizes_that_fail_are_kept_as_evidence_but_not_read() -> None:
+    measured = profile(Failing(most=16), Plan(batch_size=1), max_batch=64, budget_s=1.0)
+    assert [m.outcome for m in measured.measurements] == ["ok", "ok", "oom", "oom"]
+    assert measured.fastest == 16
+    assert measured.to_json()["measurements"][-1]["samples_per_s"] is None
+
+
+def test_a_profile_in_which_nothing_runs_says_what_happened() -> None:
+    with pytest.raises(NoValidResult, match="8: oom simulated; 16: oom simulated"):
+        profile(Failing(most=0), Plan(batch_size=1), max_batch=16, budget_s=1.0)
+
+
+@pytest.mark.parametrize(("loader_share", "starved"), [(0.1, False), (0.6, True)])
+def test_starvation_by_the_loader_is_told_in_one_sentence(loader_share: float, starved: bool) -> None:
+    measured = profile(SimRunner(loader_share=loader_share), Plan(batch_size=1), max_batch=64, budget_s=1.0)
+    assert measured.wait_share == pytest.approx(loader_share)
+    assert measured.loader_bound == starved
+    sentence = measured.describe_starvation()
+    if starved:
+        assert sentence is not None
+        assert "waits for data 60% of the time" in sentence
+        assert sentence.count(". ") == 0
+    else:
+        assert sentence is None
+
+
+def test_without_compute_times_nothing_is_said_about_the_loader() -> None:
+    measured = curve((8, 1.0))
+    assert measured.wait_share is None
+    assert not measured.loader_bound
+    assert measured.describe_starvation() is None
+
+
+def test_json_parses_and_holds_what_was_read() -> None:
+    measured = profile(SimRunner(), Plan(batch_size=1), max_batch=4096, budget_s=5.0)
+    told = json.loads(json.dumps(measured.to_json()))
+    assert told["knee_batch_size"] == measured.knee_batch_size
+    assert told["fastest_batch_size"] == 4096
+    assert told["measurements"][0]["batch_size"] == 8
+    assert told["measurements"][0]["repeats"] == 20
