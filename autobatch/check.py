@@ -104,6 +104,8 @@ def peak_lr_fraction(task: Task, *, total_steps: int = _DRY_RUN_STEPS) -> float:
                 model.zero_grad(set_to_none=True)
                 optimizer = task.optimizer(model, task.baseline_config()[0].lr)
                 rates = _scheduled_rates(task, optimizer, total_steps)
+        except TaskError:
+            raise
         except Exception as error:
             raise blame("scheduler(optimizer, total_steps)", error, task.path) from error
     peak = max(rates)

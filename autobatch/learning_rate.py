@@ -84,9 +84,9 @@ def valley(lrs: Sequence[float], smoothed: Sequence[float]) -> float | None:
     """The middle, in log(lr), of the longest valley; None where no two losses fall.
 
     The longest valley is the longest strictly falling subsequence of the smoothed losses, from its first to its last
-    member; of several the one that ends lowest, and then begins last. fastai's default suggestion has the same idea and the same middle, but
-    counts the start back from the end by the number of members. Measured: median loss 4.0 points, always 3 to 40
-    times too small.
+    member; of several the one that ends lowest, and then begins last. fastai's default suggestion has the same idea and
+    the same middle, but counts the start back from the end by the number of members. Measured: median loss 4.0 points,
+    always 3 to 40 times too small.
     """
     if not smoothed:
         return None

@@ -255,7 +255,8 @@ class RemoteRunner(Runner):
         return score
 
     def forget(self, trial: int) -> None:
-        self._work("forget", trial)
+        if self._worker.alive:  # a new one is not worth starting for it: the run's folder is emptied at the end
+            self._work("forget", trial)
 
     def close(self) -> None:
         self._drop_next()

@@ -149,7 +149,7 @@ class ReplayRunner(Runner):
 
     def _step_s(self, plan: Plan) -> float:
         sizes, seconds = self.table["batch_sizes"], self.table["step_time_s"]
-        beyond = max(1.0, plan.batch_size / sizes[-1])
+        beyond: float = max(1.0, plan.batch_size / sizes[-1])
         return plan.accumulation_steps * beyond * _interpolate(sizes, seconds, plan.batch_size)
 
     def _score(self, config: Config, share: float, seed: int) -> float:

@@ -22,7 +22,7 @@ from .plan import Config, Direction, Plan, Precision
 from .task_file import blame as blame
 from .task_file import gather, run_file
 from .task_file import user_traceback as user_traceback
-from .task_rules import FILE_NAMES, PARAMETERS, missing, misspellings, value_problems
+from .task_rules import FILE_NAMES, REQUIRED, missing, misspellings, value_problems
 
 # Assumed: the batch size most tutorials use and the rate AdamW is documented with. It stands in for a baseline that the
 # task does not declare, and is called "default" wherever it is shown.
@@ -147,7 +147,7 @@ class Task:
     def __post_init__(self) -> None:
         values = {known.name: getattr(self, known.name) for known in dataclasses.fields(self)}
         problems = [
-            *missing(values, [name for name in PARAMETERS if values[name] is not None]),
+            *missing(values, [name for name in REQUIRED if values[name] is not None]),
             *value_problems(values),
         ]
         if problems:

@@ -139,8 +139,11 @@ class TorchRunner(Runner):
         """
         if self._facts is None:
             baseline, is_users = self._task.baseline_config()
-            with self._borrow():
-                warnings = check_task(self._task, self._device.torch_device, baseline.plan.batch_size)
+            warnings: tuple[str, ...] = ()
+            trains = self._mode == "training"  # a model that only predicts may well be frozen, without an optimizer
+            if trains:
+                with self._borrow():
+                    warnings = check_task(self._task, self._device.torch_device, baseline.plan.batch_size)
             self._facts = TaskFacts(
                 name=self._task.name,
                 train_size=self._train_size(),
@@ -151,7 +154,7 @@ class TorchRunner(Runner):
                 precision=self._task.precision,
                 accumulates=self._task.accumulation,
                 has_test_data=self._task.test_data is not None,
-                peak_lr_fraction=peak_lr_fraction(self._task),
+                peak_lr_fraction=peak_lr_fraction(self._task) if trains else 0.0,
                 warnings=warnings,
             )
         return self._facts
@@ -498,5 +501,6 @@ class TorchRunner(Runner):
         self._bench = None
         self._data.clear()
         self._device.clean_up()
+        self._device.lift_limit()
         if self._owns_checkpoints:
             shutil.rmtree(self._checkpoints, ignore_errors=True)

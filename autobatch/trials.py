@@ -46,9 +46,7 @@ class StepTimes(Protocol):
     def step_s(self, batch_size: int) -> float:
         """Seconds of one forward, backward and optimizer step at `batch_size`, data loading included."""
 
-    def plan_for(
-        self, effective_batch: int, max_batch: int, precision: Precision = ..., accumulates: bool = ...
-    ) -> Plan | None:
+    def plan_for(self, effective_batch: int, max_batch: int, precision: Precision, accumulates: bool) -> Plan | None:
         """The fastest plan of this effective batch size with at most `max_batch` samples at once, if there is one."""
 
 

@@ -202,7 +202,7 @@ class _Tune:
             eval_s=eval_s,
             eval_batch_size=eval_batch,
             lr_hint=sweep.suggestion if sweep else None,
-            lr_diverged=sweep.sweep.lrs[-1] if sweep and sweep.sweep.diverged and sweep.sweep.lrs else None,
+            lr_diverged=sweep.diverged_at if sweep else None,
             settings=SearchSettings(seed=self.settings.seed, sampler=self.settings.search),
             record=record,
             on_event=self.on_event,

@@ -14,14 +14,14 @@ PACKAGE = Path(__file__).parents[1] / "autobatch"
 # fmt: off
 ORDER = [
     "errors", "units", "plan", "sim", "replay",
-    "devices.environment", "devices.oom", "devices.base", "devices.nvml", "devices.cuda", "devices.cpu", "devices.mps",
-    "devices",
+    "devices.environment", "devices.oom", "devices.host_memory", "devices.base", "devices.nvml", "devices.cuda",
+    "devices.cpu", "devices.mps", "devices",
     "task_file", "task_rules", "task", "data", "check_data", "check", "infer", "inputs", "state", "training",
     "torch_runner",
     "progress", "bracket", "memory", "throughput", "learning_rate",
     "ledger", "trials", "study", "costs", "confirmation", "conclusion", "race", "search",
-    "report", "render.numbers", "render.evidence", "render.document", "render.terminal", "render.markdown",
-    "render.live", "render",
+    "shapes", "report", "render.document", "render.numbers", "render.evidence", "render.content", "render.terminal",
+    "render.markdown", "render.live", "render",
     "engines.local", "engines", "remote", "tuning", "api", "cli", "__main__", "_worker",
 ]
 # fmt: on

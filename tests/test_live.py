@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from autobatch.progress import Progress
-from autobatch.render.live import live_progress
+from autobatch.render.live import LiveLine, live_progress
 from autobatch.sim import VirtualClock
 
 
@@ -91,58 +91,60 @@ def _console(file: io.StringIO, width: int = 80) -> Console:
     return Console(file=file, width=width, height=24, color_system=None)
 
 
-def test_on_a_terminal_the_line_tells_the_stage_the_piece_and_the_time() -> None:
-    file, clock = Terminal(), VirtualClock()
-    console = _console(file)
-    with live_progress(console, budget_s=90.0, clock=clock) as listen:
-        clock.advance(61.0)
-        listen(PIECE)
-        clock.advance(2.0)
-        console.print("refresh")
-    last = file.getvalue().split("refresh")[-1]
-    assert "search: trial 3: batch 128, lr 0.0" in last
-    assert "1:03 of 1:30" in last
+def _line(line: LiveLine, width: int) -> str:
+    """The line as it is drawn, without its end."""
+    file = io.StringIO()
+    Console(file=file, width=width, color_system=None).print(line.draw())
+    return file.getvalue().removesuffix("\n")
 
 
-def test_a_piece_tells_what_is_left_of_it_and_that_it_is_late() -> None:
-    file, clock = Terminal(), VirtualClock()
-    console = _console(file, width=120)
-    with live_progress(console, budget_s=None, clock=clock) as listen:
-        listen(PIECE)
-        clock.advance(2.0)
-        console.print("refresh")
-        clock.advance(20.0)
-        console.print("late")
-    text = file.getvalue()
-    assert "lr 0.01, about 0:07 left" in text
-    assert "longer than predicted" in text.split("late")[-2] + text.split("late")[-1]
-    assert " of " not in text.split("refresh")[-1]
+def test_the_line_tells_the_stage_the_piece_and_the_time() -> None:
+    clock = VirtualClock(100.0)
+    line = LiveLine(_console(io.StringIO(), 100), 90.0, clock, 100.0)
+    assert _line(line, 100).startswith("start: opening the task and the device")
+    clock.advance(61.0)
+    line.note(PIECE)
+    clock.advance(2.0)
+    assert _line(line, 100).startswith("search: trial 3: batch 128, lr 0.01, about 0:07 left")
+    assert _line(line, 100).rstrip().endswith("1:03 of 1:30")
+    clock.advance(20.0)
+    assert "lr 0.01, longer than predicted" in _line(line, 100)
 
 
-def test_findings_scroll_by_above_the_line_and_end_the_piece() -> None:
-    file = Terminal()
-    console = _console(file)
-    with live_progress(console, budget_s=60.0, clock=VirtualClock()) as listen:
-        listen(PIECE)
-        listen(FINDING)
-        console.print("refresh")
-    text = file.getvalue()
-    assert "memory: batch 128: ok, peak 12 MiB\n" in text
-    assert "memory: looking for the largest batch" in text.split("refresh")[-1]
+def test_without_a_budget_the_line_tells_the_elapsed_time_alone() -> None:
+    clock = VirtualClock()
+    line = LiveLine(_console(io.StringIO(), 80), None, clock, 0.0)
+    clock.advance(3723.0)
+    assert _line(line, 80).rstrip().endswith("1:02:03")
+    assert " of " not in _line(line, 80)
+
+
+def test_a_finding_ends_the_piece() -> None:
+    line = LiveLine(_console(io.StringIO(), 80), None, VirtualClock(), 0.0)
+    line.note(PIECE)
+    line.note(FINDING)
+    assert _line(line, 80).startswith("memory: looking for the largest batch ")
 
 
 @pytest.mark.parametrize("width", [10, 20, 40, 59, 80, 120])
-def test_the_live_line_is_one_line(width: int) -> None:
-    file, clock = Terminal(), VirtualClock()
-    console = _console(file, width)
-    with live_progress(console, budget_s=36_000.0, clock=clock) as listen:
-        listen(Progress(stage="range test", text="x" * 300, predicted_s=3.0))
-        with console.capture() as capture:
-            console.print()
-    shown = capture.get().replace("\r", "").split("\x1b[2K")[-1]
+@pytest.mark.parametrize("budget_s", [None, 36_000.0])
+def test_the_live_line_is_one_line(width: int, budget_s: float | None) -> None:
+    line = LiveLine(_console(io.StringIO(), width), budget_s, VirtualClock(), 0.0)
+    line.note(Progress(stage="range test", text="x" * 300, predicted_s=3.0))
+    shown = _line(line, width)
     assert shown.strip()
-    assert "\n" not in shown.strip("\n")
-    assert len(shown.strip("\n")) <= width
+    assert "\n" not in shown
+    assert len(shown.rstrip()) <= width - len("^C")  # which the terminal itself writes there
+
+
+def test_findings_scroll_by_and_pieces_do_not() -> None:
+    file = Terminal()
+    with live_progress(_console(file), budget_s=60.0, clock=VirtualClock()) as listen:
+        listen(PIECE)
+        assert "search: trial 3: batch 128" in file.getvalue()
+        listen(FINDING)
+    assert "memory: batch 128: ok, peak 12 MiB\n" in file.getvalue()
+    assert "trial 3: batch 128, lr 0.01\n" not in file.getvalue()
 
 
 @pytest.mark.parametrize("ending", [KeyboardInterrupt, ValueError, None])

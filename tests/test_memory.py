@@ -18,11 +18,12 @@ from autobatch.plan import Measurement, MemoryLimit, Outcome, Plan
 from autobatch.sim import SimRunner, draw
 
 MIB = 1 << 20
-thorough = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+thorough = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def find(runner: SimRunner, ceiling: int = 1 << 20, **options: Any) -> MaxBatch:
-    return find_max_batch_size(runner, Plan(batch_size=1), **{"ceiling": ceiling, "ceiling_is": "ceiling"} | options)
+    limits: dict[str, Any] = {"ceiling": ceiling, "ceiling_is": "ceiling"}
+    return find_max_batch_size(runner, Plan(batch_size=1), **limits | options)
 
 
 def sizes_run(answer: MaxBatch) -> list[int]:

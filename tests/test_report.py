@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autobatch.confirmation import ScoreSummary
@@ -46,32 +46,31 @@ devices = st.builds(
     power_limit_w=maybe,
     notes=sentences,
 )
-reports = st.fixed_dictionaries(
-    {
-        "task": st.text(),
-        "command": st.text(),
-        "device": devices,
-        "direction": st.sampled_from(["maximize", "minimize"]),
-        "budget_s": finite,
-        "train_time_s": maybe,
-        "plan": configs,
-        "baseline_plan": configs,
-        "chose_baseline": st.booleans(),
-        "baseline_is_users": st.booleans(),
-        "score": summaries,
-        "baseline": summaries,
-        "test_score": maybe,
-        "test_baseline": maybe,
-        "learning_rate": st.sampled_from([None, EXAMPLE.learning_rate]),
-        "trials": st.sampled_from([EXAMPLE.trials, EXAMPLE.trials[:1], ()]),
-        "why": sentences,
-        "warnings": sentences,
-        "interrupted": st.booleans(),
-    }
-).map(lambda changes: dataclasses.replace(EXAMPLE, **changes))
+fields: dict[str, st.SearchStrategy[Any]] = {
+    "task": st.text(),
+    "command": st.text(),
+    "device": devices,
+    "direction": st.sampled_from(["maximize", "minimize"]),
+    "budget_s": finite,
+    "train_time_s": maybe,
+    "plan": configs,
+    "baseline_plan": configs,
+    "chose_baseline": st.booleans(),
+    "baseline_is_users": st.booleans(),
+    "score": summaries,
+    "baseline": summaries,
+    "test_score": maybe,
+    "test_baseline": maybe,
+    "learning_rate": st.sampled_from([None, EXAMPLE.learning_rate]),
+    "trials": st.sampled_from([EXAMPLE.trials, EXAMPLE.trials[:1], ()]),
+    "why": sentences,
+    "warnings": sentences,
+    "interrupted": st.booleans(),
+}
+reports = st.fixed_dictionaries(fields).map(lambda changes: dataclasses.replace(EXAMPLE, **changes))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine draws slowly
 @given(reports)
 def test_a_report_survives_json(report: Report) -> None:
     assert Report.from_json(json.loads(json.dumps(report.to_json(), allow_nan=False))) == report
@@ -212,7 +211,7 @@ def test_what_is_no_ordinary_file_is_not_replaced(tmp_path: Path) -> None:
 def test_a_path_that_cannot_be_written_is_told_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="it is a folder; name a file"):
         check_writable(tmp_path)
-    with pytest.raises(ReportError, match="there is no folder .*missing"):
+    with pytest.raises(ReportError, match=r"there is no folder .*missing"):
         check_writable(tmp_path / "missing" / "report.json")
     with pytest.raises(ReportError, match="cannot be written: No such file or directory"):
         write_whole(tmp_path / "missing" / "report.json", "text")

@@ -268,7 +268,7 @@ def test_events_tell_what_starts_and_what_came_of_it() -> None:
 
 def test_the_record_holds_every_trial(tmp_path: Path) -> None:
     record = StudyRecord(tmp_path / "journal.log", "sim", "maximize")
-    result = race(record=record, budget_s=30.0, **sampled()).result
+    result = race(record=record, budget_s=30.0, **(sampled() | {"most_trials": 5})).result
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "journal.log")))
     study = optuna.load_study(study_name="sim", storage=storage)
     assert len(study.trials) == len(result.trials)
@@ -312,7 +312,9 @@ def test_a_crashed_rung_is_run_again_from_its_checkpoint_three_times_at_most() -
     assert len(attempts) == 3
     assert result.trials[1].state == "failed"
     once = iter([True])
-    mended = race(SimRunner(faults=fault("crashed", lambda rung: rung.trial == 0 and next(once, False)))).result
+    mended = race(
+        SimRunner(faults=fault("crashed", lambda rung: rung.trial == 0 and next(once, False))), **sampled()
+    ).result
     assert mended.trials[0].state == "complete"
 
 

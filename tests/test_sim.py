@@ -71,6 +71,7 @@ def test_a_draw_is_a_function_of_its_key() -> None:
 def test_a_landscape_is_best_at_its_optimum_and_diverges_far_above_it() -> None:
     landscape = Landscape(noise=0)
     best = landscape(config(256, 3e-3), 1.0, 0)
+    assert best is not None
     assert best == pytest.approx(0.95)
     for other in (config(256, 1e-3), config(256, 1e-2), config(64, 3e-3), config(1024, 3e-3)):
         score = landscape(other, 1.0, 0)

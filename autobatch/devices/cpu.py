@@ -85,7 +85,10 @@ class CpuDevice(Device):
         usable, source = capacity(memory_limit_bytes, memory.free_bytes, memory.source)
         self._settle()
         self._start = host_memory.process_memory(self._proc)
-        budget = self._put_up_wall(self._start["VmData"], budget_bytes(usable, headroom))
+        wanted = budget_bytes(usable, headroom)
+        budget = self._put_up_wall(self._start["VmData"], wanted)
+        if budget < wanted:
+            source = "left by the limit on data of this process (ulimit -d)"
         if budget <= 0:
             raise DeviceError(f"a training step needs free memory; {source}: {format_size(usable)}. Free some memory")
         self._limit = MemoryLimit(capacity_bytes=budget, budget_bytes=budget, source=source)
@@ -110,17 +113,18 @@ class CpuDevice(Device):
     def peak_bytes(self) -> int | None:
         """Highest memory since `reset_peak`, over what the process held when the limit was set. It guides the search.
 
-        Of the two peaks that Linux keeps, the address space is the nearer to what RLIMIT_DATA counts, pages not yet
-        touched included, but it is kept for the life of the process and cannot be reset: it is read where it rose in
-        this window, as it does in a fresh process. Else it is the resident memory. Neither is let above the wall,
-        since what ran stayed below it.
+        Linux keeps no peak of what RLIMIT_DATA counts. The nearest is the peak of the address space, less the part of
+        it that is not data (files mapped into memory), but that one is kept for the life of the process: it is read
+        where it rose in this window, as it does in a fresh process. Else it is the peak of the resident memory, which
+        misses pages that were asked for and not touched. Neither is let above the wall: what ran stayed below it.
         """
         now = host_memory.process_memory(self._proc)
         if not self._counts_peak or "VmHWM" not in now or "VmPeak" not in now:
             return None
-        peak = now["VmHWM"] - self._start["VmRSS"]
         if now["VmPeak"] > self._highest_size:
-            peak = max(peak, now["VmPeak"] - self._start["VmSize"])
+            peak = now["VmPeak"] - (now["VmSize"] - now["VmData"]) - self._start["VmData"]
+        else:
+            peak = now["VmHWM"] - self._start["VmRSS"]
         if self._soft_before is not None and self._limit is not None:
             peak = min(peak, self._limit.budget_bytes)
         return max(0, peak)

@@ -78,7 +78,7 @@ def _headline(report: Report) -> str:
         if report.score is None:
             text += " It is not confirmed on fresh seeds."
     elif report.score is None:
-        text = f"This is {name}; nothing was trained to the end, so nothing is known against it or for it."
+        text = f"This is {name}. It was not trained to the end: nothing is known of its score."
     else:
         keep = "keep what you have" if report.baseline_is_users else "there is no reason to leave it"
         text = f"This is {name}. Nothing beat it: {keep}."
@@ -212,7 +212,7 @@ def _trials(report: Report, decimals: int) -> Section:
     fresh = f", and {count_text(confirmations, 'run')} on fresh seeds" if confirmations else ""
     text = f"{count_text(len(raced), 'trial')}{fresh}."
     if len(shown) < len(raced):
-        text += f" The best {len(shown)}:"
+        text += f" Shown are {len(shown)}, the furthest trained and best first."
     return Section(title="Trials", parts=(Paragraph(text=text), Table(columns=columns, rows=rows)))
 
 
@@ -247,8 +247,8 @@ def _provenance(report: Report) -> Section:
         ("started", report.created),
         ("command", report.command),
     )
-    notes = (Bullets(items=device.notes),) if device.notes else ()
-    return Section(title="Measured on", parts=(Facts(rows=rows), *notes))
+    notes = tuple(("note", note) for note in device.notes)
+    return Section(title="Measured on", parts=(Facts(rows=rows + notes),))
 
 
 def _decimals(report: Report) -> int:
@@ -283,13 +283,15 @@ def _last_score(trial: Json) -> float:
 
 def _share_done(trial: Json) -> float:
     """How much of its schedule the trial's last score stands for."""
-    return trial["scores"][-1][0] / trial["total_steps"] if trial["scores"] else 0.0
+    share: float = trial["scores"][-1][0] / trial["total_steps"] if trial["scores"] else 0.0
+    return share
 
 
 def _state_text(trial: Json) -> str:
-    return OUTCOMES.get(trial["outcome"], trial["outcome"]) if trial["state"] == "failed" else trial["state"]
+    text: str = OUTCOMES.get(trial["outcome"], trial["outcome"]) if trial["state"] == "failed" else trial["state"]
+    return text
 
 
 def _is_chosen(trial: Json, report: Report) -> bool:
-    plan = dataclasses.asdict(report.plan.plan)
-    return trial["lr"] == report.plan.lr and all(trial[name] == value for name, value in plan.items())
+    chosen = dataclasses.asdict(report.plan.plan) | {"lr": report.plan.lr}
+    return all(trial[name] == value for name, value in chosen.items())

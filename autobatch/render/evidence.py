@@ -174,13 +174,13 @@ def device_facts(device: DeviceInfo) -> tuple[tuple[str, str], ...]:
 def device_section(device: DeviceInfo) -> Section:
     """Every fact about a device, and why one is missing."""
     facts = Facts(rows=device_facts(device)[1:])
-    notes = (Bullets(items=device.notes),) if device.notes else ()
+    notes: tuple[Part, ...] = (Bullets(items=device.notes),) if device.notes else ()
     return Section(title=device.name, parts=(facts, *notes))
 
 
 def _speed_or_outcome(point: Json) -> str:
-    speed: float | None = point["samples_per_s"]
-    return OUTCOMES.get(point["outcome"], point["outcome"]) if speed is None else speed_text(speed)
+    outcome: str = point["outcome"]
+    return known(point["samples_per_s"], speed_text, OUTCOMES.get(outcome, outcome))
 
 
 def _marks_of(point: Json, found: Json, marks: Mapping[int, str]) -> str:

@@ -30,6 +30,7 @@ _DOES: dict[Stage, str] = {
 
 _REFRESHES_PER_S = 4  # assumed: the clock is seen to run, and drawing takes no time from training
 _BAR_WIDTH = 16  # assumed
+_ROOM_FOR_ECHO = 3  # a terminal shows Ctrl-C as ^C after the line; were it to wrap, the wrong line would be wiped
 _ROOM_FOR_BAR = 60  # assumed: in a narrower terminal the words matter more
 
 
@@ -57,7 +58,7 @@ def live_progress(
     if quiet or console.quiet:
         yield nobody
     elif console.file.isatty() and console.is_terminal and not console.is_dumb_terminal:
-        line = _LiveLine(console, budget_s, started_s, clock)
+        line = LiveLine(console, budget_s, clock, started_s)
         live = Live(
             console=console,
             get_renderable=line.draw,
@@ -66,8 +67,16 @@ def live_progress(
             # What the task prints goes above the line if it is seen on a terminal, and into the file if it is not.
             redirect_stdout=sys.stdout.isatty(),
         )
+
+        def show(progress: Progress) -> None:
+            line.note(progress)
+            if progress.predicted_s is None:
+                text = f"{progress.stage}: {progress.text}"
+                console.print(plain_text(text, console), soft_wrap=True, highlight=False)
+            live.refresh()
+
         with live:
-            yield line.listen
+            yield show
     else:
 
         def write(progress: Progress) -> None:
@@ -79,31 +88,35 @@ def live_progress(
         yield write
 
 
-class _LiveLine:
-    """What the live line knows: the stage, what is under way in it, and since when."""
+class LiveLine:
+    """What the live line knows: the stage, what is under way in it, and since when.
 
-    def __init__(self, console: Console, budget_s: float | None, started_s: float, clock: Callable[[], float]) -> None:
+    Args:
+        console: whose width the line keeps to.
+        budget_s: seconds that the run was given, or None.
+        clock: reads seconds.
+        started_s: what it read when the run began.
+    """
+
+    def __init__(self, console: Console, budget_s: float | None, clock: Callable[[], float], started_s: float) -> None:
         self._console, self._budget_s, self._started_s, self._clock = console, budget_s, started_s, clock
         self._stage: Stage = "start"
         self._piece: Progress | None = None
         self._piece_began_s = started_s
 
-    def listen(self, progress: Progress) -> None:
-        """Take note of what has begun; print what was found."""
+    def note(self, progress: Progress) -> None:
+        """Take note of what has begun, or that something was found and so is over."""
         self._stage = progress.stage
-        if progress.predicted_s is not None:
-            self._piece, self._piece_began_s = progress, self._clock()
-            return
-        self._piece = None
-        line = f"{progress.stage}: {progress.text}"
-        self._console.print(plain_text(line, self._console), soft_wrap=True, highlight=False)
+        self._piece_began_s = self._clock()
+        self._piece = None if progress.predicted_s is None else progress
 
     def draw(self) -> Grid:
-        """The line as it stands now; never wider than the terminal."""
+        """The line as it stands now, a little shorter than the terminal is wide."""
         now_s = self._clock()
         piece = self._piece  # once: another thread listens
         does, left = (_DOES[self._stage], "") if piece is None else (piece.text, self._left(piece, now_s))
-        grid = Grid.grid(padding=(0, 2, 0, 0), pad_edge=False, expand=True)
+        grid = Grid.grid(padding=(0, 2, 0, 0), pad_edge=False)
+        grid.width = max(1, self._console.width - _ROOM_FOR_ECHO)
         grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         text = f"{self._stage}: {does}{left}"
         cells: list[Text | ProgressBar] = [plain_text(text, self._console)]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import assert_never
 
 from rich.cells import cell_len
-from rich.console import Console, RenderableType
+from rich.console import Console, JustifyMethod, RenderableType
 from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
@@ -97,19 +97,19 @@ def _table(table: Table, console: Console) -> Grid:
         max(cell_len(visible(cell)) for cell in (column.title, *(row[index] for row in table.rows)))
         for index, column in enumerate(table.columns)
     ]
-    kept = list(range(len(table.columns)))
+    kept = [index for index, width in enumerate(widths) if width]  # rich would give an empty one room
     for index in reversed(range(len(table.columns))):
-        if table.columns[index].optional and _width(widths, kept) > room:
+        if index in kept and table.columns[index].optional and _width(widths, kept) > room:
             kept.remove(index)
     shortest, longest = _BAR_WIDTHS
     bar_width = min(longest, room - _width(widths, kept) - _GAP)
-    bars = table.bars if bar_width >= shortest else ()
+    bars = table.bars if bar_width >= shortest and any(table.bars) else ()
 
     grid = Grid(box=None, show_edge=False, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
     for index in kept:
         column = table.columns[index]
-        justify = "right" if column.is_number else "left"
-        grid.add_column(plain_text(column.title, console), justify=justify, overflow="fold")  # type: ignore[arg-type]
+        justify: JustifyMethod = "right" if column.is_number else "left"
+        grid.add_column(plain_text(column.title, console), justify=justify, overflow="fold")
     if bars:
         grid.add_column()
     for number, row in enumerate(table.rows):
