@@ -3,7 +3,8 @@
 The order is a function of (seed, position): sample number p of a trial is entry `p mod n` of the permutation of
 epoch `p // n`. An optimizer step takes the next `effective_batch_size` samples of that stream, so a resumed trial sees
 what an uninterrupted one sees, and 2 x 16 accumulated see what 1 x 32 sees. No step is short: the stream runs on into
-the next epoch. Iterable datasets and a task's own `train_loader` keep their own order and are skipped forward on resume.
+the next epoch. Iterable datasets and a task's own `train_loader` keep their own order, and are skipped forward on
+resume.
 """
 
 from __future__ import annotations

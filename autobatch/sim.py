@@ -1,6 +1,6 @@
-"""Runners without torch: `SimRunner` is a formula, `ReplayRunner` reads a table that was measured.
+"""A runner without torch: `SimRunner` is a formula (`ReplayRunner`, in replay.py, reads a table that was measured).
 
-They are shipped, not hidden in the tests: whoever writes a search strategy debugs it here, in milliseconds. Both live on
+Both are shipped, not hidden in the tests: whoever writes a search strategy debugs it here, in milliseconds. They live on
 a `VirtualClock`, so that an hour of training passes at once and a ledger on the same clock charges it exactly.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pty
@@ -30,7 +31,19 @@ def environment(**changes: str) -> dict[str, str]:
 
 def autobatch(*arguments: object, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "autobatch", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment(**changes), capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=environment(**changes), capture_output=True, text=True, timeout=1800)
+
+
+@functools.cache
+def budget_s(folder: Path) -> int:
+    """A budget for `tune` on the minimal task that this machine can do something with.
+
+    The budget is wall time, so what is enough depends on the machine. A tenth of it should pay for the start of a
+    process that imports torch; where that takes five seconds or less, 50 s are enough.
+    """
+    begun = time.monotonic()
+    assert autobatch("doctor", cwd=folder).returncode == 0
+    return max(50, round(10 * (time.monotonic() - begun)))
 
 
 def refused(result: subprocess.CompletedProcess[str], code: int = 2) -> str:
@@ -48,7 +61,7 @@ def refused(result: subprocess.CompletedProcess[str], code: int = 2) -> str:
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("tuned")
-    options = ["--budget", "45s", "--json", "--output", "out.json", "--markdown", "out.md"]
+    options = ["--budget", f"{budget_s(folder)}s", "--json", "--output", "out.json", "--markdown", "out.md"]
     return folder, autobatch("tune", MINIMAL, *options, cwd=folder)
 
 
@@ -60,7 +73,7 @@ def test_tune_prints_the_whole_report_as_json(tuned: tuple[Path, subprocess.Comp
     assert set(report) >= {"device", "why", "schema"}
     assert set(report["plan"]) == {"batch_size", "accumulation_steps", "effective_batch_size", "lr", "precision"}
     assert set(report["score"]) >= {"mean", "stderr", "scores"}
-    assert report["ledger"]["elapsed_s"] <= 45
+    assert report["ledger"]["elapsed_s"] <= report["budget_s"]
     assert json.loads((folder / "out.json").read_text()) == report
     assert "batch" in (folder / "out.md").read_text()
     (run,) = (folder / ".autobatch" / "minimal").iterdir()
@@ -114,11 +127,11 @@ def interrupt(folder: Path, when: str, *arguments: str, number: int = signal.SIG
         process = subprocess.Popen(
             command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=stderr, text=True
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while when not in (folder / "stderr").read_text() and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(number)
-        stdout, _ = process.communicate(timeout=60)
+        stdout, _ = process.communicate(timeout=120)
     return process.returncode, stdout, (folder / "stderr").read_text()
 
 
@@ -166,7 +179,7 @@ def test_on_a_terminal_progress_is_live_and_leaves_the_screen_clean(tmp_path: Pa
     os.close(follower)
     screen = b""
     while True:
-        ready, _, _ = select.select([leader], [], [], 60)
+        ready, _, _ = select.select([leader], [], [], 300)
         assert ready
         try:
             chunk = os.read(leader, 65536)

@@ -88,7 +88,7 @@ def test_a_module_imports_only_from_above(name: str) -> None:
 def test_the_coordinator_imports_no_torch() -> None:
     imports = "; ".join(f"import autobatch.{name}" for name in WITHOUT_TORCH)
     check = f"import sys; {imports}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", check], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", check], timeout=600).returncode == 0
 
 
 def test_help_needs_neither_torch_nor_optuna_nor_rich() -> None:
@@ -96,9 +96,9 @@ def test_help_needs_neither_torch_nor_optuna_nor_rich() -> None:
         "import sys; from autobatch.cli import cli; cli(['tune', '--help'], standalone_mode=False); "
         "sys.exit(bool({'torch', 'optuna', 'rich', 'numpy'} & set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, stdout=subprocess.DEVNULL).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=600, stdout=subprocess.DEVNULL).returncode == 0
 
 
 def test_that_check_can_fail() -> None:
     code = "import sys, autobatch; autobatch.Task; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 1
+    assert subprocess.run([sys.executable, "-c", code], timeout=600).returncode == 1
