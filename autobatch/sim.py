@@ -1,7 +1,7 @@
 """A runner without torch: `SimRunner` is a formula (`ReplayRunner`, in replay.py, reads a table that was measured).
 
-Both are shipped, not hidden in the tests: whoever writes a search strategy debugs it here, in milliseconds. They live on
-a `VirtualClock`, so that an hour of training passes at once and a ledger on the same clock charges it exactly.
+Both are shipped, not hidden in the tests: whoever writes a search strategy debugs it here, in milliseconds. They live
+on a `VirtualClock`, so that an hour of training passes at once and a ledger on the same clock charges it exactly.
 """
 
 from __future__ import annotations

@@ -19,10 +19,16 @@ def rng_state() -> dict[str, Any]:
     Plain containers, numbers and tensors only, so that a checkpoint of it loads with `weights_only=True`.
     """
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    numbers = np.random.get_state(legacy=False)
     state = {
         "python": (version, list(internal), gauss),
-        "numpy": (str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)),
+        "numpy": {
+            "bit_generator": str(numbers["bit_generator"]),
+            "key": torch.from_numpy(numbers["state"]["key"].astype(np.int64)),
+            "pos": int(numbers["state"]["pos"]),
+            "has_gauss": int(numbers["has_gauss"]),
+            "gauss": float(numbers["gauss"]),
+        },
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -36,8 +42,9 @@ def set_rng_state(state: dict[str, Any]) -> None:
     """Put the generators where `rng_state` found them."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    numbers = dict(state["numpy"])
+    inner = {"key": numbers.pop("key").numpy().astype(np.uint32), "pos": numbers.pop("pos")}
+    np.random.set_state(numbers | {"state": inner})
     torch.set_rng_state(state["torch"])
     if "cuda" in state:
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -359,22 +359,24 @@ class TorchRunner(Runner):
         loader = val_loader(self._task, data, batch_size)
         size = num_samples(data)
         started = perf_counter()
+        seen = 0
 
         def part() -> Iterator[Batch]:
             nonlocal seen
             for batch in loader:
-                yield batch
                 seen += batch_size
-                if perf_counter() - started > _EVALUATION_SAMPLE_S and self._task.evaluate is None:
+                yield batch
+                if perf_counter() - started > _EVALUATION_SAMPLE_S:
                     return
 
-        seen = 0
-        refused = self._guarded("an evaluation", lambda: bench.evaluate(part()))
+        # A task's own `evaluate` needs all of the data, and may ask for the loader's length.
+        whole = self._task.evaluate is not None
+        refused = self._guarded("an evaluation", lambda: bench.evaluate(loader if whole else part()))
         self._device.synchronize()
         elapsed = perf_counter() - started
         if isinstance(refused, _Refused):
             raise TaskError(f"an evaluation batch of {batch_size} does not fit in memory: {refused.message}")
-        return elapsed if size is None else elapsed * max(1.0, size / max(1, seen))
+        return elapsed if size is None or whole else elapsed * max(1.0, size / max(1, seen))
 
     # -- learning rate ------------------------------------------------------------------------------------------------
 

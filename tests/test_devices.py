@@ -456,7 +456,7 @@ class TestCudaStandIn(DeviceContract):
         info = device.info()
         assert (info.driver, info.power_limit_w) == ("580.1", 700.0)
         assert info.uuid == "GPU-11112222-3333-4444-5555-666677778888"
-        assert "other processes hold 2.00 GiB of this card" in info.notes
+        assert "other processes hold 2 GiB of this card" in info.notes
         assert device.joules() == pytest.approx(5.001)
 
 

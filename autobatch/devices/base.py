@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import platform
 from abc import ABC, abstractmethod
+from typing import TypedDict
 
 import torch
 
@@ -107,6 +108,13 @@ def budget_bytes(capacity_bytes: int, headroom: float) -> int:
     return min(capacity_bytes, int(capacity_bytes * (1 - headroom)))
 
 
-def software() -> dict[str, str]:
-    """The fields of `DeviceInfo` that are the same for every device: versions of torch and Python."""
+class Software(TypedDict):
+    """The fields of `DeviceInfo` that are the same for every device."""
+
+    torch: str
+    python: str
+
+
+def software() -> Software:
+    """Versions of torch and Python."""
     return {"torch": str(torch.__version__), "python": platform.python_version()}

@@ -288,8 +288,10 @@ def _share_done(trial: Json) -> float:
 
 
 def _state_text(trial: Json) -> str:
-    text: str = OUTCOMES.get(trial["outcome"], trial["outcome"]) if trial["state"] == "failed" else trial["state"]
-    return text
+    if trial["state"] != "failed":
+        return str(trial["state"])
+    outcome = str(trial["outcome"])
+    return OUTCOMES.get(outcome) or outcome
 
 
 def _is_chosen(trial: Json, report: Report) -> bool:
