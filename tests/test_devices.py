@@ -417,11 +417,11 @@ class TestCudaStandIn(DeviceContract):
 
     @pytest.fixture
     def device(self, memory: FakeCuda) -> Device:
-        self.memory = memory
+        self.cuda = memory
         return CudaDevice(0, cuda=memory, card=Card(0, memory.uuid, library=FakeNvml()))
 
     def allocate(self, device: Device, size: int) -> object:
-        return Held(self.memory, size)
+        return Held(self.cuda, size)
 
     def test_other_processes_are_counted_out(self, device: Device, memory: FakeCuda) -> None:
         memory.others = 3 << 30

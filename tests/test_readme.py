@@ -24,6 +24,7 @@ def test_the_model_file_shown_is_a_whole_task(tmp_path: Path) -> None:
     (block,) = [block for block in BLOCKS if block.startswith("# model.py")]
     (tmp_path / "model.py").write_text(block)
     task = load_task(tmp_path / "model.py")
+    assert task.train_data is not None
     assert len(task.train_data()) == 600
     assert task.baseline_config()[1]
 
