@@ -1,24 +1,36 @@
-"""The worker process, `python -m autobatch._worker FD`: it reads jobs from a connection, runs them, writes the results.
+"""The worker process: it reads jobs from a connection, runs them, writes the results.
 
-It imports nothing heavy by itself; a job says what it needs. When the coordinator goes away, however it went, the
-connection ends and the worker ends with it, its data-loading children included.
+    python -m autobatch._worker work FD              a worker on the connection FD
+    python -m autobatch._worker serve FD MODULE...   a fork server: imports the modules, then makes workers on request
+
+Importing torch takes seconds and forking takes milliseconds, so a server that only ever imported is forked for each
+worker: the worker has run nothing, just as one that was started. When the coordinator goes away, however it went, the
+connections end, and the processes end with them, their data-loading children included.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import pickle
 import queue
+import select
 import signal
+import socket
 import sys
 import threading
 import traceback
+import warnings
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
+ORDER_BYTES = 1024  # assumed: what an order to the fork server, a pickled pair of a word and a number, stays below
+
 
 def _end() -> NoReturn:
-    os.killpg(0, signal.SIGKILL)  # the worker leads its own group (engines/local.py): the loader's processes go too
+    os.killpg(0, signal.SIGKILL)  # each worker leads its own group: the loader's processes go too
     os._exit(1)
 
 
@@ -39,9 +51,8 @@ def _answer(job: int, done: bool, value: object) -> bytes:
         )
 
 
-def main() -> None:
+def work(connection: Connection) -> NoReturn:
     """Serve jobs until the connection ends."""
-    connection = Connection(int(sys.argv[1]))
     jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection, jobs), daemon=True).start()
     while True:
@@ -55,6 +66,76 @@ def main() -> None:
             answer = _answer(job, False, error.with_traceback(None))
         sys.stdout.flush()
         connection.send_bytes(answer)
+
+
+def serve(control: socket.socket, modules: list[str]) -> NoReturn:
+    """Import `modules`, then fork and end workers as told, and report each start and each end.
+
+    Orders are pickled pairs: ("fork", number) with the worker's connection as the file descriptor of the message, and
+    ("kill", number). Reports are (number, pid, None) for a start and (number, pid, exit code) for an end, the code as
+    `subprocess.Popen.returncode` gives it.
+    """
+    for module in modules:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # what was imported stays: no collection in a worker looks at it again, or copies its pages
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(woken, False)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler, so that the end of a worker writes to `wake`
+    pids: dict[int, int] = {}
+    while True:
+        ready, _, _ = select.select([control, woken], [], [])
+        if woken in ready:
+            with suppress(BlockingIOError):
+                os.read(woken, 4096)
+            for number, pid in list(pids.items()):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    del pids[number]
+                    control.send(pickle.dumps((number, pid, os.waitstatus_to_exitcode(status))))
+        if control in ready:
+            order, descriptors, _, _ = socket.recv_fds(control, ORDER_BYTES, 1)
+            if not order:
+                _end()
+            what, number = pickle.loads(order)
+            if what == "fork":
+                pids[number] = _fork(control, (woken, wake), descriptors[0])
+                control.send(pickle.dumps((number, pids[number], None)))
+            elif number in pids:
+                with suppress(ProcessLookupError):  # it has ended and was not reaped yet
+                    os.killpg(pids[number], signal.SIGKILL)
+
+
+def _fork(control: socket.socket, pipe: tuple[int, int], descriptor: int) -> int:
+    with warnings.catch_warnings():
+        # Python 3.12 warns of other threads. Those here are OpenBLAS's, which makes its pool anew after a fork.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid:
+        with suppress(PermissionError, ProcessLookupError):  # both sides do it, so that none comes too late
+            os.setpgid(pid, pid)
+        os.close(descriptor)
+        return pid
+    try:
+        os.setpgid(0, 0)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        control.close()
+        for end in pipe:
+            os.close(end)
+        work(Connection(descriptor))
+    finally:
+        os._exit(1)  # never back into the server's loop
+
+
+def main() -> NoReturn:
+    """Do what the command line says; see the head of this file."""
+    role, descriptor, *modules = sys.argv[1:]
+    if role == "serve":
+        serve(socket.socket(fileno=int(descriptor)), modules)
+    work(Connection(int(descriptor)))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, PackedSequence):  # a named tuple whose batch_sizes must stay on the host
-        return batch.to(device)
+        return batch.to(device)  # type: ignore[arg-type]  # torch types `dtype` alone; tensors' own arguments work
     if isinstance(batch, Mapping):
         moved = {key: to_device(value, device) for key, value in batch.items()}
         return moved if type(batch) is dict else type(batch)(moved)  # type: ignore[call-arg]
@@ -189,7 +189,7 @@ def training_batches(task: Task, data: Any, plan: Plan, *, seed: int, start_step
         start = start_step * plan.effective_batch_size
         yield from DataLoader(
             _Streamed(data, seed),
-            batch_sampler=SampleStream(len(data), plan.batch_size, seed=seed, start=start),  # type: ignore[arg-type]
+            batch_sampler=SampleStream(len(data), plan.batch_size, seed=seed, start=start),
             collate_fn=task.collate,
             generator=torch.Generator().manual_seed(seed),  # else each loader draws from the trial's own generator
             **task.loader,

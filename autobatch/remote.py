@@ -1,22 +1,25 @@
 """`RemoteRunner`: a runner whose torch is in a worker process. The coordinator imports none of it.
 
-A probe's verdict, and on a CPU every probe, runs in a process that ran nothing before. Importing torch takes seconds,
-so the next such process is started while this one works. On an accelerator it then takes over as the worker, and the
-device is never held twice. On a CPU it lives for its one probe, beside the worker: it runs in an environment that makes
-memory countable to the page and training slower, which the worker is spared unless a memory limit was asked for.
+A probe's verdict, and on a CPU every probe, runs in a process that ran nothing before. On Linux that is a fork of one
+that has only imported (engines/processes.py): as fresh as a new Python, without the seconds that importing torch takes.
+On an accelerator the fresh process takes over as the worker, and the device is never held twice. On a CPU it lives for
+its one probe, beside the worker: it makes memory countable to the page, which slows it down and which the worker is
+spared unless a memory limit was asked for.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .devices.environment import worker_environment
+from .devices.environment import count_exactly, worker_environment
 from .engines.local import LocalExecutor
+from .engines.processes import ForkServer
 from .errors import WorkerDied, WorkerTimeout
 from .plan import (
     DeviceInfo,
@@ -87,11 +90,6 @@ def call(spec: RunnerSpec, method: str, args: tuple[Any, ...], kwargs: dict[str,
     return getattr(_opened[spec], method)(*args, **kwargs)
 
 
-def warm() -> None:
-    """In a worker: import what every job will need, before there is one."""
-    from . import torch_runner  # noqa: F401
-
-
 def default_threads() -> int:
     """CPU cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -116,32 +114,27 @@ class RemoteRunner(Runner):
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._spec, self._log, self._remaining_s = spec, log, remaining_s
-        self._environment = dict(environment or {})
+        self._environment = worker_environment(spec.threads) | dict(environment or {})
         self._is_limited = spec.memory_limit_bytes is not None
+        self._server: ForkServer | None = None
         self._is_exact = False  # whether the worker counts memory to the page
         self._worker = self._start(exact=False)
         self._is_fresh = True  # the worker has run no plan yet
-        self._next: LocalExecutor | None = None  # a process that has run nothing, for the next probe
         self._facts: TaskFacts | None = None
         self._device: DeviceInfo | None = None
         self._memory: MemoryLimit | None = None
 
     def _start(self, *, exact: bool) -> LocalExecutor:
-        environment = worker_environment(self._spec.threads, exact_memory=exact) | self._environment
-        worker = LocalExecutor(environment=environment, log=self._log)
-        worker.submit(warm)
+        """A process that has run nothing."""
+        if sys.platform.startswith("linux"):
+            if self._server is None or not self._server.alive:
+                self._server = ForkServer(["autobatch.warm"], environment=self._environment, log=self._log)
+            worker = LocalExecutor(server=self._server, log=self._log)
+        else:
+            worker = LocalExecutor(environment=self._environment, log=self._log)
+        if exact:
+            worker.submit(count_exactly)
         return worker
-
-    def _take_next(self) -> LocalExecutor:
-        """A process that has run nothing, and the start of another one for next time."""
-        taken = self._next if self._next is not None and self._next.alive else self._start(exact=self._on_cpu)
-        self._next = self._start(exact=self._on_cpu)
-        return taken
-
-    def _drop_next(self) -> None:
-        if self._next is not None:
-            self._next.kill()
-            self._next = None
 
     def _call(
         self,
@@ -169,7 +162,6 @@ class RemoteRunner(Runner):
     def facts(self) -> TaskFacts:
         if self._facts is None:
             self._is_fresh = False  # the check of the task takes steps
-            self._next = self._next or self._start(exact=self._on_cpu)  # a probe comes next, as a rule
             facts: TaskFacts = self._call("facts")
             self._facts = facts
         return self._facts
@@ -196,10 +188,10 @@ class RemoteRunner(Runner):
     def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
         self.memory()
         if self._on_cpu:
-            worker = self._take_next()
+            worker = self._start(exact=True)
         elif verdict and not self._is_fresh:
             self._worker.kill()
-            worker = self._worker = self._take_next()
+            worker = self._worker = self._start(exact=False)
         else:
             worker = self._worker
         self._is_fresh = False
@@ -216,8 +208,7 @@ class RemoteRunner(Runner):
         return measurement
 
     def _work(self, method: str, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
-        """A call outside of probing: the process kept ready for a probe would only take memory and time."""
-        self._drop_next()
+        """A call outside of probing."""
         if self._is_limited and self._on_cpu and not self._is_exact:
             self._worker.kill()
             self._is_exact = True
@@ -259,5 +250,6 @@ class RemoteRunner(Runner):
             self._work("forget", trial)
 
     def close(self) -> None:
-        self._drop_next()
+        if self._server is not None:
+            self._server.close()
         self._worker.kill()

@@ -78,7 +78,7 @@ def accuracy(model: nn.Module, batch: Any) -> Tensor:
     scores = _class_scores(model, x, "metric")
     if y.is_floating_point() and y.shape == scores.shape:
         y = y.argmax(dim=1)
-    right = (scores.argmax(dim=1) == y).float()
+    right: Tensor = (scores.argmax(dim=1) == y).float()
     return right.flatten(start_dim=1).mean(dim=1) if right.dim() > 1 else right
 
 

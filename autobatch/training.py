@@ -11,7 +11,7 @@ import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,8 @@ class Trainer:
         # A stateful hook (an EMA copy) belongs to one trial; a plain function is shared as it is.
         stateful = hasattr(task.after_step, "state_dict")
         self.after_step = copy.deepcopy(task.after_step) if stateful else task.after_step
-        self.forward = torch.compile(self.model) if task.compile else self.model
+        # A compiled module keeps the parameters, buffers and attributes of the one it was made from.
+        self.forward = cast(nn.Module, torch.compile(self.model)) if task.compile else self.model
 
     def loss(self, batch: Batch) -> Tensor:
         """The task's loss of a batch that is on the device, as a scalar tensor with its graph.
@@ -75,10 +76,10 @@ class Trainer:
         if self.task.training_step is not None:
             loss: Any = self.task.training_step(self.forward, batch, scale)
             return loss.detach() if isinstance(loss, Tensor) else None
-        loss = self.loss(batch)
-        scaled = loss * scale
+        mean = self.loss(batch)
+        scaled = mean * scale
         (self.scaler.scale(scaled) if self.scaler else scaled).backward()
-        return loss.detach()
+        return mean.detach()
 
     def step(self, batches: Iterator[Batch]) -> Tensor | None:
         """The mean loss over one optimizer step's micro-batches, still on the device; the step has been taken.

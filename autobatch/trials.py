@@ -216,7 +216,7 @@ class Event:
 
 def scale(batch: int, target_batch: int) -> float:
     """The factor on a learning rate that moves from `batch` to `target_batch`."""
-    return (target_batch / batch) ** LR_EXPONENT
+    return float((target_batch / batch) ** LR_EXPONENT)
 
 
 def same_config(one: Config, other: Config) -> bool:

@@ -37,8 +37,8 @@ def state_of(model: nn.Module) -> dict[str, object]:
 def test_the_largest_batch_of_a_live_model_ran_and_the_next_did_not() -> None:
     model = small()
     model(torch.randn(4, 64)).sum().backward()
-    model[3].eval()
-    model[0].weight.requires_grad_(False)
+    model.get_submodule("3").eval()
+    model.get_parameter("0.weight").requires_grad_(False)
     before = state_of(model)
     found = autobatch.find_max_batch(model, torch.zeros(64), device="cpu", memory_limit="64MiB", prove=True)
     torch.testing.assert_close(state_of(model), before, rtol=0, atol=0)

@@ -168,7 +168,8 @@ def test_nan_in_the_data_is_told_apart_from_nan_in_the_loss() -> None:
 def test_a_gradient_that_is_not_finite_is_told() -> None:
     def loss(model: nn.Module, batch: Any) -> torch.Tensor:
         # sqrt has an infinite slope at zero, and zero times infinity is nan: the value is fine, the gradient is not.
-        return (model(batch[0]) * 0).abs().sqrt().mean()
+        loss: torch.Tensor = (model(batch[0]) * 0).abs().sqrt().mean()
+        return loss
 
     with pytest.raises(TaskError, match=r"gradients of loss\(model, batch\) must be finite; .*those of weight, bias"):
         _check(_task(loss=loss))

@@ -17,12 +17,12 @@ ORDER = [
     "devices.environment", "devices.oom", "devices.host_memory", "devices.base", "devices.nvml", "devices.cuda",
     "devices.cpu", "devices.mps", "devices",
     "task_file", "task_rules", "task", "data", "state", "training", "check_data", "check", "infer", "inputs",
-    "torch_runner",
+    "torch_runner", "warm",
     "progress", "bracket", "memory", "throughput", "learning_rate",
     "ledger", "trials", "study", "costs", "confirmation", "conclusion", "race", "search",
     "shapes", "report", "render.document", "render.numbers", "render.evidence", "render.content", "render.terminal",
     "render.markdown", "render.live", "render",
-    "engines.local", "engines", "remote", "tuning", "api", "cli", "__main__", "_worker",
+    "_worker", "engines.processes", "engines.local", "engines", "remote", "tuning", "api", "cli", "__main__",
 ]
 # fmt: on
 
@@ -36,11 +36,9 @@ HOMES = {
 }
 
 # What stands in the worker; all other modules are the coordinator's, and importing those brings no torch.
-WITH_TORCH = ("devices", "task", "data", "check", "infer", "inputs", "state", "training", "torch_runner", "_worker")
+WITH_TORCH = ("devices", "task", "data", "check", "infer", "inputs", "state", "training", "torch_runner", "warm")
 WITHOUT_TORCH = [
-    name
-    for name in ORDER
-    if name == "devices.environment" or (not name.startswith(WITH_TORCH) and name not in {"__main__", "_worker"})
+    name for name in ORDER if name == "devices.environment" or (not name.startswith(WITH_TORCH) and name != "__main__")
 ]
 
 

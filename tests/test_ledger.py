@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ SECONDS = st.floats(0, 1e4, allow_nan=False)
 KINDS = ("probing", "training", "evaluation", "other")
 
 # A tree of work: each node is (kind, seconds before its children, children, seconds after).
-WORK = st.recursive(
+WORK: st.SearchStrategy[Any] = st.recursive(
     st.tuples(st.sampled_from(KINDS), SECONDS, st.just([]), SECONDS),
     lambda inner: st.tuples(st.sampled_from(KINDS), SECONDS, st.lists(inner, max_size=3), SECONDS),
     max_leaves=8,

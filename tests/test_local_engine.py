@@ -7,19 +7,41 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from autobatch.engines.local import LocalExecutor
+from autobatch.engines.processes import ForkServer
 from autobatch.errors import TaskError, WorkerDied
+
+Make = Callable[..., LocalExecutor]
+
+
+@pytest.fixture(params=["started", "forked"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    """Executors, given `environment=`, on a process that was started or on one that was forked."""
+    if request.param == "forked" and not sys.platform.startswith("linux"):
+        pytest.skip("forking is for Linux")
+    with ExitStack() as opened:
+
+        def started(environment: dict[str, str] | None = None) -> LocalExecutor:
+            executor = LocalExecutor(environment=environment, log=tmp_path / "worker.log")
+            return opened.enter_context(executor)
+
+        def forked(environment: dict[str, str] | None = None) -> LocalExecutor:
+            server = ForkServer(["json"], environment=environment, log=tmp_path / "worker.log")
+            opened.callback(server.close)
+            return opened.enter_context(LocalExecutor(server=server, log=tmp_path / "worker.log"))
+
+        yield started if request.param == "started" else forked
 
 
 @pytest.fixture
-def executor(tmp_path: Path) -> Iterator[LocalExecutor]:
-    with LocalExecutor(log=tmp_path / "worker.log") as executor:
-        yield executor
+def executor(make: Make) -> LocalExecutor:
+    return make()
 
 
 def running(pid: int) -> bool:
@@ -41,7 +63,7 @@ def fail_with_task_error() -> None:
     raise TaskError("the user's own words")
 
 
-def set_variable(name: str) -> str | None:
+def variable(name: str) -> str | None:
     return os.environ.get(name)
 
 
@@ -97,15 +119,13 @@ def test_an_exit_is_reported_with_its_code(executor: LocalExecutor) -> None:
         future.result(timeout=20)
 
 
-def test_the_environment_and_the_search_path_reach_the_worker(tmp_path: Path) -> None:
-    environment = {"AUTOBATCH_TEST_VARIABLE": "here"}
-    with LocalExecutor(environment=environment, log=tmp_path / "log") as executor:
-        assert executor.submit(set_variable, "AUTOBATCH_TEST_VARIABLE").result() == "here"
+def test_the_environment_and_the_search_path_reach_the_worker(make: Make) -> None:
+    executor = make(environment={"AUTOBATCH_TEST_VARIABLE": "here"})
+    assert executor.submit(variable, "AUTOBATCH_TEST_VARIABLE").result() == "here"
 
 
-def test_a_kill_takes_the_children_of_the_worker_with_it(tmp_path: Path) -> None:
+def test_a_kill_takes_the_children_of_the_worker_with_it(executor: LocalExecutor, tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
-    executor = LocalExecutor(log=log)
     executor.submit(start_child_and_wait)
     deadline = time.monotonic() + 20
     while "child" not in (log.read_text() if log.exists() else "") and time.monotonic() < deadline:
@@ -119,19 +139,83 @@ def test_a_kill_takes_the_children_of_the_worker_with_it(tmp_path: Path) -> None
 COORDINATOR = """
 import os, sys, time
 from autobatch.engines.local import LocalExecutor
-executor = LocalExecutor()
+from autobatch.engines.processes import ForkServer
+server = ForkServer(["json"]) if {forked} else None
+executor = LocalExecutor(server=server)
 future = executor.submit(time.sleep, 60)
-print(executor.pid, flush=True)
+print(executor.pid, server.pid if server else executor.pid, flush=True)
 time.sleep(60)
 """
 
 
-def test_a_worker_does_not_outlive_a_killed_coordinator() -> None:
-    coordinator = subprocess.Popen([sys.executable, "-c", COORDINATOR], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("forked", [False, True])
+def test_nothing_outlives_a_killed_coordinator(forked: bool) -> None:
+    if forked and not sys.platform.startswith("linux"):
+        pytest.skip("forking is for Linux")
+    code = COORDINATOR.format(forked=forked)
+    coordinator = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert coordinator.stdout is not None
-    worker = int(coordinator.stdout.readline())
-    assert running(worker)
+    pids = [int(pid) for pid in coordinator.stdout.readline().split()]
+    assert all(map(running, pids))
     coordinator.kill()
     coordinator.wait()
     coordinator.stdout.close()
-    assert wait_until_gone(worker)
+    assert all(map(wait_until_gone, pids))
+
+
+# -- the fork server
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ForkServer]:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("forking is for Linux")
+    server = ForkServer(["json.tool"], log=tmp_path / "worker.log")
+    yield server
+    server.close()
+
+
+def imported(module: str) -> bool:
+    return module in sys.modules
+
+
+def test_a_forked_worker_has_what_the_server_imported_and_nothing_of_another_worker(server: ForkServer) -> None:
+    with LocalExecutor(server=server) as first, LocalExecutor(server=server) as second:
+        assert first.submit(imported, "json.tool").result()
+        first.submit(exec, "import os; os.environ['AUTOBATCH_TEST_VARIABLE'] = 'left behind'").result()
+        assert first.submit(variable, "AUTOBATCH_TEST_VARIABLE").result() == "left behind"
+        assert second.submit(variable, "AUTOBATCH_TEST_VARIABLE").result() is None
+        assert first.pid != second.pid
+        first.kill()
+        assert wait_until_gone(first.pid)
+        assert second.submit(os.getpid).result() == second.pid
+
+
+def test_a_server_that_is_killed_fails_its_workers_and_ends_them(server: ForkServer) -> None:
+    executor = LocalExecutor(server=server)
+    future = executor.submit(time.sleep, 60)
+    pid = executor.pid
+    os.kill(server.pid, signal.SIGKILL)
+    with pytest.raises(WorkerDied, match="SIGKILL"):
+        future.result(timeout=20)
+    assert wait_until_gone(pid)
+    assert not server.alive
+    with pytest.raises(WorkerDied), LocalExecutor(server=server) as late:
+        late.submit(os.getpid).result(timeout=20)
+
+
+def test_an_import_that_fails_is_told_with_its_reason(tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    server = ForkServer(["no_such_module_anywhere"], log=log)
+    with LocalExecutor(server=server, log=log) as executor, pytest.raises(WorkerDied, match="no_such_module_anywhere"):
+        executor.submit(os.getpid).result(timeout=60)
+    server.close()
+
+
+def test_closing_a_server_ends_its_workers(server: ForkServer) -> None:
+    executor = LocalExecutor(server=server)
+    pid = executor.submit(os.getpid).result()
+    server.close()
+    server.close()
+    assert wait_until_gone(pid)
+    assert wait_until_gone(server.pid)

@@ -174,7 +174,8 @@ def test_what_a_task_prints_goes_to_the_log_not_to_the_terminal(tmp_path: Path) 
 def test_closing_leaves_no_process(opened: Callable[..., RemoteRunner]) -> None:
     runner = opened()
     runner.facts()
-    pids = [runner._worker.pid, *([runner._next.pid] if runner._next else [])]
+    assert runner._server is not None
+    pids = [runner._worker.pid, runner._server.pid]
     runner.close()
     runner.close()
     for pid in pids:

@@ -85,7 +85,7 @@ def test_a_file_is_run_as_it_is_now_and_never_as_main(tmp_path: Path) -> None:
     """
     first = load_task(_write(tmp_path / "model.py", text.format(width=2)))
     second = load_task(_write(tmp_path / "model.py", text.format(width=5)))
-    assert (first.model().out_features, second.model().out_features) == (2, 5)
+    assert [task.model().out_features for task in (first, second)] == [2, 5]
     assert not (tmp_path / "__pycache__").exists()
 
 
@@ -96,7 +96,7 @@ def test_files_of_one_name_in_two_folders_are_two_tasks(tmp_path: Path) -> None:
         file = tmp_path / folder / "model.py"
         file.write_text((TASKS / "minimal.py").read_text().replace("nn.Linear(16, 3)", f"nn.Linear(16, {len(folder)})"))
         tasks.append(load_task(file))
-    assert [task.model()[2].out_features for task in tasks] == [3, 3]
+    assert [task.model().get_submodule("2").out_features for task in tasks] == [3, 3]
     assert tasks[0].model.__module__ != tasks[1].model.__module__
 
 

@@ -1,16 +1,20 @@
-"""What a worker process is started with, so that memory is counted the same way each time. Imports no torch."""
+"""How a worker process is brought to count memory the same way each time. Imports no torch."""
 
 from __future__ import annotations
 
+import ctypes
 
-def worker_environment(threads: int, *, exact_memory: bool = True) -> dict[str, str]:
+# mallopt(3) and glibc's malloc.h: the numbers of the parameters.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+
+MMAP_THRESHOLD_BYTES = 64 << 10  # assumed: below what any tensor has that grows with the batch and matters
+
+
+def worker_environment(threads: int) -> dict[str, str]:
     """Environment variables that a worker must be *started* with; set later, libraries have read them already.
 
     Args:
         threads: CPU threads of one training step.
-        exact_memory: for a worker that says what fits, so that its answer repeats exactly on a CPU (`devices/cpu.py`
-            says how). It costs speed there, because a tensor's memory goes back to the kernel at once instead of
-            staying for the next step: a worker that times or trains does without.
 
     Raises:
         ValueError: `threads` is below one.
@@ -19,15 +23,32 @@ def worker_environment(threads: int, *, exact_memory: bool = True) -> dict[str, 
         raise ValueError(f"a step needs at least one thread; got {threads}")
     # Each pool keeps stacks and buffers for as many threads as it has: the count is part of the answer.
     environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    # One heap for all threads: how many others there would be depends on which threads met.
+    environment["MALLOC_ARENA_MAX"] = "1"
     # The order of a set of strings changes from process to process, and with it what user code does and allocates.
     environment["PYTHONHASHSEED"] = "0"
-    if exact_memory:
-        # glibc's mmap threshold adapts to what was freed, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD): a reused process
-        # then counts otherwise than a fresh one. Fixed at 64 KiB (assumed), whatever grows with the batch soon has
-        # pages of its own, counted to the page and given back when freed.
-        environment["MALLOC_MMAP_THRESHOLD_"] = str(64 << 10)
-        # Above the room that CpuDevice makes in the heap, which must not be given back before it is used.
-        environment["MALLOC_TRIM_THRESHOLD_"] = str(64 << 20)
-        # One heap for all threads: how many others there would be depends on which threads met.
-        environment["MALLOC_ARENA_MAX"] = "1"
+    # Whether there is a GPU is asked of NVML, as torch's notes on CUDA offer: asked of the driver, it would start CUDA
+    # in the process that is to be forked, and CUDA does not live through a fork.
+    environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     return environment
+
+
+def count_exactly() -> bool:
+    """Whether the C allocator of this process now gives every large block pages of its own; True for glibc.
+
+    For a process that says what fits on a CPU, so that its answer repeats exactly (`devices/cpu.py` says how). It costs
+    speed, because a tensor's memory goes back to the kernel at once instead of staying for the next step: a process
+    that times or trains does without. There is no way back.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # another C library
+        return False
+    # glibc's mmap threshold adapts to what was freed, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD): a reused process
+    # then counts otherwise than a fresh one. Fixed, whatever is above has pages of its own, counted to the page and
+    # given back when freed; unless the heap has a hole that it fits in, so CpuDevice leaves none.
+    settings = {_M_MMAP_THRESHOLD: MMAP_THRESHOLD_BYTES}
+    # Above the room that CpuDevice makes in the heap, which must not be given back before it is used.
+    settings[_M_TRIM_THRESHOLD] = 64 << 20
+    # The heap grows by what is asked for and no more: the room above would take in a large block (128 KiB by default).
+    settings[_M_TOP_PAD] = 0
+    return all(mallopt(parameter, value) == 1 for parameter, value in settings.items())

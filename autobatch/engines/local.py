@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
@@ -16,6 +13,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from ..errors import WorkerDied
+from .processes import ForkServer, StartedProcess, WorkerProcess
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,38 +23,37 @@ _LOG_TAIL_LINES = 12
 
 
 class LocalExecutor(Executor):
-    """Runs submitted calls one after the other in a process of its own, started at once.
+    """Runs submitted calls one after the other in a process of its own, asked for at once.
 
-    The process is `python -m autobatch._worker`, so a script that calls autobatch is not run again in it. When it
-    ends, every call it has not answered fails with `WorkerDied`, and so does every later `submit`.
+    The process is none that runs the caller's main module, so a script that calls autobatch is not run again in it.
+    When it ends, every call it has not answered fails with `WorkerDied`, and so does every later `submit`.
 
     Args:
-        environment: variables to set on top of this process's own.
-        log: file that the worker's output is added to; by default it goes to this process's stderr.
+        server: forks the process, with the server's environment and log; None to start a Python for it.
+        environment: variables to set on top of this process's own, for a process that is started.
+        log: file that the output of a started process is added to; by default it goes to this process's stderr. Of a
+            forked one, where the server's output goes.
     """
 
-    def __init__(self, *, environment: Mapping[str, str] | None = None, log: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        server: ForkServer | None = None,
+        environment: Mapping[str, str] | None = None,
+        log: Path | None = None,
+    ) -> None:
         ours, theirs = Pipe()
         self._connection: Connection = ours
         self._log = log
         self._log_start = log.stat().st_size if log is not None and log.exists() else 0
-        package = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join([package, *filter(None, sys.path)])
-        output = open(log, "ab") if log is not None else None  # noqa: SIM115  # closed below, once the child has it
+        self._process: WorkerProcess
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "autobatch._worker", str(theirs.fileno())],
-                env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **(environment or {})},
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=output or sys.__stderr__,
-                stderr=output or sys.__stderr__,
-                start_new_session=True,  # Ctrl-C is the coordinator's to handle; and killing the group gets the loaders
-            )
+            if server is not None:
+                self._process = server.fork(theirs)
+            else:
+                self._process = StartedProcess(theirs, environment=environment, log=log)
         finally:
             theirs.close()
-            if output is not None:
-                output.close()
         self._lock = threading.Lock()
         self._next = 0
         self._waiting: dict[int, Future[Any]] = {}
@@ -66,7 +63,7 @@ class LocalExecutor(Executor):
 
     @property
     def pid(self) -> int:
-        """Of the worker process."""
+        """Of the worker process; waits until there is one."""
         return self._process.pid
 
     @property
@@ -110,13 +107,11 @@ class LocalExecutor(Executor):
 
     def kill(self) -> None:
         """End the worker and what it started, now; calls it has not answered fail with `WorkerDied`."""
-        if self._process.poll() is None:
-            with suppress(ProcessLookupError):  # it ended between the two lines
-                os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self._process.kill()
+        code = self._process.wait()
         with self._lock:
             if self._ended is None:
-                self._ended = self._why()
+                self._ended = self._why(code)
                 self._connection.close()
             waiting, self._waiting = dict(self._waiting), {}
         for future in waiting.values():
@@ -128,8 +123,7 @@ class LocalExecutor(Executor):
         """Whether a SIGKILL ended it: ours, or the kernel's for want of memory."""
         return self._process.poll() == -signal.SIGKILL
 
-    def _why(self) -> str:
-        code = self._process.returncode
+    def _why(self, code: int) -> str:
         how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
         if code == -signal.SIGKILL:
             how += " (the kernel does so when memory runs out)"

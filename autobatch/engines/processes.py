@@ -1,0 +1,231 @@
+"""Worker processes of this machine: started as a Python of their own, or forked from one that has imported already."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import IO, final
+
+from .._worker import ORDER_BYTES
+
+
+class WorkerProcess(ABC):
+    """A process of `autobatch._worker`, in a process group of its own."""
+
+    @property
+    @abstractmethod
+    def pid(self) -> int:
+        """Its number; waits until there is one."""
+
+    @abstractmethod
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal, as `subprocess.Popen.returncode`; None while it runs."""
+
+    @abstractmethod
+    def wait(self) -> int:
+        """Its exit code, once it has ended."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End it and what it started. It has ended when `wait` returns."""
+
+
+@final
+class StartedProcess(WorkerProcess):
+    """A worker as a new Python on `connection`, the worker's end; its imports take their time.
+
+    Args:
+        connection: the worker's end; it is the caller's to close.
+        environment: variables to set on top of this process's own.
+        log: file that its output is added to; by default it goes to this process's stderr.
+    """
+
+    def __init__(
+        self, connection: Connection, *, environment: Mapping[str, str] | None = None, log: Path | None = None
+    ) -> None:
+        self._process = _start(["work"], connection.fileno(), [], environment or {}, log)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def wait(self) -> int:
+        return self._process.wait()
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):  # it ended between the two lines
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+
+@final
+class ForkServer:
+    """A process that imports `modules` once and is forked for each worker, so that a fresh one costs no imports.
+
+    It takes no orders before the imports are done; whoever forks does not wait for that. Only for Linux: elsewhere
+    system libraries do not live through a fork.
+
+    Args:
+        modules: to import; nothing in them may start threads that matter or touch a device.
+        environment: variables to set on top of this process's own.
+        log: file that its output and that of its workers is added to; by default it goes to this process's stderr.
+    """
+
+    def __init__(
+        self, modules: Sequence[str], *, environment: Mapping[str, str] | None = None, log: Path | None = None
+    ) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control = ours
+        try:
+            self._process = _start(["serve"], theirs.fileno(), modules, environment or {}, log)
+        finally:
+            theirs.close()
+        self._lock = threading.Lock()
+        self._workers: dict[int, ForkedProcess] = {}  # those that have not ended
+        self._count = 0
+        self._ended = False
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """Of the server."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still fork."""
+        return not self._ended and self._process.poll() is None
+
+    def fork(self, connection: Connection) -> ForkedProcess:
+        """A worker on `connection`, the worker's end, which is the caller's to close."""
+        with self._lock:
+            worker = ForkedProcess(self, self._count)
+            self._count += 1
+            if self._ended:
+                worker.ended(self._process.wait())
+                return worker
+            self._workers[worker.number] = worker
+            with suppress(OSError):  # the server ended just now: the reader tells the worker
+                socket.send_fds(self._control, [pickle.dumps(("fork", worker.number))], [connection.fileno()])
+        return worker
+
+    def order_kill(self, number: int) -> None:
+        """Tell the server to end the worker of that number, unless it has ended."""
+        with suppress(OSError):
+            self._control.send(pickle.dumps(("kill", number)))
+
+    def _read(self) -> None:
+        while True:
+            try:
+                report = self._control.recv(ORDER_BYTES)
+            except OSError:
+                report = b""
+            if not report:
+                break
+            number, pid, code = pickle.loads(report)
+            with self._lock:
+                worker = self._workers[number] if code is None else self._workers.pop(number)
+            if code is None:
+                worker.started(pid)
+            else:
+                worker.ended(code)
+        # Nobody is left to say how the workers ended, so what ended the server is taken for it.
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        code = self._process.wait()
+        with self._lock:
+            self._ended = True
+            orphans, self._workers = list(self._workers.values()), {}
+        for worker in orphans:
+            if worker.is_started:
+                with suppress(ProcessLookupError):
+                    os.killpg(worker.pid, signal.SIGKILL)
+            worker.ended(code)
+
+    def close(self) -> None:
+        """End the server and its workers."""
+        with suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)  # wakes the reader, which does the rest
+        self._reader.join()
+        self._control.close()
+
+
+@final
+class ForkedProcess(WorkerProcess):
+    """A worker that a `ForkServer` made."""
+
+    def __init__(self, server: ForkServer, number: int) -> None:
+        self.number = number
+        self._server = server
+        self._pid: int | None = None
+        self._code: int | None = None
+        self._has_started, self._has_ended = threading.Event(), threading.Event()
+
+    def started(self, pid: int) -> None:
+        """The server's report that it runs."""
+        self._pid = pid
+        self._has_started.set()
+
+    def ended(self, code: int) -> None:
+        """The server's report that it has ended."""
+        self._code = code
+        self._has_ended.set()
+        self._has_started.set()
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it has a pid."""
+        return self._pid is not None
+
+    @property
+    def pid(self) -> int:
+        self._has_started.wait()
+        if self._pid is None:
+            raise ProcessLookupError("the worker was never started: its fork server ended")
+        return self._pid
+
+    def poll(self) -> int | None:
+        return self._code
+
+    def wait(self) -> int:
+        self._has_ended.wait()
+        assert self._code is not None
+        return self._code
+
+    def kill(self) -> None:
+        self._server.order_kill(self.number)
+
+
+def _start(
+    role: list[str], descriptor: int, modules: Sequence[str], environment: Mapping[str, str], log: Path | None
+) -> subprocess.Popen[bytes]:
+    package = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join([package, *filter(None, sys.path)])
+    output: IO[bytes] | None = open(log, "ab") if log is not None else None  # noqa: SIM115  # closed below
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "autobatch._worker", *role, str(descriptor), *modules],
+            env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **environment},
+            pass_fds=[descriptor],
+            stdin=subprocess.DEVNULL,
+            stdout=output or sys.__stderr__,
+            stderr=output or sys.__stderr__,
+            start_new_session=True,  # Ctrl-C is the coordinator's to handle; and killing the group gets the loaders
+        )
+    finally:
+        if output is not None:
+            output.close()
