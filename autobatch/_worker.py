@@ -86,16 +86,17 @@ def serve(control: socket.socket, modules: list[str]) -> NoReturn:
     signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler, so that the end of a worker writes to `wake`
     pids: dict[int, int] = {}
     while True:
-        ready, _, _ = select.select([control, woken], [], [])
+        ready, _, _ = select.select([control.fileno(), woken], [], [])
         if woken in ready:
             with suppress(BlockingIOError):
                 os.read(woken, 4096)
             for number, pid in list(pids.items()):
-                ended, status = os.waitpid(pid, os.WNOHANG)
-                if ended:
+                if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                    os.killpg(pid, signal.SIGKILL)  # what it started; its number is its own until it is reaped
+                    _, status = os.waitpid(pid, 0)
                     del pids[number]
                     control.send(pickle.dumps((number, pid, os.waitstatus_to_exitcode(status))))
-        if control in ready:
+        if control.fileno() in ready:
             order, descriptors, _, _ = socket.recv_fds(control, ORDER_BYTES, 1)
             if not order:
                 _end()

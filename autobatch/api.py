@@ -97,7 +97,7 @@ def find_max_batch(
         isolate=isolate,
     )
     with opened as (runner, plan, assumed):
-        if assumed:
+        if assumed and sample is None and data is None:  # the other defaults are documented, and in the result
             warnings.warn(f"find_max_batch assumed: {'; '.join(assumed)}", stacklevel=2)
         return max_batch_of(
             runner,

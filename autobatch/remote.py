@@ -61,7 +61,7 @@ class RunnerSpec:
     threads: int = 1
 
 
-_opened: dict[RunnerSpec, Runner] = {}  # in a worker: the runners it has open
+_runner: Runner | None = None  # in a worker: the one it has open
 
 
 def _open(spec: RunnerSpec) -> Runner:
@@ -84,10 +84,11 @@ def _open(spec: RunnerSpec) -> Runner:
 
 
 def call(spec: RunnerSpec, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """In a worker: what `method` of the runner that `spec` describes returns; it is opened at the first call."""
-    if spec not in _opened:
-        _opened[spec] = _open(spec)
-    return getattr(_opened[spec], method)(*args, **kwargs)
+    """In a worker: what `method` of its runner returns. The runner is the one `spec` describes at the first call."""
+    global _runner
+    if _runner is None:
+        _runner = _open(spec)
+    return getattr(_runner, method)(*args, **kwargs)
 
 
 def default_threads() -> int:

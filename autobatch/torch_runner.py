@@ -50,7 +50,7 @@ from .plan import (
 )
 from .state import preserve, preserve_generators
 from .task import Task, blame
-from .training import Trainer, autocast
+from .training import Trainer, autocast, read_checkpoint
 
 T = TypeVar("T")
 
@@ -427,21 +427,29 @@ class TorchRunner(Runner):
     def advance(self, rung: Rung) -> RungResult:
         started = perf_counter()
         self._drop_bench()
+        state = self._paused(rung) if rung.start_step else None
         with self._borrow():
-            done = self._guarded("training", lambda: self._advance(rung, started))
+            done = self._guarded("training", lambda: self._advance(rung, state, started))
         self._device.clean_up()
         if isinstance(done, _Refused):
             done = RungResult(rung=rung, outcome="oom", message=done.message)
         return replace(done, seconds=perf_counter() - started)
 
-    def _advance(self, rung: Rung, started: float) -> RungResult:
+    def _paused(self, rung: Rung) -> dict[str, Any]:
+        """The checkpoint that a rung goes on from."""
+        state = read_checkpoint(self._checkpoint(rung.trial))
+        if state["step"] != rung.start_step:
+            raise ValueError(f"trial {rung.trial} stands at step {state['step']}, not at {rung.start_step}")
+        return state
+
+    def _advance(self, rung: Rung, state: dict[str, Any] | None, started: float) -> RungResult:
         deadline = math.inf if rung.limit_s is None else started + rung.limit_s
         trainer = self._trainer(rung.config, seed=rung.seed, total_steps=rung.total_steps)
         batches = training_batches(
             self._task, self._train_data(), rung.config.plan, seed=rung.seed, start_step=rung.start_step
         )
-        if rung.start_step:
-            trainer.load(self._checkpoint(rung.trial))
+        if state is not None:
+            trainer.restore(state)
         steps = rung.until_step - rung.start_step
         tenth = max(1, math.ceil(steps / 10))
         begun = perf_counter()
@@ -493,7 +501,7 @@ class TorchRunner(Runner):
 
     def _test(self, rung: Rung) -> float:
         trainer = self._trainer(rung.config, seed=rung.seed, total_steps=rung.total_steps)
-        trainer.load(self._checkpoint(rung.trial))
+        trainer.restore(read_checkpoint(self._checkpoint(rung.trial)))
         return self._evaluate(trainer, "test_data", rung)
 
     def forget(self, trial: int) -> None:

@@ -166,19 +166,11 @@ class Trainer:
         torch.save(state, partial)
         partial.replace(path)
 
-    def load(self, path: Path) -> None:
-        """Go on from what `save` wrote. Call it after the batches were set up: it restores the random generators.
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `save` wrote and `read_checkpoint` read.
 
-        Raises:
-            TaskError: the checkpoint holds objects that are not plain data, from the task's own optimizer or schedule.
+        Call it after the batches were set up: it restores the random generators.
         """
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise TaskError(
-                "the state of this task's optimizer, scheduler or after_step holds more than tensors, numbers and "
-                f"plain containers, so a trial cannot be paused: {str(error).splitlines()[0]}"
-            ) from None
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for name in ("scheduler", "scaler", "after_step"):
@@ -186,3 +178,20 @@ class Trainer:
                 getattr(self, name).load_state_dict(state[name])
         self.step_count = state["step"]
         set_rng_state(state["rng"])
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `Trainer.save` wrote, its tensors on the host; "step" is how many optimizer steps were taken.
+
+    Raises:
+        TaskError: the checkpoint holds objects that are not plain data, from the task's own optimizer or schedule.
+        FileNotFoundError: there is none.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise TaskError(
+            "the state of this task's optimizer, scheduler or after_step holds more than tensors, numbers and "
+            f"plain containers, so a trial cannot be paused: {str(error).splitlines()[0]}"
+        ) from None
+    return state

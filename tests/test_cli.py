@@ -38,12 +38,12 @@ def autobatch(*arguments: object, cwd: Path, **changes: str) -> subprocess.Compl
 def budget_s(folder: Path) -> int:
     """A budget for `tune` on the minimal task that this machine can do something with.
 
-    The budget is wall time, so what is enough depends on the machine. A tenth of it should pay for the start of a
-    process that imports torch; where that takes five seconds or less, 50 s are enough.
+    The budget is wall time, so what is enough depends on the machine. An eighth of it should pay for the start of a
+    process that imports torch; where that takes six seconds or less, 50 s are enough.
     """
     begun = time.monotonic()
     assert autobatch("doctor", cwd=folder).returncode == 0
-    return max(50, round(10 * (time.monotonic() - begun)))
+    return max(50, round(8 * (time.monotonic() - begun)))
 
 
 def refused(result: subprocess.CompletedProcess[str], code: int = 2) -> str:
@@ -227,20 +227,12 @@ def test_doctor_says_why_a_fact_is_missing(tmp_path: Path) -> None:
 
 # -- bad input
 
+# What is found when the file is looked for, read, loaded and run; tests/test_task.py and test_check.py have all 46.
 BROKEN = [
     ("no_such_file.py", "no_such_file.py"),
     ("broken/syntax_error.py", r"line \d+"),
-    ("broken/model_raises.py", "model_raises.py"),
     ("broken/missing_functions.py", "must define"),
-    ("broken/model_not_module.py", "Module"),
-    ("broken/data_empty.py", "empty"),
-    ("broken/data_short.py", "batch"),
-    ("broken/loss_vector.py", "scalar"),
-    ("broken/loss_float.py", "float"),
-    ("broken/loss_none.py", "None"),
-    ("broken/loss_nan.py", "nan|finite"),
-    ("broken/metric_shape.py", "shape"),
-    ("broken/batch_mismatch.py", "shape"),
+    ("broken/model_raises.py", "model_raises.py"),
     ("broken/odd_sample.py", r"sample \d+"),
 ]
 

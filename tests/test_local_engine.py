@@ -17,6 +17,8 @@ from autobatch.engines.local import LocalExecutor
 from autobatch.engines.processes import ForkServer
 from autobatch.errors import TaskError, WorkerDied
 
+from .processes import running, wait_until_gone
+
 Make = Callable[..., LocalExecutor]
 
 
@@ -44,21 +46,6 @@ def executor(make: Make) -> LocalExecutor:
     return make()
 
 
-def running(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_until_gone(pid: int, timeout_s: float = 10.0) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while running(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not running(pid)
-
-
 def fail_with_task_error() -> None:
     raise TaskError("the user's own words")
 
@@ -67,10 +54,12 @@ def variable(name: str) -> str | None:
     return os.environ.get(name)
 
 
-def start_child_and_wait() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    print(f"child {child.pid}", flush=True)
-    child.wait()
+def start_child() -> int:
+    pid = os.fork()  # as a data loader does: the child has the worker's connection
+    if pid == 0:
+        time.sleep(60)
+        os._exit(0)
+    return pid
 
 
 def unpicklable() -> object:
@@ -124,13 +113,17 @@ def test_the_environment_and_the_search_path_reach_the_worker(make: Make) -> Non
     assert executor.submit(variable, "AUTOBATCH_TEST_VARIABLE").result() == "here"
 
 
-def test_a_kill_takes_the_children_of_the_worker_with_it(executor: LocalExecutor, tmp_path: Path) -> None:
-    log = tmp_path / "worker.log"
-    executor.submit(start_child_and_wait)
-    deadline = time.monotonic() + 20
-    while "child" not in (log.read_text() if log.exists() else "") and time.monotonic() < deadline:
-        time.sleep(0.05)
-    child = int(log.read_text().split("child ")[1].split()[0])
+def test_an_exit_takes_the_children_of_the_worker_with_it(executor: LocalExecutor) -> None:
+    child = executor.submit(start_child).result()
+    assert running(child)
+    future = executor.submit(os._exit, 7)
+    with pytest.raises(WorkerDied, match="exit code 7"):
+        future.result(timeout=20)
+    assert wait_until_gone(child)
+
+
+def test_a_kill_takes_the_children_of_the_worker_with_it(executor: LocalExecutor) -> None:
+    child = executor.submit(start_child).result()
     assert running(child)
     executor.kill()
     assert wait_until_gone(child)

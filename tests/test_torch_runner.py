@@ -150,7 +150,7 @@ def test_the_users_own_error_has_their_frames_and_none_of_ours(cpu: TorchRunner,
     with pytest.raises(TaskError, match="the user's bug") as caught:
         runner.probe(Plan(batch_size=4))
     assert "in broken" in str(caught.value)
-    assert "torch_runner.py" not in str(caught.value)
+    assert "autobatch/torch_runner.py" not in str(caught.value)
     runner.close()
 
 

@@ -16,7 +16,7 @@ from autobatch import Plan, Task
 from autobatch.data import training_batches, val_loader
 from autobatch.errors import TaskError
 from autobatch.plan import Config
-from autobatch.training import Trainer
+from autobatch.training import Trainer, read_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -108,7 +108,7 @@ def test_a_resumed_trial_equals_an_uninterrupted_one_to_the_bit(stop: int, tmp_p
     torch.manual_seed(99)  # whatever else the process did in between
     second = trainer(made, plan)
     stream = batches(made, plan, start_step=stop)
-    second.load(tmp_path / "checkpoint.pt")
+    second.restore(read_checkpoint(tmp_path / "checkpoint.pt"))
     late = [float(second.step(stream)) for _ in range(12 - stop)]  # type: ignore[arg-type]
 
     assert early + late == losses
@@ -229,4 +229,4 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     trained, _ = run(task(after_step=Opaque()), Plan(batch_size=4), 1)
     trained.save(tmp_path / "checkpoint.pt")
     with pytest.raises(TaskError, match="holds more than tensors, numbers and plain containers"):
-        trained.load(tmp_path / "checkpoint.pt")
+        read_checkpoint(tmp_path / "checkpoint.pt")

@@ -18,7 +18,6 @@ from .processes import ForkServer, StartedProcess, WorkerProcess
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_POLL_S = 0.1  # how late a death without an end of the connection may be noticed; answers wake the reader at once
 _LOG_TAIL_LINES = 12
 
 
@@ -60,6 +59,8 @@ class LocalExecutor(Executor):
         self._ended: str | None = None
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+        # The end of the connection does not tell of every death: what the worker started may hold it open.
+        threading.Thread(target=self._watch, daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -92,17 +93,19 @@ class LocalExecutor(Executor):
     def _read(self) -> None:
         while True:
             try:
-                if self._connection.poll(_POLL_S):
-                    job, done, value = pickle.loads(self._connection.recv_bytes())
-                    future = self._waiting.pop(job)
-                    if done:
-                        future.set_result(value)
-                    else:
-                        future.set_exception(value)
-                elif self._process.poll() is not None:
-                    break
+                job, done, value = pickle.loads(self._connection.recv_bytes())
             except (EOFError, OSError):
                 break
+            future = self._waiting.pop(job)
+            if done:
+                future.set_result(value)
+            else:
+                future.set_exception(value)
+        self.kill()
+        self._connection.close()
+
+    def _watch(self) -> None:
+        self._process.wait()
         self.kill()
 
     def kill(self) -> None:
@@ -112,7 +115,6 @@ class LocalExecutor(Executor):
         with self._lock:
             if self._ended is None:
                 self._ended = self._why(code)
-                self._connection.close()
             waiting, self._waiting = dict(self._waiting), {}
         for future in waiting.values():
             if not future.done():

@@ -33,7 +33,7 @@ class WorkerProcess(ABC):
 
     @abstractmethod
     def wait(self) -> int:
-        """Its exit code, once it has ended."""
+        """Its exit code, once it has ended, and what it started with it."""
 
     @abstractmethod
     def kill(self) -> None:
@@ -63,7 +63,10 @@ class StartedProcess(WorkerProcess):
         return self._process.poll()
 
     def wait(self) -> int:
-        return self._process.wait()
+        code = self._process.wait()
+        with suppress(ProcessLookupError, PermissionError):  # the number is not given away while one of the group lives
+            os.killpg(self._process.pid, signal.SIGKILL)
+        return code
 
     def kill(self) -> None:
         if self._process.poll() is None:
