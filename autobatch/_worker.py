@@ -10,6 +10,7 @@ connections end, and the processes end with them, their data-loading children in
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import os
@@ -26,6 +27,10 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
+from .errors import AutobatchError
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
 ORDER_BYTES = 1024  # assumed: what an order to the fork server, a pickled pair of a word and a number, stays below
 
 
@@ -35,20 +40,29 @@ def _end() -> NoReturn:
 
 
 def _read(connection: Connection, jobs: queue.SimpleQueue[bytes]) -> None:
-    while True:
-        try:
-            jobs.put(connection.recv_bytes())
-        except (EOFError, OSError):
-            _end()
-
-
-def _answer(job: int, done: bool, value: object) -> bytes:
     try:
-        return pickle.dumps((job, done, value))
-    except Exception as error:  # noqa: BLE001  # whatever a user's object does when it is pickled
-        return pickle.dumps(
-            (job, False, RuntimeError(f"the worker's answer cannot be sent: {error!r} ({value!r:.500})"))
-        )
+        while True:
+            jobs.put(connection.recv_bytes())
+    except (EOFError, OSError):
+        _end()
+    except BaseException:  # noqa: BLE001  # out of memory, as a rule: without this thread no job would ever arrive
+        traceback.print_exc()
+        _end()
+
+
+def _run(message: bytes) -> bytes:
+    """The answer to a job: its number, whether it was done, and what it returned or the error."""
+    job, payload = pickle.loads(message)
+    try:
+        function, args, kwargs = pickle.loads(payload)
+        return pickle.dumps((job, True, function(*args, **kwargs)))
+    except AutobatchError as error:
+        error.add_note("in the worker:\n" + "".join(traceback.format_exception(error)))
+        return pickle.dumps((job, False, error.with_traceback(None)))
+    except BaseException as error:  # noqa: BLE001  # the boundary: everything goes back to who asked
+        # As text: the class may be one of the user's, which need not unpickle, or one that would end the coordinator.
+        told = "".join(traceback.format_exception(error))
+        return pickle.dumps((job, False, RuntimeError(f"{type(error).__name__}: {error}\nin the worker:\n{told}")))
 
 
 def work(connection: Connection) -> NoReturn:
@@ -56,16 +70,7 @@ def work(connection: Connection) -> NoReturn:
     jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection, jobs), daemon=True).start()
     while True:
-        job = -1
-        try:
-            job, payload = pickle.loads(jobs.get())
-            function, args, kwargs = pickle.loads(payload)
-            answer = _answer(job, True, function(*args, **kwargs))
-        except BaseException as error:  # noqa: BLE001  # the boundary: everything goes back to who asked
-            error.add_note("in the worker:\n" + "".join(traceback.format_exception(error)))
-            answer = _answer(job, False, error.with_traceback(None))
-        sys.stdout.flush()
-        connection.send_bytes(answer)
+        connection.send_bytes(_run(jobs.get()))
 
 
 def serve(control: socket.socket, modules: list[str]) -> NoReturn:
@@ -99,6 +104,8 @@ def serve(control: socket.socket, modules: list[str]) -> NoReturn:
         if control.fileno() in ready:
             order, descriptors, _, _ = socket.recv_fds(control, ORDER_BYTES, 1)
             if not order:
+                for pid in pids.values():
+                    os.killpg(pid, signal.SIGKILL)
                 _end()
             what, number = pickle.loads(order)
             if what == "fork":
@@ -110,6 +117,7 @@ def serve(control: socket.socket, modules: list[str]) -> NoReturn:
 
 
 def _fork(control: socket.socket, pipe: tuple[int, int], descriptor: int) -> int:
+    server = os.getpid()
     with warnings.catch_warnings():
         # Python 3.12 warns of other threads. Those here are OpenBLAS's, which makes its pool anew after a fork.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -121,12 +129,18 @@ def _fork(control: socket.socket, pipe: tuple[int, int], descriptor: int) -> int
         return pid
     try:
         os.setpgid(0, 0)
+        # Should the server be killed, nobody else knows of this process yet, or could say how it ended.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+        if os.getppid() != server:
+            os._exit(1)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         control.close()
         for end in pipe:
             os.close(end)
         work(Connection(descriptor))
+    except BaseException:  # noqa: BLE001  # there is nobody above to see it
+        traceback.print_exc()
     finally:
         os._exit(1)  # never back into the server's loop
 

@@ -9,7 +9,7 @@ from typing import Literal
 from .conclusion import SearchResult, conclude
 from .confirmation import Verdict, judge, next_seed_for
 from .costs import EQUIVALENTS, Costs
-from .errors import BudgetTooShort, NoValidResult
+from .errors import BudgetTooShort, NoValidResult, TaskError
 from .ledger import Ledger
 from .plan import Config, Direction, Plan, Rung, RungResult, Runner
 from .study import StudyRecord, propose
@@ -266,7 +266,13 @@ class Race:
         )
         kind = "confirmation" if trial.role == "confirmation" else "training"
         with self.ledger.charge(kind):
-            result = self.runner.advance(rung)
+            try:
+                result = self.runner.advance(rung)
+            except TaskError as error:
+                if trial.role == "baseline":
+                    raise
+                # The task trains with the user's settings, and gives up with these: many do when the loss blows up.
+                return RungResult(rung=rung, outcome="diverged", message=str(error))
         if kind == "training":
             self.ledger.transfer(kind, "evaluation", result.eval_s)
             self.ledger.transfer(kind, "checkpoints", result.seconds - result.train_s - result.eval_s)

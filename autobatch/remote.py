@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .devices.environment import count_exactly, worker_environment
-from .engines.local import LocalExecutor
+from .engines.local import LocalWorker
 from .engines.processes import ForkServer
 from .errors import WorkerDied, WorkerTimeout
 from .plan import (
@@ -83,12 +85,25 @@ def _open(spec: RunnerSpec) -> Runner:
     )
 
 
-def call(spec: RunnerSpec, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """In a worker: what `method` of its runner returns. The runner is the one `spec` describes at the first call."""
+def open_runner(spec: RunnerSpec, *, exact: bool) -> None:
+    """In a worker: open the runner that `spec` describes; with `exact`, memory is counted to the page from now on."""
     global _runner
-    if _runner is None:
-        _runner = _open(spec)
+    if exact:
+        count_exactly()
+    _runner = _open(spec)
+
+
+def call(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """In a worker: what `method` of its runner returns."""
     return getattr(_runner, method)(*args, **kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    """A process, and the opening of its runner, which goes on while the coordinator does something else."""
+
+    process: LocalWorker
+    opening: Future[None]
 
 
 def default_threads() -> int:
@@ -125,37 +140,37 @@ class RemoteRunner(Runner):
         self._device: DeviceInfo | None = None
         self._memory: MemoryLimit | None = None
 
-    def _start(self, *, exact: bool) -> LocalExecutor:
+    def _start(self, *, exact: bool) -> _Worker:
         """A process that has run nothing."""
         if sys.platform.startswith("linux"):
             if self._server is None or not self._server.alive:
                 self._server = ForkServer(["autobatch.warm"], environment=self._environment, log=self._log)
-            worker = LocalExecutor(server=self._server, log=self._log)
+            process = LocalWorker(server=self._server)
         else:
-            worker = LocalExecutor(environment=self._environment, log=self._log)
-        if exact:
-            worker.submit(count_exactly)
-        return worker
+            process = LocalWorker(environment=self._environment, log=self._log)
+        # The task itself travels once.
+        return _Worker(process, process.submit(open_runner, self._spec, exact=exact))
 
     def _call(
         self,
         method: str,
         *args: Any,
-        worker: LocalExecutor | None = None,
+        worker: _Worker | None = None,
         timeout_s: float | None = None,
         **kwargs: Any,
     ) -> Any:
         if worker is None:
-            if not self._worker.alive:
+            if not self._worker.process.alive:
                 self._worker = self._start(exact=self._is_exact)
             worker = self._worker
         remaining_s = self._remaining_s() if self._remaining_s else None
         limits = [limit for limit in (timeout_s, remaining_s) if limit is not None]
-        future = worker.submit(call, self._spec, method, args, kwargs)
+        deadline = time.monotonic() + min(limits) if limits else None
         try:
-            return future.result(timeout=max(0.0, min(limits)) if limits else None)
-        except FutureTimeout:
-            worker.kill()
+            _result(worker.opening, deadline)  # where it failed, that is the error, not that a call found no runner
+            return _result(worker.process.submit(call, method, args, kwargs), deadline)
+        except TimeoutError:
+            worker.process.kill()
             raise WorkerTimeout(
                 f"{method} took longer than the {min(limits):.1f} s it had; its worker was ended"
             ) from None
@@ -190,28 +205,30 @@ class RemoteRunner(Runner):
         self.memory()
         if self._on_cpu:
             worker = self._start(exact=True)
-        elif verdict and not self._is_fresh:
-            self._worker.kill()
+        elif (verdict and not self._is_fresh) or not self._worker.process.alive:
+            self._worker.process.kill()
             worker = self._worker = self._start(exact=False)
+            self._is_fresh = True
         else:
             worker = self._worker
+        is_fresh = self._on_cpu or self._is_fresh
         self._is_fresh = False
         try:
             measurement: Measurement = self._call("probe", plan, worker=worker, verdict=verdict)
         except WorkerTimeout:
             raise
         except WorkerDied as death:
-            outcome: Outcome = "oom" if worker.killed else "crashed"
-            return Measurement(plan=plan, outcome=outcome, fresh=worker is not self._worker, message=str(death))
+            outcome: Outcome = "oom" if worker.process.killed else "crashed"
+            return Measurement(plan=plan, outcome=outcome, fresh=is_fresh, message=str(death))
         finally:
             if worker is not self._worker:
-                worker.kill()
+                worker.process.kill()
         return measurement
 
     def _work(self, method: str, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
         """A call outside of probing."""
         if self._is_limited and self._on_cpu and not self._is_exact:
-            self._worker.kill()
+            self._worker.process.kill()
             self._is_exact = True
         self._is_fresh = False
         return self._call(method, *args, timeout_s=timeout_s, **kwargs)
@@ -243,14 +260,22 @@ class RemoteRunner(Runner):
         return result
 
     def test_score(self, rung: Rung) -> float | None:
-        score: float | None = self._work("test_score", rung)
+        try:
+            score: float | None = self._work("test_score", rung)
+        except WorkerDied:  # also for want of time: what was found stands without it
+            return None
         return score
 
     def forget(self, trial: int) -> None:
-        if self._worker.alive:  # a new one is not worth starting for it: the run's folder is emptied at the end
-            self._work("forget", trial)
+        if self._worker.process.alive:  # a new one is not worth starting for it: the run's folder is emptied at the end
+            with suppress(WorkerDied):
+                self._work("forget", trial)
 
     def close(self) -> None:
+        self._worker.process.kill()
         if self._server is not None:
             self._server.close()
-        self._worker.kill()
+
+
+def _result(future: Future[Any], deadline: float | None) -> Any:
+    return future.result(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))

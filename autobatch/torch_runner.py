@@ -7,7 +7,6 @@ a `TaskError` with the user's own frames.
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -122,8 +121,8 @@ class TorchRunner(Runner):
     ) -> None:
         self._task, self._device, self._mode, self._live = task, device, mode, live
         self._limit = device.set_limit(memory_limit_bytes, headroom)
-        self._owns_checkpoints = checkpoints is None
-        self._checkpoints = checkpoints or Path(tempfile.mkdtemp(prefix="autobatch-"))
+        self._checkpoints = checkpoints
+        self._own_checkpoints: tempfile.TemporaryDirectory[str] | None = None
         self._probes = 0
         self._data: dict[str, Any] = {}
         self._facts: TaskFacts | None = None
@@ -139,11 +138,8 @@ class TorchRunner(Runner):
         """
         if self._facts is None:
             baseline, is_users = self._task.baseline_config()
-            warnings: tuple[str, ...] = ()
             trains = self._mode == "training"  # a model that only predicts may well be frozen, without an optimizer
-            if trains:
-                with self._borrow():
-                    warnings = check_task(self._task, self._device.torch_device, baseline.plan.batch_size)
+            warnings = self._check(baseline.plan.batch_size) if trains else ()
             self._facts = TaskFacts(
                 name=self._task.name,
                 train_size=self._train_size(),
@@ -154,10 +150,21 @@ class TorchRunner(Runner):
                 precision=self._task.precision,
                 accumulates=self._task.accumulation,
                 has_test_data=self._task.test_data is not None,
-                peak_lr_fraction=peak_lr_fraction(self._task) if trains else 0.0,
+                peak_lr_fraction=self._peak_lr_fraction() if trains else 0.0,
                 warnings=warnings,
             )
         return self._facts
+
+    def _check(self, batch_size: int) -> tuple[str, ...]:
+        with self._borrow():
+            found = self._guarded("the check", lambda: check_task(self._task, self._device.torch_device, batch_size))
+        if isinstance(found, _Refused):
+            return ("memory ran out while the task was checked with a few samples: the check was cut short",)
+        return found
+
+    def _peak_lr_fraction(self) -> float:
+        found = self._guarded("the schedule", lambda: peak_lr_fraction(self._task))
+        return 0.0 if isinstance(found, _Refused) else found  # what does not fit is the memory probe's to say
 
     def device(self) -> DeviceInfo:
         return self._device.info()
@@ -172,7 +179,7 @@ class TorchRunner(Runner):
                 self._data[name] = getattr(self._task, name)()
             except AutobatchError:
                 raise
-            except Exception as error:  # noqa: BLE001  # the user's code may raise anything
+            except (Exception, SystemExit) as error:  # noqa: BLE001  # the user's code may raise anything
                 raise blame(f"{name}()", error, self._task.path) from None
         return self._data[name]
 
@@ -196,7 +203,7 @@ class TorchRunner(Runner):
             return work()
         except AutobatchError:
             raise
-        except Exception as error:  # noqa: BLE001  # the user's code may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # the user's code may raise anything
             if not self._device.is_out_of_memory(error):
                 raise blame(what, error, self._task.path) from None
             message = _first_line(error)
@@ -407,7 +414,12 @@ class TorchRunner(Runner):
             lr = lowest * ratio**index
             for group, share in zip(trainer.optimizer.param_groups, groups, strict=True):
                 group["lr"] = lr * share
-            loss = trainer.step(batches)
+            try:
+                loss = trainer.step(batches)
+            except (Exception, SystemExit) as error:
+                if not losses or self._device.is_out_of_memory(error):
+                    raise
+                return lrs, losses, True  # many a training loop gives up by itself when the loss blows up
             if loss is None:
                 raise TaskError("a range test needs the loss: let training_step return it")
             value = float(loss)
@@ -422,6 +434,9 @@ class TorchRunner(Runner):
     # -- trials -------------------------------------------------------------------------------------------------------
 
     def _checkpoint(self, trial: int) -> Path:
+        if self._checkpoints is None:
+            self._own_checkpoints = tempfile.TemporaryDirectory(prefix="autobatch-")
+            self._checkpoints = Path(self._own_checkpoints.name)
         return self._checkpoints / f"trial-{trial:05d}.pt"
 
     def advance(self, rung: Rung) -> RungResult:
@@ -512,5 +527,5 @@ class TorchRunner(Runner):
         self._data.clear()
         self._device.clean_up()
         self._device.lift_limit()
-        if self._owns_checkpoints:
-            shutil.rmtree(self._checkpoints, ignore_errors=True)
+        if self._own_checkpoints is not None:
+            self._own_checkpoints.cleanup()

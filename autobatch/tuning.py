@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -68,7 +69,7 @@ def run_tune(spec: RunnerSpec, settings: TuneSettings, listen: Listener, started
     """The whole of `tune` for a task that workers can open; see `api.tune` for what it raises."""
     ledger = Ledger(settings.budget_s, started_s=started_s)
     run = _RunFolder.make(settings.run_dir, settings.name)
-    checkpoints = run.path / "checkpoints"
+    checkpoints = Path(tempfile.mkdtemp(prefix="checkpoints-", dir=run.path))  # a folder asked for may hold others
     spec = replace(spec, checkpoints=checkpoints)
     runner = RemoteRunner(spec, log=run.path / "worker.log", remaining_s=lambda: ledger.remaining_s)
     try:
@@ -76,7 +77,7 @@ def run_tune(spec: RunnerSpec, settings: TuneSettings, listen: Listener, started
         report.save(run.path / "report.json")
         return report
     except WorkerTimeout as error:
-        # Rungs answer for their own time; what is cut off by the end of the budget is a stage before the race.
+        # Rungs and the test answer for their own time: what the end of the budget cuts off is a stage before the race.
         raise BudgetTooShort(
             f"the budget of {format_duration(settings.budget_s)} ended before anything could be compared: {error}. "
             f"Give at least {format_duration(_SETUP_SHARES * settings.budget_s)}"
@@ -99,7 +100,10 @@ class _RunFolder:
         path = asked or Path(".autobatch") / name / stamp
         try:
             path.mkdir(parents=True, exist_ok=asked is not None)
-        except FileExistsError:  # two runs in one second
+        except FileExistsError:
+            if asked is not None:
+                raise ReportError(f"the run's folder {path} cannot be made: there is a file of that name") from None
+            # Two runs in one second.
             path = path.with_name(f"{stamp}-{time.time_ns() % 10**9}")
             path.mkdir(parents=True)
         except OSError as error:

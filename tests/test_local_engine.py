@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from autobatch.engines.local import LocalExecutor
+from autobatch.engines.local import LocalWorker
 from autobatch.engines.processes import ForkServer
 from autobatch.errors import TaskError, WorkerDied
 
 from .processes import running, wait_until_gone
 
-Make = Callable[..., LocalExecutor]
+Make = Callable[..., LocalWorker]
 
 
 @pytest.fixture(params=["started", "forked"])
@@ -29,20 +29,20 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
         pytest.skip("forking is for Linux")
     with ExitStack() as opened:
 
-        def started(environment: dict[str, str] | None = None) -> LocalExecutor:
-            executor = LocalExecutor(environment=environment, log=tmp_path / "worker.log")
+        def started(environment: dict[str, str] | None = None) -> LocalWorker:
+            executor = LocalWorker(environment=environment, log=tmp_path / "worker.log")
             return opened.enter_context(executor)
 
-        def forked(environment: dict[str, str] | None = None) -> LocalExecutor:
+        def forked(environment: dict[str, str] | None = None) -> LocalWorker:
             server = ForkServer(["json"], environment=environment, log=tmp_path / "worker.log")
             opened.callback(server.close)
-            return opened.enter_context(LocalExecutor(server=server, log=tmp_path / "worker.log"))
+            return opened.enter_context(LocalWorker(server=server))
 
         yield started if request.param == "started" else forked
 
 
 @pytest.fixture
-def executor(make: Make) -> LocalExecutor:
+def executor(make: Make) -> LocalWorker:
     return make()
 
 
@@ -66,25 +66,29 @@ def unpicklable() -> object:
     return lambda: None
 
 
-def test_calls_run_in_order_in_one_other_process(executor: LocalExecutor) -> None:
+def test_calls_run_in_order_in_one_other_process(executor: LocalWorker) -> None:
+    script = "import os; seen = os.environ.get('SEEN', ''); os.environ['SEEN'] = seen + '{}'"
+    for word in "abc":
+        executor.submit(exec, script.format(word))
     pids = [executor.submit(os.getpid) for _ in range(3)]
     assert {future.result() for future in pids} == {executor.pid}
     assert executor.pid != os.getpid()
+    assert executor.submit(variable, "SEEN").result() == "abc"
 
 
-def test_an_error_of_ours_keeps_its_type_and_says_where_it_was_raised(executor: LocalExecutor) -> None:
+def test_an_error_of_ours_keeps_its_type_and_says_where_it_was_raised(executor: LocalWorker) -> None:
     with pytest.raises(TaskError, match="the user's own words") as caught:
         executor.submit(fail_with_task_error).result()
     assert any("fail_with_task_error" in note for note in caught.value.__notes__)
     assert executor.submit(os.getpid).result() == executor.pid
 
 
-def test_an_answer_that_cannot_be_sent_is_an_error_not_a_hang(executor: LocalExecutor) -> None:
-    with pytest.raises(RuntimeError, match="cannot be sent"):
+def test_an_answer_that_cannot_be_sent_is_an_error_not_a_hang(executor: LocalWorker) -> None:
+    with pytest.raises(RuntimeError, match="pickle"):
         executor.submit(unpicklable).result(timeout=20)
 
 
-def test_a_kill_fails_what_was_running_and_what_comes_later(executor: LocalExecutor) -> None:
+def test_a_kill_fails_what_was_running_and_what_comes_later(executor: LocalWorker) -> None:
     future = executor.submit(time.sleep, 60)
     os.kill(executor.pid, signal.SIGKILL)
     with pytest.raises(WorkerDied, match="SIGKILL"):
@@ -94,7 +98,7 @@ def test_a_kill_fails_what_was_running_and_what_comes_later(executor: LocalExecu
     assert executor.killed
 
 
-def test_a_crash_reports_the_last_words_of_the_worker(executor: LocalExecutor) -> None:
+def test_a_crash_reports_the_last_words_of_the_worker(executor: LocalWorker) -> None:
     executor.submit(print, "about to fall over").result()
     future = executor.submit(os.abort)
     with pytest.raises(WorkerDied, match=r"SIGABRT(.|\n)*about to fall over"):
@@ -102,7 +106,7 @@ def test_a_crash_reports_the_last_words_of_the_worker(executor: LocalExecutor) -
     assert not executor.killed
 
 
-def test_an_exit_is_reported_with_its_code(executor: LocalExecutor) -> None:
+def test_an_exit_is_reported_with_its_code(executor: LocalWorker) -> None:
     future = executor.submit(os._exit, 7)
     with pytest.raises(WorkerDied, match="exit code 7"):
         future.result(timeout=20)
@@ -113,7 +117,7 @@ def test_the_environment_and_the_search_path_reach_the_worker(make: Make) -> Non
     assert executor.submit(variable, "AUTOBATCH_TEST_VARIABLE").result() == "here"
 
 
-def test_an_exit_takes_the_children_of_the_worker_with_it(executor: LocalExecutor) -> None:
+def test_an_exit_takes_the_children_of_the_worker_with_it(executor: LocalWorker) -> None:
     child = executor.submit(start_child).result()
     assert running(child)
     future = executor.submit(os._exit, 7)
@@ -122,7 +126,7 @@ def test_an_exit_takes_the_children_of_the_worker_with_it(executor: LocalExecuto
     assert wait_until_gone(child)
 
 
-def test_a_kill_takes_the_children_of_the_worker_with_it(executor: LocalExecutor) -> None:
+def test_a_kill_takes_the_children_of_the_worker_with_it(executor: LocalWorker) -> None:
     child = executor.submit(start_child).result()
     assert running(child)
     executor.kill()
@@ -131,10 +135,10 @@ def test_a_kill_takes_the_children_of_the_worker_with_it(executor: LocalExecutor
 
 COORDINATOR = """
 import os, sys, time
-from autobatch.engines.local import LocalExecutor
+from autobatch.engines.local import LocalWorker
 from autobatch.engines.processes import ForkServer
 server = ForkServer(["json"]) if {forked} else None
-executor = LocalExecutor(server=server)
+executor = LocalWorker(server=server)
 future = executor.submit(time.sleep, 60)
 print(executor.pid, server.pid if server else executor.pid, flush=True)
 time.sleep(60)
@@ -149,6 +153,7 @@ def test_nothing_outlives_a_killed_coordinator(forked: bool) -> None:
     coordinator = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert coordinator.stdout is not None
     pids = [int(pid) for pid in coordinator.stdout.readline().split()]
+    assert len(pids) == 2
     assert all(map(running, pids))
     coordinator.kill()
     coordinator.wait()
@@ -173,7 +178,7 @@ def imported(module: str) -> bool:
 
 
 def test_a_forked_worker_has_what_the_server_imported_and_nothing_of_another_worker(server: ForkServer) -> None:
-    with LocalExecutor(server=server) as first, LocalExecutor(server=server) as second:
+    with LocalWorker(server=server) as first, LocalWorker(server=server) as second:
         assert first.submit(imported, "json.tool").result()
         first.submit(exec, "import os; os.environ['AUTOBATCH_TEST_VARIABLE'] = 'left behind'").result()
         assert first.submit(variable, "AUTOBATCH_TEST_VARIABLE").result() == "left behind"
@@ -185,7 +190,7 @@ def test_a_forked_worker_has_what_the_server_imported_and_nothing_of_another_wor
 
 
 def test_a_server_that_is_killed_fails_its_workers_and_ends_them(server: ForkServer) -> None:
-    executor = LocalExecutor(server=server)
+    executor = LocalWorker(server=server)
     future = executor.submit(time.sleep, 60)
     pid = executor.pid
     os.kill(server.pid, signal.SIGKILL)
@@ -193,20 +198,20 @@ def test_a_server_that_is_killed_fails_its_workers_and_ends_them(server: ForkSer
         future.result(timeout=20)
     assert wait_until_gone(pid)
     assert not server.alive
-    with pytest.raises(WorkerDied), LocalExecutor(server=server) as late:
+    with pytest.raises(WorkerDied), LocalWorker(server=server) as late:
         late.submit(os.getpid).result(timeout=20)
 
 
 def test_an_import_that_fails_is_told_with_its_reason(tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     server = ForkServer(["no_such_module_anywhere"], log=log)
-    with LocalExecutor(server=server, log=log) as executor, pytest.raises(WorkerDied, match="no_such_module_anywhere"):
+    with LocalWorker(server=server) as executor, pytest.raises(WorkerDied, match="no_such_module_anywhere"):
         executor.submit(os.getpid).result(timeout=60)
     server.close()
 
 
 def test_closing_a_server_ends_its_workers(server: ForkServer) -> None:
-    executor = LocalExecutor(server=server)
+    executor = LocalWorker(server=server)
     pid = executor.submit(os.getpid).result()
     server.close()
     server.close()

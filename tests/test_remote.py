@@ -19,7 +19,7 @@ TASKS = Path(__file__).parent / "tasks"
 
 # A model file with a switch: what its loss does is in a variable of the environment, its size in another.
 TASK = """
-import os, signal, time
+import os, signal, sys, time
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -49,6 +49,8 @@ def loss(model, batch):
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "hang":
             time.sleep(600)
+        if fault == "exit":
+            sys.exit(0)
         if fault == "raise":
             raise ValueError("a bug of the user's")
     x, y = batch
@@ -106,7 +108,7 @@ def test_a_batch_beyond_a_real_limit_is_out_of_memory_and_the_next_one_is_unharm
 def test_every_worker_has_the_wall_of_the_first(opened: Callable[..., RemoteRunner]) -> None:
     runner = opened()
     limit = runner.memory()
-    runner._worker.kill()
+    runner._worker.process.kill()
     assert runner._call("memory").budget_bytes == limit.budget_bytes
     assert runner.memory() is limit
 
@@ -142,11 +144,41 @@ def test_a_bug_in_the_task_is_the_users_error_not_a_limit(opened: Callable[..., 
         opened("raise").probe(Plan(batch_size=2, accumulation_steps=20))
 
 
+def test_a_task_that_exits_by_itself_does_not_end_us(opened: Callable[..., RemoteRunner]) -> None:
+    with pytest.raises(TaskError, match=r"SystemExit(.|\n)*model.py"):
+        opened("exit").advance(rung())
+
+
+def test_a_worker_that_died_is_replaced_for_the_next_probe_and_only_a_fresh_one_says_so(
+    opened: Callable[..., RemoteRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RemoteRunner, "_on_cpu", False)  # one worker for all probes, as on an accelerator
+    runner = opened("kill")
+    runner.facts()
+    first = runner._worker.process.pid
+    assert runner.probe(Plan(batch_size=2)).outcome == "ok"
+    assert runner._worker.process.pid == first
+    died = runner.probe(Plan(batch_size=2, accumulation_steps=20))
+    assert (died.outcome, died.fresh) == ("oom", False)
+    assert runner.probe(Plan(batch_size=2)).outcome == "ok"
+    assert runner._worker.process.pid != first
+    verdict = runner.probe(Plan(batch_size=4), verdict=True)
+    assert (verdict.outcome, verdict.fresh) == ("ok", True)
+
+
+def test_what_comes_after_the_race_is_not_worth_failing_for(opened: Callable[..., RemoteRunner]) -> None:
+    runner = opened()
+    assert runner.advance(rung(steps=5)).outcome == "ok"
+    runner._remaining_s = lambda: 0.0
+    assert runner.test_score(rung(steps=5)) is None
+    runner.forget(4)
+
+
 def test_a_paused_trial_goes_on_in_another_process(opened: Callable[..., RemoteRunner]) -> None:
     straight = opened().advance(rung(steps=60))
     runner = opened()
     assert runner.advance(rung(steps=20)).outcome == "ok"
-    runner._worker.kill()
+    runner._worker.process.kill()
     assert runner.advance(rung(steps=60, start=20)).score == straight.score
 
 
@@ -175,7 +207,7 @@ def test_closing_leaves_no_process(opened: Callable[..., RemoteRunner]) -> None:
     runner = opened()
     runner.facts()
     assert runner._server is not None
-    pids = [runner._worker.pid, runner._server.pid]
+    pids = [runner._worker.process.pid, runner._server.pid]
     runner.close()
     runner.close()
     assert all(wait_until_gone(pid) for pid in pids)

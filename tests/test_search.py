@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autobatch.costs import EQUIVALENTS
-from autobatch.errors import BudgetTooShort, NoValidResult, SettingError
+from autobatch.errors import BudgetTooShort, NoValidResult, SettingError, TaskError
 from autobatch.ledger import Ledger
 from autobatch.plan import Config, Direction, Plan, Precision, Rung, RungResult
 from autobatch.search import (
@@ -324,6 +324,23 @@ def test_anything_that_trains_beats_a_baseline_that_does_not() -> None:
     assert result.baseline is None
     assert result.score is not None
     assert any("the baseline itself failed (diverged: made up)" in reason for reason in result.why)
+
+
+def test_a_task_that_gives_up_by_itself_costs_the_trial_unless_it_is_the_baseline() -> None:
+    def gives_up(trial: int) -> Callable[[Rung], RungResult | None]:
+        def fault(rung: Rung) -> RungResult | None:
+            if rung.trial == trial:
+                raise TaskError("the user's code raised SystemExit: the loss is nan")
+            return None
+
+        return fault
+
+    trials = race(SimRunner(faults=gives_up(2)), **sampled()).result.trials
+    assert (trials[2].outcome, trials[2].state) == ("diverged", "failed")
+    assert "the loss is nan" in str(trials[2].message)
+    assert len(trials) > 3
+    with pytest.raises(TaskError, match="the loss is nan"):
+        race(SimRunner(faults=gives_up(0)), **sampled())
 
 
 def test_a_race_in_which_everything_fails_says_what_was_said() -> None:

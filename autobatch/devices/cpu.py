@@ -10,7 +10,8 @@ What a process has when the limit is set is brought to one state first, in a pro
 and told to `count_exactly`: one-time allocations are made before they can be counted (*measured*, torch 2.13, one
 thread: the first optimizer 68 MiB, matrix products 5, bfloat16 4, convolutions 2, LSTM 8; each further thread an 8 MiB
 stack), and Python and the C heap get room in reserve, so that small objects, whose number wobbles, take no page that
-counts. Whatever grows with the batch is above 64 KiB soon and counts to the page.
+counts. Whatever grows with the batch is above 64 KiB soon and counts to the page. The price: a model whose tensors are
+all smaller than that fits in the reserve, whatever the limit.
 """
 
 from __future__ import annotations

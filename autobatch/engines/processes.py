@@ -18,6 +18,10 @@ from typing import IO, final
 
 from .._worker import ORDER_BYTES
 
+# What is quoted of a dead worker's output; assumed: a traceback's end fits.
+_TAIL_LINES = 12
+_TAIL_BYTES = 16 << 10
+
 
 class WorkerProcess(ABC):
     """A process of `autobatch._worker`, in a process group of its own."""
@@ -39,6 +43,10 @@ class WorkerProcess(ABC):
     def kill(self) -> None:
         """End it and what it started. It has ended when `wait` returns."""
 
+    @abstractmethod
+    def last_words(self) -> str:
+        """The last lines that it wrote, where they went to a file."""
+
 
 @final
 class StartedProcess(WorkerProcess):
@@ -53,7 +61,10 @@ class StartedProcess(WorkerProcess):
     def __init__(
         self, connection: Connection, *, environment: Mapping[str, str] | None = None, log: Path | None = None
     ) -> None:
+        self._log = _Log(log)
         self._process = _start(["work"], connection.fileno(), [], environment or {}, log)
+        self._group = threading.Lock()
+        self._group_is_gone = False
 
     @property
     def pid(self) -> int:
@@ -64,14 +75,20 @@ class StartedProcess(WorkerProcess):
 
     def wait(self) -> int:
         code = self._process.wait()
-        with suppress(ProcessLookupError, PermissionError):  # the number is not given away while one of the group lives
-            os.killpg(self._process.pid, signal.SIGKILL)
+        with self._group:
+            if not self._group_is_gone:  # once: later the number may be another group's
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                self._group_is_gone = True
         return code
 
     def kill(self) -> None:
         if self._process.poll() is None:
             with suppress(ProcessLookupError):  # it ended between the two lines
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+    def last_words(self) -> str:
+        return self._log.tail()
 
 
 @final
@@ -92,6 +109,7 @@ class ForkServer:
     ) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control = ours
+        self._log_file, self.log = log, _Log(log)
         try:
             self._process = _start(["serve"], theirs.fileno(), modules, environment or {}, log)
         finally:
@@ -99,7 +117,7 @@ class ForkServer:
         self._lock = threading.Lock()
         self._workers: dict[int, ForkedProcess] = {}  # those that have not ended
         self._count = 0
-        self._ended = False
+        self._has_forked = self._ended = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -116,7 +134,7 @@ class ForkServer:
     def fork(self, connection: Connection) -> ForkedProcess:
         """A worker on `connection`, the worker's end, which is the caller's to close."""
         with self._lock:
-            worker = ForkedProcess(self, self._count)
+            worker = ForkedProcess(self, self._count, _Log(self._log_file))
             self._count += 1
             if self._ended:
                 worker.ended(self._process.wait())
@@ -126,10 +144,15 @@ class ForkServer:
                 socket.send_fds(self._control, [pickle.dumps(("fork", worker.number))], [connection.fileno()])
         return worker
 
-    def order_kill(self, number: int) -> None:
-        """Tell the server to end the worker of that number, unless it has ended."""
+    def end(self, worker: ForkedProcess) -> None:
+        """End the worker, unless it has ended."""
+        if not self._has_forked:
+            # It still imports, and takes no orders. Every other worker waits for it as well.
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            return
         with suppress(OSError):
-            self._control.send(pickle.dumps(("kill", number)))
+            self._control.send(pickle.dumps(("kill", worker.number)))
 
     def _read(self) -> None:
         while True:
@@ -143,10 +166,12 @@ class ForkServer:
             with self._lock:
                 worker = self._workers[number] if code is None else self._workers.pop(number)
             if code is None:
+                self._has_forked = True
                 worker.started(pid)
             else:
                 worker.ended(code)
-        # Nobody is left to say how the workers ended, so what ended the server is taken for it.
+        # Nobody is left to say how the workers ended, so what ended the server is taken for it. The kernel ends them
+        # with it; what they started is ours to end.
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         code = self._process.wait()
@@ -171,9 +196,9 @@ class ForkServer:
 class ForkedProcess(WorkerProcess):
     """A worker that a `ForkServer` made."""
 
-    def __init__(self, server: ForkServer, number: int) -> None:
+    def __init__(self, server: ForkServer, number: int, log: _Log) -> None:
         self.number = number
-        self._server = server
+        self._server, self._log = server, log
         self._pid: int | None = None
         self._code: int | None = None
         self._has_started, self._has_ended = threading.Event(), threading.Event()
@@ -210,23 +235,49 @@ class ForkedProcess(WorkerProcess):
         return self._code
 
     def kill(self) -> None:
-        self._server.order_kill(self.number)
+        if self._code is None:
+            self._server.end(self)
+
+    def last_words(self) -> str:
+        return (self._log if self.is_started else self._server.log).tail()
+
+
+class _Log:
+    """A file that a process writes to, from where it stood when the process began."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._start = path.stat().st_size if path is not None and path.exists() else 0
+
+    def tail(self) -> str:
+        """The last lines since then; none where there is no such file."""
+        if self._path is None:
+            return ""
+        try:
+            with open(self._path, "rb") as log:
+                log.seek(max(self._start, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+                text = log.read().decode(errors="replace")
+        except OSError:  # it was taken away
+            return ""
+        return "\n".join(text.strip().splitlines()[-_TAIL_LINES:])
 
 
 def _start(
     role: list[str], descriptor: int, modules: Sequence[str], environment: Mapping[str, str], log: Path | None
 ) -> subprocess.Popen[bytes]:
     package = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join([package, *filter(None, sys.path)])
+    # In the caller's order, so that the worker finds the modules that the caller would. "" stands for the folder that
+    # the caller is in, which `-m` would put before all others if `-P` did not forbid it.
+    path = os.pathsep.join([*(entry or os.getcwd() for entry in sys.path), package])
     output: IO[bytes] | None = open(log, "ab") if log is not None else None  # noqa: SIM115  # closed below
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "autobatch._worker", *role, str(descriptor), *modules],
+            [sys.executable, "-P", "-m", "autobatch._worker", *role, str(descriptor), *modules],
             env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **environment},
             pass_fds=[descriptor],
             stdin=subprocess.DEVNULL,
-            stdout=output or sys.__stderr__,
-            stderr=output or sys.__stderr__,
+            stdout=output or sys.__stderr__ or subprocess.DEVNULL,
+            stderr=output or sys.__stderr__ or subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is the coordinator's to handle; and killing the group gets the loaders
         )
     finally:
