@@ -107,7 +107,10 @@ class _Worker:
 
 
 def default_threads() -> int:
-    """CPU cores that this process may run on."""
+    """What torch takes by itself: OMP_NUM_THREADS where the user set it, or else the cores this process may run on."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list is for nested regions
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

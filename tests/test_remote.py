@@ -11,7 +11,7 @@ import pytest
 
 from autobatch.errors import TaskError, WorkerTimeout
 from autobatch.plan import Config, Plan, Rung
-from autobatch.remote import RemoteRunner, RunnerSpec
+from autobatch.remote import RemoteRunner, RunnerSpec, default_threads
 
 from .processes import wait_until_gone
 
@@ -211,3 +211,13 @@ def test_closing_leaves_no_process(opened: Callable[..., RemoteRunner]) -> None:
     runner.close()
     runner.close()
     assert all(wait_until_gone(pid) for pid in pids)
+
+
+@pytest.mark.parametrize(("variable", "threads"), [("3", 3), ("5,2", 5), ("0", None), ("many", None), ("", None)])
+def test_the_users_number_of_threads_is_kept(
+    variable: str, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = default_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    assert default_threads() == (threads or cores)
