@@ -78,7 +78,8 @@ def conclude(
     # Whatever trains to the end is better than a baseline that does not.
     wins = finalist is not None and may_win and (verdict.finalist_wins or baseline_failed)
     reasons = [
-        f"{len(trials)} trials of up to {format_duration(horizon_s)} of training each, over effective batch sizes "
+        f"{len(trials)} trial{'s' if len(trials) > 1 else ''} of up to {format_duration(horizon_s)} of training each, "
+        "over effective batch sizes "
         f"{space.effective_batch_sizes[0]} to {space.effective_batch_sizes[-1]} and learning rates "
         f"{format_lr(space.lr_low)} to {format_lr(space.lr_high)} at batch {space.reference_batch}"
     ]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from .bracket import Search, Sizes, fits
-from .errors import AutobatchError, DoesNotFit, SettingError, WorkerDied
+from .errors import AutobatchError, DoesNotFit, SettingError, TaskError, WorkerDied
 from .plan import Measurement, MemoryLimit, Plan, Runner
 from .units import format_size
 
@@ -167,9 +167,17 @@ def find_max_batch_size(
         )
     sizes = Sizes(step=multiple_of, power_of_two=power_of_two, ceiling=ceiling)
     search = Search(runner=runner, plan=plan, limit=runner.memory(), sizes=sizes, on_probe=on_probe)
-    batch_size = search.settle(prove=prove)
+    smallest = sizes.above(0)
+    try:
+        batch_size = search.settle(prove=prove)
+    except TaskError as error:
+        too_large = search.high
+        if too_large is None or too_large != sizes.above(smallest):
+            raise
+        # All but the smallest are too large, and with the smallest the task does not train: batch norm with one sample.
+        raise DoesNotFit(f"{_refusal(search, too_large)}. A batch of {smallest} does not train: {error}") from None
     if batch_size == 0:
-        raise _refusal(search)
+        raise _refusal(search, smallest)
     at_top = batch_size == sizes.top
     return MaxBatch(
         batch_size,
@@ -182,9 +190,9 @@ def find_max_batch_size(
     )
 
 
-def _refusal(search: Search) -> AutobatchError:
-    """The error that says why the smallest size there is does not fit."""
-    size, limit = search.sizes.above(0), search.limit
+def _refusal(search: Search, size: int) -> AutobatchError:
+    """The error that says why a size that ran does not fit."""
+    limit = search.limit
     last = next(probe for probe in reversed(search.probes) if probe.plan.batch_size == size)
     if last.outcome == "crashed":
         return WorkerDied(

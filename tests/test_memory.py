@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autobatch.bracket import most_probes
-from autobatch.errors import DoesNotFit, SettingError, WorkerDied
+from autobatch.errors import DoesNotFit, SettingError, TaskError, WorkerDied
 from autobatch.memory import MaxBatch, find_max_batch_size
 from autobatch.plan import Measurement, MemoryLimit, Outcome, Plan
 from autobatch.sim import SimRunner, draw
@@ -243,6 +243,22 @@ def test_nothing_fits_says_what_one_sample_needs_and_where_the_limit_is_from() -
         DoesNotFit, match=r"a batch of 1 must fit in 7\.6 GiB \(8 GiB from a formula.*it needs 7\.81 GiB\. Allow more"
     ):
         find(SimRunner(peak_bytes=lambda batch: 8000 * MIB * batch))
+
+
+class NotOnOne(SimRunner):
+    """A task with batch norm, which does not train on one sample."""
+
+    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        if plan.batch_size == 1:
+            raise TaskError("Expected more than 1 value per channel when training")
+        return SimRunner.probe(self, plan, verdict=verdict)
+
+
+def test_what_does_not_train_on_one_sample_and_does_not_fit_with_two_does_not_fit() -> None:
+    with pytest.raises(DoesNotFit, match=r"a batch of 2 must fit in 7\.6 GiB.* A batch of 1 does not train: Expected"):
+        find(NotOnOne(peak_bytes=lambda batch: 8000 * MIB * batch))
+    with pytest.raises(TaskError):  # nothing else was tried: it is the task
+        find(NotOnOne(), 1)
 
 
 def test_nothing_fits_and_nothing_was_measured_says_so() -> None:
