@@ -95,7 +95,7 @@ def test_a_task_made_in_code_runs_in_workers() -> None:
 
 
 def test_nothing_fits_is_told_with_the_numbers() -> None:
-    with pytest.raises(DoesNotFit, match="MiB"):
+    with pytest.raises(DoesNotFit, match="a batch of 2 must fit in 243 KiB"):
         autobatch.find_max_batch(small(), torch.zeros(64), device="cpu", memory_limit="256KiB")
 
 
