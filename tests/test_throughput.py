@@ -84,8 +84,10 @@ def test_a_single_level_errs_on_the_slow_side() -> None:
     assert curve((8, 1.0), (16, 1.0)).step_s(32) == 2.0
 
 
-def test_the_median_counts() -> None:
-    assert ThroughputCurve(measurements=(timed(8, 1.0, 1.0, 99.0),)).step_s(8) == 1.0
+def test_medians_compare_sizes_and_the_mean_prices_them() -> None:
+    stalled = ThroughputCurve(measurements=(timed(8, 1.0, 1.0, 99.0), timed(16, 2.0, 2.0, 2.0)))
+    assert stalled.step_s(16) / stalled.step_s(8) == pytest.approx(2.0)
+    assert 3 * stalled.step_s(8) + 3 * stalled.step_s(16) == pytest.approx(101 + 6)
 
 
 @cheap
