@@ -389,6 +389,19 @@ def test_test_data_is_scored_once_for_each_side() -> None:
     assert race(**sampled()).result.test_score is None
 
 
+def test_a_trial_that_uses_up_the_time_leaves_enough_for_the_test() -> None:
+    def hangs(rung: Rung) -> RungResult | None:
+        in_one_go = rung.start_step == 0 and rung.until_step == rung.total_steps
+        assert rung.limit_s is not None
+        return RungResult(rung=rung, outcome="timeout", seconds=rung.limit_s) if in_one_go else None
+
+    runner = SimRunner(known=sim_facts(has_test_data=True), faults=hangs)
+    run = race(runner, **sampled())
+    assert any(trial.role == "confirmation" and trial.outcome == "timeout" for trial in run.result.trials)
+    assert run.ledger.available_s < 4 * runner.eval_s  # it did use up the time
+    assert run.result.baseline_test_score is not None
+
+
 def test_a_baseline_that_does_not_fit_is_accumulated() -> None:
     big = Config(plan=Plan(batch_size=512), lr=1e-3)
     result = race(SimRunner(known=sim_facts(baseline=big)), max_batch=100, **sampled()).result
