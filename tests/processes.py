@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 
 def running(pid: int) -> bool:
@@ -13,7 +14,19 @@ def running(pid: int) -> bool:
         return False
 
 
-def wait_until_gone(pid: int, timeout_s: float = 10.0) -> bool:
+def marked(mark: str) -> list[int]:
+    """The running processes with `mark` in what they were started with: of one coordinator all, its workers too."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes() and running(int(folder.name)):
+                found.append(int(folder.name))
+        except OSError:  # it ended, or is another user's
+            continue
+    return found
+
+
+def wait_until_gone(pid: int, timeout_s: float = 30.0) -> bool:
     deadline = time.monotonic() + timeout_s
     while running(pid) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -11,11 +11,15 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .processes import marked
 
 ROOT = Path(__file__).parents[1]
 TASKS = ROOT / "tests" / "tasks"
@@ -121,11 +125,13 @@ def test_the_journal_opens_in_plain_optuna(tuned: tuple[Path, subprocess.Complet
     assert len(study.trials) == len(json.loads(result.stdout)["trials"])
 
 
-def interrupt(folder: Path, when: str, *arguments: str, number: int = signal.SIGINT) -> tuple[int, str, str]:
+def interrupt(
+    folder: Path, when: str, *arguments: str, number: int = signal.SIGINT, **changes: str
+) -> tuple[int, str, str]:
     command = [sys.executable, "-m", "autobatch", *arguments]
     with open(folder / "stderr", "w+") as stderr:
         process = subprocess.Popen(
-            command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=stderr, text=True
+            command, cwd=folder, env=environment(**changes), stdout=subprocess.PIPE, stderr=stderr, text=True
         )
         deadline = time.monotonic() + 600
         while when not in (folder / "stderr").read_text() and time.monotonic() < deadline:
@@ -133,12 +139,6 @@ def interrupt(folder: Path, when: str, *arguments: str, number: int = signal.SIG
         process.send_signal(number)
         stdout, _ = process.communicate(timeout=120)
     return process.returncode, stdout, (folder / "stderr").read_text()
-
-
-def orphaned_workers() -> list[str]:
-    """Workers whose coordinator is gone: they belong to process 1 now."""
-    listed = subprocess.run(["ps", "-eo", "ppid=,args="], capture_output=True, text=True, check=True).stdout
-    return [line for line in listed.splitlines() if "autobatch._worker" in line and line.split()[0] == "1"]
 
 
 def test_ctrl_c_in_the_search_saves_and_prints_what_was_found(tmp_path: Path) -> None:
@@ -153,13 +153,28 @@ def test_ctrl_c_in_the_search_saves_and_prints_what_was_found(tmp_path: Path) ->
     assert json.loads(stored.read_text()) == report
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_killed_coordinator_leaves_no_worker_behind(tmp_path: Path) -> None:
-    code, _, _ = interrupt(tmp_path, "memory: ", "tune", str(MINIMAL), number=signal.SIGKILL)
+    mark = uuid.uuid4().hex
+    most = 0
+
+    def watch() -> None:
+        nonlocal most
+        while not over.wait(0.2):
+            most = max(most, len(marked(mark)))
+
+    over = threading.Event()
+    watching = threading.Thread(target=watch)
+    watching.start()
+    code, _, _ = interrupt(tmp_path, "memory: ", "tune", str(MINIMAL), number=signal.SIGKILL, MARK=mark)
+    over.set()
+    watching.join()
     assert code == -signal.SIGKILL
+    assert most >= 3  # the coordinator, the fork server, a worker
     deadline = time.monotonic() + 5
-    while orphaned_workers() and time.monotonic() < deadline:
+    while marked(mark) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert orphaned_workers() == []
+    assert marked(mark) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
