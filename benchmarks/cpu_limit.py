@@ -19,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from autobatch.remote import default_threads
+
 MODELS = {"convolutions": "96MiB", "transformer": "128MiB", "lstm": "96MiB"}
 FOLDER = Path(__file__).parent / "models"
 
@@ -53,7 +55,8 @@ def main() -> int:
         good = good and proved and len(set(sizes)) == 1
     if options.json is not None:
         about = {
-            "command": " ".join(["python", *sys.argv]),
+            "command": f"python benchmarks/cpu_limit.py --repeats {options.repeats}",
+            "threads": default_threads(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": platform.processor() or platform.machine(),
             "python": platform.python_version(),
