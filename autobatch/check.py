@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .check_data import Findings, check_dataset, describe_batch
 from .data import DeviceLoader, collate_samples, count_samples, probe_batch, seed_everything, to_device
+from .devices.oom import is_out_of_memory
 from .errors import TaskError
 from .state import preserve, preserve_generators
 from .task import Task, accuracy, blame
@@ -107,6 +108,8 @@ def peak_lr_fraction(task: Task, *, total_steps: int = _DRY_RUN_STEPS) -> float:
         except TaskError:
             raise
         except Exception as error:
+            if is_out_of_memory(error):  # no fault of the task: the memory probe says so, with figures
+                raise
             raise blame("scheduler(optimizer, total_steps)", error, task.path) from error
     peak = max(rates)
     # Within rounding of the peak counts, so that a plateau is dated from its beginning.

@@ -74,8 +74,7 @@ def inputs_given(model: nn.Module, sample: Any) -> Inputs:
             f"sample must be one sample: a tensor, or tensors in a tuple, list or dict; found {type(sample).__name__}"
         )
     first = _first_known_layer(model)
-    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    spatial = next((dims for dims, layer in enumerate(convolutions, start=1) if type(first) is layer), None)
+    spatial = next((dims for dims, layer in enumerate(_CONVOLUTIONS, start=1) if type(first) is layer), None)
     image = sample[0] if isinstance(sample, (tuple, list)) and sample else sample
     if spatial and isinstance(image, Tensor) and image.ndim == spatial + 2:
         raise TaskError(

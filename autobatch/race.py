@@ -185,7 +185,7 @@ class Race:
     def _confirm(self) -> None:
         """Train the finalist, and the baseline where it is close, under fresh seeds until it is settled."""
         self._tell("confirming", None)
-        while self._left_s() - self._test_reserve_s >= self.costs.confirmation_s:
+        while self._left_s() - self._tests_s >= self.costs.confirmation_s:
             config = next_seed_for(self.trials, self.direction, self.confirmations)
             if config is None:
                 break
@@ -206,9 +206,9 @@ class Race:
         self.test_scores = scores[0], scores[-1]
 
     @property
-    def _test_reserve_s(self) -> float:
-        """Seconds that the test of the winner and of the baseline will take, which no trial may use up."""
-        return 2 * self.costs.eval_s * self._correction if self.runner.facts().has_test_data else 0.0
+    def _tests_s(self) -> float:
+        """Modelled seconds of the test of the winner and of the baseline, which no trial may use up."""
+        return 2 * self.costs.eval_s if self.runner.facts().has_test_data else 0.0
 
     def _test_score(self, trial: Trial | None) -> float | None:
         # The test data is taken to be no longer to evaluate than the validation data.
@@ -259,6 +259,7 @@ class Race:
         return trial
 
     def _run_rung(self, trial: Trial, until_step: int, predicted_s: float) -> RungResult:
+        left_s = self.ledger.available_s - self._tests_s * self._correction
         rung = Rung(
             trial=trial.number,
             config=trial.config,
@@ -267,9 +268,7 @@ class Race:
             until_step=until_step,
             total_steps=trial.total_steps,
             eval_batch_size=self.eval_batch_size,
-            limit_s=min(
-                max(0.0, self.ledger.available_s - self._test_reserve_s), max(HANG_FACTOR * predicted_s, HANG_LEAST_S)
-            ),
+            limit_s=min(max(0.0, left_s), max(HANG_FACTOR * predicted_s, HANG_LEAST_S)),
         )
         kind = "confirmation" if trial.role == "confirmation" else "training"
         with self.ledger.charge(kind):

@@ -267,6 +267,14 @@ def test_known_schedules_peak_where_they_say(scheduler: Any, fraction: float) ->
     assert peak_lr_fraction(_task(scheduler=scheduler)) == fraction
 
 
+def test_a_schedule_that_runs_out_of_memory_is_not_called_the_tasks_fault() -> None:
+    def scheduler(optimizer: torch.optim.Optimizer, total_steps: int) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        peak_lr_fraction(_task(scheduler=scheduler))
+
+
 @pytest.mark.parametrize(
     ("scheduler", "message"),
     [

@@ -242,12 +242,20 @@ def test_doctor_says_why_a_fact_is_missing(tmp_path: Path) -> None:
 
 # -- bad input
 
-# What is found when the file is looked for, read, loaded and run; tests/test_task.py and test_check.py have all 46.
 BROKEN = [
     ("no_such_file.py", "no_such_file.py"),
     ("broken/syntax_error.py", r"line \d+"),
-    ("broken/missing_functions.py", "must define"),
     ("broken/model_raises.py", "model_raises.py"),
+    ("broken/missing_functions.py", "must define"),
+    ("broken/model_not_module.py", "Module"),
+    ("broken/data_empty.py", "empty"),
+    ("broken/data_short.py", "batch"),
+    ("broken/loss_vector.py", "scalar"),
+    ("broken/loss_float.py", "float"),
+    ("broken/loss_none.py", "None"),
+    ("broken/loss_nan.py", "nan|finite"),
+    ("broken/metric_shape.py", "shape"),
+    ("broken/batch_mismatch.py", "shape"),
     ("broken/odd_sample.py", r"sample \d+"),
 ]
 
