@@ -23,15 +23,23 @@ import sys
 import threading
 import traceback
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
 from .errors import AutobatchError
+from .libraries import Libraries
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 ORDER_BYTES = 1024  # assumed: what an order to the fork server, a pickled pair of a word and a number, stays below
+
+
+def end_group(pid: int) -> None:
+    """Kill the process group that `pid` leads or led; nothing where all of it is gone."""
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _end() -> NoReturn:
@@ -55,7 +63,7 @@ def _run(message: bytes) -> bytes:
     job, payload = pickle.loads(message)
     try:
         function, args, kwargs = pickle.loads(payload)
-        return pickle.dumps((job, True, function(*args, **kwargs)))
+        value = function(*args, **kwargs)
     except AutobatchError as error:
         error.add_note("in the worker:\n" + "".join(traceback.format_exception(error)))
         return pickle.dumps((job, False, error.with_traceback(None)))
@@ -63,6 +71,11 @@ def _run(message: bytes) -> bytes:
         # As text: the class may be one of the user's, which need not unpickle, or one that would end the coordinator.
         told = "".join(traceback.format_exception(error))
         return pickle.dumps((job, False, RuntimeError(f"{type(error).__name__}: {error}\nin the worker:\n{told}")))
+    try:
+        return pickle.dumps((job, True, value))
+    except Exception as error:  # noqa: BLE001  # whatever a user's object does when it is pickled
+        told = f"the worker's answer cannot be sent: {error!r} ({value!r:.500})"
+        return pickle.dumps((job, False, RuntimeError(told)))
 
 
 def work(connection: Connection) -> NoReturn:
@@ -76,14 +89,13 @@ def work(connection: Connection) -> NoReturn:
 def serve(control: socket.socket, modules: list[str]) -> NoReturn:
     """Import `modules`, then fork and end workers as told, and report each start and each end.
 
-    Orders are pickled pairs: ("fork", number) with the worker's connection as the file descriptor of the message, and
-    ("kill", number). Reports are (number, pid, None) for a start and (number, pid, exit code) for an end, the code as
-    `subprocess.Popen.returncode` gives it.
+    Orders are pickled pairs: ("fork", number) with the worker's connection as the file descriptor of the message,
+    ("kill", number), and ("load", 0) with a file descriptor of pickled `Libraries`. Reports are (number, pid, None) for
+    a start and (number, pid, exit code) for an end, the code as `subprocess.Popen.returncode` gives it.
     """
-    for module in modules:
-        importlib.import_module(module)
-    gc.collect()
-    gc.freeze()  # what was imported stays: no collection in a worker looks at it again, or copies its pages
+    with _importing():
+        for module in modules:
+            importlib.import_module(module)
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     os.set_blocking(woken, False)
@@ -97,7 +109,7 @@ def serve(control: socket.socket, modules: list[str]) -> NoReturn:
                 os.read(woken, 4096)
             for number, pid in list(pids.items()):
                 if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                    os.killpg(pid, signal.SIGKILL)  # what it started; its number is its own until it is reaped
+                    end_group(pid)  # what it started; its number is its own until it is reaped
                     _, status = os.waitpid(pid, 0)
                     del pids[number]
                     control.send(pickle.dumps((number, pid, os.waitstatus_to_exitcode(status))))
@@ -105,15 +117,30 @@ def serve(control: socket.socket, modules: list[str]) -> NoReturn:
             order, descriptors, _, _ = socket.recv_fds(control, ORDER_BYTES, 1)
             if not order:
                 for pid in pids.values():
-                    os.killpg(pid, signal.SIGKILL)
+                    end_group(pid)
                 _end()
             what, number = pickle.loads(order)
             if what == "fork":
                 pids[number] = _fork(control, (woken, wake), descriptors[0])
                 control.send(pickle.dumps((number, pids[number], None)))
+            elif what == "load":
+                with open(descriptors[0], "rb") as file:
+                    libraries: Libraries = pickle.load(file)
+                with _importing():
+                    libraries.load()
             elif number in pids:
-                with suppress(ProcessLookupError):  # it has ended and was not reaped yet
-                    os.killpg(pids[number], signal.SIGKILL)
+                end_group(pids[number])
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    # What is imported stays. Looking for garbage meanwhile takes a tenth of the time (measured: torch, scikit-learn);
+    # frozen, no collection in a worker looks at it again, or copies its pages.
+    gc.disable()
+    yield
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def _fork(control: socket.socket, pipe: tuple[int, int], descriptor: int) -> int:

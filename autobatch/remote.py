@@ -23,6 +23,7 @@ from .devices.environment import count_exactly, worker_environment
 from .engines.local import LocalWorker
 from .engines.processes import ForkServer
 from .errors import WorkerDied, WorkerTimeout
+from .libraries import Libraries, Watch
 from .plan import (
     DeviceInfo,
     LrSweep,
@@ -63,7 +64,9 @@ class RunnerSpec:
     threads: int = 1
 
 
-_runner: Runner | None = None  # in a worker: the one it has open
+# In a worker: the runner it has open, and what it began with.
+_runner: Runner | None = None
+_watch: Watch | None = None
 
 
 def _open(spec: RunnerSpec) -> Runner:
@@ -87,10 +90,17 @@ def _open(spec: RunnerSpec) -> Runner:
 
 def open_runner(spec: RunnerSpec, *, exact: bool) -> None:
     """In a worker: open the runner that `spec` describes; with `exact`, memory is counted to the page from now on."""
-    global _runner
+    global _runner, _watch
+    _watch = Watch()
     if exact:
         count_exactly()
     _runner = _open(spec)
+
+
+def imported_libraries() -> Libraries:
+    """In a worker: what the task has brought in."""
+    assert _watch is not None
+    return _watch.libraries()
 
 
 def call(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -136,6 +146,7 @@ class RemoteRunner(Runner):
         self._environment = worker_environment(spec.threads) | dict(environment or {})
         self._is_limited = spec.memory_limit_bytes is not None
         self._server: ForkServer | None = None
+        self._libraries = Libraries((), ())  # the latest that the server was told to load
         self._is_exact = False  # whether the worker counts memory to the page
         self._worker = self._start(exact=False)
         self._is_fresh = True  # the worker has run no plan yet
@@ -178,9 +189,25 @@ class RemoteRunner(Runner):
                 f"{method} took longer than the {min(limits):.1f} s it had; its worker was ended"
             ) from None
 
+    def _share_libraries(self) -> None:
+        """Spare the fresh processes of a CPU's probes what the task imports.
+
+        Not on an accelerator, where few are needed: a library may start the driver when it is imported, which does not
+        live through a fork. A server that takes the place of a dead one starts without, in case they were the cause.
+        """
+        if self._server is None or not self._on_cpu or not self._worker.process.alive:
+            return
+        with suppress(WorkerDied):
+            libraries = self._worker.process.submit(imported_libraries).result()
+            if libraries != self._libraries:
+                self._server.load(libraries)
+                self._libraries = libraries
+
     def facts(self) -> TaskFacts:
         if self._facts is None:
-            self._is_fresh = False  # the check of the task takes steps
+            self.device()
+            self._share_libraries()  # the server loads them while the worker checks the task
+            self._is_fresh = False  # the check takes steps
             facts: TaskFacts = self._call("facts")
             self._facts = facts
         return self._facts
@@ -206,6 +233,7 @@ class RemoteRunner(Runner):
 
     def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
         self.memory()
+        self._share_libraries()
         if self._on_cpu:
             worker = self._start(exact=True)
         elif (verdict and not self._is_fresh) or not self._worker.process.alive:

@@ -12,7 +12,6 @@ import importlib.util
 import linecache
 import re
 import sys
-import sysconfig
 import traceback
 from collections.abc import Iterable, Sequence
 from importlib.abc import MetaPathFinder
@@ -20,17 +19,13 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 from .errors import AutobatchError, TaskError
+from .libraries import is_installed
 
 # Without a `__path__` the import system looks for no module below this one; there is no folder to look in either.
 __path__: list[str] = []
 
 _PREFIX = f"{__name__}."
 _PACKAGE = Path(__file__).resolve().parent
-_LIBRARIES = tuple(
-    Path(folder).resolve()
-    for name, folder in sysconfig.get_paths().items()
-    if name in {"stdlib", "platstdlib", "purelib", "platlib"}
-)
 
 
 def module_name(path: Path) -> str:
@@ -113,7 +108,7 @@ def _is_users(filename: str, root: Path | None) -> bool:
         return False
     if root is not None and file.is_relative_to(root):
         return True
-    return not any(file.is_relative_to(library) for library in _LIBRARIES)
+    return not is_installed(file)
 
 
 def _exception_line(error: BaseException) -> str:

@@ -36,7 +36,8 @@ CEILING = 131_072
 _TUNE_CEILING = 4096
 # A batch of more than this share of the data is not tried: it would leave fewer than eight steps an epoch. Assumed.
 _DATA_SHARE = 8
-# Shares of the budget that the stages before the race may take. Assumed: the race is what the budget is for.
+# Shares of what start-up left of the budget that the stages before the race may take. Assumed: the race is what the
+# budget is for.
 _PROFILE_SHARE = 0.1
 _SWEEP_SHARE = 0.03
 _PROFILE_MOST_S = 60.0
@@ -150,7 +151,7 @@ class _Tune:
             )
 
     def throughput(self, facts: TaskFacts, largest: int) -> ThroughputCurve:
-        budget_s = min(_PROFILE_SHARE * self.settings.budget_s, _PROFILE_MOST_S)
+        budget_s = min(_PROFILE_SHARE * self.ledger.available_s, _PROFILE_MOST_S)
         plan = Plan(batch_size=1, precision=facts.precision)
         baseline = facts.baseline.plan.batch_size
         with self.ledger.charge("profile"):
@@ -168,9 +169,9 @@ class _Tune:
         """At the knee; as many steps as its share of the budget pays for, none where that is too few."""
         plan = curve.plan_for(curve.knee_batch_size, largest, facts.precision, facts.accumulates)
         fewest, most = _SWEEP_STEPS
-        affordable = int(_SWEEP_SHARE * self.settings.budget_s / curve.step_s(curve.knee_batch_size))
+        affordable = int(_SWEEP_SHARE * self.ledger.available_s / curve.step_s(curve.knee_batch_size))
         if plan is None or affordable < fewest:
-            self.say("range test", f"left out: {fewest} steps would take more than {_SWEEP_SHARE:.0%} of the budget")
+            self.say("range test", f"left out: {fewest} steps would take more than {_SWEEP_SHARE:.0%} of what is left")
             return None
         with self.ledger.charge("range test"):
             found = find_lr_curve(self.runner, plan, steps=min(most, affordable), seed=self.settings.seed)

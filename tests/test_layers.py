@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "autobatch"
 
 # fmt: off
 ORDER = [
-    "errors", "units", "plan", "sim", "replay",
+    "errors", "units", "libraries", "plan", "sim", "replay",
     "devices.environment", "devices.oom", "devices.host_memory", "devices.base", "devices.nvml", "devices.cuda",
     "devices.cpu", "devices.mps", "devices",
     "task_file", "task_rules", "task", "data", "state", "training", "check_data", "check", "infer", "inputs",

@@ -16,6 +16,7 @@ import pytest
 from autobatch.engines.local import LocalWorker
 from autobatch.engines.processes import ForkServer
 from autobatch.errors import TaskError, WorkerDied
+from autobatch.libraries import Libraries
 
 from .processes import running, wait_until_gone
 
@@ -84,7 +85,7 @@ def test_an_error_of_ours_keeps_its_type_and_says_where_it_was_raised(executor: 
 
 
 def test_an_answer_that_cannot_be_sent_is_an_error_not_a_hang(executor: LocalWorker) -> None:
-    with pytest.raises(RuntimeError, match="pickle"):
+    with pytest.raises(RuntimeError, match="cannot be sent"):
         executor.submit(unpicklable).result(timeout=120)
 
 
@@ -187,6 +188,23 @@ def test_a_forked_worker_has_what_the_server_imported_and_nothing_of_another_wor
         first.kill()
         assert wait_until_gone(first.pid)
         assert second.submit(os.getpid).result() == second.pid
+
+
+def test_what_the_server_loads_later_is_in_the_workers_after_it(server: ForkServer) -> None:
+    module = "wsgiref.simple_server"
+    with LocalWorker(server=server) as before:
+        before.submit(os.getpid).result()
+        many = tuple(f"no_such_library.part_{number}" for number in range(2000))  # more than an order can hold
+        server.load(Libraries((module, *many), (("AUTOBATCH_TEST_VARIABLE", "loaded"),)))
+        with LocalWorker(server=server) as after:
+            assert after.submit(imported, module).result(timeout=120)
+            assert after.submit(variable, "AUTOBATCH_TEST_VARIABLE").result() == "loaded"
+        assert not before.submit(imported, module).result()
+
+
+def test_a_server_that_has_ended_loads_nothing(server: ForkServer) -> None:
+    server.close()
+    server.load(Libraries(("json",), ()))
 
 
 def test_a_server_that_is_killed_fails_its_workers_and_ends_them(server: ForkServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,8 +13,6 @@ import pytest
 from autobatch.errors import TaskError, WorkerTimeout
 from autobatch.plan import Config, Plan, Rung
 from autobatch.remote import RemoteRunner, RunnerSpec, default_threads
-
-from .processes import wait_until_gone
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -93,6 +92,27 @@ def test_every_cpu_probe_runs_in_a_process_of_its_own(opened: Callable[..., Remo
     probes = [runner.probe(Plan(batch_size=size), verdict=size == 8) for size in (2, 4, 8)]
     assert [probe.outcome for probe in probes] == ["ok"] * 3
     assert all(probe.fresh for probe in probes)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forking is for Linux")
+def test_what_is_installed_is_imported_once_for_all_probes_and_what_is_the_users_in_each(
+    opened: Callable[..., RemoteRunner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
+    count = "import os\nopen({file!r}, 'a').write('x')\nseen = os.environ.get('LIBRARY_SETTING')\n"
+    for folder, name in ((installed, "autobatch_test_library"), (tmp_path, "autobatch_test_sibling")):
+        (folder / f"{name}.py").write_text(count.format(file=str(tmp_path / name)))
+    monkeypatch.syspath_prepend(installed)
+    runner = opened()
+    # Set before the import, as users do: whoever imports the library has to find it.
+    setting = "import os\nos.environ['LIBRARY_SETTING'] = 'on'\n"
+    imports = "import autobatch_test_library as library, autobatch_test_sibling\nassert library.seen == 'on'\n"
+    (tmp_path / "model.py").write_text(setting + imports + TASK)
+    runner.facts()
+    assert [runner.probe(Plan(batch_size=size)).outcome for size in (2, 4, 8)] == ["ok"] * 3
+    assert len((tmp_path / "autobatch_test_library").read_text()) == 2  # the worker and the server
+    assert len((tmp_path / "autobatch_test_sibling").read_text()) == 4  # the worker and each probe
 
 
 def test_a_batch_beyond_a_real_limit_is_out_of_memory_and_the_next_one_is_unharmed(
@@ -210,7 +230,9 @@ def test_closing_leaves_no_process(opened: Callable[..., RemoteRunner]) -> None:
     pids = [runner._worker.process.pid, runner._server.pid]
     runner.close()
     runner.close()
-    assert all(wait_until_gone(pid) for pid in pids)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 @pytest.mark.parametrize(("variable", "threads"), [("3", 3), ("5,2", 5), ("0", None), ("many", None), ("", None)])

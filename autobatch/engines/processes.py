@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, final
 
-from .._worker import ORDER_BYTES
+from .._worker import ORDER_BYTES, end_group
+from ..libraries import Libraries
 
 # What is quoted of a dead worker's output; assumed: a traceback's end fits.
 _TAIL_LINES = 12
@@ -62,7 +62,7 @@ class StartedProcess(WorkerProcess):
         self, connection: Connection, *, environment: Mapping[str, str] | None = None, log: Path | None = None
     ) -> None:
         self._log = _Log(log)
-        self._process = _start(["work"], connection.fileno(), [], environment or {}, log)
+        self._process = _start("work", connection.fileno(), [], environment or {}, log)
         self._group = threading.Lock()
         self._group_is_gone = False
 
@@ -77,15 +77,14 @@ class StartedProcess(WorkerProcess):
         code = self._process.wait()
         with self._group:
             if not self._group_is_gone:  # once: later the number may be another group's
-                with suppress(ProcessLookupError, PermissionError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
+                with suppress(PermissionError):  # what is left of it has changed its user
+                    end_group(self._process.pid)
                 self._group_is_gone = True
         return code
 
     def kill(self) -> None:
         if self._process.poll() is None:
-            with suppress(ProcessLookupError):  # it ended between the two lines
-                os.killpg(self._process.pid, signal.SIGKILL)
+            end_group(self._process.pid)
 
     def last_words(self) -> str:
         return self._log.tail()
@@ -109,9 +108,9 @@ class ForkServer:
     ) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control = ours
-        self._log_file, self.log = log, _Log(log)
+        self.log = _Log(log)
         try:
-            self._process = _start(["serve"], theirs.fileno(), modules, environment or {}, log)
+            self._process = _start("serve", theirs.fileno(), modules, environment or {}, log)
         finally:
             theirs.close()
         self._lock = threading.Lock()
@@ -134,7 +133,7 @@ class ForkServer:
     def fork(self, connection: Connection) -> ForkedProcess:
         """A worker on `connection`, the worker's end, which is the caller's to close."""
         with self._lock:
-            worker = ForkedProcess(self, self._count, _Log(self._log_file))
+            worker = ForkedProcess(self, self._count, _Log(self.log.path))
             self._count += 1
             if self._ended:
                 worker.ended(self._process.wait())
@@ -144,12 +143,21 @@ class ForkServer:
                 socket.send_fds(self._control, [pickle.dumps(("fork", worker.number))], [connection.fileno()])
         return worker
 
+    def load(self, libraries: Libraries) -> None:
+        """Have the server import `libraries`: workers that are asked for from now on wait for it, and have them."""
+        file = os.memfd_create("libraries")  # a file, because an order must be short
+        with open(file, "wb") as stream:
+            pickle.dump(libraries, stream)
+            stream.flush()
+            os.lseek(file, 0, os.SEEK_SET)
+            with self._lock, suppress(OSError):  # the server has ended: the next one starts without
+                socket.send_fds(self._control, [pickle.dumps(("load", 0))], [file])
+
     def end(self, worker: ForkedProcess) -> None:
         """End the worker, unless it has ended."""
         if not self._has_forked:
             # It still imports, and takes no orders. Every other worker waits for it as well.
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            end_group(self._process.pid)
             return
         with suppress(OSError):
             self._control.send(pickle.dumps(("kill", worker.number)))
@@ -173,15 +181,14 @@ class ForkServer:
         # Nobody is left to say how the workers ended, so what ended the server is taken for it. The kernel ends them
         # with it; what they started is ours to end.
         if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            end_group(self._process.pid)
         code = self._process.wait()
         with self._lock:
             self._ended = True
             orphans, self._workers = list(self._workers.values()), {}
         for worker in orphans:
             if worker.is_started:
-                with suppress(ProcessLookupError):
-                    os.killpg(worker.pid, signal.SIGKILL)
+                end_group(worker.pid)
             worker.ended(code)
 
     def close(self) -> None:
@@ -246,15 +253,15 @@ class _Log:
     """A file that a process writes to, from where it stood when the process began."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
+        self.path = path
         self._start = path.stat().st_size if path is not None and path.exists() else 0
 
     def tail(self) -> str:
         """The last lines since then; none where there is no such file."""
-        if self._path is None:
+        if self.path is None:
             return ""
         try:
-            with open(self._path, "rb") as log:
+            with open(self.path, "rb") as log:
                 log.seek(max(self._start, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
                 text = log.read().decode(errors="replace")
         except OSError:  # it was taken away
@@ -263,7 +270,7 @@ class _Log:
 
 
 def _start(
-    role: list[str], descriptor: int, modules: Sequence[str], environment: Mapping[str, str], log: Path | None
+    role: str, descriptor: int, modules: Sequence[str], environment: Mapping[str, str], log: Path | None
 ) -> subprocess.Popen[bytes]:
     package = str(Path(__file__).resolve().parents[2])
     # In the caller's order, so that the worker finds the modules that the caller would. "" stands for the folder that
@@ -272,7 +279,7 @@ def _start(
     output: IO[bytes] | None = open(log, "ab") if log is not None else None  # noqa: SIM115  # closed below
     try:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "autobatch._worker", *role, str(descriptor), *modules],
+            [sys.executable, "-P", "-m", "autobatch._worker", role, str(descriptor), *modules],
             env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **environment},
             pass_fds=[descriptor],
             stdin=subprocess.DEVNULL,

@@ -1,0 +1,82 @@
+"""Which installed libraries a process has imported, so that a fork server can import them once for all its workers.
+
+A task file that imports scikit-learn or torchvision takes seconds to load, and on a CPU every probe is a fresh process.
+What is installed is no code of the user's: it may be imported ahead of the file, the file may not be run ahead of time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import sysconfig
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+_FOLDERS = tuple(
+    Path(folder).resolve()
+    for name, folder in sysconfig.get_paths().items()
+    if name in {"stdlib", "platstdlib", "purelib", "platlib"}
+)
+
+
+def is_installed(file: Path) -> bool:
+    """Whether a source file is the standard library's or an installed package's."""
+    parts = file.parts
+    return "site-packages" in parts or "dist-packages" in parts or any(map(file.is_relative_to, _FOLDERS))
+
+
+@dataclass(frozen=True, slots=True)
+class Libraries:
+    """What a process has imported of what is installed, and the environment variables it changed meanwhile.
+
+    Attributes:
+        modules: full names in the order in which their imports ended, as `sys.modules` keeps them: what one needs
+            comes before it.
+        environment: a variable's new value; None for one that was removed. Libraries read them when they are imported.
+    """
+
+    modules: tuple[str, ...]
+    environment: tuple[tuple[str, str | None], ...]
+
+    def load(self) -> None:
+        """Import them here."""
+        for name, value in self.environment:
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        for module in self.modules:
+            try:
+                importlib.import_module(module)
+            except (Exception, SystemExit) as error:  # noqa: BLE001  # as of two that import each other, the wrong first
+                print(f"autobatch: {module} cannot be imported ahead of time: {error!r}", file=sys.stderr)
+
+
+class Watch:
+    """Remembers what is imported, set and running now."""
+
+    def __init__(self) -> None:
+        self._modules = set(sys.modules)
+        self._environment = dict(os.environ)
+        self._threads = set(threading.enumerate())
+
+    def libraries(self) -> Libraries:
+        """What has come since; nothing where a Python thread has started, which does not live through a fork."""
+        if set(threading.enumerate()) - self._threads:
+            return Libraries((), ())
+        changed = (
+            name for name in {**self._environment, **os.environ} if self._environment.get(name) != os.environ.get(name)
+        )
+        return Libraries(
+            modules=tuple(name for name in list(sys.modules) if name not in self._modules and _is_library(name)),
+            environment=tuple((name, os.environ.get(name)) for name in changed),
+        )
+
+
+def _is_library(name: str) -> bool:
+    spec = getattr(sys.modules[name], "__spec__", None)
+    if spec is None or spec.name != name:  # made by hand, or another name of a module
+        return False
+    return spec.has_location and spec.origin is not None and is_installed(Path(spec.origin).resolve())
