@@ -246,7 +246,7 @@ def _schedule(factor: Callable[[float], float]) -> Any:
 
 
 @given(peak=st.integers(0, 90))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_peak_of_a_schedule_is_found_where_it_is(peak: int) -> None:
     task = _task(scheduler=_schedule(lambda share: 1 - abs(share - peak / 100)))
     assert peak_lr_fraction(task, total_steps=100) == pytest.approx(peak / 100)

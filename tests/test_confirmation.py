@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from autobatch.confirmation import MOST_SEEDS, Verdict, judge, next_seed_for, pooled_sigma, variance_of_the_top
@@ -83,7 +83,6 @@ def test_the_standard_error_counts_the_seeds_of_both_sides() -> None:
     assert verdict.baseline_score.scores == (0.5, 0.6)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=7), st.lists(st.floats(-1, 1), min_size=1, max_size=3))
 def test_minimizing_mirrors_maximizing(scores: list[float], fresh: list[float]) -> None:
     def ask(direction: Direction, sign: int) -> Verdict:

@@ -69,7 +69,7 @@ sizes = st.integers(1, 40)
 
 
 @given(n=sizes, batch=sizes, seed=st.integers(0, 9), skip=st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_stream_started_later_is_the_rest_of_the_stream(n: int, batch: int, seed: int, skip: int) -> None:
     whole = list(islice(SampleStream(n, batch, seed=seed), skip + 4))
     assert list(islice(SampleStream(n, batch, seed=seed, start=skip * batch), 4)) == whole[skip:]
@@ -77,7 +77,7 @@ def test_a_stream_started_later_is_the_rest_of_the_stream(n: int, batch: int, se
 
 
 @given(n=sizes, one=sizes, other=sizes, seed=st.integers(0, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_batch_size_sees_the_same_samples_in_the_same_order(n: int, one: int, other: int, seed: int) -> None:
     def samples(batch: int) -> list[int]:
         stream = SampleStream(n, batch, seed=seed)

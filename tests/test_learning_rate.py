@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autobatch.errors import SettingError
@@ -24,7 +24,7 @@ from autobatch.learning_rate import (
 from autobatch.plan import LrSweep, Plan
 from autobatch.sim import SimRunner
 
-cheap = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+cheap = settings(max_examples=30)
 
 LRS = tuple(1e-6 * 10 ** (step / 16) for step in range(97))  # six decades, 16 steps each
 

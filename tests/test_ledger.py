@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from autobatch.errors import SettingError
@@ -34,7 +34,6 @@ def do(work: tuple[str, float, list[object], float], ledger: Ledger, clock: Virt
         clock.advance(after_s)
 
 
-@settings(deadline=None)
 @given(st.lists(WORK, max_size=4), SECONDS, SECONDS)
 def test_the_entries_add_up_to_the_elapsed_time_exactly(work: list[object], began_s: float, idle_s: float) -> None:
     clock = VirtualClock(now_s=began_s)
@@ -47,7 +46,6 @@ def test_the_entries_add_up_to_the_elapsed_time_exactly(work: list[object], bega
     assert ledger.elapsed_s == pytest.approx(clock.now_s - began_s / 3, abs=1e-5)
 
 
-@settings(deadline=None)
 @given(st.lists(WORK, min_size=1, max_size=4), SECONDS)
 def test_a_transfer_moves_time_and_makes_none(work: list[object], moved_s: float) -> None:
     clock = VirtualClock()
@@ -102,7 +100,6 @@ def test_the_time_before_the_ledger_is_start_up() -> None:
     assert ledger.remaining_s == 57
 
 
-@settings(deadline=None)
 @given(st.floats(0.01, 1e6), st.floats(0, 2e6))
 def test_what_fits_ends_before_the_report_is_due(budget_s: float, predicted_s: float) -> None:
     ledger = Ledger(budget_s, VirtualClock())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autobatch.bracket import most_probes
@@ -18,7 +18,7 @@ from autobatch.plan import Measurement, MemoryLimit, Outcome, Plan
 from autobatch.sim import SimRunner, draw
 
 MIB = 1 << 20
-thorough = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+thorough = settings(max_examples=80)
 
 
 def find(runner: SimRunner, ceiling: int = 1 << 20, **options: Any) -> MaxBatch:

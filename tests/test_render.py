@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
@@ -23,8 +23,6 @@ from autobatch.report import Report
 from tests.reports import CHOSEN, YOURS, example, trial
 
 EXAMPLE = example()
-# A busy machine draws slowly; that is nothing to fail for.
-PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 HOSTILE = "[red]x[/red] | <b>*y*</b> \x1b[2J\x07 \u202e `z` _w_ \ud800"
 
 
@@ -350,7 +348,6 @@ def test_markdown_takes_no_text_from_outside_for_a_list_or_a_heading() -> None:
         assert f"\n{line}\n" in text
 
 
-@PATIENT
 @given(st.text())
 def test_visible_text_is_one_line_of_what_can_be_printed(text: str) -> None:
     shown = visible(text)
@@ -359,7 +356,6 @@ def test_visible_text_is_one_line_of_what_can_be_printed(text: str) -> None:
     shown.encode()
 
 
-@PATIENT
 @given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e3))
 def test_scores_show_two_digits_of_their_standard_error(score: float, stderr: float) -> None:
     decimals = score_decimals([score], [stderr])
@@ -369,7 +365,6 @@ def test_scores_show_two_digits_of_their_standard_error(score: float, stderr: fl
     assert decimals == 0 or last <= stderr / 9 or len(shown) >= 8  # and enough, up to eight digits in all
 
 
-@PATIENT
 @given(st.floats(-1e300, 1e300), st.none() | st.floats(0, 1e300))
 def test_no_score_is_too_long_for_a_column(score: float, stderr: float | None) -> None:
     text = score_text(score, score_decimals([score], [stderr]))

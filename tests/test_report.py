@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autobatch.confirmation import ScoreSummary
@@ -70,7 +70,7 @@ fields: dict[str, st.SearchStrategy[Any]] = {
 reports = st.fixed_dictionaries(fields).map(lambda changes: dataclasses.replace(EXAMPLE, **changes))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine draws slowly
+@settings(max_examples=30)
 @given(reports)
 def test_a_report_survives_json(report: Report) -> None:
     assert Report.from_json(json.loads(json.dumps(report.to_json(), allow_nan=False))) == report

@@ -123,7 +123,7 @@ def fault(outcome: Any, when: Callable[[Rung], bool], seconds: float = 0.1) -> C
 # What always holds
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     budget_s=st.floats(30, 600),
     slowdown=st.floats(0.7, 3),
@@ -413,7 +413,6 @@ def test_a_baseline_that_does_not_fit_is_accumulated() -> None:
 # The horizon
 
 
-@settings(deadline=None)
 @given(st.floats(1e-4, 0.5), st.floats(0, 5), st.floats(0, 1), st.floats(1, 1e5))
 def test_the_horizon_is_a_sixteenth_and_too_short_a_budget_says_what_would_do(
     step_s: float, eval_s: float, overhead_s: float, remaining_s: float
@@ -455,7 +454,6 @@ def test_a_horizon_at_which_the_baseline_hardly_moves_is_refused() -> None:
 # The space, the ladder and the promotions
 
 
-@settings(deadline=None)
 @given(st.integers(1, 4096), st.integers(8, 100_000), st.integers(1, 4096), st.booleans(), st.integers(1, 512))
 def test_the_space_always_holds_something_that_can_be_run(
     knee: int, train_size: int, max_batch: int, accumulates: bool, baseline: int

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autobatch.errors import ReportError
@@ -161,7 +161,7 @@ def test_the_effective_batch_reads_the_nearest_tabulated_one() -> None:
     assert replayed(config(4096, 1e-2)) == replayed(config(256, 1e-2))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30)
 @given(batch=st.integers(1, 4096), lr=st.floats(1e-6, 10), share=st.integers(1, 100), seed=st.integers(0, 9))
 def test_every_replayed_score_lies_within_the_table(batch: int, lr: float, share: int, seed: int) -> None:
     scores = [

@@ -63,7 +63,7 @@ def shown(trials: list[Trial], direction: Direction = "maximize") -> tuple[optun
     return watcher.seen
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 20), st.integers(0, 2**31))
 def test_a_proposal_lies_in_the_space_and_is_a_function_of_what_was_seen(count: int, seed: int) -> None:
     trials = race(count)

@@ -248,7 +248,7 @@ def test_all_problems_of_a_task_are_told_at_once() -> None:
     assert all(part in str(caught.value) for part in ("direction", "precision", "collate"))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     batch_size=st.integers(1, 4096),
     steps=st.integers(1, 64),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autobatch.errors import NoValidResult
@@ -13,7 +13,7 @@ from autobatch.plan import Measurement, Plan
 from autobatch.sim import SimRunner
 from autobatch.throughput import ThroughputCurve, profile
 
-cheap = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+cheap = settings(max_examples=60)
 
 
 def timed(size: int, *step_s: float, **changes: Any) -> Measurement:

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autobatch.errors import SettingError
 from autobatch.units import format_duration, format_lr, format_size, parse_duration, parse_size
 
-cheap = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+cheap = settings(max_examples=100)
 
 
 @pytest.mark.parametrize(
