@@ -39,6 +39,7 @@ _MAX_BATCH: Json = {
 }
 _THROUGHPUT: Json = {
     "knee_batch_size": int,
+    "knee": str,
     "fastest_batch_size": int,
     "samples_per_s": NUMBER,
     "starvation": TEXT_OR_NULL,

@@ -127,6 +127,18 @@ class ThroughputCurve:
         enough = KNEE_SHARE * self.samples_per_s(self.fastest)
         return next(size for size, _ in self._fit if self.samples_per_s(size) >= enough)
 
+    @property
+    def saturates(self) -> bool:
+        """Whether the knee is known: not where the fastest size is the largest that there was time for."""
+        largest = self.timed[-1].plan.batch_size
+        return self.fastest < largest or all(size < largest for size in self.skipped)
+
+    def describe_knee(self) -> str:
+        """A clause on where more samples a batch stop to bring more samples a second."""
+        if not self.saturates:
+            return f"speed may still rise beyond batch {self.fastest}, the largest that there was time to measure"
+        return f"speed saturates at batch {self.knee_batch_size}: the smallest with 80 % of the highest samples/s"
+
     def plan_for(
         self, effective_batch: int, max_batch: int, precision: Precision, accumulates: bool = True
     ) -> Plan | None:
@@ -183,6 +195,7 @@ class ThroughputCurve:
         """The curve and what is read from it as plain JSON values; times in seconds, sizes in bytes."""
         return {
             "knee_batch_size": self.knee_batch_size,
+            "knee": self.describe_knee(),
             "fastest_batch_size": self.fastest,
             "samples_per_s": self.samples_per_s(self.fastest),
             "loader_bound": self.loader_bound,

@@ -162,7 +162,7 @@ class _Tune:
                 budget_s=budget_s,
                 include=[baseline] if baseline <= largest else [],
             )
-        self.say("profile", f"speed saturates at batch {curve.knee_batch_size}")
+        self.say("profile", curve.describe_knee())
         return curve
 
     def range_test(self, facts: TaskFacts, curve: ThroughputCurve, largest: int) -> LrCurve | None:
@@ -240,7 +240,6 @@ class _Tune:
             "dataset": f"batch {int(largest)} fits, and the data is too small for a larger one to be worth trying",
             "ceiling": f"batch {int(largest)} fits, and no larger one was looked for",
         }
-        knee = f"speed saturates at batch {curve.knee_batch_size}: the smallest with 80 % of the highest samples/s"
         warnings = [*facts.warnings, *largest.assumed]
         starved = curve.describe_starvation()
         if starved is not None:
@@ -276,7 +275,7 @@ class _Tune:
             learning_rate=sweep.to_json() if sweep else None,
             trials=tuple(trial.to_json() for trial in result.trials),
             ledger=self.ledger.to_json(),
-            why=(*result.why, limits[largest.limited_by], knee),
+            why=(*result.why, limits[largest.limited_by], curve.describe_knee()),
             warnings=tuple(warnings),
             interrupted=result.interrupted,
         )

@@ -299,6 +299,8 @@ def test_the_profile_says_what_was_skipped_and_what_starves() -> None:
     assert "Not timed, for lack of time: 1024, 2048." in text
     assert "the device waits for data" in text
     assert "Fastest at batch 512: 41,830 samples/s." in text
+    knee = f"Speed saturates at batch {found['knee_batch_size']}: the smallest with 80 % of the highest samples/s."
+    assert knee in one_line(text)
 
 
 def test_a_range_test_without_an_answer_says_so() -> None:

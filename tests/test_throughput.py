@@ -145,6 +145,15 @@ def test_a_profile_stops_when_its_time_is_spent_and_says_what_it_left_out() -> N
     assert [m.plan.batch_size for m in seen] == [32, 8, 16]
     assert measured.skipped == (64,)
     assert runner.clock() == 9.0
+    assert not measured.saturates
+    assert measured.describe_knee().startswith("speed may still rise beyond batch 32,")
+
+
+def test_what_was_not_timed_is_no_matter_where_speed_had_stopped_to_rise() -> None:
+    timed_sizes = tuple(timed(size, seconds) for size, seconds in ((8, 1.0), (16, 1.1), (64, 5.0)))
+    measured = ThroughputCurve(measurements=timed_sizes, skipped=(4, 32))
+    assert (measured.fastest, measured.knee_batch_size) == (16, 16)
+    assert measured.describe_knee() == "speed saturates at batch 16: the smallest with 80 % of the highest samples/s"
 
 
 def test_time_that_quick_sizes_leave_goes_to_slow_ones() -> None:

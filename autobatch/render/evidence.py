@@ -94,7 +94,7 @@ def throughput_section(found: Json) -> Section:
     points = found["measurements"]
     summary = (
         f"Fastest at batch {found['fastest_batch_size']}: {speed_text(found['samples_per_s'])} samples/s. "
-        f"Speed saturates at batch {found['knee_batch_size']}, the knee: the smallest with 80 % of that."
+        f"{found['knee'].capitalize()}."
     )
     columns = (
         Column(title="batch", is_number=True),
