@@ -91,11 +91,14 @@ def serve(control: socket.socket, modules: list[str]) -> NoReturn:
 
     Orders are pickled pairs: ("fork", number) with the worker's connection as the file descriptor of the message,
     ("kill", number), and ("load", 0) with a file descriptor of pickled `Libraries`. Reports are (number, pid, None) for
-    a start and (number, pid, exit code) for an end, the code as `subprocess.Popen.returncode` gives it.
+    a start and (number, pid, exit code) for an end, the code as `subprocess.Popen.returncode` gives it; and
+    (None, the server's pid, None) when the imports at the start or those of a load are done: until then no order is
+    read, and one import may take for ever.
     """
     with _importing():
         for module in modules:
             importlib.import_module(module)
+    _report(control, None, os.getpid(), None)
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     os.set_blocking(woken, False)
@@ -112,9 +115,12 @@ def serve(control: socket.socket, modules: list[str]) -> NoReturn:
                     end_group(pid)  # what it started; its number is its own until it is reaped
                     _, status = os.waitpid(pid, 0)
                     del pids[number]
-                    control.send(pickle.dumps((number, pid, os.waitstatus_to_exitcode(status))))
+                    _report(control, number, pid, os.waitstatus_to_exitcode(status))
         if control.fileno() in ready:
-            order, descriptors, _, _ = socket.recv_fds(control, ORDER_BYTES, 1)
+            try:
+                order, descriptors, _, _ = socket.recv_fds(control, ORDER_BYTES, 1)
+            except ConnectionResetError:  # the coordinator went, and had not read all reports
+                order = b""
             if not order:
                 for pid in pids.values():
                     end_group(pid)
@@ -122,14 +128,20 @@ def serve(control: socket.socket, modules: list[str]) -> NoReturn:
             what, number = pickle.loads(order)
             if what == "fork":
                 pids[number] = _fork(control, (woken, wake), descriptors[0])
-                control.send(pickle.dumps((number, pids[number], None)))
+                _report(control, number, pids[number], None)
             elif what == "load":
                 with open(descriptors[0], "rb") as file:
                     libraries: Libraries = pickle.load(file)
                 with _importing():
                     libraries.load()
+                _report(control, None, os.getpid(), None)
             elif number in pids:
                 end_group(pids[number])
+
+
+def _report(control: socket.socket, number: int | None, pid: int, code: int | None) -> None:
+    with suppress(OSError):  # the coordinator went: reading the next order finds that out
+        control.send(pickle.dumps((number, pid, code)))
 
 
 @contextmanager

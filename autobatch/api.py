@@ -7,7 +7,7 @@ process; on a CPU it is copied into fresh ones, because only there does the answ
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,14 @@ if TYPE_CHECKING:
 # A profile without a budget of its own gets this long. Assumed: 2 % intervals for a dozen sizes of millisecond steps.
 _PROFILE_S = 30.0
 _SWEEP_STEPS = 100  # as in the measured comparison of the rules (learning_rate.py)
+# What a task says itself, by the argument that says it of a live module.
+_SAID_BY_TASK = {
+    "sample": "the task's train_data()",
+    "data": "the task's train_data()",
+    "loss": "the task's loss(model, batch)",
+    "optimizer": "the task's optimizer(model, lr)",
+    "precision": "the task's `precision`",
+}
 
 
 def find_max_batch(
@@ -42,7 +50,7 @@ def find_max_batch(
     data: Any = None,
     loss: Callable[..., Any] | None = None,
     optimizer: Any = None,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     device: str = "auto",
     memory_limit: str | int | None = None,
     headroom: float = 0.05,
@@ -57,31 +65,34 @@ def find_max_batch(
     """The largest batch size that ran whole optimizer steps within the memory limit: an `int` with its evidence.
 
     A model passed in comes back exactly as it was: weights, buffers, gradients, modes, device and random generators.
+    A task says for itself what it is trained on and how: what is for a live module alone is refused with one.
 
     Args:
         model: a live module, a `Task`, or the path of a task file.
         sample: for a live module, ONE sample without a batch dimension. Without it the input is inferred or assumed,
             and what was assumed is in the result and warned about.
         data: for a live module, a `Dataset` or `DataLoader` to take samples from, in place of `sample`.
-        loss: `loss(model, batch)`, the mean over the batch; for a live module the mean of its output by default.
-        optimizer: `optimizer(model, lr)` or an optimizer's class; AdamW by default.
-        precision: "fp32", or "bf16" or "fp16" under autocast.
+        loss: for a live module, `loss(model, batch)`, the mean over the batch; the mean of its output by default.
+        optimizer: for a live module, `optimizer(model, lr)` or an optimizer's class; AdamW by default.
+        precision: for a live module, "fp32", or "bf16" or "fp16" under autocast; None for fp32, and for a task's own.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         memory_limit: behave as if the device had this much, "8GiB" or bytes; None for what is free.
         headroom: the share of the limit that the batch must leave free.
         mode: "training", or "inference" for a forward pass without gradients.
         multiple_of: answer with a multiple of this.
         power_of_two: answer with a power of two.
-        max_batch_size: look no further than this; by default the size of the dataset, or 131072.
-        prove: also run the next size, in a process of its own, and see it fail.
-        isolate: run in worker processes; by default for tasks, and for live modules on a CPU.
+        max_batch_size: look no further than this; by default than the data, or 131072 where it has no length.
+        prove: also run the next size, three steps and an evaluation as for the answer, and see it fail; in a process of
+            its own unless the model is borrowed in this one (see `isolate`).
+        isolate: run in worker processes: always for tasks; for live modules by default on a CPU, and elsewhere in this
+            process.
         on_progress: called with each probe.
 
     Raises:
         DoesNotFit: not even one sample fits.
         TaskError: the model, or what it needs, cannot be run; also where the input can be neither inferred nor assumed.
         DeviceError: there is no such device.
-        SettingError: an argument has a value that cannot be used.
+        SettingError: an argument has a value that cannot be used, or is for a live module and this is a task.
     """
     opened = _open(
         model,
@@ -158,7 +169,8 @@ def profile(
     """Samples per second over batch sizes up to the largest that fits, with the knee and the loader's share.
 
     Args:
-        task: a task file's path, a `Task`, or a live module (then `sample` as in `find_max_batch`).
+        task: a task file's path, a `Task`, or a live module.
+        sample: for a live module, as in `find_max_batch`.
         budget: time for the timing itself, "30s" or seconds.
         device, memory_limit, headroom, max_batch_size: as in `find_max_batch`.
         on_progress: called with each probe and each measurement.
@@ -261,6 +273,7 @@ def tune(
         NoValidResult: every trial failed, or the time ran out first.
         ReportError: the run's folder cannot be written.
     """
+    spec = _spec(task, device, memory_limit, headroom)
     settings = TuneSettings(
         name=Path(task).stem if isinstance(task, (str, Path)) else task.name,
         budget_s=parse_duration(budget),
@@ -270,7 +283,7 @@ def tune(
         run_dir=None if run_dir is None else Path(run_dir),
         command=command,
     )
-    return run_tune(_spec(task, device, memory_limit, headroom), settings, on_progress, started_s)
+    return run_tune(spec, settings, on_progress, started_s)
 
 
 def _spec(
@@ -287,10 +300,16 @@ def _spec(
     )
     if isinstance(task, (str, Path)):
         return replace(common, path=Path(task))
+    from .inputs import pickle_task  # torch is only needed where there is an object made with it
+    from .task import Task
+
+    if not isinstance(task, Task):
+        raise SettingError(
+            f"a Task or the path of a task file is needed, which say what is trained on which data; got "
+            f"{type(task).__name__}. `find_max_batch` and `profile` take a model as it is"
+        )
     if task.path is not None:
         return replace(common, path=task.path)
-    from .inputs import pickle_task  # torch is only needed where there is an object made with it
-
     return replace(common, pickled=pickle_task(task))
 
 
@@ -302,7 +321,7 @@ def _open(
     data: Any = None,
     loss: Callable[..., Any] | None = None,
     optimizer: Any = None,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     device: str = "auto",
     memory_limit: str | int | None = None,
     headroom: float = 0.05,
@@ -321,18 +340,30 @@ def _open(
         is_live = isinstance(model, nn.Module)
         if isinstance(model, nn.Module):
             task, assumed = task_for_model(
-                model, sample, data=data, loss=loss, optimizer=optimizer, precision=precision
+                model, sample, data=data, loss=loss, optimizer=optimizer, precision=precision or "fp32"
             )
+    if not is_live:
+        given = {"sample": sample, "data": data, "loss": loss, "optimizer": optimizer, "precision": precision}
+        _refuse_for_task({name for name, value in given.items() if value is not None}, isolate)
     runner: Runner
     if is_live and not (_on_cpu(device) if isolate is None else isolate):
         runner = _in_process(task, device, memory_limit, headroom, mode)
     else:
         runner = RemoteRunner(_spec(task, device, memory_limit, headroom, mode))
     try:
-        plan = Plan(batch_size=1, precision=precision if is_live else runner.facts().precision)
+        plan = Plan(batch_size=1, precision=task.precision if is_live else runner.facts().precision)
         yield runner, plan, assumed
     finally:
         runner.close()
+
+
+def _refuse_for_task(given: Set[str], isolate: bool | None) -> None:
+    """Arguments that a task makes void are refused, so that nobody takes the answer for theirs."""
+    for name, place in _SAID_BY_TASK.items():
+        if name in given:
+            raise SettingError(f"{name}= is for a live module; with a task it is {place} that counts: change it there")
+    if isolate is False:
+        raise SettingError("isolate=False is for a live module; a task always runs in worker processes: leave it out")
 
 
 def _in_process(task: Task, device: str, memory_limit: str | int | None, headroom: float, mode: Mode) -> Runner:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .check_data import Findings, check_dataset, describe_batch
-from .data import DeviceLoader, collate_samples, count_samples, probe_batch, seed_everything, to_device
+from .data import DeviceLoader, collate_samples, count_samples, load_data, probe_batch, seed_everything, to_device
 from .devices.oom import is_out_of_memory
 from .errors import TaskError
 from .state import preserve, preserve_generators
@@ -46,7 +47,9 @@ _SHAPE_WORDS = (
 )
 
 
-def check_task(task: Task, device: torch.device, batch_size: int) -> tuple[str, ...]:
+def check_task(
+    task: Task, device: torch.device, batch_size: int, load: Callable[[str], Any] | None = None
+) -> tuple[str, ...]:
     """Warnings about the task, which do not stop it; it has no problem that a batch of a few samples could show.
 
     The model is freshly made and thrown away (a task without a file may hand out a live one: that is given back as it
@@ -56,11 +59,12 @@ def check_task(task: Task, device: torch.device, batch_size: int) -> tuple[str, 
         task: what to check.
         device: where the step runs.
         batch_size: of the baseline, which the training data must be able to fill.
+        load: gives a dataset by the name of its function, where the caller keeps them; by default the function is run.
 
     Raises:
         TaskError: listing every independent problem.
     """
-    findings = Findings(task)
+    findings = Findings(task, load or partial(load_data, task))
     with preserve_generators():
         seed_everything(0)
         train = val = None
@@ -84,7 +88,33 @@ def check_task(task: Task, device: torch.device, batch_size: int) -> tuple[str, 
                 _check_optimizer(findings, model, stepped=stepped)
             _warn(findings, model, batch_size)
     if findings.problems:
-        raise gather(task.path.name if task.path else f"the task {task.name!r}", findings.problems)
+        raise _gathered(findings)
+    return tuple(findings.warnings)
+
+
+def _gathered(findings: Findings) -> TaskError:
+    task = findings.task
+    return gather(task.path.name if task.path else f"the task {task.name!r}", findings.problems)
+
+
+def check_inference(task: Task, load: Callable[[str], Any]) -> tuple[str, ...]:
+    """Warnings about a task whose model only has to run forward, maybe frozen, maybe without an optimizer.
+
+    Args:
+        task: what to check.
+        load: gives a dataset by the name of its function.
+
+    Raises:
+        TaskError: listing every problem of the training data and of what `model()` returns.
+    """
+    findings = Findings(task, load)
+    with preserve_generators():
+        seed_everything(0)
+        if task.train_loader is None:
+            check_dataset(findings, "train_data")
+        _check_model(findings, trains=False)
+    if findings.problems:
+        raise _gathered(findings)
     return tuple(findings.warnings)
 
 
@@ -137,7 +167,7 @@ def _train_batch(findings: Findings, samples: list[Any], batch_size: int) -> Any
     return None
 
 
-def _check_model(findings: Findings) -> nn.Module | None:
+def _check_model(findings: Findings, *, trains: bool = True) -> nn.Module | None:
     task = findings.task
     with findings.attempt("model()"):
         model: Any = task.model()
@@ -147,12 +177,12 @@ def _check_model(findings: Findings) -> nn.Module | None:
             raise TaskError(
                 f"model() must return a torch.nn.Module; it returned {found}{hint if _explains(model) else ''}"
             )
-        if any(value is model for value in _reachable(task.model)):
+        if trains and any(value is model for value in _reachable(task.model)):
             raise TaskError(
                 "model() must return a new module at each call; it returned one that is kept outside the function, so "
                 "every trial would go on training the weights of the trial before"
             )
-        if not any(parameter.requires_grad for parameter in model.parameters()):
+        if trains and not any(parameter.requires_grad for parameter in model.parameters()):
             frozen = sum(1 for _ in model.parameters())
             raise TaskError(
                 f"model() must return a module with a trainable parameter; {type(model).__name__} has "

@@ -25,9 +25,13 @@ _SAMPLES = 32
 
 @dataclass(slots=True)
 class Findings:
-    """What a check of `task` has found so far: problems that stop it, and warnings that do not."""
+    """What a check of `task` has found so far: problems that stop it, and warnings that do not.
+
+    `load` gives a dataset by the name of its function.
+    """
 
     task: Task
+    load: Callable[[str], Any]
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -79,7 +83,7 @@ def check_dataset(findings: Findings, name: str, *, at_least: int = 1) -> tuple[
     """
     task, data = findings.task, None
     with findings.attempt(f"{name}()"):
-        data = getattr(task, name)()
+        data = findings.load(name)
         _require_dataset(name, data)
         samples = _first_samples(task, name, data)
         size = num_samples(data)

@@ -26,10 +26,19 @@ from .errors import AutobatchError, NoValidResult, SettingError, WorkerDied
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .progress import Listener
+    from .progress import Listener, Progress
     from .report import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# A line of a stage that holds these words tells what was found; others tell what begins, or what failed.
+_FINDINGS = {
+    "memory": ": ok",
+    "profile": "samples/s",
+    "range test": "suggest",
+    "search": " after ",
+    "confirmation": " after ",
+}
 
 # Exit codes: 2 is what could be known before training; click itself exits 2 for a wrong usage.
 _FOUND_NOTHING, _FAILED, _REFUSED, _INTERRUPTED = 3, 1, 2, 130
@@ -41,6 +50,11 @@ def _option(*names: str, **settings: Any) -> Callable[[F], F]:
     return click.option(*names, envvar=variable, show_envvar=True, show_default=True, **settings)
 
 
+def _note_debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """For `main`, which answers for errors: it sees no options, and this one may stand in a variable or a file too."""
+    context.ensure_object(dict)["debug"] = value
+
+
 def _options(*options: Callable[[Any], Any]) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         for option in reversed(options):
@@ -50,6 +64,7 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[F], F]:
     return decorate
 
 
+_FEWEST_STEPS = 20  # learning_rate.FEWEST_STEPS, which is not imported for `--help`
 _TASK = click.argument("task", type=click.Path(path_type=Path), metavar="MODEL.py")
 _DEVICE = _option("--device", default="auto", help='"auto", "cpu", "cuda", "cuda:1" or "mps".')
 _MEMORY = _options(
@@ -66,7 +81,14 @@ _OUTPUT = _options(
     _option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
     _option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Also write the JSON to this file."),
     _option("--quiet", "-q", is_flag=True, help="No progress on stderr."),
-    _option("--debug", is_flag=True, help="Show tracebacks of autobatch's own frames."),
+    _option(
+        "--debug",
+        is_flag=True,
+        is_eager=True,  # so that it holds for what is wrong with the others
+        expose_value=False,
+        callback=_note_debug,
+        help="Show tracebacks of autobatch's own frames.",
+    ),
 )
 
 
@@ -116,8 +138,8 @@ def _read_settings(start: Path) -> dict[str, Any]:
 def cli() -> None:
     """Find the batch size and learning rate that give a PyTorch task its best score in the time you have.
 
-    Every flag can stand in [tool.autobatch] of pyproject.toml and in an AUTOBATCH_ variable; a flag beats the
-    environment, which beats the file.
+    Every flag but "report --markdown" can stand in [tool.autobatch] of pyproject.toml and in an AUTOBATCH_ variable; a
+    flag beats the environment, which beats the file.
     """
 
 
@@ -198,7 +220,10 @@ def max_batch(task: Path, **options: Any) -> None:
         )
     from .render.terminal import print_max_batch
 
-    _show(found.to_json(), print_max_batch, options)
+    result = found.to_json()
+    if options["prove"]:
+        result["why_not_proved"] = found.why_not_proved
+    _show(result, print_max_batch, options)
 
 
 @cli.command()
@@ -232,7 +257,7 @@ def profile(task: Path, **options: Any) -> None:
 @_TASK
 @_option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Default: the baseline's.")
 @_option("--rule", type=click.Choice(["min/10", "steepest", "valley"]), default="min/10", help="How it is read.")
-@_option("--steps", type=click.IntRange(min=10), default=100, help="Optimizer steps, one at each rate.")
+@_option("--steps", type=click.IntRange(min=_FEWEST_STEPS), default=100, help="Optimizer steps, one at each rate.")
 @_option("--seed", type=int, default=0, help="Of the initialisation and the data order.")
 @_DEVICE
 @_OUTPUT
@@ -258,10 +283,12 @@ def find_lr(task: Path, **options: Any) -> None:
 
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path), metavar="REPORT.json")
-@_option("--markdown", "as_markdown", is_flag=True, help="Print it as Markdown.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print it as Markdown.")  # tune's variable names a file
 @_OUTPUT
 def report(file: Path, as_markdown: bool, **options: Any) -> None:
     """Show a stored report again."""
+    if as_markdown and (options["as_json"] or options["output"] is not None):
+        raise click.UsageError("--markdown prints Markdown alone: leave out --json and --output, or --markdown")
     _check_output(options)
     from .report import Report
 
@@ -320,18 +347,31 @@ def _show(result: Any, draw: Callable[[Any, Console], None], options: Mapping[st
 
 @contextmanager
 def _progress(options: Mapping[str, Any], budget_s: float | None = None) -> Iterator[Listener]:
-    """A listener that draws on stderr: live on a terminal, plain lines off it, nothing when quiet."""
-    if options["quiet"]:
-        from .progress import nobody
+    """A listener that draws on stderr: live on a terminal, plain lines off it, nothing when quiet.
 
-        yield nobody
-        return
+    Where Ctrl-C ends the command, the last finding of each stage is told. In the memory stage that is the largest batch
+    that ran, since nothing below it is tried again.
+    """
     from rich.console import Console
 
     from .render.live import live_progress
 
-    with live_progress(Console(stderr=True), budget_s=budget_s) as listen:
-        yield listen
+    found: dict[str, str] = {}
+    try:
+        with live_progress(Console(stderr=True), budget_s=budget_s, quiet=options["quiet"]) as listen:
+
+            def heard(progress: Progress) -> None:
+                words = _FINDINGS.get(progress.stage)
+                if words is not None and words in progress.text and progress.predicted_s is None:
+                    found[progress.stage] = progress.text
+                listen(progress)
+
+            yield heard
+    except KeyboardInterrupt:
+        if not found:
+            raise
+        lines = [f"{stage}: {text}" for stage, text in found.items()]
+        _fail("\n".join(["interrupted. Found so far:", *lines]), _INTERRUPTED)
 
 
 def _command() -> str:
@@ -364,9 +404,9 @@ def _exit_code(error: AutobatchError) -> int:
 def main() -> None:
     """Run the command line; the exit code says how it went (see the README)."""
     signal.signal(signal.SIGTERM, _terminated)
-    debug = "--debug" in sys.argv[1:] or os.environ.get("AUTOBATCH_DEBUG", "") not in ("", "0")
+    noted = {"debug": False}
     try:
-        cli(standalone_mode=False)
+        cli(standalone_mode=False, obj=noted)
         sys.exit(0)
     except (click.Abort, KeyboardInterrupt):  # click turns the one into the other in some places
         _fail("interrupted, before anything was found", _INTERRUPTED)
@@ -374,16 +414,23 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except AutobatchError as error:
-        if debug:
-            raise
+        if noted["debug"]:
+            _fail_with_traceback(_exit_code(error))
         _fail(str(error), _exit_code(error))
-    except Exception as error:  # the last boundary: a bug of ours is told as one
-        if debug:
-            raise
+    except Exception as error:  # noqa: BLE001  # the last boundary: a bug of ours is told as one
+        if noted["debug"]:
+            _fail_with_traceback(_FAILED)
         kind = type(error).__name__
         _fail(
             f"{kind}: {error}\nThis is a bug in autobatch, not in your task. Run again with --debug for all of it.", 1
         )
+
+
+def _fail_with_traceback(code: int) -> NoReturn:
+    import traceback
+
+    traceback.print_exc()
+    sys.exit(code)
 
 
 def _fail(message: str, code: int) -> NoReturn:

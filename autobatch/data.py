@@ -13,6 +13,7 @@ import dataclasses
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate, get_worker_info
 
-from .errors import TaskError
+from .errors import AutobatchError, TaskError
 from .plan import Plan
-from .task import Task
+from .state import preserve_generators
+from .task import Task, blame
 
 Batch = Any  # whatever the user's dataset and collate make
 
@@ -93,6 +95,45 @@ def num_samples(data: object) -> int | None:
         return len(data)  # type: ignore[arg-type]
     except (TypeError, NotImplementedError):
         return None
+
+
+# Seconds that counting samples may take which do not say how many they are. Assumed: start-up bears two.
+_COUNTING_S = 2.0
+
+
+def counted_samples(task: Task, data: Any) -> int | None:
+    """Samples in training data that does not say its size, by going through it once; None where that takes long.
+
+    Args:
+        task: gives `train_loader`, whose batches are counted where there is one.
+        data: an iterable dataset; ignored where the task has a `train_loader`.
+    """
+    started = perf_counter()
+    count = 0
+    for item in data if task.train_loader is None else task.train_loader(1, 0):
+        count += 1 if task.train_loader is None else count_samples(item)
+        if perf_counter() - started > _COUNTING_S:
+            return None
+    return count
+
+
+def load_data(task: Task, name: str) -> Any:
+    """What the task's function `name` returns: "train_data", "val_data" or "test_data".
+
+    Always under one seed: a split that is drawn in it is the same in every process, and that of `train_data` is the
+    complement of that of `val_data`.
+
+    Raises:
+        TaskError: the function raises something, told in the user's own frames.
+    """
+    with preserve_generators():
+        seed_everything(0)
+        try:
+            return getattr(task, name)()
+        except AutobatchError:
+            raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # the user's code may raise anything
+            raise blame(f"{name}()", error, task.path) from None
 
 
 def take_samples(data: Any, count: int) -> list[Any]:
@@ -168,7 +209,16 @@ def _epochs(task: Task, data: Any, batch_size: int, seed: int) -> Iterator[Itera
         if task.train_loader is not None:
             yield task.train_loader(batch_size, seed + epoch)
         else:
-            yield DataLoader(data, batch_size=batch_size, drop_last=True, collate_fn=task.collate, **task.loader)
+            # A generator of its own, as below: a resumed trial sets up its epochs after its generators were restored.
+            generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+            yield DataLoader(
+                data,
+                batch_size=batch_size,
+                drop_last=True,
+                collate_fn=task.collate,
+                generator=generator,
+                **task.loader,
+            )
         epoch += 1
 
 
@@ -226,6 +276,11 @@ def val_loader(task: Task, data: Any, batch_size: int) -> DataLoader[Any]:
     return DataLoader(data, batch_size=batch_size, shuffle=False, collate_fn=task.collate, **task.loader)
 
 
+def repeated_batch(task: Task, samples: Sequence[Any], batch_size: int) -> Batch:
+    """A batch of exactly `batch_size`: `samples` over and over."""
+    return collate_samples(task, [samples[index % len(samples)] for index in range(batch_size)])
+
+
 def probe_batch(task: Task, samples: Sequence[Any], batch_size: int, *, seed: int = 0) -> Batch:
     """A batch of exactly `batch_size`: `samples` over and over, or from the task's own `train_loader`.
 
@@ -233,12 +288,12 @@ def probe_batch(task: Task, samples: Sequence[Any], batch_size: int, *, seed: in
         TaskError: `train_loader` gave another number of samples than it was asked for.
     """
     if task.train_loader is None:
-        return collate_samples(task, [samples[index % len(samples)] for index in range(batch_size)])
+        return repeated_batch(task, samples, batch_size)
     batch = next(iter(task.train_loader(batch_size, seed)), None)
     found = 0 if batch is None else count_samples(batch)
     if found != batch_size:
         raise TaskError(
             f"train_loader(batch_size={batch_size}, seed={seed}) gives batches of that many samples; the first had "
-            f"{found}. If the data holds no more, say so with --max-batch-size {max(found, 1)}"
+            f"{found}. If the data holds no more, give the loader a `dataset` with a length"
         )
     return batch

@@ -35,6 +35,10 @@ class ReportError(AutobatchError, ValueError):
     """A report, table or recording cannot be read or written."""
 
 
+class CheckpointError(AutobatchError, ValueError):
+    """A trial cannot go on from the step asked for: its checkpoint is of another one, or gone."""
+
+
 class WorkerDied(AutobatchError, RuntimeError):
     """A worker process ended before it answered: killed, or crashed."""
 

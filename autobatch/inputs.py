@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from .data import num_samples
 from .errors import TaskError
 from .infer import inferred_inputs, inputs_from_data, inputs_given
 from .plan import Precision
-from .task import Task, adamw, blame
+from .task import DEFAULT_BATCH_SIZE, DEFAULT_LR, Task, adamw, blame
 
 # Far above any batch that fits, and a permutation of so many indices is still only 8 MiB.
 _DATASET_LENGTH = 2**20
@@ -72,7 +73,8 @@ def task_for_model(
         sample: ONE sample, as a dataset gives it, without a batch dimension: a tensor, or tensors in a tuple, list or
             dict. A torch `Dataset` or `DataLoader` is taken as `data`, whatever it holds.
         data: a Dataset (or anything with a length and an index) or a DataLoader, whose `collate_fn` is used too. The
-            sample with most elements among its first 64 stands for all. Found from the model where neither is given.
+            sample with most elements among its first 64 stands for all, and the task's data has the length of this.
+            Found from the model where neither is given.
         loss: (model, batch) -> scalar; by default the `loss` of the model's output, or else the mean of its output.
         optimizer: (model, lr) -> Optimizer, or an optimizer's class; by default AdamW.
         precision: of the forward pass.
@@ -104,7 +106,10 @@ def task_for_model(
             assumed.append(f"the first {required} of the sample's {len(parts)} parts are the model's input")
     if optimizer is None:
         assumed.append("the optimizer is AdamW")
-    dataset = SampleDataset(inputs.sample)
+    size = None if data is None else num_samples(data.dataset if isinstance(data, DataLoader) else data)
+    dataset = SampleDataset(inputs.sample) if size is None else SampleDataset(inputs.sample, size)
+    # Less data than the default baseline's batch is no fault of a model that declares no baseline.
+    is_small = len(dataset) < DEFAULT_BATCH_SIZE
     task = Task(
         model=_LiveModel(model),
         train_data=partial(_same, dataset),
@@ -115,6 +120,7 @@ def task_for_model(
         optimizer=_optimizer_function(optimizer),
         collate=inputs.collate,
         precision=precision,
+        baseline={"batch_size": len(dataset), "lr": DEFAULT_LR} if is_small else None,
         name=type(model).__name__,
     )
     return task, tuple(assumed)

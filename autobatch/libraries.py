@@ -11,6 +11,7 @@ import os
 import sys
 import sysconfig
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,17 +42,17 @@ class Libraries:
     environment: tuple[tuple[str, str | None], ...]
 
     def load(self) -> None:
-        """Import them here."""
+        """Import those that can be imported here."""
         for name, value in self.environment:
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
         for module in self.modules:
-            try:
+            # Such as of two that import each other the wrong one first. Nobody is told: this only saves time, and a
+            # worker that needs the module imports it again and tells its own error.
+            with suppress(Exception, SystemExit):
                 importlib.import_module(module)
-            except (Exception, SystemExit) as error:  # noqa: BLE001  # as of two that import each other, the wrong first
-                print(f"autobatch: {module} cannot be imported ahead of time: {error!r}", file=sys.stderr)
 
 
 class Watch:

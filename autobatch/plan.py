@@ -302,7 +302,11 @@ class Runner(ABC):
 
     @abstractmethod
     def advance(self, rung: Rung) -> RungResult:
-        """Train one rung, evaluate it, keep a checkpoint."""
+        """Train one rung, evaluate it, keep a checkpoint.
+
+        Raises:
+            CheckpointError: the trial's checkpoint is not of the rung's first step.
+        """
 
     @abstractmethod
     def test_score(self, rung: Rung) -> float | None:

@@ -215,7 +215,11 @@ class Race:
         if trial is None or not self._fits(self.costs.eval_s):
             return None
         with self.ledger.charge("evaluation"):
-            return self.runner.test_score(last_rung(trial, self.eval_batch_size))
+            try:
+                return self.runner.test_score(last_rung(trial, self.eval_batch_size))
+            except TaskError as error:  # what was found stands without it
+                self.notes.append(f"there is no score on the test data: {error}")
+                return None
 
     # One trial
 

@@ -38,6 +38,8 @@ from .plan import (
     TaskFacts,
 )
 
+_NOTHING = Libraries((), ())
+
 _GRACE_S = 2.0  # assumed: what a rung may need past its own limit to notice it, before its worker is killed
 
 
@@ -71,11 +73,14 @@ _watch: Watch | None = None
 
 def _open(spec: RunnerSpec) -> Runner:
     # Imported here because this module is the coordinator's too, which has no use for torch.
+    import torch
+
     from .devices import open_device
     from .inputs import unpickle_task
     from .task import load_task
     from .torch_runner import TorchRunner
 
+    torch.set_num_threads(spec.threads)  # a fork has the server's one
     device = open_device(spec.device)
     task = unpickle_task(spec.pickled) if spec.pickled is not None else load_task(spec.path or "")
     return TorchRunner(
@@ -146,7 +151,7 @@ class RemoteRunner(Runner):
         self._environment = worker_environment(spec.threads) | dict(environment or {})
         self._is_limited = spec.memory_limit_bytes is not None
         self._server: ForkServer | None = None
-        self._libraries = Libraries((), ())  # the latest that the server was told to load
+        self._libraries: Libraries | None = _NOTHING  # the latest that the server was told to load; None: never again
         self._is_exact = False  # whether the worker counts memory to the page
         self._worker = self._start(exact=False)
         self._is_fresh = True  # the worker has run no plan yet
@@ -157,13 +162,22 @@ class RemoteRunner(Runner):
     def _start(self, *, exact: bool) -> _Worker:
         """A process that has run nothing."""
         if sys.platform.startswith("linux"):
-            if self._server is None or not self._server.alive:
+            if self._server is not None and not self._server.alive:
+                self._died_of_libraries()
+                self._server.close()
+                self._server = None
+            if self._server is None:
                 self._server = ForkServer(["autobatch.warm"], environment=self._environment, log=self._log)
             process = LocalWorker(server=self._server)
         else:
             process = LocalWorker(environment=self._environment, log=self._log)
         # The task itself travels once.
-        return _Worker(process, process.submit(open_runner, self._spec, exact=exact))
+        try:
+            opening = process.submit(open_runner, self._spec, exact=exact)
+        except WorkerDied as death:  # with its server, just now
+            opening = Future()
+            opening.set_exception(death)
+        return _Worker(process, opening)
 
     def _call(
         self,
@@ -173,29 +187,42 @@ class RemoteRunner(Runner):
         timeout_s: float | None = None,
         **kwargs: Any,
     ) -> Any:
-        if worker is None:
-            if not self._worker.process.alive:
-                self._worker = self._start(exact=self._is_exact)
-            worker = self._worker
+        asked = worker or self._worker
+        if worker is None and not asked.process.alive:
+            asked = self._worker = self._start(exact=self._is_exact)
         remaining_s = self._remaining_s() if self._remaining_s else None
         limits = [limit for limit in (timeout_s, remaining_s) if limit is not None]
         deadline = time.monotonic() + min(limits) if limits else None
         try:
-            _result(worker.opening, deadline)  # where it failed, that is the error, not that a call found no runner
-            return _result(worker.process.submit(call, method, args, kwargs), deadline)
+            _result(asked.opening, deadline)  # where it failed, that is the error, not that a call found no runner
+            return _result(asked.process.submit(call, method, args, kwargs), deadline)
         except TimeoutError:
-            worker.process.kill()
+            asked.process.kill()
             raise WorkerTimeout(
                 f"{method} took longer than the {min(limits):.1f} s it had; its worker was ended"
             ) from None
+        except WorkerDied:
+            if worker is not None or not self._died_of_libraries():
+                raise
+        return self._call(method, *args, timeout_s=timeout_s, **kwargs)
+
+    def _died_of_libraries(self) -> bool:
+        """Whether the server has ended with libraries to share, which takes every worker with it: true once.
+
+        They may be the cause, where one crashes when it is imported or memory runs out. From then on none are shared.
+        """
+        if self._server is None or self._server.alive or self._libraries in (None, _NOTHING):
+            return False
+        self._libraries = None
+        return True
 
     def _share_libraries(self) -> None:
         """Spare the fresh processes of a CPU's probes what the task imports.
 
         Not on an accelerator, where few are needed: a library may start the driver when it is imported, which does not
-        live through a fork. A server that takes the place of a dead one starts without, in case they were the cause.
+        live through a fork.
         """
-        if self._server is None or not self._on_cpu or not self._worker.process.alive:
+        if self._server is None or self._libraries is None or not self._on_cpu or not self._worker.process.alive:
             return
         with suppress(WorkerDied):
             libraries = self._worker.process.submit(imported_libraries).result()
@@ -249,6 +276,8 @@ class RemoteRunner(Runner):
         except WorkerTimeout:
             raise
         except WorkerDied as death:
+            if self._died_of_libraries():  # and the batch was not the cause
+                return self.probe(plan, verdict=verdict)
             outcome: Outcome = "oom" if worker.process.killed else "crashed"
             return Measurement(plan=plan, outcome=outcome, fresh=is_fresh, message=str(death))
         finally:
@@ -303,9 +332,9 @@ class RemoteRunner(Runner):
                 self._work("forget", trial)
 
     def close(self) -> None:
-        self._worker.process.kill()
         if self._server is not None:
-            self._server.close()
+            self._server.close()  # first: it ends the workers, whatever it is doing
+        self._worker.process.kill()
 
 
 def _result(future: Future[Any], deadline: float | None) -> Any:

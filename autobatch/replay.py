@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from .errors import ReportError
+from .errors import CheckpointError, ReportError
 from .plan import Config, DeviceInfo, LrSweep, Measurement, MemoryLimit, Plan, Rung, RungResult, Runner, TaskFacts
 from .sim import VirtualClock
 
@@ -125,7 +125,7 @@ class ReplayRunner(Runner):
 
     def advance(self, rung: Rung) -> RungResult:
         if rung.start_step != self.kept.get(rung.trial, 0):
-            raise ValueError(
+            raise CheckpointError(
                 f"trial {rung.trial} stands at step {self.kept.get(rung.trial, 0)}, not at {rung.start_step}"
             )
         train_s = (rung.until_step - rung.start_step) * self._step_s(rung.config.plan)

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from .errors import CheckpointError
 from .plan import (
     Config,
     DeviceInfo,
@@ -190,7 +191,7 @@ class SimRunner(Runner):
 
     def advance(self, rung: Rung) -> RungResult:
         if rung.start_step != self.kept.get(rung.trial, 0):
-            raise ValueError(
+            raise CheckpointError(
                 f"trial {rung.trial} stands at step {self.kept.get(rung.trial, 0)}, not at {rung.start_step}"
             )
         self.rungs.append(rung)

@@ -108,6 +108,7 @@ class Task:
         accumulation: False for a loss that couples the samples of a batch, which must not be split then.
         after_step: (model, step) -> None, called after each optimizer step.
         training_step: (model, batch, scale): forward and backward of one micro-batch, the loss times `scale`.
+            Under autocast, as `precision` says; in fp16 `scale` holds the gradient scaler's factor too.
         loader: DataLoader arguments, apart from those that autobatch sets.
         collate: (samples) -> batch.
         train_loader: (batch_size, seed) -> an iterable of batches, in place of `train_data`.

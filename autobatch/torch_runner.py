@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -18,21 +19,24 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .check import check_task, peak_lr_fraction
+from .check import check_inference, check_task, peak_lr_fraction
 from .data import (
     Batch,
+    counted_samples,
     largest_samples,
+    load_data,
     num_samples,
     probe_batch,
+    repeated_batch,
     seed_everything,
     to_device,
     training_batches,
     val_loader,
 )
 from .devices import Device
-from .errors import AutobatchError, TaskError
+from .errors import AutobatchError, CheckpointError, NoValidResult, TaskError
 from .plan import (
     Config,
     DeviceInfo,
@@ -57,6 +61,9 @@ _EXPLORE_STEPS = (
     2  # the first step allocates the optimizer's state, the second runs beside it (DESIGN: +1241 MiB, GPT-2 small)
 )
 _VERDICT_STEPS = 3
+# The length of the schedule of a model that is only measured. Assumed: no measurement comes near it, and a schedule
+# that is computed ahead for all of its steps is still quick to make and small.
+_BENCH_STEPS = 1_000_000
 _WARM_UP_STEPS = 2  # assumed: lazily made state, library handles; a compiled model compiles in the first
 _TIMED_BLOCK_S = (
     0.02  # assumed: long enough that reading the clock (about 0.1 us) and one scheduling hiccup are small in it
@@ -127,6 +134,7 @@ class TorchRunner(Runner):
         self._data: dict[str, Any] = {}
         self._facts: TaskFacts | None = None
         self._bench: Trainer | None = None  # one model for all probes and timings of this process
+        self._last_model: weakref.ref[nn.Module] | None = None
 
     # -- what is known ------------------------------------------------------------------------------------------------
 
@@ -139,7 +147,7 @@ class TorchRunner(Runner):
         if self._facts is None:
             baseline, is_users = self._task.baseline_config()
             trains = self._mode == "training"  # a model that only predicts may well be frozen, without an optimizer
-            warnings = self._check(baseline.plan.batch_size) if trains else ()
+            warnings = self._check(baseline.plan.batch_size) if trains else check_inference(self._task, self._load)
             self._facts = TaskFacts(
                 name=self._task.name,
                 train_size=self._train_size(),
@@ -157,7 +165,9 @@ class TorchRunner(Runner):
 
     def _check(self, batch_size: int) -> tuple[str, ...]:
         with self._borrow():
-            found = self._guarded("the check", lambda: check_task(self._task, self._device.torch_device, batch_size))
+            found = self._guarded(
+                "the check", lambda: check_task(self._task, self._device.torch_device, batch_size, load=self._load)
+            )
         if isinstance(found, _Refused):
             return ("memory ran out while the task was checked with a few samples: the check was cut short",)
         return found
@@ -175,22 +185,22 @@ class TorchRunner(Runner):
     def _load(self, name: str) -> Any:
         """The dataset that a function of the task returns; the function runs once in a process."""
         if name not in self._data:
-            try:
-                self._data[name] = getattr(self._task, name)()
-            except AutobatchError:
-                raise
-            except (Exception, SystemExit) as error:  # noqa: BLE001  # the user's code may raise anything
-                raise blame(f"{name}()", error, self._task.path) from None
+            self._data[name] = load_data(self._task, name)
         return self._data[name]
 
     def _train_data(self) -> Any:
         return None if self._task.train_loader is not None else self._load("train_data")
 
     def _train_size(self) -> int | None:
-        if self._task.train_loader is None:
-            return num_samples(self._load("train_data"))
-        dataset = getattr(self._task.train_loader(1, 0), "dataset", None)
-        return num_samples(dataset)
+        data = self._train_data()
+        if self._task.train_loader is not None:
+            data = getattr(self._task.train_loader(1, 0), "dataset", None)
+        size = num_samples(data)
+        if size is not None:
+            return size
+        with preserve_generators():
+            found = self._guarded("going through the training data", lambda: counted_samples(self._task, data))
+        return None if isinstance(found, _Refused) else found
 
     # -- borrowed models, guarded steps -------------------------------------------------------------------------------
 
@@ -215,16 +225,24 @@ class TorchRunner(Runner):
     def _workbench(self, plan: Plan) -> Trainer:
         """A model to step for measurements, whose scores nobody reads; kept between calls of one precision."""
         bench = self._bench
-        if bench is None or bench.config.plan.precision != plan.precision:
+        used_up = bench is not None and bench.step_count > _BENCH_STEPS // 2
+        if bench is None or used_up or bench.config.plan.precision != plan.precision:
             self._bench = bench = None
             lr = self._task.baseline_config()[0].lr
-            bench = self._trainer(Config(plan=plan, lr=lr), seed=0, total_steps=10**9)
+            bench = self._trainer(Config(plan=plan, lr=lr), seed=0, total_steps=_BENCH_STEPS)
             self._bench = bench
         bench.config = replace(bench.config, plan=plan)
         return bench
 
     def _trainer(self, config: Config, *, seed: int, total_steps: int) -> Trainer:
-        return Trainer(self._task, config, self._device.torch_device, seed=seed, total_steps=total_steps)
+        trainer = Trainer(self._task, config, self._device.torch_device, seed=seed, total_steps=total_steps)
+        if not self._live and self._last_model is not None and self._last_model() is trainer.model:
+            raise TaskError(
+                "model() must return a new module at each call; it returned the one of the call before, so every trial "
+                "would go on training the weights of the trial before"
+            )
+        self._last_model = weakref.ref(trainer.model)
+        return trainer
 
     def _drop_bench(self) -> None:
         if self._bench is not None:
@@ -239,7 +257,8 @@ class TorchRunner(Runner):
         self._device.reset_peak()
         retries = self._device.alloc_retries()
         with self._borrow():
-            finite = self._guarded("a training step", lambda: self._probe_steps(plan, verdict))
+            what = "a training step" if self._mode == "training" else "a forward pass"
+            finite = self._guarded(what, lambda: self._probe_steps(plan, verdict))
             peak = self._device.peak_bytes()
             if self._live:
                 self._bench = None  # it holds the borrowed model
@@ -263,41 +282,40 @@ class TorchRunner(Runner):
     def _probe_steps(self, plan: Plan, verdict: bool) -> bool:
         """Run the steps of a probe; whether every loss was finite."""
         samples = [] if self._task.train_loader is not None else largest_samples(self._task, self._train_data())
+        steps = _VERDICT_STEPS if verdict else _EXPLORE_STEPS
         if self._mode == "inference":
-            return self._probe_forward(samples, plan)
+            return self._probe_forward(samples, plan, steps)
         bench = self._workbench(plan)
         batch = probe_batch(self._task, samples, plan.batch_size)
         losses = []
-        for _ in range(_VERDICT_STEPS if verdict else _EXPLORE_STEPS):
+        for _ in range(steps):
             losses.append(bench.step(cycle([batch])))
         if verdict:
             self._probe_evaluation(bench, plan)
-            size = self._train_size()
+            size = None if self._task.train_loader is not None else num_samples(self._train_data())
             rest = size % plan.batch_size if size is not None else 0
             # Nobody's training is harmed by a last batch of one sample but batch norm's, which cannot take it.
-            if rest > 1 and self._task.train_loader is None:
-                bench.step(cycle([probe_batch(self._task, samples, rest)]))
+            if rest > 1:
+                bench.step(cycle([repeated_batch(self._task, samples, rest)]))
             losses.append(bench.step(cycle([batch])))
         self._device.synchronize()
         return all(bool(torch.isfinite(loss)) for loss in losses if loss is not None)
 
     def _probe_evaluation(self, bench: Trainer, plan: Plan) -> None:
         """One evaluation batch of the same size, on the largest samples of the validation data."""
-        task = replace(self._task, train_loader=None)
-        batch = probe_batch(task, largest_samples(task, self._load("val_data")), plan.batch_size)
-        if task.evaluate is None:
+        batch = repeated_batch(self._task, largest_samples(self._task, self._load("val_data")), plan.batch_size)
+        try:
             bench.evaluate([batch])
-            return
-        with (
-            torch.no_grad()
-        ):  # an `evaluate` may need all the data (an F1 of one batch may not exist); its forward pass does not
-            bench.loss(to_device(batch, self._device.torch_device))
+        except (Exception, SystemExit) as error:
+            # An F1 or an area under the curve may not exist for one batch; the forward pass that it is of has run.
+            if self._task.evaluate is None or self._device.is_out_of_memory(error):
+                raise
 
-    def _probe_forward(self, samples: list[Any], plan: Plan) -> bool:
+    def _probe_forward(self, samples: list[Any], plan: Plan, passes: int) -> bool:
         model = self._task.model().to(self._device.torch_device).eval()
         batch = to_device(probe_batch(self._task, samples, plan.batch_size), self._device.torch_device)
         with torch.no_grad(), autocast(self._device.torch_device, plan.precision):
-            outputs = [self._task.loss(model, batch) for _ in range(_EXPLORE_STEPS)]
+            outputs = [self._task.loss(model, batch) for _ in range(passes)]
         self._device.synchronize()
         return all(bool(torch.isfinite(output).all()) for output in outputs)
 
@@ -376,14 +394,15 @@ class TorchRunner(Runner):
                 if perf_counter() - started > _EVALUATION_SAMPLE_S:
                     return
 
-        # A task's own `evaluate` needs all of the data, and may ask for the loader's length.
-        whole = self._task.evaluate is not None
+        # A task's own `evaluate` needs all of the data, and may ask for the loader's length. Of data that does not say
+        # its size nobody knows which part has been seen.
+        whole = self._task.evaluate is not None or size is None
         refused = self._guarded("an evaluation", lambda: bench.evaluate(loader if whole else part()))
         self._device.synchronize()
         elapsed = perf_counter() - started
         if isinstance(refused, _Refused):
             raise TaskError(f"an evaluation batch of {batch_size} does not fit in memory: {refused.message}")
-        return elapsed if size is None or whole else elapsed * max(1.0, size / max(1, seen))
+        return elapsed if whole or size is None else elapsed * max(1.0, size / max(1, seen))
 
     # -- learning rate ------------------------------------------------------------------------------------------------
 
@@ -421,7 +440,7 @@ class TorchRunner(Runner):
                     raise
                 return lrs, losses, True  # many a training loop gives up by itself when the loss blows up
             if loss is None:
-                raise TaskError("a range test needs the loss: let training_step return it")
+                raise NoValidResult("a range test needs the loss: let training_step return it")
             value = float(loss)
             if not math.isfinite(value):
                 return lrs, losses, True
@@ -452,9 +471,12 @@ class TorchRunner(Runner):
 
     def _paused(self, rung: Rung) -> dict[str, Any]:
         """The checkpoint that a rung goes on from."""
-        state = read_checkpoint(self._checkpoint(rung.trial))
+        try:
+            state = read_checkpoint(self._checkpoint(rung.trial))
+        except FileNotFoundError:
+            raise CheckpointError(f"trial {rung.trial} has no checkpoint to go on from") from None
         if state["step"] != rung.start_step:
-            raise ValueError(f"trial {rung.trial} stands at step {state['step']}, not at {rung.start_step}")
+            raise CheckpointError(f"trial {rung.trial} stands at step {state['step']}, not at {rung.start_step}")
         return state
 
     def _advance(self, rung: Rung, state: dict[str, Any] | None, started: float) -> RungResult:
@@ -480,16 +502,19 @@ class TorchRunner(Runner):
                 continue
             # Reading a loss waits for the device, so it is done ten times a rung, not at every step.
             if pending:
-                means.append(float(torch.stack(pending).double().mean()))
+                means.append(float(torch.stack(pending).cpu().double().mean()))  # MPS has no float64
                 pending.clear()
                 if not math.isfinite(means[-1]):
                     message = f"the loss was not finite by step {rung.start_step + index}"
                     return RungResult(rung=rung, outcome="diverged", message=message, train_s=perf_counter() - begun)
         self._device.synchronize()
         train_s = perf_counter() - begun
-        trainer.save(self._checkpoint(rung.trial))
+        path = self._checkpoint(rung.trial)
+        trainer.save(path.with_suffix(".new"))  # before the evaluation, which draws
         begun = perf_counter()
         score = self._evaluate(trainer, "val_data", rung)
+        # After it: should it bring the process down, the rung is run again from where it began.
+        path.with_suffix(".new").replace(path)
         if not math.isfinite(score):
             return RungResult(rung=rung, outcome="diverged", message=f"the score was {score}", train_s=train_s)
         return RungResult(
@@ -520,7 +545,8 @@ class TorchRunner(Runner):
         return self._evaluate(trainer, "test_data", rung)
 
     def forget(self, trial: int) -> None:
-        self._checkpoint(trial).unlink(missing_ok=True)
+        for suffix in (".pt", ".new", ".partial"):
+            self._checkpoint(trial).with_suffix(suffix).unlink(missing_ok=True)
 
     def close(self) -> None:
         self._bench = None

@@ -7,12 +7,14 @@ rungs or searches; `torch_runner.py` asks it for steps.
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +48,7 @@ class Trainer:
     def __init__(self, task: Task, config: Config, device: torch.device, *, seed: int, total_steps: int) -> None:
         seed_everything(seed)
         self.task, self.config, self.device, self.total_steps = task, config, device, total_steps
-        self.step_count = 0
+        self.step_count = self.scheduler_steps = 0
         self.model: nn.Module = task.model().to(device)
         self.model.train()
         self.optimizer = task.optimizer(self.model, config.lr)
@@ -74,7 +76,12 @@ class Trainer:
     def _backward(self, batch: Batch) -> Tensor | None:
         scale = 1 / self.config.plan.accumulation_steps
         if self.task.training_step is not None:
-            loss: Any = self.task.training_step(self.forward, batch, scale)
+            if (
+                self.scaler is not None
+            ):  # the backward pass is the user's, so the factor goes where they multiply by one
+                scale = float(self.scaler.scale(torch.tensor(scale, device=self.device)))
+            with autocast(self.device, self.config.plan.precision):
+                loss: Any = self.task.training_step(self.forward, batch, scale)
             return loss.detach() if isinstance(loss, Tensor) else None
         mean = self.loss(batch)
         scaled = mean * scale
@@ -104,6 +111,7 @@ class Trainer:
         # The schedule counts the steps that were taken; torch warns when it runs ahead of the optimizer.
         if self.scheduler is not None and stepped:
             self.scheduler.step()
+            self.scheduler_steps += 1
         self.optimizer.zero_grad(set_to_none=True)
         if self.after_step is not None:
             self.after_step(self.model, self.step_count)
@@ -133,7 +141,7 @@ class Trainer:
                             f"metric(model, batch) returns one score a sample, shape ({size},), or their mean, "
                             f"shape (); it returned shape {tuple(values.shape)}"
                         )
-                    total += values.double().mean().cpu() * size
+                    total += values.detach().cpu().double().mean() * size  # on the host: MPS has no float64
                     samples += size
         finally:
             self.model.train(was_training)
@@ -152,15 +160,21 @@ class Trainer:
         """Write all that a later process needs to go on as if nothing had happened; whole or not at all."""
         state: dict[str, Any] = {
             "step": self.step_count,
+            "scheduler_steps": self.scheduler_steps,
             "total_steps": self.total_steps,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": _plain(self.optimizer.state_dict()),
             "rng": rng_state(),
         }
-        for name in ("scheduler", "scaler", "after_step"):
+        for name in ("scheduler", "scaler"):
             part = getattr(self, name)
             if part is not None and hasattr(part, "state_dict"):
-                state[name] = part.state_dict()
+                state[name] = _plain(part.state_dict())
+        if self.after_step is not None and hasattr(self.after_step, "state_dict"):
+            # Apart, to be read back onto the devices that its tensors are on: nobody else knows where it wants them.
+            buffer = io.BytesIO()
+            torch.save(_plain(self.after_step.state_dict()), buffer)
+            state["after_step"] = buffer.getvalue()
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         torch.save(state, partial)
@@ -172,26 +186,51 @@ class Trainer:
         Call it after the batches were set up: it restores the random generators.
         """
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("scheduler", "scaler", "after_step"):
+        self.step_count, self.scheduler_steps = state["step"], state["scheduler_steps"]
+        for name in ("scheduler", "scaler"):
             if name in state:
                 getattr(self, name).load_state_dict(state[name])
-        self.step_count = state["step"]
+        if self.scheduler is not None and "scheduler" not in state:
+            for _ in range(self.scheduler_steps):  # one without a state is brought to where it stood
+                self.scheduler.step()
+        # After the schedule, which may set rates when it is stepped or read.
+        self.optimizer.load_state_dict(state["optimizer"])
+        if "after_step" in state:
+            cast(Any, self.after_step).load_state_dict(state["after_step"])
         set_rng_state(state["rng"])
 
 
+def _plain(state: Any) -> Any:
+    """The same containers with NumPy's numbers as Python's: `np.cos` in a schedule puts them into parameter groups."""
+    if isinstance(state, np.generic):
+        return state.item()
+    if type(state) is dict:
+        return {_plain(key): _plain(value) for key, value in state.items()}
+    if type(state) in (list, tuple):
+        return type(state)(map(_plain, state))
+    return state
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What `Trainer.save` wrote, its tensors on the host; "step" is how many optimizer steps were taken.
+    """What `Trainer.save` wrote, the hook's tensors where they were and all others on the host.
+
+    "step" is how many optimizer steps were taken.
 
     Raises:
         TaskError: the checkpoint holds objects that are not plain data, from the task's own optimizer or schedule.
         FileNotFoundError: there is none.
     """
+    state: dict[str, Any] = _read(path, "cpu")
+    if "after_step" in state:
+        state["after_step"] = _read(io.BytesIO(state["after_step"]), None)
+    return state
+
+
+def _read(file: Path | io.BytesIO, device: str | None) -> Any:
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise TaskError(
             "the state of this task's optimizer, scheduler or after_step holds more than tensors, numbers and "
             f"plain containers, so a trial cannot be paused: {str(error).splitlines()[0]}"
         ) from None
-    return state

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .errors import BudgetTooShort, ReportError, WorkerTimeout
+from .errors import BudgetTooShort, NoValidResult, ReportError, WorkerTimeout
 from .learning_rate import LrCurve, find_lr_curve
 from .ledger import Ledger
 from .memory import MaxBatch, find_max_batch_size
@@ -173,8 +173,12 @@ class _Tune:
         if plan is None or affordable < fewest:
             self.say("range test", f"left out: {fewest} steps would take more than {_SWEEP_SHARE:.0%} of what is left")
             return None
-        with self.ledger.charge("range test"):
-            found = find_lr_curve(self.runner, plan, steps=min(most, affordable), seed=self.settings.seed)
+        try:
+            with self.ledger.charge("range test"):
+                found = find_lr_curve(self.runner, plan, steps=min(most, affordable), seed=self.settings.seed)
+        except NoValidResult as error:  # the search can do without
+            self.say("range test", f"left out: {error}")
+            return None
         what = "no suggestion" if found.suggestion is None else f"suggests {format_lr(found.suggestion)}"
         self.say("range test", f"{found.rule} {what} at batch {plan.effective_batch_size}")
         return found

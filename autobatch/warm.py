@@ -6,5 +6,8 @@ import torch
 
 from . import inputs, torch_runner  # noqa: F401
 
+# Not for the worker, which sets its own: GNU OpenMP's threads do not live through a fork, and a worker of a server that
+# has had them waits for them for ever. With one thread nothing that is imported here, now or later, starts them.
+torch.set_num_threads(1)
 # The first optimizer of a process imports as much again as torch does (measured, torch 2.13: 68 MiB, half of the time).
 torch.optim.SGD([torch.zeros(1, requires_grad=True)])

@@ -6,12 +6,14 @@ import copy
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import autobatch
 from autobatch.errors import DoesNotFit, SettingError, TaskError
@@ -113,6 +115,34 @@ def test_settings_that_cannot_be_used_are_refused(arguments: dict[str, object], 
         autobatch.find_max_batch(TASKS / "minimal.py", device="cpu", **arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sample": torch.zeros(8)}, r"sample= is for a live module; with a task it is the task's train_data\(\)"),
+        ({"data": TensorDataset(torch.zeros(4, 8))}, "data= is for a live module"),
+        ({"loss": lambda model, batch: model(batch).mean()}, "loss= is for a live module"),
+        ({"optimizer": torch.optim.SGD}, r"optimizer= is for a live module.* optimizer\(model, lr\) that counts"),
+        ({"precision": "fp32"}, "precision= is for a live module"),
+        ({"isolate": False}, "isolate=False is for a live module; a task always runs in worker processes"),
+    ],
+)
+def test_what_a_task_says_itself_is_refused_and_not_ignored(arguments: dict[str, Any], message: str) -> None:
+    task = autobatch.Task(model=small, train_data=list, val_data=list)
+    for given in (TASKS / "minimal.py", str(TASKS / "minimal.py"), task):
+        with pytest.raises(SettingError, match=message):
+            autobatch.find_max_batch(given, device="cpu", **arguments)
+    if "sample" in arguments:
+        with pytest.raises(SettingError, match=message):
+            autobatch.profile(task, device="cpu", **arguments)
+
+
+@pytest.mark.parametrize("wrap", [TensorDataset, lambda x: DataLoader(TensorDataset(x), batch_size=3)])
+def test_the_size_of_the_data_of_a_live_model_ends_the_search(wrap: Callable[[torch.Tensor], Any]) -> None:
+    found = autobatch.find_max_batch(small(), data=wrap(torch.zeros(10, 64)), device="cpu", isolate=False)
+    assert (found, found.limited_by) == (10, "dataset")
+    assert found.why_not_proved == "the dataset ends the search at 10: no larger size was to be tried"
+
+
 SCRIPT = """
 import autobatch
 print("the script ran")
@@ -136,3 +166,8 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     with pytest.raises(AttributeError, match="find_max_batch"):
         autobatch.find_maximum_batch  # noqa: B018
     assert set(dir(autobatch)) >= {"tune", "find_max_batch", "profile", "find_lr", "Task", "Report", "load_task"}
+
+
+def test_a_bare_model_is_not_tuned_for_want_of_data() -> None:
+    with pytest.raises(SettingError, match=r"a Task or the path of a task file is needed.*got Linear"):
+        autobatch.tune(nn.Linear(4, 2), budget="1m")  # type: ignore[arg-type]

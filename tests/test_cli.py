@@ -17,7 +17,13 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+
+from autobatch import __version__
+from autobatch.cli import _progress, cli
+from autobatch.learning_rate import FEWEST_STEPS
+from autobatch.progress import Progress, Stage
 
 from .processes import marked
 
@@ -77,7 +83,7 @@ def test_tune_prints_the_whole_report_as_json(tuned: tuple[Path, subprocess.Comp
     assert set(report) >= {"device", "why", "schema"}
     assert set(report["plan"]) == {"batch_size", "accumulation_steps", "effective_batch_size", "lr", "precision"}
     assert set(report["score"]) >= {"mean", "stderr", "scores"}
-    assert report["ledger"]["elapsed_s"] <= report["budget_s"]
+    assert report["ledger"]["elapsed_s"] <= report["budget_s"] * 61 / 60  # what is promised of a minute
     assert json.loads((folder / "out.json").read_text()) == report
     assert "batch" in (folder / "out.md").read_text()
     (run,) = (folder / ".autobatch" / "minimal").iterdir()
@@ -129,6 +135,8 @@ def interrupt(
     folder: Path, when: str, *arguments: str, number: int = signal.SIGINT, **changes: str
 ) -> tuple[int, str, str]:
     command = [sys.executable, "-m", "autobatch", *arguments]
+    # What a shell starts in the background ignores Ctrl-C, and so does what that starts: tests may run so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(folder / "stderr", "w+") as stderr:
         process = subprocess.Popen(
             command, cwd=folder, env=environment(**changes), stdout=subprocess.PIPE, stderr=stderr, text=True
@@ -177,12 +185,74 @@ def test_a_killed_coordinator_leaves_no_worker_behind(tmp_path: Path) -> None:
     assert marked(mark) == []
 
 
+WAITING = """
+import sys, time
+
+def val_data():
+    print("waiting", file=sys.stderr, flush=True)
+    time.sleep(900)
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_before_anything_was_found_says_so(tmp_path: Path, number: int) -> None:
-    code, stdout, stderr = interrupt(tmp_path, "memory: ", "tune", str(MINIMAL), number=number)
+    (tmp_path / "slow.py").write_text(f"{MINIMAL.read_text()}\n{WAITING}")
+    code, stdout, stderr = interrupt(tmp_path, "waiting", "max-batch", "slow.py", number=number)
     assert code == 130
     assert stdout == ""
     assert stderr.rstrip().endswith("autobatch: interrupted, before anything was found")
+
+
+# Batch 2 is run in a moment; the next does not come to its end, and says when it begins.
+STUCK = """
+import sys, time
+
+def loss(model, batch):
+    if len(batch[0]) > 2:
+        print("stuck at", len(batch[0]), file=sys.stderr, flush=True)
+        time.sleep(900)
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+baseline = {"batch_size": 2, "lr": 1e-3}
+"""
+
+
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_an_interrupt_while_sizes_are_tried_tells_the_largest_that_ran(tmp_path: Path, quiet: list[str]) -> None:
+    (tmp_path / "stuck.py").write_text(f"{MINIMAL.read_text()}\n{STUCK}")
+    code, stdout, stderr = interrupt(tmp_path, "stuck at", "max-batch", "stuck.py", "--json", *quiet)
+    assert code == 130
+    assert stdout == ""
+    assert re.search(r"autobatch: interrupted\. Found so far:\nmemory: batch 2: ok(, peak \d\S* \wiB)?\n$", stderr)
+    assert ("[" in stderr) != bool(quiet)
+
+
+def test_of_each_stage_the_last_finding_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[tuple[Stage, str, float | None]] = [
+        ("start", "a task on a device", None),
+        ("memory", "batch 2: ok, peak 1 MiB", None),
+        ("memory", "batch 8: ok, peak 4 MiB", None),
+        ("memory", "batch 9: over the limit, peak 5 MiB", None),
+        ("profile", "batch 8: 1,234 samples/s", None),
+        ("profile", "batch 4: crashed", None),
+        ("range test", "100 steps at batch 8", None),
+        ("search", "trial 0: batch 8, lr 0.001", 3.0),
+    ]
+
+    def run() -> None:
+        with _progress({"quiet": True}) as listen:
+            for stage, text, predicted_s in told:
+                listen(Progress(stage=stage, text=text, predicted_s=predicted_s))
+            raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stopped:
+        run()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err.splitlines() == [
+        "autobatch: interrupted. Found so far:",
+        "memory: batch 8: ok, peak 4 MiB",
+        "profile: batch 8: 1,234 samples/s",
+    ]
 
 
 def test_on_a_terminal_progress_is_live_and_leaves_the_screen_clean(tmp_path: Path) -> None:
@@ -221,6 +291,14 @@ def test_max_batch_prints_its_evidence_as_json(tmp_path: Path) -> None:
     assert found["limited_by"] == "dataset"
     assert set(found) >= {"peak_bytes", "limit_bytes", "probes", "assumed"}
     assert any(p["batch_size"] == 192 and p["outcome"] == "ok" and p["fresh"] for p in found["probes"])
+
+
+def test_max_batch_says_why_there_is_no_proof(tmp_path: Path) -> None:
+    result = autobatch("max-batch", MINIMAL, "--prove", "--output", "out.json", "-q", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    why = "the dataset ends the search at 192: no larger size was to be tried"
+    assert f"No proof: {why}." in " ".join(result.stdout.split())
+    assert json.loads((tmp_path / "out.json").read_text())["why_not_proved"] == why
 
 
 def test_profile_and_find_lr_answer_in_json(tmp_path: Path) -> None:
@@ -279,6 +357,9 @@ def test_a_broken_task_is_refused_with_what_is_wrong(file: str, message: str, tm
         (["tune", MINIMAL, "--markdown", "."], "it is a folder; name a file"),
         (["tune", MINIMAL, "--colour"], "No such option"),
         (["tune"], "Missing argument 'MODEL.py'"),
+        (["find-lr", MINIMAL, "--steps", FEWEST_STEPS - 1], "19 is not in the range x>=20"),
+        (["report", "any.json", "--markdown", "--json"], "--markdown prints Markdown alone"),
+        (["report", "any.json", "--markdown", "--output", "out.md"], "--markdown prints Markdown alone"),
         (["report", "missing.json"], "missing.json cannot be read"),
         (["tune", MINIMAL, "--budget", "9s", "-q"], "Give at least"),
     ],
@@ -314,11 +395,45 @@ def test_a_bad_report_is_refused_with_what_is_wrong(text: str, message: str, tmp
     assert message in refused(autobatch("report", "bad.json", cwd=tmp_path))
 
 
-def test_debug_shows_the_whole_traceback(tmp_path: Path) -> None:
-    result = autobatch("report", "missing.json", "--debug", cwd=tmp_path)
-    assert result.returncode == 1
+# A loader that fetches many samples at once ends its process: probes fetch one by one, only timing meets it.
+UNTIMED = """
+import os
+
+class Deadly(TensorDataset):
+    def __getitems__(self, indices):
+        os._exit(1)
+
+def train_data():
+    return Deadly(*_blobs(0, 16).tensors)
+
+baseline = {"batch_size": 4, "lr": 1e-3}
+"""
+
+
+def test_nothing_that_ran_is_exit_code_3(tmp_path: Path) -> None:
+    (tmp_path / "untimed.py").write_text(f"{MINIMAL.read_text()}\n{UNTIMED}")
+    message = refused(autobatch("profile", "untimed.py", "--max-batch-size", 4, "-q", cwd=tmp_path), code=3)
+    assert "one batch size at least must run when it is timed" in message
+
+
+@pytest.mark.parametrize("value", ["1", "true", "Yes", "on"])
+def test_debug_shows_the_whole_traceback_and_keeps_the_exit_code(tmp_path: Path, value: str) -> None:
+    flag, variables = (["--debug"], {}) if value == "1" else ([], {"AUTOBATCH_DEBUG": value})
+    result = autobatch("report", "missing.json", *flag, cwd=tmp_path, **variables)
+    assert result.returncode == 2
     assert "Traceback" in result.stderr
     assert "autobatch/cli.py" in result.stderr
+
+
+@pytest.mark.parametrize("value", ["0", "false", "No", "off", ""])
+def test_debug_is_off_where_the_variable_says_so(tmp_path: Path, value: str) -> None:
+    assert "cannot be read" in refused(autobatch("report", "missing.json", cwd=tmp_path, AUTOBATCH_DEBUG=value))
+
+
+def test_debug_may_stand_in_the_file_and_a_variable_beats_it(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.autobatch]\ndebug = true\n")
+    assert "Traceback" in autobatch("report", "missing.json", cwd=tmp_path).stderr
+    refused(autobatch("report", "missing.json", cwd=tmp_path, AUTOBATCH_DEBUG="false"))
 
 
 # -- settings
@@ -340,3 +455,27 @@ def test_a_flag_beats_the_environment_which_beats_the_file(tmp_path: Path) -> No
 def test_an_unknown_setting_in_the_file_is_refused_with_the_likely_one(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text('[tool.autobatch]\nbudgets = "5m"\n')
     assert "did you mean budget?" in settled(tmp_path)
+
+
+def test_every_flag_but_one_has_a_variable() -> None:
+    without = {
+        f"{name} {option.opts[0]}"
+        for name, command in cli.commands.items()
+        for option in command.params
+        if isinstance(option, click.Option) and option.envvar is None
+    }
+    assert without == {"report --markdown"}  # the variable of tune's --markdown names a file
+
+
+# -- help
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["max-batch", "--help"]])
+def test_version_and_help_answer_without_the_slow_imports(arguments: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "autobatch", *arguments]
+    result = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert (f"autobatch {__version__}" if "--version" in arguments else "Usage:") in result.stdout
+    imported = set(re.findall(r"\| +([\w.]+)$", result.stderr, re.MULTILINE))
+    assert "click" in imported
+    assert not imported & {"torch", "optuna", "numpy", "rich"}

@@ -244,6 +244,23 @@ def test_a_loader_brings_its_collate_and_an_iterable_its_first_samples() -> None
     assert _sample(task_for_model(nn.Linear(4, 2), Stream())[0]).shape == (4,)
 
 
+def test_the_tasks_data_is_as_large_as_what_was_given() -> None:
+    def size(**given: Any) -> int:
+        task, _ = task_for_model(nn.Linear(4, 2), **given)
+        assert task.train_data is not None
+        assert task.baseline_config()[0].plan.batch_size == min(32, len(task.train_data()))
+        return len(task.train_data())
+
+    class Stream(IterableDataset[Tensor]):
+        def __iter__(self) -> Any:
+            return iter([torch.zeros(4)] * 70)
+
+    many = TensorDataset(torch.zeros(70, 4))
+    assert size(data=many) == size(sample=many) == size(data=DataLoader(many, batch_size=8)) == 70
+    assert size(data=TensorDataset(torch.zeros(9, 4))) == 9
+    assert size(data=Stream()) == size(sample=torch.zeros(4)) == size() > 131_072  # nobody knows: any size is tried
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -16,7 +16,7 @@ ORDER = [
     "errors", "units", "libraries", "plan", "sim", "replay",
     "devices.environment", "devices.oom", "devices.host_memory", "devices.base", "devices.nvml", "devices.cuda",
     "devices.cpu", "devices.mps", "devices",
-    "task_file", "task_rules", "task", "data", "state", "training", "check_data", "check", "infer", "inputs",
+    "task_file", "task_rules", "task", "state", "data", "training", "check_data", "check", "infer", "inputs",
     "torch_runner", "warm",
     "progress", "bracket", "memory", "throughput", "learning_rate",
     "ledger", "trials", "study", "costs", "confirmation", "conclusion", "race", "search",

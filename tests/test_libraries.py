@@ -57,7 +57,7 @@ def test_a_module_under_another_name_and_one_without_a_file_are_left_out(tmp_pat
     assert watched(tmp_path, code)[0] == "['lib.early', 'lib.late', 'lib']"
 
 
-def test_loading_goes_on_after_what_cannot_be_imported(
+def test_loading_goes_on_in_silence_after_what_cannot_be_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, text in (
@@ -72,9 +72,7 @@ def test_loading_goes_on_after_what_cannot_be_imported(
     modules = ("libraries_raises", "libraries_exits", "libraries_no_such", "libraries_works")
     Libraries(modules, (("X", "set"), ("Y", None), ("Z", None))).load()
     assert sys.modules.pop("libraries_works").seen == "set"
-    told = capsys.readouterr().err.splitlines()
-    assert [line.split()[1] for line in told] == ["libraries_raises", "libraries_exits", "libraries_no_such"]
-    assert "ZeroDivisionError" in told[0]
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("module", ["os", "json", "torch", "click"])

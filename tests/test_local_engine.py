@@ -202,6 +202,59 @@ def test_what_the_server_loads_later_is_in_the_workers_after_it(server: ForkServ
         assert not before.submit(imported, module).result()
 
 
+def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert file.exists()
+
+
+@pytest.fixture
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module that is importable in what is started from now on, and hangs; where it says that it has begun to."""
+    begun = tmp_path / "begun"
+    (tmp_path / "autobatch_test_hangs.py").write_text(f"open({str(begun)!r}, 'x')\nimport time\ntime.sleep(600)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return begun
+
+
+def test_a_kill_does_not_wait_for_what_the_server_loads(hanging: Path, server: ForkServer) -> None:
+    before = LocalWorker(server=server)
+    pid = before.submit(os.getpid).result()
+    future = before.submit(time.sleep, 600)
+    server.load(Libraries(("autobatch_test_hangs",), ()))
+    wait_for(hanging)
+    after = LocalWorker(server=server)
+    after.kill()
+    with pytest.raises(WorkerDied):
+        future.result(timeout=30)  # the server has ended, and every worker with it
+    assert not server.alive
+    assert wait_until_gone(pid)
+    assert wait_until_gone(server.pid)
+
+
+def test_closing_a_server_does_not_wait_for_what_it_loads(hanging: Path, server: ForkServer) -> None:
+    worker = LocalWorker(server=server)
+    pid = worker.submit(os.getpid).result()
+    server.load(Libraries(("autobatch_test_hangs",), ()))
+    wait_for(hanging)
+    server.close()
+    worker.kill()
+    assert wait_until_gone(pid)
+    assert wait_until_gone(server.pid)
+
+
+def test_after_a_load_a_kill_ends_one_worker_and_no_other(server: ForkServer) -> None:
+    with LocalWorker(server=server) as before:
+        before.submit(os.getpid).result()
+        server.load(Libraries(("wsgiref.simple_server", "no_such_library"), ()))
+        with LocalWorker(server=server) as after:
+            pid = after.submit(os.getpid).result(timeout=120)
+        assert wait_until_gone(pid)
+        assert server.alive
+        assert before.submit(os.getpid).result() == before.pid
+
+
 def test_a_server_that_has_ended_loads_nothing(server: ForkServer) -> None:
     server.close()
     server.load(Libraries(("json",), ()))

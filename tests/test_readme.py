@@ -10,7 +10,9 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 
+from autobatch.check import check_task
 from autobatch.cli import cli
 from autobatch.task import Task, load_task
 
@@ -57,6 +59,14 @@ def test_every_command_and_flag_shown_exists() -> None:
 def test_the_two_commands_are_there_as_the_checks_run_them() -> None:
     assert "pip install -c constraints.txt -e '.[examples]' && autobatch tune examples/digits.py --budget 60s" in README
     assert "pip install -c constraints.txt -e '.[test]' && pytest" in README.splitlines()
+
+
+def test_the_example_passes_the_projects_own_check() -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is in the extra `examples`, and so in `test`")
+    task = load_task(ROOT / "examples" / "digits.py")
+    config, is_users = task.baseline_config()
+    assert is_users
+    assert check_task(task, torch.device("cpu"), config.plan.batch_size) == ()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

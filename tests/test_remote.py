@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from autobatch.errors import TaskError, WorkerTimeout
 from autobatch.plan import Config, Plan, Rung
 from autobatch.remote import RemoteRunner, RunnerSpec, default_threads
+
+from .processes import wait_until_gone
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -113,6 +117,101 @@ def test_what_is_installed_is_imported_once_for_all_probes_and_what_is_the_users
     assert [runner.probe(Plan(batch_size=size)).outcome for size in (2, 4, 8)] == ["ok"] * 3
     assert len((tmp_path / "autobatch_test_library").read_text()) == 2  # the worker and the server
     assert len((tmp_path / "autobatch_test_sibling").read_text()) == 4  # the worker and each probe
+
+
+@pytest.fixture
+def with_library(
+    opened: Callable[..., RemoteRunner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., RemoteRunner]:
+    """Opens a task that imports an installed library, given what that does in the second process that imports it.
+
+    That is the fork server, which is told what the worker imported. `tmp_path / "imports"` has a letter for each.
+    """
+    if not sys.platform.startswith("linux"):
+        pytest.skip("forking is for Linux")
+    installed, imports = tmp_path / "site-packages", str(tmp_path / "imports")
+    installed.mkdir()
+    monkeypatch.syspath_prepend(installed)
+
+    def make(in_the_second: str, **settings: object) -> RemoteRunner:
+        (installed / "autobatch_test_library.py").write_text(
+            "import os, signal, time, torch\n"
+            f"with open({imports!r}, 'a') as file:\n    file.write('x')\n"
+            f"if os.path.getsize({imports!r}) == 2:\n    {in_the_second}\n"
+        )
+        (tmp_path / "model.py").write_text("import autobatch_test_library\n" + TASK)
+        return opened(**settings)
+
+    return make
+
+
+def wait_for_imports(tmp_path: Path, number: int) -> None:
+    deadline = time.monotonic() + 60
+    while (tmp_path / "imports").stat().st_size < number and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (tmp_path / "imports").stat().st_size == number
+
+
+def test_closing_does_not_wait_for_a_library_that_hangs_in_the_server(
+    with_library: Callable[..., RemoteRunner], tmp_path: Path
+) -> None:
+    runner = with_library("time.sleep(600)")
+    runner.facts()
+    wait_for_imports(tmp_path, 2)
+    assert runner._server is not None
+    pids = [runner._worker.process.pid, runner._server.pid]
+    runner.close()
+    assert all(map(wait_until_gone, pids))
+
+
+def test_a_library_that_hangs_in_the_server_outlasts_no_deadline_and_is_not_tried_again(
+    with_library: Callable[..., RemoteRunner], tmp_path: Path
+) -> None:
+    runner = with_library("time.sleep(600)")
+    runner.facts()
+    wait_for_imports(tmp_path, 2)
+    runner._remaining_s = lambda: 2.0
+    with pytest.raises(WorkerTimeout):
+        runner.probe(Plan(batch_size=2))
+    runner._remaining_s = lambda: 120.0
+    assert runner.probe(Plan(batch_size=2)).outcome == "ok"
+    assert runner.advance(rung(steps=5)).outcome == "ok"
+    wait_for_imports(tmp_path, 4)  # with the probe and the new worker; the new server has not imported it
+
+
+def test_a_library_that_kills_the_server_does_not_cost_the_check(with_library: Callable[..., RemoteRunner]) -> None:
+    runner = with_library("os.kill(os.getpid(), signal.SIGKILL)")
+    assert runner.facts().train_size == 60000
+    assert runner.probe(Plan(batch_size=2)).outcome == "ok"
+
+
+def test_a_library_that_kills_the_server_costs_no_probe_and_what_a_batch_does_later_is_its_own(
+    with_library: Callable[..., RemoteRunner],
+) -> None:
+    runner = with_library("os.kill(os.getpid(), signal.SIGKILL)", fault="kill")
+    assert runner.probe(Plan(batch_size=2)).outcome == "ok"
+    assert runner.probe(Plan(batch_size=2, accumulation_steps=20)).outcome == "oom"
+
+
+def test_each_worker_has_the_threads_asked_for_though_a_library_computed_in_the_server(
+    with_library: Callable[..., RemoteRunner], tmp_path: Path
+) -> None:
+    runner = with_library("torch.ones(1 << 22).sum()", threads=2)
+    runner._remaining_s = lambda: 90.0  # one that waits for threads that the fork does not have would wait for ever
+    assert runner.device().threads == 2
+    assert runner.probe(Plan(batch_size=4096)).outcome == "ok"
+    wait_for_imports(tmp_path, 2)  # the worker and the server, which the probe has it from
+    forked = runner._start(exact=False).process
+    asked, running = forked.submit(threads_after_a_sum).result(timeout=90)
+    assert asked == 2
+    assert running >= 3  # two that compute and the one that reads the jobs
+    forked.kill()
+
+
+def threads_after_a_sum() -> tuple[int, int]:
+    """How many torch takes, and how many this process has."""
+    torch.ones(1 << 22).sum()
+    return torch.get_num_threads(), len(os.listdir("/proc/self/task"))
 
 
 def test_a_batch_beyond_a_real_limit_is_out_of_memory_and_the_next_one_is_unharmed(

@@ -389,6 +389,17 @@ def test_test_data_is_scored_once_for_each_side() -> None:
     assert race(**sampled()).result.test_score is None
 
 
+def test_a_test_that_fails_costs_its_score_and_nothing_else() -> None:
+    class Untestable(SimRunner):
+        def test_score(self, rung: Rung) -> float | None:
+            raise TaskError("the labels of test_data() are out of range")
+
+    run = race(Untestable(known=sim_facts(has_test_data=True)), **sampled())
+    assert run.result.score is not None
+    assert run.result.test_score is None
+    assert any("out of range" in line for line in run.result.why)
+
+
 def test_a_trial_that_uses_up_the_time_leaves_enough_for_the_test() -> None:
     def hangs(rung: Rung) -> RungResult | None:
         in_one_go = rung.start_step == 0 and rung.until_step == rung.total_steps

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from autobatch import Task
+from autobatch.data import counted_samples, load_data
 from autobatch.devices import open_device
-from autobatch.errors import TaskError
-from autobatch.plan import Config, Plan, Rung
+from autobatch.errors import NoValidResult, TaskError
+from autobatch.plan import Config, Plan, Rung, RungResult
+from autobatch.task import accuracy, load_task
 from autobatch.torch_runner import TorchRunner, relative_spread
+from autobatch.training import read_checkpoint
 
 from .contracts import RunnerContract
 
@@ -173,3 +178,215 @@ def test_the_interval_of_a_median_narrows_with_repeats_and_is_unknown_for_few() 
     assert relative_spread([1.0] * 6) == 0.0
     values = [1 + 0.1 * ((7 * i) % 10) / 10 for i in range(100)]
     assert relative_spread(values) < relative_spread(values[:10])
+
+
+# -- every kind of task goes all the way
+
+TASKS = Path(__file__).parent / "tasks"
+
+
+def goes_all_the_way(made: Task, folder: Path) -> RungResult:
+    """Every call that `tune` makes of a task, two rungs with the worker's memory in between; the last rung's result."""
+    runner = TorchRunner(made, open_device("cpu"), checkpoints=folder)
+    try:
+        plan = Plan(batch_size=8, precision=made.precision)
+        facts = runner.facts()
+        assert facts.train_size is None or facts.train_size > 8
+        assert runner.probe(plan, verdict=True).outcome == "ok"
+        assert runner.time(plan, budget_s=0.05).outcome == "ok"
+        assert runner.time_evaluation(16) > 0
+        config = Config(plan=plan, lr=1e-3)
+        runner.advance(rung(config=config, until_step=4, total_steps=12))
+        last = runner.advance(rung(config=config, start_step=4, until_step=12, total_steps=12))
+        if made.test_data is not None:
+            assert runner.test_score(rung(config=config, until_step=12, total_steps=12)) is not None
+        return last
+    finally:
+        runner.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["contrastive", "custom_loader", "full", "in_code", "iterable", "lstm", "minimal", "own_step"]
+)
+def test_every_kind_of_task_file_goes_all_the_way(name: str, tmp_path: Path) -> None:
+    last = goes_all_the_way(load_task(TASKS / f"{name}.py"), tmp_path)
+    assert last.outcome == "ok", last.message
+
+
+class Table:
+    """A schedule computed ahead for all of its steps, without a state: as many write it."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
+        self.optimizer, self.step_count = optimizer, 0
+        self.rates = [0.1 / (1 + index) for index in range(total_steps)]
+        self.step()
+
+    def step(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rates[self.step_count]
+        self.step_count = min(self.step_count + 1, len(self.rates) - 1)
+
+
+def numpy_schedule(optimizer: torch.optim.Optimizer, total_steps: int) -> Any:
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: np.cos(step / total_steps) ** 2)
+
+
+def silent_step(model: nn.Module, batch: Any, scale: float) -> None:
+    x, y = batch
+    (nn.functional.cross_entropy(model(x), y) * scale).backward()
+
+
+def own_evaluation(model: nn.Module, loader: Any) -> float:
+    scores = [(model(part).argmax(1) == y).float().mean() for part, y in loader]
+    if len(scores) < 2:
+        raise ValueError("this score needs two batches")
+    return float(torch.stack(scores).mean())
+
+
+def unpaired() -> Any:
+    class Unpaired(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return (data(1)[index] for index in range(96))
+
+    return Unpaired()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scheduler": Table},
+        {"scheduler": numpy_schedule},
+        {"training_step": silent_step},
+        {"training_step": silent_step, "precision": "bf16"},
+        {"training_step": silent_step, "precision": "fp16"},
+        {"evaluate": own_evaluation},
+        {"val_data": unpaired},
+    ],
+    ids=["stateless schedule", "numpy's numbers", "no loss", "bf16", "fp16", "evaluate", "val_data without a size"],
+)
+def test_every_part_that_a_task_may_bring_goes_all_the_way(changes: dict[str, Any], tmp_path: Path) -> None:
+    last = goes_all_the_way(task(test_data=lambda: data(2), **changes), tmp_path)
+    assert last.outcome == "ok", last.message
+
+
+def test_a_task_with_its_own_step_and_evaluation_needs_no_loss_of_pairs(tmp_path: Path) -> None:
+    class Named(Dataset[Any]):
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, index: int) -> Any:
+            return {"x": torch.ones(256), "y": index % 3}
+
+    def step(model: nn.Module, batch: Any, scale: float) -> Any:
+        loss = nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+        (loss * scale).backward()
+        return loss
+
+    def evaluate(model: nn.Module, loader: Any) -> float:
+        return float(sum((model(batch["x"]).argmax(1) == batch["y"]).sum() for batch in loader))
+
+    made = Task(model=model, train_data=Named, val_data=Named, training_step=step, evaluate=evaluate)
+    assert goes_all_the_way(made, tmp_path).outcome == "ok"
+
+
+def test_a_schedule_without_a_state_goes_on_where_it_stood(tmp_path: Path) -> None:
+    runner = opened("cpu", tmp_path, scheduler=Table)
+    runner.advance(rung(until_step=20))
+    for start, until in ((0, 7), (7, 20)):
+        runner.advance(rung(trial=1, start_step=start, until_step=until))
+    whole, legs = (read_checkpoint(tmp_path / f"trial-{number:05d}.pt") for number in (0, 1))
+    runner.close()
+    torch.testing.assert_close(legs["model"], whole["model"], rtol=0, atol=0)
+
+
+def test_a_range_test_without_a_loss_is_no_fault_of_the_task(tmp_path: Path) -> None:
+    runner = TorchRunner(task(training_step=silent_step), open_device("cpu"), checkpoints=tmp_path)
+    with pytest.raises(NoValidResult, match="let training_step return it"):
+        runner.sweep_lr(Plan(batch_size=8), lowest=1e-5, highest=1.0, steps=20, seed=0)
+    runner.close()
+
+
+def test_a_model_kept_between_calls_is_noticed_however_it_is_kept(tmp_path: Path) -> None:
+    runner = TorchRunner(task(model=functools.cache(model)), open_device("cpu"), checkpoints=tmp_path)
+    runner.advance(rung())
+    with pytest.raises(TaskError, match="model\\(\\) must return a new module at each call"):
+        runner.advance(rung(trial=1))
+    runner.close()
+
+
+def test_a_split_drawn_in_the_data_functions_is_one_split(tmp_path: Path) -> None:
+    def part(which: int) -> Any:
+        return torch.utils.data.random_split(data(0), [64, 32])[which]
+
+    split = task(train_data=lambda: part(0), val_data=lambda: part(1))
+    seen = []
+    for _ in range(2):
+        torch.rand(3)  # whatever else the process draws
+        parts = [load_data(split, name).indices for name in ("train_data", "val_data")]
+        assert sorted(parts[0] + parts[1]) == list(range(96))
+        seen.append(parts)
+    assert seen[0] == seen[1]
+
+
+def test_the_data_functions_run_once_in_a_process(tmp_path: Path) -> None:
+    calls = []
+
+    def counted() -> TensorDataset:
+        calls.append("train")
+        return data(0)
+
+    runner = TorchRunner(task(train_data=counted), open_device("cpu"), checkpoints=tmp_path)
+    runner.facts()
+    runner.probe(Plan(batch_size=4), verdict=True)
+    runner.close()
+    assert calls == ["train"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_data": lambda: []}, "must give at least one sample"),
+        ({"model": lambda: {"net": model()}}, r"must return a torch\.nn\.Module; it returned a dict"),
+        ({"loss": lambda model, batch: 1 / 0}, "a forward pass.*ZeroDivisionError"),
+    ],
+)
+def test_what_cannot_run_forward_is_told_as_such(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    runner = TorchRunner(task(**changes), open_device("cpu"), mode="inference", checkpoints=tmp_path)
+
+    def probed() -> None:
+        runner.facts()
+        runner.probe(Plan(batch_size=4))
+
+    with pytest.raises(TaskError, match=f"(?s){message}"):
+        probed()
+    runner.close()
+
+
+def test_training_data_without_a_size_is_counted_where_that_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = task(train_loader=lambda batch_size, seed: iter(lambda: torch.zeros(batch_size, 2), None))
+    finite = task(train_loader=lambda batch_size, seed: iter([torch.zeros(batch_size, 2)] * 50))
+    monkeypatch.setattr("autobatch.data._COUNTING_S", 0.1)
+    assert counted_samples(endless, None) is None
+    assert counted_samples(finite, None) == 50
+
+
+def test_a_rung_whose_evaluation_ends_the_process_can_be_run_again(tmp_path: Path) -> None:
+    falls = [False]
+
+    def metric(model: nn.Module, batch: Any) -> torch.Tensor:
+        if falls[0]:
+            raise KeyboardInterrupt  # as a crash does: nothing after it runs
+        return accuracy(model, batch)
+
+    runner = opened("cpu", tmp_path, metric=metric)
+    runner.advance(rung(until_step=5))
+    falls[0] = True
+    with pytest.raises(KeyboardInterrupt):
+        runner.advance(rung(start_step=5, until_step=20))
+    falls[0] = False
+    again = runner.advance(rung(start_step=5, until_step=20))
+    runner.advance(rung(trial=1))
+    runner.forget(0)
+    runner.close()
+    assert again.outcome == "ok"
+    assert [path.name for path in tmp_path.iterdir()] == ["trial-00001.pt"]

@@ -7,10 +7,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 from autobatch import Plan, Task
 from autobatch.data import training_batches, val_loader
@@ -116,6 +117,40 @@ def test_a_resumed_trial_equals_an_uninterrupted_one_to_the_bit(stop: int, tmp_p
     assert isinstance(second.after_step, Average)
     assert isinstance(whole.after_step, Average)
     torch.testing.assert_close(second.after_step.weights, whole.after_step.weights, rtol=0, atol=0)
+
+
+def test_numpys_numbers_are_kept_as_plain_ones(tmp_path: Path) -> None:
+    def schedule(optimizer: torch.optim.Optimizer, total_steps: int) -> Any:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: np.cos(step / total_steps))
+
+    made = task(scheduler=schedule)
+    trained, _ = run(made, Plan(batch_size=8), 3)
+    trained.save(tmp_path / "checkpoint.pt")
+    again = trainer(made, Plan(batch_size=8))
+    again.restore(read_checkpoint(tmp_path / "checkpoint.pt"))
+    assert again.optimizer.param_groups[0]["lr"] == trained.optimizer.param_groups[0]["lr"]
+    assert again.scheduler_steps == 3
+
+
+def test_an_iterable_is_resumed_to_the_bit_with_dropout(tmp_path: Path) -> None:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return (blobs()[index] for index in range(64))
+
+    made = task(model=noisy, train_data=Stream)
+    plan = Plan(batch_size=16)
+
+    def losses(trained: Trainer, start: int, stop: int) -> list[float]:
+        stream = training_batches(made, Stream(), plan, seed=3, start_step=start)
+        if start:
+            trained.restore(read_checkpoint(tmp_path / "checkpoint.pt"))
+        return [float(trained.step(stream)) for _ in range(start, stop)]  # type: ignore[arg-type]
+
+    whole = losses(trainer(made, plan), 0, 12)
+    first = trainer(made, plan)
+    early = losses(first, 0, 5)
+    first.save(tmp_path / "checkpoint.pt")
+    assert early + losses(trainer(made, plan), 5, 12) == whole
 
 
 def test_a_stateful_hook_starts_afresh_in_every_trial() -> None:

@@ -22,6 +22,8 @@ from ..libraries import Libraries
 _TAIL_LINES = 12
 _TAIL_BYTES = 16 << 10
 
+_CLOSE_S = 10.0  # assumed: what a worker may take to end after its kill, giving back its memory and a device's
+
 
 class WorkerProcess(ABC):
     """A process of `autobatch._worker`, in a process group of its own."""
@@ -94,8 +96,8 @@ class StartedProcess(WorkerProcess):
 class ForkServer:
     """A process that imports `modules` once and is forked for each worker, so that a fresh one costs no imports.
 
-    It takes no orders before the imports are done; whoever forks does not wait for that. Only for Linux: elsewhere
-    system libraries do not live through a fork.
+    It takes no orders while it imports; whoever forks does not wait for that, and ending a worker meanwhile ends the
+    server and all workers. Only for Linux: elsewhere system libraries do not live through a fork.
 
     Args:
         modules: to import; nothing in them may start threads that matter or touch a device.
@@ -116,7 +118,8 @@ class ForkServer:
         self._lock = threading.Lock()
         self._workers: dict[int, ForkedProcess] = {}  # those that have not ended
         self._count = 0
-        self._has_forked = self._ended = False
+        self._imports = 1  # asked for and not reported as done: those at the start, and each load
+        self._ended = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -151,16 +154,16 @@ class ForkServer:
             stream.flush()
             os.lseek(file, 0, os.SEEK_SET)
             with self._lock, suppress(OSError):  # the server has ended: the next one starts without
+                self._imports += 1
                 socket.send_fds(self._control, [pickle.dumps(("load", 0))], [file])
 
     def end(self, worker: ForkedProcess) -> None:
-        """End the worker, unless it has ended."""
-        if not self._has_forked:
-            # It still imports, and takes no orders. Every other worker waits for it as well.
-            end_group(self._process.pid)
-            return
-        with suppress(OSError):
-            self._control.send(pickle.dumps(("kill", worker.number)))
+        """End the worker, unless it has ended; while the server imports, the server with all its workers."""
+        with self._lock, suppress(OSError):
+            if not self._imports:
+                self._control.send(pickle.dumps(("kill", worker.number)))
+            elif self._process.poll() is None:  # it takes no orders, and nobody knows whether it ever will
+                end_group(self._process.pid)
 
     def _read(self) -> None:
         while True:
@@ -172,9 +175,11 @@ class ForkServer:
                 break
             number, pid, code = pickle.loads(report)
             with self._lock:
+                if number is None:
+                    self._imports -= 1
+                    continue
                 worker = self._workers[number] if code is None else self._workers.pop(number)
             if code is None:
-                self._has_forked = True
                 worker.started(pid)
             else:
                 worker.ended(code)
@@ -193,8 +198,15 @@ class ForkServer:
 
     def close(self) -> None:
         """End the server and its workers."""
-        with suppress(OSError):
-            self._control.shutdown(socket.SHUT_RDWR)  # wakes the reader, which does the rest
+        with self._lock:
+            workers = list(self._workers.values())
+        try:
+            for worker in workers:  # by the server while it can: without it nobody could tell when they are gone
+                worker.kill()
+                worker.ends_within(_CLOSE_S)
+        finally:  # a second Ctrl-C too
+            with suppress(OSError):
+                self._control.shutdown(socket.SHUT_RDWR)  # wakes the reader, which does the rest
         self._reader.join()
         self._control.close()
 
@@ -240,6 +252,10 @@ class ForkedProcess(WorkerProcess):
         self._has_ended.wait()
         assert self._code is not None
         return self._code
+
+    def ends_within(self, seconds: float) -> bool:
+        """Waits for its end, no longer than this; whether it came."""
+        return self._has_ended.wait(seconds)
 
     def kill(self) -> None:
         if self._code is None:

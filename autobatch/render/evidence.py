@@ -39,7 +39,11 @@ def max_batch_summary(found: Json) -> tuple[Part, ...]:
     peak, limit = found["peak_bytes"], found["limit_bytes"]
     used = f"a peak of {format_size(peak)}" if peak is not None else "an unknown peak"
     share = f" ({share_text(peak / limit)})" if peak is not None and limit else ""
-    proof = " The next size was run as well and failed." if found["proved"] else ""
+    proof = ""
+    if found["proved"]:
+        proof = " The next size was run as well and failed."
+    elif found.get("why_not_proved") is not None:  # a proof was asked for
+        proof = f" No proof: {found['why_not_proved']}."
     text = (
         f"{count_text(found['batch_size'], 'sample')} ran, with {used} of the {known(limit, format_size)} "
         f"that may be used{share}. {_LIMITS.get(found['limited_by'], found['limited_by'])}.{proof}"
