@@ -136,7 +136,7 @@ class ThroughputCurve:
     def describe_knee(self) -> str:
         """A clause on where more samples a batch stop to bring more samples a second."""
         if not self.saturates:
-            return f"speed may still rise beyond batch {self.fastest}, the largest that there was time to measure"
+            return f"samples/s may still rise beyond batch {self.fastest}, the largest that there was time to measure"
         return f"speed saturates at batch {self.knee_batch_size}: the smallest with 80 % of the highest samples/s"
 
     def plan_for(

@@ -146,7 +146,7 @@ def test_a_profile_stops_when_its_time_is_spent_and_says_what_it_left_out() -> N
     assert measured.skipped == (64,)
     assert runner.clock() == 9.0
     assert not measured.saturates
-    assert measured.describe_knee().startswith("speed may still rise beyond batch 32,")
+    assert measured.describe_knee().startswith("samples/s may still rise beyond batch 32,")
 
 
 def test_what_was_not_timed_is_no_matter_where_speed_had_stopped_to_rise() -> None:
