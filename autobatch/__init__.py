@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .api import profile as profile
     from .api import tune as tune
     from .errors import AutobatchError as AutobatchError
+    from .guard import oom_safe as oom_safe
     from .memory import MaxBatch as MaxBatch
     from .plan import Plan as Plan
     from .report import Report as Report
@@ -27,6 +28,7 @@ _HOMES = {
     "find_lr": "api",
     "find_max_batch": "api",
     "load_task": "task",
+    "oom_safe": "guard",
     "profile": "api",
     "tune": "api",
 }

@@ -6,20 +6,29 @@ process; on a CPU it is copied into fresh ones, because only there does the answ
 
 from __future__ import annotations
 
+import shlex
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import __version__
 from .errors import SettingError
+from .files import check_writable
 from .learning_rate import LrCurve, find_lr_curve
 from .memory import MaxBatch, find_max_batch_size
-from .plan import Measurement, Mode, Plan, Precision, Runner
+from .plan import Measurement, Mode, Plan, Precision, Prober, Runner, TaskFacts
 from .progress import Listener, Progress, nobody
+from .ranks import Place, Ranks, in_process_group
+from .recording import Recorder
 from .remote import RemoteRunner, RunnerSpec, default_threads
 from .report import Report
+from .task_file import existing_file
 from .throughput import ThroughputCurve
 from .throughput import profile as profile_runner
 from .tuning import CEILING, TuneSettings, describe_probe, run_tune
@@ -58,7 +67,10 @@ def find_max_batch(
     multiple_of: int = 1,
     power_of_two: bool = False,
     max_batch_size: int | None = None,
+    accumulation_steps: int | None = None,
     prove: bool = False,
+    soak: int = 0,
+    record: str | Path | None = None,
     isolate: bool | None = None,
     on_progress: Listener = nobody,
 ) -> MaxBatch:
@@ -82,8 +94,12 @@ def find_max_batch(
         multiple_of: answer with a multiple of this.
         power_of_two: answer with a power of two.
         max_batch_size: look no further than this; by default than the data, or 131072 where it has no length.
+        accumulation_steps: batches whose gradients are summed before the optimizer steps; the answer is the size of
+            one of them, beside gradients that are kept. By default a task's baseline says, and 1 for a live module.
         prove: also run the next size, three steps and an evaluation as for the answer, and see it fail; in a process of
             its own unless the model is borrowed in this one (see `isolate`).
+        soak: also train this many optimizer steps on real batches before a size is the answer.
+        record: file to keep all probes in, as JSON that `recording.Recording.load` reads.
         isolate: run in worker processes: always for tasks; for live modules by default on a CPU, and elsewhere in this
             process.
         on_progress: called with each probe.
@@ -94,36 +110,67 @@ def find_max_batch(
         DeviceError: there is no such device.
         SettingError: an argument has a value that cannot be used, or is for a live module and this is a task.
     """
-    opened = _open(
+    opened = partial(
+        _open,
         model,
         sample=sample,
         data=data,
         loss=loss,
         optimizer=optimizer,
         precision=precision,
-        device=device,
-        memory_limit=memory_limit,
         headroom=headroom,
         mode=mode,
-        isolate=isolate,
+        accumulation_steps=accumulation_steps,
+        soak=soak,
     )
-    with opened as (runner, plan, assumed):
+    if in_process_group():
+        from .together import opened_on_all_ranks  # torch is there, or there would be no group
+
+        settings = (
+            f"{mode=}, {max_batch_size=}, {multiple_of=}, {power_of_two=}, {accumulation_steps=}, {prove=}, {soak=}"
+        )
+        opened = partial(opened_on_all_ranks, opened, model, settings)
+    if soak < 0:
+        raise SettingError(f"soak is a number of steps, at least 0; got {soak}")
+    if record is not None:
+        check_writable(Path(record))
+    prober: Prober
+    with opened(device=device, memory_limit=memory_limit, isolate=isolate) as (prober, plan, assumed):
         if assumed and sample is None and data is None:  # the other defaults are documented, and in the result
             warnings.warn(f"find_max_batch assumed: {'; '.join(assumed)}", stacklevel=2)
-        return max_batch_of(
-            runner,
-            plan,
-            max_batch_size=max_batch_size,
-            multiple_of=multiple_of,
-            power_of_two=power_of_two,
-            prove=prove,
-            assumed=assumed,
-            on_progress=on_progress,
-        )
+        recorder = Recorder(prober)
+        with _kept(recorder, prober, record):
+            found = max_batch_of(
+                recorder,
+                plan,
+                max_batch_size=max_batch_size,
+                multiple_of=multiple_of,
+                power_of_two=power_of_two,
+                prove=prove,
+                assumed=assumed,
+                on_progress=on_progress,
+            )
+        return prober.settle(found) if isinstance(prober, Ranks) else found
+
+
+@contextmanager
+def _kept(recorder: Recorder, prober: Prober, record: str | Path | None) -> Iterator[None]:
+    """Write the recording in the end, also where nothing fits or an error ends the search: then it is wanted most."""
+    try:
+        yield
+    finally:
+        if record is not None and not (isinstance(prober, Ranks) and prober.place.rank):
+            about: dict[str, Any] = {"version": __version__, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+            about["command"] = shlex.join(sys.argv)
+            if isinstance(prober, Runner):
+                about["device"] = asdict(prober.device())
+            recording = recorder.recording(about)
+            if recording is not None:
+                recording.save(Path(record))
 
 
 def max_batch_of(
-    runner: Runner,
+    runner: Prober,
     plan: Plan,
     *,
     max_batch_size: int | None = None,
@@ -136,7 +183,8 @@ def max_batch_of(
     """The largest batch of an open runner; the ceiling is `max_batch_size`, the training data, or 131072."""
     if max_batch_size is not None and max_batch_size < 1:
         raise SettingError(f"max_batch_size is at least 1; got {max_batch_size}")
-    train_size = runner.facts().train_size
+    facts = runner.facts()
+    train_size = facts.train_size
     ceiling = min(max_batch_size or CEILING, train_size or CEILING)
 
     def told(probe: Measurement) -> None:
@@ -150,7 +198,7 @@ def max_batch_of(
         multiple_of=multiple_of,
         power_of_two=power_of_two,
         prove=prove,
-        assumed=assumed,
+        assumed=(*assumed, *facts.assumptions),
         on_probe=told,
     )
 
@@ -287,7 +335,13 @@ def tune(
 
 
 def _spec(
-    task: Task | str | Path, device: str, memory_limit: str | int | None, headroom: float, mode: Mode = "training"
+    task: Task | str | Path,
+    device: str,
+    memory_limit: str | int | None,
+    headroom: float,
+    mode: Mode = "training",
+    place: Place | None = None,
+    soak: int = 0,
 ) -> RunnerSpec:
     if not 0 <= headroom < 1:
         raise SettingError(f"headroom is a share of the memory limit, at least 0 and below 1; got {headroom}")
@@ -297,9 +351,11 @@ def _spec(
         headroom=headroom,
         mode=mode,
         threads=default_threads(),
+        place=place,
+        soak_steps=soak,
     )
     if isinstance(task, (str, Path)):
-        return replace(common, path=Path(task))
+        return replace(common, path=existing_file(Path(task)))  # told before a worker is started for it
     from .inputs import pickle_task  # torch is only needed where there is an object made with it
     from .task import Task
 
@@ -327,6 +383,9 @@ def _open(
     headroom: float = 0.05,
     mode: Mode = "training",
     isolate: bool | None = None,
+    place: Place | None = None,
+    accumulation_steps: int | None = None,
+    soak: int = 0,
 ) -> Iterator[tuple[Runner, Plan, tuple[str, ...]]]:
     """A runner for whatever was passed, the plan to vary, and what was assumed; closed afterwards."""
     assumed: tuple[str, ...] = ()
@@ -347,14 +406,22 @@ def _open(
         _refuse_for_task({name for name, value in given.items() if value is not None}, isolate)
     runner: Runner
     if is_live and not (_on_cpu(device) if isolate is None else isolate):
-        runner = _in_process(task, device, memory_limit, headroom, mode)
+        runner = _in_process(task, device, memory_limit, headroom, mode, soak)
     else:
-        runner = RemoteRunner(_spec(task, device, memory_limit, headroom, mode))
+        runner = RemoteRunner(_spec(task, device, memory_limit, headroom, mode, place, soak))
     try:
-        plan = Plan(batch_size=1, precision=task.precision if is_live else runner.facts().precision)
-        yield runner, plan, assumed
+        yield runner, _plan_to_vary(task if is_live else runner.facts(), accumulation_steps), assumed
     finally:
         runner.close()
+
+
+def _plan_to_vary(of: Task | TaskFacts, accumulation_steps: int | None) -> Plan:
+    """The plan whose batch size is looked for; more than two micro-batches need no more memory than two."""
+    if accumulation_steps is None:
+        accumulation_steps = of.baseline.plan.accumulation_steps if isinstance(of, TaskFacts) else 1
+    elif accumulation_steps < 1:
+        raise SettingError(f"accumulation_steps is at least 1; got {accumulation_steps}")
+    return Plan(batch_size=1, accumulation_steps=min(2, accumulation_steps), precision=of.precision)
 
 
 def _refuse_for_task(given: Set[str], isolate: bool | None) -> None:
@@ -366,12 +433,22 @@ def _refuse_for_task(given: Set[str], isolate: bool | None) -> None:
         raise SettingError("isolate=False is for a live module; a task always runs in worker processes: leave it out")
 
 
-def _in_process(task: Task, device: str, memory_limit: str | int | None, headroom: float, mode: Mode) -> Runner:
+def _in_process(
+    task: Task, device: str, memory_limit: str | int | None, headroom: float, mode: Mode, soak: int
+) -> Runner:
     from .devices import open_device
     from .torch_runner import TorchRunner
 
     limit = None if memory_limit is None else parse_size(memory_limit)
-    return TorchRunner(task, open_device(device), memory_limit_bytes=limit, headroom=headroom, mode=mode, live=True)
+    return TorchRunner(
+        task,
+        open_device(device),
+        memory_limit_bytes=limit,
+        headroom=headroom,
+        mode=mode,
+        live=True,
+        soak_steps=soak,
+    )
 
 
 def _on_cpu(device: str) -> bool:

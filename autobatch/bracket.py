@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from .plan import Measurement, MemoryLimit, Plan, Runner
+from .plan import Measurement, MemoryLimit, Plan, Prober
+from .units import format_size
 
 # While no size is known not to fit, the next one aims at `_AIMS[i]` of the budget, where i counts the `_STAGES` that
 # the peak has reached. Assumed: they leave room for a bend or a cliff above the last probe, and benchmarks/max_batch.py
@@ -26,6 +27,7 @@ _SLOW_STEPS, _SLOW_GROWTH = (
     3,
     0.005,
 )  # assumed: free steps below a doubling, then growth of at least 0.5 %, 1 %, 2 %, ...
+_NOTICED = 0.01  # assumed: a change of what other processes hold, as a share of the budget, that is worth a sentence
 _SHRINK = 4  # assumed: factor between steps down from a size that failed without telling its peak
 
 
@@ -99,7 +101,7 @@ class Search:
     outside the bracket is ever run, and a verdict is never run twice, so that every probe brings the end nearer.
     """
 
-    runner: Runner
+    runner: Prober
     plan: Plan
     limit: MemoryLimit
     sizes: Sizes
@@ -151,9 +153,15 @@ class Search:
                 yield f"the worker crashed at batch size {size} ({probe.message}); it is taken as too large"
             elif probe.outcome == "ok" and probe is self.verdicts.get(size) and probe.alloc_retries:
                 yield (
-                    f"batch size {size} ran, but the allocator had to free memory and try again "
+                    f"batch size {size} fits, but thrashes: the allocator had to free memory and try again "
                     f"{probe.alloc_retries} times; it is taken as too large"
                 )
+        others = [probe.others_bytes for probe in self.probes if probe.others_bytes is not None]
+        if others and max(others) - min(others) > _NOTICED * self.limit.budget_bytes:
+            yield (
+                f"other processes held between {format_size(min(others))} and {format_size(max(others))} of the device "
+                "while it was searched: the answer is for what they left"
+            )
 
     def _run(self, size: int, *, verdict: bool) -> None:
         probe = self.runner.probe(replace(self.plan, batch_size=size), verdict=verdict)

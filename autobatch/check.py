@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .check_data import Findings, check_dataset, describe_batch
-from .data import DeviceLoader, collate_samples, count_samples, load_data, probe_batch, seed_everything, to_device
+from .data import DeviceLoader, collate_samples, count_samples, load_data, seed_everything, to_device
 from .devices.oom import is_out_of_memory
 from .errors import TaskError
 from .state import preserve, preserve_generators
 from .task import Task, accuracy, blame
 from .task_file import gather
 from .training import autocast
+from .worst_case import loader_batch
 
 # Samples of the batch that the model is run on: several, so that a vector of per-sample losses is told from a scalar.
 _BATCH = 4
@@ -161,7 +162,7 @@ def _train_batch(findings: Findings, samples: list[Any], batch_size: int) -> Any
     task = findings.task
     if task.train_loader is not None:
         with findings.attempt("train_loader(batch_size, seed)"):
-            return probe_batch(task, [], max(2, min(_BATCH, batch_size)))
+            return loader_batch(task, max(2, min(_BATCH, batch_size)))
     elif samples:
         return collate_samples(task, samples[: max(2, min(_BATCH, batch_size))])
     return None

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from . import __version__
-from .errors import AutobatchError, NoValidResult, SettingError, WorkerDied
+from .errors import AutobatchError, NoValidResult, RankLost, SettingError, WorkerDied
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -156,7 +156,8 @@ def cli() -> None:
 @_OUTPUT
 def tune(task: Path, **options: Any) -> None:
     """Search batch size, learning rate and accumulation steps for the best validation score."""
-    from .report import check_writable
+    _refuse_torchrun("tune")
+    from .files import check_writable
 
     for file in (options["output"], options["markdown"]):
         if file is not None:
@@ -181,8 +182,8 @@ def tune(task: Path, **options: Any) -> None:
             started_s=time.monotonic() - _process_age_s(),
         )
     if options["markdown"] is not None:
+        from .files import write_whole
         from .render.markdown import to_markdown
-        from .report import write_whole
 
         write_whole(options["markdown"], to_markdown(report))
     _show_report(report, options)
@@ -198,32 +199,48 @@ def tune(task: Path, **options: Any) -> None:
 @_option("--multiple-of", type=click.IntRange(min=1), default=1, help="Answer with a multiple of this.")
 @_option("--power-of-two", is_flag=True, help="Answer with a power of two.")
 @_CEILING
+@_option(
+    "--accumulation-steps",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Batches whose gradients are summed before a step; by default the baseline's.",
+)
 @_option("--prove", is_flag=True, help="Also run the next size, in a process of its own, and see it fail.")
+@_option("--soak", type=click.IntRange(min=0), default=0, metavar="N", help="Also train N steps on real batches.")
+@_option("--record", type=click.Path(path_type=Path), metavar="FILE", help="Keep all probes, to be replayed.")
 @_OUTPUT
 def max_batch(task: Path, **options: Any) -> None:
-    """Find the largest batch that fits in memory, by running it."""
+    """Find the largest batch that fits in memory, by running it.
+
+    Under torchrun, on every rank: the answer is what fits on all of them.
+    """
     _check_output(options)
     from . import api
 
-    with _progress(options) as listen:
-        found = api.find_max_batch(
-            task,
-            device=options["device"],
-            memory_limit=options["memory_limit"],
-            headroom=options["headroom"],
-            mode=options["mode"],
-            multiple_of=options["multiple_of"],
-            power_of_two=options["power_of_two"],
-            max_batch_size=options["max_batch_size"],
-            prove=options["prove"],
-            on_progress=listen,
-        )
-    from .render.terminal import print_max_batch
+    with _on_each_rank() as is_first:
+        with _progress(options if is_first else {**options, "quiet": True}) as listen:
+            found = api.find_max_batch(
+                task,
+                device=options["device"],
+                memory_limit=options["memory_limit"],
+                headroom=options["headroom"],
+                mode=options["mode"],
+                multiple_of=options["multiple_of"],
+                power_of_two=options["power_of_two"],
+                max_batch_size=options["max_batch_size"],
+                accumulation_steps=options["accumulation_steps"],
+                prove=options["prove"],
+                soak=options["soak"],
+                record=options["record"],
+                on_progress=listen,
+            )
+        from .render.terminal import print_max_batch
 
-    result = found.to_json()
-    if options["prove"]:
-        result["why_not_proved"] = found.why_not_proved
-    _show(result, print_max_batch, options)
+        result = found.to_json()
+        if options["prove"]:
+            result["why_not_proved"] = found.why_not_proved
+        if is_first:
+            _show(result, print_max_batch, options)
 
 
 @cli.command()
@@ -235,6 +252,7 @@ def max_batch(task: Path, **options: Any) -> None:
 @_OUTPUT
 def profile(task: Path, **options: Any) -> None:
     """Measure samples per second over batch sizes, and where it saturates."""
+    _refuse_torchrun("profile")
     _check_output(options)
     from . import api
 
@@ -263,6 +281,7 @@ def profile(task: Path, **options: Any) -> None:
 @_OUTPUT
 def find_lr(task: Path, **options: Any) -> None:
     """Run a learning-rate range test on a model of its own."""
+    _refuse_torchrun("find-lr")
     _check_output(options)
     from . import api
 
@@ -317,9 +336,46 @@ def doctor(**options: Any) -> None:
     )
 
 
+@contextmanager
+def _on_each_rank() -> Iterator[bool]:
+    """Whether this process is the one that answers: rank 0 of those that torchrun started, connected meanwhile.
+
+    What all of them raise is told by rank 0; where a rank is lost, by each that is left.
+    """
+    from .ranks import started_by_torchrun
+
+    if not started_by_torchrun(os.environ):
+        yield True
+        return
+    from .exchange import ranks_of_torchrun, wait_for_all  # with torch, which a single process leaves to its workers
+
+    with ranks_of_torchrun() as rank:
+        try:
+            yield rank == 0
+        except AutobatchError as error:
+            # When the first rank fails, torchrun ends the others: each gives its message and its exit code all the same.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if isinstance(error, RankLost):
+                raise
+            wait_for_all()
+            if rank == 0:
+                raise
+            sys.exit(_exit_code(error))
+
+
+def _refuse_torchrun(command: str) -> None:
+    from .ranks import started_by_torchrun
+
+    if started_by_torchrun(os.environ):
+        raise SettingError(
+            f"{command} trains in one process; it was started by torchrun as one of {os.environ['WORLD_SIZE']}. Start it "
+            "without torchrun; max-batch is what runs on several ranks"
+        )
+
+
 def _check_output(options: Mapping[str, Any]) -> None:
     if options["output"] is not None:
-        from .report import check_writable
+        from .files import check_writable
 
         check_writable(options["output"])
 
@@ -334,7 +390,7 @@ def _show(result: Any, draw: Callable[[Any, Console], None], options: Mapping[st
     """The result on stdout, drawn or as JSON, and in the output file where one was asked for."""
     text = json.dumps(result, indent=1, allow_nan=False)
     if options["output"] is not None:
-        from .report import write_whole
+        from .files import write_whole
 
         write_whole(options["output"], text + "\n")
     if options["as_json"]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from time import perf_counter
 from typing import Any
@@ -143,22 +143,6 @@ def take_samples(data: Any, count: int) -> list[Any]:
     return [data[index] for index in range(min(count, len(data)))]
 
 
-# Samples looked at for the largest ones. Assumed: enough to meet the tail of a length distribution, few enough to be
-# seconds where a sample is an image on disk.
-_SCANNED_SAMPLES = 2048
-# Distinct samples a probe is made of when no size is known; the rest of the batch repeats them. Assumed.
-_PROBE_SAMPLES = 32
-
-
-def largest_samples(task: Task, data: Any) -> list[Any]:
-    """Samples to fill a probe with: the largest by the task's `sample_size` where it has one, else the first few."""
-    if task.sample_size is None:
-        return take_samples(data, _PROBE_SAMPLES)
-    scanned = take_samples(data, _SCANNED_SAMPLES)
-    largest = max(task.sample_size(sample) for sample in scanned)
-    return [sample for sample in scanned if task.sample_size(sample) == largest][:_PROBE_SAMPLES]
-
-
 class SampleStream(Sampler[list[tuple[int, int]]]):
     """Batches of (position, index) for ever, as a function of the seed: see the module's text."""
 
@@ -274,26 +258,3 @@ class DeviceLoader:
 def val_loader(task: Task, data: Any, batch_size: int) -> DataLoader[Any]:
     """Batches of an evaluation set on the host, in its own order, the last one as short as it comes."""
     return DataLoader(data, batch_size=batch_size, shuffle=False, collate_fn=task.collate, **task.loader)
-
-
-def repeated_batch(task: Task, samples: Sequence[Any], batch_size: int) -> Batch:
-    """A batch of exactly `batch_size`: `samples` over and over."""
-    return collate_samples(task, [samples[index % len(samples)] for index in range(batch_size)])
-
-
-def probe_batch(task: Task, samples: Sequence[Any], batch_size: int, *, seed: int = 0) -> Batch:
-    """A batch of exactly `batch_size`: `samples` over and over, or from the task's own `train_loader`.
-
-    Raises:
-        TaskError: `train_loader` gave another number of samples than it was asked for.
-    """
-    if task.train_loader is None:
-        return repeated_batch(task, samples, batch_size)
-    batch = next(iter(task.train_loader(batch_size, seed)), None)
-    found = 0 if batch is None else count_samples(batch)
-    if found != batch_size:
-        raise TaskError(
-            f"train_loader(batch_size={batch_size}, seed={seed}) gives batches of that many samples; the first had "
-            f"{found}. If the data holds no more, give the loader a `dataset` with a length"
-        )
-    return batch

@@ -40,7 +40,21 @@ class CheckpointError(AutobatchError, ValueError):
 
 
 class WorkerDied(AutobatchError, RuntimeError):
-    """A worker process ended before it answered: killed, or crashed."""
+    """A worker process ended before it answered: killed, or crashed.
+
+    Attributes:
+        was_killed: by SIGKILL, which the kernel sends when memory runs out.
+    """
+
+    was_killed: bool = False
+
+
+class DeviceLost(WorkerDied):
+    """A step left its device in a state in which this process can use it no longer."""
+
+
+class RankLost(WorkerDied):
+    """Another rank of a data-parallel run ended, left, or did not come in time."""
 
 
 class WorkerTimeout(WorkerDied):

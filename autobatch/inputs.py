@@ -90,15 +90,16 @@ def task_for_model(
         sample, data = None, sample
     if sample is not None and data is not None:
         raise TaskError("sample= and data= are two ways to say one thing; found both")
+    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     if data is not None:
         inputs = inputs_from_data(data)
     elif sample is not None:
-        inputs = inputs_given(model, sample)
+        inputs = inputs_given(inner, sample)
     else:
-        inputs = inferred_inputs(model)
+        inputs = inferred_inputs(inner)
     assumed = list(inputs.assumed)
     if loss is None:
-        required = _required_inputs(model)
+        required = _required_inputs(inner)
         loss = partial(_output_loss, required)
         assumed.append("the loss is the model's own, or else the mean of its output")
         parts = inputs.sample if isinstance(inputs.sample, (tuple, list)) else ()
@@ -121,7 +122,7 @@ def task_for_model(
         collate=inputs.collate,
         precision=precision,
         baseline={"batch_size": len(dataset), "lr": DEFAULT_LR} if is_small else None,
-        name=type(model).__name__,
+        name=type(inner).__name__,
     )
     return task, tuple(assumed)
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from .bracket import Search, Sizes, fits
 from .errors import AutobatchError, DoesNotFit, SettingError, TaskError, WorkerDied
-from .plan import Measurement, MemoryLimit, Plan, Runner
+from .plan import Measurement, MemoryLimit, Plan, Prober
 from .units import format_size
 
 LimitedBy = Literal["memory", "dataset", "ceiling"]
@@ -107,12 +107,15 @@ class MaxBatch(int):
             "batch_size": int(self),
             "limited_by": self.limited_by,
             "peak_bytes": self.peak_bytes,
+            "allocated_bytes": self.verdict.allocated_bytes,
             "limit_bytes": self.limit.budget_bytes,
             "probes": [
                 {
                     "batch_size": probe.plan.batch_size,
                     "outcome": probe.outcome,
                     "peak_bytes": probe.peak_bytes,
+                    "allocated_bytes": probe.allocated_bytes,
+                    "alloc_retries": probe.alloc_retries,
                     "seconds": probe.seconds,
                     "fresh": probe.fresh,
                 }
@@ -124,7 +127,7 @@ class MaxBatch(int):
 
 
 def find_max_batch_size(
-    runner: Runner,
+    runner: Prober,
     plan: Plan,
     *,
     ceiling: int,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
 
@@ -59,6 +60,38 @@ class Config:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorstCase:
+    """Where the largest samples of a dataset are: its indices, or positions in data that is iterated.
+
+    Attributes:
+        largest: of equal size, to fill a batch with.
+        widest: others, each of which has the largest extent of some dimension; one of each belongs in a batch.
+        num_scanned: samples that were looked at.
+        num_samples: samples that there are; None for data that does not say.
+        varies: whether the sizes that were seen differ.
+        seconds: that the look took.
+    """
+
+    largest: tuple[int, ...]
+    widest: tuple[int, ...] = ()
+    num_scanned: int
+    num_samples: int | None
+    varies: bool
+    seconds: float = 0.0
+
+    @property
+    def assumption(self) -> str | None:
+        """One sentence where a larger sample may have been missed; None where all were seen, or none differ."""
+        if not self.varies or self.num_scanned == self.num_samples:
+            return None
+        of = "of data that does not say its size" if self.num_samples is None else f"of {self.num_samples}"
+        return (
+            f"the largest sample is among the {self.num_scanned} {of} that were looked at in {self.seconds:.0f} s: "
+            "another may need more memory"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFacts:
     """What is known about a task without training it.
 
@@ -73,6 +106,7 @@ class TaskFacts:
         has_test_data: whether a test set is there to score the winner and the baseline once.
         peak_lr_fraction: where in the schedule the learning rate peaks, in [0, 1]; 0 for a constant or falling one.
         warnings: what the check of the task found that does not stop it.
+        worst_cases: the largest samples, by the function that gives the data: "train_data", "val_data".
     """
 
     name: str
@@ -86,6 +120,13 @@ class TaskFacts:
     has_test_data: bool = False
     peak_lr_fraction: float = 0.0
     warnings: tuple[str, ...] = ()
+    worst_cases: Mapping[str, WorstCase] = field(default_factory=dict)
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """A sentence for each dataset in which a larger sample may have been missed."""
+        said = ((name, found.assumption) for name, found in self.worst_cases.items())
+        return tuple(f"in {name}(), {sentence}" for name, sentence in said if sentence is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +188,8 @@ class Measurement:
         compute_s: the same steps on batches already on the device.
         loader_s: seconds to get the samples of one optimizer step from the loader alone, onto the device.
         peak_bytes: highest memory in use over what was in use before the model was built; None where it cannot be read.
+        allocated_bytes: the most of it that was in tensors; None where nothing counts them apart.
+        others_bytes: what other processes held of the device when the run had ended; None where nobody says.
         alloc_retries: times the allocator had to give memory back and ask again: "fits, but thrashes".
         joules: energy of one optimizer step.
         seconds: what this measurement cost in wall time.
@@ -160,6 +203,8 @@ class Measurement:
     compute_s: tuple[float, ...] = ()
     loader_s: tuple[float, ...] = ()
     peak_bytes: int | None = None
+    allocated_bytes: int | None = None
+    others_bytes: int | None = None
     alloc_retries: int | None = None
     joules: float | None = None
     seconds: float = 0.0
@@ -258,11 +303,11 @@ class RungResult:
             )
 
 
-class Runner(ABC):
-    """Turns questions about one task on one device into measurements.
+class Prober(ABC):
+    """The part of a `Runner` that the search for the largest batch needs: it asks whether a plan fits.
 
-    Answers are data: an out-of-memory, a diverged trial, a crashed worker come back as outcomes. What no other size or
-    rate would mend is raised: `TaskError` for the user's code, `DeviceError` for the device.
+    Answers are data: running out of memory comes back as an outcome. What no other size would mend is raised:
+    `TaskError` for the user's code, `DeviceError` for the device.
     """
 
     @abstractmethod
@@ -270,12 +315,8 @@ class Runner(ABC):
         """What is known about the task without training it."""
 
     @abstractmethod
-    def device(self) -> DeviceInfo:
-        """The device that plans run on."""
-
-    @abstractmethod
     def memory(self) -> MemoryLimit:
-        """What a step may use; the same for every probe of this runner."""
+        """What a step may use; the same for every probe."""
 
     @abstractmethod
     def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
@@ -284,6 +325,18 @@ class Runner(ABC):
         Two steps to explore. For a verdict: at least three, then the evaluation batch and the short last batch, in a
         process that ran nothing else wherever the runner has one to give.
         """
+
+
+class Runner(Prober):
+    """Turns questions about one task on one device into measurements.
+
+    Answers are data: an out-of-memory, a diverged trial, a crashed worker come back as outcomes. What no other size or
+    rate would mend is raised: `TaskError` for the user's code, `DeviceError` for the device.
+    """
+
+    @abstractmethod
+    def device(self) -> DeviceInfo:
+        """The device that plans run on."""
 
     @abstractmethod
     def time(self, plan: Plan, *, budget_s: float) -> Measurement:

@@ -55,6 +55,7 @@ class Race:
     runner: Runner
     ledger: Ledger
     max_batch: int
+    max_micro_batch: int
     costs: Costs
     eval_batch_size: int
     settings: SearchSettings
@@ -96,6 +97,7 @@ class Race:
             facts,
             self.costs.times,
             max_batch=self.max_batch,
+            max_micro_batch=self.max_micro_batch,
             horizon_s=self.costs.horizon_s,
             baseline=self.baseline,
             lr_hint=lr_hint,
@@ -115,8 +117,8 @@ class Race:
         self.waiting = warm_starts(self.space, self.baseline, plan, lr_hint) if plan else []
 
     def _plan_for(self, effective_batch: int) -> Plan | None:
-        facts = self.runner.facts()
-        return self.costs.times.plan_for(effective_batch, self.max_batch, facts.precision, facts.accumulates)
+        precision = self.runner.facts().precision
+        return self.costs.times.plan_for(effective_batch, self.max_batch, precision, self.max_micro_batch)
 
     # The race
 
@@ -288,15 +290,21 @@ class Race:
             self.ledger.transfer(kind, "checkpoints", result.seconds - result.train_s - result.eval_s)
         return result
 
+    def _holds(self, plan: Plan) -> bool:
+        """Whether memory is thought to hold a plan."""
+        return plan.batch_size <= (self.max_batch if plan.accumulation_steps == 1 else self.max_micro_batch)
+
     def _tidy(self, trial: Trial) -> None:
         """Delete what will not be resumed or scored again, and remember what did not fit."""
         if trial.outcome == "oom":
-            self.max_batch = min(self.max_batch, trial.config.plan.batch_size - 1)
+            plan = trial.config.plan
+            self.max_micro_batch = min(self.max_micro_batch, plan.batch_size - 1)
+            if plan.accumulation_steps == 1:
+                self.max_batch = min(self.max_batch, plan.batch_size - 1)
             self.notes.append(
-                f"batch size {trial.config.plan.batch_size} ran out of memory in training; only smaller ones were tried"
-                " from then on"
+                f"batch size {plan.batch_size} ran out of memory in training; only smaller ones were tried from then on"
             )
-            self.waiting = [(c, origin) for c, origin in self.waiting if c.plan.batch_size <= self.max_batch]
+            self.waiting = [(config, origin) for config, origin in self.waiting if self._holds(config.plan)]
         if trial.state == "failed" or (trial.state == "complete" and trial.role in ("warm start", "search")):
             self.runner.forget(trial.number)
         paused = paused_best_first(self.trials, self.direction)

@@ -15,14 +15,15 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .devices import host_memory
 from .devices.environment import count_exactly, worker_environment
 from .engines.local import LocalWorker
 from .engines.processes import ForkServer
-from .errors import WorkerDied, WorkerTimeout
+from .errors import DeviceLost, WorkerDied, WorkerTimeout
 from .libraries import Libraries, Watch
 from .plan import (
     DeviceInfo,
@@ -36,10 +37,14 @@ from .plan import (
     RungResult,
     Runner,
     TaskFacts,
+    WorstCase,
 )
+from .ranks import Place
 
 _NOTHING = Libraries((), ())
 
+# Assumed: no few steps, their compilation and the reading of their samples take longer.
+PROBE_TIMEOUT_S = 600.0
 _GRACE_S = 2.0  # assumed: what a rung may need past its own limit to notice it, before its worker is killed
 
 
@@ -54,6 +59,8 @@ class RunnerSpec:
         memory_limit_bytes, headroom, mode: as `TorchRunner` takes them.
         checkpoints: folder of paused trials.
         threads: CPU threads of a training step.
+        place: among the ranks that train the model together; the worker's process group says the same, and holds
+            nobody else. None for training in one process.
     """
 
     path: Path | None = None
@@ -64,6 +71,9 @@ class RunnerSpec:
     mode: Mode = "training"
     checkpoints: Path | None = None
     threads: int = 1
+    worst_cases: Mapping[str, WorstCase] = field(default_factory=dict)
+    soak_steps: int = 0
+    place: Place | None = None
 
 
 # In a worker: the runner it has open, and what it began with.
@@ -82,6 +92,12 @@ def _open(spec: RunnerSpec) -> Runner:
 
     torch.set_num_threads(spec.threads)  # a fork has the server's one
     device = open_device(spec.device)
+    if spec.place is not None:
+        from .alone import stand_in  # only here: torch.distributed is for who needs it
+
+        if device.torch_device.type == "cuda":
+            torch.cuda.set_device(device.torch_device)  # as a rank's own script does: fully_shard takes the current one
+        stand_in(spec.place.rank, spec.place.size)
     task = unpickle_task(spec.pickled) if spec.pickled is not None else load_task(spec.path or "")
     return TorchRunner(
         task,
@@ -90,6 +106,8 @@ def _open(spec: RunnerSpec) -> Runner:
         headroom=spec.headroom,
         mode=spec.mode,
         checkpoints=spec.checkpoints,
+        worst_cases=spec.worst_cases,
+        soak_steps=spec.soak_steps,
     )
 
 
@@ -137,6 +155,7 @@ class RemoteRunner(Runner):
         log: file for everything the workers print; None for this process's stderr.
         remaining_s: seconds that a call may still take; a call that outlasts it loses its worker. None for no limit.
         environment: variables for the workers, on top of our own.
+        probe_timeout_s: after so long a probe is taken to hang, and its worker is ended; see `_patience_s`.
     """
 
     def __init__(
@@ -146,8 +165,10 @@ class RemoteRunner(Runner):
         log: Path | None = None,
         remaining_s: Callable[[], float] | None = None,
         environment: Mapping[str, str] | None = None,
+        probe_timeout_s: float = PROBE_TIMEOUT_S,
     ) -> None:
         self._spec, self._log, self._remaining_s = spec, log, remaining_s
+        self._probe_timeout_s = probe_timeout_s
         self._environment = worker_environment(spec.threads) | dict(environment or {})
         self._is_limited = spec.memory_limit_bytes is not None
         self._server: ForkServer | None = None
@@ -155,6 +176,7 @@ class RemoteRunner(Runner):
         self._is_exact = False  # whether the worker counts memory to the page
         self._worker = self._start(exact=False)
         self._is_fresh = True  # the worker has run no plan yet
+        self._slowest = (1, 0.0)  # samples of the last probe, and its seconds
         self._facts: TaskFacts | None = None
         self._device: DeviceInfo | None = None
         self._memory: MemoryLimit | None = None
@@ -201,7 +223,11 @@ class RemoteRunner(Runner):
             raise WorkerTimeout(
                 f"{method} took longer than the {min(limits):.1f} s it had; its worker was ended"
             ) from None
-        except WorkerDied:
+        except DeviceLost:
+            asked.process.kill()
+            raise
+        except WorkerDied as death:
+            death.was_killed = asked.process.killed
             if worker is not None or not self._died_of_libraries():
                 raise
         return self._call(method, *args, timeout_s=timeout_s, **kwargs)
@@ -237,6 +263,7 @@ class RemoteRunner(Runner):
             self._is_fresh = False  # the check takes steps
             facts: TaskFacts = self._call("facts")
             self._facts = facts
+            self._spec = replace(self._spec, worst_cases=facts.worst_cases)  # found once, not in every fresh process
         return self._facts
 
     def device(self) -> DeviceInfo:
@@ -249,9 +276,9 @@ class RemoteRunner(Runner):
         if self._memory is None:
             memory: MemoryLimit = self._call("memory")
             self._memory = memory
-            if self._on_cpu:
+            if self._on_cpu and not self._is_limited:
                 # What is free changes from one process to the next; every later one gets the first one's wall.
-                self._spec = replace(self._spec, memory_limit_bytes=memory.capacity_bytes, headroom=0.0)
+                self._spec = replace(self._spec, memory_limit_bytes=memory.budget_bytes, headroom=0.0)
         return self._memory
 
     @property
@@ -259,6 +286,26 @@ class RemoteRunner(Runner):
         return self.device().kind == "cpu"
 
     def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        """Where the worker dies, the probe is run once more, since not every death is the batch's doing; that it was is
+        clear where the kernel counts one more process that it killed for want of memory.
+        """
+        kills, is_first = host_memory.kills(), True
+        while True:
+            try:
+                return self._probe(plan, verdict)
+            except WorkerTimeout:
+                raise
+            except WorkerDied as death:
+                if self._died_of_libraries():  # and the batch was not the cause
+                    continue
+                if is_first and (kills is None or host_memory.kills() == kills):
+                    is_first = False
+                    continue
+                outcome: Outcome = "oom" if death.was_killed else "crashed"
+                return Measurement(plan=plan, outcome=outcome, fresh=True, message=str(death))
+
+    def _probe(self, plan: Plan, verdict: bool) -> Measurement:
+        """The probe, in a worker that suits it."""
         self.memory()
         self._share_libraries()
         if self._on_cpu:
@@ -271,19 +318,24 @@ class RemoteRunner(Runner):
             worker = self._worker
         is_fresh = self._on_cpu or self._is_fresh
         self._is_fresh = False
+        begun, patience_s = time.monotonic(), self._patience_s(plan)
+        is_last = self._remaining_s is not None and self._remaining_s() < patience_s
         try:
-            measurement: Measurement = self._call("probe", plan, worker=worker, verdict=verdict)
-        except WorkerTimeout:
-            raise
-        except WorkerDied as death:
-            if self._died_of_libraries():  # and the batch was not the cause
-                return self.probe(plan, verdict=verdict)
-            outcome: Outcome = "oom" if worker.process.killed else "crashed"
-            return Measurement(plan=plan, outcome=outcome, fresh=is_fresh, message=str(death))
+            measurement: Measurement = self._call("probe", plan, worker=worker, timeout_s=patience_s, verdict=verdict)
+        except WorkerTimeout as hang:
+            if is_last:  # it was the time for everything that ended
+                raise
+            return Measurement(plan=plan, outcome="crashed", fresh=is_fresh, message=str(hang))
         finally:
             if worker is not self._worker:
                 worker.process.kill()
-        return measurement
+        self._slowest = (plan.effective_batch_size, time.monotonic() - begun)
+        return replace(measurement, fresh=is_fresh)
+
+    def _patience_s(self, plan: Plan) -> float:
+        """Seconds after which a probe is taken to hang: more than a loss over all pairs could need, by the last one."""
+        size, seconds = self._slowest
+        return self._probe_timeout_s + 2 * seconds * (plan.effective_batch_size / size) ** 2
 
     def _work(self, method: str, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
         """A call outside of probing."""

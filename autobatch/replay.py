@@ -13,6 +13,7 @@ from typing import Any
 
 from .errors import CheckpointError, ReportError
 from .plan import Config, DeviceInfo, LrSweep, Measurement, MemoryLimit, Plan, Rung, RungResult, Runner, TaskFacts
+from .recording import Recording, ReplayProber
 from .sim import VirtualClock
 
 _MIB = 1 << 20
@@ -30,16 +31,18 @@ class ReplayRunner(Runner):
     Only tabulated batch sizes have scores: another effective batch reads the nearest one by its logarithm. The
     learning rate interpolates linearly in its logarithm, and so does the share of the schedule; both are clamped.
     Seed s reads column s modulo the number of columns, so that neighbouring seeds differ. Step times are the table's,
-    of the micro-batch. What a table does not hold is made up and simple: memory of 1 MiB per sample, with room for the
-    largest tabulated batch; an evaluation of `eval_s`; a range test (see `sweep_lr`).
+    of the micro-batch. What a table does not hold is made up and simple: memory (but for a recording) of 1 MiB per
+    sample, with room for the largest tabulated batch; an evaluation of `eval_s`; a range test (see `sweep_lr`).
 
     Attributes:
         table: as in its JSON file; `load` checks it.
+        recording: probes of the same task, which `memory` and `probe` then answer from.
     """
 
     table: dict[str, Any]
     clock: VirtualClock = field(default_factory=VirtualClock)
     eval_s: float = 0.0
+    recording: Recording | None = None
     kept: dict[int, int] = field(default_factory=dict)
 
     @classmethod
@@ -83,10 +86,16 @@ class ReplayRunner(Runner):
         return DeviceInfo(name="a table", kind="cpu", notes=("step times and scores are read from a table",))
 
     def memory(self) -> MemoryLimit:
+        if self.recording is not None:
+            return self.recording.limit
         limit = self.table["batch_sizes"][-1] * _MIB
         return MemoryLimit(capacity_bytes=limit, budget_bytes=limit, source="the end of the table, 1 MiB a sample")
 
     def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        if self.recording is not None:
+            replayed = ReplayProber(self.recording, self.facts()).probe(plan, verdict=verdict)
+            self.clock.advance(replayed.seconds)
+            return replayed
         peak = plan.batch_size * _MIB
         if peak > self.memory().capacity_bytes:
             return Measurement(plan=plan, outcome="oom", fresh=verdict, message="simulated: past the end of the table")

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, get_type_hints
 
 from .confirmation import ScoreSummary
 from .errors import ReportError
+from .files import write_whole
 from .plan import Config, DeviceInfo, Direction, Plan, Precision
 from .shapes import NUMBER, NUMBER_OR_NULL, TEXT_OR_NULL, Reader
 
@@ -252,59 +251,6 @@ def load_json(path: Path) -> object:
         raise ReportError(f"{path} is not whole JSON: {error.msg} at line {error.lineno}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
         raise ReportError(f"{path} is not a report: {error}") from None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Put `text` into a file: after a crash there is the old file or the new one, never half of one.
-
-    A link is followed; what is no ordinary file (`/dev/stdout`, a pipe) is written to and not replaced.
-
-    Raises:
-        ReportError: the file cannot be written.
-    """
-    partial: str | None = None
-    try:
-        path = path.resolve()
-        if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
-            return
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(partial, 0o666 & ~umask)  # mkstemp's file is private, a report is for colleagues too
-        os.replace(partial, path)
-        partial = None
-    except OSError as error:
-        raise ReportError(f"{path} cannot be written: {error.strerror}") from None
-    finally:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)
-
-
-def check_writable(path: Path) -> None:
-    """Find out now, before hours of work, whether a report can be put at `path`.
-
-    Raises:
-        ReportError: its folder is not there or not writable, or `path` is a folder or a read-only file.
-    """
-    path = path.resolve()
-    if path.is_dir():
-        raise ReportError(f"{path} cannot be written: it is a folder; name a file")
-    if not path.parent.is_dir():
-        raise ReportError(f"{path} cannot be written: there is no folder {path.parent}")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise ReportError(f"{path} cannot be written: the file is read-only")
-    if path.exists() and not path.is_file():
-        return
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name):
-            pass
-    except OSError as error:
-        raise ReportError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _config(found: Reader) -> Config:

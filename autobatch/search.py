@@ -34,6 +34,7 @@ def search(
     times: StepTimes,
     *,
     max_batch: int,
+    max_micro_batch: int | None = None,
     horizon_s: float,
     eval_s: float,
     eval_batch_size: int,
@@ -51,6 +52,7 @@ def search(
         ledger: charged for everything done here.
         times: the throughput profile; the currency of every comparison.
         max_batch: the most samples that fit in one forward and backward pass.
+        max_micro_batch: the same beside gradients that are kept, for steps that accumulate; None for `max_batch`.
         horizon_s: seconds of training of a full trial, by the profile.
         eval_s, eval_batch_size: seconds and batch size of one evaluation of the validation data.
         overhead_s: seconds of writing and reading a checkpoint.
@@ -64,9 +66,12 @@ def search(
         NoValidResult: the time ran out before the baseline was trained, or every trial failed.
     """
     settings = settings or SearchSettings()
+    facts = runner.facts()
+    if max_micro_batch is None:
+        max_micro_batch = max_batch
     costs = Costs(
         times=times,
-        ladder=settings.ladder.beyond(runner.facts().peak_lr_fraction),
+        ladder=settings.ladder.beyond(facts.peak_lr_fraction),
         horizon_s=horizon_s,
         eval_s=eval_s,
         overhead_s=overhead_s,
@@ -75,6 +80,7 @@ def search(
         runner=runner,
         ledger=ledger,
         max_batch=max_batch,
+        max_micro_batch=max_micro_batch if facts.accumulates else 0,
         costs=costs,
         eval_batch_size=eval_batch_size,
         settings=settings,

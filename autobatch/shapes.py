@@ -51,6 +51,9 @@ class Reader:
         """The same, or None where it is null or not there."""
         return None if self._data.get(key) is None else self.number(key)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._data
+
     def one_of(self, key: str, choices: Any) -> Any:
         """The value of a key, one of the words of a `Literal`."""
         value = self.get(key, str)

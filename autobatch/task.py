@@ -7,7 +7,6 @@ them. What can be known without calling anything is checked here; `check.py` cal
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from .errors import TaskError
 from .plan import Config, Direction, Plan, Precision
 from .task_file import blame as blame
-from .task_file import gather, run_file
+from .task_file import existing_file, gather, run_file
 from .task_file import user_traceback as user_traceback
 from .task_rules import FILE_NAMES, REQUIRED, missing, misspellings, value_problems
 
@@ -173,7 +172,7 @@ def load_task(path: str | Path) -> Task:
     Raises:
         TaskError: there is no such file, it cannot be run, or what it defines is no task; lists every problem.
     """
-    file = _existing_file(Path(path))
+    file = existing_file(Path(path))
     module = run_file(file)
     given = getattr(module, "task", None)
     if isinstance(given, Task):
@@ -190,18 +189,6 @@ def load_task(path: str | Path) -> Task:
     if problems:
         raise gather(file.name, problems)
     return Task(**({"name": file.stem} | values), path=file)
-
-
-def _existing_file(path: Path) -> Path:
-    if path.is_dir():
-        raise TaskError(f"a task is a Python file; {path} is a folder: pass the file in it, as in {path / 'model.py'}")
-    if path.suffix != ".py":
-        raise TaskError(f"a task is a Python file whose name ends in .py; found {path}")
-    if not path.exists():
-        near = [file.name for file in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, near, n=1)
-        raise TaskError(f"there is no file {path}{f'; did you mean {path.parent / close[0]}?' if close else ''}")
-    return path.resolve()
 
 
 def _defined_names(module: ModuleType) -> list[str]:

@@ -7,6 +7,7 @@ a DataLoader worker that is spawned, not forked, imports that name in a process 
 
 from __future__ import annotations
 
+import difflib
 import importlib.machinery
 import importlib.util
 import linecache
@@ -66,6 +67,23 @@ class _TaskFileFinder(MetaPathFinder):
 
 
 sys.meta_path.append(_TaskFileFinder())
+
+
+def existing_file(path: Path) -> Path:
+    """Where the task file that the user named is.
+
+    Raises:
+        TaskError: there is no such file, or it is no Python file; the message has what is most like it.
+    """
+    if path.is_dir():
+        raise TaskError(f"a task is a Python file; {path} is a folder: pass the file in it, as in {path / 'model.py'}")
+    if path.suffix != ".py":
+        raise TaskError(f"a task is a Python file whose name ends in .py; found {path}")
+    if not path.exists():
+        near = [file.name for file in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, near, n=1)
+        raise TaskError(f"there is no file {path}{f'; did you mean {path.parent / close[0]}?' if close else ''}")
+    return path.resolve()
 
 
 def run_file(path: Path) -> ModuleType:

@@ -140,23 +140,31 @@ class ThroughputCurve:
         return f"speed saturates at batch {self.knee_batch_size}: the smallest with 80 % of the highest samples/s"
 
     def plan_for(
-        self, effective_batch: int, max_batch: int, precision: Precision, accumulates: bool = True
+        self, effective_batch: int, max_batch: int, precision: Precision, max_micro_batch: int | None = None
     ) -> Plan | None:
         """The fastest plan whose step averages over `effective_batch` samples; None where there is none.
 
         Accumulation starts only past memory, since it gives no throughput: a batch that fits is taken whole. Otherwise
-        the batch is the divisor up to `max_batch` with the least total time, the larger of equals.
+        the batch is the divisor up to `max_micro_batch` with the least total time, the larger of equals.
+
+        Args:
+            effective_batch: samples that a step averages over.
+            max_batch: the largest batch that fits.
+            precision: of the plan.
+            max_micro_batch: the largest that fits beside gradients that are kept; 0 where a batch must not be split,
+                None for `max_batch`.
         """
         if effective_batch <= max_batch:
             return Plan(batch_size=effective_batch, precision=precision)
-        if not accumulates or max_batch < 1:
+        most = max_batch if max_micro_batch is None else min(max_batch, max_micro_batch)
+        if most < 1:
             return None
         divisors = [
             d
             for low in range(1, math.isqrt(effective_batch) + 1)
             if effective_batch % low == 0
             for d in (low, effective_batch // low)
-            if d <= max_batch
+            if d <= most
         ]
         batch = min(divisors, key=lambda d: (self.step_s(d) * (effective_batch // d), -d))
         return Plan(batch_size=batch, accumulation_steps=effective_batch // batch, precision=precision)

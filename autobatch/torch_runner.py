@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -25,18 +26,16 @@ from .check import check_inference, check_task, peak_lr_fraction
 from .data import (
     Batch,
     counted_samples,
-    largest_samples,
     load_data,
     num_samples,
-    probe_batch,
-    repeated_batch,
     seed_everything,
     to_device,
     training_batches,
     val_loader,
 )
 from .devices import Device
-from .errors import AutobatchError, CheckpointError, NoValidResult, TaskError
+from .devices.oom import is_device_lost
+from .errors import AutobatchError, CheckpointError, DeviceLost, NoValidResult, TaskError
 from .plan import (
     Config,
     DeviceInfo,
@@ -50,17 +49,18 @@ from .plan import (
     RungResult,
     Runner,
     TaskFacts,
+    WorstCase,
 )
 from .state import preserve, preserve_generators
 from .task import Task, blame
 from .training import Trainer, autocast, read_checkpoint
+from .worst_case import WorstSamples, find_worst_case, loader_batch
 
 T = TypeVar("T")
 
-_EXPLORE_STEPS = (
-    2  # the first step allocates the optimizer's state, the second runs beside it (DESIGN: +1241 MiB, GPT-2 small)
-)
-_VERDICT_STEPS = 3
+# Steps before the evaluation batch, the short batch and one more step. The first step allocates the optimizer's state,
+# which the last one runs beside (+1241 MiB for GPT-2 small in FakeTensor traces).
+_EXPLORE_STEPS, _VERDICT_STEPS = 1, 3
 # The length of the schedule of a model that is only measured. Assumed: no measurement comes near it, and a schedule
 # that is computed ahead for all of its steps is still quick to make and small.
 _BENCH_STEPS = 1_000_000
@@ -113,6 +113,8 @@ class TorchRunner(Runner):
         mode: "training" for whole optimizer steps, "inference" for forward passes without gradients.
         live: `task.model()` returns the user's own object: it is borrowed and given back as it was.
         checkpoints: folder for paused trials; a temporary one by default.
+        worst_cases: from the facts of another runner of this task, which are then not looked for again.
+        soak_steps: optimizer steps on batches of the training data that a verdict takes beside its own.
     """
 
     def __init__(
@@ -125,13 +127,17 @@ class TorchRunner(Runner):
         mode: Mode = "training",
         live: bool = False,
         checkpoints: Path | None = None,
+        worst_cases: Mapping[str, WorstCase] | None = None,
+        soak_steps: int = 0,
     ) -> None:
         self._task, self._device, self._mode, self._live = task, device, mode, live
         self._limit = device.set_limit(memory_limit_bytes, headroom)
-        self._checkpoints = checkpoints
+        self._checkpoints, self._soak_steps = checkpoints, soak_steps
         self._own_checkpoints: tempfile.TemporaryDirectory[str] | None = None
         self._probes = 0
         self._data: dict[str, Any] = {}
+        self._worst_cases = dict(worst_cases or {})
+        self._samples: dict[str, WorstSamples] = {}
         self._facts: TaskFacts | None = None
         self._bench: Trainer | None = None  # one model for all probes and timings of this process
         self._last_model: weakref.ref[nn.Module] | None = None
@@ -148,6 +154,7 @@ class TorchRunner(Runner):
             baseline, is_users = self._task.baseline_config()
             trains = self._mode == "training"  # a model that only predicts may well be frozen, without an optimizer
             warnings = self._check(baseline.plan.batch_size) if trains else check_inference(self._task, self._load)
+            self._look_for_worst_cases(("train_data", "val_data") if trains else ("train_data",))
             self._facts = TaskFacts(
                 name=self._task.name,
                 train_size=self._train_size(),
@@ -160,6 +167,7 @@ class TorchRunner(Runner):
                 has_test_data=self._task.test_data is not None,
                 peak_lr_fraction=self._peak_lr_fraction() if trains else 0.0,
                 warnings=warnings,
+                worst_cases=self._worst_cases,
             )
         return self._facts
 
@@ -171,6 +179,12 @@ class TorchRunner(Runner):
         if isinstance(found, _Refused):
             return ("memory ran out while the task was checked with a few samples: the check was cut short",)
         return found
+
+    def _look_for_worst_cases(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name == "val_data" or self._task.train_loader is None:
+                with preserve_generators():
+                    self._guarded(f"going through {name}()", partial(self._worst_samples, name))
 
     def _peak_lr_fraction(self) -> float:
         found = self._guarded("the schedule", lambda: peak_lr_fraction(self._task))
@@ -214,6 +228,11 @@ class TorchRunner(Runner):
         except AutobatchError:
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001  # the user's code may raise anything
+            if is_device_lost(error):
+                raise DeviceLost(
+                    f"{blame(what, error, self._task.path)}\nThis process can use {self._device.torch_device} no "
+                    "longer: run such steps in a process of their own (`isolate=True`, or the command line)"
+                ) from None
             if not self._device.is_out_of_memory(error):
                 raise blame(what, error, self._task.path) from None
             message = _first_line(error)
@@ -256,10 +275,10 @@ class TorchRunner(Runner):
         self._probes += 1
         self._device.reset_peak()
         retries = self._device.alloc_retries()
-        with self._borrow():
+        with self._borrow(), self._device.held_to_budget() if verdict else nullcontext():
             what = "a training step" if self._mode == "training" else "a forward pass"
             finite = self._guarded(what, lambda: self._probe_steps(plan, verdict))
-            peak = self._device.peak_bytes()
+            peak, allocated = self._device.peak_bytes(), self._device.peak_allocated_bytes()
             if self._live:
                 self._bench = None  # it holds the borrowed model
         fresh = self._probes == 1
@@ -274,6 +293,8 @@ class TorchRunner(Runner):
             plan=plan,
             outcome=outcome,
             peak_bytes=peak,
+            allocated_bytes=allocated,
+            others_bytes=self._device.others_bytes(),
             alloc_retries=None if retries is None or now is None else now - retries,
             seconds=perf_counter() - started,
             fresh=fresh,
@@ -281,29 +302,41 @@ class TorchRunner(Runner):
 
     def _probe_steps(self, plan: Plan, verdict: bool) -> bool:
         """Run the steps of a probe; whether every loss was finite."""
-        samples = [] if self._task.train_loader is not None else largest_samples(self._task, self._train_data())
         steps = _VERDICT_STEPS if verdict else _EXPLORE_STEPS
         if self._mode == "inference":
-            return self._probe_forward(samples, plan, steps)
+            return self._probe_forward(plan, steps)
         bench = self._workbench(plan)
-        batch = probe_batch(self._task, samples, plan.batch_size)
-        losses = []
-        for _ in range(steps):
-            losses.append(bench.step(cycle([batch])))
-        if verdict:
-            self._probe_evaluation(bench, plan)
-            size = None if self._task.train_loader is not None else num_samples(self._train_data())
-            rest = size % plan.batch_size if size is not None else 0
-            # Nobody's training is harmed by a last batch of one sample but batch norm's, which cannot take it.
-            if rest > 1:
-                bench.step(cycle([repeated_batch(self._task, samples, rest)]))
-            losses.append(bench.step(cycle([batch])))
+        batch = self._worst_batch(plan.batch_size)
+        losses = [bench.step(cycle([batch])) for _ in range(steps)]
+        self._probe_evaluation(bench, plan)
+        size = None if self._task.train_loader is not None else num_samples(self._train_data())
+        rest = size % plan.batch_size if size is not None else 0
+        # Nobody's training is harmed by a last batch of one sample but batch norm's, which cannot take it.
+        if rest > 1:
+            bench.step(cycle([self._worst_batch(rest)]))
+        losses.append(bench.step(cycle([batch])))
+        if verdict and self._soak_steps:
+            batches = training_batches(self._task, self._train_data(), plan, seed=0)
+            losses.extend(bench.step(batches) for _ in range(self._soak_steps))
         self._device.synchronize()
         return all(bool(torch.isfinite(loss)) for loss in losses if loss is not None)
 
+    def _worst_batch(self, batch_size: int) -> Batch:
+        """A training batch of the largest samples; of the task's own loader, its first."""
+        if self._task.train_loader is not None:
+            return loader_batch(self._task, batch_size)
+        return self._worst_samples("train_data").batch(batch_size)
+
+    def _worst_samples(self, name: str) -> WorstSamples:
+        if name not in self._samples:
+            if name not in self._worst_cases:
+                self._worst_cases[name] = find_worst_case(self._task, self._load(name))
+            self._samples[name] = WorstSamples(self._task, self._load(name), self._worst_cases[name])
+        return self._samples[name]
+
     def _probe_evaluation(self, bench: Trainer, plan: Plan) -> None:
         """One evaluation batch of the same size, on the largest samples of the validation data."""
-        batch = repeated_batch(self._task, largest_samples(self._task, self._load("val_data")), plan.batch_size)
+        batch = self._worst_samples("val_data").batch(plan.batch_size)
         try:
             bench.evaluate([batch])
         except (Exception, SystemExit) as error:
@@ -311,9 +344,9 @@ class TorchRunner(Runner):
             if self._task.evaluate is None or self._device.is_out_of_memory(error):
                 raise
 
-    def _probe_forward(self, samples: list[Any], plan: Plan, passes: int) -> bool:
+    def _probe_forward(self, plan: Plan, passes: int) -> bool:
         model = self._task.model().to(self._device.torch_device).eval()
-        batch = to_device(probe_batch(self._task, samples, plan.batch_size), self._device.torch_device)
+        batch = to_device(self._worst_batch(plan.batch_size), self._device.torch_device)
         with torch.no_grad(), autocast(self._device.torch_device, plan.precision):
             outputs = [self._task.loss(model, batch) for _ in range(passes)]
         self._device.synchronize()
@@ -551,6 +584,7 @@ class TorchRunner(Runner):
     def close(self) -> None:
         self._bench = None
         self._data.clear()
+        self._samples.clear()
         self._device.clean_up()
         self._device.lift_limit()
         if self._own_checkpoints is not None:

@@ -46,8 +46,10 @@ class StepTimes(Protocol):
     def step_s(self, batch_size: int) -> float:
         """Seconds of one forward, backward and optimizer step at `batch_size`, data loading included."""
 
-    def plan_for(self, effective_batch: int, max_batch: int, precision: Precision, accumulates: bool) -> Plan | None:
-        """The fastest plan of this effective batch size with at most `max_batch` samples at once, if there is one."""
+    def plan_for(self, effective_batch: int, max_batch: int, precision: Precision, max_micro_batch: int) -> Plan | None:
+        """The fastest plan of this effective batch size, if there is one: at most `max_batch` samples at once, at most
+        `max_micro_batch` where it accumulates.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,6 +247,7 @@ def space_for(
     times: StepTimes,
     *,
     max_batch: int,
+    max_micro_batch: int,
     horizon_s: float,
     baseline: Config,
     lr_hint: float | None = None,
@@ -258,7 +261,8 @@ def space_for(
 
     Args:
         facts, times: the task and its throughput profile.
-        max_batch: the most samples that fit in one forward and backward pass.
+        max_batch, max_micro_batch: the most samples that fit in one forward and backward pass, and in one of several
+            that a step accumulates.
         horizon_s: seconds of training of one full trial.
         baseline: its learning rate is a hint, its batch size the last resort where no power of two fits.
         lr_hint: the range test's suggestion at the knee; None without one.
@@ -268,7 +272,7 @@ def space_for(
     high = 4 * knee if facts.train_size is None else min(4 * knee, facts.train_size / 8)
     sizes = []
     for exponent in range(3, 1 + math.floor(math.log2(max(8, high)))):
-        plan = times.plan_for(2**exponent, max_batch, facts.precision, facts.accumulates)
+        plan = times.plan_for(2**exponent, max_batch, facts.precision, max_micro_batch)
         if max(8, knee / 8) <= 2**exponent <= high and plan and total_steps(plan, times, horizon_s) >= MIN_STEPS:
             sizes.append(2**exponent)
     batch = baseline.plan.effective_batch_size

@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
+from .bracket import fits
 from .errors import BudgetTooShort, NoValidResult, ReportError, WorkerTimeout
+from .files import check_writable
 from .learning_rate import LrCurve, find_lr_curve
 from .ledger import Ledger
 from .memory import MaxBatch, find_max_batch_size
 from .plan import Measurement, Plan, Runner, TaskFacts
 from .progress import Listener, Progress
 from .remote import RemoteRunner, RunnerSpec
-from .report import Report, check_writable
+from .report import Report
 from .throughput import ThroughputCurve, profile
 from .units import format_duration, format_lr, format_size
 
@@ -128,9 +130,10 @@ class _Tune:
             device = self.runner.device()
         self.say("start", f"{facts.name} on {device.name}")
         largest = self.largest_batch(facts)
+        micro_batch = self.largest_micro_batch(facts, largest)
         curve = self.throughput(facts, int(largest))
-        sweep = self.range_test(facts, curve, int(largest))
-        result = self.race(facts, curve, sweep, int(largest))
+        sweep = self.range_test(facts, curve, int(largest), micro_batch)
+        result = self.race(facts, curve, sweep, int(largest), micro_batch)
         return self.report(facts, largest, curve, sweep, result)
 
     def say(self, stage: str, text: str, predicted_s: float | None = None) -> None:
@@ -150,6 +153,24 @@ class _Tune:
                 on_probe=lambda probe: self.say("memory", describe_probe(probe)),
             )
 
+    def largest_micro_batch(self, facts: TaskFacts, largest: MaxBatch) -> int:
+        """The largest power of two that fits beside gradients that are kept; accumulation is for what does not fit.
+
+        Powers of two, because the race's batches are, and so their largest divisors.
+        """
+        if not facts.accumulates or largest.limited_by != "memory":
+            return int(largest) if facts.accumulates else 0
+        size = 1 << (int(largest).bit_length() - 1)
+        with self.ledger.charge("memory"):
+            while size >= 1:
+                plan = Plan(batch_size=size, accumulation_steps=2, precision=facts.precision)
+                probe = self.runner.probe(plan, verdict=True)
+                self.say("memory", f"accumulating, {describe_probe(probe)}")
+                if fits(probe, largest.limit, verdict=True):
+                    break
+                size //= 2
+        return size
+
     def throughput(self, facts: TaskFacts, largest: int) -> ThroughputCurve:
         budget_s = min(_PROFILE_SHARE * self.ledger.available_s, _PROFILE_MOST_S)
         plan = Plan(batch_size=1, precision=facts.precision)
@@ -165,9 +186,9 @@ class _Tune:
         self.say("profile", curve.describe_knee())
         return curve
 
-    def range_test(self, facts: TaskFacts, curve: ThroughputCurve, largest: int) -> LrCurve | None:
+    def range_test(self, facts: TaskFacts, curve: ThroughputCurve, largest: int, micro_batch: int) -> LrCurve | None:
         """At the knee; as many steps as its share of the budget pays for, none where that is too few."""
-        plan = curve.plan_for(curve.knee_batch_size, largest, facts.precision, facts.accumulates)
+        plan = curve.plan_for(curve.knee_batch_size, largest, facts.precision, micro_batch)
         fewest, most = _SWEEP_STEPS
         affordable = int(_SWEEP_SHARE * self.ledger.available_s / curve.step_s(curve.knee_batch_size))
         if plan is None or affordable < fewest:
@@ -183,7 +204,9 @@ class _Tune:
         self.say("range test", f"{found.rule} {what} at batch {plan.effective_batch_size}")
         return found
 
-    def race(self, facts: TaskFacts, curve: ThroughputCurve, sweep: LrCurve | None, largest: int) -> SearchResult:
+    def race(
+        self, facts: TaskFacts, curve: ThroughputCurve, sweep: LrCurve | None, largest: int, micro_batch: int
+    ) -> SearchResult:
         # Imported here, where the worker has long been started: optuna takes half a second.
         from .search import SearchSettings, horizon_s, search
         from .study import StudyRecord
@@ -207,6 +230,7 @@ class _Tune:
             self.ledger,
             curve,
             max_batch=largest,
+            max_micro_batch=micro_batch,
             horizon_s=horizon,
             eval_s=eval_s,
             eval_batch_size=eval_batch,
@@ -244,7 +268,7 @@ class _Tune:
             "dataset": f"batch {int(largest)} fits, and the data is too small for a larger one to be worth trying",
             "ceiling": f"batch {int(largest)} fits, and no larger one was looked for",
         }
-        warnings = [*facts.warnings, *largest.assumed]
+        warnings = [*facts.warnings, *facts.assumptions, *largest.assumed]
         starved = curve.describe_starvation()
         if starved is not None:
             warnings.append(starved)

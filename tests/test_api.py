@@ -171,3 +171,37 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
 def test_a_bare_model_is_not_tuned_for_want_of_data() -> None:
     with pytest.raises(SettingError, match=r"a Task or the path of a task file is needed.*got Linear"):
         autobatch.tune(nn.Linear(4, 2), budget="1m")  # type: ignore[arg-type]
+
+
+def test_a_search_can_be_kept_and_replayed(tmp_path: Path) -> None:
+    from autobatch.memory import find_max_batch_size
+    from autobatch.plan import Plan
+    from autobatch.recording import Recording, ReplayProber
+    from autobatch.sim import sim_facts
+
+    file = tmp_path / "probes.json"
+    found = autobatch.find_max_batch(
+        small(), torch.zeros(64), device="cpu", memory_limit="64MiB", prove=True, record=file
+    )
+    recording = Recording.load(file)
+    assert len(recording.probes) == len(found.probes)
+    assert recording.about["device"]["kind"] == "cpu"
+    replay = ReplayProber(recording, sim_facts())
+    again = find_max_batch_size(replay, Plan(batch_size=1), ceiling=131072, ceiling_is="ceiling", prove=True)
+    assert again == found
+
+
+def test_gradients_that_are_kept_leave_room_for_fewer_samples() -> None:
+    def found(**options: Any) -> int:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 16384), nn.ReLU(), nn.Linear(16384, 64))
+        return int(autobatch.find_max_batch(model, torch.zeros(64), device="cpu", memory_limit="96MiB", **options))
+
+    assert found(accumulation_steps=4) < found(soak=2)
+
+
+def test_settings_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(SettingError, match="accumulation_steps is at least 1; got 0"):
+        autobatch.find_max_batch(small(), torch.zeros(64), device="cpu", accumulation_steps=0, isolate=False)
+    with pytest.raises(SettingError, match="soak is a number of steps, at least 0; got -1"):
+        autobatch.find_max_batch(small(), torch.zeros(64), device="cpu", soak=-1)

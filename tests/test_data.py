@@ -18,8 +18,6 @@ from autobatch import Task
 from autobatch.data import (
     SampleStream,
     count_samples,
-    largest_samples,
-    probe_batch,
     take_samples,
     to_device,
     training_batches,
@@ -160,18 +158,6 @@ def test_a_batch_of_any_shape_moves_whole_and_is_counted(batch: Any) -> None:
 def test_what_has_no_tensor_cannot_be_counted() -> None:
     with pytest.raises(TaskError, match="at least one tensor with a batch dimension; found dict"):
         count_samples({"x": "text", "y": torch.tensor(1.0)})
-
-
-def test_a_probe_is_made_of_the_largest_samples_there_are() -> None:
-    sized = task(sample_size=lambda sample: float(sample) % 5)
-    assert [float(sample) for sample in largest_samples(sized, Numbers(10))] == [4.0, 9.0]
-    assert probe_batch(sized, [torch.tensor(4.0), torch.tensor(9.0)], 5).tolist() == [4, 9, 4, 9, 4]
-
-
-def test_a_loader_that_gives_too_few_samples_is_not_mistaken_for_a_fit() -> None:
-    short = task(train_loader=lambda batch_size, seed: DataLoader(Numbers(4), batch_size=batch_size))
-    with pytest.raises(TaskError, match=r"the first had 4\. .*give the loader a `dataset` with a length"):
-        probe_batch(short, [], 6)
 
 
 def test_evaluation_sees_every_sample_once_in_order() -> None:

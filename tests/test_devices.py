@@ -134,9 +134,21 @@ class TestCpu(DeviceContract):
         yield device
         device.lift_limit()
 
-    def test_the_wall_stands_at_the_budget(self, device: Device) -> None:
+    def test_the_wall_stands_at_the_capacity_and_for_a_verdict_at_the_budget(self, device: Device) -> None:
         limit = device.set_limit(self.limit_bytes, 0.25)
-        assert limit.capacity_bytes == limit.budget_bytes == 192 * MIB
+        assert (limit.capacity_bytes, limit.budget_bytes) == (256 * MIB, 192 * MIB)
+        between = 224 * MIB
+        assert self.allocate(device, between) is not None
+        with device.held_to_budget():
+            with pytest.raises(RuntimeError) as refused:
+                self.allocate(device, between)
+            assert device.is_out_of_memory(refused.value)
+            assert self.allocate(device, 160 * MIB) is not None
+        assert self.allocate(device, between) is not None
+
+    def test_the_wall_keeps_clear_of_the_end_of_what_is_free(self, device: Device) -> None:
+        limit = device.set_limit(None, 0.25)
+        assert limit.capacity_bytes == limit.budget_bytes
 
     def test_lifted_it_is_gone(self, device: Device) -> None:
         device.set_limit(self.limit_bytes, 0.0)
@@ -358,12 +370,13 @@ class FakeCuda:
     reserved: int = 0
     peak: int = 0
     uuid: str | None = "11112222-3333-4444-5555-666677778888"
+    libraries: int = 0  # what this process holds outside of the allocator
 
     def get_device_properties(self, index: int) -> SimpleNamespace:
         return SimpleNamespace(name="A Card", total_memory=self.total, uuid=self.uuid)
 
     def mem_get_info(self, index: int) -> tuple[int, int]:
-        return self.total - self.others - self.reserved, self.total
+        return self.total - self.others - self.libraries - self.reserved, self.total
 
     def memory_reserved(self, index: int) -> int:
         return self.reserved
@@ -371,6 +384,9 @@ class FakeCuda:
     def set_per_process_memory_fraction(self, fraction: float, index: int) -> None:
         assert 0 <= fraction <= 1
         self.allowed = fraction
+
+    def get_per_process_memory_fraction(self, index: int) -> float:
+        return self.allowed
 
     def take(self, size: int) -> None:
         needed = max(self.reserved, self.allocated + size)
@@ -463,6 +479,39 @@ class TestCudaStandIn(DeviceContract):
         device.set_limit(None, 0.0)
         device.lift_limit()
         assert memory.allowed == 0.5
+
+    def test_headroom_is_a_wall_too_and_what_the_user_set_comes_back(self, device: Device, memory: FakeCuda) -> None:
+        limit = device.set_limit(None, 0.05)
+        memory.others = 0  # somebody gives memory back: the capacity stays where it was
+        assert memory.allowed * memory.total == limit.capacity_bytes
+        device.lift_limit()
+        assert memory.allowed == 1.0
+        memory.allowed = 0.5
+        device.set_limit(None, 0.05)
+        assert memory.allowed == 0.5
+        device.lift_limit()
+        assert memory.allowed == 0.5
+
+    def test_what_libraries_take_beside_the_allocator_counts_and_what_others_take_does_not(
+        self, memory: FakeCuda
+    ) -> None:
+        nvml = FakeNvml(processes=[(os.getpid(), 1 << 30), (-1, memory.others)])
+        device = CudaDevice(0, cuda=memory, card=Card(0, memory.uuid, library=nvml))
+        device.set_limit(None, 0.05)
+        device.reset_peak()
+        memory.take(100 * MIB)
+        memory.libraries += 30 * MIB
+        memory.others += 500 * MIB
+        nvml.processes[1] = (-1, memory.others)
+        assert device.peak_bytes() == 130 * MIB
+        assert device.others_bytes() == memory.others
+        nvml.processes = []  # a container hides them: all of it is taken for our own
+        assert device.others_bytes() is None
+        assert device.peak_bytes() is not None
+
+    def test_how_the_allocator_is_set_up_is_told(self, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        assert "torch's allocator is set up as expandable_segments:True" in device.info().notes
 
     def test_between_budget_and_capacity_is_measured_not_refused(self, device: Device) -> None:
         limit = device.set_limit(self.limit_bytes, 0.5)

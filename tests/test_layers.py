@@ -13,14 +13,15 @@ PACKAGE = Path(__file__).parents[1] / "autobatch"
 
 # fmt: off
 ORDER = [
-    "errors", "units", "libraries", "plan", "sim", "replay",
+    "errors", "units", "files", "shapes", "libraries", "plan", "sim", "recording", "replay",
     "devices.environment", "devices.oom", "devices.host_memory", "devices.base", "devices.nvml", "devices.cuda",
     "devices.cpu", "devices.mps", "devices",
-    "task_file", "task_rules", "task", "state", "data", "training", "check_data", "check", "infer", "inputs",
+    "task_file", "task_rules", "task", "state", "data", "worst_case", "training", "micro_batches",
+    "guard_ranks", "guard", "check_data", "check", "infer", "inputs",
     "torch_runner", "warm",
     "progress", "bracket", "memory", "throughput", "learning_rate",
     "ledger", "trials", "study", "costs", "confirmation", "conclusion", "race", "search",
-    "shapes", "report", "render.document", "render.numbers", "render.evidence", "render.content", "render.terminal",
+    "report", "render.document", "render.numbers", "render.evidence", "render.content", "render.terminal",
     "render.markdown", "render.live", "render",
     "_worker", "engines.processes", "engines.local", "engines", "remote", "tuning", "api", "cli", "__main__",
 ]
@@ -36,7 +37,21 @@ HOMES = {
 }
 
 # What stands in the worker; all other modules are the coordinator's, and importing those brings no torch.
-WITH_TORCH = ("devices", "task", "data", "check", "infer", "inputs", "state", "training", "torch_runner", "warm")
+WITH_TORCH = (
+    "devices",
+    "task",
+    "data",
+    "worst_case",
+    "check",
+    "infer",
+    "inputs",
+    "state",
+    "training",
+    "micro_batches",
+    "guard",
+    "torch_runner",
+    "warm",
+)
 WITHOUT_TORCH = [
     name for name in ORDER if name == "devices.environment" or (not name.startswith(WITH_TORCH) and name != "__main__")
 ]

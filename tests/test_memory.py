@@ -359,17 +359,37 @@ def test_the_evidence_does_not_change() -> None:
 def test_json_has_the_fields_that_users_parse() -> None:
     probes = (ran(2, peak_bytes=20), ran(16, "oom", None), ran(8))
     answer = max_batch(verdict=probes[-1], probes=probes, assumed=("AdamW",))
+    unknown = {"allocated_bytes": None, "alloc_retries": None, "seconds": 0.5, "fresh": True}
     assert json.loads(json.dumps(answer.to_json())) == {
         "batch_size": 8,
         "limited_by": "memory",
         "peak_bytes": 50,
+        "allocated_bytes": None,
         "limit_bytes": 95,
         "probes": [
-            {"batch_size": 2, "outcome": "ok", "peak_bytes": 20, "seconds": 0.5, "fresh": True},
-            {"batch_size": 16, "outcome": "oom", "peak_bytes": None, "seconds": 0.5, "fresh": True},
-            {"batch_size": 8, "outcome": "ok", "peak_bytes": 50, "seconds": 0.5, "fresh": True},
+            {"batch_size": 2, "outcome": "ok", "peak_bytes": 20} | unknown,
+            {"batch_size": 16, "outcome": "oom", "peak_bytes": None} | unknown,
+            {"batch_size": 8, "outcome": "ok", "peak_bytes": 50} | unknown,
         ],
         "assumed": ["AdamW"],
         "proved": False,
     }
     assert answer.curve == ((2, 20), (8, 50))
+
+
+class Crowded(SimRunner):
+    """A card that another process takes memory of while it is searched."""
+
+    others = 1 << 30
+
+    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        self.others += 200 << 20
+        return replace(super().probe(plan, verdict=verdict), others_bytes=self.others)
+
+
+def test_memory_that_others_took_meanwhile_is_told() -> None:
+    answer = find(Crowded())
+    told = [sentence for sentence in answer.assumed if "other processes" in sentence]
+    assert len(told) == 1
+    assert told[0].startswith("other processes held between 1.2 GiB and ")
+    assert "the answer is for what they left" in told[0]

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.devices.oom import is_out_of_memory
+from autobatch.devices.oom import is_device_lost, is_out_of_memory
 
 
 def wrapped(inner: BaseException, *, by: str) -> BaseException:
@@ -145,3 +145,29 @@ def test_a_real_shape_mismatch_is_not() -> None:
     with pytest.raises(RuntimeError) as refused:
         torch.ones(2, 3) @ torch.ones(2, 3)
     assert not is_out_of_memory(refused.value, limited_cpu=True)
+
+
+LOST = [
+    RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be asynchronous"),
+    RuntimeError("CUDA error: device-side assert triggered"),
+    RuntimeError("HIP error: unspecified launch failure"),
+    wrapped(RuntimeError("CUDA error: misaligned address"), by="cause"),
+]
+NOT_LOST = [
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: invalid configuration argument"),
+    ValueError("CUDA error: device-side assert triggered"),  # somebody's own words
+    RuntimeError("my kernel says: device-side assert triggered"),
+    torch.OutOfMemoryError("CUDA out of memory."),
+]
+
+
+@pytest.mark.parametrize("error", LOST)
+def test_an_error_that_leaves_the_device_unusable_is_recognised_and_no_out_of_memory(error: BaseException) -> None:
+    assert is_device_lost(error)
+    assert not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("error", NOT_LOST)
+def test_other_errors_leave_the_device_usable(error: BaseException) -> None:
+    assert not is_device_lost(error)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from autobatch.devices import host_memory
 from autobatch.errors import TaskError, WorkerTimeout
 from autobatch.plan import Config, Plan, Rung
-from autobatch.remote import RemoteRunner, RunnerSpec, default_threads
+from autobatch.remote import PROBE_TIMEOUT_S, RemoteRunner, RunnerSpec, default_threads
 
 from .processes import wait_until_gone
 
@@ -54,6 +57,8 @@ def loss(model, batch):
             time.sleep(600)
         if fault == "exit":
             sys.exit(0)
+        if fault == "assert":
+            raise RuntimeError("CUDA error: device-side assert triggered")
         if fault == "raise":
             raise ValueError("a bug of the user's")
     x, y = batch
@@ -242,6 +247,70 @@ def test_a_worker_that_dies_in_a_probe_is_one_failed_probe(
     assert runner.probe(Plan(batch_size=2)).outcome == "ok"
 
 
+def test_a_worker_that_somebody_kills_in_a_probe_costs_no_answer(
+    opened: Callable[..., RemoteRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = opened()
+    runner.memory()
+    start, started = runner._start, []
+
+    def killed_at_first(*, exact: bool) -> Any:
+        worker = start(exact=exact)
+        if not started:
+            worker.opening.add_done_callback(lambda _: os.kill(worker.process.pid, signal.SIGKILL))
+        started.append(worker)
+        return worker
+
+    monkeypatch.setattr(runner, "_start", killed_at_first)
+    probe = runner.probe(Plan(batch_size=2))
+    assert (probe.outcome, len(started)) == ("ok", 2)
+
+
+def test_where_the_kernel_counts_a_kill_for_want_of_memory_the_batch_is_not_run_again(
+    opened: Callable[..., RemoteRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = opened("kill")
+    runner.memory()
+    counts = iter(range(100))
+    monkeypatch.setattr(host_memory, "kills", lambda: next(counts))
+    start, started = runner._start, []
+    monkeypatch.setattr(runner, "_start", lambda exact: (started.append(exact), start(exact=exact))[1])
+    assert runner.probe(Plan(batch_size=2, accumulation_steps=20)).outcome == "oom"
+    assert len(started) == 1
+
+
+def test_a_probe_that_hangs_is_one_failed_probe(opened: Callable[..., RemoteRunner]) -> None:
+    runner = opened("hang")
+    runner.memory()
+    runner._probe_timeout_s = 5.0
+    hung = runner.probe(Plan(batch_size=2, accumulation_steps=20))
+    assert hung.outcome == "crashed"
+    assert "probe took longer than the 5.0 s it had" in str(hung.message)
+    runner._probe_timeout_s = 600.0
+    assert runner.probe(Plan(batch_size=2)).outcome == "ok"
+
+
+def test_patience_grows_as_a_loss_over_all_pairs_does(opened: Callable[..., RemoteRunner]) -> None:
+    runner = opened()
+    runner._slowest = (10, 3.0)
+    assert runner._patience_s(Plan(batch_size=100)) == PROBE_TIMEOUT_S + 600.0
+
+
+def test_a_step_that_breaks_the_device_is_one_failed_probe_in_a_worker_that_is_replaced(
+    opened: Callable[..., RemoteRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RemoteRunner, "_on_cpu", False)
+    runner = opened("assert")
+    runner.facts()
+    first = runner._worker.process.pid
+    lost = runner.probe(Plan(batch_size=2, accumulation_steps=20))
+    assert lost.outcome == "crashed"
+    assert "device-side assert triggered" in str(lost.message)
+    assert "model.py" in str(lost.message)
+    assert wait_until_gone(first)
+    assert runner.probe(Plan(batch_size=2)).outcome == "ok"
+
+
 def test_a_crash_costs_a_rung_and_the_next_trial_runs(opened: Callable[..., RemoteRunner]) -> None:
     runner = opened("segfault")
     crashed = runner.advance(rung())
@@ -278,7 +347,7 @@ def test_a_worker_that_died_is_replaced_for_the_next_probe_and_only_a_fresh_one_
     assert runner.probe(Plan(batch_size=2)).outcome == "ok"
     assert runner._worker.process.pid == first
     died = runner.probe(Plan(batch_size=2, accumulation_steps=20))
-    assert (died.outcome, died.fresh) == ("oom", False)
+    assert (died.outcome, died.fresh) == ("oom", True)  # the second time, which was in a worker of its own
     assert runner.probe(Plan(batch_size=2)).outcome == "ok"
     assert runner._worker.process.pid != first
     verdict = runner.probe(Plan(batch_size=4), verdict=True)

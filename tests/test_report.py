@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from autobatch.confirmation import ScoreSummary
 from autobatch.errors import ReportError
+from autobatch.files import check_writable, write_whole
 from autobatch.plan import Config, DeviceInfo, Plan
-from autobatch.report import SCHEMA, Report, check_writable, load_json, write_whole
+from autobatch.report import SCHEMA, Report, load_json
 from tests.reports import example
 
 EXAMPLE = example()

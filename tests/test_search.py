@@ -44,14 +44,14 @@ class Profile:
         return self.runner.step_s(batch_size)
 
     def plan_for(
-        self, effective_batch: int, max_batch: int, precision: Precision = "fp32", accumulates: bool = True
+        self, effective_batch: int, max_batch: int, precision: Precision = "fp32", max_micro_batch: int | None = None
     ) -> Plan | None:
-        if effective_batch > max_batch and not accumulates:
-            return None
-        size = max((b for b in range(1, max_batch + 1) if effective_batch % b == 0), default=None)
+        if effective_batch <= max_batch:
+            return Plan(batch_size=effective_batch, precision=precision)
+        most = max_batch if max_micro_batch is None else max_micro_batch
+        size = max((b for b in range(1, most + 1) if effective_batch % b == 0), default=None)
         if size is None:
             return None
-        size = min(size, effective_batch)
         return Plan(batch_size=size, accumulation_steps=effective_batch // size, precision=precision)
 
 
@@ -465,19 +465,19 @@ def test_a_horizon_at_which_the_baseline_hardly_moves_is_refused() -> None:
 # The space, the ladder and the promotions
 
 
-@given(st.integers(1, 4096), st.integers(8, 100_000), st.integers(1, 4096), st.booleans(), st.integers(1, 512))
+@given(st.integers(1, 4096), st.integers(8, 100_000), st.integers(1, 4096), st.integers(0, 4096), st.integers(1, 512))
 def test_the_space_always_holds_something_that_can_be_run(
-    knee: int, train_size: int, max_batch: int, accumulates: bool, baseline: int
+    knee: int, train_size: int, max_batch: int, micro: int, baseline: int
 ) -> None:
     runner = SimRunner()
-    facts = sim_facts(train_size=train_size, accumulates=accumulates)
+    facts, micro = sim_facts(train_size=train_size), min(micro, max_batch)
     config = Config(plan=Plan(batch_size=baseline), lr=1e-3)
     times = Profile(runner, knee_batch_size=knee)
-    space = space_for(facts, times, max_batch=max_batch, horizon_s=5.0, baseline=config)
+    space = space_for(facts, times, max_batch=max_batch, max_micro_batch=micro, horizon_s=5.0, baseline=config)
     assert space.effective_batch_sizes
     assert space.lr_low < 1e-3 * (knee / baseline) ** 0.5 < space.lr_high
     for size in space.effective_batch_sizes:
-        plan = times.plan_for(size, max_batch, "fp32", accumulates)
+        plan = times.plan_for(size, max_batch, "fp32", micro)
         assert size == baseline or (
             plan is not None
             and total_steps(plan, times, 5.0) >= MIN_STEPS
@@ -489,17 +489,32 @@ def test_the_range_test_cuts_the_learning_rates_off_above() -> None:
     runner = SimRunner()
     baseline = Config(plan=Plan(batch_size=256), lr=1e-3)
     cut = space_for(
-        sim_facts(), Profile(runner), max_batch=999, horizon_s=5, baseline=baseline, lr_hint=2e-3, lr_diverged=0.05
+        sim_facts(),
+        Profile(runner),
+        max_batch=999,
+        max_micro_batch=999,
+        horizon_s=5,
+        baseline=baseline,
+        lr_hint=2e-3,
+        lr_diverged=0.05,
     )
     assert cut.lr_high == 0.05
-    kept = space_for(sim_facts(), Profile(runner), max_batch=999, horizon_s=5, baseline=baseline, lr_diverged=1e-4)
+    kept = space_for(
+        sim_facts(),
+        Profile(runner),
+        max_batch=999,
+        max_micro_batch=999,
+        horizon_s=5,
+        baseline=baseline,
+        lr_diverged=1e-4,
+    )
     assert kept.lr_high == 2e-3
 
 
 def test_warm_starts_that_cannot_be_told_apart_are_one() -> None:
     runner = SimRunner()
     baseline = Config(plan=Plan(batch_size=256), lr=1e-3)
-    space = space_for(sim_facts(), Profile(runner), max_batch=999, horizon_s=5, baseline=baseline)
+    space = space_for(sim_facts(), Profile(runner), max_batch=999, max_micro_batch=999, horizon_s=5, baseline=baseline)
     assert warm_starts(space, baseline, Plan(batch_size=256), None) == []
     assert warm_starts(space, baseline, Plan(batch_size=256), 1.05e-3) == []
     ((config, origin),) = warm_starts(space, baseline, Plan(batch_size=256), 1e-2)

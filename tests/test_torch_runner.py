@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 from autobatch import Task
 from autobatch.data import counted_samples, load_data
 from autobatch.devices import open_device
-from autobatch.errors import NoValidResult, TaskError
+from autobatch.errors import DeviceLost, NoValidResult, TaskError
 from autobatch.plan import Config, Plan, Rung, RungResult
 from autobatch.task import accuracy, load_task
 from autobatch.torch_runner import TorchRunner, relative_spread
@@ -390,3 +390,67 @@ def test_a_rung_whose_evaluation_ends_the_process_can_be_run_again(tmp_path: Pat
     runner.close()
     assert again.outcome == "ok"
     assert [path.name for path in tmp_path.iterdir()] == ["trial-00001.pt"]
+
+
+class Counts:
+    """A loss that notes the size of every batch it sees in training."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        x, y = batch
+        if model.training:
+            self.sizes.append(len(x))
+        return nn.functional.cross_entropy(model(x), y)
+
+
+def probed(plan: Plan, verdict: bool, **changes: Any) -> tuple[list[int], Any]:
+    counts = Counts()
+    runner = TorchRunner(task(loss=counts), open_device("cpu"), **changes)
+    try:
+        probe = runner.probe(plan, verdict=verdict)
+    finally:
+        runner.close()
+    return counts.sizes, probe
+
+
+def test_a_probe_runs_whole_steps_and_the_short_last_batch_of_an_epoch() -> None:
+    # 96 samples: the last batch of an epoch has 96 mod 36 = 24.
+    assert probed(Plan(batch_size=36), False)[0] == [36, 24, 36]
+    assert probed(Plan(batch_size=36), True)[0] == [36, 36, 36, 24, 36]
+    assert probed(Plan(batch_size=36, accumulation_steps=2), False)[0] == [36, 36, 24, 24, 36, 36]
+
+
+def test_a_verdict_can_train_on_real_batches_too() -> None:
+    sizes, probe = probed(Plan(batch_size=36), True, soak_steps=5)
+    assert sizes == [36, 36, 36, 24, 36] + [36] * 5
+    assert probe.outcome == "ok"
+    assert probed(Plan(batch_size=36), False, soak_steps=5)[0] == [36, 24, 36]
+
+
+def test_real_batches_are_what_the_data_gives() -> None:
+    seen: list[torch.Tensor] = []
+
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        seen.append(batch[1])
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    runner = TorchRunner(task(loss=loss), open_device("cpu"), soak_steps=8)
+    runner.probe(Plan(batch_size=12), verdict=True)
+    runner.close()
+    real = torch.cat(seen[-8:])
+    assert sorted(real.tolist()) == sorted((torch.arange(96) % 3).tolist())  # an epoch of 8 batches, shuffled
+    assert not torch.equal(real, torch.arange(96) % 3)
+
+
+def test_a_step_that_leaves_the_device_unusable_says_that_it_needs_a_process_of_its_own(tmp_path: Path) -> None:
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    runner = opened("cpu", tmp_path, loss=loss)
+    with pytest.raises(
+        DeviceLost, match=r"illegal memory access(.|\n)*no longer: run such steps in a process of their own"
+    ):
+        runner.probe(Plan(batch_size=4))
+    runner.close()

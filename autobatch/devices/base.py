@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import platform
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypedDict
 
 import torch
@@ -47,6 +48,13 @@ class Device(ABC):
     def lift_limit(self) -> None:
         """Take the limit of `set_limit` down again, for a process that goes on to do other work."""
 
+    def held_to_budget(self) -> AbstractContextManager[None]:
+        """While it is open, a step is refused what is above the budget, not only what is above the capacity.
+
+        For verdicts, on a device whose peak is read less exactly than its wall stands. Elsewhere it does nothing.
+        """
+        return nullcontext()
+
     @abstractmethod
     def synchronize(self) -> None:
         """Wait until everything that was queued has run."""
@@ -58,6 +66,16 @@ class Device(ABC):
     @abstractmethod
     def peak_bytes(self) -> int | None:
         """Highest memory in use since `reset_peak`; None where nothing counts it."""
+
+    def peak_allocated_bytes(self) -> int | None:
+        """Highest memory in tensors since `reset_peak`; the rest of the peak is what the allocator keeps for later, or
+        cannot use. None where nothing counts it apart.
+        """
+        return None
+
+    def others_bytes(self) -> int | None:
+        """Memory of the device that other processes hold now; None where nobody says."""
+        return None
 
     @abstractmethod
     def alloc_retries(self) -> int | None:

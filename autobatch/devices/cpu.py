@@ -2,9 +2,9 @@
 
 Two things make an answer repeat exactly.
 
-The wall alone decides. It is the soft RLIMIT_DATA, set to what the process had when the limit was set plus the
-*budget*: capacity and budget are the same here, and no step ends between them, where a peak that wobbles by some
-pages would have the last word.
+The wall alone decides. It is the soft RLIMIT_DATA: what the process had when the limit was set, and for a verdict the
+budget on top. A peak is read less exactly, and would not have the last word. For exploring, where a peak that was
+measured tells more than a refusal, the wall stands at the capacity.
 
 What a process has when the limit is set is brought to one state first, in a process started with `worker_environment`
 and told to `count_exactly`: one-time allocations are made before they can be counted (*measured*, torch 2.13, one
@@ -21,6 +21,8 @@ import gc
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import final
 
@@ -59,6 +61,7 @@ class CpuDevice(Device):
         self._pinned: list[bytes | bytearray] = []
         self._limit: MemoryLimit | None = None
         self._soft_before: int | None = None  # the soft RLIMIT_DATA to go back to; None while no wall is up
+        self._wall = 0  # where the wall stands, above what was held when the limit was set
         self._start = host_memory.process_memory(proc)
         self._highest_size = self._start.get("VmPeak", 0)
         self._counts_peak = False
@@ -80,8 +83,9 @@ class CpuDevice(Device):
     def set_limit(self, memory_limit_bytes: int | None, headroom: float) -> MemoryLimit:
         """What a step may use from now on, over what the process holds at this moment.
 
-        The wall stands at limit x (1 - headroom), so `capacity_bytes` equals `budget_bytes`. Where the system has no
-        such wall (not Linux), there is only a budget below the physical memory.
+        The wall stands at the capacity: the limit asked for, but no nearer to the end of what is free than the headroom
+        leaves, since there the kernel kills. Where the system has no such wall (not Linux), there is only a budget
+        below the physical memory.
         """
         check_limit(memory_limit_bytes, headroom)
         self.lift_limit()
@@ -91,13 +95,15 @@ class CpuDevice(Device):
         usable, source = capacity(memory_limit_bytes, memory.free_bytes, memory.source)
         self._settle()
         self._start = host_memory.process_memory(self._proc)
-        wanted = budget_bytes(usable, headroom)
-        budget = self._put_up_wall(self._start["VmData"], wanted)
-        if budget < wanted:
+        wanted = min(usable, budget_bytes(memory.free_bytes, headroom))
+        self._soft_before, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        wall = self._put_up_wall(wanted)
+        if wall < wanted:
             source = "left by the limit on data of this process (ulimit -d)"
-        if budget <= 0:
+        if wall <= 0:
             raise DeviceError(f"a training step needs free memory; {source}: {format_size(usable)}. Free some memory")
-        self._limit = MemoryLimit(capacity_bytes=budget, budget_bytes=budget, source=source)
+        budget = min(wall, budget_bytes(usable, headroom))
+        self._limit = MemoryLimit(capacity_bytes=wall, budget_bytes=budget, source=source)
         self.reset_peak()
         return self._limit
 
@@ -107,6 +113,17 @@ class CpuDevice(Device):
             resource.setrlimit(resource.RLIMIT_DATA, (self._soft_before, hard))
         self._soft_before = self._limit = None
         self._pinned.clear()
+
+    @contextmanager
+    def held_to_budget(self) -> Iterator[None]:
+        if self._limit is None or self._soft_before is None:
+            yield
+            return
+        self._put_up_wall(self._limit.budget_bytes)
+        try:
+            yield
+        finally:
+            self._put_up_wall(self._limit.capacity_bytes)
 
     def synchronize(self) -> None:
         """Nothing to wait for: operations return when they are done."""
@@ -132,7 +149,7 @@ class CpuDevice(Device):
         else:
             peak = now["VmHWM"] - self._start["VmRSS"]
         if self._soft_before is not None and self._limit is not None:
-            peak = min(peak, self._limit.budget_bytes)
+            peak = min(peak, self._wall)
         return max(0, peak)
 
     def alloc_retries(self) -> int | None:
@@ -160,17 +177,18 @@ class CpuDevice(Device):
         )
         return self._limit
 
-    def _put_up_wall(self, held_bytes: int, budget: int) -> int:
-        """The bytes above `held_bytes` where the wall really stands: an administrator's limit may be lower."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        wall = held_bytes + budget
-        for administrators in (soft, hard):
-            if administrators != resource.RLIM_INFINITY:
+    def _put_up_wall(self, above: int) -> int:
+        """The bytes above what was held at the start where the wall stands now: an administrator's may be lower."""
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        held = self._start["VmData"]
+        wall = held + above
+        for administrators in (self._soft_before, hard):
+            if administrators is not None and administrators != resource.RLIM_INFINITY:
                 wall = min(wall, administrators)
-        if wall > held_bytes:
+        if wall > held:
             resource.setrlimit(resource.RLIMIT_DATA, (wall, hard))
-            self._soft_before = soft
-        return wall - held_bytes
+        self._wall = wall - held
+        return self._wall
 
     def _settle(self) -> None:
         """Make what is allocated once, before it is counted; see the head of this file."""

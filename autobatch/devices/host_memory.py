@@ -62,6 +62,17 @@ def reset_resident_peak(proc: Path = PROC) -> bool:
     return True
 
 
+def kills(proc: Path = PROC) -> int | None:
+    """Processes that the kernel has killed for want of memory since the machine was started; None where it keeps no
+    count (/proc/vmstat has one since Linux 4.13).
+    """
+    for line in _lines(proc / "vmstat"):
+        name, _, count = line.partition(" ")
+        if name == "oom_kill" and count.strip().isdigit():
+            return int(count)
+    return None
+
+
 def processor_name(proc: Path = PROC) -> str | None:
     """The processor's model name, as /proc/cpuinfo gives it."""
     for line in _lines(proc / "cpuinfo"):

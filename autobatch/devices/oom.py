@@ -1,4 +1,7 @@
-"""Is this error an out-of-memory? One predicate over one table, each line with where the text comes from."""
+"""What an error says about the device: that memory ran out, or that this process can use it no longer.
+
+One predicate over one table each, every line with where its text comes from.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +52,32 @@ _LIMITED_CPU_FRAGMENTS = (
     "Cannot allocate memory",  # strerror(ENOMEM): a thread, a fork, a file that is mapped
     "Resource temporarily unavailable",  # strerror(EAGAIN): pthread_create has no room for a stack, read in its manual
 )
+
+
+# After these, all further work of the process on the device ends in the same error, and only a new process gets on
+# (CUDA Runtime API, cudaError, whose numbers are given). The words are those of cudaGetErrorString; torch puts
+# "CUDA error: " or "HIP error: " before them (c10/cuda/CUDAException.cpp).
+_LOST_FRAGMENTS = (
+    "an illegal memory access was encountered",  # 700
+    "the launch timed out and was terminated",  # 702
+    "device-side assert triggered",  # 710: an index out of range in an embedding or a loss, as a rule
+    "hardware stack error",  # 714
+    "an illegal instruction was encountered",  # 715
+    "misaligned address",  # 716
+    "unspecified launch failure",  # 719
+    "uncorrectable ECC error encountered",  # 214
+    "uncorrectable NVLink error detected",  # 220
+)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether `error`, or what caused it, says that its process can use the device no longer."""
+    return any(
+        isinstance(link, RuntimeError)
+        and str(link).lstrip().startswith(("CUDA error: ", "HIP error: "))
+        and any(fragment in str(link) for fragment in _LOST_FRAGMENTS)
+        for link in _chain(error)
+    )
 
 
 def is_out_of_memory(error: BaseException, *, limited_cpu: bool = False) -> bool:

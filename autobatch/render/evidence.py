@@ -39,6 +39,8 @@ def max_batch_summary(found: Json) -> tuple[Part, ...]:
     peak, limit = found["peak_bytes"], found["limit_bytes"]
     used = f"a peak of {format_size(peak)}" if peak is not None else "an unknown peak"
     share = f" ({share_text(peak / limit)})" if peak is not None and limit else ""
+    allocated = found.get("allocated_bytes")
+    in_tensors = "" if allocated is None else f"; {format_size(allocated)} of the peak were in tensors"
     proof = ""
     if found["proved"]:
         proof = " The next size was run as well and failed."
@@ -46,7 +48,7 @@ def max_batch_summary(found: Json) -> tuple[Part, ...]:
         proof = f" No proof: {found['why_not_proved']}."
     text = (
         f"{count_text(found['batch_size'], 'sample')} ran, with {used} of the {known(limit, format_size)} "
-        f"that may be used{share}. {_LIMITS.get(found['limited_by'], found['limited_by'])}.{proof}"
+        f"that may be used{share}{in_tensors}. {_LIMITS.get(found['limited_by'], found['limited_by'])}.{proof}"
     )
     assumed = tuple(f"assumed: {sentence}" for sentence in found["assumed"])
     return (Paragraph(text=text), Bullets(items=assumed)) if assumed else (Paragraph(text=text),)

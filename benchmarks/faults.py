@@ -1,0 +1,264 @@
+"""Does the search for the largest batch survive whatever is killed in it, and leave nothing behind?
+
+    python benchmarks/faults.py [--points 200] [--coordinators 20] [--json OUT]
+
+A search under a real memory limit is run again and again; in each run a process of it is killed with SIGKILL at a
+random moment: the worker that probes, the worker that stands by, the server that forks them, or, in a process of its
+own, the coordinator. Then the answer must be the one that came undisturbed, or a clear error of ours; no process may be
+left, and no file in the temporary folder or in shared memory. Exit code 1 where it is not so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from autobatch.errors import AutobatchError
+from autobatch.memory import find_max_batch_size
+from autobatch.plan import Measurement, Plan
+from autobatch.remote import RemoteRunner, RunnerSpec
+
+TASK = Path(__file__).parent / "models" / "perceptron.py"
+LIMIT_BYTES = 16 << 20
+CEILING = 1 << 17
+TARGETS = ("prober", "worker", "server")
+_GONE_S = 30.0  # what ended processes may take to disappear
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One kill, and what came of it.
+
+    Attributes:
+        target: what was killed.
+        probe: the number of the probe in which it was.
+        delay_s: seconds after that probe had begun.
+        struck: whether the search was still running then.
+        outcome: "answer", or the name of the error.
+        right: whether that is the undisturbed answer, or a clear error.
+        left: processes and files that were left behind.
+    """
+
+    target: str
+    probe: int
+    delay_s: float
+    struck: bool
+    outcome: str
+    right: bool
+    left: tuple[str, ...]
+
+
+class Saboteur:
+    """Kills a process of a runner, once, `delay_s` after a given probe has begun."""
+
+    def __init__(self, runner: RemoteRunner, target: str, probe: int, delay_s: float) -> None:
+        self._runner, self._target, self._delay_s = runner, target, delay_s
+        self._probes_left = probe
+        self.struck = False
+        self._timer: threading.Timer | None = None
+        self._start = runner._start
+        self._latest = runner._worker
+
+    def __enter__(self) -> Saboteur:
+        self._runner._start = self._noting  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._runner._start
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
+
+    def _noting(self, *, exact: bool) -> Any:
+        self._latest = self._start(exact=exact)
+        if self._probes_left == 0:
+            self._timer = threading.Timer(self._delay_s, self._strike)
+            self._timer.start()
+        self._probes_left -= 1
+        return self._latest
+
+    def _strike(self) -> None:
+        server = self._runner._server
+        pid = None
+        if self._target == "server" and server is not None and server.alive:
+            pid = server.pid
+        elif self._target == "worker" and self._runner._worker.process.alive:
+            pid = self._runner._worker.process.pid
+        elif self._target == "prober" and self._latest.process.alive:
+            pid = self._latest.process.pid
+        if pid is not None:
+            with suppress(ProcessLookupError):  # it ended just now
+                os.kill(pid, signal.SIGKILL)
+                self.struck = True
+
+
+def open_runner() -> RemoteRunner:
+    """A runner of the task under the limit."""
+    spec = RunnerSpec(path=TASK, device="cpu", memory_limit_bytes=LIMIT_BYTES)
+    return RemoteRunner(spec, log=Path(os.devnull))
+
+
+def search(runner: RemoteRunner) -> tuple[int, tuple[Measurement, ...]]:
+    """The answer and the probes of one search."""
+    found = find_max_batch_size(runner, Plan(batch_size=1), ceiling=CEILING, ceiling_is="ceiling")
+    return int(found), found.probes
+
+
+def descendants() -> set[int]:
+    """The processes below this one that run."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended while it was looked at
+            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            if fields[0] != "Z":
+                parents[int(folder.name)] = int(fields[1])
+    found, grew = {os.getpid()}, True
+    while grew:
+        more = {pid for pid, parent in parents.items() if parent in found} - found
+        found, grew = found | more, bool(more)
+    return found - {os.getpid()}
+
+
+def files() -> set[str]:
+    """What lies in shared memory and in the temporary folder under a name of ours or of torch's."""
+    ours = [*Path("/dev/shm").glob("torch_*"), *Path(tempfile.gettempdir()).glob("autobatch-*")]
+    return {str(path) for path in ours}
+
+
+def kill_point(runner: RemoteRunner, expected: int, target: str, probe: int, delay_s: float) -> Point:
+    """One search with a kill in it. The server and one worker may be there afterwards: they are the runner's."""
+    before = files()
+    with Saboteur(runner, target, probe, delay_s) as saboteur:
+        try:
+            answer, _ = search(runner)
+            outcome, right = "answer", answer == expected
+            if not right:
+                outcome = f"answer {answer} instead of {expected}"
+        except AutobatchError as error:
+            outcome, right = f"{type(error).__name__}: {error}", bool(str(error))
+    kept = {runner._worker.process.pid} | ({runner._server.pid} if runner._server is not None else set())
+    until = time.monotonic() + _GONE_S
+    while descendants() - kept and time.monotonic() < until:
+        time.sleep(0.05)
+    left = [f"process {pid}" for pid in descendants() - kept] + sorted(files() - before)
+    return Point(
+        target=target,
+        probe=probe,
+        delay_s=delay_s,
+        struck=saboteur.struck,
+        outcome=outcome,
+        right=right,
+        left=tuple(left),
+    )
+
+
+def kill_points(count: int, seed: int) -> list[Point]:
+    """`count` searches on one runner, each with a kill at a random moment."""
+    chance = random.Random(seed)
+    runner = open_runner()
+    try:
+        expected, probes = search(runner)
+        points = []
+        for _ in range(count):
+            probe = chance.randrange(len(probes))
+            # Anywhere in the probe, its process's start and end included.
+            delay_s = chance.uniform(0.0, 1.5 * probes[probe].seconds + 0.2)
+            points.append(kill_point(runner, expected, chance.choice(TARGETS), probe, delay_s))
+        return points
+    finally:
+        runner.close()
+
+
+def kill_coordinator(delay_s: float) -> Point:
+    """A command that is killed `delay_s` after its start: it cannot answer, but must leave nothing."""
+    before_files, mark = files(), f"{os.getpid()}-{time.monotonic_ns()}"
+    command = [
+        sys.executable,
+        "-m",
+        "autobatch",
+        "max-batch",
+        str(TASK),
+        "--device",
+        "cpu",
+        "--memory-limit",
+        str(LIMIT_BYTES),
+    ]
+    environment = {**os.environ, "AUTOBATCH_KILL_POINT": mark}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(delay_s)
+    struck = process.poll() is None
+    process.kill()
+    process.wait()
+    until = time.monotonic() + _GONE_S
+    while marked(mark) and time.monotonic() < until:
+        time.sleep(0.05)
+    left = [f"process {pid}" for pid in marked(mark)] + sorted(files() - before_files)
+    return Point(
+        target="coordinator",
+        probe=-1,
+        delay_s=delay_s,
+        struck=struck,
+        outcome="killed" if struck else "ended before",
+        right=True,
+        left=tuple(left),
+    )
+
+
+def marked(mark: str) -> list[int]:
+    """The running processes that have `mark` in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            is_zombie = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+            if not is_zombie and mark.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def main() -> int:
+    """Run all of it; 0 where every point was right and left nothing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, default=200)
+    parser.add_argument("--coordinators", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    begun = time.perf_counter()
+    points = kill_points(options.points, options.seed)
+    chance = random.Random(options.seed)
+    points += [kill_coordinator(chance.uniform(0.0, 20.0)) for _ in range(options.coordinators)]
+    bad = [point for point in points if not point.right or point.left]
+    print(f"{'killed':12} {'points':>7} {'struck':>7}   what came")
+    for target in (*TARGETS, "coordinator"):
+        of = [point for point in points if point.target == target]
+        came = Counter(point.outcome.splitlines()[0][:60] for point in of)
+        told = ", ".join(f"{outcome}: {count}" for outcome, count in came.most_common())
+        print(f"{target:12} {len(of):>7} {sum(point.struck for point in of):>7}   {told}")
+    for point in bad:
+        print(f"NOT right: {point}")
+    print(f"{len(points) - len(bad)} of {len(points)} right and clean, in {time.perf_counter() - begun:.0f} s")
+    if options.json is not None:
+        about = {
+            "command": f"python benchmarks/faults.py --points {options.points} --coordinators {options.coordinators}",
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        options.json.write_text(json.dumps(about | {"points": [asdict(point) for point in points]}, indent=1) + "\n")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""Whatever is killed in a search, the answer is right or the error clear, and nothing is left behind."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are looked for in /proc")
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_search_survives_kills_at_random_moments(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)  # benchmarks/faults.py does ten times as many
+    faults = import_module("faults")
+    points = faults.kill_points(10, seed)
+    assert sum(point.struck for point in points) >= 3
+    assert [point for point in points if not point.right or point.left] == []
+    assert sum(point.outcome == "answer" for point in points) >= 7  # what is killed once is run again

@@ -1,0 +1,68 @@
+"""What `tune` asks of the stages between the search for the largest batch and the race."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autobatch.ledger import Ledger
+from autobatch.plan import Measurement, Plan
+from autobatch.sim import SimRunner, sim_facts
+from autobatch.tuning import TuneSettings, _RunFolder, _Tune
+
+
+class Keeps(SimRunner):
+    """A task whose gradients take memory of their own where they are kept."""
+
+    gradients = 400 << 20
+
+    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        everything = self.capacity_bytes
+        if plan.accumulation_steps > 1:
+            self.capacity_bytes -= self.gradients
+        try:
+            return super().probe(plan, verdict=verdict)
+        finally:
+            self.capacity_bytes = everything
+
+
+def micro_batch(tmp_path: Path, runner: SimRunner) -> tuple[int, int, list[str]]:
+    """(largest batch, largest micro-batch, what was said) of a run."""
+    said: list[str] = []
+    tune = _Tune(
+        runner,
+        Ledger(600.0, clock=runner.clock),
+        TuneSettings(name="t", budget_s=600.0),
+        lambda progress: said.append(progress.text),
+        _RunFolder(tmp_path),
+    )
+    largest = tune.largest_batch(runner.facts())
+    found = tune.largest_micro_batch(runner.facts(), largest)
+    return int(largest), found, said
+
+
+@pytest.mark.parametrize(
+    ("peak_mib", "expected"),
+    [
+        (lambda batch: 8 * batch, (121, 64)),
+        (lambda batch: 15 * batch, (64, 32)),  # 64 need 960 MiB; 592 are left beside the gradients
+    ],
+)
+def test_an_accumulated_batch_is_one_that_fits_beside_gradients(
+    peak_mib: Any, expected: tuple[int, int], tmp_path: Path
+) -> None:
+    runner = Keeps(peak_bytes=lambda batch: peak_mib(batch) << 20, capacity_bytes=1 << 30)
+    largest, found, said = micro_batch(tmp_path, runner)
+    assert (largest, found) == expected
+    assert said[-1].startswith(f"accumulating, batch {found}: ok")
+
+
+def test_what_memory_does_not_limit_or_must_not_be_split_is_not_run_again(tmp_path: Path) -> None:
+    ample = SimRunner(capacity_bytes=64 << 30)
+    largest, found, _ = micro_batch(tmp_path, ample)
+    assert largest == found == 6250
+    assert all(plan.accumulation_steps == 1 for plan in ample.probes)
+    whole = Keeps(known=sim_facts(accumulates=False), peak_bytes=lambda batch: batch << 20, capacity_bytes=1 << 30)
+    assert micro_batch(tmp_path, whole)[1] == 0
