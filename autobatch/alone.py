@@ -49,16 +49,16 @@ class _StandIn(dist.ProcessGroup):
     """
 
     def __init__(self, rank: int, size: int) -> None:
-        super().__init__(rank, size)
+        super().__init__(rank, size)  # type: ignore[call-arg]  # the stubs know one of its two constructors
         backend = _fake(rank, size)
         for kind in ("cpu", "cuda"):
             self._register_backend(torch.device(kind), dist.ProcessGroup.BackendType.CUSTOM, backend)
         self._set_default_backend(dist.ProcessGroup.BackendType.CUSTOM)
 
-    def allreduce(self, tensors: Any, opts: Any = None) -> Any:
+    def allreduce(self, tensors: Any, opts: Any = None) -> Any:  # type: ignore[override]  # as C++ calls it
         future: torch.futures.Future[Any] = torch.futures.Future()
         future.set_result(tensors if isinstance(tensors, list) else [tensors])
-        return torch._C._distributed_c10d._create_work_from_future(future)
+        return torch._C._distributed_c10d._create_work_from_future(future)  # type: ignore[attr-defined]
 
     def getBackendName(self) -> str:
         return _BACKEND
@@ -80,7 +80,7 @@ def stand_in(rank: int, size: int) -> None:
     """
     if _BACKEND.upper() not in dist.Backend._plugins:
         dist.Backend.register_backend(_BACKEND, lambda _, rank, size, __: _StandIn(rank, size), devices=["cpu", "cuda"])
-    dist.init_process_group(_BACKEND, rank=rank, world_size=size, store=dist.HashStore())
+    dist.init_process_group(_BACKEND, rank=rank, world_size=size, store=dist.HashStore())  # type: ignore[attr-defined]
     _replace("init_process_group", lambda *args, **kwargs: None)
     _replace("new_group", functools.partial(_new_group, dist.new_group))
     for name in ("broadcast_object_list", "scatter_object_list", "recv_object_list"):
@@ -128,8 +128,8 @@ def wrapping(model: nn.Module) -> Wrapping | None:
     if any(isinstance(module, fsdp.FullyShardedDataParallel) for module in model.modules()):
         raise SettingError(
             "a live model must be plain, in DistributedDataParallel or sharded by fully_shard; found "
-            "FullyShardedDataParallel, whose state cannot be put back after an out-of-memory: put the model into a task "
-            "file, and run `torchrun ... -m autobatch max-batch model.py`"
+            "FullyShardedDataParallel, whose state cannot be put back after an out-of-memory: put the model into a "
+            "task file, and run `torchrun ... -m autobatch max-batch model.py`"
         )
     if any(isinstance(module, fsdp.FSDPModule) for module in model.modules()):
         if not hasattr(fsdp.FSDPModule, "reset_iter_state"):
@@ -166,7 +166,7 @@ def without_others(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _cut_off(group: Any) -> Iterator[None]:
-    """The group's collectives return at once. Whoever holds the group, in C++ too, asks it for its backend each time."""
+    """The group's collectives return at once: its holders, in C++ too, ask it for its backend each time."""
     if group not in _fakes:
         _fakes[group] = _fake(group.rank(), group.size())
     kinds = dist.ProcessGroup.BackendType

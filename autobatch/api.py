@@ -10,7 +10,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -110,7 +110,7 @@ def find_max_batch(
         DeviceError: there is no such device.
         SettingError: an argument has a value that cannot be used, or is for a live module and this is a task.
     """
-    opened = partial(
+    open_here = partial(
         _open,
         model,
         sample=sample,
@@ -123,18 +123,18 @@ def find_max_batch(
         accumulation_steps=accumulation_steps,
         soak=soak,
     )
+    opened: Callable[..., AbstractContextManager[tuple[Prober, Plan, tuple[str, ...]]]] = open_here
     if in_process_group():
         from .together import opened_on_all_ranks  # torch is there, or there would be no group
 
         settings = (
             f"{mode=}, {max_batch_size=}, {multiple_of=}, {power_of_two=}, {accumulation_steps=}, {prove=}, {soak=}"
         )
-        opened = partial(opened_on_all_ranks, opened, model, settings)
+        opened = partial(opened_on_all_ranks, open_here, model, settings)
     if soak < 0:
         raise SettingError(f"soak is a number of steps, at least 0; got {soak}")
     if record is not None:
         check_writable(Path(record))
-    prober: Prober
     with opened(device=device, memory_limit=memory_limit, isolate=isolate) as (prober, plan, assumed):
         if assumed and sample is None and data is None:  # the other defaults are documented, and in the result
             warnings.warn(f"find_max_batch assumed: {'; '.join(assumed)}", stacklevel=2)

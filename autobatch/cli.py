@@ -353,7 +353,7 @@ def _on_each_rank() -> Iterator[bool]:
         try:
             yield rank == 0
         except AutobatchError as error:
-            # When the first rank fails, torchrun ends the others: each gives its message and its exit code all the same.
+            # When the first rank fails, torchrun ends the others: each gives its message and exit code all the same.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             if isinstance(error, RankLost):
                 raise
@@ -368,8 +368,8 @@ def _refuse_torchrun(command: str) -> None:
 
     if started_by_torchrun(os.environ):
         raise SettingError(
-            f"{command} trains in one process; it was started by torchrun as one of {os.environ['WORLD_SIZE']}. Start it "
-            "without torchrun; max-batch is what runs on several ranks"
+            f"{command} trains in one process; it was started by torchrun as one of {os.environ['WORLD_SIZE']}. Start "
+            "it without torchrun; max-batch is what runs on several ranks"
         )
 
 

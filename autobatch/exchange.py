@@ -18,8 +18,8 @@ from .units import format_duration
 # For all ranks to arrive. Cited: what torch gives NCCL's collectives, torch/distributed/constants.py; ranks that load
 # data or weights before they come may be minutes apart.
 _JOIN_S = 600.0
-# For the answer of the slowest rank, from when the first one had its own; all are probing the same size meanwhile, so it
-# is the difference that counts. Cited: torch's default for all other collectives, in the same file.
+# For the answer of the slowest rank, from when the first one had its own; all are probing the same size meanwhile, so
+# it is the difference that counts. Cited: torch's default for all other collectives, in the same file.
 _ANSWER_S = 1800.0
 _LEAVE_S = 10.0  # assumed: what the ranks may be apart in ending their workers when all have failed with the same error
 
@@ -62,8 +62,8 @@ class GlooExchange(Exchange):
 
     def _lost(self, error: RuntimeError) -> RankLost:
         return RankLost(
-            f"all {self.place.size} ranks must call this and get through it; rank {self.place.rank} waited for the others "
-            f"for at most {format_duration(self._limit_s)}, and one had ended, failed or not come: "
+            f"all {self.place.size} ranks must call this and get through it; rank {self.place.rank} waited for the "
+            f"others for at most {format_duration(self._limit_s)}, and one had ended, failed or not come: "
             f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
         )
 

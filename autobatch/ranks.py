@@ -1,9 +1,9 @@
 """One answer from many ranks: each probes by itself, then they tell each other what came out.
 
-A collective that one rank does not reach, because it ran out of memory on the way, leaves all others waiting. So a probe
-has none in it: each rank takes its steps alone (`alone.py` says how), and what it saw, an out-of-memory or an error
-included, is exchanged when they are over. The search is a function of the answers, so all ranks ask for the same sizes
-in the same order and end with the same number: what fits on the rank with the least room.
+A collective that one rank does not reach, because it ran out of memory on the way, leaves all others waiting. So a
+probe has none in it: each rank takes its steps alone (`alone.py` says how), and what it saw, an out-of-memory or an
+error included, is exchanged when they are over. The search is a function of the answers, so all ranks ask for the same
+sizes in the same order and end with the same number: what fits on the rank with the least room.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ def opened_on_all_ranks(
     """A prober of all ranks, the plan to vary, and what was assumed here; every rank calls this.
 
     Args:
-        opened: gives this rank's runner, the plan and what was assumed, for `device`, `memory_limit`, `isolate`, `place`.
+        opened: gives this rank's runner, the plan and what was assumed, for `device`, `memory_limit`, `isolate` and
+            `place`.
         model: a live module, in this process; anything else is a task.
         settings: what must be the same on every rank.
         device, memory_limit, isolate: of this rank, as in `api.find_max_batch`.
@@ -120,8 +121,8 @@ def _isolated(model: nn.Module, isolate: bool | None, *, on_cpu: bool, assumed: 
     isolated = travels and (on_cpu if isolate is None else isolate)
     if how == "ddp" and not isolated and _has_bucket_views(model):
         assumed.append(
-            "gradients take memory of their own beside DDP's buckets (gradient_as_bucket_view counts only in a process of "
-            "its own): somewhat more may fit"
+            "gradients take memory of their own beside DDP's buckets (gradient_as_bucket_view counts only in a process "
+            "of its own): somewhat more may fit"
         )
     return isolated
 

@@ -23,7 +23,8 @@ ORDER = [
     "ledger", "trials", "study", "costs", "confirmation", "conclusion", "race", "search",
     "report", "render.document", "render.numbers", "render.evidence", "render.content", "render.terminal",
     "render.markdown", "render.live", "render",
-    "_worker", "engines.processes", "engines.local", "engines", "remote", "tuning", "api", "cli", "__main__",
+    "_worker", "engines.processes", "engines.local", "engines", "ranks", "exchange", "alone", "together",
+    "remote", "tuning", "api", "cli", "__main__",
 ]
 # fmt: on
 
@@ -49,6 +50,9 @@ WITH_TORCH = (
     "training",
     "micro_batches",
     "guard",
+    "exchange",
+    "alone",
+    "together",
     "torch_runner",
     "warm",
 )

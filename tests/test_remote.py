@@ -252,7 +252,8 @@ def test_a_worker_that_somebody_kills_in_a_probe_costs_no_answer(
 ) -> None:
     runner = opened()
     runner.memory()
-    start, started = runner._start, []
+    start = runner._start
+    started: list[Any] = []
 
     def killed_at_first(*, exact: bool) -> Any:
         worker = start(exact=exact)
@@ -273,8 +274,14 @@ def test_where_the_kernel_counts_a_kill_for_want_of_memory_the_batch_is_not_run_
     runner.memory()
     counts = iter(range(100))
     monkeypatch.setattr(host_memory, "kills", lambda: next(counts))
-    start, started = runner._start, []
-    monkeypatch.setattr(runner, "_start", lambda exact: (started.append(exact), start(exact=exact))[1])
+    start = runner._start
+    started: list[bool] = []
+
+    def counted(*, exact: bool) -> Any:
+        started.append(exact)
+        return start(exact=exact)
+
+    monkeypatch.setattr(runner, "_start", counted)
     assert runner.probe(Plan(batch_size=2, accumulation_steps=20)).outcome == "oom"
     assert len(started) == 1
 

@@ -41,6 +41,7 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.first, self.second, self.last = nn.Linear(64, 256), nn.Linear(256, 256), nn.Linear(256, 8)
+        self.calls: Tensor
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,7 +53,8 @@ def sharded() -> nn.Module:
     net = Net()
     for layer in (net.first, net.second, net.last):
         fully_shard(layer)
-    return fully_shard(net)
+    fully_shard(net)  # in place
+    return net
 
 
 def local(tensor: Tensor | None) -> Tensor | None:
@@ -116,7 +118,8 @@ def gathering_loss(model: nn.Module, batch: Tensor) -> Tensor:
     output = model(batch)
     everyone = [torch.zeros_like(output) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, output.detach())
-    return (output - torch.stack(everyone).mean(dim=0)).square().mean() + output.mean()
+    loss: Tensor = (output - torch.stack(everyone).mean(dim=0)).square().mean() + output.mean()
+    return loss
 
 
 # -- the parts
@@ -168,8 +171,12 @@ def ddp_in_process() -> dict[str, Any]:
 def ddp_untrained() -> dict[str, Any]:
     """Wrappers that have not taken a step yet: what the first one sets up is left to the user's own."""
     found: dict[str, Any] = {}
-    for name in ("static_graph", "find_unused_parameters"):
-        model = DistributedDataParallel(Net(), **{name: True})
+    wrapped = {
+        "static_graph": partial(DistributedDataParallel, static_graph=True),
+        "find_unused_parameters": partial(DistributedDataParallel, find_unused_parameters=True),
+    }
+    for name, wrap in wrapped.items():
+        model = wrap(Net())
         told = error_of(partial(autobatch.find_max_batch, model, SAMPLE, device="cpu", max_batch_size=4, isolate=False))
         train(model, 3)
         gradient = model.module.last.weight.grad.clone()
@@ -257,7 +264,7 @@ def main() -> None:
             return
         try:
             found[part.__name__] = part()
-        except Exception:  # it goes on: the other rank has to end as well
+        except Exception:  # noqa: BLE001  # it goes on: the other rank has to end as well
             found[part.__name__] = {"failed": traceback.format_exc()}
         print(f"[{time.process_time():.0f} s]", part.__name__, found[part.__name__], file=sys.stderr, flush=True)
         (folder / f"{rank}.json").write_text(json.dumps(found))
