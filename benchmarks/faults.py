@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -36,6 +37,7 @@ TASK = Path(__file__).parent / "models" / "perceptron.py"
 LIMIT_BYTES = 16 << 20
 CEILING = 1 << 17
 TARGETS = ("prober", "worker", "server")
+_MARK = "AUTOBATCH_KILL_POINT"
 _GONE_S = 30.0  # what ended processes may take to disappear
 
 
@@ -106,10 +108,15 @@ class Saboteur:
                 self.struck = True
 
 
-def open_runner() -> RemoteRunner:
-    """A runner of the task under the limit."""
+def new_mark() -> str:
+    """What tells the processes of one run from all others."""
+    return f"{os.getpid()}-{time.monotonic_ns()}"
+
+
+def open_runner(mark: str) -> RemoteRunner:
+    """A runner of the task under the limit, whose processes have the mark."""
     spec = RunnerSpec(path=TASK, device="cpu", memory_limit_bytes=LIMIT_BYTES)
-    return RemoteRunner(spec, log=Path(os.devnull))
+    return RemoteRunner(spec, log=Path(os.devnull), environment={_MARK: mark})
 
 
 def search(runner: RemoteRunner) -> tuple[int, tuple[Measurement, ...]]:
@@ -118,19 +125,23 @@ def search(runner: RemoteRunner) -> tuple[int, tuple[Measurement, ...]]:
     return int(found), found.probes
 
 
-def descendants() -> set[int]:
-    """The processes below this one that run."""
-    parents: dict[int, int] = {}
+def marked(mark: str) -> set[int]:
+    """The running processes that were started with `mark` in their environment, whoever their parent is by now."""
+    found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it ended while it was looked at
-            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-            if fields[0] != "Z":
-                parents[int(folder.name)] = int(fields[1])
-    found, grew = {os.getpid()}, True
-    while grew:
-        more = {pid for pid, parent in parents.items() if parent in found} - found
-        found, grew = found | more, bool(more)
-    return found - {os.getpid()}
+            is_zombie = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+            if not is_zombie and mark.encode() in (folder / "environ").read_bytes():
+                found.add(int(folder.name))
+    return found
+
+
+def left_behind(mark: str, kept: set[int], files_before: set[str]) -> tuple[str, ...]:
+    """Processes with the mark beside those of `kept`, once they have had their time to go; and new files."""
+    until = time.monotonic() + _GONE_S
+    while marked(mark) - kept and time.monotonic() < until:
+        time.sleep(0.05)
+    return (*(f"process {pid}" for pid in sorted(marked(mark) - kept)), *sorted(files() - files_before))
 
 
 def files() -> set[str]:
@@ -139,7 +150,7 @@ def files() -> set[str]:
     return {str(path) for path in ours}
 
 
-def kill_point(runner: RemoteRunner, expected: int, target: str, probe: int, delay_s: float) -> Point:
+def kill_point(runner: RemoteRunner, mark: str, expected: int, target: str, probe: int, delay_s: float) -> Point:
     """One search with a kill in it. The server and one worker may be there afterwards: they are the runner's."""
     before = files()
     with Saboteur(runner, target, probe, delay_s) as saboteur:
@@ -151,10 +162,6 @@ def kill_point(runner: RemoteRunner, expected: int, target: str, probe: int, del
         except AutobatchError as error:
             outcome, right = f"{type(error).__name__}: {error}", bool(str(error))
     kept = {runner._worker.process.pid} | ({runner._server.pid} if runner._server is not None else set())
-    until = time.monotonic() + _GONE_S
-    while descendants() - kept and time.monotonic() < until:
-        time.sleep(0.05)
-    left = [f"process {pid}" for pid in descendants() - kept] + sorted(files() - before)
     return Point(
         target=target,
         probe=probe,
@@ -162,14 +169,15 @@ def kill_point(runner: RemoteRunner, expected: int, target: str, probe: int, del
         struck=saboteur.struck,
         outcome=outcome,
         right=right,
-        left=tuple(left),
+        left=left_behind(mark, kept, before),
     )
 
 
-def kill_points(count: int, seed: int) -> list[Point]:
-    """`count` searches on one runner, each with a kill at a random moment."""
+def kill_points(count: int, seed: int, told: Callable[[Point], None] | None = None) -> list[Point]:
+    """`count` searches on one runner, each with a kill at a random moment; `told` is called with each."""
     chance = random.Random(seed)
-    runner = open_runner()
+    mark = new_mark()
+    runner = open_runner(mark)
     try:
         expected, probes = search(runner)
         points = []
@@ -177,7 +185,9 @@ def kill_points(count: int, seed: int) -> list[Point]:
             probe = chance.randrange(len(probes))
             # Anywhere in the probe, its process's start and end included.
             delay_s = chance.uniform(0.0, 1.5 * probes[probe].seconds + 0.2)
-            points.append(kill_point(runner, expected, chance.choice(TARGETS), probe, delay_s))
+            points.append(kill_point(runner, mark, expected, chance.choice(TARGETS), probe, delay_s))
+            if told is not None:
+                told(points[-1])
         return points
     finally:
         runner.close()
@@ -185,7 +195,7 @@ def kill_points(count: int, seed: int) -> list[Point]:
 
 def kill_coordinator(delay_s: float) -> Point:
     """A command that is killed `delay_s` after its start: it cannot answer, but must leave nothing."""
-    before_files, mark = files(), f"{os.getpid()}-{time.monotonic_ns()}"
+    before, mark = files(), new_mark()
     command = [
         sys.executable,
         "-m",
@@ -197,16 +207,12 @@ def kill_coordinator(delay_s: float) -> Point:
         "--memory-limit",
         str(LIMIT_BYTES),
     ]
-    environment = {**os.environ, "AUTOBATCH_KILL_POINT": mark}
+    environment = {**os.environ, _MARK: mark}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(delay_s)
     struck = process.poll() is None
     process.kill()
     process.wait()
-    until = time.monotonic() + _GONE_S
-    while marked(mark) and time.monotonic() < until:
-        time.sleep(0.05)
-    left = [f"process {pid}" for pid in marked(mark)] + sorted(files() - before_files)
     return Point(
         target="coordinator",
         probe=-1,
@@ -214,19 +220,8 @@ def kill_coordinator(delay_s: float) -> Point:
         struck=struck,
         outcome="killed" if struck else "ended before",
         right=True,
-        left=tuple(left),
+        left=left_behind(mark, set(), before),
     )
-
-
-def marked(mark: str) -> list[int]:
-    """The running processes that have `mark` in their environment."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            is_zombie = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-            if not is_zombie and mark.encode() in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
-    return found
 
 
 def main() -> int:
@@ -238,7 +233,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
     begun = time.perf_counter()
-    points = kill_points(options.points, options.seed)
+    points = kill_points(options.points, options.seed, lambda point: print(point, file=sys.stderr, flush=True))
     chance = random.Random(options.seed)
     points += [kill_coordinator(chance.uniform(0.0, 20.0)) for _ in range(options.coordinators)]
     bad = [point for point in points if not point.right or point.left]
