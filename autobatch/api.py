@@ -110,7 +110,11 @@ def find_max_batch(
         DeviceError: there is no such device.
         SettingError: an argument has a value that cannot be used, or is for a live module and this is a task.
     """
-    open_here = partial(
+    if soak < 0:
+        raise SettingError(f"soak is a number of steps, at least 0; got {soak}")
+    if soak and mode == "inference":
+        raise SettingError(f"soak takes training steps, and mode='inference' takes none; got soak={soak}: leave it out")
+    of_model = partial(
         _open,
         model,
         sample=sample,
@@ -123,6 +127,14 @@ def find_max_batch(
         accumulation_steps=accumulation_steps,
         soak=soak,
     )
+
+    def open_here(
+        *, place: Place | None = None, **here: Any
+    ) -> AbstractContextManager[tuple[Runner, Plan, tuple[str, ...]]]:
+        if record is not None and (place is None or place.rank == 0):  # told before a worker is started for it
+            check_writable(Path(record))
+        return of_model(place=place, **here)
+
     opened: Callable[..., AbstractContextManager[tuple[Prober, Plan, tuple[str, ...]]]] = open_here
     if in_process_group():
         from .together import opened_on_all_ranks  # torch is there, or there would be no group
@@ -131,10 +143,6 @@ def find_max_batch(
             f"{mode=}, {max_batch_size=}, {multiple_of=}, {power_of_two=}, {accumulation_steps=}, {prove=}, {soak=}"
         )
         opened = partial(opened_on_all_ranks, open_here, model, settings)
-    if soak < 0:
-        raise SettingError(f"soak is a number of steps, at least 0; got {soak}")
-    if record is not None:
-        check_writable(Path(record))
     with opened(device=device, memory_limit=memory_limit, isolate=isolate) as (prober, plan, assumed):
         if assumed and sample is None and data is None:  # the other defaults are documented, and in the result
             warnings.warn(f"find_max_batch assumed: {'; '.join(assumed)}", stacklevel=2)

@@ -157,7 +157,10 @@ class Search:
                     f"{probe.alloc_retries} times; it is taken as too large"
                 )
         others = [probe.others_bytes for probe in self.probes if probe.others_bytes is not None]
-        if others and max(others) - min(others) > _NOTICED * self.limit.budget_bytes:
+        noticed = _NOTICED * self.limit.budget_bytes
+        if others and max(others) - min(others) <= noticed < max(others):
+            yield f"other processes held {format_size(max(others))} of the device: the answer is for what they left"
+        elif others and max(others) - min(others) > noticed:
             yield (
                 f"other processes held between {format_size(min(others))} and {format_size(max(others))} of the device "
                 "while it was searched: the answer is for what they left"

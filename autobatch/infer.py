@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from .errors import TaskError
+from .worst_case import find_worst_case, largest_sample
 
 # Assumed, and told to the user wherever one of them was used.
 _IMAGE_SIDE = 224  # ImageNet's customary crop
 _SEQUENCE = 512  # the context BERT was trained with
 _CLIP = (16, 112, 112)  # frames, height, width: the customary clip of 3-D ResNets
-# Samples of a dataset among which the largest is looked for. Assumed: as many as a second or two decodes.
-_SCANNED_SAMPLES = 64
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _KNOWN_LAYERS = (nn.Linear, nn.Embedding, *_CONVOLUTIONS, nn.RNNBase, nn.MultiheadAttention)
@@ -38,34 +37,19 @@ class Inputs:
     assumed: tuple[str, ...] = ()
 
 
-def _elements(value: Any) -> int:
-    if isinstance(value, Tensor):
-        return value.numel()
-    if isinstance(value, Mapping):
-        return sum(map(_elements, value.values()))
-    if isinstance(value, (tuple, list)):
-        return sum(map(_elements, value))
-    return int(getattr(value, "size", 1)) if isinstance(getattr(value, "size", 1), int) else 1  # arrays have a size
-
-
 def inputs_from_data(data: Any) -> Inputs:
+    """The largest sample of a Dataset, or of a DataLoader's, with the loader's collate."""
     collate = data.collate_fn if isinstance(data, DataLoader) else None
     dataset = data.dataset if isinstance(data, DataLoader) else data
-    samples = []
-    if isinstance(dataset, IterableDataset):
-        for sample, _ in zip(dataset, range(_SCANNED_SAMPLES), strict=False):
-            samples.append(sample)
-    elif hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
-        samples = [dataset[index] for index in range(min(len(dataset), _SCANNED_SAMPLES))]
-    else:
+    if not isinstance(dataset, IterableDataset) and not (
+        hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    ):
         raise TaskError(f"data must be a Dataset or a DataLoader; found {type(dataset).__name__}")
-    if not samples:
+    found = find_worst_case(dataset)
+    if not found.largest:
         raise TaskError(f"data must hold at least one sample; the {type(dataset).__name__} is empty")
-    sizes = [_elements(sample) for sample in samples]
-    assumed: tuple[str, ...] = ()
-    if len(set(sizes)) > 1:
-        assumed = (f"the largest of the first {len(samples)} samples, of {max(sizes)} elements, stands for all",)
-    return Inputs(sample=samples[sizes.index(max(sizes))], collate=collate, assumed=assumed)
+    assumed = () if found.assumption is None else (found.assumption,)
+    return Inputs(sample=largest_sample(dataset, found), collate=collate, assumed=assumed)
 
 
 def inputs_given(model: nn.Module, sample: Any) -> Inputs:

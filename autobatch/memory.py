@@ -52,7 +52,7 @@ class MaxBatch(int):
                 f"a batch size is an answer only if it ran within the memory limit; {batch_size} comes with a run of "
                 f"{verdict.plan.batch_size} that ended {verdict.outcome!r}"
             )
-        if proof is not None and (proof.plan.batch_size <= batch_size or fits(proof, limit, verdict=True)):
+        if proof is not None and (proof.plan.batch_size <= batch_size or not _has_no_room(proof, limit)):
             raise ValueError(
                 f"a proof is a larger size that does not fit; {batch_size} comes with a run of "
                 f"{proof.plan.batch_size} that ended {proof.outcome!r}"
@@ -97,6 +97,9 @@ class MaxBatch(int):
         """One sentence where there is no proof that the next size fails; None where there is."""
         if self.proof is not None:
             return None
+        after = next((probe for probe in reversed(self.probes) if probe.plan.batch_size > self), None)
+        if self.limited_by == "memory" and after is not None and after.outcome == "crashed":
+            return f"the worker crashed at {after.plan.batch_size}, which need not be for want of memory"
         if self.limited_by == "memory":
             return "the next size did not fit while exploring; it was not run again in a process of its own"
         return f"the {self.limited_by} ends the search at {int(self)}: no larger size was to be tried"
@@ -182,6 +185,7 @@ def find_max_batch_size(
     if batch_size == 0:
         raise _refusal(search, smallest)
     at_top = batch_size == sizes.top
+    after = None if at_top else search.verdicts.get(sizes.above(batch_size))
     return MaxBatch(
         batch_size,
         verdict=search.verdicts[batch_size],
@@ -189,8 +193,13 @@ def find_max_batch_size(
         limit=search.limit,
         limited_by=ceiling_is if at_top else "memory",
         assumed=(*assumed, *search.remarks()),
-        proof=None if at_top else search.verdicts.get(sizes.above(batch_size)),
+        proof=after if after is not None and _has_no_room(after, search.limit) else None,
     )
+
+
+def _has_no_room(verdict: Measurement, limit: MemoryLimit) -> bool:
+    """Whether a run shows that memory does not suffice; a crash may have any reason."""
+    return verdict.outcome != "crashed" and not fits(verdict, limit, verdict=True)
 
 
 def _refusal(search: Search, size: int) -> AutobatchError:
@@ -202,7 +211,9 @@ def _refusal(search: Search, size: int) -> AutobatchError:
             f"a worker must get through a batch of {size}; it crashed ({last.message}): memory cannot be found "
             f"until that batch size runs"
         )
-    found = "was refused by the allocator" if last.peak_bytes is None else f"needs {format_size(last.peak_bytes)}"
+    found = f"needs {format_size(last.peak_bytes)}" if last.peak_bytes is not None else "was refused by the allocator"
+    if last.peak_bytes is None and last.message is not None:
+        found = f"{found}: {last.message}"
     if last.outcome == "ok":
         found = f"ran only after the allocator had freed memory and tried again {last.alloc_retries} times"
     return DoesNotFit(

@@ -81,10 +81,12 @@ class WorstCase:
 
     @property
     def assumption(self) -> str | None:
-        """One sentence where a larger sample may have been missed; None where all were seen, or none differ."""
-        if not self.varies or self.num_scanned == self.num_samples:
+        """One sentence where a larger sample may have been missed; None where all were seen."""
+        if self.num_scanned == self.num_samples:
             return None
         of = "of data that does not say its size" if self.num_samples is None else f"of {self.num_samples}"
+        if not self.varies:
+            return f"all samples have the size of the {self.num_scanned} {of} that were looked at"
         return (
             f"the largest sample is among the {self.num_scanned} {of} that were looked at in {self.seconds:.0f} s: "
             "another may need more memory"
@@ -106,7 +108,8 @@ class TaskFacts:
         has_test_data: whether a test set is there to score the winner and the baseline once.
         peak_lr_fraction: where in the schedule the learning rate peaks, in [0, 1]; 0 for a constant or falling one.
         warnings: what the check of the task found that does not stop it.
-        worst_cases: the largest samples, by the function that gives the data: "train_data", "val_data".
+        worst_cases: the largest samples, by the function that gives the data: "train_data", "val_data". None for the
+            training data of a task that makes its own batches.
     """
 
     name: str
@@ -125,8 +128,11 @@ class TaskFacts:
     @property
     def assumptions(self) -> tuple[str, ...]:
         """A sentence for each dataset in which a larger sample may have been missed."""
-        said = ((name, found.assumption) for name, found in self.worst_cases.items())
-        return tuple(f"in {name}(), {sentence}" for name, sentence in said if sentence is not None)
+        said = [(name, found.assumption) for name, found in self.worst_cases.items()]
+        told = [f"in {name}(), {sentence}" for name, sentence in said if sentence is not None]
+        if self.worst_cases and "train_data" not in self.worst_cases:
+            told.append("the first batch of train_loader() needs as much memory as any other")
+        return tuple(told)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -136,6 +136,8 @@ def agreed(measurements: Sequence[Measurement], limits: Sequence[MemoryLimit]) -
         plan=first.plan,
         outcome=first.outcome,
         peak_bytes=None if len(rooms) < len(measurements) else smallest - min(rooms.values()),
+        allocated_bytes=first.allocated_bytes,
+        others_bytes=max((m.others_bytes for m in measurements if m.others_bytes is not None), default=None),
         alloc_retries=max(retries, default=None),
         seconds=max(measured.seconds for measured in measurements),
         fresh=all(measured.fresh for measured in measurements),

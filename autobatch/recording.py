@@ -101,12 +101,18 @@ class Recording:
 
 def _probe(found: Reader) -> Probe:
     plan = found.inside("plan")
-    measured = Measurement(
-        plan=Plan(
+    try:
+        of = Plan(
             batch_size=plan.get("batch_size", int),
             accumulation_steps=plan.get("accumulation_steps", int),
             precision=plan.one_of("precision", Precision),
-        ),
+        )
+    except ReportError:
+        raise
+    except ValueError as error:  # a Plan checks its numbers
+        raise ReportError(f"a recorded probe has a plan that could be run; {error}") from None
+    measured = Measurement(
+        plan=of,
         outcome=found.one_of("outcome", Outcome),
         seconds=found.number("seconds"),
         fresh=found.get("fresh", bool),

@@ -44,6 +44,7 @@ from .ranks import Place
 _NOTHING = Libraries((), ())
 
 # Assumed: no few steps, their compilation and the reading of their samples take longer.
+_SOAK_STEPS_A_TIMEOUT = 100  # assumed: so many steps on real batches may take as long again, whatever came before
 PROBE_TIMEOUT_S = 600.0
 _GRACE_S = 2.0  # assumed: what a rung may need past its own limit to notice it, before its worker is killed
 
@@ -92,11 +93,12 @@ def _open(spec: RunnerSpec) -> Runner:
 
     torch.set_num_threads(spec.threads)  # a fork has the server's one
     device = open_device(spec.device)
+    if device.torch_device.type == "cuda":
+        # As the user's own script does: `.cuda()` and `fully_shard` take the current one.
+        torch.cuda.set_device(device.torch_device)
     if spec.place is not None:
         from .alone import stand_in  # only here: torch.distributed is for who needs it
 
-        if device.torch_device.type == "cuda":
-            torch.cuda.set_device(device.torch_device)  # as a rank's own script does: fully_shard takes the current one
         stand_in(spec.place.rank, spec.place.size)
     task = unpickle_task(spec.pickled) if spec.pickled is not None else load_task(spec.path or "")
     return TorchRunner(
@@ -318,7 +320,7 @@ class RemoteRunner(Runner):
             worker = self._worker
         is_fresh = self._on_cpu or self._is_fresh
         self._is_fresh = False
-        begun, patience_s = time.monotonic(), self._patience_s(plan)
+        begun, patience_s = time.monotonic(), self._patience_s(plan, self._spec.soak_steps if verdict else 0)
         is_last = self._remaining_s is not None and self._remaining_s() < patience_s
         try:
             measurement: Measurement = self._call("probe", plan, worker=worker, timeout_s=patience_s, verdict=verdict)
@@ -332,10 +334,14 @@ class RemoteRunner(Runner):
         self._slowest = (plan.effective_batch_size, time.monotonic() - begun)
         return replace(measurement, fresh=is_fresh)
 
-    def _patience_s(self, plan: Plan) -> float:
-        """Seconds after which a probe is taken to hang: more than a loss over all pairs could need, by the last one."""
+    def _patience_s(self, plan: Plan, soak_steps: int) -> float:
+        """Seconds after which a probe is taken to hang: more than a loss over all pairs could need, by the last one.
+
+        A probe has two steps at least, so each further one has more time than it needs.
+        """
         size, seconds = self._slowest
-        return self._probe_timeout_s + 2 * seconds * (plan.effective_batch_size / size) ** 2
+        steps_s = 2 * seconds * (plan.effective_batch_size / size) ** 2
+        return self._probe_timeout_s * (1 + soak_steps / _SOAK_STEPS_A_TIMEOUT) + steps_s * (1 + soak_steps)
 
     def _work(self, method: str, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
         """A call outside of probing."""

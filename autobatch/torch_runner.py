@@ -10,7 +10,7 @@ import math
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, islice
@@ -54,6 +54,7 @@ from .plan import (
 from .state import preserve, preserve_generators
 from .task import Task, blame
 from .training import Trainer, autocast, read_checkpoint
+from .units import format_size
 from .worst_case import WorstSamples, find_worst_case, loader_batch
 
 T = TypeVar("T")
@@ -141,6 +142,7 @@ class TorchRunner(Runner):
         self._facts: TaskFacts | None = None
         self._bench: Trainer | None = None  # one model for all probes and timings of this process
         self._last_model: weakref.ref[nn.Module] | None = None
+        self._is_lost = False  # the device answers this process no longer
 
     # -- what is known ------------------------------------------------------------------------------------------------
 
@@ -183,8 +185,7 @@ class TorchRunner(Runner):
     def _look_for_worst_cases(self, names: Sequence[str]) -> None:
         for name in names:
             if name == "val_data" or self._task.train_loader is None:
-                with preserve_generators():
-                    self._guarded(f"going through {name}()", partial(self._worst_samples, name))
+                self._guarded(f"going through {name}()", partial(self._worst_samples, name))
 
     def _peak_lr_fraction(self) -> float:
         found = self._guarded("the schedule", lambda: peak_lr_fraction(self._task))
@@ -212,14 +213,28 @@ class TorchRunner(Runner):
         size = num_samples(data)
         if size is not None:
             return size
+        if "train_data" in self._worst_cases and self._worst_cases["train_data"].num_samples is not None:
+            return self._worst_cases["train_data"].num_samples  # all of it was gone through
         with preserve_generators():
             found = self._guarded("going through the training data", lambda: counted_samples(self._task, data))
         return None if isinstance(found, _Refused) else found
 
     # -- borrowed models, guarded steps -------------------------------------------------------------------------------
 
-    def _borrow(self) -> AbstractContextManager[Any]:
-        return preserve(self._task.model()) if self._live else preserve_generators()
+    @contextmanager
+    def _borrow(self) -> Iterator[None]:
+        lost: DeviceLost | None = None
+        try:
+            with preserve(self._task.model()) if self._live else preserve_generators():
+                try:
+                    yield
+                except DeviceLost as error:
+                    lost = error
+                    raise
+        except Exception:
+            if lost is not None:  # nothing can be put back on that device: what is told is why, not that it failed
+                raise lost from None
+            raise
 
     def _guarded(self, what: str, work: Callable[[], T]) -> T | _Refused:
         """What `work` returns, or that memory was refused; the user's own errors come out as `TaskError`."""
@@ -229,6 +244,7 @@ class TorchRunner(Runner):
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001  # the user's code may raise anything
             if is_device_lost(error):
+                self._is_lost = True
                 raise DeviceLost(
                     f"{blame(what, error, self._task.path)}\nThis process can use {self._device.torch_device} no "
                     "longer: run such steps in a process of their own (`isolate=True`, or the command line)"
@@ -273,6 +289,7 @@ class TorchRunner(Runner):
     def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
         started = perf_counter()
         self._probes += 1
+        others = self._device.others_bytes()
         self._device.reset_peak()
         retries = self._device.alloc_retries()
         with self._borrow(), self._device.held_to_budget() if verdict else nullcontext():
@@ -282,9 +299,18 @@ class TorchRunner(Runner):
             if self._live:
                 self._bench = None  # it holds the borrowed model
         fresh = self._probes == 1
+        others_now = self._device.others_bytes()
+        if others is not None and others_now is not None:
+            others = max(others, others_now)
         if isinstance(finite, _Refused):
-            seconds = perf_counter() - started
-            return Measurement(plan=plan, outcome="oom", seconds=seconds, fresh=fresh, message=finite.message)
+            return Measurement(
+                plan=plan,
+                outcome="oom",
+                others_bytes=others,
+                seconds=perf_counter() - started,
+                fresh=fresh,
+                message=finite.message if peak is None else f"{finite.message} (beside {format_size(peak)} in use)",
+            )
         outcome: Outcome = "ok" if finite else "nonfinite"
         if peak is not None and peak > self._limit.budget_bytes:
             outcome = "over_limit"
@@ -294,7 +320,7 @@ class TorchRunner(Runner):
             outcome=outcome,
             peak_bytes=peak,
             allocated_bytes=allocated,
-            others_bytes=self._device.others_bytes(),
+            others_bytes=others,
             alloc_retries=None if retries is None or now is None else now - retries,
             seconds=perf_counter() - started,
             fresh=fresh,
@@ -308,18 +334,30 @@ class TorchRunner(Runner):
         bench = self._workbench(plan)
         batch = self._worst_batch(plan.batch_size)
         losses = [bench.step(cycle([batch])) for _ in range(steps)]
+        if bench.scaler is not None:
+            bench.step_with_zeros()
         self._probe_evaluation(bench, plan)
         size = None if self._task.train_loader is not None else num_samples(self._train_data())
         rest = size % plan.batch_size if size is not None else 0
         # Nobody's training is harmed by a last batch of one sample but batch norm's, which cannot take it.
         if rest > 1:
-            bench.step(cycle([self._worst_batch(rest)]))
+            self._probe_short_batch(bench, rest)
         losses.append(bench.step(cycle([batch])))
         if verdict and self._soak_steps:
             batches = training_batches(self._task, self._train_data(), plan, seed=0)
             losses.extend(bench.step(batches) for _ in range(self._soak_steps))
         self._device.synchronize()
         return all(bool(torch.isfinite(loss)) for loss in losses if loss is not None)
+
+    def _probe_short_batch(self, bench: Trainer, size: int) -> None:
+        """A step on what an epoch may leave for its last batch."""
+        try:
+            bench.step(cycle([self._worst_batch(size)]))
+        except (Exception, SystemExit) as error:
+            # A loss over pairs cannot take an odd number: who trains on such a model drops the last batch.
+            if self._device.is_out_of_memory(error) or is_device_lost(error):
+                raise
+            bench.optimizer.zero_grad(set_to_none=True)
 
     def _worst_batch(self, batch_size: int) -> Batch:
         """A training batch of the largest samples; of the task's own loader, its first."""
@@ -330,18 +368,20 @@ class TorchRunner(Runner):
     def _worst_samples(self, name: str) -> WorstSamples:
         if name not in self._samples:
             if name not in self._worst_cases:
-                self._worst_cases[name] = find_worst_case(self._task, self._load(name))
+                self._worst_cases[name] = find_worst_case(self._load(name), self._task.sample_size)
             self._samples[name] = WorstSamples(self._task, self._load(name), self._worst_cases[name])
         return self._samples[name]
 
     def _probe_evaluation(self, bench: Trainer, plan: Plan) -> None:
-        """One evaluation batch of the same size, on the largest samples of the validation data."""
-        batch = self._worst_samples("val_data").batch(plan.batch_size)
+        """One evaluation batch of the same size, or as long as there is data, on its largest samples."""
+        val_size = num_samples(self._load("val_data"))
+        batch = self._worst_samples("val_data").batch(min(plan.batch_size, val_size or plan.batch_size))
         try:
             bench.evaluate([batch])
         except (Exception, SystemExit) as error:
             # An F1 or an area under the curve may not exist for one batch; the forward pass that it is of has run.
-            if self._task.evaluate is None or self._device.is_out_of_memory(error):
+            no_batch = self._task.evaluate is not None and not is_device_lost(error)
+            if not no_batch or self._device.is_out_of_memory(error):
                 raise
 
     def _probe_forward(self, plan: Plan, passes: int) -> bool:
@@ -585,7 +625,11 @@ class TorchRunner(Runner):
         self._bench = None
         self._data.clear()
         self._samples.clear()
-        self._device.clean_up()
-        self._device.lift_limit()
+        # A device that is lost may refuse this as it refuses everything; why it is lost has been told.
+        refusals = suppress(RuntimeError) if self._is_lost else nullcontext()
+        with refusals:
+            self._device.clean_up()
+        with refusals:
+            self._device.lift_limit()
         if self._own_checkpoints is not None:
             self._own_checkpoints.cleanup()

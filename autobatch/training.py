@@ -119,6 +119,17 @@ class Trainer:
         known = [loss for loss in losses if loss is not None]
         return torch.stack(known).mean() if known else None
 
+    def step_with_zeros(self) -> None:
+        """An optimizer step on gradients of zero, so that its state is there where fp16 has skipped every step so far.
+
+        A gradient scaler begins at 65,536 and halves at each step that overflows; a measurement takes too few of them.
+        """
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
     def evaluate(self, batches: Iterable[Batch]) -> float:
         """The task's score over an evaluation set: its `evaluate`, or the mean of `metric` over samples.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, cycle, islice
 from time import perf_counter
 from typing import Any
@@ -20,46 +20,57 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import IterableDataset
 
-from .data import Batch, collate_samples, count_samples
+from .data import Batch, collate_samples, count_samples, seed_everything
 from .errors import TaskError
 from .plan import WorstCase
+from .state import preserve_generators
 from .task import Task
 
-# Samples from all over the data that are looked at first. Assumed: lengths that vary at all differ among so many, and
-# where they do not, there is nothing to look for.
-_GLANCE = 64
+# Samples from all over the data, and seconds, that data of one size is looked at. Assumed: lengths that vary at all
+# mostly differ among so many; what is in memory is seen whole in that time.
+_GLANCE, _GLANCE_S = 64, 1.0
 _SCAN_S = 10.0  # assumed: what a look at the rest may take; reading 10,000 images takes longer, and is seldom needed
 # Distinct samples that a probe is made of; the rest of the batch repeats them. Assumed: more tell no more about memory.
 _PROBE_SAMPLES = 32
 
 
-def find_worst_case(task: Task, data: Any) -> WorstCase:
+def find_worst_case(data: Any, sample_size: Callable[[Any], Any] | None = None) -> WorstCase:
     """Where the largest samples are: of all, where their sizes vary and `_SCAN_S` is enough for a look at each.
 
-    By the task's `sample_size` where it has one; else by the extents of the sample's tensors, arrays, texts and lists.
+    By `sample_size` where there is one; else by the extents of the sample's tensors, arrays, texts and lists.
+
+    Raises:
+        TaskError: `sample_size` gives no number.
     """
     started = perf_counter()
     seen = _Seen()
     is_iterable = isinstance(data, IterableDataset)
     num_samples = None if is_iterable else len(data)
-    if num_samples is None:
-        samples: Iterator[tuple[int, Any]] = enumerate(data)
-    else:
-        samples = ((index, data[index]) for index in _spread(num_samples))
-    num_scanned = 0
-    for index, sample in samples:
-        if task.sample_size is not None:
-            seen.add(index, float(task.sample_size(sample)), {})
+    with preserve_generators():
+        samples = _stream(data) if num_samples is None else _fetched(data, _spread(num_samples))
+        num_scanned, first, is_one_object = 0, None, True
+        for index, sample in samples:
+            if sample_size is not None:
+                size = float(sample_size(sample))
+                if math.isnan(size):
+                    raise TaskError(f"sample_size(sample) gives a number; it gave nan for sample {index}")
+                seen.add(index, size, {})
+            else:
+                extents: dict[Extent, int] = {}
+                seen.add(index, float(_measure(sample, (), extents)), extents)
+            first = sample if num_scanned == 0 else first
+            is_one_object = is_one_object and sample is first
+            num_scanned += 1
+            seconds = perf_counter() - started
+            if sample_size is None and not seen.varies and num_scanned >= _GLANCE:
+                if is_one_object:
+                    num_scanned = num_samples or num_scanned  # one sample stands for all: there are no others
+                if is_one_object or seconds > _GLANCE_S:
+                    break
+            if seconds > _SCAN_S:
+                break
         else:
-            extents: dict[Extent, int] = {}
-            seen.add(index, float(_measure(sample, (), extents)), extents)
-        num_scanned += 1
-        if num_scanned >= _GLANCE and not seen.varies and task.sample_size is None:
-            break
-        if perf_counter() - started > _SCAN_S:
-            break
-    else:
-        num_samples = num_scanned  # all there is, also where the data had not said so
+            num_samples = num_scanned  # all there is, also where the data had not said so
     return WorstCase(
         largest=tuple(sorted(seen.largest)[:_PROBE_SAMPLES]),
         widest=tuple(sorted(set(seen.widest.values()) - seen.largest)),
@@ -68,6 +79,19 @@ def find_worst_case(task: Task, data: Any) -> WorstCase:
         varies=seen.varies,
         seconds=perf_counter() - started,
     )
+
+
+def _fetched(data: Any, indices: Iterable[int]) -> Iterator[tuple[int, Any]]:
+    """Samples with their indices, each drawn under a seed of its own: a random crop is the same at each call."""
+    for index in indices:
+        seed_everything(index)
+        yield index, data[index]
+
+
+def _stream(data: Any) -> Iterator[tuple[int, Any]]:
+    """Samples with their positions, drawn under one seed: a shuffled stream comes in the same order each time."""
+    seed_everything(0)
+    return enumerate(data)
 
 
 Extent = tuple[str | int, ...]  # which dimension of which part of a sample
@@ -126,7 +150,24 @@ def _measure(part: Any, where: Extent, extents: dict[Extent, int]) -> int:
                 inside[extent] = max(length, inside.get(extent, 0))
         extents.update(inside)
         return total
-    return 1
+    return _measure_object(part, where, extents)
+
+
+def _measure_object(part: Any, where: Extent, extents: dict[Extent, int]) -> int:
+    """The same for other kinds: images that have a `size`, graphs, containers, objects with attributes."""
+    size = getattr(part, "size", None)
+    if isinstance(size, tuple) and all(isinstance(extent, int) for extent in size):
+        extents.update({(*where, dimension): extent for dimension, extent in enumerate(size)})
+        return math.prod(size)
+    if hasattr(part, "to_dict") and callable(part.to_dict):  # graphs
+        inside = part.to_dict()
+        return _measure(inside, where, extents) if isinstance(inside, Mapping) else 1
+    if hasattr(type(part), "__len__"):
+        extents[*where, "length"] = len(part)
+        return len(part)
+    known = (torch.Tensor, np.ndarray, str, bytes, list)  # not any object, which may hold itself
+    attributes = {name: value for name, value in getattr(part, "__dict__", {}).items() if isinstance(value, known)}
+    return max(1, _measure(attributes, where, extents))
 
 
 def _spread(count: int) -> Iterator[int]:
@@ -137,16 +178,26 @@ def _spread(count: int) -> Iterator[int]:
     return (position * step % count for position in range(count))
 
 
+def _samples_at(data: Any, wanted: set[int]) -> dict[int, Any]:
+    """The samples at these indices or positions, as they were when they were measured."""
+    with preserve_generators():
+        if isinstance(data, IterableDataset):  # all but the wanted are let go: they count in the limit of a probe
+            passed = islice(_stream(data), 1 + max(wanted, default=-1))
+            return {position: sample for position, sample in passed if position in wanted}
+        return dict(_fetched(data, sorted(wanted)))
+
+
+def largest_sample(data: Any, found: WorstCase) -> Any:
+    """One of the largest samples of `data`."""
+    return _samples_at(data, {found.largest[0]})[found.largest[0]]
+
+
 class WorstSamples:
     """The samples of a `WorstCase`, to make batches of."""
 
     def __init__(self, task: Task, data: Any, found: WorstCase) -> None:
         self._task = task
-        if isinstance(data, IterableDataset):
-            end = 1 + max((*found.largest, *found.widest), default=-1)
-            samples = dict(enumerate(islice(iter(data), end)))
-        else:
-            samples = {index: data[index] for index in (*found.largest, *found.widest)}
+        samples = _samples_at(data, {*found.largest, *found.widest})
         self._largest = [samples[index] for index in found.largest]
         self._widest = [samples[index] for index in found.widest]
 

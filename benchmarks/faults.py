@@ -5,7 +5,8 @@
 A search under a real memory limit is run again and again; in each run a process of it is killed with SIGKILL at a
 random moment: the worker that probes, the worker that stands by, the server that forks them, or, in a process of its
 own, the coordinator. Then the answer must be the one that came undisturbed, or a clear error of ours; no process may be
-left, and no file in the temporary folder or in shared memory. Exit code 1 where it is not so.
+left, and no file in the temporary folder or in shared memory. When all is over, this process must have as many open
+files as before, and the machine its memory back (printed). Exit code 1 where it is not so.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from autobatch.devices import host_memory
 from autobatch.errors import AutobatchError
 from autobatch.memory import find_max_batch_size
 from autobatch.plan import Measurement, Plan
@@ -36,6 +38,7 @@ from autobatch.remote import RemoteRunner, RunnerSpec
 TASK = Path(__file__).parent / "models" / "perceptron.py"
 LIMIT_BYTES = 16 << 20
 CEILING = 1 << 17
+MULTIPLE_OF = 512  # of an answer of some thousands: half a dozen probes, so that many kills are affordable
 TARGETS = ("prober", "worker", "server")
 _MARK = "AUTOBATCH_KILL_POINT"
 _GONE_S = 30.0  # what ended processes may take to disappear
@@ -121,7 +124,9 @@ def open_runner(mark: str) -> RemoteRunner:
 
 def search(runner: RemoteRunner) -> tuple[int, tuple[Measurement, ...]]:
     """The answer and the probes of one search."""
-    found = find_max_batch_size(runner, Plan(batch_size=1), ceiling=CEILING, ceiling_is="ceiling")
+    found = find_max_batch_size(
+        runner, Plan(batch_size=1), ceiling=CEILING, ceiling_is="ceiling", multiple_of=MULTIPLE_OF
+    )
     return int(found), found.probes
 
 
@@ -148,6 +153,17 @@ def files() -> set[str]:
     """What lies in shared memory and in the temporary folder under a name of ours or of torch's."""
     ours = [*Path("/dev/shm").glob("torch_*"), *Path(tempfile.gettempdir()).glob("autobatch-*")]
     return {str(path) for path in ours}
+
+
+def open_files() -> int:
+    """File descriptors of this process."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def available_bytes() -> int:
+    """Memory that the machine has free."""
+    memory = host_memory.available()
+    return 0 if memory is None else memory.free_bytes
 
 
 def kill_point(runner: RemoteRunner, mark: str, expected: int, target: str, probe: int, delay_s: float) -> Point:
@@ -233,10 +249,15 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
     begun = time.perf_counter()
+    descriptors, free_bytes = open_files(), available_bytes()
     points = kill_points(options.points, options.seed, lambda point: print(point, file=sys.stderr, flush=True))
     chance = random.Random(options.seed)
     points += [kill_coordinator(chance.uniform(0.0, 20.0)) for _ in range(options.coordinators)]
     bad = [point for point in points if not point.right or point.left]
+    still_open = open_files() - descriptors
+    print(
+        f"open files more than before: {still_open}; memory less than before: {free_bytes - available_bytes():,} bytes"
+    )
     print(f"{'killed':12} {'points':>7} {'struck':>7}   what came")
     for target in (*TARGETS, "coordinator"):
         of = [point for point in points if point.target == target]
@@ -252,7 +273,7 @@ def main() -> int:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         options.json.write_text(json.dumps(about | {"points": [asdict(point) for point in points]}, indent=1) + "\n")
-    return 1 if bad else 0
+    return 1 if bad or still_open > 0 else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The largest batch of five models under a real memory limit on a CPU, against doubling and bisecting.
 
-    python benchmarks/max_batch_cpu.py [--json OUT] [--repeats 1] [--models resnet gpt ...]
+    python benchmarks/max_batch_cpu.py [--json OUT] [--repeats 1] [--models resnet gpt ...] [--memory-limit 128MiB]
 
 Both searches probe in the same way, each size in a fresh process that counts memory to the page, and what they answer
 has run as a verdict there; ours proves besides that the next size fails. Doubling and bisecting learns one bit from a
@@ -36,8 +36,8 @@ from autobatch.plan import Measurement, Plan, Runner
 from autobatch.remote import RemoteRunner, RunnerSpec, default_threads
 from autobatch.units import parse_size
 
-# Chosen so that the answer is in the tens or hundreds and a step well below a second.
-LIMITS = {"resnet": "48MiB", "gpt": "48MiB", "lstm": "64MiB", "contrastive": "32MiB", "ragged": "48MiB"}
+MODELS = ("resnet", "gpt", "lstm", "contrastive", "ragged")
+LIMIT = "128MiB"  # one for all: answers are in the hundreds, and a step is well below a second on an idle machine
 FOLDER = Path(__file__).parent / "models"
 HEADROOM = 0.05  # the default
 GAIN = 3.0  # the target
@@ -183,11 +183,16 @@ def search(name: str, model: str, limit_bytes: int, headroom: float) -> Search:
     )
 
 
-def search_in_one_process(model: str, limit_bytes: int) -> Search:
-    """Doubling and bisecting in a process of its own that does all of it; memory is counted as in the fresh ones."""
+def search_in_one_process(model: str, limit_bytes: int) -> Search | None:
+    """Doubling and bisecting in a process of its own that does all of it; memory is counted as in the fresh ones.
+
+    None where the process died: a library that takes no notice of a refused allocation ends it, and the search with it.
+    """
     command = [sys.executable, __file__, "--one-process", model, str(limit_bytes)]
     environment = os.environ | worker_environment(default_threads())
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        return None
     told = json.loads(done.stdout)
     return Search(**(told | {"probes": [Probe(**probe) for probe in told["probes"]]}))
 
@@ -234,7 +239,7 @@ class Compared:
     limit: str
     our: list[Search]
     bisected: list[Search]
-    alone: list[Search]
+    alone: list[Search | None]
 
     @property
     def seconds(self) -> tuple[float, float]:
@@ -258,9 +263,12 @@ class Compared:
         met = "target met" if max(fewer_s, fewer_oom) >= GAIN else f"SHORT of the target of {GAIN:g}"
         exact = "exact" if self.is_exact else "NOT PROVED OR NOT REPEATED"
         aside = ""
-        for runs, place in ((self.bisected, "doubling and bisecting"), (self.alone, "in one process")):
+        alone = [run for run in self.alone if run is not None]
+        for runs, place in ((self.bisected, "doubling and bisecting"), (alone, "in one process")):
             others = sorted({run.found for run in runs} - {run.found for run in self.our})
             aside += f"; {place} found {', '.join(map(str, others))}" if others else ""
+        if died := len(self.alone) - len(alone):
+            aside += f"; in one process died {died} times of {len(self.alone)}"
         return (
             f"{self.model}: {self.our[0].found}, {exact}; {fewer_s:.1f} times fewer seconds, "
             f"{fewer_oom:.1f} times fewer refusals, {met}{aside}"
@@ -281,8 +289,11 @@ def compare(model: str, limit: str, repeats: int) -> Compared:
     return compared
 
 
-def print_row(model: str, limit: str, name: str, run: Search) -> None:
+def print_row(model: str, limit: str, name: str, run: Search | None) -> None:
     """One search, and the sizes it ran in order; v marks a verdict."""
+    if run is None:
+        print(f"{model:12} {limit:>7}  {name:24}  died", flush=True)
+        return
     figures = f"{run.found:>6} {'yes' if run.proved else '':>6} {len(run.probes):>6} {run.refusals:>7}"
     seconds = f"{run.search_s:>7.1f} {run.open_s:>7.1f} {run.cpu_s:>7.1f}"
     print(f"{model:12} {limit:>7}  {name:24}{figures} {seconds}  {', '.join(map(str, run.probes))}", flush=True)
@@ -320,7 +331,8 @@ def main() -> int:
     """Run all of it; 0 where every answer of ours was proved and repeated."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--models", nargs="+", choices=LIMITS, default=list(LIMITS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--memory-limit", default=LIMIT)
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--one-process", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -329,13 +341,14 @@ def main() -> int:
         return 0
     head = f"{'model':12} {'limit':>7}  {'search':24}{'found':>6} {'proved':>6} {'probes':>6} {'refused':>7}"
     print(f"{head} {'seconds':>7} {'opening':>7} {'cpu s':>7}  sizes", flush=True)
-    all_compared = [compare(model, LIMITS[model], options.repeats) for model in options.models]
+    all_compared = [compare(model, options.memory_limit, options.repeats) for model in options.models]
     print()
     for compared in all_compared:
         print(compared.verdict())
     print_overall(all_compared)
     if options.json is not None:
         command = f"python benchmarks/max_batch_cpu.py --repeats {options.repeats} --models {' '.join(options.models)}"
+        command += f" --memory-limit {options.memory_limit}"
         told = about(command) | {"verdicts": [compared.verdict() for compared in all_compared]}
         told |= {"models": [asdict(compared) for compared in all_compared]}
         options.json.write_text(json.dumps(told, indent=1) + "\n")

@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,8 @@ MIB = 1 << 20
 @contextmanager
 def watched() -> Iterator[list[int]]:
     """What nvidia-smi shows as in use of the first card, in bytes: before anything, then its maximum so far."""
-    command = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    command = ["nvidia-smi", f"--id={card}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     before = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * MIB
     seen = [before, before]
     with subprocess.Popen([*command, "--loop-ms=50"], stdout=subprocess.PIPE, text=True) as process:
@@ -44,7 +44,8 @@ def watched() -> Iterator[list[int]]:
 
         def read() -> None:
             for line in lines:
-                seen[1] = max(seen[1], int(line) * MIB)
+                if line.strip().isdecimal():  # the last one may be cut off
+                    seen[1] = max(seen[1], int(line) * MIB)
 
         reader = threading.Thread(target=read)
         reader.start()
@@ -98,13 +99,12 @@ def row(case: dict[str, Any]) -> str:
 
 
 def about(arguments: Sequence[str]) -> dict[str, Any]:
-    """What makes the figures comparable."""
-    from autobatch.devices import open_device
-
+    """What makes the figures comparable, found out by another process: a context here would take memory."""
+    command = [sys.executable, "-m", "autobatch", "doctor", "--json"]
     return {
         "command": f"python benchmarks/max_batch_cuda.py {' '.join(arguments)}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": asdict(open_device("cuda").info()),
+        "devices": json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout),
     }
 
 
@@ -117,6 +117,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--recordings", type=Path, metavar="FOLDER", help="keep each search there, to be replayed")
     options = parser.parse_args()
+    for folder in (options.json.parent if options.json else None, options.recordings):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
     told = about(sys.argv[1:])
     cases: list[dict[str, Any]] = []
     print(

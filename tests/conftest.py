@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -16,3 +17,10 @@ pytest.register_assert_rewrite("tests.contracts")
 # A busy machine may stop for a second anywhere; speed is measured in benchmarks.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _imports_are_no_garbage() -> None:
+    # Each probe in this process collects garbage, and among half a million objects of torch that takes up to a second.
+    gc.collect()
+    gc.freeze()

@@ -205,3 +205,5 @@ def test_settings_that_mean_nothing_are_refused() -> None:
         autobatch.find_max_batch(small(), torch.zeros(64), device="cpu", accumulation_steps=0, isolate=False)
     with pytest.raises(SettingError, match="soak is a number of steps, at least 0; got -1"):
         autobatch.find_max_batch(small(), torch.zeros(64), device="cpu", soak=-1)
+    with pytest.raises(SettingError, match="soak takes training steps, and mode='inference' takes none"):
+        autobatch.find_max_batch(small(), torch.zeros(64), device="cpu", soak=2, mode="inference")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from autobatch import worst_case
 from autobatch.data import collate_samples, to_device
 from autobatch.errors import TaskError
 from autobatch.inputs import SampleDataset, pickle_task, task_for_model, unpickle_task
@@ -215,14 +216,21 @@ def test_a_dict_is_passed_by_name() -> None:
     assert torch.isfinite(_loss(task))
 
 
-def test_a_dataset_is_known_by_its_type_and_its_largest_sample_stands_for_all() -> None:
+def test_a_dataset_is_known_by_its_type_and_its_largest_sample_stands_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Ragged(TensorDataset):
         def __getitem__(self, index: int) -> tuple[Tensor, ...]:
             return torch.zeros(5 + index % 7, 4), torch.tensor(0)
 
-    task, told = task_for_model(nn.Linear(4, 2), Ragged(torch.zeros(100)))
+    data = Ragged(torch.zeros(300))
+    task, told = task_for_model(nn.Linear(4, 2), data)
     assert tuple(_sample(task)[0].shape) == (11, 4)
-    assert told[0] == "the largest of the first 64 samples, of 45 elements, stands for all"
+    assert not [sentence for sentence in told if "largest" in sentence]  # all were looked at
+    monkeypatch.setattr(worst_case, "_SCAN_S", -1.0)
+    _, told = task_for_model(nn.Linear(4, 2), data)
+    assert told[0] == "all samples have the size of the 1 of 300 that were looked at"
+    monkeypatch.undo()
     task, told = task_for_model(nn.Linear(4, 2), TensorDataset(torch.ones(9, 4)))
     assert torch.equal(_sample(task)[0], torch.ones(4))
     assert not [sentence for sentence in told if "largest" in sentence]

@@ -326,7 +326,7 @@ def test_a_number_that_did_not_run_cannot_be_an_answer(claim: dict[str, Any]) ->
         max_batch(**claim)
 
 
-@pytest.mark.parametrize("proof", [ran(9), ran(8, "oom"), ran(4, "oom")])
+@pytest.mark.parametrize("proof", [ran(9), ran(8, "oom"), ran(4, "oom"), ran(9, "crashed", None)])
 def test_what_fits_or_is_no_larger_is_no_proof(proof: Measurement) -> None:
     with pytest.raises(ValueError, match="a proof is a larger size that does not fit"):
         max_batch(proof=proof)

@@ -104,6 +104,12 @@ def test_nothing_is_recorded_before_there_is_a_limit() -> None:
         (lambda found: found | {"limit": {}}, "'limit' of .* has no 'capacity_bytes'"),
         (lambda found: found | {"probes": [{}]}, "a probe of .* has no 'plan'"),
         (lambda found: {"schema": 1}, "has no 'limit'"),
+        (
+            lambda found: (
+                found | {"probes": [found["probes"][0] | {"plan": found["probes"][0]["plan"] | {"batch_size": 0}}]}
+            ),
+            "a plan that could be run; .* at least 1; got 0",
+        ),
     ],
 )
 def test_what_is_no_recording_is_refused_with_what_is_wrong(change: Any, message: str, tmp_path: Path) -> None:

@@ -300,7 +300,8 @@ def test_a_probe_that_hangs_is_one_failed_probe(opened: Callable[..., RemoteRunn
 def test_patience_grows_as_a_loss_over_all_pairs_does(opened: Callable[..., RemoteRunner]) -> None:
     runner = opened()
     runner._slowest = (10, 3.0)
-    assert runner._patience_s(Plan(batch_size=100)) == PROBE_TIMEOUT_S + 600.0
+    assert runner._patience_s(Plan(batch_size=100), 0) == PROBE_TIMEOUT_S + 600.0
+    assert runner._patience_s(Plan(batch_size=100), 200) == 3 * PROBE_TIMEOUT_S + 201 * 600.0
 
 
 def test_a_step_that_breaks_the_device_is_one_failed_probe_in_a_worker_that_is_replaced(

@@ -206,8 +206,10 @@ def test_a_rank_that_is_killed_ends_the_others_with_an_error(tmp_path: Path) -> 
     task = tmp_path / "task.py"
     # Rank 1 kills itself where the search would be: the coordinator of that rank, not its worker.
     task.write_text(TASK)
-    killer = f"import os, signal; from autobatch import ranks; ranks.agreed = lambda *_: os.kill({{}}, {signal.SIGKILL:d})"
-    script = f"{killer.format('os.getpid()')}; from autobatch.cli import main; main()"
+    script = (
+        f"import os; from autobatch import ranks; ranks.agreed = lambda *_: os.kill(os.getpid(), {signal.SIGKILL:d}); "
+        "from autobatch.cli import main; main()"
+    )
     arguments = [*COMMAND, str(task)]
     commands = [command(str(task)), [sys.executable, "-c", script, *arguments]]
     codes = ended(both(commands, tmp_path, TORCHELASTIC_RUN_ID="none"), tmp_path)

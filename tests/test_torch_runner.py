@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from autobatch import Task
+from autobatch import Task, torch_runner
 from autobatch.data import counted_samples, load_data
 from autobatch.devices import open_device
 from autobatch.errors import DeviceLost, NoValidResult, TaskError
@@ -422,6 +423,70 @@ def test_a_probe_runs_whole_steps_and_the_short_last_batch_of_an_epoch() -> None
     assert probed(Plan(batch_size=36, accumulation_steps=2), False)[0] == [36, 36, 24, 24, 36, 36]
 
 
+def test_a_loss_that_cannot_take_the_short_last_batch_has_none() -> None:
+    class AtLeastTen(Counts):
+        def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
+            loss = super().__call__(model, batch)
+            if len(batch[0]) < 10:
+                raise ValueError("ten are needed")
+            return loss
+
+    counts = AtLeastTen()
+    runner = TorchRunner(task(loss=counts, val_data=lambda: data(1)), open_device("cpu"))
+    try:
+        assert runner.probe(Plan(batch_size=90)).outcome == "ok"  # 96 mod 90 = 6
+    finally:
+        runner.close()
+    assert counts.sizes == [90, 6, 90]
+
+
+def test_no_more_is_evaluated_than_there_is() -> None:
+    seen: list[int] = []
+
+    def metric(model: nn.Module, batch: Any) -> torch.Tensor:
+        seen.append(len(batch[0]))
+        scores: torch.Tensor = model(batch[0]).mean(dim=1)
+        return scores
+
+    few = TensorDataset(torch.randn(20, 256), torch.zeros(20, dtype=torch.long))
+    runner = TorchRunner(task(metric=metric, val_data=lambda: few), open_device("cpu"))
+    try:
+        runner.probe(Plan(batch_size=64))
+        runner.probe(Plan(batch_size=12))
+    finally:
+        runner.close()
+    assert seen == [20, 12]
+
+
+def test_a_probe_in_fp16_has_the_optimizers_state_though_every_step_overflows() -> None:
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        huge: torch.Tensor = model(batch[0]).sum() * 1e35  # times the scaler's 65,536 it is infinite
+        return huge
+
+    runner = TorchRunner(task(loss=loss, precision="fp16"), open_device("cpu"))
+    try:
+        runner.probe(Plan(batch_size=8, precision="fp16"), verdict=True)
+        assert runner._bench is not None
+        assert runner._bench.scaler is not None
+        assert runner._bench.scaler.get_scale() < 65536  # steps were skipped
+        assert len(runner._bench.optimizer.state) == len(list(runner._bench.model.parameters()))
+    finally:
+        runner.close()
+
+
+def test_a_stream_that_was_gone_through_for_its_largest_sample_has_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(data(0))
+
+    monkeypatch.setattr("autobatch.data._COUNTING_S", -1.0)  # counting alone would have had no time for it
+    runner = TorchRunner(task(train_data=Stream), open_device("cpu"))
+    try:
+        assert runner.facts().train_size == 96
+    finally:
+        runner.close()
+
+
 def test_a_verdict_can_train_on_real_batches_too() -> None:
     sizes, probe = probed(Plan(batch_size=36), True, soak_steps=5)
     assert sizes == [36, 36, 36, 24, 36] + [36] * 5
@@ -444,7 +509,9 @@ def test_real_batches_are_what_the_data_gives() -> None:
     assert not torch.equal(real, torch.arange(96) % 3)
 
 
-def test_a_step_that_leaves_the_device_unusable_says_that_it_needs_a_process_of_its_own(tmp_path: Path) -> None:
+def test_a_step_that_leaves_the_device_unusable_says_that_it_needs_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def loss(model: nn.Module, batch: Any) -> torch.Tensor:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
@@ -453,4 +520,22 @@ def test_a_step_that_leaves_the_device_unusable_says_that_it_needs_a_process_of_
         DeviceLost, match=r"illegal memory access(.|\n)*no longer: run such steps in a process of their own"
     ):
         runner.probe(Plan(batch_size=4))
+
+    @contextmanager
+    def nothing_can_be_put_back() -> Iterator[None]:
+        yield
+        raise AssertionError("not reached: the body raises")
+
+    @contextmanager
+    def that_fails_too() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    for broken in (nothing_can_be_put_back, that_fails_too):
+        monkeypatch.setattr(torch_runner, "preserve_generators", broken)
+        with pytest.raises(DeviceLost, match="no longer: run such steps"):
+            runner.probe(Plan(batch_size=4))
+    monkeypatch.undo()
     runner.close()

@@ -71,7 +71,7 @@ class CudaDevice(Device):
         )
 
     def set_limit(self, memory_limit_bytes: int | None, headroom: float) -> MemoryLimit:
-        """What this process may take from now on; a limit or headroom asked for is a wall in the allocator.
+        """What this process may take from now on beside the context; a limit or headroom is a wall in the allocator.
 
         Capacity is what is reserved already plus what the driver has free, so the context and other processes are
         counted out. Headroom is a budget below it: a peak between the two is measured, not refused. The wall keeps the
@@ -87,10 +87,12 @@ class CudaDevice(Device):
             )
         usable, source = capacity(memory_limit_bytes, available, "free on the device")
         self._outside_at_start, self._others_at_start = self._outside_bytes(), self.others_bytes()
+        total = self._cuda.get_device_properties(self._index).total_memory
+        if (users := int(self._fraction() * total)) < usable:
+            usable, source = users, "the memory fraction that was set for this process"
         if memory_limit_bytes is not None or headroom > 0:
             # The allocator compares what it has reserved with this share of totalGlobalMem
             # (c10/cuda/CUDACachingAllocator.cpp, setMemoryFraction), so the share is taken of the same number.
-            total = self._cuda.get_device_properties(self._index).total_memory
             self._fraction_before = self._fraction()
             self._cuda.set_per_process_memory_fraction(min(self._fraction_before, usable / total), self._index)
         return MemoryLimit(capacity_bytes=usable, budget_bytes=budget_bytes(usable, headroom), source=source)
