@@ -20,7 +20,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import IterableDataset
 
-from .data import Batch, collate_samples, count_samples, seed_everything
+from .data import Batch, collate_samples, count_samples, seed_host
 from .errors import TaskError
 from .plan import WorstCase
 from .state import preserve_generators
@@ -84,13 +84,13 @@ def find_worst_case(data: Any, sample_size: Callable[[Any], Any] | None = None) 
 def _fetched(data: Any, indices: Iterable[int]) -> Iterator[tuple[int, Any]]:
     """Samples with their indices, each drawn under a seed of its own: a random crop is the same at each call."""
     for index in indices:
-        seed_everything(index)
+        seed_host(index)
         yield index, data[index]
 
 
 def _stream(data: Any) -> Iterator[tuple[int, Any]]:
     """Samples with their positions, drawn under one seed: a shuffled stream comes in the same order each time."""
-    seed_everything(0)
+    seed_host(0)
     return enumerate(data)
 
 

@@ -146,11 +146,11 @@ def test_a_measure_that_is_no_number_is_the_users_to_mend() -> None:
         find_worst_case(Listed(sequences([1, 2])), lambda sample: math.nan)
 
 
-@dataclass
 class Image:
     """As PIL has it."""
 
-    size: tuple[int, int]
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
 
 
 class Graph:
