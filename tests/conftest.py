@@ -6,6 +6,7 @@ import gc
 import os
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 # Several test processes share the cores: with a thread for each core in each of them, steps wait for one another.
@@ -22,5 +23,7 @@ settings.load_profile("patient")
 @pytest.fixture(autouse=True, scope="module")
 def _imports_are_no_garbage() -> None:
     # Each probe in this process collects garbage, and among half a million objects of torch that takes up to a second.
+    # A process's first optimizer imports as many again, so it is made before.
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)])
     gc.collect()
     gc.freeze()

@@ -297,7 +297,7 @@ def test_exact_counting_gives_back_what_is_freed() -> None:
 # One process imports torch and forks a child for each batch size, so that each has run nothing, as the fork server of
 # `engines/processes.py` does. Two such processes differ in the layout of their memory as any two do.
 WALL = """
-import os, sys, torch
+import gc, os, sys, torch
 from autobatch.devices.cpu import CpuDevice
 from autobatch.devices.environment import count_exactly
 
@@ -326,6 +326,8 @@ def verdict(batch):
     return code == 0
 
 torch.optim.AdamW([torch.zeros(1)])  # what the first optimizer imports takes seconds: once here, not in each child
+gc.collect()
+gc.freeze()  # else each child copies all pages of what was imported when it collects
 low, high = int(sys.argv[1]), int(sys.argv[2])
 while high - low > 1:
     middle = (low + high) // 2

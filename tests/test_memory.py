@@ -393,3 +393,25 @@ def test_memory_that_others_took_meanwhile_is_told() -> None:
     assert len(told) == 1
     assert told[0].startswith("other processes held between 1.2 GiB and ")
     assert "the answer is for what they left" in told[0]
+
+
+def test_memory_that_others_hold_all_the_time_is_told_too() -> None:
+    class Shared(SimRunner):
+        def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+            return replace(super().probe(plan, verdict=verdict), others_bytes=1 << 30)
+
+    told = [sentence for sentence in find(Shared()).assumed if "other processes" in sentence]
+    assert told == ["other processes held 1 GiB of the device: the answer is for what they left"]
+
+
+def test_a_crash_is_taken_as_too_large_and_is_no_proof() -> None:
+    class Crashing(SimRunner):
+        def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+            if plan.batch_size > 40:
+                return Measurement(plan=plan, outcome="crashed", message="the worker process ended by SIGSEGV")
+            return super().probe(plan, verdict=verdict)
+
+    answer = find(Crashing(peak_bytes=lambda batch: batch), prove=True)
+    assert (int(answer), answer.proof) == (40, None)
+    assert answer.why_not_proved == "the worker crashed at 41, which need not be for want of memory"
+    assert "proved" not in repr(answer)

@@ -150,6 +150,12 @@ def _ran(peak_bytes: int) -> Measurement:
     return Measurement(plan=PLAN, outcome="ok", peak_bytes=peak_bytes)
 
 
+def test_what_other_processes_hold_of_any_card_is_kept() -> None:
+    seen = [replace(_ran(0), others_bytes=others) for others in (None, 5, 3)]
+    limits = [MemoryLimit(capacity_bytes=100, budget_bytes=95, source="free")] * 3
+    assert agreed(seen, limits).others_bytes == 5
+
+
 @given(seen_by_ranks(), st.randoms(use_true_random=False))
 def test_the_order_of_ranks_changes_only_names(seen: tuple[list[Measurement], list[MemoryLimit]], random: Any) -> None:
     pairs = list(zip(*seen, strict=True))
