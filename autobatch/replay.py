@@ -64,7 +64,7 @@ class ReplayRunner(Runner):
     def truth(self, config: Config) -> float:
         """The mean score over all seeds at the end of the schedule."""
         seeds = range(len(self.table["score"][0][0]))
-        return fmean(self._score(config, 1.0, seed) for seed in seeds)
+        return fmean(self.score(config, 1.0, seed) for seed in seeds)
 
     def best(self) -> float:
         """The best `truth` of any tabulated batch size and learning rate."""
@@ -144,7 +144,7 @@ class ReplayRunner(Runner):
         seconds = train_s + self.eval_s
         self.clock.advance(seconds)
         self.kept[rung.trial] = rung.until_step
-        score = self._score(rung.config, rung.until_step / rung.total_steps, rung.seed)
+        score = self.score(rung.config, rung.until_step / rung.total_steps, rung.seed)
         return RungResult(rung=rung, outcome="ok", score=score, train_s=train_s, eval_s=self.eval_s, seconds=seconds)
 
     def test_score(self, rung: Rung) -> float | None:
@@ -161,7 +161,8 @@ class ReplayRunner(Runner):
         beyond: float = max(1.0, plan.batch_size / sizes[-1])
         return plan.accumulation_steps * beyond * _interpolate(sizes, seconds, plan.batch_size)
 
-    def _score(self, config: Config, share: float, seed: int) -> float:
+    def score(self, config: Config, share: float, seed: int) -> float:
+        """The score of a trial under `seed` after `share` of its schedule, in (0, 1]."""
         table, log_batch = self.table, math.log(config.plan.effective_batch_size)
         sizes = table["batch_sizes"]
         row = table["score"][min(range(len(sizes)), key=lambda i: abs(math.log(sizes[i]) - log_batch))]

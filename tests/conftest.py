@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from autobatch.engines import processes
+
+from .ready_python import Forked, ReadyPython, Started, Subprocess
 
 # Several test processes share the cores: with a thread for each core in each of them, steps wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,3 +32,25 @@ def _imports_are_no_garbage() -> None:
     torch.optim.SGD([torch.zeros(1, requires_grad=True)])
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def _ready_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    if Started is not Forked:
+        yield
+        return
+    python = ReadyPython(tmp_path_factory.mktemp("python"))
+    yield
+    python.close()
+
+
+@pytest.fixture(scope="module")
+def ready_python(_ready_python: None) -> Iterator[None]:
+    """A Python that has imported torch: what is started is forked from it, workers of the tests' own process too.
+
+    On Linux; elsewhere torch's libraries do not live through a fork.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if Started is Forked:
+            patch.setattr(processes, "subprocess", Subprocess)
+        yield

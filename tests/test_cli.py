@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,13 @@ from autobatch.learning_rate import FEWEST_STEPS
 from autobatch.progress import Progress, Stage
 
 from .processes import marked
+from .ready_python import Started, run
 
 ROOT = Path(__file__).parents[1]
 TASKS = ROOT / "tests" / "tasks"
 MINIMAL = TASKS / "minimal.py"
+
+pytestmark = pytest.mark.usefixtures("ready_python")
 CONTROL = re.compile(r"\x1b\[")
 
 
@@ -41,7 +45,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 def autobatch(*arguments: object, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "autobatch", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment(**changes), capture_output=True, text=True, timeout=1800)
+    return run(command, cwd=cwd, env=environment(**changes), timeout=1800)
 
 
 @functools.cache
@@ -132,21 +136,24 @@ def test_the_journal_opens_in_plain_optuna(tuned: tuple[Path, subprocess.Complet
 
 
 def interrupt(
-    folder: Path, when: str, *arguments: str, number: int = signal.SIGINT, **changes: str
+    folder: Path,
+    when: str,
+    *arguments: str,
+    number: int = signal.SIGINT,
+    start: Callable[..., Any] = Started,
+    **changes: str,
 ) -> tuple[int, str, str]:
     command = [sys.executable, "-m", "autobatch", *arguments]
     # What a shell starts in the background ignores Ctrl-C, and so does what that starts: tests may run so.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with open(folder / "stderr", "w+") as stderr:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment(**changes), stdout=subprocess.PIPE, stderr=stderr, text=True
-        )
+    with open(folder / "stdout", "w") as stdout, open(folder / "stderr", "w") as stderr:
+        process = start(command, cwd=folder, env=environment(**changes), stdout=stdout, stderr=stderr)
         deadline = time.monotonic() + 600
-        while when not in (folder / "stderr").read_text() and time.monotonic() < deadline:
+        while when not in (folder / "stderr").read_text() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(number)
-        stdout, _ = process.communicate(timeout=120)
-    return process.returncode, stdout, (folder / "stderr").read_text()
+        code = process.wait(timeout=120)
+    return code, (folder / "stdout").read_text(), (folder / "stderr").read_text()
 
 
 def test_ctrl_c_in_the_search_saves_and_prints_what_was_found(tmp_path: Path) -> None:
@@ -174,7 +181,8 @@ def test_a_killed_coordinator_leaves_no_worker_behind(tmp_path: Path) -> None:
     over = threading.Event()
     watching = threading.Thread(target=watch)
     watching.start()
-    code, _, _ = interrupt(tmp_path, "memory: ", "tune", str(MINIMAL), number=signal.SIGKILL, MARK=mark)
+    how: dict[str, Any] = {"number": signal.SIGKILL, "start": subprocess.Popen, "MARK": mark}
+    code, _, _ = interrupt(tmp_path, "memory: ", "tune", str(MINIMAL), **how)
     over.set()
     watching.join()
     assert code == -signal.SIGKILL
@@ -258,9 +266,7 @@ def test_of_each_stage_the_last_finding_is_told(capsys: pytest.CaptureFixture[st
 def test_on_a_terminal_progress_is_live_and_leaves_the_screen_clean(tmp_path: Path) -> None:
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "autobatch", "max-batch", str(MINIMAL), "--max-batch-size", "16"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment(TERM="xterm-256color"), stdout=follower, stderr=follower
-    )
+    process = Started(command, cwd=tmp_path, env=environment(TERM="xterm-256color"), stdout=follower, stderr=follower)
     os.close(follower)
     screen = b""
     while True:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +25,8 @@ from autobatch.devices.environment import worker_environment
 from autobatch.devices.mps import MpsDevice
 from autobatch.devices.nvml import Card, load_library, resolve_visible
 from autobatch.errors import DeviceError, SettingError
+
+from .ready_python import run
 
 MIB = 1 << 20
 
@@ -287,9 +288,11 @@ print(loose, left_behind())
 """
 
 
+@pytest.mark.usefixtures("ready_python")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="VmData and mallopt are Linux's")
 def test_exact_counting_gives_back_what_is_freed() -> None:
-    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    done = run([sys.executable, "-c", FREED], timeout=600)
+    assert done.returncode == 0, done.stderr
     loose, exact = map(int, done.stdout.split())
     assert exact <= 1 << 20 < loose
 
@@ -338,18 +341,14 @@ print(low)
 
 def largest(low: int, high: int) -> int:
     """The largest batch that fits, in [low, high), by one new process."""
-    done = subprocess.run(
-        [sys.executable, "-c", WALL, str(low), str(high)],
-        env={**os.environ, **worker_environment(1)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    environment = {**os.environ, **worker_environment(1)}
+    done = run([sys.executable, "-c", WALL, low, high], env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ready_python")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a memory limit on the CPU needs Linux")
 def test_the_largest_batch_repeats_exactly() -> None:
     first = largest(0, 1 << 15)

@@ -11,6 +11,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+@pytest.mark.usefixtures("ready_python")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are looked for in /proc")
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_search_survives_kills_at_random_moments(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import threading
 import warnings
@@ -20,6 +19,10 @@ from autobatch.data import collate_samples, to_device
 from autobatch.errors import TaskError
 from autobatch.inputs import SampleDataset, pickle_task, task_for_model, unpickle_task
 from autobatch.task import Task, load_task
+
+from .ready_python import run
+
+pytestmark = pytest.mark.usefixtures("ready_python")
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -350,18 +353,15 @@ def test_a_tasks_own_functions_travel_with_it() -> None:
 def test_a_model_defined_in_a_script_reaches_a_process_that_has_not_that_script(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys\n"
         "from torch import nn\n"
         "from autobatch.inputs import pickle_task, task_for_model\n"
         "class Net(nn.Linear): pass\n"
-        "sys.stdout.buffer.write(pickle_task(task_for_model(Net(6, 2))[0]))\n"
+        "open('task', 'wb').write(pickle_task(task_for_model(Net(6, 2))[0]))\n"
     )
     root = TASKS.parents[1]
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, check=False, env={"PYTHONPATH": str(root)}
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    task = unpickle_task(done.stdout)
+    done = run([sys.executable, script], cwd=tmp_path, env={"PYTHONPATH": str(root)}, timeout=600)
+    assert done.returncode == 0, done.stderr
+    task = unpickle_task((tmp_path / "task").read_bytes())
     assert [task.name, task.model().in_features] == ["Net", 6]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,9 @@ from autobatch.plan import Config, Plan, Rung
 from autobatch.remote import PROBE_TIMEOUT_S, RemoteRunner, RunnerSpec, default_threads
 
 from .processes import wait_until_gone
+from .ready_python import run
+
+pytestmark = pytest.mark.usefixtures("ready_python")
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -393,7 +395,7 @@ def test_what_a_task_prints_goes_to_the_log_not_to_the_terminal(tmp_path: Path) 
         "import sys; from pathlib import Path; from autobatch.remote import *; "
         "r = RemoteRunner(RunnerSpec(path=Path('noisy.py'), device='cpu'), log=Path('log')); r.facts(); r.close()"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    result = run([sys.executable, "-c", code], cwd=tmp_path, timeout=600)
     assert result.returncode == 0, result.stderr
     assert "hello" not in result.stdout + result.stderr
     assert "hello from the task" in (tmp_path / "log").read_text()

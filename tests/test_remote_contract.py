@@ -12,6 +12,8 @@ from autobatch.remote import RemoteRunner, RunnerSpec
 
 from .contracts import RunnerContract
 
+pytestmark = pytest.mark.usefixtures("ready_python")
+
 # 256 inputs a sample, so that a batch of 2 ** 17 takes 128 MiB.
 TASK = """
 import torch

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import pickle
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -22,6 +21,10 @@ from torch.utils.data import TensorDataset
 from autobatch.errors import TaskError
 from autobatch.task import Task, accuracy, adamw, blame, cross_entropy_loss, load_task, user_traceback
 from autobatch.task_file import gather
+
+from .ready_python import run
+
+pytestmark = pytest.mark.usefixtures("ready_python")
 
 TASKS = Path(__file__).parent / "tasks"
 BROKEN = TASKS / "broken"
@@ -100,19 +103,18 @@ def test_files_of_one_name_in_two_folders_are_two_tasks(tmp_path: Path) -> None:
     assert tasks[0].model.__module__ != tasks[1].model.__module__
 
 
-def test_what_a_file_defines_can_be_unpickled_in_a_process_that_never_loaded_it() -> None:
+def test_what_a_file_defines_can_be_unpickled_in_a_process_that_never_loaded_it(tmp_path: Path) -> None:
     task, with_sibling = load_task(TASKS / "lstm.py"), load_task(TASKS / "full.py")
     assert task.train_data is not None
     pickled = pickle.dumps((task.train_data(), task.collate, with_sibling.train_data))
     code = """
-        import pickle, sys
-        data, collate, train_data = pickle.loads(sys.stdin.buffer.read())
+        import pickle
+        data, collate, train_data = pickle.load(open("pickled", "rb"))
         print(len(data), len(collate([data[0], data[1]])[0]), len(train_data()))
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], input=pickled, capture_output=True, check=False, env=ENVIRONMENT
-    )
-    assert done.stdout.decode().strip() == "128 2 192", done.stderr.decode()
+    (tmp_path / "pickled").write_bytes(pickled)
+    done = run([sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, env=ENVIRONMENT, timeout=600)
+    assert done.stdout.strip() == "128 2 192", done.stderr
 
 
 @pytest.mark.slow
@@ -127,8 +129,8 @@ def test_spawned_loader_workers_can_read_a_files_dataset(tmp_path: Path) -> None
             print(sum(len(y) for _, y in batches))
     """
     script = _write(tmp_path / "script.py", code)
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, check=False, env=ENVIRONMENT)
-    assert done.stdout.decode().strip() == "128", done.stderr.decode()
+    done = run([sys.executable, script], env=ENVIRONMENT, timeout=600)
+    assert done.stdout.strip() == "128", done.stderr
 
 
 # -- files that cannot be tasks ------------------------------------------------------------------------------

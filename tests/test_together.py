@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,14 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
+from .ready_python import Started
+
 ROOT = Path(__file__).parents[1]
 WORLD = 2
 PATIENCE_S = 900
 
 pytestmark = [
+    pytest.mark.usefixtures("ready_python"),
     pytest.mark.slow,
     pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo"),
 ]
@@ -43,18 +45,18 @@ def rank_environment(rank: int, port: int) -> dict[str, str]:
     }
 
 
-def both(commands: list[list[str]], folder: Path, **more: str) -> list[subprocess.Popen[bytes]]:
+def both(commands: list[list[str]], folder: Path, **more: str) -> list[Any]:
     """One process for each rank; what they print goes to `folder`/<rank>.out and .err."""
     port = free_port()
     ranks = []
     for rank, command in enumerate(commands):
         with open(folder / f"{rank}.out", "wb") as out, open(folder / f"{rank}.err", "wb") as err:
             environment = rank_environment(rank, port) | more
-            ranks.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=err))
+            ranks.append(Started(command, cwd=ROOT, env=environment, stdout=out, stderr=err))
     return ranks
 
 
-def ended(ranks: list[subprocess.Popen[bytes]], folder: Path) -> list[int]:
+def ended(ranks: list[Any], folder: Path) -> list[int]:
     """The exit codes; whoever does not end in time is killed, and that is a failure."""
     try:
         return [process.wait(timeout=PATIENCE_S) for process in ranks]
