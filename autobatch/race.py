@@ -10,6 +10,7 @@ from .conclusion import SearchResult, conclude
 from .confirmation import Verdict, judge, next_seed_for
 from .costs import EQUIVALENTS, Costs
 from .errors import BudgetTooShort, NoValidResult, TaskError
+from .freeze_thaw import choose
 from .ledger import Ledger
 from .plan import Config, Direction, Plan, Rung, RungResult, Runner
 from .study import StudyRecord, propose
@@ -148,6 +149,8 @@ class Race:
         left_s = self._left_s() - self.confirmations * self.costs.confirmation_s
         if left_s >= self.costs.full_trial_s and self.waiting:
             return self._start(self.waiting[0][0], "warm start", self.waiting.pop(0)[1])
+        if self.settings.sampler == "freeze-thaw":
+            return self._thaw(left_s)
         for trial in promotable(self.trials, self.costs.ladder, self.direction):
             if self.costs.finish_s(trial) <= left_s:
                 return trial
@@ -158,12 +161,41 @@ class Race:
                 return trial
         return None
 
+    def _thaw(self, left_s: float) -> Trial | None:
+        """The trial to advance, new or paused, as the surrogate would have it."""
+        sizes = self._sizes()
+        with self.ledger.charge("deciding"):
+            choice = choose(
+                self.trials,
+                replace(self.space, effective_batch_sizes=sizes or self.space.effective_batch_sizes),
+                ladder=self.costs.ladder,
+                direction=self.direction,
+                resumable=[t for t in self.trials if t.state == "paused" and self.costs.finish_s(t) <= left_s],
+                may_start=left_s >= self.costs.full_trial_s and bool(sizes) and not self._is_hopeless,
+                seed=self.settings.seed,
+            )
+        if choice is None or isinstance(choice, Trial):
+            return choice
+        batch, lr = choice
+        plan = self._plan_for(batch)
+        assert plan is not None
+        return self._start(Config(plan=plan, lr=rounded_lr(lr)), "search", f"proposed after {len(self.trials)} trials")
+
+    def _sizes(self) -> tuple[int, ...]:
+        """The batch sizes of the space that can be run."""
+        return tuple(size for size in self.space.effective_batch_sizes if self._plan_for(size) is not None)
+
+    @property
+    def _is_hopeless(self) -> bool:
+        """Whether nothing new is to be tried."""
+        recent = [trial.state for trial in self.trials[-MOST_FAILURES:]]
+        failing = len(recent) == MOST_FAILURES and set(recent) == {"failed"}
+        return failing or len(self.trials) >= self.settings.most_trials
+
     def _proposal(self) -> Config | None:
         """A configuration that was not tried before; None where there is none to be had."""
-        recent = [trial.state for trial in self.trials[-MOST_FAILURES:]]
-        hopeless = len(recent) == MOST_FAILURES and set(recent) == {"failed"}
-        sizes = tuple(size for size in self.space.effective_batch_sizes if self._plan_for(size) is not None)
-        if self.is_exhausted or hopeless or not sizes or len(self.trials) >= self.settings.most_trials:
+        sizes = self._sizes()
+        if self.is_exhausted or self._is_hopeless or not sizes:
             return None
         tried = {trial.config for trial in self.trials}
         with self.ledger.charge("deciding"):

@@ -37,8 +37,8 @@ from autobatch.remote import RemoteRunner, RunnerSpec
 
 TASK = Path(__file__).parent / "models" / "perceptron.py"
 LIMIT_BYTES = 16 << 20
-CEILING = 1 << 17
-MULTIPLE_OF = 2048  # of an answer of some thousands: few probes, so that many kills are affordable
+CEILING = 1 << 13
+MULTIPLE_OF = 2048  # of an answer of 4096: few probes, so that many kills are affordable
 TARGETS = ("prober", "worker", "server")
 _MARK = "AUTOBATCH_KILL_POINT"
 _GONE_S = 30.0  # what ended processes may take to disappear

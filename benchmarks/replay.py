@@ -29,6 +29,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, quantiles, stdev
@@ -170,10 +171,11 @@ def lr_range(table: dict[str, Any]) -> tuple[float, float]:
 
 
 SEARCHES: dict[str, Callable[[dict[str, Any], int, int], tuple[Config, float | None, int]]] = {
-    "tpe": lambda *race: ours(*race, sampler="tpe"),
-    "optuna TPE": lambda *race: stock(*race, make=lambda seed: TPESampler(seed=seed)),
-    "optuna random": lambda *race: stock(*race, make=lambda seed: RandomSampler(seed=seed)),
-    "optuna GP": lambda *race: stock(*race, make=lambda seed: GPSampler(seed=seed)),
+    "freeze-thaw": partial(ours, sampler="freeze-thaw"),
+    "tpe": partial(ours, sampler="tpe"),
+    "optuna TPE": partial(stock, make=lambda seed: TPESampler(seed=seed)),
+    "optuna random": partial(stock, make=lambda seed: RandomSampler(seed=seed)),
+    "optuna GP": partial(stock, make=lambda seed: GPSampler(seed=seed)),
 }
 
 

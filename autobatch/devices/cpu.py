@@ -239,7 +239,7 @@ def _room_in_the_heap() -> list[bytearray]:
     # another, and whatever is no page-wise block of its own fits in. Measured: with holes of half the size, a tensor of
     # 36 KiB made the heap grow in one process and found a hole in another, and a peak of 15 MiB moved by 180 KiB.
     end = sbrk(0) + _RESERVE_BYTES
-    given_back = []
+    given_back: list[bytearray] = []
     while sbrk(0) < end and len(given_back) < _MOST_BLOCKS:
         given_back.append(bytearray(_HOLE_BYTES))
         kept.append(bytearray(_BLOCK_BYTES))

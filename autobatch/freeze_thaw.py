@@ -1,0 +1,132 @@
+"""What to train next, by expected improvement at the end of the schedule: a new configuration, or a paused trial.
+
+A paused trial has been paid for in part, so it goes on unless something new promises twice as much. What the surrogate
+has not seen yet it believes too readily: the first few configurations fill the space evenly, and so does a share of the
+later ones, because a search that only follows its model ends in a bad corner now and then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from . import surrogate
+from .plan import Direction
+from .surrogate import Array, Observation
+from .trials import SAME_LR, Ladder, Space, Trial, oriented
+
+# Configurations that fill the space before the surrogate is asked, the baseline and the warm starts among them.
+FILLERS = 6
+# From then on one in so many fills the space too.
+EXPLORES_EVERY = 7
+# A new configuration must promise this many times what the best paused trial does.
+PREFERENCE = 2.0
+_RATES = 40  # candidates for the learning rate of each batch size; assumed: at five decades a third of an e-fold apart
+
+
+def choose(
+    trials: Sequence[Trial],
+    space: Space,
+    *,
+    ladder: Ladder,
+    direction: Direction,
+    resumable: Sequence[Trial],
+    may_start: bool,
+    seed: int,
+) -> Trial | tuple[int, float] | None:
+    """The paused trial to resume, or the (effective batch size, learning rate) to start; None where there is neither.
+
+    Args:
+        trials: all so far, in the order of their numbers.
+        space: where to look; its batch sizes are those that can be run.
+        ladder: the rungs.
+        direction: of the scores.
+        resumable: the paused trials that could still be brought to their end.
+        may_start: whether a new trial could.
+        seed: of the run; the choice depends on it and on the trials alone.
+    """
+    fresh = _candidates(trials, space, seed) if may_start else np.empty((0, 3))
+    racing = [trial for trial in trials if trial.role != "confirmation"]
+    seen = observations(trials, space, ladder, direction)
+    if not seen or (not resumable and not len(fresh)):
+        return _at(space, fresh[_farthest(fresh, trials, space)]) if len(fresh) else None
+    fills = len(racing) < FILLERS or len(racing) % EXPLORES_EVERY == 0
+    if len(fresh) and len(racing) < FILLERS:
+        return _at(space, fresh[_farthest(fresh, trials, space)])
+
+    known = surrogate.fit(seen)
+    finished = [_place(trial, space) for trial in trials if trial.state == "complete"]
+    over = np.array(finished or [(o.batch, o.rate, 0.0) for o in seen])
+    of_fresh = known.expected_improvement(fresh, over) if len(fresh) else np.zeros(0)
+    of_paused = (
+        known.expected_improvement(np.array([_place(trial, space) for trial in resumable]), over)
+        if resumable
+        else np.zeros(0)
+    )
+    if len(of_paused) and (not len(of_fresh) or PREFERENCE * of_paused.max() >= of_fresh.max()):
+        return resumable[int(of_paused.argmax())]
+    if fills:
+        return _at(space, fresh[_farthest(fresh, trials, space)])
+    return _at(space, fresh[int(of_fresh.argmax())])
+
+
+def observations(
+    trials: Sequence[Trial], space: Space, ladder: Ladder, direction: Direction
+) -> tuple[Observation, ...]:
+    """Every score so far; a trial that failed counts as the worst one seen, at the rung that it did not reach."""
+    scores = [oriented(score, direction) for trial in trials for _, score in trial.scores]
+    found = []
+    for trial in trials:
+        batch, rate, _ = _place(trial, space)
+        # A confirmation has one rung, the last.
+        shares = ladder.shares if trial.role != "confirmation" else ladder.shares[-1:]
+        found += [
+            Observation(batch=batch, rate=rate, share=share, score=oriented(score, direction))
+            for share, (_, score) in zip(shares, trial.scores, strict=False)
+        ]
+        if trial.state == "failed" and trial.outcome == "diverged" and scores:
+            share = shares[min(len(trial.scores), len(shares) - 1)]
+            found.append(Observation(batch=batch, rate=rate, share=share, score=min(scores)))
+    return tuple(found)
+
+
+def _place(trial: Trial, space: Space) -> tuple[float, float, float]:
+    """Where the end of a trial lies for the surrogate."""
+    return (
+        math.log2(trial.config.plan.effective_batch_size),
+        math.log(space.scaled_lr(trial.config)),
+        0.0,
+    )
+
+
+def _at(space: Space, point: Array) -> tuple[int, float]:
+    batch = space.nearest(round(2.0 ** float(point[0])))
+    return batch, space.lr_at(batch, math.exp(float(point[1])))
+
+
+def _candidates(trials: Sequence[Trial], space: Space, seed: int) -> Array:
+    """(m, 3): every batch size with rates evenly over the range, shifted from choice to choice, but none tried."""
+    low, high = math.log(space.lr_low), math.log(space.lr_high)
+    # Of an additive sequence with the golden ratio any stretch is spread evenly (Kuipers and Niederreiter 1974).
+    shift = (0.5 + (seed + len(trials)) * 0.6180339887498949) % 1.0
+    rates = low + (high - low) * (np.arange(_RATES) + shift) / _RATES
+    points = np.array([(math.log2(size), rate, 0.0) for size in space.effective_batch_sizes for rate in rates])
+    tried = np.array([_place(trial, space)[:2] for trial in trials])
+    if not len(tried):
+        return points
+    same_batch = np.abs(points[:, None, 0] - tried[None, :, 0]) < 1e-6
+    same_rate = np.abs(points[:, None, 1] - tried[None, :, 1]) <= math.log(SAME_LR)
+    return np.asarray(points[~(same_batch & same_rate).any(axis=1)])
+
+
+def _farthest(points: Array, trials: Sequence[Trial], space: Space) -> int:
+    """The point farthest from everything tried, lengths taken as shares of the space."""
+    if not trials:
+        return len(points) // 2
+    tried = np.array([_place(trial, space)[:2] for trial in trials])
+    sizes = space.effective_batch_sizes
+    extents = np.array([max(1.0, math.log2(sizes[-1] / sizes[0])), math.log(space.lr_high / space.lr_low)])
+    apart = (points[:, None, :2] - tried[None, :, :]) / extents
+    return int(np.sqrt((apart * apart).sum(axis=2)).min(axis=1).argmax())

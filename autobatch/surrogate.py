@@ -1,0 +1,175 @@
+"""A Gaussian process over (batch size, learning rate, share of the schedule): what is known of trials not yet trained.
+
+Freeze-thaw in idea (Swersky et al. 2014, arXiv 1406.3896): scores at early rungs and at the end are values of one
+function, so a trial that was paused says something of its own end, and of its neighbours'. The kernel is a Matern 5/2
+in the logarithms of batch, rate and share, its rate axis sheared along the batch axis: the best rate moves with the
+batch as a power of it, and the exponent is among what is averaged over. All of it is plain linear algebra on at most a
+few hundred scores, a pure function of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+# The values of each hyperparameter that are averaged over, by their marginal likelihood. Rates are sheared further by
+# these exponents, on top of LR_EXPONENT; lengths are in doublings of the batch, e-folds of the rate, and doublings of
+# the share; noise and the rungs' offsets are variances where that of the function is 1. Assumed, and kept few: with
+# scores by the dozen the data cannot tell more of them apart.
+_SHEARS = (-0.5, -0.25, 0.0, 0.25, 0.5)
+_BATCH_LENGTHS = (1.5, 3.0)
+_RATE_LENGTHS = (3.0,)
+_SHARE_LENGTHS = (6.0,)
+_NOISES = (0.02, 0.1)
+_OFFSET = 1.0  # of a rung: what all scores there have in common, beyond what the scaling has taken out
+
+# Beyond this many scales below the best of its rung a score is compressed by its logarithm: how bad a bad one is says
+# little of the best. Assumed.
+_SQUASH = 4.0
+# The scale of a rung is how far the better third lies below its best: unit-free, and untouched by trials that failed.
+_SCALE_SHARE = 1 / 3
+_SCALE_LEAST = 3  # scores at a rung from which it has a scale of its own
+
+# Hyperparameters that hold this share of the weight are used to predict. Assumed.
+_WEIGHT_KEPT = 0.98
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One score: of which configuration, after which share of the schedule; higher is better.
+
+    Attributes:
+        batch: logarithm of the effective batch size, base 2.
+        rate: natural logarithm of the learning rate, carried over to one batch size.
+        share: of the schedule, in (0, 1].
+        score: oriented so that higher is better, in any unit.
+    """
+
+    batch: float
+    rate: float
+    share: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Surrogate:
+    """The posterior, a mixture over hyperparameters: one row for each that counts.
+
+    Attributes:
+        points: (n, 3), where the scores are.
+        shears, lengths: (h,) and (h, 3).
+        weights: (h,), their sum is 1.
+        factors: (h, n, n), inverse Cholesky factors of the covariance.
+        solved: (h, n), the covariance's inverse times the values.
+        variances: (h,), of the function.
+        centre, spread: of the values that were standardised.
+    """
+
+    points: Array
+    shears: Array
+    lengths: Array
+    weights: Array
+    factors: Array
+    solved: Array
+    variances: Array
+
+    def predict(self, points: Array) -> tuple[Array, Array]:
+        """Mean and standard deviation of the true value at `points` (m, 3), each (h, m), a row for a hyperparameter.
+
+        In units of the standardised values; only differences between points of one share mean anything.
+        """
+        kernel = _kernel(points, self.points, self.shears, self.lengths)
+        mean = np.einsum("hmn,hn->hm", kernel, self.solved)
+        reduced = np.einsum("hij,hmj->hmi", self.factors, kernel)
+        left = np.maximum(1.0 - np.einsum("hmi,hmi->hm", reduced, reduced), 1e-9)
+        return mean, np.sqrt(self.variances[:, None] * left)
+
+    def mean(self, points: Array) -> Array:
+        """The mean at `points` over all hyperparameters, (m,)."""
+        return np.asarray(self.weights @ self.predict(points)[0])
+
+    def expected_improvement(self, points: Array, over: Array) -> Array:
+        """By how much `points` (m, 3) are expected to be better than the best of those `over` (k, 3), each (m,).
+
+        The truth is compared, not a noisy score of it (Mockus 1978; "over" stands for the best mean).
+        """
+        mean, sd = self.predict(points)
+        best = self.predict(over)[0].max(axis=1, keepdims=True)
+        z = (mean - best) / sd
+        density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+        below = 0.5 * (1.0 + _erf(z / math.sqrt(2)))
+        return np.asarray(self.weights @ (sd * (z * below + density)))
+
+
+@functools.lru_cache(maxsize=4)
+def fit(observations: tuple[Observation, ...]) -> Surrogate:
+    """The posterior of these scores, at least one; the same for the same scores."""
+    points = np.array([[o.batch, o.rate, math.log2(o.share)] for o in observations])
+    values = _values(observations)
+    spread = float(values.std())
+    values = (values - values.mean()) / (spread if spread > 0 else 1.0)
+    grid = list(itertools.product(_SHEARS, _BATCH_LENGTHS, _RATE_LENGTHS, _SHARE_LENGTHS, _NOISES))
+    shears = np.array([row[0] for row in grid])
+    lengths = np.array([row[1:4] for row in grid])
+    noises = np.array([row[4] for row in grid])
+
+    rungs = np.equal.outer(points[:, 2], points[:, 2])
+    covariance = _kernel(points, points, shears, lengths) + _OFFSET * rungs
+    covariance += noises[:, None, None] * np.eye(len(points))
+    lower = np.linalg.cholesky(covariance)
+    whitened = np.linalg.solve(lower, np.broadcast_to(values[:, None], (len(grid), len(values), 1)))[:, :, 0]
+    # The function's variance, integrated out under an inverse gamma prior that is worth two scores of variance 1.
+    fits = 2.0 + np.einsum("hn,hn->h", whitened, whitened)
+    count = len(values) + 2
+    logs = -0.5 * count * np.log(fits) - np.log(np.einsum("hnn->hn", lower)).sum(axis=1)
+    weights = np.exp(logs - logs.max())
+    weights /= weights.sum()
+    order = np.argsort(-weights, kind="stable")
+    kept = order[: 1 + int(np.searchsorted(np.cumsum(weights[order]), _WEIGHT_KEPT))]
+    factors = np.linalg.inv(lower[kept])
+    return Surrogate(
+        points=points,
+        shears=shears[kept],
+        lengths=lengths[kept],
+        weights=weights[kept] / weights[kept].sum(),
+        factors=factors,
+        solved=np.einsum("hji,hj->hi", factors, whitened[kept]),
+        variances=fits[kept] / count,
+    )
+
+
+def _kernel(ones: Array, others: Array, shears: Array, lengths: Array) -> Array:
+    """Matern 5/2 between two sets of points, for each hyperparameter: (h, m, n)."""
+    apart = ones[:, None, :] - others[None, :, :]
+    batch = apart[None, :, :, 0] / lengths[:, 0, None, None]
+    sheared = apart[None, :, :, 1] - shears[:, None, None] * math.log(2) * apart[None, :, :, 0]
+    rate = sheared / lengths[:, 1, None, None]
+    share = apart[None, :, :, 2] / lengths[:, 2, None, None]
+    distance = np.sqrt(5.0 * (batch * batch + rate * rate + share * share))
+    return np.asarray((1.0 + distance + distance * distance / 3.0) * np.exp(-distance))
+
+
+def _values(observations: Sequence[Observation]) -> Array:
+    """The scores of each rung on one scale: 0 for its best, -1 where its better third ends, then ever slower down."""
+    values = np.empty(len(observations))
+    scale = None
+    for share in sorted({o.share for o in observations}):
+        here = [index for index, o in enumerate(observations) if o.share == share]
+        scores = np.array([observations[index].score for index in here])
+        gaps = scores.max() - scores
+        if len(here) >= _SCALE_LEAST or scale is None:
+            third = float(np.sort(gaps)[max(1, math.ceil(_SCALE_SHARE * len(here)) - 1)]) if len(here) > 1 else 0.0
+            scale = third or float(gaps.max()) or scale or 1.0
+        values[here] = -_SQUASH * np.log1p(gaps / (_SQUASH * scale))
+    return values
+
+
+_erf = np.vectorize(math.erf, otypes=[float])
