@@ -313,7 +313,8 @@ def tune(
             16th of the budget where that is less.
         device, memory_limit, headroom: as in `find_max_batch`.
         seed: of everything that is drawn.
-        search: how configurations are proposed; "tpe".
+        search: how the next trial is chosen. "tpe": Optuna's TPE proposes, successive halving promotes. "freeze-thaw":
+            a Gaussian process over all rungs weighs what is new against what is paused.
         run_dir: folder for the run's journal, report and log; `.autobatch/<task>/<time>/` by default.
         command: to be noted in the report.
         on_progress: called as things begin and are found.

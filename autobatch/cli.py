@@ -150,7 +150,7 @@ def cli() -> None:
 @_DEVICE
 @_MEMORY
 @_option("--seed", type=int, default=0, help="Of everything that is drawn.")
-@_option("--search", type=click.Choice(["tpe"]), default="tpe", help="How configurations are proposed.")
+@_option("--search", type=click.Choice(["tpe", "freeze-thaw"]), default="tpe", help="How the next trial is chosen.")
 @_option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Default: .autobatch/<task>/<time>/")
 @_option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Also write the report as Markdown.")
 @_OUTPUT

@@ -188,7 +188,7 @@ class SearchSettings:
         most_paused: checkpoints kept of paused trials, which bounds the disk; the worst on the lowest rung goes first.
             Assumed: successive halving hardly ever returns to a trial beyond the best sixteen.
         most_trials: configurations tried at most. Assumed: far beyond what is measured to help.
-        sampler: "tpe", or any Optuna sampler.
+        sampler: "tpe" or any Optuna sampler, promoted by successive halving; or "freeze-thaw".
     """
 
     seed: int = 0

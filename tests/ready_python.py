@@ -3,7 +3,7 @@
 Importing torch takes seconds, many on a busy machine, and the tests start a hundred processes that need it. A fork of
 one that has only imported is what such a process is when its imports are done: `run` and `Started` stand for
 `subprocess.run` and `subprocess.Popen`, and the workers that such a process starts are forks as well. Real starts are
-those of test_readme.py, test_local_engine.py and, in test_cli.py, of what is killed and of `--help`.
+those of test_readme.py, test_local_engine.py and, in test_cli.py, those of `--help`.
 
     python -m tests.ready_python PATH     listens at PATH, until its standard input ends
 """
@@ -15,6 +15,7 @@ import ctypes
 import fcntl
 import gc
 import importlib
+import io
 import os
 import pickle
 import runpy
@@ -228,13 +229,9 @@ def _become(
         os.environ.clear()
         os.environ.update(environment)
         _show_environment()
-        unbuffered = bool(environment.get("PYTHONUNBUFFERED"))
-        for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
-            stream = open(descriptor, "r" if name == "stdin" else "w", closefd=False)  # noqa: SIM115  # it stays
-            if name != "stdin":
-                stream.reconfigure(line_buffering=name == "stderr" or stream.isatty(), write_through=unbuffered)
-            setattr(sys, name, stream)
-            setattr(sys, f"__{name}__", stream)
+        sys.stdin = sys.__stdin__ = open(0, closefd=False)  # type: ignore[misc]  # noqa: SIM115  # it stays
+        sys.stdout = sys.__stdout__ = _output(1)  # type: ignore[misc]
+        sys.stderr = sys.__stderr__ = _output(2)  # type: ignore[misc]
         _run(arguments)
         code = 0
     except SystemExit as end:
@@ -249,6 +246,14 @@ def _become(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _output(descriptor: int) -> io.TextIOWrapper:
+    """The stream that Python makes of a descriptor at its start."""
+    unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
+    raw: Any = open(descriptor, "wb", 0 if unbuffered else -1, closefd=False)  # noqa: SIM115  # it stays
+    by_line = descriptor == 2 or os.isatty(descriptor)
+    return io.TextIOWrapper(raw, line_buffering=by_line, write_through=unbuffered)
 
 
 def _show_environment() -> None:

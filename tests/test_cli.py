@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,18 +135,13 @@ def test_the_journal_opens_in_plain_optuna(tuned: tuple[Path, subprocess.Complet
 
 
 def interrupt(
-    folder: Path,
-    when: str,
-    *arguments: str,
-    number: int = signal.SIGINT,
-    start: Callable[..., Any] = Started,
-    **changes: str,
+    folder: Path, when: str, *arguments: str, number: int = signal.SIGINT, **changes: str
 ) -> tuple[int, str, str]:
     command = [sys.executable, "-m", "autobatch", *arguments]
     # What a shell starts in the background ignores Ctrl-C, and so does what that starts: tests may run so.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(folder / "stdout", "w") as stdout, open(folder / "stderr", "w") as stderr:
-        process = start(command, cwd=folder, env=environment(**changes), stdout=stdout, stderr=stderr)
+        process = Started(command, cwd=folder, env=environment(**changes), stdout=stdout, stderr=stderr)
         deadline = time.monotonic() + 600
         while when not in (folder / "stderr").read_text() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
@@ -181,8 +175,7 @@ def test_a_killed_coordinator_leaves_no_worker_behind(tmp_path: Path) -> None:
     over = threading.Event()
     watching = threading.Thread(target=watch)
     watching.start()
-    how: dict[str, Any] = {"number": signal.SIGKILL, "start": subprocess.Popen, "MARK": mark}
-    code, _, _ = interrupt(tmp_path, "memory: ", "tune", str(MINIMAL), **how)
+    code, _, _ = interrupt(tmp_path, "memory: ", "tune", str(MINIMAL), number=signal.SIGKILL, MARK=mark)
     over.set()
     watching.join()
     assert code == -signal.SIGKILL

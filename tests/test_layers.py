@@ -20,7 +20,7 @@ ORDER = [
     "guard_ranks", "guard", "check_data", "check", "infer", "inputs",
     "torch_runner", "warm",
     "progress", "bracket", "memory", "throughput", "learning_rate",
-    "ledger", "trials", "study", "costs", "confirmation", "conclusion", "race", "search",
+    "ledger", "trials", "study", "surrogate", "freeze_thaw", "costs", "confirmation", "conclusion", "race", "search",
     "report", "render.document", "render.numbers", "render.evidence", "render.content", "render.terminal",
     "render.markdown", "render.live", "render",
     "_worker", "engines.processes", "engines.local", "engines", "ranks", "exchange", "alone", "together",

@@ -153,6 +153,20 @@ def test_the_same_seed_gives_the_same_race_and_another_seed_another() -> None:
     assert [t.config for t in one.trials] != [t.config for t in other.trials]
 
 
+def test_freeze_thaw_keeps_the_same_promises() -> None:
+    """In budget, the baseline to the end, the same for the same seed; most of it early rungs, and better in the end."""
+    one, same = (race(sampler="freeze-thaw", most_trials=20) for _ in range(2))
+    assert one.result == same.result
+    assert one.ledger.elapsed_s <= 60.0
+    assert not one.runner.kept
+    trials = one.result.trials
+    assert (trials[0].role, trials[0].state) == ("baseline", "complete")
+    searched = [t for t in trials if t.role == "search"]
+    assert sum(t.state == "dropped" for t in searched) > sum(t.state == "complete" for t in searched) > 0
+    assert not any(same_config(a.config, b.config) for a in searched for b in searched if a.number < b.number)
+    assert not one.result.chose_baseline
+
+
 def test_minimizing_mirrors_maximizing() -> None:
     up = race(SimRunner(known=sim_facts(direction="maximize")), most_trials=16).result
     down = race(SimRunner(known=sim_facts(direction="minimize")), most_trials=16).result
