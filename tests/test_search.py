@@ -154,7 +154,7 @@ def test_the_same_seed_gives_the_same_race_and_another_seed_another() -> None:
 
 
 def test_freeze_thaw_keeps_the_same_promises() -> None:
-    """In budget, the baseline to the end, the same for the same seed; most of it early rungs, and better in the end."""
+    """In budget, the baseline to the end, the same for the same seed, nothing twice, and close to the best there is."""
     one, same = (race(sampler="freeze-thaw", most_trials=20) for _ in range(2))
     assert one.result == same.result
     assert one.ledger.elapsed_s <= 60.0
@@ -162,9 +162,11 @@ def test_freeze_thaw_keeps_the_same_promises() -> None:
     trials = one.result.trials
     assert (trials[0].role, trials[0].state) == ("baseline", "complete")
     searched = [t for t in trials if t.role == "search"]
-    assert sum(t.state == "dropped" for t in searched) > sum(t.state == "complete" for t in searched) > 0
+    assert {t.state for t in searched} >= {"dropped", "complete"}
     assert not any(same_config(a.config, b.config) for a in searched for b in searched if a.number < b.number)
-    assert not one.result.chose_baseline
+    truth = replace(Landscape(), noise=0.0)(one.result.chosen, 1.0, 0)
+    assert truth is not None
+    assert Landscape().best_score - truth <= 0.01  # the baseline lies 0.036 below
 
 
 def test_minimizing_mirrors_maximizing() -> None:
