@@ -152,7 +152,7 @@ def interrupt(
 
 def test_ctrl_c_in_the_search_saves_and_prints_what_was_found(tmp_path: Path) -> None:
     code, stdout, stderr = interrupt(
-        tmp_path, "search: trial 2", "tune", str(MINIMAL), "--budget", "3m", "--train-time", "8s", "--json"
+        tmp_path, "search: trial 2", "tune", str(MINIMAL), "--budget", "10m", "--train-time", "10s", "--json"
     )
     assert code == 130, stderr
     report = json.loads(stdout)
