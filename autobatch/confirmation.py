@@ -32,6 +32,10 @@ SPREAD_WEIGHT = 2
 # The spread is taken over the better third of the full-length scores, at least three of them. Assumed.
 SPREAD_LEAST = 3
 
+# A lead over the baseline of so many standard deviations of a seed is beyond doubt before any fresh seed. Assumed: the
+# best of a hundred equal configurations leads by four such, its own luck and the baseline's together.
+CLEAR_LEAD = 6.0
+
 # Seeds that each side gets at most, however much budget is left. Assumed: the standard error of a mean of eight is a
 # third of a seed's standard deviation, and what is smaller than that matters to nobody.
 MOST_SEEDS = 8
@@ -173,6 +177,19 @@ def next_seed_for(trials: Sequence[Trial], direction: Direction, reserved: int) 
     if of_baseline < of_finalist and of_baseline < MOST_SEEDS and not fails:
         return baseline
     return verdict.finalist if of_finalist < MOST_SEEDS else None
+
+
+def leads_clearly(trials: Sequence[Trial], direction: Direction) -> bool:
+    """Whether the best challenger's score is so far above the baseline's own that one fresh seed is enough to tell.
+
+    Sigma then rests on the spread between configurations alone, which can only make it too large.
+    """
+    ranked = _challengers(trials, direction)
+    own = next((trial.final_score for trial in trials if trial.role == "baseline"), None)
+    sigma = pooled_sigma([], _full_length(trials), direction)
+    if not ranked or own is None or sigma is None or (best := ranked[0].final_score) is None:
+        return False
+    return oriented(best - own, direction) > CLEAR_LEAD * sigma.value
 
 
 def pooled_sigma(

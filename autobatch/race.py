@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .conclusion import SearchResult, conclude
-from .confirmation import Verdict, judge, next_seed_for
+from .confirmation import Verdict, judge, leads_clearly, next_seed_for
 from .costs import EQUIVALENTS, Costs
 from .errors import BudgetTooShort, NoValidResult, TaskError
 from .freeze_thaw import choose
@@ -365,8 +365,9 @@ class Race:
 
     @property
     def confirmations(self) -> int:
-        """Full trials reserved for fresh seeds."""
-        return self.settings.confirmations if self.equivalents >= FEW_EQUIVALENTS else 1
+        """Full trials reserved for fresh seeds: one where the time is short, or the lead is beyond doubt."""
+        few = self.equivalents < FEW_EQUIVALENTS or leads_clearly(self.trials, self.direction)
+        return 1 if few else self.settings.confirmations
 
     @property
     def _correction(self) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import CheckpointError, ReportError
 from .plan import Config, DeviceInfo, LrSweep, Measurement, MemoryLimit, Plan, Rung, RungResult, Runner, TaskFacts
@@ -18,8 +18,10 @@ from .sim import VirtualClock
 
 _MIB = 1 << 20
 
+Value = TypeVar("Value", float, float | None)
+
 _TABLE_KEYS = (
-    *("name", "optimizer", "scheduler", "full_trial_s", "direction", "batch_sizes", "lrs", "rungs", "step_time_s"),
+    *("name", "full_trial_s", "direction", "batch_sizes", "lrs", "rungs", "step_time_s"),
     *("baseline", "lr_range_test_min_over_10_at_128", "score"),
 )
 
@@ -29,10 +31,16 @@ class ReplayRunner(Runner):
     """A runner that reads a table of trials that were run: score over batch size, learning rate, seed and rung.
 
     Only tabulated batch sizes have scores: another effective batch reads the nearest one by its logarithm. The
-    learning rate interpolates linearly in its logarithm, and so does the share of the schedule; both are clamped.
-    Seed s reads column s modulo the number of columns, so that neighbouring seeds differ. Step times are the table's,
-    of the micro-batch. What a table does not hold is made up and simple: memory (but for a recording) of 1 MiB per
-    sample, with room for the largest tabulated batch; an evaluation of `eval_s`; a range test (see `sweep_lr`).
+    learning rate interpolates linearly in its logarithm, and so does the share of the schedule; both are clamped. A
+    score of null is a trial that diverged; next to one, the nearer of two tabulated points is read.
+
+    Cells may have different numbers of seeds. Of those, a trial sees the first `search_seeds` and the truth is the mean
+    of the rest, where the table has that key and the cell that many; else both are of all. Seed s reads the column s
+    modulo their number, so that neighbouring seeds differ.
+
+    Step times are the table's, of the micro-batch. What a table does not hold is made up and simple: memory (but for a
+    recording) of 1 MiB per sample, with room for the largest tabulated batch; an evaluation of `eval_s`; a range test
+    (see `sweep_lr`).
 
     Attributes:
         table: as in its JSON file; `load` checks it.
@@ -62,14 +70,33 @@ class ReplayRunner(Runner):
         return cls(table=table, eval_s=eval_s)
 
     def truth(self, config: Config) -> float:
-        """The mean score over all seeds at the end of the schedule."""
-        seeds = range(len(self.table["score"][0][0]))
-        return fmean(self.score(config, 1.0, seed) for seed in seeds)
+        """The mean score at the end of the schedule, over the seeds that no trial sees; the worst there is for a config
+        that diverges under one of them.
+        """
+        most_seeds = max(len(cell) for row in self.table["score"] for cell in row)
+        scores = [self._read(config, 1.0, column) for column in range(self._search_seeds, most_seeds)]
+        known = [score for score in scores if score is not None]
+        return fmean(known) if len(known) == len(scores) else self.worst()
 
     def best(self) -> float:
-        """The best `truth` of any tabulated batch size and learning rate."""
-        truths: list[float] = [fmean(seed[-1] for seed in seeds) for row in self.table["score"] for seeds in row]
+        """The best `truth` of any tabulated batch size and learning rate that has seeds to tell."""
+        cells = [cell for row in self.table["score"] for cell in row]
+        held = [cell[self._search_seeds :] for cell in cells if len(cell) > self._search_seeds]
+        truths: list[float] = [
+            fmean(seed[-1] for seed in seeds) for seeds in held if all(seed[-1] is not None for seed in seeds)
+        ]
         return max(truths) if self.table["direction"] == "maximize" else min(truths)
+
+    def worst(self) -> float:
+        """The worst finite score at the end of the schedule."""
+        ends: list[float] = [
+            seed[-1] for row in self.table["score"] for cell in row for seed in cell if seed[-1] is not None
+        ]
+        return min(ends) if self.table["direction"] == "maximize" else max(ends)
+
+    @property
+    def _search_seeds(self) -> int:
+        return int(self.table.get("search_seeds", 0))
 
     def facts(self) -> TaskFacts:
         baseline = self.table["baseline"]
@@ -80,6 +107,7 @@ class ReplayRunner(Runner):
             direction=self.table["direction"],
             baseline=Config(plan=Plan(batch_size=baseline["batch_size"]), lr=baseline["lr"]),
             baseline_is_users=True,
+            peak_lr_fraction=self.table.get("peak_lr_fraction", 0.0),
         )
 
     def device(self) -> DeviceInfo:
@@ -145,6 +173,10 @@ class ReplayRunner(Runner):
         self.clock.advance(seconds)
         self.kept[rung.trial] = rung.until_step
         score = self.score(rung.config, rung.until_step / rung.total_steps, rung.seed)
+        if score is None:
+            return RungResult(
+                rung=rung, outcome="diverged", train_s=train_s, seconds=seconds, message="tabulated as diverged"
+            )
         return RungResult(rung=rung, outcome="ok", score=score, train_s=train_s, eval_s=self.eval_s, seconds=seconds)
 
     def test_score(self, rung: Rung) -> float | None:
@@ -159,25 +191,32 @@ class ReplayRunner(Runner):
     def _step_s(self, plan: Plan) -> float:
         sizes, seconds = self.table["batch_sizes"], self.table["step_time_s"]
         beyond: float = max(1.0, plan.batch_size / sizes[-1])
-        return plan.accumulation_steps * beyond * _interpolate(sizes, seconds, plan.batch_size)
+        step_s: float = _interpolate(sizes, seconds, plan.batch_size)
+        return plan.accumulation_steps * beyond * step_s
 
-    def score(self, config: Config, share: float, seed: int) -> float:
-        """The score of a trial under `seed` after `share` of its schedule, in (0, 1]."""
+    def score(self, config: Config, share: float, seed: int) -> float | None:
+        """The score of a trial under `seed` after `share` of its schedule, in (0, 1]; None where it has diverged."""
+        return self._read(config, share, seed % self._search_seeds if self._search_seeds else seed)
+
+    def _read(self, config: Config, share: float, column: int) -> float | None:
         table, log_batch = self.table, math.log(config.plan.effective_batch_size)
         sizes = table["batch_sizes"]
         row = table["score"][min(range(len(sizes)), key=lambda i: abs(math.log(sizes[i]) - log_batch))]
         shares = [math.log(rung) for rung in table["rungs"]]
-        at_share = [_interpolate(shares, cell[seed % len(cell)], math.log(share)) for cell in row]
+        at_share: list[float | None] = [_interpolate(shares, cell[column % len(cell)], math.log(share)) for cell in row]
         return _interpolate([math.log(lr) for lr in table["lrs"]], at_share, math.log(config.lr))
 
 
-def _interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
-    """Linear between the rising `xs`, constant beyond them."""
+def _interpolate(xs: Sequence[float], ys: Sequence[Value], x: float) -> Value:
+    """Linear between the rising `xs`, constant beyond them; beside a None, the value at the nearer of the two."""
     place = bisect_left(xs, x)
     if place == 0 or place == len(xs):
         return ys[min(place, len(xs) - 1)]
+    low, high = ys[place - 1], ys[place]
     share = (x - xs[place - 1]) / (xs[place] - xs[place - 1])
-    return ys[place - 1] + share * (ys[place] - ys[place - 1])
+    if low is None or high is None:
+        return low if share < 0.5 else high
+    return low + share * (high - low)
 
 
 def _table_problems(table: object) -> list[str]:
@@ -206,27 +245,29 @@ def _table_problems(table: object) -> list[str]:
         return problems
     if len(table["step_time_s"]) != len(table["batch_sizes"]):
         return ["step_time_s must have one number for each of batch_sizes"]
-    seeds = table["score"][0][0] if _is_list(table["score"], 1) and _is_list(table["score"][0], 1) else []
-    num_seeds = len(seeds) if isinstance(seeds, list) else 0
-    shape = (len(table["batch_sizes"]), len(table["lrs"]), max(1, num_seeds), len(table["rungs"]))
-    return _score_problems(table["score"], shape, "score")
+    search_seeds = table.get("search_seeds", 0)
+    if not isinstance(search_seeds, int) or search_seeds < 0:
+        return [f"search_seeds must be a whole number from 0 up, not {search_seeds!r}"]
+    # None for the seeds: a cell may have any number of them.
+    problems = _score_problems(
+        table["score"], (len(table["batch_sizes"]), len(table["lrs"]), None, len(table["rungs"])), "score"
+    )
+    ends = [] if problems else [seed[-1] for row in table["score"] for cell in row for seed in cell[search_seeds:]]
+    return problems or ([] if any(end is not None for end in ends) else ["score holds no trial that came to its end"])
 
 
-def _score_problems(values: object, shape: tuple[int, ...], name: str) -> list[str]:
+def _score_problems(values: object, shape: tuple[int | None, ...], name: str) -> list[str]:
     if not shape:
-        return [] if _is_number(values) else [f"{name} is {values!r}, not a finite number"]
-    if not isinstance(values, list) or len(values) != shape[0]:
+        known = values is None or _is_number(values)
+        return [] if known else [f"{name} is {values!r}, neither a finite number nor null for a trial that diverged"]
+    if not isinstance(values, list) or len(values) != (shape[0] or max(1, len(values))):
         found = len(values) if isinstance(values, list) else type(values).__name__
-        return [f"{name} must be a list of {shape[0]}, not {found}"]
+        return [f"{name} must be a list of {shape[0] or 'at least 1'}, not {found}"]
     for index, value in enumerate(values):
         problems = _score_problems(value, shape[1:], f"{name}[{index}]")
         if problems:
             return problems
     return []
-
-
-def _is_list(value: object, length: int) -> bool:
-    return isinstance(value, list) and len(value) >= length
 
 
 def _is_number(value: object) -> bool:

@@ -88,7 +88,7 @@ class Surrogate:
         """
         kernel = _kernel(points, self.points, self.shears, self.lengths)
         mean = np.einsum("hmn,hn->hm", kernel, self.solved)
-        reduced = np.einsum("hij,hmj->hmi", self.factors, kernel)
+        reduced = kernel @ self.factors.transpose(0, 2, 1)
         left = np.maximum(1.0 - np.einsum("hmi,hmi->hm", reduced, reduced), 1e-9)
         return mean, np.sqrt(self.variances[:, None] * left)
 
@@ -116,16 +116,15 @@ def fit(observations: tuple[Observation, ...]) -> Surrogate:
     values = _values(observations)
     spread = float(values.std())
     values = (values - values.mean()) / (spread if spread > 0 else 1.0)
-    grid = list(itertools.product(_SHEARS, _BATCH_LENGTHS, _RATE_LENGTHS, _SHARE_LENGTHS, _NOISES))
+    grid = list(itertools.product(_SHEARS, _BATCH_LENGTHS, _RATE_LENGTHS, _SHARE_LENGTHS))
     shears = np.array([row[0] for row in grid])
-    lengths = np.array([row[1:4] for row in grid])
-    noises = np.array([row[4] for row in grid])
+    lengths = np.array([row[1:] for row in grid])
 
     rungs = np.equal.outer(points[:, 2], points[:, 2])
-    covariance = _kernel(points, points, shears, lengths) + _OFFSET * rungs
-    covariance += noises[:, None, None] * np.eye(len(points))
-    lower = np.linalg.cholesky(covariance)
-    whitened = np.linalg.solve(lower, np.broadcast_to(values[:, None], (len(grid), len(values), 1)))[:, :, 0]
+    smooth = _kernel(points, points, shears, lengths) + _OFFSET * rungs
+    lower = np.linalg.cholesky(np.concatenate([smooth + noise * np.eye(len(points)) for noise in _NOISES]))
+    shears, lengths = np.tile(shears, len(_NOISES)), np.tile(lengths, (len(_NOISES), 1))
+    whitened = np.linalg.solve(lower, np.broadcast_to(values[:, None], (len(lower), len(values), 1)))[:, :, 0]
     # The function's variance, integrated out under an inverse gamma prior that is worth two scores of variance 1.
     fits = 2.0 + np.einsum("hn,hn->h", whitened, whitened)
     count = len(values) + 2
@@ -148,13 +147,24 @@ def fit(observations: tuple[Observation, ...]) -> Surrogate:
 
 def _kernel(ones: Array, others: Array, shears: Array, lengths: Array) -> Array:
     """Matern 5/2 between two sets of points, for each hyperparameter: (h, m, n)."""
-    apart = ones[:, None, :] - others[None, :, :]
-    batch = apart[None, :, :, 0] / lengths[:, 0, None, None]
-    sheared = apart[None, :, :, 1] - shears[:, None, None] * math.log(2) * apart[None, :, :, 0]
-    rate = sheared / lengths[:, 1, None, None]
-    share = apart[None, :, :, 2] / lengths[:, 2, None, None]
-    distance = np.sqrt(5.0 * (batch * batch + rate * rate + share * share))
-    return np.asarray((1.0 + distance + distance * distance / 3.0) * np.exp(-distance))
+    left, right = _scaled(ones, shears, lengths), _scaled(others, shears, lengths)
+    # |x - y|^2 = |x|^2 + |y|^2 - 2 x y, which spares the differences of all pairs; rounding may take it below zero.
+    squares = left @ right.transpose(0, 2, 1)
+    squares *= -2.0
+    squares += (left * left).sum(axis=2)[:, :, None]
+    squares += (right * right).sum(axis=2)[:, None, :]
+    distance = np.sqrt(5.0 * np.maximum(squares, 0.0, out=squares), out=squares)
+    decay = np.exp(-distance)
+    decay *= 1.0 + distance * (1.0 + distance / 3.0)
+    return decay
+
+
+def _scaled(points: Array, shears: Array, lengths: Array) -> Array:
+    """The points in lengths of the kernel, their rates sheared: (h, m, 3)."""
+    batch, rate, share = points.T
+    sheared = rate - shears[:, None] * math.log(2) * batch
+    columns = (np.broadcast_to(batch, sheared.shape), sheared, np.broadcast_to(share, sheared.shape))
+    return np.stack(columns, axis=2) / lengths[:, None, :]
 
 
 def _values(observations: Sequence[Observation]) -> Array:

@@ -184,7 +184,8 @@ class SearchSettings:
     Attributes:
         seed: of the proposals and, with a trial's number, of its training.
         ladder: the rungs; those inside the warm-up are left out.
-        confirmations: full trials reserved for fresh seeds; one where the budget is below six full trials.
+        confirmations: full trials reserved for fresh seeds; one where the budget is below six full trials, or the
+            lead over the baseline beyond doubt.
         most_paused: checkpoints kept of paused trials, which bounds the disk; the worst on the lowest rung goes first.
             Assumed: successive halving hardly ever returns to a trial beyond the best sixteen.
         most_trials: configurations tried at most. Assumed: far beyond what is measured to help.

@@ -92,32 +92,36 @@ class Race:
         return self.truth < self.baseline - self.stderr
 
 
+def ends(table: dict[str, Any]) -> dict[tuple[int, float], list[float]]:
+    """The scores at the end of the schedule, higher is better, for each (batch size, rate) that never diverged."""
+    sign = 1 if table["direction"] == "maximize" else -1
+    return {
+        (batch, lr): [sign * seed[-1] for seed in cell]
+        for batch, row in zip(table["batch_sizes"], table["score"], strict=True)
+        for lr, cell in zip(table["lrs"], row, strict=True)
+        if all(seed[-1] is not None for seed in cell)
+    }
+
+
 def seed_sd(table: dict[str, Any]) -> float:
     """Standard deviation of a full-length score between seeds, pooled over the better half of the cells."""
-    cells = [[seed[-1] for seed in cell] for row in table["score"] for cell in row]
-    sign = 1 if table["direction"] == "maximize" else -1
-    cells.sort(key=lambda cell: -sign * fmean(cell))
-    return math.sqrt(fmean(stdev(cell) ** 2 for cell in cells[: len(cells) // 2]))
+    cells = sorted(ends(table).values(), key=fmean, reverse=True)
+    return math.sqrt(fmean(stdev(cell) ** 2 for cell in cells[: math.ceil(len(cells) / 2)]))
 
 
 def with_baseline(table: dict[str, Any], where: str) -> dict[str, Any]:
     """The table with its baseline in the best cell ("best"), or in one a seed's deviation below it ("near")."""
     if where == "own":
         return table
-    sign = 1 if table["direction"] == "maximize" else -1
-    means = {
-        (batch, lr): sign * fmean(seed[-1] for seed in cell)
-        for batch, row in zip(table["batch_sizes"], table["score"], strict=True)
-        for lr, cell in zip(table["lrs"], row, strict=True)
-    }
+    means = {cell: fmean(scores) for cell, scores in ends(table).items()}
     aim = max(means.values()) - (seed_sd(table) if where == "near" else 0.0)
     batch, lr = min(means, key=lambda cell: abs(means[cell] - aim))
     return table | {"baseline": {"batch_size": batch, "lr": lr}}
 
 
-def curve_of(table: dict[str, Any]) -> ThroughputCurve:
-    """The throughput profile that the table's step times are."""
-    times = zip(table["batch_sizes"], table["step_time_s"], strict=True)
+def curve_of(batch_sizes: Sequence[int], step_time_s: Sequence[float]) -> ThroughputCurve:
+    """The throughput profile that these step times are."""
+    times = zip(batch_sizes, step_time_s, strict=True)
     return ThroughputCurve(
         measurements=tuple(Measurement(plan=Plan(batch_size=b), outcome="ok", step_s=(s, s, s)) for b, s in times)
     )
@@ -126,7 +130,7 @@ def curve_of(table: dict[str, Any]) -> ThroughputCurve:
 def ours(table: dict[str, Any], seed: int, equivalents: int, sampler: str) -> tuple[Config, float | None, int]:
     """The product's search: the choice, its reported score, and how many configurations were tried."""
     runner = ReplayRunner(table=table)
-    curve = curve_of(table)
+    curve = curve_of(table["batch_sizes"], table["step_time_s"])
     sweep = find_lr_curve(runner, Plan(batch_size=curve.knee_batch_size), steps=SWEEP_STEPS, seed=seed)
     seconds = equivalents * table["full_trial_s"]
     budget_s = min(seconds / (1 - REPORT_SHARE), seconds + REPORT_MOST_S) * (1 + 1e-6)
@@ -159,7 +163,8 @@ def stock(
             trial.suggest_float("lr", *lr_range(table), log=True),
         )
         config = Config(plan=Plan(batch_size=batch), lr=lr)
-        study.tell(trial, runner.score(config, 1.0, seed * 10_007 + number))
+        score = runner.score(config, 1.0, seed * 10_007 + number)
+        study.tell(trial, runner.worst() if score is None else score)  # what is told NaN is hidden from samplers
     best = study.best_trial
     config = Config(plan=Plan(batch_size=2 ** best.params["log2_batch"]), lr=best.params["lr"])
     return config, study.best_value, equivalents
@@ -196,7 +201,7 @@ def run_race(name: str, path: Path, where: str, seed: int, equivalents: int) -> 
         best=sign * runner.best(),
         baseline=sign * runner.truth(Config(plan=Plan(batch_size=baseline["batch_size"]), lr=baseline["lr"])),
         reported=None if reported is None else sign * reported,
-        stderr=seed_sd(table) / math.sqrt(len(table["score"][0][0])),
+        stderr=seed_sd(table) / math.sqrt(max(map(len, ends(table).values())) - table.get("search_seeds", 0)),
         trials=trials,
         decision_s=(time.perf_counter() - started) / trials,
     )

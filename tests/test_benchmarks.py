@@ -12,6 +12,7 @@ import pytest
 
 from autobatch.devices import open_device
 from autobatch.plan import Plan
+from autobatch.replay import ReplayRunner
 from autobatch.task import load_task
 from autobatch.torch_runner import TorchRunner
 
@@ -64,7 +65,10 @@ def test_a_peer_that_hangs_is_ended_and_its_steps_are_known(judge: Callable[...,
     assert (result.ending, result.found, result.steps) == ("timeout", None, 1)
 
 
-@pytest.mark.parametrize("path", sorted((FOLDER / "models").glob("*.py")), ids=lambda path: path.stem)
+TASKS = sorted([*(FOLDER / "models").glob("*.py"), *(FOLDER / "tasks").glob("[!_]*.py")])
+
+
+@pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
 def test_each_task_of_the_benchmarks_passes_its_check_and_runs(path: Path) -> None:
     runner = TorchRunner(load_task(path), open_device("cpu"))
     try:
@@ -72,3 +76,51 @@ def test_each_task_of_the_benchmarks_passes_its_check_and_runs(path: Path) -> No
         assert runner.probe(Plan(batch_size=2)).outcome == "ok"
     finally:
         runner.close()
+
+
+@pytest.mark.parametrize("name", ["regression", "sequence", "tabular"])  # clipped gradients, batch norm, two schedules
+def test_a_stack_trains_what_a_trial_trains(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    stacked, build = import_module("stacked"), import_module("build_table")
+    task = load_task(FOLDER / "tasks" / f"{name}.py")
+    lrs, seeds, rungs = (1e-3, 1e-2), (0, 3), (2, 6)
+    curves = stacked.train_stacked(task, Plan(batch_size=16), lrs, seeds, rungs)
+    runner = TorchRunner(task, open_device("cpu"))
+    alone = build.train_one_by_one(runner, Plan(batch_size=16), lrs, seeds, rungs)
+    runner.close()
+    for row, others in zip(curves, alone, strict=True):
+        for curve, other in zip(row, others, strict=True):
+            assert curve == pytest.approx(other, abs=2e-3)
+    assert curves[0] != curves[1]
+    assert curves[0][0] != curves[0][1]
+
+
+def test_what_diverges_in_a_stack_leaves_its_neighbours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    stacked = import_module("stacked")
+    task = load_task(FOLDER / "tasks" / "regression.py")
+    alone = stacked.train_stacked(task, Plan(batch_size=16), [1e-2], [0], [20])
+    (beside,), (diverged,) = stacked.train_stacked(task, Plan(batch_size=16), [1e-2, 1e30], [0], [20])
+    assert beside == pytest.approx(alone[0][0])
+    assert diverged == [None]
+
+
+def test_a_table_is_built_and_can_be_replayed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    build = import_module("build_table")
+    task = Path(__file__).parent / "tasks" / "minimal.py"
+    said = f"build_table.py {task} --train-time 0.04 --step-ms 1 0.01 --batch-sizes 8 16 --rates 3 --seeds 2"
+    tables = {}
+    for name, how in {"one by one": [], "stacked": ["--stacked"]}.items():
+        out = tmp_path / f"{name}.json"
+        monkeypatch.setattr(sys, "argv", [*said.split(), "--more-seeds", "2", "--json", str(out), *how])
+        build.main()
+        tables[name] = ReplayRunner.load(out).table
+    assert tables["one by one"]["step_time_s"] == pytest.approx([0.00108, 0.00116])
+    cells = [cell for row in tables["one by one"]["score"] for cell in row]
+    assert sorted(len(cell) for cell in cells) == [2, 2, 2, 2, 4, 4]
+    longest = max(cells, key=len)
+    assert {len(seed) for seed in longest} == {5}
+    for one, other in zip(cells, [cell for row in tables["stacked"]["score"] for cell in row], strict=True):
+        for scores, others in zip(one, other, strict=False):
+            assert scores == pytest.approx(others, abs=0.03)  # three of 96 samples: what rounding may turn

@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.confirmation import MOST_SEEDS, Verdict, judge, next_seed_for, pooled_sigma, variance_of_the_top
+from autobatch.confirmation import (
+    MOST_SEEDS,
+    Verdict,
+    judge,
+    leads_clearly,
+    next_seed_for,
+    pooled_sigma,
+    variance_of_the_top,
+)
 from autobatch.plan import Config, Direction, Plan, RungOutcome
 from autobatch.trials import Role, Trial
 
@@ -131,6 +139,21 @@ def test_seeds_come_to_an_end_however_close_it_stays() -> None:
         trials = confirmed(trials, chosen, 0.5 + 0.1 * (sum(t.config == chosen for t in trials) % 2))
     assert sum(t.config == config(0) for t in trials) <= MOST_SEEDS
     assert sum(t.role == "confirmation" and t.config == config(1) for t in trials) == MOST_SEEDS
+
+
+def test_a_lead_is_clear_where_it_dwarfs_what_a_seed_changes() -> None:
+    assert leads_clearly(searched(0.1, 0.90, 0.89, 0.91), "maximize")
+    assert leads_clearly(searched(-0.1, -0.90, -0.89, -0.91), "minimize")
+    assert not leads_clearly(searched(0.87, 0.90, 0.89, 0.91), "maximize")
+    assert not leads_clearly(searched(0.1, 0.90), "maximize")  # nothing tells what a seed changes
+    assert not leads_clearly(searched(0.95, 0.90, 0.89, 0.91), "maximize")
+    assert not leads_clearly(searched(None, 0.90, 0.89, 0.91), "maximize")
+
+
+def test_equal_configurations_hardly_ever_lead_clearly() -> None:
+    rng = random.Random(0)
+    races = [searched(rng.gauss(0, 1), *(rng.gauss(0, 1) for _ in range(12))) for _ in range(2000)]
+    assert sum(leads_clearly(trials, "maximize") for trials in races) / len(races) <= 0.05
 
 
 @pytest.mark.parametrize("outcome", ["diverged", "oom", "crashed"])

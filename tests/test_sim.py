@@ -179,6 +179,43 @@ def test_the_truth_is_the_mean_over_seeds_and_the_best_is_the_best_truth() -> No
     assert runner.best() == pytest.approx(max(truths)) == pytest.approx(0.905)
 
 
+def cell_of(table: dict[str, Any]) -> list[list[float | None]]:
+    """The seeds at batch 64 and a rate of 0.01, rung by rung."""
+    cell: list[list[float | None]] = table["score"][1][2]
+    return cell
+
+
+def test_a_trial_that_is_tabulated_as_diverged_diverges_from_that_rung_on() -> None:
+    table = json.loads(TABLE.read_text())
+    cell_of(table)[0][1:] = [None] * 2
+    runner = ReplayRunner(table=table)
+    assert runner.advance(rung(config(64, 1e-2), until_step=1)).outcome == "ok"
+    assert runner.advance(rung(config(64, 1e-2), trial=1)).outcome == "diverged"
+    assert runner.advance(rung(config(64, 1e-2), trial=2, seed=1)).outcome == "ok"
+    ends = [column[-1] for row in table["score"] for cell in row for column in cell if column[-1] is not None]
+    assert runner.truth(config(64, 1e-2)) == min(ends)
+
+
+def test_beside_a_trial_that_diverged_the_nearer_rate_is_read() -> None:
+    table = json.loads(TABLE.read_text())
+    cell_of(table)[0][:] = [None] * 3
+    runner = ReplayRunner(table=table)
+    assert runner.advance(rung(config(64, 10**-2.4))).outcome == "diverged"
+    assert runner.advance(rung(config(64, 10**-2.6), trial=1)).score == replayed(config(64, 1e-3))
+
+
+def test_no_trial_sees_the_seeds_that_tell_the_truth() -> None:
+    table = json.loads(TABLE.read_text()) | {"search_seeds": 2}
+    rungs: list[list[float | None]] = [[0.5, 0.6, 0.7], [0.5, 0.6, 0.9]]
+    cell_of(table).extend(rungs)  # cells need not have the same number of seeds
+    runner = ReplayRunner(table=table)
+    at = config(64, 1e-2)
+    assert runner.truth(at) == pytest.approx(0.8)
+    assert {runner.score(at, 1.0, seed) for seed in range(6)} == {column[-1] for column in cell_of(table)[:2]}
+    assert runner.best() == pytest.approx(0.8)  # no other cell has seeds to tell
+    assert runner.truth(config(16, 1e-2)) == pytest.approx(ReplayRunner.load(TABLE).truth(config(16, 1e-2)))
+
+
 def test_a_replayed_step_takes_the_tabulated_time() -> None:
     runner = ReplayRunner.load(TABLE)
     assert runner.time(Plan(batch_size=64), budget_s=0).median_step_s == pytest.approx(0.00164)
@@ -227,7 +264,9 @@ def shorten_a_column(table: dict[str, Any]) -> None:
         (put("lr_range_test_min_over_10_at_128", None), "must be a number above 0, not None"),
         (put("baseline", {"lr": 1}), "baseline must hold the numbers batch_size and lr"),
         (put("score", "none"), "score must be a list of 3, not str"),
-        (spoil_a_score, r"score\[1\]\[2\]\[0\]\[1\] is nan, not a finite number"),
+        (spoil_a_score, r"score\[1\]\[2\]\[0\]\[1\] is nan, neither a finite number nor null"),
+        (put("search_seeds", -1), "search_seeds must be a whole number from 0 up, not -1"),
+        (put("search_seeds", 2), "score holds no trial that came to its end"),
         (shorten_a_column, r"score\[1\]\[2\]\[0\] must be a list of 3, not 2"),
     ],
 )
