@@ -94,7 +94,7 @@ class Race:
                     f"; its batch of {facts.baseline.plan.batch_size} does not fit, so it is accumulated over "
                     f"{plan.accumulation_steps} steps of {plan.batch_size}"
                 )
-        self.space = space_for(
+        space = space_for(
             facts,
             self.costs.times,
             max_batch=self.max_batch,
@@ -104,6 +104,7 @@ class Race:
             lr_hint=lr_hint,
             lr_diverged=lr_diverged,
         )
+        self.space = replace(space, lrs=self.settings.lrs)
         self.allotment_s = self.ledger.available_s
         steps = self.costs.total_steps(self.baseline.plan)
         if steps < MIN_STEPS or self.costs.full_trial_s > self.allotment_s:
@@ -317,9 +318,8 @@ class Race:
                     raise
                 # The task trains with the user's settings, and gives up with these: many do when the loss blows up.
                 return RungResult(rung=rung, outcome="diverged", message=str(error))
-        if kind == "training":
-            self.ledger.transfer(kind, "evaluation", result.eval_s)
-            self.ledger.transfer(kind, "checkpoints", result.seconds - result.train_s - result.eval_s)
+        self.ledger.transfer(kind, "evaluation", result.eval_s)
+        self.ledger.transfer(kind, "checkpoints", result.seconds - result.train_s - result.eval_s)
         return result
 
     def _holds(self, plan: Plan) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +19,7 @@ from .sim import VirtualClock
 _MIB = 1 << 20
 
 Value = TypeVar("Value", float, float | None)
+_Curve = Sequence[float | None]  # the scores of one seed, a rung each
 
 _TABLE_KEYS = (
     *("name", "full_trial_s", "direction", "batch_sizes", "lrs", "rungs", "step_time_s"),
@@ -34,9 +35,9 @@ class ReplayRunner(Runner):
     learning rate interpolates linearly in its logarithm, and so does the share of the schedule; both are clamped. A
     score of null is a trial that diverged; next to one, the nearer of two tabulated points is read.
 
-    Cells may have different numbers of seeds. Of those, a trial sees the first `search_seeds` and the truth is the mean
-    of the rest, where the table has that key and the cell that many; else both are of all. Seed s reads the column s
-    modulo their number, so that neighbouring seeds differ.
+    Cells may have different numbers of seeds. The last `truth_seeds` of a cell that has more than that many are shown
+    to no trial, and the truth is their mean; in other cells, and without that key, both are of all. Seed s reads the
+    column s modulo the number of those shown, so that neighbouring seeds differ.
 
     Step times are the table's, of the micro-batch. What a table does not hold is made up and simple: memory (but for a
     recording) of 1 MiB per sample, with room for the largest tabulated batch; an evaluation of `eval_s`; a range test
@@ -73,18 +74,17 @@ class ReplayRunner(Runner):
         """The mean score at the end of the schedule, over the seeds that no trial sees; the worst there is for a config
         that diverges under one of them.
         """
-        most_seeds = max(len(cell) for row in self.table["score"] for cell in row)
-        scores = [self._read(config, 1.0, column) for column in range(self._search_seeds, most_seeds)]
+        most_seeds = max(len(self._told(cell)) for row in self.table["score"] for cell in row)
+        scores = [self._read(config, 1.0, column, self._told) for column in range(most_seeds)]
         known = [score for score in scores if score is not None]
         return fmean(known) if len(known) == len(scores) else self.worst()
 
     def best(self) -> float:
-        """The best `truth` of any tabulated batch size and learning rate that has seeds to tell."""
+        """The best `truth` of any tabulated cell; where seeds are held back, of one that has such."""
         cells = [cell for row in self.table["score"] for cell in row]
-        held = [cell[self._search_seeds :] for cell in cells if len(cell) > self._search_seeds]
-        truths: list[float] = [
-            fmean(seed[-1] for seed in seeds) for seeds in held if all(seed[-1] is not None for seed in seeds)
-        ]
+        held = [self._told(cell) for cell in cells if len(cell) > self._truth_seeds or not self._truth_seeds]
+        ends = [[seed[-1] for seed in seeds] for seeds in held]
+        truths = [fmean(known) for scores in ends if len(known := [s for s in scores if s is not None]) == len(scores)]
         return max(truths) if self.table["direction"] == "maximize" else min(truths)
 
     def worst(self) -> float:
@@ -95,8 +95,16 @@ class ReplayRunner(Runner):
         return min(ends) if self.table["direction"] == "maximize" else max(ends)
 
     @property
-    def _search_seeds(self) -> int:
-        return int(self.table.get("search_seeds", 0))
+    def _truth_seeds(self) -> int:
+        return int(self.table.get("truth_seeds", 0))
+
+    def _shown(self, cell: Sequence[_Curve]) -> Sequence[_Curve]:
+        """The seeds of a cell that trials see."""
+        return cell[: -self._truth_seeds] if 0 < self._truth_seeds < len(cell) else cell
+
+    def _told(self, cell: Sequence[_Curve]) -> Sequence[_Curve]:
+        """The seeds of a cell whose mean is the truth."""
+        return cell[-self._truth_seeds :]  # all of them where none are held back
 
     def facts(self) -> TaskFacts:
         baseline = self.table["baseline"]
@@ -196,14 +204,17 @@ class ReplayRunner(Runner):
 
     def score(self, config: Config, share: float, seed: int) -> float | None:
         """The score of a trial under `seed` after `share` of its schedule, in (0, 1]; None where it has diverged."""
-        return self._read(config, share, seed % self._search_seeds if self._search_seeds else seed)
+        return self._read(config, share, seed, self._shown)
 
-    def _read(self, config: Config, share: float, column: int) -> float | None:
+    def _read(
+        self, config: Config, share: float, column: int, seeds: Callable[[Sequence[_Curve]], Sequence[_Curve]]
+    ) -> float | None:
         table, log_batch = self.table, math.log(config.plan.effective_batch_size)
         sizes = table["batch_sizes"]
         row = table["score"][min(range(len(sizes)), key=lambda i: abs(math.log(sizes[i]) - log_batch))]
         shares = [math.log(rung) for rung in table["rungs"]]
-        at_share: list[float | None] = [_interpolate(shares, cell[column % len(cell)], math.log(share)) for cell in row]
+        curves = [seeds(cell) for cell in row]
+        at_share = [_interpolate(shares, of_cell[column % len(of_cell)], math.log(share)) for of_cell in curves]
         return _interpolate([math.log(lr) for lr in table["lrs"]], at_share, math.log(config.lr))
 
 
@@ -245,15 +256,21 @@ def _table_problems(table: object) -> list[str]:
         return problems
     if len(table["step_time_s"]) != len(table["batch_sizes"]):
         return ["step_time_s must have one number for each of batch_sizes"]
-    search_seeds = table.get("search_seeds", 0)
-    if not isinstance(search_seeds, int) or search_seeds < 0:
-        return [f"search_seeds must be a whole number from 0 up, not {search_seeds!r}"]
+    truth_seeds = table.get("truth_seeds", 0)
+    if not isinstance(truth_seeds, int) or truth_seeds < 0:
+        return [f"truth_seeds must be a whole number from 0 up, not {truth_seeds!r}"]
     # None for the seeds: a cell may have any number of them.
     problems = _score_problems(
         table["score"], (len(table["batch_sizes"]), len(table["lrs"]), None, len(table["rungs"])), "score"
     )
-    ends = [] if problems else [seed[-1] for row in table["score"] for cell in row for seed in cell[search_seeds:]]
-    return problems or ([] if any(end is not None for end in ends) else ["score holds no trial that came to its end"])
+    if problems:
+        return problems
+    cells = [cell for row in table["score"] for cell in row]
+    held = [cell for cell in cells if len(cell) > truth_seeds or not truth_seeds]
+    if not held:
+        return [f"score has no cell with more than truth_seeds = {truth_seeds} seeds"]
+    whole = any(all(seed[-1] is not None for seed in cell[-truth_seeds:]) for cell in held)
+    return [] if whole else ["score holds no cell whose trials came to their end"]
 
 
 def _score_problems(values: object, shape: tuple[int | None, ...], name: str) -> list[str]:

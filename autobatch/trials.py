@@ -124,16 +124,19 @@ class Space:
         effective_batch_sizes: rising.
         lr_low, lr_high: bounds of the learning rate *at the reference batch*; at another batch they move with it.
         reference_batch: the batch size at the knee of the throughput curve.
+        lrs: the only learning rates to propose, rising; any between the bounds where it is empty.
     """
 
     effective_batch_sizes: tuple[int, ...]
     lr_low: float
     lr_high: float
     reference_batch: int
+    lrs: tuple[float, ...] = ()
 
     def lr_at(self, batch: int, scaled_lr: float) -> float:
-        """The learning rate at `batch` for one given at the reference batch."""
-        return scaled_lr * scale(self.reference_batch, batch)
+        """The learning rate at `batch` for one given at the reference batch, or the closest to it of those allowed."""
+        lr = scaled_lr * scale(self.reference_batch, batch)
+        return min(self.lrs, key=lambda allowed: abs(math.log(allowed / lr)), default=lr)
 
     def scaled_lr(self, config: Config) -> float:
         """A configuration's learning rate carried over to the reference batch."""
@@ -190,6 +193,7 @@ class SearchSettings:
             Assumed: successive halving hardly ever returns to a trial beyond the best sixteen.
         most_trials: configurations tried at most. Assumed: far beyond what is measured to help.
         sampler: "tpe" or any Optuna sampler, promoted by successive halving; or "freeze-thaw".
+        lrs: the only learning rates to propose, rising; any where it is empty.
     """
 
     seed: int = 0
@@ -198,6 +202,7 @@ class SearchSettings:
     most_paused: int = 16
     most_trials: int = 256
     sampler: str | BaseSampler = "tpe"
+    lrs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,7 +74,7 @@ def run_tune(spec: RunnerSpec, settings: TuneSettings, listen: Listener, started
     run = _RunFolder.make(settings.run_dir, settings.name)
     checkpoints = Path(tempfile.mkdtemp(prefix="checkpoints-", dir=run.path))  # a folder asked for may hold others
     spec = replace(spec, checkpoints=checkpoints)
-    runner = RemoteRunner(spec, log=run.path / "worker.log", remaining_s=lambda: ledger.remaining_s)
+    runner = RemoteRunner(spec, log=run.path / "worker.log", remaining_s=lambda: ledger.available_s)
     try:
         report = _Tune(runner, ledger, settings, listen, run).run()
         report.save(run.path / "report.json")

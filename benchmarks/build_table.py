@@ -3,9 +3,10 @@
     python benchmarks/build_table.py TASK.py --json OUT [--train-time 1s] [--stacked] [--step-ms 0.7 0.004]
 
 Every cell is trained `--seeds` times through the whole schedule, whose steps follow from the step time of its batch
-size, so that all trials cost the same training time. The cells of the better quarter are then trained `--more-seeds`
-times more: `replay.py` shows those to no search, and what a choice is worth is their mean. A trial whose loss is no
-longer finite is null from there on. Rates go four decades around the range test's suggestion and the baseline's rate.
+size, so that all trials cost the same training time. The cells of the better quarter, by the mean of those seeds that
+did not diverge, are then trained `--more-seeds` times more, and `replay.py` shows the last `--truth-seeds` of each to
+no search: what a choice is worth is their mean. A trial whose loss is no longer finite is null from there on. Rates go
+four decades around the range test's suggestion and the baseline's rate.
 
 Step times are measured, or given as BASE + PER_SAMPLE x batch size milliseconds: a table can so be made on a slow or a
 busy machine as if on another. With `--stacked` the rates and seeds of a batch size are trained at once (`stacked.py`).
@@ -80,10 +81,9 @@ def timed(runner: TorchRunner, sizes: Sequence[int]) -> ThroughputCurve:
 
 
 def mean_at_end(seeds: list[Scores], sign: int) -> float:
-    """The mean score of a cell, higher is better; minus infinity where a seed diverged."""
-    ends = [seed[-1] for seed in seeds]
-    known = [end for end in ends if end is not None]
-    return sign * fmean(known) if len(known) == len(ends) else -math.inf
+    """The mean score of the seeds of a cell that did not diverge, higher is better; minus infinity where all did."""
+    known = [seed[-1] for seed in seeds if seed[-1] is not None]
+    return sign * fmean(known) if known else -math.inf
 
 
 def main() -> None:
@@ -95,7 +95,8 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[2**power for power in range(3, 11)])
     parser.add_argument("--rates", type=int, default=10, help="how many, over four decades")
     parser.add_argument("--seeds", type=int, default=4, help="of every cell")
-    parser.add_argument("--more-seeds", type=int, default=10, help="of the cells of the better quarter")
+    parser.add_argument("--more-seeds", type=int, default=16, help="of the cells of the better quarter")
+    parser.add_argument("--truth-seeds", type=int, default=10, help="of those, how many no search sees")
     parser.add_argument("--step-ms", type=float, nargs=2, metavar=("BASE", "PER_SAMPLE"), help="measured by default")
     parser.add_argument("--stacked", action="store_true", help="a batch size's rates and seeds at once; on the CPU")
     parser.add_argument("--device", default="cpu")
@@ -155,7 +156,7 @@ def main() -> None:
         "peak_lr_fraction": facts.peak_lr_fraction,
         "baseline": {"batch_size": baseline.plan.batch_size, "lr": baseline.lr},
         "lr_range_test_min_over_10_at_128": hint or middle,
-        "search_seeds": asked.seeds,
+        "truth_seeds": asked.truth_seeds,
         "score": [[score[batch, column] for column in range(len(lrs))] for batch in asked.batch_sizes],
     }
     runner.close()
@@ -170,8 +171,8 @@ def describe(table: dict[str, Any], sign: int) -> None:
     found = []
     for batch, row in zip(table["batch_sizes"], table["score"], strict=True):
         for lr, cell in zip(table["lrs"], row, strict=True):
-            held = [seed[-1] for seed in cell[table["search_seeds"] :]]
-            if len(held) > 1 and None not in held:
+            held = [seed[-1] for seed in cell[-table["truth_seeds"] :]]
+            if len(cell) > table["truth_seeds"] and None not in held:
                 found.append((fmean(held), stdev(held) / math.sqrt(len(held)), batch, lr))
     found.sort(key=lambda entry: -sign * entry[0])
     for mean, stderr, batch, lr in found[:5]:

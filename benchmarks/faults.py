@@ -22,8 +22,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -111,6 +111,22 @@ class Saboteur:
                 self.struck = True
 
 
+@contextmanager
+def own_temporary_folder() -> Iterator[Path]:
+    """A temporary folder for this process and those it starts, so that nobody else's files are taken for theirs."""
+    before, default = os.environ.get("TMPDIR"), tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        try:
+            yield Path(folder)
+        finally:
+            tempfile.tempdir = default
+            if before is None:
+                del os.environ["TMPDIR"]
+            else:
+                os.environ["TMPDIR"] = before
+
+
 def new_mark() -> str:
     """What tells the processes of one run from all others."""
     return f"{os.getpid()}-{time.monotonic_ns()}"
@@ -150,9 +166,9 @@ def left_behind(mark: str, kept: set[int], files_before: set[str]) -> tuple[str,
 
 
 def files() -> set[str]:
-    """What lies in shared memory and in the temporary folder under a name of ours or of torch's."""
-    ours = [*Path("/dev/shm").glob("torch_*"), *Path(tempfile.gettempdir()).glob("autobatch-*")]
-    return {str(path) for path in ours}
+    """What lies in shared memory under a name of torch's, and in the temporary folder, but for torch's own cache."""
+    temporary = [path for path in Path(tempfile.gettempdir()).iterdir() if not path.name.startswith("torchinductor_")]
+    return {str(path) for path in (*Path("/dev/shm").glob("torch_*"), *temporary)}
 
 
 def open_files() -> int:
@@ -168,6 +184,8 @@ def available_bytes() -> int:
 
 def kill_point(runner: RemoteRunner, mark: str, expected: int, target: str, probe: int, delay_s: float) -> Point:
     """One search with a kill in it. The server and one worker may be there afterwards: they are the runner's."""
+    if not runner._worker.process.alive:  # killed by an earlier point; probes do without it
+        runner._worker = runner._start(exact=False)
     before = files()
     with Saboteur(runner, target, probe, delay_s) as saboteur:
         try:
@@ -209,22 +227,29 @@ def kill_points(count: int, seed: int, told: Callable[[Point], None] | None = No
         runner.close()
 
 
+def start_command(mark: str) -> subprocess.Popen[bytes]:
+    """The same search as a user starts it; the coordinator is a process of its own."""
+    options = ["--device", "cpu", "--memory-limit", str(LIMIT_BYTES)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "autobatch", "max-batch", str(TASK), *options],
+        env={**os.environ, _MARK: mark},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def undisturbed_s() -> float:
+    """Seconds that the command takes when nobody kills it."""
+    begun = time.monotonic()
+    if start_command(new_mark()).wait() != 0:
+        raise RuntimeError("the undisturbed command failed")
+    return time.monotonic() - begun
+
+
 def kill_coordinator(delay_s: float) -> Point:
     """A command that is killed `delay_s` after its start: it cannot answer, but must leave nothing."""
     before, mark = files(), new_mark()
-    command = [
-        sys.executable,
-        "-m",
-        "autobatch",
-        "max-batch",
-        str(TASK),
-        "--device",
-        "cpu",
-        "--memory-limit",
-        str(LIMIT_BYTES),
-    ]
-    environment = {**os.environ, _MARK: mark}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start_command(mark)
     time.sleep(delay_s)
     struck = process.poll() is None
     process.kill()
@@ -250,9 +275,11 @@ def main() -> int:
     options = parser.parse_args()
     begun = time.perf_counter()
     descriptors, free_bytes = open_files(), available_bytes()
-    points = kill_points(options.points, options.seed, lambda point: print(point, file=sys.stderr, flush=True))
-    chance = random.Random(options.seed)
-    points += [kill_coordinator(chance.uniform(0.0, 20.0)) for _ in range(options.coordinators)]
+    with own_temporary_folder():
+        points = kill_points(options.points, options.seed, lambda point: print(point, file=sys.stderr, flush=True))
+        chance = random.Random(options.seed)
+        whole_s = undisturbed_s()
+        points += [kill_coordinator(chance.uniform(0.0, whole_s)) for _ in range(options.coordinators)]
     bad = [point for point in points if not point.right or point.left]
     still_open = open_files() - descriptors
     print(

@@ -30,6 +30,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, quantiles, stdev
@@ -127,7 +128,9 @@ def curve_of(batch_sizes: Sequence[int], step_time_s: Sequence[float]) -> Throug
     )
 
 
-def ours(table: dict[str, Any], seed: int, equivalents: int, sampler: str) -> tuple[Config, float | None, int]:
+def ours(
+    table: dict[str, Any], seed: int, equivalents: int, lrs: tuple[float, ...], sampler: str
+) -> tuple[Config, float | None, int]:
     """The product's search: the choice, its reported score, and how many configurations were tried."""
     runner = ReplayRunner(table=table)
     curve = curve_of(table["batch_sizes"], table["step_time_s"])
@@ -144,30 +147,30 @@ def ours(table: dict[str, Any], seed: int, equivalents: int, sampler: str) -> tu
         eval_batch_size=1,
         lr_hint=sweep.suggestion,
         lr_diverged=sweep.diverged_at,
-        settings=SearchSettings(seed=seed, sampler=sampler),
+        settings=SearchSettings(seed=seed, sampler=sampler, lrs=lrs),
     )
     return result.chosen, result.score.mean if result.score else None, len(result.trials)
 
 
 def stock(
-    table: dict[str, Any], seed: int, equivalents: int, make: Callable[[int], BaseSampler]
+    table: dict[str, Any], seed: int, equivalents: int, lrs: tuple[float, ...], make: Callable[[int], BaseSampler]
 ) -> tuple[Config, float | None, int]:
     """Optuna as it comes: a full-length trial for each configuration, the best one observed is the answer."""
     runner = ReplayRunner(table=table)
     low, high = (int(math.log2(table["batch_sizes"][end])) for end in (0, -1))
     study = optuna.create_study(direction=table["direction"], sampler=make(seed))
+    configs = []
     for number in range(equivalents):
         trial = study.ask()
         batch, lr = (
             2 ** trial.suggest_int("log2_batch", low, high),
             trial.suggest_float("lr", *lr_range(table), log=True),
         )
-        config = Config(plan=Plan(batch_size=batch), lr=lr)
+        config = Config(plan=Plan(batch_size=batch), lr=min(lrs, key=lambda one: abs(math.log(one / lr)), default=lr))
         score = runner.score(config, 1.0, seed * 10_007 + number)
         study.tell(trial, runner.worst() if score is None else score)  # what is told NaN is hidden from samplers
-    best = study.best_trial
-    config = Config(plan=Plan(batch_size=2 ** best.params["log2_batch"]), lr=best.params["lr"])
-    return config, study.best_value, equivalents
+        configs.append(config)
+    return configs[study.best_trial.number], study.best_value, equivalents
 
 
 def lr_range(table: dict[str, Any]) -> tuple[float, float]:
@@ -175,7 +178,14 @@ def lr_range(table: dict[str, Any]) -> tuple[float, float]:
     return table["lrs"][0], table["lrs"][-1]
 
 
-SEARCHES: dict[str, Callable[[dict[str, Any], int, int], tuple[Config, float | None, int]]] = {
+def lr_grid(table: dict[str, Any], parts: int) -> tuple[float, ...]:
+    """The tabulated learning rates with each interval between two of them cut into `parts`; none for no grid."""
+    lrs = table["lrs"]
+    between = [low * (high / low) ** (part / parts) for low, high in pairwise(lrs) for part in range(parts)]
+    return (*between, lrs[-1]) if parts else ()
+
+
+SEARCHES: dict[str, Callable[[dict[str, Any], int, int, tuple[float, ...]], tuple[Config, float | None, int]]] = {
     "freeze-thaw": partial(ours, sampler="freeze-thaw"),
     "tpe": partial(ours, sampler="tpe"),
     "optuna TPE": partial(stock, make=lambda seed: TPESampler(seed=seed)),
@@ -184,13 +194,13 @@ SEARCHES: dict[str, Callable[[dict[str, Any], int, int], tuple[Config, float | N
 }
 
 
-def run_race(name: str, path: Path, where: str, seed: int, equivalents: int) -> Race:
-    """One race, judged by the table's truth."""
+def run_race(name: str, path: Path, where: str, seed: int, equivalents: int, parts: int = 0) -> Race:
+    """One race, judged by the table's truth; see `lr_grid` for `parts`."""
     runner = ReplayRunner.load(path)
     runner.table = table = with_baseline(runner.table, where)
     sign = 1 if table["direction"] == "maximize" else -1
     started = time.perf_counter()
-    chosen, reported, trials = SEARCHES[name](table, seed, equivalents)
+    chosen, reported, trials = SEARCHES[name](table, seed, equivalents, lr_grid(table, parts))
     baseline = table["baseline"]
     return Race(
         search=name,
@@ -201,13 +211,13 @@ def run_race(name: str, path: Path, where: str, seed: int, equivalents: int) -> 
         best=sign * runner.best(),
         baseline=sign * runner.truth(Config(plan=Plan(batch_size=baseline["batch_size"]), lr=baseline["lr"])),
         reported=None if reported is None else sign * reported,
-        stderr=seed_sd(table) / math.sqrt(max(map(len, ends(table).values())) - table.get("search_seeds", 0)),
+        stderr=seed_sd(table) / math.sqrt(table.get("truth_seeds") or max(map(len, ends(table).values()))),
         trials=trials,
         decision_s=(time.perf_counter() - started) / trials,
     )
 
 
-def run_quietly(race: tuple[str, Path, str, int, int]) -> Race:
+def run_quietly(race: tuple[str, Path, str, int, int, int]) -> Race:
     """`run_race` in a worker process."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -263,6 +273,9 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS), help="in full trials")
     parser.add_argument("--searches", nargs="+", choices=list(SEARCHES), default=["tpe", "optuna TPE", "optuna random"])
     parser.add_argument("--baseline", choices=["own", "best", "near"], default="own")
+    parser.add_argument(
+        "--lr-parts", type=int, default=0, metavar="N", help="see above; 3 for the tabulated and two between"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--by-table", action="store_true", help="each table's figures too")
     parser.add_argument("--json", type=Path, metavar="OUT")
@@ -270,7 +283,7 @@ def main() -> None:
 
     paths = [file for path in asked.tables for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
     work = [
-        (name, path, asked.baseline, seed, budget)
+        (name, path, asked.baseline, seed, budget, asked.lr_parts)
         for name in asked.searches
         for path in paths
         for seed in range(asked.seeds)
@@ -291,6 +304,7 @@ def main() -> None:
             "versions": {"autobatch": __version__, "optuna": optuna.__version__, "python": platform.python_version()},
             "tables": [path.stem for path in paths],
             "baseline": asked.baseline,
+            "lr_parts": asked.lr_parts,
             "rows": [
                 {
                     "search": name,

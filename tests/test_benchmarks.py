@@ -110,10 +110,11 @@ def test_a_table_is_built_and_can_be_replayed(monkeypatch: pytest.MonkeyPatch, t
     build = import_module("build_table")
     task = Path(__file__).parent / "tasks" / "minimal.py"
     said = f"build_table.py {task} --train-time 0.04 --step-ms 1 0.01 --batch-sizes 8 16 --rates 3 --seeds 2"
+    said += " --more-seeds 2 --truth-seeds 2"
     tables = {}
     for name, how in {"one by one": [], "stacked": ["--stacked"]}.items():
         out = tmp_path / f"{name}.json"
-        monkeypatch.setattr(sys, "argv", [*said.split(), "--more-seeds", "2", "--json", str(out), *how])
+        monkeypatch.setattr(sys, "argv", [*said.split(), "--json", str(out), *how])
         build.main()
         tables[name] = ReplayRunner.load(out).table
     assert tables["one by one"]["step_time_s"] == pytest.approx([0.00108, 0.00116])

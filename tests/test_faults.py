@@ -17,7 +17,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 def test_a_search_survives_kills_at_random_moments(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)  # benchmarks/faults.py does ten times as many
     faults = import_module("faults")
-    points = faults.kill_points(10, seed)
+    with faults.own_temporary_folder():
+        points = faults.kill_points(10, seed)
     assert sum(point.struck for point in points) >= 3
     assert [point for point in points if not point.right or point.left] == []
     assert sum(point.outcome == "answer" for point in points) >= 7  # what is killed once is run again

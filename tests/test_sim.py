@@ -205,8 +205,8 @@ def test_beside_a_trial_that_diverged_the_nearer_rate_is_read() -> None:
 
 
 def test_no_trial_sees_the_seeds_that_tell_the_truth() -> None:
-    table = json.loads(TABLE.read_text()) | {"search_seeds": 2}
-    rungs: list[list[float | None]] = [[0.5, 0.6, 0.7], [0.5, 0.6, 0.9]]
+    table = json.loads(TABLE.read_text()) | {"truth_seeds": 3}
+    rungs: list[list[float | None]] = [[0.5, 0.6, 0.7], [0.5, 0.6, 0.9], [0.5, 0.6, 0.8]]
     cell_of(table).extend(rungs)  # cells need not have the same number of seeds
     runner = ReplayRunner(table=table)
     at = config(64, 1e-2)
@@ -265,8 +265,8 @@ def shorten_a_column(table: dict[str, Any]) -> None:
         (put("baseline", {"lr": 1}), "baseline must hold the numbers batch_size and lr"),
         (put("score", "none"), "score must be a list of 3, not str"),
         (spoil_a_score, r"score\[1\]\[2\]\[0\]\[1\] is nan, neither a finite number nor null"),
-        (put("search_seeds", -1), "search_seeds must be a whole number from 0 up, not -1"),
-        (put("search_seeds", 2), "score holds no trial that came to its end"),
+        (put("truth_seeds", -1), "truth_seeds must be a whole number from 0 up, not -1"),
+        (put("truth_seeds", 3), "score has no cell with more than truth_seeds = 3 seeds"),
         (shorten_a_column, r"score\[1\]\[2\]\[0\] must be a list of 3, not 2"),
     ],
 )
