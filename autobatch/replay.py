@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -71,20 +71,16 @@ class ReplayRunner(Runner):
         return cls(table=table, eval_s=eval_s)
 
     def truth(self, config: Config) -> float:
-        """The mean score at the end of the schedule, over the seeds that no trial sees; the worst there is for a config
-        that diverges under one of them.
+        """The mean score at the end of the schedule, over the seeds that no trial sees; one that diverged counts as the
+        worst score there is.
         """
-        most_seeds = max(len(self._told(cell)) for row in self.table["score"] for cell in row)
-        scores = [self._read(config, 1.0, column, self._told) for column in range(most_seeds)]
-        known = [score for score in scores if score is not None]
-        return fmean(known) if len(known) == len(scores) else self.worst()
+        means = [self._mean_end(cell) for cell in self._row(config)]
+        return _interpolate([math.log(lr) for lr in self.table["lrs"]], means, math.log(config.lr))
 
     def best(self) -> float:
         """The best `truth` of any tabulated cell; where seeds are held back, of one that has such."""
         cells = [cell for row in self.table["score"] for cell in row]
-        held = [self._told(cell) for cell in cells if len(cell) > self._truth_seeds or not self._truth_seeds]
-        ends = [[seed[-1] for seed in seeds] for seeds in held]
-        truths = [fmean(known) for scores in ends if len(known := [s for s in scores if s is not None]) == len(scores)]
+        truths = [self._mean_end(cell) for cell in cells if len(cell) > self._truth_seeds or not self._truth_seeds]
         return max(truths) if self.table["direction"] == "maximize" else min(truths)
 
     def worst(self) -> float:
@@ -102,9 +98,18 @@ class ReplayRunner(Runner):
         """The seeds of a cell that trials see."""
         return cell[: -self._truth_seeds] if 0 < self._truth_seeds < len(cell) else cell
 
-    def _told(self, cell: Sequence[_Curve]) -> Sequence[_Curve]:
-        """The seeds of a cell whose mean is the truth."""
-        return cell[-self._truth_seeds :]  # all of them where none are held back
+    def _mean_end(self, cell: Sequence[_Curve]) -> float:
+        """The mean score at the end over the seeds that tell the truth."""
+        ends = [seed[-1] for seed in cell[-self._truth_seeds :]]  # of all where none are held back
+        return fmean(self.worst() if end is None else end for end in ends)
+
+    def _row(self, config: Config) -> Sequence[Sequence[_Curve]]:
+        """The cells of the tabulated batch size closest to the effective one, as a ratio: one for each rate."""
+        sizes, log_batch = self.table["batch_sizes"], math.log(config.plan.effective_batch_size)
+        row: Sequence[Sequence[_Curve]] = self.table["score"][
+            min(range(len(sizes)), key=lambda i: abs(math.log(sizes[i]) - log_batch))
+        ]
+        return row
 
     def facts(self) -> TaskFacts:
         baseline = self.table["baseline"]
@@ -204,18 +209,10 @@ class ReplayRunner(Runner):
 
     def score(self, config: Config, share: float, seed: int) -> float | None:
         """The score of a trial under `seed` after `share` of its schedule, in (0, 1]; None where it has diverged."""
-        return self._read(config, share, seed, self._shown)
-
-    def _read(
-        self, config: Config, share: float, column: int, seeds: Callable[[Sequence[_Curve]], Sequence[_Curve]]
-    ) -> float | None:
-        table, log_batch = self.table, math.log(config.plan.effective_batch_size)
-        sizes = table["batch_sizes"]
-        row = table["score"][min(range(len(sizes)), key=lambda i: abs(math.log(sizes[i]) - log_batch))]
-        shares = [math.log(rung) for rung in table["rungs"]]
-        curves = [seeds(cell) for cell in row]
-        at_share = [_interpolate(shares, of_cell[column % len(of_cell)], math.log(share)) for of_cell in curves]
-        return _interpolate([math.log(lr) for lr in table["lrs"]], at_share, math.log(config.lr))
+        shares = [math.log(rung) for rung in self.table["rungs"]]
+        shown = [self._shown(cell) for cell in self._row(config)]
+        at_share = [_interpolate(shares, curves[seed % len(curves)], math.log(share)) for curves in shown]
+        return _interpolate([math.log(lr) for lr in self.table["lrs"]], at_share, math.log(config.lr))
 
 
 def _interpolate(xs: Sequence[float], ys: Sequence[Value], x: float) -> Value:
@@ -269,8 +266,8 @@ def _table_problems(table: object) -> list[str]:
     held = [cell for cell in cells if len(cell) > truth_seeds or not truth_seeds]
     if not held:
         return [f"score has no cell with more than truth_seeds = {truth_seeds} seeds"]
-    whole = any(all(seed[-1] is not None for seed in cell[-truth_seeds:]) for cell in held)
-    return [] if whole else ["score holds no cell whose trials came to their end"]
+    ends = [seed[-1] for cell in held for seed in cell[-truth_seeds:]]
+    return [] if any(end is not None for end in ends) else ["score holds no trial that came to its end"]
 
 
 def _score_problems(values: object, shape: tuple[int | None, ...], name: str) -> list[str]:
