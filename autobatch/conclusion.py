@@ -92,6 +92,10 @@ def conclude(
         f"{_named(config)} scored best once and failed under a fresh seed, so it gave way"
         for config in verdict.gave_way
     ]
+    reasons += [
+        f"{_named(config)} scored higher once and was passed over: trainings around it diverged"
+        for config in verdict.passed_over
+    ]
     reasons.append(_comparison(verdict, wins, ran=any(trial.final_score is not None for trial in trials)))
     if verdict.sigma is not None:
         reasons.append(f"a seed changes the score by {verdict.sigma.value:.2g}, from {verdict.sigma.source}")

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from .plan import Config, Direction
+from .stability import SAFE_RISK, divergence_risk
 from .trials import Trial, oriented
 
 # The weight, in degrees of freedom, of the spread between configurations beside that between seeds. Assumed: two fresh
@@ -98,6 +99,7 @@ class Verdict:
         stderr: standard error of the difference.
         sigma: what the standard errors rest on; None where nothing was repeated.
         gave_way: configurations that would have been the finalist but failed under a fresh seed.
+        passed_over: configurations that scored above the finalist, too close to where training diverges.
     """
 
     finalist: Config | None
@@ -107,6 +109,7 @@ class Verdict:
     stderr: float | None
     sigma: Sigma | None
     gave_way: tuple[Config, ...]
+    passed_over: tuple[Config, ...] = ()
 
     @property
     def finalist_wins(self) -> bool:
@@ -154,6 +157,9 @@ def judge(trials: Sequence[Trial], direction: Direction) -> Verdict:
         stderr=stderr,
         sigma=sigma,
         gave_way=tuple(trial.config for trial in ranked if trial.config in broken),
+        passed_over=tuple(
+            trial.config for trial in ranked if trial.config not in broken and _is_above(trial, finalist, direction)
+        ),
     )
 
 
@@ -182,14 +188,16 @@ def next_seed_for(trials: Sequence[Trial], direction: Direction, reserved: int) 
 def leads_clearly(trials: Sequence[Trial], direction: Direction) -> bool:
     """Whether the best challenger's score is so far above the baseline's own that one fresh seed is enough to tell.
 
-    Sigma then rests on the spread between configurations alone, which can only make it too large.
+    Not where training may diverge: that takes more than one seed to find out. Sigma then rests on the spread between
+    configurations alone, which can only make it too large.
     """
     ranked = _challengers(trials, direction)
     own = next((trial.final_score for trial in trials if trial.role == "baseline"), None)
     sigma = pooled_sigma([], _full_length(trials), direction)
     if not ranked or own is None or sigma is None or (best := ranked[0].final_score) is None:
         return False
-    return oriented(best - own, direction) > CLEAR_LEAD * sigma.value
+    is_safe = divergence_risk(ranked[0].config, trials) <= SAFE_RISK
+    return is_safe and oriented(best - own, direction) > CLEAR_LEAD * sigma.value
 
 
 def pooled_sigma(
@@ -234,15 +242,26 @@ def variance_of_the_top(share: float) -> float:
 
 
 def _challengers(trials: Sequence[Trial], direction: Direction) -> list[Trial]:
-    """Full-length trials that scored above the baseline's own run, the best first; all of them where it has none."""
-    bar = next((trial.final_score for trial in trials if trial.role == "baseline"), None)
-    found = [
-        (oriented(trial.final_score, direction), trial)
-        for trial in trials
-        if trial.role in ("warm start", "search") and trial.final_score is not None
+    """Full-length trials that scored above the baseline's own run, all of them where it has none: those first that are
+    worth most.
+
+    That is what they are ahead of the baseline, times the chance that the next run does not diverge; without a
+    baseline's score, ahead of the worst of them.
+    """
+    found = [t for t in trials if t.role in ("warm start", "search") and t.final_score is not None]
+    own = next((trial.final_score for trial in trials if trial.role == "baseline"), None)
+    scores = [oriented(trial.final_score, direction) for trial in found if trial.final_score is not None]
+    bar = min(scores, default=0.0) if own is None else oriented(own, direction)
+    ahead = [(score - bar, trial) for score, trial in zip(scores, found, strict=True) if own is None or score > bar]
+    return [
+        trial for _, trial in sorted(ahead, key=lambda pair: -pair[0] * (1 - divergence_risk(pair[1].config, trials)))
     ]
-    above = [(score, trial) for score, trial in found if bar is None or score > oriented(bar, direction)]
-    return [trial for _, trial in sorted(above, key=lambda pair: -pair[0])]
+
+
+def _is_above(trial: Trial, other: Trial | None, direction: Direction) -> bool:
+    if other is None or trial.final_score is None or other.final_score is None:
+        return False
+    return oriented(trial.final_score - other.final_score, direction) > 0
 
 
 def _full_length(trials: Sequence[Trial]) -> list[float]:

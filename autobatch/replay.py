@@ -33,7 +33,8 @@ class ReplayRunner(Runner):
 
     Only tabulated batch sizes have scores: another effective batch reads the nearest one by its logarithm. The
     learning rate interpolates linearly in its logarithm, and so does the share of the schedule; both are clamped. A
-    score of null is a trial that diverged; next to one, the nearer of two tabulated points is read.
+    score of null is a trial that diverged; between it and a number, whether a trial diverges depends on how far it is
+    and on its seed.
 
     Cells may have different numbers of seeds. The last `truth_seeds` of a cell that has more than that many are shown
     to no trial, and the truth is their mean; in other cells, and without that key, both are of all. Seed s reads the
@@ -212,18 +213,22 @@ class ReplayRunner(Runner):
         shares = [math.log(rung) for rung in self.table["rungs"]]
         shown = [self._shown(cell) for cell in self._row(config)]
         at_share = [_interpolate(shares, curves[seed % len(curves)], math.log(share)) for curves in shown]
-        return _interpolate([math.log(lr) for lr in self.table["lrs"]], at_share, math.log(config.lr))
+        # A place between the two rates that differs from seed to seed: over many, the chance to diverge is linear.
+        border = (0.5 + seed * 0.6180339887498949) % 1.0
+        return _interpolate([math.log(lr) for lr in self.table["lrs"]], at_share, math.log(config.lr), border)
 
 
-def _interpolate(xs: Sequence[float], ys: Sequence[Value], x: float) -> Value:
-    """Linear between the rising `xs`, constant beyond them; beside a None, the value at the nearer of the two."""
+def _interpolate(xs: Sequence[float], ys: Sequence[Value], x: float, border: float = 0.5) -> Value:
+    """Linear between the rising `xs`, constant beyond them; beside a None, the value on this side of the `border`, the
+    share of the way to the next.
+    """
     place = bisect_left(xs, x)
     if place == 0 or place == len(xs):
         return ys[min(place, len(xs) - 1)]
     low, high = ys[place - 1], ys[place]
     share = (x - xs[place - 1]) / (xs[place] - xs[place - 1])
     if low is None or high is None:
-        return low if share < 0.5 else high
+        return low if share < border else high
     return low + share * (high - low)
 
 

@@ -196,12 +196,17 @@ def test_a_trial_that_is_tabulated_as_diverged_diverges_from_that_rung_on() -> N
     assert runner.truth(config(64, 1e-2)) == pytest.approx((min(ends) + 0.91) / 2)
 
 
-def test_beside_a_trial_that_diverged_the_nearer_rate_is_read() -> None:
+@pytest.mark.parametrize("way", [0.1, 0.5, 0.8])
+def test_beside_a_cell_that_diverged_the_chance_to_diverge_is_the_share_of_the_way_to_it(way: float) -> None:
     table = json.loads(TABLE.read_text())
-    cell_of(table)[0][:] = [None] * 3
+    for seed in cell_of(table):
+        seed[:] = [None] * 3
     runner = ReplayRunner(table=table)
-    assert runner.advance(rung(config(64, 10**-2.4))).outcome == "diverged"
-    assert runner.advance(rung(config(64, 10**-2.6), trial=1)).score == replayed(config(64, 1e-3))
+    at = config(64, 10 ** (-3 + way))
+    scores = [runner.score(at, 1.0, seed) for seed in range(200)]
+    assert sum(score is None for score in scores) / 200 == pytest.approx(way, abs=0.02)
+    whole = {runner.score(config(64, 1e-3), 1.0, seed) for seed in range(2)}
+    assert {score for score in scores if score is not None} == whole  # nothing is read off the way to a null
 
 
 def test_no_trial_sees_the_seeds_that_tell_the_truth() -> None:
