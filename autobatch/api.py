@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -299,6 +299,7 @@ def tune(
     headroom: float = 0.05,
     seed: int = 0,
     search: str = "tpe",
+    warm_start: Sequence[Report | str | Path] = (),
     run_dir: str | Path | None = None,
     command: str = "autobatch.tune",
     on_progress: Listener = nobody,
@@ -315,6 +316,7 @@ def tune(
         seed: of everything that is drawn.
         search: how the next trial is chosen. "tpe": Optuna's TPE proposes, successive halving promotes. "freeze-thaw":
             a Gaussian process over all rungs weighs what is new against what is paused.
+        warm_start: reports of earlier runs, or their files; what they chose is tried first.
         run_dir: folder for the run's journal, report and log; `.autobatch/<task>/<time>/` by default.
         command: to be noted in the report.
         on_progress: called as things begin and are found.
@@ -328,7 +330,7 @@ def tune(
         BudgetTooShort: the budget does not pay for one comparison; the message says what would.
         DoesNotFit: not even one sample fits.
         NoValidResult: every trial failed, or the time ran out first.
-        ReportError: the run's folder cannot be written.
+        ReportError: the run's folder cannot be written, or a report to start from cannot be read.
     """
     spec = _spec(task, device, memory_limit, headroom)
     settings = TuneSettings(
@@ -339,6 +341,7 @@ def tune(
         search=search,
         run_dir=None if run_dir is None else Path(run_dir),
         command=command,
+        warm_start=tuple(one if isinstance(one, Report) else Report.load(Path(one)) for one in warm_start),
     )
     return run_tune(spec, settings, on_progress, started_s)
 

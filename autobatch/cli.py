@@ -151,6 +151,13 @@ def cli() -> None:
 @_MEMORY
 @_option("--seed", type=int, default=0, help="Of everything that is drawn.")
 @_option("--search", type=click.Choice(["tpe", "freeze-thaw"]), default="tpe", help="How the next trial is chosen.")
+@_option(
+    "--warm-start",
+    type=click.Path(path_type=Path),
+    metavar="REPORT.json",
+    multiple=True,
+    help="What this earlier run chose is tried first.",
+)
 @_option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Default: .autobatch/<task>/<time>/")
 @_option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Also write the report as Markdown.")
 @_OUTPUT
@@ -176,6 +183,7 @@ def tune(task: Path, **options: Any) -> None:
             headroom=options["headroom"],
             seed=options["seed"],
             search=options["search"],
+            warm_start=options["warm_start"],
             run_dir=options["run_dir"],
             command=_command(),
             on_progress=listen,

@@ -94,6 +94,7 @@ class Race:
                     f"; its batch of {facts.baseline.plan.batch_size} does not fit, so it is accumulated over "
                     f"{plan.accumulation_steps} steps of {plan.batch_size}"
                 )
+        earlier = self._earlier()
         space = space_for(
             facts,
             self.costs.times,
@@ -103,6 +104,7 @@ class Race:
             baseline=self.baseline,
             lr_hint=lr_hint,
             lr_diverged=lr_diverged,
+            earlier=[config for config, _ in earlier],
         )
         self.space = replace(space, lrs=self.settings.lrs)
         self.allotment_s = self.ledger.available_s
@@ -116,7 +118,18 @@ class Race:
             )
         knee = self.space.nearest(self.space.reference_batch)
         plan = self._plan_for(knee)
-        self.waiting = warm_starts(self.space, self.baseline, plan, lr_hint) if plan else []
+        self.waiting = warm_starts(self.space, self.baseline, plan, lr_hint, earlier) if plan else earlier
+
+    def _earlier(self) -> list[tuple[Config, str]]:
+        """What earlier runs found, as it can be run here."""
+        found = []
+        for config, origin in self.settings.earlier:
+            plan = self._plan_for(config.plan.effective_batch_size)
+            if plan is None:
+                self.notes.append(f"{origin} was not tried: batch {config.plan.effective_batch_size} does not fit here")
+            else:
+                found.append((replace(config, plan=plan), origin))
+        return found
 
     def _plan_for(self, effective_batch: int) -> Plan | None:
         precision = self.runner.facts().precision

@@ -194,6 +194,7 @@ class SearchSettings:
         most_trials: configurations tried at most. Assumed: far beyond what is measured to help.
         sampler: "tpe" or any Optuna sampler, promoted by successive halving; or "freeze-thaw".
         lrs: the only learning rates to propose, rising; any where it is empty.
+        earlier: what earlier runs found, each with where it comes from: tried first, as far as memory holds it.
     """
 
     seed: int = 0
@@ -203,6 +204,7 @@ class SearchSettings:
     most_trials: int = 256
     sampler: str | BaseSampler = "tpe"
     lrs: tuple[float, ...] = ()
+    earlier: tuple[tuple[Config, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,6 +260,7 @@ def space_for(
     baseline: Config,
     lr_hint: float | None = None,
     lr_diverged: float | None = None,
+    earlier: Sequence[Config] = (),
 ) -> Space:
     """The space around a profile and the hints about the learning rate; it holds at least one batch size.
 
@@ -273,6 +276,7 @@ def space_for(
         baseline: its learning rate is a hint, its batch size the last resort where no power of two fits.
         lr_hint: the range test's suggestion at the knee; None without one.
         lr_diverged: the rate at which the range test at the knee blew up; None where it did not.
+        earlier: configurations that earlier runs found; their rates lie in the space.
     """
     knee = times.knee_batch_size
     high = 4 * knee if facts.train_size is None else min(4 * knee, facts.train_size / 8)
@@ -287,28 +291,35 @@ def space_for(
     if lr_diverged is not None:
         # A rate that somebody trains with, or that the test itself suggests, stays inside whatever the test says.
         lr_high = max(min(lr_high, lr_diverged), 2 * max(hints))
+    found = [config.lr * scale(config.plan.effective_batch_size, knee) for config in earlier]
+    lr_low, lr_high = min([lr_low, *found]), max([lr_high, *found])
     return Space(effective_batch_sizes=tuple(sizes) or (batch,), lr_low=lr_low, lr_high=lr_high, reference_batch=knee)
 
 
-def warm_starts(space: Space, baseline: Config, plan: Plan, lr_hint: float | None) -> list[tuple[Config, str]]:
-    """What to try first, each with its reason: the baseline scaled to `plan`, and the range test's suggestion for it.
+def warm_starts(
+    space: Space, baseline: Config, plan: Plan, lr_hint: float | None, earlier: Sequence[tuple[Config, str]] = ()
+) -> list[tuple[Config, str]]:
+    """What to try first, each with its reason: what earlier runs found, the baseline scaled to `plan`, and the range
+    test's suggestion for it.
 
-    One that cannot be told from the baseline or from the other is left out.
+    One that cannot be told from the baseline or from one before it is left out.
 
     Args:
         space: `lr_hint` is the learning rate at its reference batch.
         baseline: what the user trains with.
         plan: at the knee of the throughput curve, or as close to it as can be run.
         lr_hint: None without a range test.
+        earlier: with where each comes from.
     """
     batch = plan.effective_batch_size
     lr = baseline.lr * scale(baseline.plan.effective_batch_size, batch)
-    found = [(lr, f"the baseline scaled to the knee of the throughput curve, batch {batch}")]
+    scaled = f"the baseline scaled to the knee of the throughput curve, batch {batch}"
+    found = [*earlier, (Config(plan=plan, lr=rounded_lr(lr)), scaled)]
     if lr_hint is not None:
-        found.append((space.lr_at(batch, lr_hint), f"what the range test suggests, at the knee, batch {batch}"))
+        suggested = Config(plan=plan, lr=rounded_lr(space.lr_at(batch, lr_hint)))
+        found.append((suggested, f"what the range test suggests, at the knee, batch {batch}"))
     starts: list[tuple[Config, str]] = []
-    for lr, origin in found:
-        config = Config(plan=plan, lr=rounded_lr(lr))
+    for config, origin in found:
         if not any(same_config(config, other) for other in (baseline, *(start for start, _ in starts))):
             starts.append((config, origin))
     return starts

@@ -59,6 +59,7 @@ class TuneSettings:
     search: str = "tpe"
     run_dir: Path | None = None
     command: str = "autobatch.tune"
+    warm_start: tuple[Report, ...] = ()
 
 
 def describe_probe(probe: Measurement) -> str:
@@ -236,7 +237,11 @@ class _Tune:
             eval_batch_size=eval_batch,
             lr_hint=sweep.suggestion if sweep else None,
             lr_diverged=sweep.diverged_at if sweep else None,
-            settings=SearchSettings(seed=self.settings.seed, sampler=self.settings.search),
+            settings=SearchSettings(
+                seed=self.settings.seed,
+                sampler=self.settings.search,
+                earlier=tuple((earlier.plan, _origin(earlier)) for earlier in self.settings.warm_start),
+            ),
             record=record,
             on_event=self.on_event,
         )
@@ -272,6 +277,11 @@ class _Tune:
         starved = curve.describe_starvation()
         if starved is not None:
             warnings.append(starved)
+        warnings += [
+            f"{_origin(earlier)} is of a task called {earlier.task}"
+            for earlier in self.settings.warm_start
+            if earlier.task != facts.name
+        ]
         # The race may have had to accumulate a baseline that does not fit.
         raced = [trial.config for trial in result.trials if trial.role == "baseline"]
         train_time_s = self.settings.train_time_s
@@ -307,3 +317,7 @@ class _Tune:
             warnings=tuple(warnings),
             interrupted=result.interrupted,
         )
+
+
+def _origin(earlier: Report) -> str:
+    return f"the answer of the run of {earlier.created}"

@@ -539,6 +539,21 @@ def test_warm_starts_that_cannot_be_told_apart_are_one() -> None:
     assert not same_config(config, baseline)
 
 
+def test_what_an_earlier_run_found_lies_in_the_space_and_comes_first_where_it_fits() -> None:
+    fits, too_large = (Config(plan=Plan(batch_size=size), lr=7.0) for size in (64, 4096))
+    run = race(earlier=((fits, "the small one"), (too_large, "the large one")), max_batch=512, **sampled())
+    assert run.result.trials[1].config == fits
+    assert run.result.trials[1].origin == "the small one"
+    assert run.result.space.lr_low < run.result.space.scaled_lr(fits) <= run.result.space.lr_high
+    accumulated = [t for t in run.result.trials if t.origin == "the large one"]
+    assert [t.config.plan.effective_batch_size for t in accumulated] == [4096]
+    whole = race(
+        SimRunner(known=sim_facts(accumulates=False)), earlier=((too_large, "it"),), max_batch=512, **sampled()
+    )
+    assert not any(t.origin == "it" for t in whole.result.trials)
+    assert "it was not tried: batch 4096 does not fit here" in whole.result.why
+
+
 @pytest.mark.parametrize("shares", [(), (0.5,), (0.5, 0.25, 1.0), (0.3, 1.0)])
 def test_a_ladder_rises_in_sixteenths_to_the_end(shares: tuple[float, ...]) -> None:
     with pytest.raises(SettingError, match="rungs"):

@@ -12,6 +12,8 @@ from autobatch.plan import Measurement, Plan
 from autobatch.sim import SimRunner, sim_facts
 from autobatch.tuning import TuneSettings, _RunFolder, _Tune
 
+from .reports import CHOSEN, example
+
 
 class Keeps(SimRunner):
     """A task whose gradients take memory of their own where they are kept."""
@@ -66,3 +68,14 @@ def test_what_memory_does_not_limit_or_must_not_be_split_is_not_run_again(tmp_pa
     assert all(plan.accumulation_steps == 1 for plan in ample.probes)
     whole = Keeps(known=sim_facts(accumulates=False), peak_bytes=lambda batch: batch << 20, capacity_bytes=1 << 30)
     assert micro_batch(tmp_path, whole)[1] == 0
+
+
+def test_what_an_earlier_run_chose_is_tried_first(tmp_path: Path) -> None:
+    runner = SimRunner()
+    ledger = Ledger(600.0, clock=runner.clock)
+    settings = TuneSettings(name="simulated", budget_s=600.0, warm_start=(example(),))
+    report = _Tune(runner, ledger, settings, lambda _: None, _RunFolder(tmp_path)).run()
+    first = report.trials[1]
+    assert (first["role"], first["effective_batch_size"], first["lr"]) == ("warm start", 256, CHOSEN.lr)
+    assert first["origin"] == "the answer of the run of 2026-01-02T03:04:05+00:00"
+    assert "the answer of the run of 2026-01-02T03:04:05+00:00 is of a task called digits" in report.warnings
