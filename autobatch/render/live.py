@@ -72,7 +72,7 @@ def live_progress(
             line.note(progress)
             if progress.predicted_s is None:
                 text = f"{progress.stage}: {progress.text}"
-                console.print(plain_text(text, console), soft_wrap=True, highlight=False)
+                console.print(plain_text(text, console), highlight=False)
             live.refresh()
 
         with live:
