@@ -33,7 +33,7 @@ from ..plan import DeviceInfo, MemoryLimit
 from ..units import format_size
 from . import host_memory
 from .base import Device, budget_bytes, capacity, check_limit, software
-from .environment import MMAP_THRESHOLD_BYTES
+from .environment import MMAP_THRESHOLD_BYTES, counts_exactly
 from .oom import is_out_of_memory
 
 try:
@@ -131,7 +131,7 @@ class CpuDevice(Device):
 
     def reset_peak(self) -> None:
         gc.collect()
-        if self._soft_before is not None:
+        if self._soft_before is not None and counts_exactly():
             self._pinned += _large_holes_filled()  # what was freed since the limit was set may have left some
         self._counts_peak = host_memory.reset_resident_peak(self._proc)
         self._highest_size = host_memory.process_memory(self._proc).get("VmPeak", 0)
@@ -260,6 +260,7 @@ class _MallocInfo(ctypes.Structure):
 def _large_holes_filled() -> list[bytearray]:
     """Blocks in all holes of the C heap that a block with pages of its own would fit in; none of them grows the heap.
 
+    Only where such blocks have pages of their own (`count_exactly`): elsewhere it is the heap that tensors live in.
     Measured: between the limit and a probe of a live model some 1 MiB of heap is freed, in holes of 100 to 500 KiB that
     differ from process to process; a weight's gradient of 256 KiB found one or not.
     """

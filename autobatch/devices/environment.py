@@ -7,6 +7,8 @@ import ctypes
 # mallopt(3) and glibc's malloc.h: the numbers of the parameters.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
+_counts_exactly = False  # what mallopt was told, which it cannot be asked
+
 MMAP_THRESHOLD_BYTES = 64 << 10  # assumed: below what any tensor has that grows with the batch and matters
 
 
@@ -51,4 +53,11 @@ def count_exactly() -> bool:
     settings[_M_TRIM_THRESHOLD] = 64 << 20
     # The heap grows by what is asked for and no more: the room above would take in a large block (128 KiB by default).
     settings[_M_TOP_PAD] = 0
-    return all(mallopt(parameter, value) == 1 for parameter, value in settings.items())
+    global _counts_exactly
+    _counts_exactly = all(mallopt(parameter, value) == 1 for parameter, value in settings.items())
+    return _counts_exactly
+
+
+def counts_exactly() -> bool:
+    """Whether `count_exactly` was called in this process and came through."""
+    return _counts_exactly
