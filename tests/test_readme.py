@@ -19,7 +19,7 @@ from autobatch.task import Task, load_task
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-DOCUMENTS = ["README.md", "CHANGELOG.md", "benchmarks/README.md", "benchmarks/NOTES.md"]
+DOCUMENTS = ["README.md", "CHANGELOG.md", "docs/search.md", "benchmarks/README.md", "benchmarks/NOTES.md"]
 
 
 def test_the_model_file_shown_is_a_whole_task(tmp_path: Path) -> None:
