@@ -66,11 +66,14 @@ WORST = 1e9  # reported for what is not a number, which Optuna refuses
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a method says to train with: a configuration, and the task with its optimizer where it brings its own."""
+    """What a method says to train with: a configuration, and the task with its optimizer where it brings its own; why,
+    where it says so.
+    """
 
     task: Task
     config: Config
     trials: int = 0
+    why: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +172,7 @@ def ours(field: Field, repeat: int, search: str) -> Answer:
             search=search,
             run_dir=Path(folder) / "run",
         )
-    return Answer(task=field.task, config=report.plan, trials=len(report.trials))
+    return Answer(task=field.task, config=report.plan, trials=len(report.trials), why=report.why)
 
 
 def tpe(field: Field, repeat: int, halving: bool) -> Answer:
@@ -319,11 +322,14 @@ def run_task(path: Path, budget_s: float, repeats: int, fresh: int, methods: lis
             answer = method(field, repeat)
             row["seconds"].append(time.perf_counter() - begun)
             row["trials"].append(answer.trials)
-            row["answers"].append({"batch_size": answer.config.plan.effective_batch_size, "lr": answer.config.lr})
+            plan = answer.config.plan
+            row["answers"].append(
+                {"batch_size": plan.effective_batch_size, "lr": answer.config.lr, "why": list(answer.why)}
+            )
             seeds = [FRESH_SEED + 100 * repeat + index for index in range(fresh)]
             for key, times in (("at_T", 1), ("at_4T", LONGER)):
                 row[key].append([field.train(answer, seed, times * field.horizon_s) for seed in seeds])
-            print(f"{path.stem}: {name}, repeat {repeat}: {row['at_T'][-1]}", file=sys.stderr, flush=True)
+            print(f"{path.stem}: {name}, repeat {repeat}: {row['at_T'][-1]} {answer.why}", file=sys.stderr, flush=True)
         rows.append(row)
     print_table(path, rows, field.sign)
     return rows
