@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -26,9 +27,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from autobatch import __version__
 from autobatch.devices import host_memory
 from autobatch.errors import AutobatchError
 from autobatch.memory import find_max_batch_size
@@ -303,6 +306,8 @@ def main() -> int:
         about = {
             "command": f"python benchmarks/faults.py --points {options.points} --coordinators {options.coordinators}",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": {"processor": host_memory.processor_name() or platform.processor(), "cores": os.cpu_count()},
+            "versions": {"autobatch": __version__, "torch": version("torch"), "python": platform.python_version()},
         }
         options.json.write_text(json.dumps(about | {"points": [asdict(point) for point in points]}, indent=1) + "\n")
     return 1 if bad or still_open > 0 else 0
