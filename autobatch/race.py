@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -41,6 +41,9 @@ HANG_LEAST_S = 30.0
 
 # A rung whose worker died is run again from its checkpoint; after this many deaths in a row never. Assumed.
 MOST_ATTEMPTS = 3
+
+# Rungs by which the pace of the machine is judged as it is now. Assumed: fewer are one hiccup, more are history.
+LATEST_RUNGS = 3
 
 # Failed trials in a row after which nothing new is tried: the fault is then not in the configurations. Assumed.
 MOST_FAILURES = 10
@@ -388,16 +391,23 @@ class Race:
 
         The very first rung, in which workers start and kernels are compiled, counts only while it is the only one.
         """
-        paces = self.paces[1:] or self.paces
-        measured_s = sum(measured for _, measured in paces)
-        return measured_s / sum(modelled for modelled, _ in paces) if measured_s > 0 else 1.0
+        return _pace(self.paces[1:] or self.paces)
+
+    @property
+    def _slowest_correction(self) -> float:
+        """The same, or that of the latest rungs where they were slower.
+
+        A machine that throttles or is shared may stay as slow as it has become: planned by the mean, no time is left for
+        the fresh seeds (benchmarks/NOTES.md).
+        """
+        return max(self._correction, _pace(self.paces[1:][-LATEST_RUNGS:]))
 
     def _left_s(self) -> float:
         """Modelled seconds that may still be spent: of the allotment, and on the clock."""
-        return min(self.allotment_s - self.spent_s, self.ledger.available_s / self._correction)
+        return min(self.allotment_s - self.spent_s, self.ledger.available_s / self._slowest_correction)
 
     def _fits(self, modelled_s: float) -> bool:
-        return self.ledger.fits(modelled_s * self._correction)
+        return self.ledger.fits(modelled_s * self._slowest_correction)
 
     def _time_left_over(self) -> bool:
         """Whether the clock pays for more than the model did, which is then allotted.
@@ -464,3 +474,9 @@ class Race:
             notes=self.notes,
             test_scores=self.test_scores,
         )
+
+
+def _pace(paces: Sequence[tuple[float, float]]) -> float:
+    """Measured over modelled seconds of some rungs; 1 where there are none."""
+    measured_s = sum(measured for _, measured in paces)
+    return measured_s / sum(modelled for modelled, _ in paces) if measured_s > 0 else 1.0

@@ -184,6 +184,21 @@ def test_a_slow_profile_changes_no_choice_until_the_time_runs_out() -> None:
     assert [t.config for t in right][: len(searched) - 2] == searched[:-2]
 
 
+@pytest.mark.parametrize("slowdown", [1.5, 3.0])
+@pytest.mark.parametrize("at_s", [18.0, 30.0])
+def test_a_machine_that_becomes_slower_has_time_left_for_the_fresh_seeds(slowdown: float, at_s: float) -> None:
+    class Slows(SimRunner):
+        def advance(self, rung: Rung) -> RungResult:
+            self.slowdown = slowdown if self.clock.now_s > at_s else 1.0
+            return super().advance(rung)
+
+    for seed in range(4):
+        runner = Slows(known=sim_facts(baseline=Config(plan=Plan(batch_size=256), lr=1e-4)))
+        run = race(runner, seed=seed, **sampled() | {"most_trials": 200})
+        assert run.result.finalist_score is not None
+        assert not run.result.chose_baseline
+
+
 @pytest.mark.parametrize("baseline_lr", [1e-4, 1e-3, 3e-3])
 def test_nobody_ends_up_worse_than_they_began(baseline_lr: float) -> None:
     """Over six seeds: never by more than the noise of a seed, wherever the baseline stands."""
