@@ -397,8 +397,8 @@ class Race:
     def _slowest_correction(self) -> float:
         """The same, or that of the latest rungs where they were slower.
 
-        A machine that throttles or is shared may stay as slow as it has become: planned by the mean, no time is left for
-        the fresh seeds (benchmarks/NOTES.md).
+        A machine that throttles or is shared may stay as slow as it has become: planned by the mean, no time is left
+        for the fresh seeds (benchmarks/NOTES.md).
         """
         return max(self._correction, _pace(self.paces[1:][-LATEST_RUNGS:]))
 
