@@ -48,12 +48,12 @@ def most_probes(num_sizes: int) -> int:
     """The number of probes that no search among `num_sizes` sizes exceeds, whatever the runner answers.
 
     With L = log2(num_sizes), rounded up: growing takes L doublings and, in each stage, at most `_SLOW_STEPS` + 9 slower
-    steps; of three splits one at least halves the bracket, and L more bring it within a factor of four; stepping down
+    steps; of four splits one at least halves the bracket, and L more bring it within a factor of four; stepping down
     takes L / 2 + 2. All that at most twice (the second time on verdicts alone), with a verdict and a proof each.
     """
     doublings = math.ceil(math.log2(num_sizes + 1))
     growing = doublings + (len(_STAGES) + 1) * (_SLOW_STEPS + 9)
-    return 2 * (growing + 4 * (doublings + 2) + doublings // 2 + 4)
+    return 2 * (growing + 5 * (doublings + 2) + doublings // 2 + 4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +217,7 @@ class Search:
     def _split(self, low: int, high: int) -> float:
         """A size between one that fits and one that does not."""
         self.widths.append(high - low)
-        if len(self.widths) > 2 and 2 * self.widths[-1] > self.widths[-3]:
+        if len(self.widths) > 3 and 2 * self.widths[-1] > self.widths[-4]:
             return self.sizes.between(low, high)
         guess = self._interpolate(low, high)
         if not low <= guess < high:
