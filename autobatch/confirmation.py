@@ -192,7 +192,7 @@ def leads_clearly(trials: Sequence[Trial], direction: Direction) -> bool:
     configurations alone, which can only make it too large.
     """
     ranked = _challengers(trials, direction)
-    own = next((trial.final_score for trial in trials if trial.role == "baseline"), None)
+    own = _baselines_own(trials)
     sigma = pooled_sigma([], _full_length(trials), direction)
     if not ranked or own is None or sigma is None or (best := ranked[0].final_score) is None:
         return False
@@ -248,14 +248,24 @@ def _challengers(trials: Sequence[Trial], direction: Direction) -> list[Trial]:
     That is what they are ahead of the baseline, times the chance that the next run does not diverge; without a
     baseline's score, ahead of the worst of them.
     """
-    found = [t for t in trials if t.role in ("warm start", "search") and t.final_score is not None]
-    own = next((trial.final_score for trial in trials if trial.role == "baseline"), None)
-    scores = [oriented(trial.final_score, direction) for trial in found if trial.final_score is not None]
-    bar = min(scores, default=0.0) if own is None else oriented(own, direction)
-    ahead = [(score - bar, trial) for score, trial in zip(scores, found, strict=True) if own is None or score > bar]
-    return [
-        trial for _, trial in sorted(ahead, key=lambda pair: -pair[0] * (1 - divergence_risk(pair[1].config, trials)))
+    found = [
+        (oriented(trial.final_score, direction), trial)
+        for trial in trials
+        if trial.role in ("warm start", "search") and trial.final_score is not None
     ]
+    own = _baselines_own(trials)
+    bar = min((score for score, _ in found), default=0.0) if own is None else oriented(own, direction)
+    worth = [
+        ((score - bar) * (1 - divergence_risk(trial.config, trials)), trial)
+        for score, trial in found
+        if own is None or score > bar
+    ]
+    return [trial for _, trial in sorted(worth, key=lambda pair: -pair[0])]
+
+
+def _baselines_own(trials: Sequence[Trial]) -> float | None:
+    """The score of the baseline's own run to the end; None where it has none."""
+    return next((trial.final_score for trial in trials if trial.role == "baseline"), None)
 
 
 def _is_above(trial: Trial, other: Trial | None, direction: Direction) -> bool:

@@ -30,6 +30,8 @@ def divergence_risk(config: Config, trials: Sequence[Trial]) -> float:
         config: of which configuration.
         trials: of the race; those that ended for another reason than divergence tell nothing unless they have scores.
     """
+    if not any(trial.outcome == "diverged" for trial in trials):  # as a rule, and it is asked at every decision
+        return 0.0
     diverged = survived = 0.0
     for trial in trials:
         doublings = math.log2(trial.config.plan.effective_batch_size / config.plan.effective_batch_size)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from .errors import SettingError
 from .plan import Config, Direction, Plan, Precision, Rung, RungOutcome, TaskFacts
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Role = Literal["baseline", "warm start", "search", "confirmation"]
 EventKind = Literal["rung started", "rung finished", "confirming"]
+Number = TypeVar("Number", int, float)
 State = Literal["running", "paused", "complete", "dropped", "failed"]
 
 # Fewer optimizer steps than this are no training run to compare. Assumed. It also makes the rungs of every schedule
@@ -136,7 +137,7 @@ class Space:
     def lr_at(self, batch: int, scaled_lr: float) -> float:
         """The learning rate at `batch` for one given at the reference batch, or the closest to it of those allowed."""
         lr = scaled_lr * scale(self.reference_batch, batch)
-        return min(self.lrs, key=lambda allowed: abs(math.log(allowed / lr)), default=lr)
+        return closest(self.lrs, lr) if self.lrs else lr
 
     def scaled_lr(self, config: Config) -> float:
         """A configuration's learning rate carried over to the reference batch."""
@@ -144,7 +145,7 @@ class Space:
 
     def nearest(self, batch: int) -> int:
         """The batch size of the space that is closest to `batch`, as a ratio."""
-        return min(self.effective_batch_sizes, key=lambda size: abs(math.log(size / batch)))
+        return closest(self.effective_batch_sizes, batch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +223,11 @@ class Event:
     trial: Trial | None
     elapsed_s: float
     predicted_s: float = 0.0
+
+
+def closest(values: Sequence[Number], to: float) -> Number:
+    """The one of `values`, all above zero and at least one, whose ratio to `to` is closest to 1."""
+    return min(values, key=lambda value: abs(math.log(value / to)))
 
 
 def scale(batch: int, target_batch: int) -> float:

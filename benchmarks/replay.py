@@ -46,6 +46,7 @@ from autobatch.plan import Config, Measurement, Plan
 from autobatch.replay import ReplayRunner
 from autobatch.search import SearchSettings, search
 from autobatch.throughput import ThroughputCurve
+from autobatch.trials import closest
 
 BUDGETS = (8, 16, 32)
 SWEEP_STEPS = 100
@@ -166,7 +167,7 @@ def stock(
             2 ** trial.suggest_int("log2_batch", low, high),
             trial.suggest_float("lr", *lr_range(table), log=True),
         )
-        config = Config(plan=Plan(batch_size=batch), lr=min(lrs, key=lambda one: abs(math.log(one / lr)), default=lr))
+        config = Config(plan=Plan(batch_size=batch), lr=closest(lrs, lr) if lrs else lr)
         score = runner.score(config, 1.0, seed * 10_007 + number)
         study.tell(trial, runner.worst() if score is None else score)  # what is told NaN is hidden from samplers
         configs.append(config)

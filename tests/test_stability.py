@@ -9,34 +9,25 @@ from hypothesis import strategies as st
 from autobatch.confirmation import judge, leads_clearly
 from autobatch.plan import Config, Plan, RungOutcome
 from autobatch.stability import SAFE_RISK, divergence_risk
-from autobatch.trials import Role, Trial
+from autobatch.trials import Trial
+
+from .test_confirmation import trial
 
 
 def config(lr: float, batch: int = 64) -> Config:
     return Config(plan=Plan(batch_size=batch), lr=lr)
 
 
-def trial(
-    number: int, config: Config, score: float | None, role: Role = "search", outcome: RungOutcome = "diverged"
-) -> Trial:
-    """One that was trained to its end, or one that failed."""
-    return Trial(
-        number=number,
-        config=config,
-        seed=number,
-        total_steps=100,
-        role=role,
-        origin="",
-        state="failed" if score is None else "complete",
-        scores=() if score is None else ((100, score),),
-        outcome=outcome if score is None else "ok",
-    )
-
-
 OTHERS: tuple[RungOutcome, ...] = ("oom", "crashed", "timeout")
 RATES = st.floats(1e-5, 1.0)
 TRIALS = st.lists(
-    st.builds(trial, st.just(0), st.builds(config, RATES, st.sampled_from([16, 64, 256])), st.none() | st.just(0.5)),
+    st.builds(
+        trial,
+        st.just(0),
+        st.builds(config, RATES, st.sampled_from([16, 64, 256])),
+        st.just("search"),
+        st.none() | st.just(0.5),
+    ),
     max_size=12,
 )
 
@@ -56,31 +47,31 @@ def test_a_higher_rate_is_at_least_as_risky(lr: float, ratio: float, trials: lis
 @given(at=RATES, trials=TRIALS)
 def test_a_survival_lowers_the_risk_and_a_divergence_raises_it(at: float, trials: list[Trial]) -> None:
     risk = divergence_risk(config(at), trials)
-    assert divergence_risk(config(at), [*trials, trial(1, config(at), 0.5)]) <= risk
-    assert divergence_risk(config(at), [*trials, trial(1, config(at), None)]) > risk
+    assert divergence_risk(config(at), [*trials, trial(1, config(at), "search", 0.5)]) <= risk
+    assert divergence_risk(config(at), [*trials, trial(1, config(at), "search", None)]) > risk
 
 
 def test_only_divergence_is_held_against_a_neighbourhood() -> None:
-    trials = [trial(0, config(0.1), None, outcome=outcome) for outcome in OTHERS]
+    trials = [trial(0, config(0.1), "search", None, outcome=outcome) for outcome in OTHERS]
     assert divergence_risk(config(0.1), trials) == 0
 
 
 def race(edge: float, safe: float) -> list[Trial]:
     """A baseline at 0.1, a safe rate, and one four times as high beside which two trials diverged."""
     return [
-        trial(0, config(0.001), 0.1, role="baseline"),
-        trial(1, config(0.01), safe),
-        trial(2, config(0.04), edge),
-        trial(3, config(0.05), None),
-        trial(4, config(0.08), None),
-        trial(5, config(0.009), safe - 0.01),
+        trial(0, config(0.001), "baseline", 0.1),
+        trial(1, config(0.01), "search", safe),
+        trial(2, config(0.04), "search", edge),
+        trial(3, config(0.05), "search", None),
+        trial(4, config(0.08), "search", None),
+        trial(5, config(0.009), "search", safe - 0.01),
     ]
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_what_scores_a_little_higher_at_the_edge_of_stability_is_passed_over(sign: int) -> None:
     trials = [
-        trial(t.number, t.config, None if t.final_score is None else sign * t.final_score, t.role)
+        trial(t.number, t.config, t.role, None if t.final_score is None else sign * t.final_score)
         for t in race(0.82, 0.80)
     ]
     verdict = judge(trials, "maximize" if sign > 0 else "minimize")
@@ -100,9 +91,11 @@ def test_the_best_score_wins_where_nothing_diverged() -> None:
 
 
 def test_no_lead_is_clear_beside_a_trial_that_diverged() -> None:
-    trials = [*race(0.82, 0.815), trial(6, config(0.011), 0.81)]
+    trials = [*race(0.82, 0.815), trial(6, config(0.011), "search", 0.81)]
     safe = [t for t in trials if t.state != "failed"]
     assert leads_clearly(safe, "maximize")
     at_the_edge = [t for t in trials if t.final_score is None or t.final_score in (0.1, 0.82)]
     assert divergence_risk(config(0.04), at_the_edge) > SAFE_RISK
-    assert not leads_clearly([*at_the_edge, trial(6, config(0.039), 0.819), trial(7, config(0.041), 0.818)], "maximize")
+    assert not leads_clearly(
+        [*at_the_edge, trial(6, config(0.039), "search", 0.819), trial(7, config(0.041), "search", 0.818)], "maximize"
+    )
