@@ -14,7 +14,7 @@ from statistics import median
 from typing import Literal
 
 Direction = Literal["maximize", "minimize"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Mode = Literal["training", "inference"]
 
 # ok          ran, and its peak is within the budget
@@ -32,7 +32,8 @@ class Plan:
     Attributes:
         batch_size: samples in one forward and backward pass (the micro-batch).
         accumulation_steps: micro-batches whose gradients are summed before the optimizer steps.
-        precision: "fp32", or the type that autocast computes in.
+        precision: "fp32", "tf32" (float32 whose matrix products may be rounded to 10 bits first), or the type that
+            autocast computes in.
     """
 
     batch_size: int
@@ -197,7 +198,11 @@ class Measurement:
         allocated_bytes: the most of it that was in tensors; None where nothing counts them apart.
         others_bytes: what other processes held of the device when the run had ended; None where nobody says.
         alloc_retries: times the allocator had to give memory back and ask again: "fits, but thrashes".
+        phases_s: median seconds of the parts of an optimizer step, each waited for: "copy" of the batch to the device,
+            "forward", "backward", "optimizer". Their sum may exceed a step, whose parts overlap.
         joules: energy of one optimizer step.
+        watts: average power while steps were timed.
+        remarks: what makes the times doubtful: one sentence each.
         seconds: what this measurement cost in wall time.
         fresh: it ran in a process that had run no other plan.
         message: the error's own first line, where there was one.
@@ -212,7 +217,10 @@ class Measurement:
     allocated_bytes: int | None = None
     others_bytes: int | None = None
     alloc_retries: int | None = None
+    phases_s: Mapping[str, float] = field(default_factory=dict)
     joules: float | None = None
+    watts: float | None = None
+    remarks: tuple[str, ...] = ()
     seconds: float = 0.0
     fresh: bool = False
     message: str | None = None

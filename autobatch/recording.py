@@ -52,7 +52,7 @@ class Recording:
         probes = []
         for probe in self.probes:
             measured = asdict(probe.measurement)
-            kept = {key: value for key, value in measured.items() if value is not None and value != ()}
+            kept = {key: value for key, value in measured.items() if value is not None and value not in ((), {})}
             probes.append({"verdict": probe.verdict, **kept})
         return {
             "schema": SCHEMA,

@@ -25,7 +25,7 @@ SCHEMA = 1
 Json = Mapping[str, Any]
 
 # What the evidence of a report must hold for it to be drawn.
-_MAX_BATCH: Json = {
+MAX_BATCH: Json = {
     "batch_size": int,
     "limited_by": str,
     "peak_bytes": NUMBER_OR_NULL,
@@ -36,7 +36,7 @@ _MAX_BATCH: Json = {
         {"batch_size": int, "outcome": str, "peak_bytes": NUMBER_OR_NULL, "seconds": NUMBER_OR_NULL, "fresh": bool}
     ],
 }
-_THROUGHPUT: Json = {
+THROUGHPUT: Json = {
     "knee_batch_size": int,
     "knee": str,
     "fastest_batch_size": int,
@@ -132,7 +132,7 @@ class Report:
             "task": self.task,
             "created": self.created,
             "command": self.command,
-            "device": dataclasses.asdict(self.device) | {"notes": list(self.device.notes)},
+            "device": device_to_json(self.device),
             "direction": self.direction,
             "budget_s": self.budget_s,
             "horizon_s": self.horizon_s,
@@ -173,7 +173,7 @@ class Report:
             created=found.get("created", str),
             command=found.get("command", str),
             version=found.get("version", str),
-            device=_device(found.inside("device")),
+            device=device_from_json(found.inside("device")),
             direction=found.one_of("direction", Direction),
             budget_s=found.number("budget_s"),
             horizon_s=found.number("horizon_s"),
@@ -186,8 +186,8 @@ class Report:
             baseline=_score(baseline),
             test_score=score.number_or_none("test"),
             test_baseline=baseline.number_or_none("test"),
-            max_batch=found.get("max_batch", _MAX_BATCH),
-            throughput=found.get("throughput", _THROUGHPUT),
+            max_batch=found.get("max_batch", MAX_BATCH),
+            throughput=found.get("throughput", THROUGHPUT),
             learning_rate=found.get("learning_rate", _LR, or_null=True),
             trials=_trials(found),
             ledger=_ledger(found),
@@ -291,7 +291,17 @@ def _ledger(found: Reader) -> Json:
     return ledger
 
 
-def _device(found: Reader) -> DeviceInfo:
+def device_to_json(device: DeviceInfo) -> dict[str, Any]:
+    """A device as plain data."""
+    return dataclasses.asdict(device) | {"notes": list(device.notes)}
+
+
+def device_from_json(found: Reader) -> DeviceInfo:
+    """The device that `device_to_json` wrote.
+
+    Raises:
+        ReportError: a fact is missing, or is not of its kind.
+    """
     names = {field.name for field in dataclasses.fields(DeviceInfo)} - {"kind", "notes"}
     texts = dict.fromkeys(("driver", "runtime", "torch", "python", "uuid"), TEXT_OR_NULL)
     kinds = {"name": str, "power_limit_w": NUMBER_OR_NULL} | texts

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "autobatch"
 
 # fmt: off
 ORDER = [
-    "errors", "units", "files", "shapes", "libraries", "plan", "sim", "recording", "replay",
+    "errors", "units", "files", "shapes", "libraries", "plan", "arm", "sim", "recording", "replay",
     "devices.environment", "devices.oom", "devices.host_memory", "devices.base", "devices.nvml", "devices.cuda",
     "devices.cpu", "devices.mps", "devices",
     "task_file", "task_rules", "task", "state", "data", "worst_case", "training", "micro_batches",
@@ -22,7 +22,7 @@ ORDER = [
     "progress", "bracket", "memory", "throughput", "learning_rate",
     "ledger", "trials", "study", "surrogate", "freeze_thaw", "costs", "stability", "confirmation", "conclusion",
     "race", "search",
-    "report", "render.document", "render.numbers", "render.evidence", "render.content", "render.terminal",
+    "report", "bench_report", "render.document", "render.numbers", "render.evidence", "render.content", "render.terminal",
     "render.markdown", "render.live", "render",
     "_worker", "engines.processes", "engines.local", "engines", "ranks", "exchange", "alone", "together",
     "remote", "tuning", "api", "cli", "__main__",

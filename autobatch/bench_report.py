@@ -1,0 +1,186 @@
+"""`BenchReport`: what a device did with models that everybody knows; as JSON and back.
+
+It is data, as `Report` is: reading one executes nothing, and a file that is not a whole one of a known schema is
+refused with what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import ReportError
+from .files import write_whole
+from .plan import DeviceInfo
+from .report import MAX_BATCH, THROUGHPUT, device_from_json, device_to_json, load_json
+from .shapes import NUMBER, NUMBER_OR_NULL, Reader
+
+KIND = "bench"
+# Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
+SCHEMA = 1
+
+Json = Mapping[str, Any]
+Size = Literal["small", "full"]
+CellOutcome = Literal["ok", "failed"]
+
+_LOSS: Json = {"steps": int, "first": NUMBER, "largest": NUMBER}
+_PROFILE: Json = {
+    **THROUGHPUT,
+    "recommended_batch_size": int,
+    "measurements": [
+        THROUGHPUT["measurements"][0]
+        | {"joules_per_sample": NUMBER_OR_NULL, "watts": NUMBER_OR_NULL, "remarks": [str], "phases_s": dict}
+    ],
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One model computed in one way.
+
+    Attributes:
+        model: its name, such as "resnet50".
+        arm: how it was computed, as `Arm.name` writes it.
+        outcome: "ok", or "failed" with the reason in `message`.
+        parameters: numbers that are trained.
+        max_batch: as `MaxBatch.to_json` gives it; None where it failed.
+        throughput: as `ThroughputCurve.to_json` gives it; None where it failed.
+        flops_per_sample: floating-point operations of the matrix products and convolutions of one forward and backward
+            pass, a multiplication and an addition counting two; None where they could not be counted.
+        flops_per_s: of those, at the recommended batch size.
+        matmul_flops_per_s: what one large matrix product reaches on this device in this precision.
+        loss_difference: of the losses of the first `steps` training steps from those in fp32, relative to them: of the
+            `first`, and the `largest` of all; None for fp32 itself and where one of them failed.
+        seconds: that all of it took.
+    """
+
+    model: str
+    arm: str
+    outcome: CellOutcome
+    message: str | None = None
+    parameters: int | None = None
+    max_batch: Json | None = None
+    throughput: Json | None = None
+    flops_per_sample: float | None = None
+    flops_per_s: float | None = None
+    matmul_flops_per_s: float | None = None
+    loss_difference: Json | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchReport:
+    """What a device did.
+
+    Attributes:
+        created: when it began, ISO 8601 in UTC.
+        command: how it was called.
+        version: of autobatch.
+        device: what it ran on.
+        size: of the models: "full" is theirs, "small" one that a processor can train.
+        quick: less time was given to each model.
+        objective: what the recommended batch sizes are best in.
+        cells: one for each model and way of computing that is done, in the order they were run.
+        planned: how many there are to be; a report with fewer cells was interrupted, and can be resumed.
+        warnings: what its readers should know.
+    """
+
+    created: str
+    command: str
+    version: str
+    device: DeviceInfo
+    size: Size
+    quick: bool
+    objective: str
+    cells: tuple[Cell, ...]
+    planned: int
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON values; `kind` and `schema` say how to read it."""
+        return {
+            "kind": KIND,
+            "schema": SCHEMA,
+            "version": self.version,
+            "created": self.created,
+            "command": self.command,
+            "device": device_to_json(self.device),
+            "size": self.size,
+            "quick": self.quick,
+            "objective": self.objective,
+            "planned": self.planned,
+            "warnings": list(self.warnings),
+            "cells": [dataclasses.asdict(cell) for cell in self.cells],
+        }
+
+    @classmethod
+    def from_json(cls, data: object) -> BenchReport:
+        """The report that `to_json` made `data` of.
+
+        Raises:
+            ReportError: it is not one, or of a schema that this version does not read.
+        """
+        found = Reader(data, "the report")
+        if not is_bench(data):
+            raise ReportError("the report is not one of `autobatch bench`: it has no kind that says so")
+        schema = found.get("schema", int)
+        if schema != SCHEMA:
+            raise ReportError(f"this version reads bench reports of schema {SCHEMA}; this one has schema {schema}")
+        cells = found.get("cells", [dict])
+        return cls(
+            created=found.get("created", str),
+            command=found.get("command", str),
+            version=found.get("version", str),
+            device=device_from_json(found.inside("device")),
+            size=found.one_of("size", Size),
+            quick=found.get("quick", bool),
+            objective=found.get("objective", str),
+            cells=tuple(_cell(Reader(cell, f"cell {number} of the report")) for number, cell in enumerate(cells)),
+            planned=found.get("planned", int),
+            warnings=found.list_of("warnings", str),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the report as JSON, whole or not at all.
+
+        Raises:
+            ReportError: the file cannot be written.
+        """
+        write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> BenchReport:
+        """The report in a file.
+
+        Raises:
+            ReportError: there is none, or it cannot be read.
+        """
+        return cls.from_json(load_json(path))
+
+
+def is_bench(data: object) -> bool:
+    """Whether a JSON value says of itself that it is a bench report."""
+    return isinstance(data, dict) and data.get("kind") == KIND
+
+
+def _cell(found: Reader) -> Cell:
+    outcome = found.one_of("outcome", CellOutcome)
+    did_run = outcome == "ok"
+    return Cell(
+        model=found.get("model", str),
+        arm=found.get("arm", str),
+        outcome=outcome,
+        message=found.get("message", str, or_null=True),
+        parameters=found.get("parameters", int, or_null=True),
+        max_batch=found.get("max_batch", MAX_BATCH, or_null=not did_run),
+        throughput=found.get("throughput", _PROFILE, or_null=not did_run),
+        flops_per_sample=found.number_or_none("flops_per_sample"),
+        flops_per_s=found.number_or_none("flops_per_s"),
+        matmul_flops_per_s=found.number_or_none("matmul_flops_per_s"),
+        loss_difference=found.get("loss_difference", _LOSS, or_null=True),
+        seconds=found.number("seconds"),
+    )
