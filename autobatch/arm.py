@@ -46,8 +46,8 @@ class Arm:
         known = {*get_args(Precision), _CHANNELS_LAST, _COMPILE}
         if len(precisions) > 1 or len(set(words)) < len(words) or not known.issuperset(words):
             raise SettingError(
-                f'"{text}" is no way to compute: write one of {", ".join(get_args(Precision))}, and "+channels_last" or '
-                '"+compile" behind it, as in bf16+channels_last+compile'
+                f'"{text}" is no way to compute: write one of {", ".join(get_args(Precision))}, and "+channels_last" '
+                'or "+compile" behind it, as in bf16+channels_last+compile'
             )
         return cls(
             precision=precisions[0] if precisions else "fp32",  # type: ignore[arg-type]  # it is one of them

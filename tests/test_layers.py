@@ -22,8 +22,8 @@ ORDER = [
     "progress", "bracket", "memory", "throughput", "learning_rate",
     "ledger", "trials", "study", "surrogate", "freeze_thaw", "costs", "stability", "confirmation", "conclusion",
     "race", "search",
-    "report", "bench_report", "render.document", "render.numbers", "render.evidence", "render.content", "render.terminal",
-    "render.markdown", "render.live", "render",
+    "report", "bench_report", "render.document", "render.numbers", "render.evidence", "render.content",
+    "render.terminal", "render.markdown", "render.live", "render",
     "_worker", "engines.processes", "engines.local", "engines", "ranks", "exchange", "alone", "together",
     "remote", "tuning", "api", "cli", "__main__",
 ]

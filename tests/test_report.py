@@ -123,7 +123,7 @@ def _set(data: Any, path: str, value: Any) -> None:
         ("budget_s", 10**400, "'budget_s' of the report is a finite number; found 1000"),
         ("plan", [], "'plan' of the report is dict; found []"),
         ("plan/batch_size", 0, "the report's plan cannot be: batch_size and accumulation_steps are at least 1"),
-        ("plan/precision", "int8", "'precision' of 'plan' of the report is one of fp32, tf32, bf16, fp16; found 'int8'"),
+        ("plan/precision", "int8", "'precision' of 'plan' of the report is one of fp32, tf32, bf16, fp16; found 'int"),
         ("score/scores", [1.0, "x"], "item 1 of 'scores' of 'score' of the report is int or float; found 'x'"),
         ("device/kind", "tpu", "'kind' of 'device' of the report is one of cuda, rocm, mps, cpu; found 'tpu'"),
         ("device/memory_bytes", 1.5, "'memory_bytes' of 'device' of the report is int or null; found 1.5"),
