@@ -23,6 +23,7 @@ from .files import check_writable
 from .learning_rate import LrCurve, find_lr_curve
 from .memory import MaxBatch, find_max_batch_size
 from .plan import Measurement, Mode, Plan, Precision, Prober, Runner, TaskFacts
+from .profiling import profile as profile_runner
 from .progress import Listener, Progress, nobody
 from .ranks import Place, Ranks, in_process_group
 from .recording import Recorder
@@ -30,7 +31,6 @@ from .remote import RemoteRunner, RunnerSpec, default_threads
 from .report import Report
 from .task_file import existing_file
 from .throughput import ThroughputCurve
-from .throughput import profile as profile_runner
 from .tuning import CEILING, TuneSettings, describe_probe, run_tune
 from .units import format_duration, format_lr, parse_duration, parse_size
 

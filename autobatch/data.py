@@ -46,22 +46,28 @@ def seed_host(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The same structure with every tensor in it on `device`: tensors, mappings, sequences, dataclasses, or `.to()`."""
+def to_device(batch: Batch, device: torch.device, layout: torch.memory_format | None = None) -> Batch:
+    """The same structure with every tensor in it on `device`: tensors, mappings, sequences, dataclasses, or `.to()`.
+
+    Args:
+        layout: of tensors with four dimensions, which are images; None for as they come.
+    """
     if isinstance(batch, torch.Tensor):
+        if layout is not None and batch.ndim == 4:
+            return batch.to(device, non_blocking=True, memory_format=layout)
         return batch.to(device, non_blocking=True)
     if isinstance(batch, PackedSequence):  # a named tuple whose batch_sizes must stay on the host
         return batch.to(device)  # type: ignore[arg-type]  # torch types `dtype` alone; tensors' own arguments work
     if isinstance(batch, Mapping):
-        moved = {key: to_device(value, device) for key, value in batch.items()}
+        moved = {key: to_device(value, device, layout) for key, value in batch.items()}
         return moved if type(batch) is dict else type(batch)(moved)  # type: ignore[call-arg]
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
+        return type(batch)(*(to_device(value, device, layout) for value in batch))
     if isinstance(batch, (list, tuple)):
-        return type(batch)(to_device(value, device) for value in batch)
+        return type(batch)(to_device(value, device, layout) for value in batch)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        changes = {f.name: to_device(getattr(batch, f.name), device) for f in dataclasses.fields(batch) if f.init}
-        return dataclasses.replace(batch, **changes)
+        fields = [field.name for field in dataclasses.fields(batch) if field.init]
+        return dataclasses.replace(batch, **{name: to_device(getattr(batch, name), device, layout) for name in fields})
     move = getattr(batch, "to", None)  # BatchEncoding, graph batches
     return move(device) if callable(move) else batch
 
@@ -195,7 +201,9 @@ class _Streamed(Dataset[Any]):
         return fetch(indices) if fetch else [self.data[index] for index in indices]
 
 
-def _epochs(task: Task, data: Any, batch_size: int, seed: int) -> Iterator[Iterable[Batch]]:
+def _epochs(
+    task: Task, data: Any, batch_size: int, seed: int, loader: Mapping[str, Any] | None
+) -> Iterator[Iterable[Batch]]:
     """One iterable of batches an epoch, for data that brings its own order."""
     epoch = 0
     while True:
@@ -210,12 +218,14 @@ def _epochs(task: Task, data: Any, batch_size: int, seed: int) -> Iterator[Itera
                 drop_last=True,
                 collate_fn=task.collate,
                 generator=generator,
-                **task.loader,
+                **(dict(task.loader) | dict(loader or {})),
             )
         epoch += 1
 
 
-def training_batches(task: Task, data: Any, plan: Plan, *, seed: int, start_step: int = 0) -> Iterator[Batch]:
+def training_batches(
+    task: Task, data: Any, plan: Plan, *, seed: int, start_step: int = 0, loader: Mapping[str, Any] | None = None
+) -> Iterator[Batch]:
     """Micro-batches on the host, for ever, from optimizer step `start_step` on.
 
     Args:
@@ -224,6 +234,7 @@ def training_batches(task: Task, data: Any, plan: Plan, *, seed: int, start_step
         plan: `batch_size` samples a micro-batch, `accumulation_steps` micro-batches an optimizer step.
         seed: of the order.
         start_step: optimizer steps already taken under this plan and seed.
+        loader: DataLoader arguments to change from what the task says; a `train_loader` takes none.
 
     Raises:
         TaskError: an epoch gives no batch at all.
@@ -235,11 +246,11 @@ def training_batches(task: Task, data: Any, plan: Plan, *, seed: int, start_step
             batch_sampler=SampleStream(len(data), plan.batch_size, seed=seed, start=start),
             collate_fn=task.collate,
             generator=torch.Generator().manual_seed(seed),  # else each loader draws from the trial's own generator
-            **task.loader,
+            **(dict(task.loader) | dict(loader or {})),
         )
         return
     skip = start_step * plan.accumulation_steps
-    for epoch in _epochs(task, data, plan.batch_size, seed):
+    for epoch in _epochs(task, data, plan.batch_size, seed, loader):
         empty = True
         for batch in epoch:
             empty = False
@@ -254,11 +265,13 @@ def training_batches(task: Task, data: Any, plan: Plan, *, seed: int, start_step
 class DeviceLoader:
     """A loader whose batches arrive on the device; what a task's `evaluate(model, loader)` iterates over."""
 
-    def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
-        self.batches, self.device = batches, device
+    def __init__(
+        self, batches: Iterable[Batch], device: torch.device, layout: torch.memory_format | None = None
+    ) -> None:
+        self.batches, self.device, self.layout = batches, device, layout
 
     def __iter__(self) -> Iterator[Batch]:
-        return (to_device(batch, self.device) for batch in self.batches)
+        return (to_device(batch, self.device, self.layout) for batch in self.batches)
 
     def __len__(self) -> int:
         return len(self.batches)  # type: ignore[arg-type]  # a TypeError of its own where there is no length

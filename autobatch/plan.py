@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 Direction = Literal["maximize", "minimize"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -111,6 +111,7 @@ class TaskFacts:
         warnings: what the check of the task found that does not stop it.
         worst_cases: the largest samples, by the function that gives the data: "train_data", "val_data". None for the
             training data of a task that makes its own batches.
+        loader: "num_workers" and "pin_memory" of its DataLoader; None for a task that makes its own batches.
     """
 
     name: str
@@ -125,6 +126,7 @@ class TaskFacts:
     peak_lr_fraction: float = 0.0
     warnings: tuple[str, ...] = ()
     worst_cases: Mapping[str, WorstCase] = field(default_factory=dict)
+    loader: Mapping[str, Any] | None = None
 
     @property
     def assumptions(self) -> tuple[str, ...]:
@@ -353,10 +355,15 @@ class Runner(Prober):
         """The device that plans run on."""
 
     @abstractmethod
-    def time(self, plan: Plan, *, budget_s: float) -> Measurement:
+    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
         """Synchronised times of whole optimizer steps, of the loader alone and of the compute alone.
 
         Repeats until the median is settled or about `budget_s` seconds are spent; never fewer than three steps.
+
+        Args:
+            plan: whose steps are timed.
+            budget_s: seconds for it, about.
+            loader: DataLoader arguments to change from what the task says, such as "num_workers".
         """
 
     @abstractmethod

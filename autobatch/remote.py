@@ -351,9 +351,9 @@ class RemoteRunner(Runner):
         self._is_fresh = False
         return self._call(method, *args, timeout_s=timeout_s, **kwargs)
 
-    def time(self, plan: Plan, *, budget_s: float) -> Measurement:
+    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
         try:
-            measurement: Measurement = self._work("time", plan, budget_s=budget_s)
+            measurement: Measurement = self._work("time", plan, budget_s=budget_s, loader=loader)
         except WorkerTimeout:
             raise
         except WorkerDied as death:

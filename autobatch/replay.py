@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -145,7 +145,7 @@ class ReplayRunner(Runner):
         self.clock.advance(seconds)
         return Measurement(plan=plan, outcome="ok", peak_bytes=peak, seconds=seconds, fresh=verdict)
 
-    def time(self, plan: Plan, *, budget_s: float) -> Measurement:
+    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
         step = self._step_s(plan)
         repeats = max(3, min(20, int(budget_s / step)))
         self.clock.advance(repeats * step)

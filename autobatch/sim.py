@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from .errors import CheckpointError
 from .plan import (
@@ -156,7 +157,7 @@ class SimRunner(Runner):
             fresh=verdict,
         )
 
-    def time(self, plan: Plan, *, budget_s: float) -> Measurement:
+    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
         step = plan.accumulation_steps * self.step_s(plan.batch_size)
         repeats = max(3, min(20, int(budget_s / step)))
         self.clock.advance(repeats * step)

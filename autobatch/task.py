@@ -102,7 +102,8 @@ class Task:
         optimizer: (model, lr) -> Optimizer; its parameter groups scale from `lr`.
         scheduler: (optimizer, total_steps) -> an object whose step() is called once per optimizer step.
         clip_grad_norm: largest norm of the gradient; None for no clipping.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
+        channels_last: whether images lie in memory with their channels side by side, the model's weights too.
         compile: whether the model goes through torch.compile.
         accumulation: False for a loss that couples the samples of a batch, which must not be split then.
         after_step: (model, step) -> None, called after each optimizer step.
@@ -132,6 +133,7 @@ class Task:
     scheduler: Callable[[torch.optim.Optimizer, int], Any] | None = None
     clip_grad_norm: float | None = None
     precision: Precision = "fp32"
+    channels_last: bool = False
     compile: bool = False
     accumulation: bool = True
     after_step: Callable[[nn.Module, int], None] | None = None

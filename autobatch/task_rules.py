@@ -65,6 +65,7 @@ _OWNED_LOADER_ARGUMENTS = {
 _SETTINGS = (
     "direction",
     "precision",
+    "channels_last",
     "compile",
     "accumulation",
     "clip_grad_norm",
@@ -169,7 +170,7 @@ def _setting_problem(name: str, value: Any) -> str | None:
     if name in {"direction", "precision"}:
         allowed = get_args(Direction if name == "direction" else Precision)
         return None if value in allowed else _with_hint(f"{name} must be one of", value, allowed)
-    if name in {"compile", "accumulation"}:
+    if name in {"channels_last", "compile", "accumulation"}:
         return None if isinstance(value, bool) else f"{name} must be True or False; found {_shown(value)}"
     if name == "clip_grad_norm":
         usable = _is_number(value) and value > 0

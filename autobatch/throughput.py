@@ -1,23 +1,60 @@
-"""Samples per second over batch sizes: where speed saturates, what a step will cost, and whether data keeps up."""
+"""Samples per second over batch sizes: where speed saturates, what a step will cost, and whether data keeps up.
+
+Which size is recommended is for the `Objective` to say: the most samples a second, the fewest joules a sample, or the
+least product of seconds and joules a sample, under which a change that saves a share of the one may cost the same share
+of the other (the energy-delay product of Horowitz et al. 1994, "Low-power digital design").
+"""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from .errors import NoValidResult
-from .plan import Measurement, Plan, Precision, Runner
+from .medians import median_interval
+from .plan import Measurement, Plan, Precision
 
 KNEE_SHARE = (
     0.8  # cited: the best batch under equal time lay within [knee / 4, 2 knee] in 8 of 8 tables, knee so defined
 )
 LOADER_BOUND_SHARE = 0.25  # assumed: from a quarter of the step on, waiting for data is worth more than any batch size
-_SMALLEST_SIZE = 8  # assumed: below it an accelerator is idle and a step costs about the same
+Objective = Literal["throughput", "energy", "balanced"]
+
+# The smallest size that comes so near to the best is recommended: it leaves memory, and no measurement tells them
+# apart. Assumed: half of what a median is settled to.
+_AS_GOOD = 0.99
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remedy:
+    """DataLoader arguments under which the same steps were measured to be faster.
+
+    Attributes:
+        batch_size: that it was measured at.
+        loader: the arguments to change.
+        before: what they are now.
+        samples_per_s: with the change.
+        samples_per_s_before: without.
+    """
+
+    batch_size: int
+    loader: Mapping[str, Any]
+    before: Mapping[str, Any]
+    samples_per_s: float
+    samples_per_s_before: float
+
+    def describe(self) -> str:
+        """One sentence."""
+        changes = " and ".join(f"{name}={value} (now {self.before.get(name)})" for name, value in self.loader.items())
+        return (
+            f"With {changes} in `loader`, {self.samples_per_s:.3g} samples/s were measured at batch size "
+            f"{self.batch_size} instead of {self.samples_per_s_before:.3g}."
+        )
 
 
 # Not slotted: the fit is computed once, on first use.
@@ -28,6 +65,8 @@ class ThroughputCurve:
     Attributes:
         measurements: one for each size that was tried, by batch size; those that are not ok are kept as evidence.
         skipped: sizes that the time budget left no room for.
+        objective: what the recommended size is best in.
+        remedy: a change of the loader that was measured to help; None where none was, or none was tried.
 
     Raises:
         ValueError: no measurement is ok and timed, or a size comes twice.
@@ -35,6 +74,8 @@ class ThroughputCurve:
 
     measurements: tuple[Measurement, ...]
     skipped: tuple[int, ...] = ()
+    objective: Objective = "throughput"
+    remedy: Remedy | None = None
 
     def __post_init__(self) -> None:
         ordered = tuple(sorted(self.measurements, key=lambda m: m.plan.batch_size))
@@ -67,6 +108,18 @@ class ThroughputCurve:
             pools.append(pool)
         levels = [seconds for seconds, _, count in pools for _ in range(count)]
         return tuple((m.plan.batch_size, level) for m, level in zip(self.timed, levels, strict=True))
+
+    def residuals(self) -> dict[int, float]:
+        """How far the step time that the other sizes predict for a size is from the one measured, relative to that.
+
+        By batch size; for the sizes between the smallest and the largest, since beyond them nothing is interpolated.
+        """
+        found = {}
+        for left_out in self.timed[1:-1]:
+            others = replace(self, measurements=tuple(m for m in self.timed if m is not left_out))
+            size = left_out.plan.batch_size
+            found[size] = others._typical_step_s(size) / left_out.median_step_s - 1
+        return found
 
     @cached_property
     def _mean_over_median(self) -> float:
@@ -126,6 +179,41 @@ class ThroughputCurve:
         """The smallest measured batch size with `KNEE_SHARE` of the most samples per second."""
         enough = KNEE_SHARE * self.samples_per_s(self.fastest)
         return next(size for size, _ in self._fit if self.samples_per_s(size) >= enough)
+
+    @property
+    def recommended(self) -> int:
+        """The smallest measured batch size that is within 1 % of the best in the objective.
+
+        Raises:
+            NoValidResult: the objective asks for energy, and none could be measured.
+        """
+        merits = {size: merit for size, _ in self._fit if (merit := self._merit(size)) is not None}
+        if not merits:
+            raise NoValidResult(
+                f"the objective {self.objective!r} needs the energy of a step, and this device tells of none in the "
+                "time there was (`autobatch doctor` says why): take the objective throughput, or a larger budget"
+            )
+        enough = _AS_GOOD * max(merits.values())
+        return min(size for size, merit in merits.items() if merit >= enough)
+
+    def _merit(self, size: int) -> float | None:
+        """What the objective wants most of."""
+        if self.objective == "throughput":
+            return self.samples_per_s(size)
+        joules = next(m.joules for m in self.timed if m.plan.batch_size == size)
+        if not joules:
+            return None
+        per_joule = size / joules
+        return per_joule if self.objective == "energy" else per_joule * self.samples_per_s(size)
+
+    def describe_recommended(self) -> str:
+        """A clause on why that size."""
+        reasons = {
+            "throughput": "the most samples a second",
+            "energy": "the fewest joules a sample",
+            "balanced": "the least product of seconds and joules a sample",
+        }
+        return f"batch {self.recommended} is the smallest within 1 % of {reasons[self.objective]}"
 
     @property
     def saturates(self) -> bool:
@@ -204,11 +292,16 @@ class ThroughputCurve:
         return {
             "knee_batch_size": self.knee_batch_size,
             "knee": self.describe_knee(),
+            "objective": self.objective,
+            "recommended_batch_size": self.recommended,
+            "recommended": self.describe_recommended(),
+            "fit": {"residuals": {str(size): value for size, value in self.residuals().items()}},
             "fastest_batch_size": self.fastest,
             "samples_per_s": self.samples_per_s(self.fastest),
             "loader_bound": self.loader_bound,
             "wait_share": self.wait_share,
             "starvation": self.describe_starvation(),
+            "remedy": self.remedy.describe() if self.remedy else None,
             "measurements": [self._point(m) for m in self.measurements],
             "skipped": list(self.skipped),
         }
@@ -231,52 +324,12 @@ class ThroughputCurve:
             "compute_samples_per_s": rate(measurement.compute_s),
             "loader_samples_per_s": rate(measurement.loader_s),
             "peak_bytes": measurement.peak_bytes,
+            "interval_s": list(interval) if (interval := median_interval(measurement.step_s)) else None,
+            "phases_s": dict(measurement.phases_s),
             "joules": measurement.joules,
+            "joules_per_sample": None if measurement.joules is None else measurement.joules / samples,
+            "watts": measurement.watts,
+            "remarks": list(measurement.remarks),
             "seconds": measurement.seconds,
             "message": measurement.message,
         }
-
-
-def profile(
-    runner: Runner,
-    plan: Plan,
-    *,
-    max_batch: int,
-    budget_s: float,
-    include: Iterable[int] = (),
-    on_measurement: Callable[[Measurement], None] | None = None,
-) -> ThroughputCurve:
-    """The throughput curve over the powers of two up to `max_batch`, `max_batch` itself and `include`.
-
-    Time is shared evenly among the sizes still to come, so that what a quick one leaves goes to the slow ones. The
-    sizes of `include` come first, then the smallest; when the budget is spent, the rest is skipped and said so.
-
-    Args:
-        plan: precision of every measurement; always one micro-batch a step, whatever its accumulation steps.
-        max_batch: the largest size that is known to run.
-        budget_s: wall seconds for all of it; one size at least is measured.
-        include: further sizes, such as the user's own; those above `max_batch` are left out.
-        on_measurement: called with each measurement as it comes.
-
-    Raises:
-        NoValidResult: not one size could be timed.
-    """
-    first = sorted({size for size in include if 1 <= size <= max_batch})
-    smallest = _SMALLEST_SIZE if max_batch >= _SMALLEST_SIZE else 1
-    powers = [1 << power for power in range(max_batch.bit_length()) if smallest <= 1 << power <= max_batch]
-    sizes = first + sorted({*powers, max_batch} - {*first})
-    measurements: list[Measurement] = []
-    left_s = budget_s
-    for done, size in enumerate(sizes):
-        if left_s <= 0 and any(m.outcome == "ok" for m in measurements):
-            break
-        share_s = max(0.0, left_s) / (len(sizes) - done)
-        measurement = runner.time(replace(plan, batch_size=size, accumulation_steps=1), budget_s=share_s)
-        left_s -= measurement.seconds
-        measurements.append(measurement)
-        if on_measurement is not None:
-            on_measurement(measurement)
-    if not any(m.outcome == "ok" and m.step_s for m in measurements):
-        found = "; ".join(f"{m.plan.batch_size}: {m.outcome} {m.message or ''}".strip() for m in measurements)
-        raise NoValidResult(f"one batch size at least must run when it is timed; found {found}: see the messages")
-    return ThroughputCurve(measurements=tuple(measurements), skipped=tuple(sorted(sizes[len(measurements) :])))

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -53,6 +52,7 @@ from .plan import (
 )
 from .state import preserve, preserve_generators
 from .task import Task, blame
+from .timing import Timing, time_step
 from .training import Trainer, autocast, read_checkpoint
 from .units import format_size
 from .worst_case import WorstSamples, find_worst_case, loader_batch
@@ -65,11 +65,6 @@ _EXPLORE_STEPS, _VERDICT_STEPS = 1, 3
 # The length of the schedule of a model that is only measured. Assumed: no measurement comes near it, and a schedule
 # that is computed ahead for all of its steps is still quick to make and small.
 _BENCH_STEPS = 1_000_000
-_WARM_UP_STEPS = 2  # assumed: lazily made state, library handles; a compiled model compiles in the first
-_TIMED_BLOCK_S = (
-    0.02  # assumed: long enough that reading the clock (about 0.1 us) and one scheduling hiccup are small in it
-)
-_SETTLED = 0.02  # the relative half-width of the interval of the median at which timing stops
 _EVALUATION_SAMPLE_S = 1.0  # an evaluation longer than this is timed in part
 _SWEEP_BLOW_UP = (
     4.0  # a range test ends when the loss is this many times its lowest (as torch-lr-finder's diverge_th=5, assumed)
@@ -86,21 +81,6 @@ class _Refused:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"
-
-
-def relative_spread(seconds: list[float]) -> float:
-    """Half the width of the 95 % interval of the median over the median, from order statistics.
-
-    The ranks n/2 -+ 0.98 sqrt(n) bound the median with 95 % confidence (normal approximation of the binomial; Conover,
-    Practical Nonparametric Statistics, section 3.2). Infinite below six values, where no pair of ranks reaches it.
-    """
-    count = len(seconds)
-    if count < 6:
-        return math.inf
-    ordered = sorted(seconds)
-    low = max(0, math.floor(count / 2 - 0.98 * math.sqrt(count)))
-    high = min(count - 1, math.ceil(count / 2 + 0.98 * math.sqrt(count)))
-    return (ordered[high] - ordered[low]) / 2 / median(ordered)
 
 
 class TorchRunner(Runner):
@@ -170,8 +150,16 @@ class TorchRunner(Runner):
                 peak_lr_fraction=self._peak_lr_fraction() if trains else 0.0,
                 warnings=warnings,
                 worst_cases=self._worst_cases,
+                loader=self._loader(),
             )
         return self._facts
+
+    def _loader(self) -> dict[str, Any] | None:
+        if self._task.train_loader is not None:
+            return None
+        return {"num_workers": 0, "pin_memory": False} | {
+            name: value for name, value in self._task.loader.items() if name in ("num_workers", "pin_memory")
+        }
 
     def _check(self, batch_size: int) -> tuple[str, ...]:
         with self._borrow():
@@ -394,62 +382,31 @@ class TorchRunner(Runner):
 
     # -- speed --------------------------------------------------------------------------------------------------------
 
-    def time(self, plan: Plan, *, budget_s: float) -> Measurement:
+    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
         started = perf_counter()
         with self._borrow():
-            timed = self._guarded("a training step", lambda: self._time_parts(plan, budget_s))
+            timed = self._guarded("a training step", lambda: self._time_step(plan, budget_s, loader))
             if self._live:
                 self._bench = None
         seconds = perf_counter() - started
         if isinstance(timed, _Refused):
             return Measurement(plan=plan, outcome="oom", seconds=seconds, message=timed.message)
-        step_s, compute_s, loader_s, joules = timed
         return Measurement(
             plan=plan,
             outcome="ok",
-            step_s=tuple(step_s),
-            compute_s=tuple(compute_s),
-            loader_s=tuple(loader_s),
-            joules=joules,
+            step_s=timed.step_s,
+            compute_s=timed.compute_s,
+            loader_s=timed.loader_s,
+            phases_s=timed.phases_s,
+            joules=timed.energy.joules if timed.energy else None,
+            watts=timed.energy.watts if timed.energy else None,
+            remarks=timed.remarks,
             seconds=seconds,
         )
 
-    def _time_parts(self, plan: Plan, budget_s: float) -> tuple[list[float], list[float], list[float], float | None]:
-        bench = self._workbench(plan)
-        batches = training_batches(self._task, self._train_data(), plan, seed=0)
-        device = self._device.torch_device
-        held = [to_device(batch, device) for batch in islice(batches, plan.accumulation_steps)]
-        for _ in range(_WARM_UP_STEPS):
-            bench.step(cycle(held))
-        next(batches)  # the loader's workers are up
-        joules = self._device.joules()
-        step_s, steps = self._repeat(lambda: bench.step(batches), budget_s * 0.5)
-        spent = self._device.joules()
-        compute_s, _ = self._repeat(lambda: bench.step(cycle(held)), budget_s * 0.25)
-        loader_s, _ = self._repeat(
-            lambda: [to_device(batch, device) for batch in islice(batches, plan.accumulation_steps)], budget_s * 0.25
-        )
-        per_step = None if joules is None or spent is None else (spent - joules) / steps
-        return step_s, compute_s, loader_s, per_step
-
-    def _repeat(self, work: Callable[[], object], budget_s: float) -> tuple[list[float], int]:
-        """Seconds per call, one value a timed block, and the number of calls; until settled or out of budget."""
-        self._device.synchronize()
-        begun = perf_counter()
-        work()
-        self._device.synchronize()
-        once = perf_counter() - begun
-        block = max(1, round(_TIMED_BLOCK_S / max(once, 1e-9)))
-        times: list[float] = []
-        calls = 1
-        while len(times) < 3 or (perf_counter() - begun < budget_s and relative_spread(times) > _SETTLED):
-            at = perf_counter()
-            for _ in range(block):
-                work()
-            self._device.synchronize()
-            times.append((perf_counter() - at) / block)
-            calls += block
-        return times, calls
+    def _time_step(self, plan: Plan, budget_s: float, loader: Mapping[str, Any] | None) -> Timing:
+        batches = training_batches(self._task, self._train_data(), plan, seed=0, loader=loader)
+        return time_step(self._workbench(plan), self._device, batches, budget_s)
 
     def time_evaluation(self, batch_size: int) -> float:
         data = self._load("val_data")

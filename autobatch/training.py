@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -28,8 +28,8 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """The context a forward pass runs in: autocast to the precision's type, or nothing for fp32."""
-    if precision == "fp32":
+    """The context a forward pass runs in: autocast to the precision's type, or nothing for fp32 and tf32."""
+    if precision not in _AUTOCAST:
         return nullcontext()
     return torch.autocast(device.type, dtype=_AUTOCAST[precision])
 
@@ -49,7 +49,11 @@ class Trainer:
         seed_everything(seed)
         self.task, self.config, self.device, self.total_steps = task, config, device, total_steps
         self.step_count = self.scheduler_steps = 0
+        self.on_part: Callable[[str], None] | None = None  # told of each part of a step when it has been queued
+        self._layout = torch.channels_last if task.channels_last else None
         self.model: nn.Module = task.model().to(device)
+        if self._layout is not None:
+            self.model.to(memory_format=self._layout)  # type: ignore[call-overload]  # torch's stub leaves it out
         self.model.train()
         self.optimizer = task.optimizer(self.model, config.lr)
         self.scheduler = task.scheduler(self.optimizer, total_steps) if task.scheduler else None
@@ -82,20 +86,30 @@ class Trainer:
                 scale = float(self.scaler.scale(torch.tensor(scale, device=self.device)))
             with autocast(self.device, self.config.plan.precision):
                 loss: Any = self.task.training_step(self.forward, batch, scale)
+            self._done("forward and backward")
             return loss.detach() if isinstance(loss, Tensor) else None
         mean = self.loss(batch)
+        self._done("forward")
         scaled = mean * scale
         (self.scaler.scale(scaled) if self.scaler else scaled).backward()
+        self._done("backward")
         return mean.detach()
+
+    def _arrived(self, batch: Batch) -> Batch:
+        moved = to_device(batch, self.device, self._layout)
+        self._done("copy")
+        return moved
+
+    def _done(self, part: str) -> None:
+        if self.on_part is not None:
+            self.on_part(part)
 
     def step(self, batches: Iterator[Batch]) -> Tensor | None:
         """The mean loss over one optimizer step's micro-batches, still on the device; the step has been taken.
 
         None where a `training_step` returns no loss.
         """
-        losses = [
-            self._backward(to_device(next(batches), self.device)) for _ in range(self.config.plan.accumulation_steps)
-        ]
+        losses = [self._backward(self._arrived(next(batches))) for _ in range(self.config.plan.accumulation_steps)]
         stepped = True
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
@@ -116,6 +130,7 @@ class Trainer:
         if self.after_step is not None:
             self.after_step(self.model, self.step_count)
         self.step_count += 1
+        self._done("optimizer")
         known = [loss for loss in losses if loss is not None]
         return torch.stack(known).mean() if known else None
 
@@ -138,7 +153,7 @@ class Trainer:
         """
         was_training = self.model.training
         self.model.eval()
-        loader = DeviceLoader(batches, self.device)
+        loader = DeviceLoader(batches, self.device, self._layout)
         try:
             with torch.no_grad(), autocast(self.device, self.config.plan.precision):
                 if self.task.evaluate is not None:

@@ -23,10 +23,11 @@ from .learning_rate import LrCurve, find_lr_curve
 from .ledger import Ledger
 from .memory import MaxBatch, find_max_batch_size
 from .plan import Measurement, Plan, Runner, TaskFacts
+from .profiling import profile
 from .progress import Listener, Progress
 from .remote import RemoteRunner, RunnerSpec
 from .report import Report
-from .throughput import ThroughputCurve, profile
+from .throughput import ThroughputCurve
 from .units import format_duration, format_lr, format_size
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ PACKAGE = Path(__file__).parents[1] / "autobatch"
 
 # fmt: off
 ORDER = [
-    "errors", "units", "files", "shapes", "libraries", "plan", "arm", "sim", "recording", "replay",
+    "errors", "units", "medians", "files", "shapes", "libraries", "plan", "arm", "sim", "recording", "replay",
     "devices.environment", "devices.oom", "devices.host_memory", "devices.base", "devices.nvml", "devices.cuda",
-    "devices.cpu", "devices.mps", "devices",
-    "task_file", "task_rules", "task", "state", "data", "worst_case", "training", "micro_batches",
+    "devices.rapl", "devices.cpu", "devices.mps", "devices",
+    "task_file", "task_rules", "task", "state", "data", "worst_case", "training", "energy", "timing", "micro_batches",
     "guard_ranks", "guard", "check_data", "check", "infer", "inputs",
     "torch_runner", "warm",
-    "progress", "bracket", "memory", "throughput", "learning_rate",
+    "progress", "bracket", "memory", "throughput", "profiling", "learning_rate",
     "ledger", "trials", "study", "surrogate", "freeze_thaw", "costs", "stability", "confirmation", "conclusion",
     "race", "search",
     "report", "bench_report", "render.document", "render.numbers", "render.evidence", "render.content",
@@ -49,6 +49,7 @@ WITH_TORCH = (
     "inputs",
     "state",
     "training",
+    "timing",
     "micro_batches",
     "guard",
     "exchange",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from autobatch.errors import NoValidResult
 from autobatch.plan import Measurement, Plan
+from autobatch.profiling import profile
 from autobatch.sim import SimRunner
-from autobatch.throughput import ThroughputCurve, profile
+from autobatch.throughput import ThroughputCurve
 
 cheap = settings(max_examples=60)
 
@@ -174,7 +176,7 @@ class Failing(SimRunner):
 
     most: int
 
-    def time(self, plan: Plan, *, budget_s: float) -> Measurement:
+    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
         measured = SimRunner.time(self, plan, budget_s=budget_s)
         if plan.batch_size <= self.most:
             return measured

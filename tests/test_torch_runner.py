@@ -21,7 +21,7 @@ from autobatch.devices import open_device
 from autobatch.errors import DeviceLost, NoValidResult, TaskError
 from autobatch.plan import Config, Plan, Rung, RungResult
 from autobatch.task import accuracy, load_task
-from autobatch.torch_runner import TorchRunner, relative_spread
+from autobatch.torch_runner import TorchRunner
 from autobatch.training import read_checkpoint
 
 from .contracts import RunnerContract
@@ -172,13 +172,6 @@ def test_a_live_model_is_given_back_after_every_kind_of_call(tmp_path: Path) -> 
     assert not living.training
     assert all(parameter.grad is None for parameter in living.parameters())
     runner.close()
-
-
-def test_the_interval_of_a_median_narrows_with_repeats_and_is_unknown_for_few() -> None:
-    assert relative_spread([1.0] * 5) == float("inf")
-    assert relative_spread([1.0] * 6) == 0.0
-    values = [1 + 0.1 * ((7 * i) % 10) / 10 for i in range(100)]
-    assert relative_spread(values) < relative_spread(values[:10])
 
 
 # -- every kind of task goes all the way

@@ -95,6 +95,18 @@ class Device(ABC):
         """Energy that the device has used since some fixed moment; None where it has no counter."""
         return None
 
+    def watts(self) -> float | None:
+        """Power that the device draws at the moment; None where it cannot be read."""
+        return None
+
+    def slowed_by(self) -> tuple[str, ...] | None:
+        """What holds the device's clocks back at the moment, in words; None where nobody says."""
+        return None
+
+    def waited_s(self) -> float | None:
+        """Seconds so far that this process was ready and other processes had the processor; None where nobody says."""
+        return None
+
 
 def check_limit(memory_limit_bytes: int | None, headroom: float) -> None:
     """Nothing, if both can be used.

@@ -35,6 +35,7 @@ from . import host_memory
 from .base import Device, budget_bytes, capacity, check_limit, software
 from .environment import MMAP_THRESHOLD_BYTES, counts_exactly
 from .oom import is_out_of_memory
+from .rapl import POWERCAP, Rapl
 
 try:
     import resource
@@ -56,8 +57,11 @@ class CpuDevice(Device):
 
     needs_fresh_process = True
 
-    def __init__(self, *, proc: Path = host_memory.PROC, cgroup: Path = host_memory.CGROUP) -> None:
+    def __init__(
+        self, *, proc: Path = host_memory.PROC, cgroup: Path = host_memory.CGROUP, powercap: Path = POWERCAP
+    ) -> None:
         self.torch_device = torch.device("cpu")
+        self._rapl = Rapl(powercap)
         self._proc, self._cgroup = proc, cgroup
         self._pinned: list[bytes | bytearray] = []
         self._limit: MemoryLimit | None = None
@@ -70,16 +74,28 @@ class CpuDevice(Device):
     def info(self) -> DeviceInfo:
         memory = host_memory.available(self._proc, self._cgroup)
         name = host_memory.processor_name(self._proc) or platform.processor() or platform.machine() or "CPU"
-        notes = () if memory else ("memory in use and free: there is no /proc/meminfo on this system",)
+        notes = [] if memory else ["memory in use and free: there is no /proc/meminfo on this system"]
+        if (why := self._rapl.why_not()) is not None:
+            notes.append(f"energy: {why}")
         return DeviceInfo(
             name=name,
             kind="cpu",
             memory_bytes=memory.total_bytes if memory else _physical_bytes(),
             free_bytes=memory.free_bytes if memory else None,
             threads=torch.get_num_threads(),
-            notes=notes,
+            notes=tuple(notes),
             **software(),
         )
+
+    def joules(self) -> float | None:
+        return self._rapl.joules()
+
+    def waited_s(self) -> float | None:
+        """Of the thread that steps are taken in (proc(5), schedstat: its second number, in nanoseconds)."""
+        try:
+            return int((self._proc / "self" / "schedstat").read_text().split()[1]) / 1e9
+        except (OSError, ValueError, IndexError):
+            return None
 
     def set_limit(self, memory_limit_bytes: int | None, headroom: float) -> MemoryLimit:
         """What a step may use from now on, over what the process holds at this moment.

@@ -149,6 +149,12 @@ class CudaDevice(Device):
     def joules(self) -> float | None:
         return self._card.joules() if self._card else None
 
+    def watts(self) -> float | None:
+        return self._card.watts() if self._card else None
+
+    def slowed_by(self) -> tuple[str, ...] | None:
+        return self._card.slowed_by() if self._card else None
+
     def _uuid(self) -> str | None:
         """The card's own identifier, as nvidia-smi writes it; None where this torch does not give one."""
         uuid = getattr(self._cuda.get_device_properties(self._index), "uuid", None)

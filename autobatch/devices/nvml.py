@@ -143,14 +143,14 @@ class Card:
         driver = self._ask("driver version", nvml.nvmlSystemGetDriverVersion, notes)
         limit_mw = self._ask("power limit", lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle), notes)
         others = self._ask("memory of other processes", self._others_bytes, notes)
-        reasons = self._ask("clocks", lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle), notes)
+        slowed_by = self._ask("clocks", self._slowed_by, notes)
         self._ask("energy", self._millijoules, notes)
         return CardFacts(
             name=_text(name),
             driver=_text(driver),
             power_limit_w=None if limit_mw is None else limit_mw / 1000,
             others_bytes=others,
-            slowed_by=None if reasons is None else tuple(why for bit, why in _SLOWED_BY.items() if reasons & bit),
+            slowed_by=slowed_by,
             notes=tuple(notes),
         )
 
@@ -160,6 +160,21 @@ class Card:
             return None
         millijoules = self._ask("energy", self._millijoules, [])
         return None if millijoules is None else millijoules / 1000
+
+    def watts(self) -> float | None:
+        """Power at the moment; None where NVML does not answer."""
+        if self._handle is None:
+            return None
+        milliwatts = self._ask("power", lambda: int(self._nvml.nvmlDeviceGetPowerUsage(self._handle)), [])
+        return None if milliwatts is None else milliwatts / 1000
+
+    def slowed_by(self) -> tuple[str, ...] | None:
+        """What holds the clocks back at the moment; None where NVML does not answer."""
+        return None if self._handle is None else self._ask("clocks", self._slowed_by, [])
+
+    def _slowed_by(self) -> tuple[str, ...]:
+        reasons = self._nvml.nvmlDeviceGetCurrentClocksEventReasons(self._handle)
+        return tuple(why for bit, why in _SLOWED_BY.items() if reasons & bit)
 
     def _open(self, index: int, uuid: str | None, visible: str | None) -> None:
         self._nvml.nvmlInit()

@@ -1,0 +1,54 @@
+"""Energy of the processor, as Linux tells it: the counters of RAPL under /sys/class/powercap.
+
+Intel's and AMD's packages have them. Since 2020 only the superuser may read them by default (CVE-2020-8694), and a
+virtual machine has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+POWERCAP = Path("/sys/class/powercap")
+
+
+@dataclass(slots=True)
+class Rapl:
+    """The packages of this machine. What it counts is theirs, whoever uses them.
+
+    Args:
+        root: where the kernel shows them.
+    """
+
+    root: Path = POWERCAP
+    _last: dict[Path, int] = field(default_factory=dict)
+    _microjoules: int = 0
+
+    def joules(self) -> float | None:
+        """Energy of all packages since the first call; None where there is no counter or it may not be read.
+
+        A counter begins again at zero beyond its range, after minutes to hours: call it more often than that.
+        """
+        # A zone such as "intel-rapl:0" is a package; those below it, such as "intel-rapl:0:0", are parts of it.
+        packages = [zone for zone in sorted(self.root.glob("intel-rapl:*")) if zone.name.count(":") == 1]
+        if not packages:
+            return None
+        try:
+            for zone in packages:
+                now = int((zone / "energy_uj").read_text())
+                before = self._last.setdefault(zone, now)
+                if now < before:
+                    before -= int((zone / "max_energy_range_uj").read_text())
+                self._microjoules += now - before
+                self._last[zone] = now
+        except (OSError, ValueError):
+            return None
+        return self._microjoules / 1e6
+
+    def why_not(self) -> str | None:
+        """Why there is no energy to read, in a few words; None where there is."""
+        if self.joules() is not None:
+            return None
+        if any(self.root.glob("intel-rapl:*")):
+            return "this user may not read the kernel's RAPL counters"
+        return "the kernel shows no RAPL counter, as in most virtual machines"

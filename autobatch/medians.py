@@ -1,0 +1,48 @@
+"""How far a median of repeated times can be trusted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+
+# Fewest values whose lowest and highest bound the median with 95 % confidence: 1 - 2 * 0.5 ** 6 = 97 %.
+_FEWEST = 6
+# Halves of a measurement that differ by less are no drift, however sure the difference is. Assumed: what a curve over
+# batch sizes cannot show.
+_DRIFT = 0.02
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """(low, high) of the 95 % confidence interval of the median; None below six values.
+
+    From order statistics, whatever the distribution: the ranks n/2 -+ 0.98 sqrt(n) bound the median (normal
+    approximation of the binomial; Conover, Practical Nonparametric Statistics, section 3.2).
+    """
+    count = len(values)
+    if count < _FEWEST:
+        return None
+    ordered = sorted(values)
+    low = max(0, math.floor(count / 2 - 0.98 * math.sqrt(count)))
+    high = min(count - 1, math.ceil(count / 2 + 0.98 * math.sqrt(count)))
+    return ordered[low], ordered[high]
+
+
+def relative_spread(values: Sequence[float]) -> float:
+    """Half the width of that interval over the median; infinite where there is none."""
+    interval = median_interval(values)
+    return math.inf if interval is None else (interval[1] - interval[0]) / 2 / median(values)
+
+
+def drift(values: Sequence[float]) -> float | None:
+    """By how much the median of the second half is above that of the first, relative to it; None for no clear drift.
+
+    Clear is what is above 2 % and more than both intervals allow: the clock of a device that heats up, or another
+    process that begins.
+    """
+    half = len(values) // 2
+    first, second = median_interval(values[:half]), median_interval(values[half:])
+    if first is None or second is None or (first[0] <= second[1] and second[0] <= first[1]):
+        return None
+    change = median(values[half:]) / median(values[:half]) - 1
+    return change if abs(change) > _DRIFT else None
