@@ -319,6 +319,20 @@ class RungResult:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What a model asks of a device.
+
+    Attributes:
+        parameters: numbers that are trained.
+        flops_per_sample: operations of the matrix products and convolutions of one forward and backward pass, a
+            multiplication and an addition counting two; None where they could not be counted.
+    """
+
+    parameters: int
+    flops_per_sample: float | None
+
+
 class Prober(ABC):
     """The part of a `Runner` that the search for the largest batch needs: it asks whether a plan fits.
 
@@ -365,6 +379,14 @@ class Runner(Prober):
             budget_s: seconds for it, about.
             loader: DataLoader arguments to change from what the task says, such as "num_workers".
         """
+
+    def workload(self) -> Workload | None:
+        """What the model asks of a device; None where this runner has no model."""
+        return None
+
+    def matmul_flops_per_s(self, *, budget_s: float) -> float | None:
+        """What one large matrix product reaches on this device in the task's precision; None where there is none."""
+        return None
 
     @abstractmethod
     def time_evaluation(self, batch_size: int) -> float:

@@ -77,12 +77,12 @@ def profile(
     skipped = tuple(sorted(sizes[len(measurements) :]))
     share_s = budget_s / (len(sizes) + len(sizes) // 2)  # assumed: half as many again will be wanted
     while refine and left_s > 0:
-        size = _most_telling(
+        telling = _most_telling(
             ThroughputCurve(measurements=tuple(measurements)), {m.plan.batch_size for m in measurements}
         )
-        if size is None:
+        if telling is None:
             break
-        measure(size, min(share_s, left_s))
+        measure(telling, min(share_s, left_s))
     return ThroughputCurve(measurements=tuple(measurements), skipped=skipped, objective=objective)
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .arm import Arm
 from .devices import host_memory
 from .devices.environment import count_exactly, worker_environment
 from .engines.local import LocalWorker
@@ -37,6 +38,7 @@ from .plan import (
     RungResult,
     Runner,
     TaskFacts,
+    Workload,
     WorstCase,
 )
 from .ranks import Place
@@ -62,6 +64,7 @@ class RunnerSpec:
         threads: CPU threads of a training step.
         place: among the ranks that train the model together; the worker's process group says the same, and holds
             nobody else. None for training in one process.
+        arm: how it is computed, in place of what the task says; None for what it says.
     """
 
     path: Path | None = None
@@ -75,6 +78,7 @@ class RunnerSpec:
     worst_cases: Mapping[str, WorstCase] = field(default_factory=dict)
     soak_steps: int = 0
     place: Place | None = None
+    arm: Arm | None = None
 
 
 # In a worker: the runner it has open, and what it began with.
@@ -101,6 +105,9 @@ def _open(spec: RunnerSpec) -> Runner:
 
         stand_in(spec.place.rank, spec.place.size)
     task = unpickle_task(spec.pickled) if spec.pickled is not None else load_task(spec.path or "")
+    if spec.arm is not None:
+        arm = spec.arm
+        task = replace(task, precision=arm.precision, channels_last=arm.channels_last, compile=arm.compile)
     return TorchRunner(
         task,
         device,
@@ -359,6 +366,14 @@ class RemoteRunner(Runner):
         except WorkerDied as death:
             return Measurement(plan=plan, outcome="crashed", message=str(death))
         return measurement
+
+    def workload(self) -> Workload | None:
+        found: Workload | None = self._work("workload")
+        return found
+
+    def matmul_flops_per_s(self, *, budget_s: float) -> float | None:
+        reached: float | None = self._work("matmul_flops_per_s", budget_s=budget_s)
+        return reached
 
     def time_evaluation(self, batch_size: int) -> float:
         return float(self._work("time_evaluation", batch_size))

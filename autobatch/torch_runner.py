@@ -34,7 +34,8 @@ from .data import (
 )
 from .devices import Device
 from .devices.oom import is_device_lost
-from .errors import AutobatchError, CheckpointError, DeviceLost, NoValidResult, TaskError
+from .errors import AutobatchError, CheckpointError, DeviceError, DeviceLost, NoValidResult, TaskError
+from .flops import matmul_flops_per_s, step_flops
 from .plan import (
     Config,
     DeviceInfo,
@@ -48,6 +49,7 @@ from .plan import (
     RungResult,
     Runner,
     TaskFacts,
+    Workload,
     WorstCase,
 )
 from .state import preserve, preserve_generators
@@ -65,6 +67,7 @@ _EXPLORE_STEPS, _VERDICT_STEPS = 1, 3
 # The length of the schedule of a model that is only measured. Assumed: no measurement comes near it, and a schedule
 # that is computed ahead for all of its steps is still quick to make and small.
 _BENCH_STEPS = 1_000_000
+_COUNTED_SAMPLES = 2  # of a batch whose operations are counted: batch norm takes no batch of one
 _EVALUATION_SAMPLE_S = 1.0  # an evaluation longer than this is timed in part
 _SWEEP_BLOW_UP = (
     4.0  # a range test ends when the loss is this many times its lowest (as torch-lr-finder's diverge_th=5, assumed)
@@ -123,6 +126,12 @@ class TorchRunner(Runner):
         self._bench: Trainer | None = None  # one model for all probes and timings of this process
         self._last_model: weakref.ref[nn.Module] | None = None
         self._is_lost = False  # the device answers this process no longer
+        self._products_before: str | None = None  # torch's precision of matrix products to go back to
+        if task.precision == "tf32":
+            if device.torch_device.type != "cuda":
+                raise DeviceError(f"tf32 is a mode of NVIDIA's tensor cores; {device.torch_device} has none: use bf16")
+            self._products_before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("high")  # convolutions take TF32 by default
 
     # -- what is known ------------------------------------------------------------------------------------------------
 
@@ -408,6 +417,30 @@ class TorchRunner(Runner):
         batches = training_batches(self._task, self._train_data(), plan, seed=0, loader=loader)
         return time_step(self._workbench(plan), self._device, batches, budget_s)
 
+    def workload(self) -> Workload:
+        with self._borrow():
+            counted = self._guarded("counting the model's operations", self._count)
+        if isinstance(counted, _Refused):
+            raise TaskError(f"there is no memory to count the model's operations in: {counted.message}")
+        return counted
+
+    def _count(self) -> Workload:
+        model = self._task.model()
+        parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        del model
+        if self._live:  # there is one model, and it is to stay where it is
+            return Workload(parameters=parameters, flops_per_sample=None)
+        flops = step_flops(self._task, self._worst_batch(_COUNTED_SAMPLES))
+        return Workload(parameters=parameters, flops_per_sample=None if flops is None else flops / _COUNTED_SAMPLES)
+
+    def matmul_flops_per_s(self, *, budget_s: float) -> float | None:
+        self._drop_bench()
+        reached = self._guarded(
+            "a matrix product", lambda: matmul_flops_per_s(self._device, self._task.precision, budget_s)
+        )
+        self._device.clean_up()
+        return None if isinstance(reached, _Refused) else reached
+
     def time_evaluation(self, batch_size: int) -> float:
         data = self._load("val_data")
         bench = self._workbench(self._task.baseline_config()[0].plan)
@@ -579,6 +612,9 @@ class TorchRunner(Runner):
             self._checkpoint(trial).with_suffix(suffix).unlink(missing_ok=True)
 
     def close(self) -> None:
+        if self._products_before is not None:
+            torch.set_float32_matmul_precision(self._products_before)
+            self._products_before = None
         self._bench = None
         self._data.clear()
         self._samples.clear()

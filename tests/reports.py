@@ -10,9 +10,9 @@ from autobatch.learning_rate import find_lr_curve
 from autobatch.ledger import Ledger
 from autobatch.memory import find_max_batch_size
 from autobatch.plan import Config, DeviceInfo, Plan
+from autobatch.profiling import profile
 from autobatch.report import Report
 from autobatch.sim import SimRunner, VirtualClock
-from autobatch.throughput import profile
 from autobatch.trials import Trial
 
 YOURS = Config(plan=Plan(batch_size=32), lr=1e-3)
