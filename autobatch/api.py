@@ -18,19 +18,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .arm import Arm, parse_arms
+from .arms import ArmProfile, profile_arm
+from .bench import BenchSettings, chosen_models, default_arms, default_memory_limit, file_for, run_bench
+from .bench_report import BenchReport
 from .errors import SettingError
-from .files import check_writable
+from .files import check_writable, make_folder
 from .learning_rate import LrCurve, find_lr_curve
 from .memory import MaxBatch, find_max_batch_size
-from .plan import Measurement, Mode, Plan, Precision, Prober, Runner, TaskFacts
+from .plan import DeviceInfo, Measurement, Mode, Plan, Precision, Prober, Runner, TaskFacts
+from .profiling import find_remedy
 from .profiling import profile as profile_runner
 from .progress import Listener, Progress, nobody
 from .ranks import Place, Ranks, in_process_group
 from .recording import Recorder
-from .remote import RemoteRunner, RunnerSpec, default_threads
+from .remote import RemoteRunner, RunnerSpec, available_cores, default_threads
 from .report import Report
+from .standard import standard_models
 from .task_file import existing_file
-from .throughput import ThroughputCurve
+from .throughput import Objective, ThroughputCurve
 from .tuning import CEILING, TuneSettings, describe_probe, run_tune
 from .units import format_duration, format_lr, parse_duration, parse_size
 
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
 
 # A profile without a budget of its own gets this long. Assumed: 2 % intervals for a dozen sizes of millisecond steps.
 _PROFILE_S = 30.0
+_REMEDY_SHARE = 0.5  # of the budget again, for a loader that does not keep up. Assumed.
 _SWEEP_STEPS = 100  # as in the measured comparison of the rules (learning_rate.py)
 # What a task says itself, by the argument that says it of a live module.
 _SAID_BY_TASK = {
@@ -220,26 +227,38 @@ def profile(
     memory_limit: str | int | None = None,
     headroom: float = 0.05,
     max_batch_size: int | None = None,
+    objective: Objective = "throughput",
     on_progress: Listener = nobody,
 ) -> ThroughputCurve:
-    """Samples per second over batch sizes up to the largest that fits, with the knee and the loader's share.
+    """Samples per second over batch sizes up to the largest that fits: the knee, the energy, where the time goes.
 
     Args:
         task: a task file's path, a `Task`, or a live module.
         sample: for a live module, as in `find_max_batch`.
-        budget: time for the timing itself, "30s" or seconds.
+        budget: time for the timing itself, "30s" or seconds; half as much again goes to a loader that does not keep up,
+            to see what helps it.
         device, memory_limit, headroom, max_batch_size: as in `find_max_batch`.
+        objective: what the recommended batch size is best in: "throughput", "energy" or "balanced".
         on_progress: called with each probe and each measurement.
+
+    Raises:
+        NoValidResult: the objective asks for energy, and this device tells of none.
     """
     budget_s = parse_duration(budget)
     opened = _open(task, sample=sample, device=device, memory_limit=memory_limit, headroom=headroom)
     with opened as (runner, plan, _):
         largest = max_batch_of(runner, plan, max_batch_size=max_batch_size, on_progress=on_progress)
-        return profile_of(runner, plan, int(largest), budget_s=budget_s, on_progress=on_progress)
+        return profile_of(runner, plan, int(largest), budget_s=budget_s, objective=objective, on_progress=on_progress)
 
 
 def profile_of(
-    runner: Runner, plan: Plan, max_batch: int, *, budget_s: float, on_progress: Listener = nobody
+    runner: Runner,
+    plan: Plan,
+    max_batch: int,
+    *,
+    budget_s: float,
+    objective: Objective = "throughput",
+    on_progress: Listener = nobody,
 ) -> ThroughputCurve:
     """The throughput curve of an open runner, the baseline's batch size among the measured ones."""
 
@@ -250,8 +269,150 @@ def profile_of(
         on_progress(Progress(stage="profile", text=text))
 
     baseline = runner.facts().baseline.plan.batch_size
-    include = [baseline] if baseline <= max_batch else []
-    return profile_runner(runner, plan, max_batch=max_batch, budget_s=budget_s, include=include, on_measurement=told)
+    curve = profile_runner(
+        runner,
+        plan,
+        max_batch=max_batch,
+        budget_s=budget_s,
+        include=[baseline] if baseline <= max_batch else [],
+        refine=True,
+        objective=objective,
+        on_measurement=told,
+    )
+    curve.recommended  # noqa: B018  # raises now where the objective cannot be judged
+    if not curve.loader_bound:
+        return curve
+    on_progress(Progress(stage="profile", text="the loader does not keep up: trying what would help it"))
+    is_cuda = runner.device().kind in ("cuda", "rocm")
+    return find_remedy(runner, curve, cores=available_cores(), on_cuda=is_cuda, budget_s=_REMEDY_SHARE * budget_s)
+
+
+def profile_arms(
+    task: Task | str | Path,
+    arms: Sequence[Arm],
+    *,
+    budget: str | float = _PROFILE_S,
+    device: str = "auto",
+    memory_limit: str | int | None = None,
+    headroom: float = 0.05,
+    max_batch_size: int | None = None,
+    objective: Objective = "throughput",
+    on_progress: Listener = nobody,
+) -> tuple[ArmProfile, ...]:
+    """One profile for each way of computing, in their order: largest batch, throughput, and what it does to the loss.
+
+    An arm that cannot be computed on this device, or in which nothing fits, says so in its `message`.
+
+    Args:
+        task: a task file's path or a `Task`.
+        arms: see `Arm.parse`; the task's own precision, memory format and compilation do not count.
+        budget: time for the timing of each arm.
+        device, memory_limit, headroom, max_batch_size: as in `find_max_batch`.
+        objective: as in `profile`.
+        on_progress: called with each probe and each measurement.
+
+    Raises:
+        TaskError: the task cannot be run in any way.
+    """
+    budget_s = parse_duration(budget)
+    spec = _spec(task, device, memory_limit, headroom)
+    found = []
+    for arm in arms:
+        on_progress(Progress(stage="start", text=f"in {arm.name}"))
+        found.append(
+            profile_arm(
+                arm,
+                partial(_open_spec, replace(spec, arm=arm)),
+                None,
+                find=partial(max_batch_of, max_batch_size=max_batch_size, on_progress=on_progress),
+                time_it=lambda runner, plan, largest: profile_of(
+                    runner, plan, int(largest), budget_s=budget_s, objective=objective, on_progress=on_progress
+                ),
+            )
+        )
+    return tuple(found)
+
+
+@contextmanager
+def _open_spec(spec: RunnerSpec) -> Iterator[tuple[Runner, Plan]]:
+    runner = RemoteRunner(spec)
+    try:
+        yield runner, _plan_to_vary(runner.facts(), None)
+    finally:
+        runner.close()
+
+
+def bench(
+    models: Sequence[str] = (),
+    *,
+    precisions: Sequence[str] = (),
+    quick: bool = False,
+    device: str = "auto",
+    memory_limit: str | int | None = None,
+    headroom: float = 0.05,
+    max_batch_size: int | None = None,
+    objective: Objective = "throughput",
+    output: str | Path | None = None,
+    command: str = "autobatch.bench",
+    on_progress: Listener = nobody,
+) -> tuple[BenchReport, Path]:
+    """What a device does with models that everybody knows, and the file that the report is in.
+
+    The file is written after each model and precision. Where it is there already and is of the same device, software
+    and settings, what it holds is kept, and the rest is measured.
+
+    Args:
+        models: names of standard models, or paths of task files; all standard ones by default.
+        precisions: ways of computing, as `Arm.parse` takes them; by default fp32 and bf16, and on an NVIDIA card tf32.
+        quick: less time for each, and on a processor fp32 alone and less memory.
+        device, headroom, max_batch_size: as in `find_max_batch`.
+        memory_limit: as in `find_max_batch`; on a processor 1 GiB by default, and 256 MiB where it is quick.
+        objective: as in `profile`.
+        output: the report's file; by default `benchmarks/results/<device>/<date>.json`.
+        command: to be noted in the report.
+        on_progress: called as things begin and are found.
+
+    Raises:
+        SettingError: there is no such model or precision.
+        ReportError: the file cannot be written, or holds another report.
+    """
+    chosen = chosen_models(models, standard_models())
+    spec = _spec(next(iter(chosen.values())), device, memory_limit, headroom)
+    about = _device_of(spec)
+    if spec.memory_limit_bytes is None:
+        spec = replace(spec, memory_limit_bytes=default_memory_limit(about.kind, quick))
+    path = file_for(about, spec.threads, Path("benchmarks/results")) if output is None else Path(output)
+    if output is None:
+        make_folder(path.parent)
+    check_writable(path)
+    settings = BenchSettings(
+        models=chosen,
+        arms=parse_arms(precisions or default_arms(about.kind, quick)),
+        quick=quick,
+        objective=objective,
+        size="small" if about.kind == "cpu" else "full",
+        command=command,
+        path=path,
+    )
+    report = run_bench(
+        spec,
+        about,
+        settings,
+        find=partial(max_batch_of, max_batch_size=max_batch_size, prove=True),
+        time_it=lambda runner, plan, largest, budget_s: profile_of(
+            runner, plan, int(largest), budget_s=budget_s, objective=objective
+        ),
+        listen=on_progress,
+    )
+    return report, path
+
+
+def _device_of(spec: RunnerSpec) -> DeviceInfo:
+    runner = RemoteRunner(spec)
+    try:
+        return runner.device()
+    finally:
+        runner.close()
 
 
 def find_lr(

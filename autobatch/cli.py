@@ -26,6 +26,7 @@ from .errors import AutobatchError, NoValidResult, RankLost, SettingError, Worke
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from .bench_report import BenchReport
     from .progress import Listener, Progress
     from .report import Report
 
@@ -64,6 +65,43 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[F], F]:
     return decorate
 
 
+class _Several(click.Option):
+    """An option that takes all words that follow it, as long as `belongs` knows them: `--precisions fp32 bf16`."""
+
+    def __init__(self, *args: Any, belongs: Callable[[str], bool], **settings: Any) -> None:
+        super().__init__(*args, **(settings | {"multiple": True}))
+        self.belongs = belongs
+
+
+class _Command(click.Command):
+    """A command that may have such options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        several = {name: option for option in self.params if isinstance(option, _Several) for name in option.opts}
+        spread: list[str] = []
+        current: str | None = None
+        for word in args:
+            if current is not None and spread[-1] != current and not word.startswith("-"):
+                if several[current].belongs(word):
+                    spread.append(current)
+                else:
+                    current = None
+            elif word.startswith("-"):
+                current = word if word in several else None
+            spread.append(word)
+        return super().parse_args(ctx, spread)
+
+
+def _names_an_arm(word: str) -> bool:
+    from .arm import Arm
+
+    try:
+        Arm.parse(word)
+    except SettingError:
+        return False
+    return True
+
+
 _FEWEST_STEPS = 20  # learning_rate.FEWEST_STEPS, which is not imported for `--help`
 _TASK = click.argument("task", type=click.Path(path_type=Path), metavar="MODEL.py")
 _DEVICE = _option("--device", default="auto", help='"auto", "cpu", "cuda", "cuda:1" or "mps".')
@@ -76,6 +114,19 @@ _CEILING = _option(
     type=click.IntRange(min=1),
     metavar="N",
     help="Look no further; by default than the data, or 131072.",
+)
+_OBJECTIVE = _option(
+    "--objective",
+    type=click.Choice(["throughput", "energy", "balanced"]),
+    default="throughput",
+    help="What the recommended batch size is best in: samples/s, joules a sample, or both.",
+)
+_PRECISIONS = _option(
+    "--precisions",
+    cls=_Several,
+    belongs=_names_an_arm,
+    metavar="NAME ...",
+    help="Ways to compute: fp32 tf32 bf16 fp16, each also with +channels_last or +compile.",
 )
 _OUTPUT = _options(
     _option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
@@ -251,32 +302,90 @@ def max_batch(task: Path, **options: Any) -> None:
             _show(result, print_max_batch, options)
 
 
-@cli.command()
+@cli.command(cls=_Command)
 @_TASK
-@_option("--budget", default="30s", metavar="TIME", help="Time for the timing itself.")
+@_option("--budget", default="30s", metavar="TIME", help="Time for the timing itself, of each precision.")
 @_DEVICE
 @_MEMORY
 @_CEILING
+@_OBJECTIVE
+@_PRECISIONS
 @_OUTPUT
 def profile(task: Path, **options: Any) -> None:
-    """Measure samples per second over batch sizes, and where it saturates."""
+    """Measure samples per second over batch sizes, and where it saturates.
+
+    With --precisions, ways to compute stand side by side, each with what it does to the loss.
+    """
     _refuse_torchrun("profile")
     _check_output(options)
     from . import api
+    from .arm import parse_arms
+
+    shared = {
+        name: options[name] for name in ("budget", "device", "memory_limit", "headroom", "max_batch_size", "objective")
+    }
+    with _progress(options) as listen:
+        if options["precisions"]:
+            arms = api.profile_arms(task, parse_arms(options["precisions"]), on_progress=listen, **shared)
+        else:
+            curve = api.profile(task, on_progress=listen, **shared)
+    if options["precisions"]:
+        from .arms import compared
+        from .render.terminal import print_arms
+
+        _show(compared(arms), print_arms, options)
+        if not any(arm.curve for arm in arms):
+            sys.exit(_FOUND_NOTHING)
+        return
+    from .render.terminal import print_profile
+
+    _show(curve.to_json(), print_profile, options)
+
+
+@cli.command(cls=_Command)
+@_option(
+    "--models",
+    cls=_Several,
+    belongs=lambda word: True,
+    metavar="NAME ...",
+    help="Standard models by name, or task files; all standard ones by default.",
+)
+@_PRECISIONS
+@_option("--quick", is_flag=True, help="Less time for each; on a processor fp32 alone and less memory.")
+@_DEVICE
+@_MEMORY
+@_CEILING
+@_OBJECTIVE
+@_option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write the report as a page.")
+@_OUTPUT
+def bench(**options: Any) -> None:
+    """Measure what this device does with models that everybody knows, and write a report to compare.
+
+    The report goes to --output, by default benchmarks/results/<device>/<date>.json, after each model. The same command
+    goes on where an earlier one was ended.
+    """
+    _refuse_torchrun("bench")
+    if options["html"] is not None:
+        from .files import check_writable
+
+        check_writable(options["html"])
+    from . import api
 
     with _progress(options) as listen:
-        curve = api.profile(
-            task,
-            budget=options["budget"],
+        report, path = api.bench(
+            options["models"],
+            precisions=options["precisions"],
+            quick=options["quick"],
             device=options["device"],
             memory_limit=options["memory_limit"],
             headroom=options["headroom"],
             max_batch_size=options["max_batch_size"],
+            objective=options["objective"],
+            output=options["output"],
+            command=_command(),
             on_progress=listen,
         )
-    from .render.terminal import print_profile
-
-    _show(curve.to_json(), print_profile, options)
+    _show_bench(report, path, options)
 
 
 @cli.command("find-lr")
@@ -342,6 +451,14 @@ def doctor(**options: Any) -> None:
     _show(
         [dataclasses.asdict(device) for device in devices], lambda _, console: print_devices(devices, console), options
     )
+
+
+def _show_bench(report: BenchReport, path: Path, options: Mapping[str, Any]) -> None:
+    """The report on stdout; it is in its file already."""
+    from .render.terminal import print_bench
+
+    _show(report.to_json(), lambda _, console: print_bench(report, console), {**options, "output": None})
+    click.echo(f"The report is in {path}", err=True)
 
 
 @contextmanager

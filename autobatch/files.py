@@ -40,6 +40,20 @@ def write_whole(path: Path, text: str) -> None:
             Path(partial).unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are not there.
+
+    Raises:
+        ReportError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ReportError(f"the folder {path} cannot be made: there is a file of that name") from None
+    except OSError as error:
+        raise ReportError(f"the folder {path} cannot be made: {error.strerror}") from None
+
+
 def check_writable(path: Path) -> None:
     """Find out now, before hours of work, whether a report can be put at `path`.
 

@@ -36,7 +36,7 @@ def step_flops(task: Task, batch: Batch) -> int | None:
             if task.training_step is not None:
                 task.training_step(model, moved, 1.0)
             else:
-                task.loss(model, moved).backward()  # type: ignore[no-untyped-call]
+                task.loss(model, moved).backward()
     except Exception:  # noqa: BLE001  # the user's code may raise anything where there are no values: it is unknown then
         return None
     return counter.get_total_flops() or None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["start", "memory", "profile", "range test", "search", "confirmation", "report"]
+Stage = Literal["start", "memory", "profile", "range test", "search", "confirmation", "report", "bench"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

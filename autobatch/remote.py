@@ -153,6 +153,11 @@ def default_threads() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list is for nested regions
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
+    return available_cores()
+
+
+def available_cores() -> int:
+    """The processor's cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -13,19 +13,20 @@ PACKAGE = Path(__file__).parents[1] / "autobatch"
 
 # fmt: off
 ORDER = [
-    "errors", "units", "medians", "files", "shapes", "libraries", "plan", "arm", "sim", "recording", "replay",
+    "errors", "units", "medians", "files", "standard", "shapes", "libraries", "plan", "arm", "sim",
+    "recording", "replay",
     "devices.environment", "devices.oom", "devices.host_memory", "devices.base", "devices.nvml", "devices.cuda",
     "devices.rapl", "devices.cpu", "devices.mps", "devices",
-    "task_file", "task_rules", "task", "state", "data", "worst_case", "training", "energy", "timing", "flops", "micro_batches",
-    "guard_ranks", "guard", "check_data", "check", "infer", "inputs",
+    "task_file", "task_rules", "task", "state", "data", "worst_case", "training", "energy", "timing", "flops",
+    "micro_batches", "guard_ranks", "guard", "check_data", "check", "infer", "inputs",
     "torch_runner", "warm",
-    "progress", "bracket", "memory", "throughput", "profiling", "learning_rate",
+    "progress", "bracket", "memory", "throughput", "profiling", "arms", "learning_rate",
     "ledger", "trials", "study", "surrogate", "freeze_thaw", "costs", "stability", "confirmation", "conclusion",
     "race", "search",
     "report", "bench_report", "render.document", "render.numbers", "render.evidence", "render.content",
-    "render.terminal", "render.markdown", "render.live", "render",
+    "render.side_by_side", "render.terminal", "render.markdown", "render.live", "render",
     "_worker", "engines.processes", "engines.local", "engines", "ranks", "exchange", "alone", "together",
-    "remote", "tuning", "api", "cli", "__main__",
+    "remote", "tuning", "bench", "api", "cli", "__main__",
 ]
 # fmt: on
 

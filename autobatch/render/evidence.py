@@ -102,9 +102,13 @@ def throughput_section(found: Json) -> Section:
         f"Fastest at batch {found['fastest_batch_size']}: {speed_text(found['samples_per_s'])} samples/s. "
         f"{found['knee'].capitalize()}."
     )
+    if "recommended" in found:  # older reports say less
+        summary += f" Recommended: {found['recommended']}."
+    has_energy = any(point.get("joules_per_sample") is not None for point in points)
     columns = (
         Column(title="batch", is_number=True),
         Column(title="samples/s", is_number=True),
+        Column(title="J/sample" if has_energy else "", is_number=True),
         Column(title=""),
         Column(title="step", is_number=True),
         Column(title="spread", is_number=True, optional=True),
@@ -115,6 +119,7 @@ def throughput_section(found: Json) -> Section:
         (
             str(point["batch_size"]),
             _speed_or_outcome(point),
+            known(point.get("joules_per_sample"), lambda joules: f"{joules:.3g}", "-" if has_energy else ""),
             _marks_of(point, found, {}),
             known(point["step_s"], format_duration, "-"),
             known(point["spread_s"], format_duration, "-"),
@@ -124,7 +129,20 @@ def throughput_section(found: Json) -> Section:
         for point in points
     )
     table = Table(columns=columns, rows=rows, bars=_shares([point["samples_per_s"] for point in points]))
-    return Section(title="Throughput", parts=(Paragraph(text=summary), table, *_remarks(found)))
+    return Section(title="Throughput", parts=(Paragraph(text=summary), table, *_phases(found), *_remarks(found)))
+
+
+def _phases(found: Json) -> Iterator[Part]:
+    """Where the time of a step goes at the recommended size."""
+    best = found.get("recommended_batch_size")
+    for point in found["measurements"]:
+        phases = point.get("phases_s")
+        if point["batch_size"] == best and phases:
+            total = sum(phases.values())
+            shares = ", ".join(f"{part} {share_text(seconds / total)}" for part, seconds in phases.items())
+            yield Paragraph(
+                text=f"Where a step of {best} goes, each part waited for: {shares}; {format_duration(total)} in all."
+            )
 
 
 def lr_sentence(found: Json) -> str:
@@ -199,6 +217,16 @@ def _remarks(found: Json) -> Iterator[Part]:
     """What to know beside the figures: a starving device, and what there was no time for."""
     if found["starvation"] is not None:
         yield Paragraph(text=found["starvation"])
+    if found.get("remedy") is not None:
+        yield Paragraph(text=found["remedy"])
+    doubts = {
+        f"batch {point['batch_size']}: {remark}"
+        for point in found["measurements"]
+        for remark in point.get("remarks", ())
+    }
+    if doubts:
+        yield Paragraph(text="What makes times doubtful:")
+        yield Bullets(items=tuple(sorted(doubts)))
     if found["skipped"]:
         sizes = ", ".join(str(size) for size in found["skipped"])
         yield Paragraph(text=f"Not timed, for lack of time: {sizes}.")

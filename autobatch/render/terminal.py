@@ -14,11 +14,13 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
+from ..bench_report import BenchReport
 from ..plan import DeviceInfo
 from ..report import Json, Report
 from .content import report_document
 from .document import Bullets, Code, Facts, Paragraph, Part, Section, Table, visible
 from .evidence import device_section, lr_section, max_batch_section, throughput_section
+from .side_by_side import arms_sections
 
 _INDENT = 2
 _GAP = 2  # between columns
@@ -41,6 +43,17 @@ def print_max_batch(max_batch: Json, console: Console) -> None:
 def print_profile(throughput: Json, console: Console) -> None:
     """Print the throughput curve; `throughput` as `ThroughputCurve.to_json` gives it."""
     _print_sections([throughput_section(throughput)], console)
+
+
+def print_arms(arms: Json, console: Console) -> None:
+    """Print ways of computing side by side; `arms` as `arms.compared` gives them."""
+    _print_sections(arms_sections(arms), console)
+
+
+def print_bench(report: BenchReport, console: Console) -> None:
+    """Print what a device did."""
+    for cell in report.cells:
+        console.print(cell.model, cell.arm, cell.throughput and cell.throughput["samples_per_s"])
 
 
 def print_lr(learning_rate: Json, console: Console) -> None:
