@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "autobatch"
 
 # fmt: off
 ORDER = [
-    "errors", "units", "files", "shapes", "libraries", "plan", "sim", "recording", "replay",
+    "errors", "units", "files", "standard", "shapes", "libraries", "plan", "sim", "recording", "replay",
     "devices.environment", "devices.oom", "devices.host_memory", "devices.base", "devices.nvml", "devices.cuda",
     "devices.cpu", "devices.mps", "devices",
     "task_file", "task_rules", "task", "state", "data", "worst_case", "training", "micro_batches",
