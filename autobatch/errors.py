@@ -35,6 +35,10 @@ class ReportError(AutobatchError, ValueError):
     """A report, table or recording cannot be read or written."""
 
 
+class ModelsNotFound(AutobatchError, FileNotFoundError):
+    """The task files of the standard models are not where this installation should have them."""
+
+
 class CheckpointError(AutobatchError, ValueError):
     """A trial cannot go on from the step asked for: its checkpoint is of another one, or gone."""
 

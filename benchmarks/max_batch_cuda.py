@@ -1,7 +1,7 @@
 """The largest batch of ResNet-50, ViT-B/16 and GPT-2 small on a CUDA device: exact, and at what cost?
 
     python benchmarks/max_batch_cuda.py --json benchmarks/results/<gpu>/<date>-max-batch.json [--recordings FOLDER]
-        [--models gpt2 ...] [--precisions fp32 bf16] [--limits 8GiB 16GiB 24GiB whole]
+        [--models gpt2_small ...] [--precisions fp32 bf16] [--limits 8GiB 16GiB 24GiB whole]
 
 Each case is `autobatch max-batch --prove` as a user would run it. `nvidia-smi` is read every 50 ms meanwhile: what it
 shows at most is compared with the largest peak that a probe told. The file is written anew after each case, so what a
@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -23,8 +24,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parent / "models" / "large"
-MODELS = ("resnet50", "vit", "gpt2")
+from autobatch.standard import standard_models
+
+MODELS = ("resnet50", "vit_b16", "gpt2_small")
 PRECISIONS = ("fp32", "bf16")
 WHOLE = "whole"
 LIMITS = ("8GiB", "16GiB", "24GiB", WHOLE)
@@ -56,21 +58,25 @@ def watched() -> Iterator[list[int]]:
             reader.join()
 
 
-def ask(model: str, precision: str, limit: str, recordings: Path | None) -> dict[str, Any]:
-    """One case: the command's answer or its error, seconds, and what nvidia-smi saw."""
-    command = [sys.executable, "-m", "autobatch", "max-batch", str(FOLDER / f"{model}.py"), "--device", "cuda"]
+def write_task(model: str, precision: str, folder: Path) -> Path:
+    """The standard model's own task file with a line more, that of its precision, in `folder`."""
+    path = folder / f"{model}.py"
+    path.write_text(f"{standard_models()[model].read_text()}\n\nprecision = {precision!r}\n")
+    return path
+
+
+def ask(task: Path, limit: str, record: Path | None) -> dict[str, Any]:
+    """The command's answer or its error, seconds, and what nvidia-smi saw."""
+    command = [sys.executable, "-m", "autobatch", "max-batch", str(task), "--device", "cuda"]
     command += ["--prove", "--json", "--quiet"]
     if limit != WHOLE:
         command += ["--memory-limit", limit]
-    if recordings is not None:
-        command += ["--record", str(recordings / f"{model}-{precision}-{limit}.json")]
+    if record is not None:
+        command += ["--record", str(record)]
     begun = time.perf_counter()
     with watched() as seen:
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PRECISION": precision})
-    case = {
-        "model": model,
-        "precision": precision,
-        "limit": limit,
+        done = subprocess.run(command, capture_output=True, text=True)
+    case: dict[str, Any] = {
         "seconds": round(time.perf_counter() - begun, 2),
         "in_use_before_bytes": seen[0],
         "most_in_use_bytes": seen[1],
@@ -80,9 +86,17 @@ def ask(model: str, precision: str, limit: str, recordings: Path | None) -> dict
     return case | {"answer": json.loads(done.stdout)}
 
 
+def run(model: str, precision: str, limit: str, recordings: Path | None) -> dict[str, Any]:
+    """One case, and what it is of."""
+    case = {"model": model, "precision": precision, "limit": limit}
+    record = None if recordings is None else recordings / f"{model}-{precision}-{limit}.json"
+    with tempfile.TemporaryDirectory() as folder:
+        return case | ask(write_task(model, precision, Path(folder)), limit, record)
+
+
 def row(case: dict[str, Any]) -> str:
     """One line of the table."""
-    head = f"{case['model']:9} {case['precision']:5} {case['limit']:>6}"
+    head = f"{case['model']:10} {case['precision']:5} {case['limit']:>6}"
     if "error" in case:
         return f"{head}  {case['error'].splitlines()[-1] if case['error'] else 'failed without a word'}"
     answer = case["answer"]
@@ -123,14 +137,14 @@ def main() -> int:
     told = about(sys.argv[1:])
     cases: list[dict[str, Any]] = []
     print(
-        f"{'model':9} {'':5} {'limit':>6} {'batch':>7} {'proved':>6} {'probes':>6} {'OOMs':>5} {'retries':>7} "
+        f"{'model':10} {'':5} {'limit':>6} {'batch':>7} {'proved':>6} {'probes':>6} {'OOMs':>5} {'retries':>7} "
         f"{'seconds':>7} {'peak MiB':>8} {'tensors':>8} {'highest':>8} {'smi MiB':>8}",
         flush=True,
     )
     for limit in options.limits:
         for model in options.models:
             for precision in options.precisions:
-                cases.append(ask(model, precision, limit, options.recordings))
+                cases.append(run(model, precision, limit, options.recordings))
                 print(row(cases[-1]), flush=True)
                 if options.json is not None:
                     options.json.write_text(json.dumps(told | {"cases": cases}, indent=1) + "\n")
