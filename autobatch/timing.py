@@ -25,7 +25,7 @@ _SETTLED = 0.02  # the relative half-width of the interval of the median at whic
 # parts of a step one by one; warming up takes what it needs of the first. Assumed: the first is what is compared.
 _STEP_SHARE, _COMPUTE_SHARE, _LOADER_SHARE, _PHASES_SHARE = 0.5, 0.2, 0.15, 0.15
 _WARM_UP_SHARE = 0.15
-_FEWEST_LAPS = 3
+_FEWEST_BLOCKS = 3  # what `Runner.time` promises of whole steps; of parts, one will do where a step is long
 # Waiting for a processor that others use, as a share of the time, from which on it is told. Assumed: what a median over
 # 95 % of undisturbed steps still hides.
 _WAITED = 0.05
@@ -66,13 +66,14 @@ def time_step(bench: Trainer, device: Device, batches: Iterator[Batch], budget_s
     waited, begun = device.waited_s(), perf_counter()
     step_s = repeat(train, device, _STEP_SHARE * budget_s)
     slowed_by = set(device.slowed_by() or ())
-    compute_s = repeat(lambda: bench.step(cycle(held)), device, _COMPUTE_SHARE * budget_s)
+    compute_s = repeat(lambda: bench.step(cycle(held)), device, _COMPUTE_SHARE * budget_s, fewest=1)
     slowed_by.update(device.slowed_by() or ())
     still, elapsed = device.waited_s(), perf_counter() - begun
     loader_s = repeat(
         lambda: [to_device(batch, device.torch_device) for batch in islice(batches, steps)],
         device,
         _LOADER_SHARE * budget_s,
+        fewest=1,
     )
     phases_s = _phases(bench, device, host, _PHASES_SHARE * budget_s)
     energy = energy_of(train, device, call_s=median(step_s), budget_s=budget_s)
@@ -93,15 +94,18 @@ def time_step(bench: Trainer, device: Device, batches: Iterator[Batch], budget_s
     )
 
 
-def repeat(work: Callable[[], object], device: Device, budget_s: float) -> list[float]:
+def repeat(
+    work: Callable[[], object], device: Device, budget_s: float, *, fewest: int = _FEWEST_BLOCKS
+) -> list[float]:
     """Seconds per call of `work`, one value a timed block of calls, until the median is settled or the time is spent.
 
-    Settled is a 95 % interval of the median within 2 % of it. Three values at least.
+    Settled is a 95 % interval of the median within 2 % of it. At least `fewest` values.
     """
     begun = perf_counter()
-    calls = _calls_a_block(_block(work, 1, device))
-    times: list[float] = []
-    while len(times) < _FEWEST_LAPS or (perf_counter() - begun < budget_s and relative_spread(times) > _SETTLED):
+    first_s = _block(work, 1, device)
+    calls = _calls_a_block(first_s)
+    times = [first_s] if calls == 1 else []
+    while len(times) < fewest or (perf_counter() - begun < budget_s and relative_spread(times) > _SETTLED):
         times.append(_block(work, calls, device))
     return times
 
@@ -158,7 +162,7 @@ def _phases(bench: Trainer, device: Device, host: list[Any], budget_s: float) ->
     begun, done = perf_counter(), 0
     bench.on_part = laps
     try:
-        while done < _FEWEST_LAPS or (perf_counter() - begun < budget_s and _unsettled(found)):
+        while done < 1 or (perf_counter() - begun < budget_s and _unsettled(found)):
             laps.begin()
             bench.step(cycle(host))
             for part, seconds in laps.seconds.items():
