@@ -94,9 +94,7 @@ def time_step(bench: Trainer, device: Device, batches: Iterator[Batch], budget_s
     )
 
 
-def repeat(
-    work: Callable[[], object], device: Device, budget_s: float, *, fewest: int = _FEWEST_BLOCKS
-) -> list[float]:
+def repeat(work: Callable[[], object], device: Device, budget_s: float, *, fewest: int = _FEWEST_BLOCKS) -> list[float]:
     """Seconds per call of `work`, one value a timed block of calls, until the median is settled or the time is spent.
 
     Settled is a 95 % interval of the median within 2 % of it. At least `fewest` values.

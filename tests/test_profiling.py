@@ -1,0 +1,165 @@
+"""Which sizes are timed, what is recommended, and what helps a loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autobatch.errors import NoValidResult
+from autobatch.plan import Measurement, Plan
+from autobatch.profiling import find_remedy, profile
+from autobatch.sim import SimRunner, sim_facts
+from autobatch.throughput import ThroughputCurve
+
+
+def saturating(fixed_s: float, full: float) -> Callable[[int], float]:
+    """Step time of a device that has `fixed_s` of overhead and does a tile of 8 samples in `full` seconds."""
+    return lambda batch: max(fixed_s, full * -(-batch // 8))
+
+
+@settings(max_examples=60, deadline=None)
+@given(fixed_s=st.floats(1e-3, 0.1), full=st.floats(1e-4, 1e-2), max_batch=st.integers(1, 700))
+def test_the_recommended_size_is_nearly_the_best_of_all_sizes(fixed_s: float, full: float, max_batch: int) -> None:
+    step_s = saturating(fixed_s, full)
+    curve = profile(SimRunner(step_s=step_s), Plan(batch_size=1), max_batch=max_batch, budget_s=1e3, refine=True)
+    best = max(size / step_s(size) for size in range(1, max_batch + 1))
+    assert curve.recommended / step_s(curve.recommended) >= 0.98 * best
+    assert curve.recommended <= max_batch
+
+
+def test_a_closer_look_goes_to_the_neighbours_of_the_knee_and_the_best() -> None:
+    step_s = saturating(0.02, 0.001)  # full speed from 160 on
+    curve = profile(SimRunner(step_s=step_s), Plan(batch_size=1), max_batch=1000, budget_s=1e3, refine=True)
+    sizes = [m.plan.batch_size for m in curve.timed]
+    assert {1, 8, 16, 32, 64, 128, 256, 512, 1000} <= set(sizes)
+    between = [size for size in sizes if size not in {1, 8, 16, 32, 64, 128, 256, 512, 1000}]
+    assert between
+    assert all(size % 8 == 0 for size in between)
+    assert all(64 < size < 512 for size in between)
+    assert curve.recommended / 1000 == pytest.approx(0.16, abs=0.01)
+
+
+def test_without_it_the_sizes_are_those_of_the_powers() -> None:
+    curve = profile(SimRunner(), Plan(batch_size=1), max_batch=100, budget_s=10.0)
+    assert [m.plan.batch_size for m in curve.timed] == [8, 16, 32, 64, 100]
+
+
+def test_a_closer_look_ends_with_the_budget() -> None:
+    runner = SimRunner(step_s=lambda batch: 0.5)
+    curve = profile(runner, Plan(batch_size=1), max_batch=4096, budget_s=10.0, refine=True)
+    assert runner.clock() < 10.0 + 20 * 0.5
+    assert curve.skipped
+
+
+def with_energy(size: int, step_s: float, joules: float | None) -> Measurement:
+    return Measurement(plan=Plan(batch_size=size), outcome="ok", step_s=(step_s,) * 6, joules=joules, seconds=1.0)
+
+
+def energetic(objective: Any) -> ThroughputCurve:
+    """Fastest at 64, least energy at 16; 32 is the best of both."""
+    measured = (with_energy(16, 0.016, 16.0), with_energy(32, 0.022, 33.0), with_energy(64, 0.040, 90.0))
+    return ThroughputCurve(measurements=measured, objective=objective)
+
+
+@pytest.mark.parametrize(("objective", "size"), [("throughput", 64), ("energy", 16), ("balanced", 32)])
+def test_the_objective_says_which_size_is_recommended(objective: str, size: int) -> None:
+    curve = energetic(objective)
+    assert curve.recommended == size
+    assert str(size) in curve.describe_recommended()
+    assert curve.to_json()["recommended_batch_size"] == size
+
+
+def test_an_objective_that_needs_energy_is_refused_where_there_is_none() -> None:
+    measured = (with_energy(8, 0.1, None),)
+    with pytest.raises(NoValidResult, match="needs the energy of a step"):
+        _ = ThroughputCurve(measurements=measured, objective="energy").recommended
+    assert ThroughputCurve(measurements=measured).recommended == 8
+
+
+def test_the_fit_tells_how_far_off_it_is_at_a_size_it_has_not_seen() -> None:
+    straight = ThroughputCurve(measurements=tuple(with_energy(b, 0.01 + 0.001 * b, None) for b in (8, 16, 32, 64)))
+    assert straight.residuals() == pytest.approx({16: 0.0, 32: 0.0})
+    bent = ThroughputCurve(measurements=tuple(with_energy(b, t, None) for b, t in ((8, 1.0), (16, 1.0), (24, 2.0))))
+    assert bent.residuals() == pytest.approx({16: 0.5})
+
+
+@dataclass(slots=True, kw_only=True)
+class Starved(SimRunner):
+    """A loader that costs `loading_s` a batch, less with more workers; workers beyond `useful` change nothing."""
+
+    loading_s: float = 0.05
+    useful: int = 4
+    pinned_s: float = 0.0
+    asked: list[Mapping[str, Any] | None] = field(default_factory=list)
+
+    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+        self.asked.append(loader)
+        settings = dict(self.known.loader or {}) | dict(loader or {})
+        workers = min(self.useful, settings["num_workers"])
+        step = max(0.01, self.loading_s / max(1, workers)) + (0.0 if settings["pin_memory"] else self.pinned_s)
+        self.clock.advance(20 * step)
+        return Measurement(
+            plan=plan,
+            outcome="ok",
+            step_s=tuple(step * (1 + 0.001 * (i % 3)) for i in range(20)),
+            compute_s=(0.01,) * 20,
+            seconds=20 * step,
+        )
+
+
+def starved(num_workers: int = 0, **changes: Any) -> tuple[Starved, ThroughputCurve]:
+    facts = sim_facts(loader={"num_workers": num_workers, "pin_memory": False})
+    runner = Starved(known=facts, **changes)
+    return runner, profile(runner, Plan(batch_size=1), max_batch=64, budget_s=1.0)
+
+
+def test_workers_that_were_measured_to_help_are_told() -> None:
+    runner, curve = starved()
+    assert curve.loader_bound
+    found = find_remedy(runner, curve, cores=8, on_cuda=False, budget_s=1.0).remedy
+    assert found is not None
+    assert found.loader == {"num_workers": 4}
+    assert found.before == {"num_workers": 0}
+    assert found.samples_per_s == pytest.approx(4 * found.samples_per_s_before, rel=0.01)
+    assert "With num_workers=4 (now 0) in `loader`" in found.describe()
+
+
+def test_pinned_memory_is_tried_with_the_best_workers_on_cuda_alone() -> None:
+    runner, curve = starved(pinned_s=0.02)
+    found = find_remedy(runner, curve, cores=4, on_cuda=True, budget_s=1.0).remedy
+    assert found is not None
+    assert found.loader == {"num_workers": 4, "pin_memory": True}
+    assert not any(asked and "pin_memory" in asked for asked in starved(pinned_s=0.02)[0].asked)
+
+
+def test_what_does_not_help_is_not_told() -> None:
+    runner, curve = starved(num_workers=4)
+    assert find_remedy(runner, curve, cores=8, on_cuda=False, budget_s=1.0).remedy is None
+
+
+def test_a_machine_that_has_become_faster_is_no_remedy() -> None:
+    """Everything is quicker from the fourth measurement on, whatever the loader."""
+
+    class Waking(Starved):
+        def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+            measured = Starved.time(self, plan, budget_s=budget_s, loader=None)
+            factor = 1.0 if len(self.asked) < 8 else 0.3
+            return replace(measured, step_s=tuple(factor * seconds for seconds in measured.step_s))
+
+    runner = Waking(known=sim_facts(loader={"num_workers": 0, "pin_memory": False}))
+    curve = profile(runner, Plan(batch_size=1), max_batch=64, budget_s=1.0)
+    assert len(runner.asked) < 8
+    assert find_remedy(runner, curve, cores=8, on_cuda=False, budget_s=1.0).remedy is None
+
+
+def test_a_task_with_its_own_loader_is_left_alone() -> None:
+    runner, curve = starved()
+    runner.known = sim_facts(loader=None)
+    asked = len(runner.asked)
+    assert find_remedy(runner, curve, cores=8, on_cuda=False, budget_s=1.0) is curve
+    assert len(runner.asked) == asked

@@ -1,0 +1,217 @@
+"""Times of real steps, and what they consist of."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+
+from autobatch.data import training_batches
+from autobatch.devices import open_device
+from autobatch.flops import matmul_flops_per_s, step_flops
+from autobatch.plan import Config, Plan
+from autobatch.task import Task
+from autobatch.timing import Timing, repeat, time_step
+from autobatch.torch_runner import TorchRunner
+from autobatch.training import Trainer
+
+CPU = open_device("cpu")
+
+
+def rows(size: int = 64) -> TensorDataset:
+    return TensorDataset(torch.randn(size, 4), torch.arange(size) % 3)
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def task(**changes: Any) -> Task:
+    return Task(**({"model": net, "train_data": rows, "val_data": rows} | changes))
+
+
+def timed(made: Task, plan: Plan, budget_s: float = 0.2, **changes: Any) -> Timing:
+    bench = Trainer(made, Config(plan=plan, lr=1e-3), CPU.torch_device, seed=0, total_steps=10_000)
+    return time_step(bench, CPU, training_batches(made, rows(), plan, seed=0, **changes), budget_s)
+
+
+def test_the_parts_of_a_step_are_told_and_the_slow_one_is_the_longest() -> None:
+    def slow_optimizer(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        class Slow(torch.optim.SGD):
+            def step(self, closure: Any = None) -> Any:
+                time.sleep(0.01)
+                return super().step(closure)
+
+        return Slow(model.parameters(), lr)
+
+    found = timed(task(optimizer=slow_optimizer), Plan(batch_size=8, accumulation_steps=2))
+    assert set(found.phases_s) == {"copy", "forward", "backward", "optimizer"}
+    assert max(found.phases_s, key=lambda part: found.phases_s[part]) == "optimizer"
+    assert found.phases_s["optimizer"] >= 0.01
+    assert len(found.step_s) >= 3
+    assert min(found.step_s) >= 0.01
+
+
+def test_a_training_step_of_the_users_is_one_part() -> None:
+    def step(model: nn.Module, batch: Any, scale: float) -> Tensor:
+        x, y = batch
+        loss = nn.functional.cross_entropy(model(x), y)
+        (loss * scale).backward()
+        return loss
+
+    assert set(timed(task(training_step=step), Plan(batch_size=8)).phases_s) == {
+        "copy",
+        "forward and backward",
+        "optimizer",
+    }
+
+
+def test_after_timing_a_step_tells_nobody_of_its_parts() -> None:
+    bench = Trainer(task(), Config(plan=Plan(batch_size=8), lr=1e-3), CPU.torch_device, seed=0, total_steps=1000)
+    time_step(bench, CPU, training_batches(task(), rows(), Plan(batch_size=8), seed=0), 0.05)
+    assert bench.on_part is None
+
+
+class Whose(Dataset[Any]):
+    """Samples that tell which process made them."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.ones(4), os.getpid()
+
+
+def test_a_loader_that_is_changed_for_a_measurement_is_the_one_that_is_used() -> None:
+    makers: list[set[int]] = []
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        x, pids = batch
+        makers.append(set(pids.tolist()))
+        return model(x).mean()  # type: ignore[no-any-return]
+
+    def score(model: nn.Module, batch: Any) -> Tensor:
+        return torch.zeros(len(batch[0]))
+
+    runner = TorchRunner(task(train_data=Whose, val_data=Whose, loss=loss, metric=score), open_device("cpu"))
+    assert runner.facts().loader == {"num_workers": 0, "pin_memory": False}
+    makers.clear()
+    runner.time(Plan(batch_size=8), budget_s=0.05)
+    assert set().union(*makers) == {os.getpid()}
+    makers.clear()
+    runner.time(Plan(batch_size=8), budget_s=0.05, loader={"num_workers": 1})
+    assert os.getpid() not in set().union(*makers)
+    runner.close()
+
+
+def test_repeat_waits_for_the_device_around_each_block() -> None:
+    calls: list[str] = []
+
+    class Device:
+        def synchronize(self) -> None:
+            calls.append("wait")
+
+    def work() -> None:
+        calls.append("work")
+        time.sleep(0.03)
+
+    times = repeat(work, Device(), 0.0, fewest=2)  # type: ignore[arg-type]
+    assert calls == ["wait", "work", "wait"] * len(times)
+    assert len(times) == 2
+    assert min(times) >= 0.03
+
+
+def test_operations_are_counted_as_by_hand() -> None:
+    x, y = torch.randn(6, 4), torch.zeros(6, dtype=torch.long)
+    # Forward 2*6*(4*8 + 8*3); backward the same for the weights of both layers, and for the input of the second.
+    assert step_flops(task(), (x, y)) == 2 * 6 * (2 * (4 * 8 + 8 * 3) + 8 * 3)
+
+
+def test_a_task_that_looks_at_values_has_unknown_operations() -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        x, _ = batch
+        return model(x).mean() * float(x.max())  # type: ignore[no-any-return]
+
+    assert step_flops(task(loss=loss), (torch.randn(6, 4), torch.zeros(6))) is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_matrix_product_reaches_something(precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autobatch.flops._LAST_SIDE", 256)
+    assert matmul_flops_per_s(CPU, precision, 0.01) > 1e6
+
+
+def test_a_workload_is_of_the_model_and_the_model_stays() -> None:
+    runner = TorchRunner(task(), open_device("cpu"))
+    found = runner.workload()
+    assert found.parameters == 4 * 8 + 8 + 8 * 3 + 3
+    assert found.flops_per_sample == 2 * (2 * (4 * 8 + 8 * 3) + 8 * 3)
+    runner.close()
+
+
+def test_of_a_live_model_parameters_alone_are_counted() -> None:
+    model = net()
+    runner = TorchRunner(task(model=lambda: model), open_device("cpu"), live=True)
+    assert runner.workload().flops_per_sample is None
+    assert next(model.parameters()).device.type == "cpu"
+    runner.close()
+
+
+# -- memory format and TF32
+
+
+class Seen(nn.Module):
+    """Notes whether its images and weights have their channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.last: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = x, self.conv.weight
+        self.last.append(all(t.is_contiguous(memory_format=torch.channels_last) for t in both))
+        return self.conv(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_channels_last_holds_for_weights_training_and_evaluation(channels_last: bool) -> None:
+    def images() -> TensorDataset:
+        return TensorDataset(torch.randn(16, 3, 8, 8), torch.arange(16) % 4)
+
+    made = task(model=Seen, train_data=images, val_data=images, channels_last=channels_last)
+    plan = Plan(batch_size=4)
+    trainer = Trainer(made, Config(plan=plan, lr=0.1), CPU.torch_device, seed=0, total_steps=4)
+    batches: Iterator[Any] = training_batches(made, images(), plan, seed=0)
+    trainer.step(batches)
+    trainer.evaluate([next(batches)])
+    assert isinstance(trainer.model, Seen)
+    assert trainer.model.last == [channels_last] * 2
+
+
+def test_both_formats_learn_the_same() -> None:
+    def images() -> TensorDataset:
+        generator = torch.Generator().manual_seed(1)
+        return TensorDataset(torch.randn(16, 3, 8, 8, generator=generator), torch.arange(16) % 4)
+
+    losses = []
+    for channels_last in (False, True):
+        made = task(model=Seen, train_data=images, val_data=images, channels_last=channels_last)
+        trainer = Trainer(made, Config(plan=Plan(batch_size=8), lr=0.1), CPU.torch_device, seed=0, total_steps=9)
+        batches = training_batches(made, images(), Plan(batch_size=8), seed=0)
+        losses.append([float(trainer.step(batches)) for _ in range(5)])  # type: ignore[arg-type]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_tf32_is_refused_where_there_are_no_tensor_cores() -> None:
+    from autobatch.errors import DeviceError
+
+    with pytest.raises(DeviceError, match="tf32 is a mode of NVIDIA's tensor cores; cpu has none: use bf16"):
+        TorchRunner(task(precision="tf32"), open_device("cpu"))
+    assert torch.get_float32_matmul_precision() == "highest"
