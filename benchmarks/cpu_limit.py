@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from autobatch.remote import default_threads
+from provenance import about
 
 MODELS = {"convolutions": "96MiB", "transformer": "128MiB", "lstm": "96MiB"}
 FOLDER = Path(__file__).parent / "models"
@@ -54,15 +51,7 @@ def main() -> int:
         print(f"{model:14} {limit:>8} {listed:>24} {proved!s:>7} {probes:>7} {refused:>8} {seconds:>8.1f}", flush=True)
         good = good and proved and len(set(sizes)) == 1
     if options.json is not None:
-        about = {
-            "command": f"python benchmarks/cpu_limit.py --repeats {options.repeats}",
-            "threads": default_threads(),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": platform.processor() or platform.machine(),
-            "python": platform.python_version(),
-            "torch": version("torch"),
-        }
-        options.json.write_text(json.dumps(about | {"answers": answers}, indent=1) + "\n")
+        options.json.write_text(json.dumps(about() | {"answers": answers}, indent=1) + "\n")
     print("exact and repeated" if good else "NOT exact, or not repeated")
     return 0 if good else 1
 

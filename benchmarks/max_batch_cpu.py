@@ -17,17 +17,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
+
+from provenance import about
 
 from autobatch.bracket import fits
 from autobatch.devices.environment import count_exactly, worker_environment
@@ -310,23 +308,6 @@ def print_overall(all_compared: Sequence[Compared]) -> None:
     )
 
 
-def about(command: str) -> dict[str, Any]:
-    """What makes the figures comparable."""
-    from autobatch.devices import open_device
-
-    device = open_device("cpu").info()
-    return {
-        "command": command,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": device.name,
-        "cores": os.cpu_count(),
-        "memory_bytes": device.memory_bytes,
-        "threads": default_threads(),
-        "python": platform.python_version(),
-        "torch": version("torch"),
-    }
-
-
 def main() -> int:
     """Run all of it; 0 where every answer of ours was proved and repeated."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -347,9 +328,7 @@ def main() -> int:
         print(compared.verdict())
     print_overall(all_compared)
     if options.json is not None:
-        command = f"python benchmarks/max_batch_cpu.py --repeats {options.repeats} --models {' '.join(options.models)}"
-        command += f" --memory-limit {options.memory_limit}"
-        told = about(command) | {"verdicts": [compared.verdict() for compared in all_compared]}
+        told = about() | {"verdicts": [compared.verdict() for compared in all_compared]}
         told |= {"models": [asdict(compared) for compared in all_compared]}
         options.json.write_text(json.dumps(told, indent=1) + "\n")
     return 0 if all(compared.is_exact for compared in all_compared) else 1

@@ -13,18 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
+from provenance import about
 
-from autobatch import __version__
 from autobatch.units import parse_duration
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits.py"
@@ -82,13 +79,7 @@ def main() -> int:
     late = [r for r in runs if "error" in r or r["elapsed_s"] > (1 + MOST_OVER) * parse_duration(r["budget"])]
     print(f"{len(runs) - len(late)} of {len(runs)} ended at most {MOST_OVER:.0%} after their budget")
     if asked.json is not None:
-        about = {
-            "command": f"python benchmarks/wall_clock.py {asked.task.name} --budgets {' '.join(asked.budgets)}",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": {"processor": platform.processor(), "threads": torch.get_num_threads()},
-            "versions": {"autobatch": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        }
-        asked.json.write_text(json.dumps(about | {"runs": runs}, indent=1) + "\n", encoding="utf-8")
+        asked.json.write_text(json.dumps(about() | {"runs": runs}, indent=1) + "\n", encoding="utf-8")
     return 1 if late else 0
 
 

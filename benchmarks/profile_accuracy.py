@@ -1,0 +1,136 @@
+"""Does a quick profile find what an exhaustive sweep finds, and does it find it twice?
+
+    python benchmarks/profile_accuracy.py [--models NAME ...] [--up-to 48] [--budget 8s] [--json OUT]
+
+For each standard model in its small size: two profiles, and between them a sweep that times every batch size up to
+`--up-to` ten times as often, going round all sizes ten times, so that a slow minute of the machine meets all of them.
+Printed are the speed of the recommended size as a share of the best that the sweep saw (the project asks for 98 %), the
+profile's time as a share of the sweep's (10 %), how far the step times fitted by the profile are from the sweep's at
+sizes that the profile did not see (5 % in the median and at worst), and the share of the reported medians that agree
+between the two profiles, which is where their 95 % intervals overlap (90 %). Exit code 1 where one of them is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from provenance import about
+
+from autobatch.api import profile_of
+from autobatch.medians import median_interval
+from autobatch.plan import Measurement, Plan, Runner
+from autobatch.remote import RemoteRunner, RunnerSpec, default_threads
+from autobatch.standard import standard_models
+from autobatch.throughput import ThroughputCurve
+from autobatch.units import parse_duration
+
+ROUNDS = 10
+SPEED, TIME, FIT, AGREE = 0.98, 0.10, 0.05, 0.90
+
+
+def sweep(runner: Runner, up_to: int, share_s: float) -> tuple[dict[int, list[float]], float]:
+    """Step times of every batch size, and the seconds that they took."""
+    began = time.perf_counter()
+    found: dict[int, list[float]] = {size: [] for size in range(1, up_to + 1)}
+    for number in range(ROUNDS):
+        for size in sorted(found, reverse=number % 2 == 1):
+            found[size] += runner.time(Plan(batch_size=size), budget_s=share_s).step_s
+    return found, time.perf_counter() - began
+
+
+def agree(one: Measurement, other: Measurement) -> bool:
+    """Whether the intervals of the two medians overlap; of few steps, what was seen."""
+    first = median_interval(one.step_s) or (min(one.step_s), max(one.step_s))
+    second = median_interval(other.step_s) or (min(other.step_s), max(other.step_s))
+    return first[0] <= second[1] and second[0] <= first[1]
+
+
+def measure(name: str, path: Path, up_to: int, budget_s: float) -> dict[str, Any]:
+    """Both profiles and the sweep of one model."""
+    spec = RunnerSpec(path=path, device="cpu", threads=default_threads())
+    runner = RemoteRunner(spec, environment={"AUTOBATCH_BENCH_SIZE": "small"})
+    try:
+        began = time.perf_counter()
+        curve = profile_of(runner, Plan(batch_size=1), up_to, budget_s=budget_s)
+        took_s = time.perf_counter() - began
+        times, sweep_s = sweep(runner, up_to, budget_s / len(curve.measurements))
+        again = profile_of(runner, Plan(batch_size=1), up_to, budget_s=budget_s)
+    finally:
+        runner.close()
+    return {"model": name, "up_to": up_to} | judge(curve, again, times, took_s, sweep_s)
+
+
+def judge(
+    curve: ThroughputCurve, again: ThroughputCurve, times: dict[int, list[float]], took_s: float, sweep_s: float
+) -> dict[str, Any]:
+    """What came of it, as plain JSON values."""
+    truth = {size: median(seconds) for size, seconds in times.items()}
+    rates = {size: size / seconds for size, seconds in truth.items()}
+    seen = {m.plan.batch_size for m in curve.timed}
+    typical = median(curve.step_s(size) / truth[size] for size in seen)  # the machine's speed then and now
+    errors = {size: curve.step_s(size) / typical / truth[size] - 1 for size in truth if size not in seen}
+    both = {m.plan.batch_size: m for m in again.timed}
+    pairs = [(m, both[m.plan.batch_size]) for m in curve.timed if m.plan.batch_size in both]
+    return {
+        "recommended": curve.recommended,
+        "best": max(rates, key=lambda size: rates[size]),
+        "share_of_best": rates[curve.recommended] / max(rates.values()),
+        "profile_s": took_s,
+        "sweep_s": sweep_s,
+        "sizes": sorted(seen),
+        "speed_between": typical,
+        "fit_error_median": median(abs(error) for error in errors.values()),
+        "fit_error_worst": max(abs(error) for error in errors.values()),
+        "fit_errors": {str(size): error for size, error in errors.items()},
+        "agree": sum(agree(*pair) for pair in pairs),
+        "pairs": len(pairs),
+        "remarks": [f"{m.plan.batch_size}: {remark}" for m in curve.timed for remark in m.remarks],
+        "sweep": {str(size): {"median_s": truth[size], "steps": len(times[size])} for size in truth},
+    }
+
+
+def main() -> int:
+    """Measure all models; 0 where every target is met."""
+    parser = argparse.ArgumentParser(description="a quick profile against an exhaustive sweep")
+    parser.add_argument("--models", nargs="*", default=[])
+    parser.add_argument("--up-to", type=int, default=48)
+    parser.add_argument("--budget", default="8s")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    results = []
+    print(f"{'model':12} {'recommended':>11} {'best':>5} {'speed':>7} {'time':>6} {'fit':>6} {'worst':>6} {'agree':>7}")
+    for name, path in standard_models().items():
+        if options.models and name not in options.models:
+            continue
+        found = measure(name, path, options.up_to, parse_duration(options.budget))
+        results.append(found)
+        print(
+            f"{name:12} {found['recommended']:>11} {found['best']:>5} {found['share_of_best']:>7.1%} "
+            f"{found['profile_s'] / found['sweep_s']:>6.1%} {found['fit_error_median']:>6.1%} "
+            f"{found['fit_error_worst']:>6.1%} {found['agree']:>3} of {found['pairs']}",
+            flush=True,
+        )
+        if options.json is not None:
+            options.json.write_text(json.dumps(about() | {"models": results}, indent=1) + "\n")
+    share = sum(found["agree"] for found in results) / sum(found["pairs"] for found in results)
+    checks = {
+        f"the recommended size has {SPEED:.0%} of the best speed": all(r["share_of_best"] >= SPEED for r in results),
+        f"in {TIME:.0%} of the sweep's time": all(r["profile_s"] <= TIME * r["sweep_s"] for r in results),
+        f"the fit is within {FIT:.0%} where it has not seen, in the median": all(
+            r["fit_error_median"] <= FIT for r in results
+        ),
+        "and at worst": all(r["fit_error_worst"] <= FIT for r in results),
+        f"{AGREE:.0%} of the medians agree ({share:.0%})": share >= AGREE,
+    }
+    for what, is_met in checks.items():
+        print(f"{'met   ' if is_met else 'MISSED'} {what}")
+    return 0 if all(checks.values()) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
