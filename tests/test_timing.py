@@ -136,8 +136,9 @@ def test_operations_are_counted_as_by_hand() -> None:
 def test_a_task_that_looks_at_values_has_unknown_operations() -> None:
     def loss(model: nn.Module, batch: Any) -> Tensor:
         x, _ = batch
+        scale: float = x.max().item()
         mean: Tensor = model(x).mean()
-        return mean * float(x.max())
+        return mean * scale
 
     assert step_flops(task(loss=loss), (torch.randn(6, 4), torch.zeros(6))) is None
 
@@ -178,7 +179,8 @@ class Seen(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         both = x, self.conv.weight
         self.last.append(all(t.is_contiguous(memory_format=torch.channels_last) for t in both))
-        return self.conv(x).mean((2, 3))
+        found: Tensor = self.conv(x).mean((2, 3))
+        return found
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
