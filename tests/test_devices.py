@@ -529,6 +529,8 @@ class TestCudaStandIn(DeviceContract):
         assert info.uuid == "GPU-11112222-3333-4444-5555-666677778888"
         assert "other processes hold 2 GiB of this card" in info.notes
         assert device.joules() == pytest.approx(5.001)
+        assert device.watts() == pytest.approx(312.5)
+        assert device.slowed_by() == ()
 
 
 class TestMpsStandIn(DeviceContract):
@@ -609,6 +611,9 @@ class FakeNvml:
     def _DeviceGetEnforcedPowerLimit(self, handle: str) -> int:
         return 700_000
 
+    def _DeviceGetPowerUsage(self, handle: str) -> int:
+        return 312_500
+
     def _DeviceGetTotalEnergyConsumption(self, handle: str) -> int:
         return 5_001
 
@@ -625,6 +630,19 @@ def test_a_card_tells_its_facts() -> None:
     assert (facts.driver, facts.power_limit_w, facts.others_bytes) == ("580.1", 700.0, 2 << 30)
     assert facts.slowed_by == ("the power limit", "its temperature (hardware)")
     assert facts.notes == ()
+
+
+def test_what_holds_the_clocks_back_and_the_power_are_asked_anew_each_time() -> None:
+    library = FakeNvml(reasons=0x20)
+    card = Card(0, None, library=library)
+    assert card.slowed_by() == ("its temperature (software)",)
+    library.reasons = 0
+    assert card.slowed_by() == ()
+    assert card.watts() == pytest.approx(312.5)
+    silent = Card(0, None, library=FakeNvml(fails={"nvmlDeviceGetPowerUsage": 3}))
+    assert silent.watts() is None
+    lost = Card(0, None, library=FakeNvml(fails={"nvmlInit": 12}))
+    assert (lost.watts(), lost.slowed_by()) == (None, None)
 
 
 def test_a_card_is_found_by_its_uuid_whatever_its_number() -> None:
