@@ -16,6 +16,7 @@ _REFINE_SHARE = 0.3  # of the time, for the neighbourhoods of the knee and the f
 _SPACING = 8  # tensor cores and vector units work in multiples of 8 (NVIDIA, Matrix Multiplication Background Guide)
 _FINEST = 0.1  # assumed: sizes that lie closer together than a tenth tell nothing new
 _SMALLEST_SIZE = 8  # assumed: below it an accelerator is idle and a step costs about the same
+_FEWEST_STEPS = 9  # that `Runner.time` takes of a slow step: warming up, three whole ones, one for each further time
 _MOST_WORKERS = 16  # assumed: beyond it a machine has other limits than the number of its loader's processes
 _HELPS = 1.05  # assumed: a smaller gain is not worth another process
 
@@ -68,22 +69,27 @@ def profile(
 
     kept_s = _REFINE_SHARE * budget_s if refine else 0.0
     for done, size in enumerate(sizes):
-        if left_s <= kept_s and any(m.outcome == "ok" for m in measurements):
+        has_timed = any(m.outcome == "ok" and m.step_s for m in measurements)
+        if left_s <= kept_s and has_timed:
             break
+        if refine and has_timed and _FEWEST_STEPS * _so_far(measurements).step_s(size) > left_s:
+            continue  # even the fewest steps would outlast the budget; a neighbour of the knee tells more
         measure(size, max(0.0, left_s - kept_s) / (len(sizes) - done))
     if not any(m.outcome == "ok" and m.step_s for m in measurements):
         found = "; ".join(f"{m.plan.batch_size}: {m.outcome} {m.message or ''}".strip() for m in measurements)
         raise NoValidResult(f"one batch size at least must run when it is timed; found {found}: see the messages")
-    skipped = tuple(sorted(sizes[len(measurements) :]))
+    skipped = tuple(sorted({*sizes} - {m.plan.batch_size for m in measurements}))
     share_s = budget_s / (len(sizes) + len(sizes) // 2)  # assumed: half as many again will be wanted
     while refine and left_s > 0:
-        telling = _most_telling(
-            ThroughputCurve(measurements=tuple(measurements)), {m.plan.batch_size for m in measurements}
-        )
+        telling = _most_telling(_so_far(measurements), {m.plan.batch_size for m in measurements})
         if telling is None:
             break
         measure(telling, min(share_s, left_s))
     return ThroughputCurve(measurements=tuple(measurements), skipped=skipped, objective=objective)
+
+
+def _so_far(measurements: Sequence[Measurement]) -> ThroughputCurve:
+    return ThroughputCurve(measurements=tuple(measurements))
 
 
 def _most_telling(curve: ThroughputCurve, measured: Set[int]) -> int | None:

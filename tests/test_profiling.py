@@ -163,3 +163,11 @@ def test_a_task_with_its_own_loader_is_left_alone() -> None:
     asked = len(runner.asked)
     assert find_remedy(runner, curve, cores=8, on_cuda=False, budget_s=1.0) is curve
     assert len(runner.asked) == asked
+
+
+def test_a_size_whose_fewest_steps_outlast_the_budget_is_left_out() -> None:
+    runner = SimRunner(step_s=lambda batch: 0.01 * batch)
+    curve = profile(runner, Plan(batch_size=1), max_batch=4096, budget_s=20.0, refine=True)
+    assert 4096 in curve.skipped
+    assert runner.clock() < 30.0
+    assert curve.timed[-1].plan.batch_size >= 64
