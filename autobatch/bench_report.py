@@ -16,8 +16,8 @@ from typing import Any, Literal
 from .errors import ReportError
 from .files import write_whole
 from .plan import DeviceInfo
-from .report import MAX_BATCH, THROUGHPUT, device_from_json, device_to_json, load_json
-from .shapes import NUMBER, NUMBER_OR_NULL, Reader
+from .report import MAX_BATCH, THROUGHPUT, Report, device_from_json, device_to_json, load_json
+from .shapes import NUMBER, NUMBER_OR_NULL, Reader, check
 
 KIND = "bench"
 # Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
@@ -36,6 +36,8 @@ _PROFILE: Json = {
         | {"joules_per_sample": NUMBER_OR_NULL, "watts": NUMBER_OR_NULL, "remarks": [str], "phases_s": dict}
     ],
 }
+# What a profile may hold besides: a key that is not there, or null, is what was not measured.
+_PROFILE_MAY_HOLD: Json = {"recommended": str, "fit": {"largest_residual": NUMBER_OR_NULL}, "remedy": str}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +141,7 @@ class BenchReport:
             size=found.one_of("size", Size),
             quick=found.get("quick", bool),
             objective=found.get("objective", str),
-            cells=tuple(_cell(Reader(cell, f"cell {number} of the report")) for number, cell in enumerate(cells)),
+            cells=tuple(_cell(Reader(cell, where), where) for where, cell in _named(cells)),
             planned=found.get("planned", int),
             warnings=found.list_of("warnings", str),
         )
@@ -167,20 +169,70 @@ def is_bench(data: object) -> bool:
     return isinstance(data, dict) and data.get("kind") == KIND
 
 
-def _cell(found: Reader) -> Cell:
+def load_report(path: Path) -> Report | BenchReport:
+    """The report in a file, whichever it is; messages begin with the file's name.
+
+    Raises:
+        ReportError: there is none, or it cannot be read.
+    """
+    data = load_json(path)
+    try:
+        return BenchReport.from_json(data) if is_bench(data) else Report.from_json(data)
+    except ReportError as error:
+        raise ReportError(f"{path}: {error}") from None
+
+
+def _cell(found: Reader, where: str) -> Cell:
     outcome = found.one_of("outcome", CellOutcome)
     did_run = outcome == "ok"
+    max_batch = found.get("max_batch", MAX_BATCH, or_null=not did_run)
+    profiled = found.get("throughput", _PROFILE, or_null=not did_run)
+    if max_batch is not None:
+        _check_sizes(max_batch["probes"], f"'probes' of {where}")
+    if profiled is not None:
+        _check_profile(profiled, where)
     return Cell(
         model=found.get("model", str),
         arm=found.get("arm", str),
         outcome=outcome,
         message=found.get("message", str, or_null=True),
         parameters=found.get("parameters", int, or_null=True),
-        max_batch=found.get("max_batch", MAX_BATCH, or_null=not did_run),
-        throughput=found.get("throughput", _PROFILE, or_null=not did_run),
+        max_batch=max_batch,
+        throughput=profiled,
         flops_per_sample=found.number_or_none("flops_per_sample"),
         flops_per_s=found.number_or_none("flops_per_s"),
         matmul_flops_per_s=found.number_or_none("matmul_flops_per_s"),
         loss_difference=found.get("loss_difference", _LOSS, or_null=True),
         seconds=found.number("seconds"),
     )
+
+
+def _named(cells: list[Json]) -> list[tuple[str, Json]]:
+    """Each cell with what names it in a message."""
+    return [(f"cell {number} of the report", cell) for number, cell in enumerate(cells)]
+
+
+def _check_profile(profiled: Json, where: str) -> None:
+    """Refuse what a drawing or a comparison could not take."""
+    for key, shape in _PROFILE_MAY_HOLD.items():
+        if profiled.get(key) is not None:
+            check(profiled[key], shape, f"{key!r} of {where}")
+    points = profiled["measurements"]
+    _check_sizes(points, f"'measurements' of {where}")
+    for number, point in enumerate(points):
+        place = f"item {number} of 'measurements' of {where}"
+        for phase, seconds in point["phases_s"].items():
+            check(seconds, NUMBER, f"{phase!r} of 'phases_s' of {place}")
+        interval = point.get("interval_s")
+        if interval is not None:
+            check(interval, [NUMBER], f"'interval_s' of {place}")
+            if len(interval) != 2 or not 0 < interval[0] <= interval[1]:
+                raise ReportError(f"'interval_s' of {place} is two numbers above zero, in order; found {interval!r:.80}")
+        if point["samples_per_s"] is not None and not point["samples_per_s"] > 0:
+            raise ReportError(f"'samples_per_s' of {place} is above zero; found {point['samples_per_s']!r:.80}")
+
+
+def _check_sizes(points: list[Json], where: str) -> None:
+    for number, point in enumerate(points):
+        if point["batch_size"] < 1:
+            raise ReportError(f"item {number} of {where} has a batch size of at least 1; found {point['batch_size']}")

@@ -1,13 +1,11 @@
-"""A report as a document for a pull request: CommonMark and the tables of GitHub, no HTML."""
+"""A document for a pull request: CommonMark and the tables of GitHub, no HTML."""
 
 from __future__ import annotations
 
 import re
 from typing import assert_never
 
-from ..report import Report
-from .content import report_document
-from .document import Bullets, Code, Facts, Paragraph, Part, Table, visible
+from .document import Bullets, Chart, Code, Document, Facts, Paragraph, Part, Table, visible
 
 # What Markdown, or a table in it, gives a meaning to. An underscore inside a word has none.
 _SPECIAL = re.compile(r"[\\`*\[\]<>|~&#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
@@ -15,10 +13,9 @@ _SPECIAL = re.compile(r"[\\`*\[\]<>|~&#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _LINE_MARK = re.compile(r"^(\d+(?=[.)](?:\s|$))|(?=[-+=]))")
 
 
-def to_markdown(report: Report) -> str:
-    """The report as Markdown, ending in a newline: the same content as on the terminal, without the bars."""
-    document = report_document(report)
-    blocks = [f"# {_escaped(document.title)}"]
+def to_markdown(document: Document) -> str:
+    """The document as Markdown, ending in a newline: the same content as on the terminal, without the bars."""
+    blocks = [f"# {_escaped(document.title)}", _line(document.subtitle)]
     for section in document.sections:
         blocks.append(f"## {_escaped(section.title)}")
         blocks += [_drawn(part) for part in section.parts]
@@ -37,6 +34,8 @@ def _drawn(part: Part) -> str:
             return "\n".join(f"- {_line(name)}: {_escaped(fact)}" for name, fact in part.rows)
         case Table():
             return _table(part)
+        case Chart():
+            return f"{_line(part.title)}: {_escaped(part.finding)}\n\n{_table(part.table)}"
         case _:
             assert_never(part)
 

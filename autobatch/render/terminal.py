@@ -9,15 +9,14 @@ from collections.abc import Iterable, Sequence
 from typing import assert_never
 
 from rich.cells import cell_len
-from rich.console import Console, JustifyMethod, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
 from ..plan import DeviceInfo
-from ..report import Json, Report
-from .content import report_document
-from .document import Bullets, Code, Facts, Paragraph, Part, Section, Table, visible
+from ..report import Json
+from .document import Bullets, Chart, Code, Document, Facts, Paragraph, Part, Section, Table, visible
 from .evidence import device_section, lr_section, max_batch_section, throughput_section
 
 _INDENT = 2
@@ -26,10 +25,11 @@ _BAR_WIDTHS = (5, 30)  # assumed: a shorter bar shows no proportion, a longer on
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
-def print_report(report: Report, console: Console) -> None:
-    """Print everything that `tune` found: what to use first, then what it beats, where it holds, and why."""
-    document = report_document(report)
+def print_document(document: Document, console: Console) -> None:
+    """Print a whole document."""
     console.print(plain_text(document.title, console, "bold"), highlight=False)
+    if document.subtitle:
+        console.print(plain_text(document.subtitle, console), highlight=False)
     _print_sections(document.sections, console)
 
 
@@ -86,6 +86,9 @@ def _drawn(part: Part, console: Console) -> RenderableType:
             return grid
         case Table():
             return _table(part, console)
+        case Chart():
+            said = plain_text(f"{part.title}: {part.finding}", console)
+            return Group(Text(""), said, _table(part.table, console))
         case _:
             assert_never(part)
 
