@@ -227,7 +227,9 @@ def _check_profile(profiled: Json, where: str) -> None:
         if interval is not None:
             check(interval, [NUMBER], f"'interval_s' of {place}")
             if len(interval) != 2 or not 0 < interval[0] <= interval[1]:
-                raise ReportError(f"'interval_s' of {place} is two numbers above zero, in order; found {interval!r:.80}")
+                raise ReportError(
+                    f"'interval_s' of {place} is two numbers above zero, in order; found {interval!r:.80}"
+                )
         if point["samples_per_s"] is not None and not point["samples_per_s"] > 0:
             raise ReportError(f"'samples_per_s' of {place} is above zero; found {point['samples_per_s']!r:.80}")
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from .progress import Listener, Progress
+    from .render.document import Document
     from .report import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -191,9 +192,10 @@ def tune(task: Path, **options: Any) -> None:
         )
     if options["markdown"] is not None:
         from .files import write_whole
+        from .render.content import report_document
         from .render.markdown import to_markdown
 
-        write_whole(options["markdown"], to_markdown(report))
+        write_whole(options["markdown"], to_markdown(report_document(report)))
     _show_report(report, options)
     if report.interrupted:
         sys.exit(_INTERRUPTED)
@@ -309,23 +311,31 @@ def find_lr(task: Path, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("file", type=click.Path(path_type=Path), metavar="REPORT.json")
+@click.argument("files", type=click.Path(path_type=Path), metavar="REPORT.json...", nargs=-1, required=True)
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print it as Markdown.")  # tune's variable names a file
+@_option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write it as a page of its own.")
 @_OUTPUT
-def report(file: Path, as_markdown: bool, **options: Any) -> None:
-    """Show a stored report again."""
+def report(files: tuple[Path, ...], as_markdown: bool, html: Path | None, **options: Any) -> None:
+    """Show a stored report again; compare reports of "bench", each with the first."""
     if as_markdown and (options["as_json"] or options["output"] is not None):
         raise click.UsageError("--markdown prints Markdown alone: leave out --json and --output, or --markdown")
     _check_output(options)
-    from .report import Report
+    if html is not None:
+        from .files import check_writable
 
-    stored = Report.load(file)
+        check_writable(html)
+    result, document = _read_reports(files)
+    if html is not None:
+        from .files import write_whole
+        from .render.html import to_html
+
+        write_whole(html, to_html(document))
     if as_markdown:
         from .render.markdown import to_markdown
 
-        click.echo(to_markdown(stored))
+        click.echo(to_markdown(document))
     else:
-        _show_report(stored, options)
+        _show_document(result, document, options)
 
 
 @cli.command()
@@ -388,10 +398,44 @@ def _check_output(options: Mapping[str, Any]) -> None:
         check_writable(options["output"])
 
 
-def _show_report(report: Report, options: Mapping[str, Any]) -> None:
-    from .render.terminal import print_report
+def _read_reports(files: tuple[Path, ...]) -> tuple[Any, Document]:
+    """A stored report, or the comparison of several: as JSON and as what is drawn."""
+    from .bench_report import BenchReport, load_report
+    from .render.bench_content import bench_document
+    from .render.content import report_document
 
-    _show(report.to_json(), lambda _, console: print_report(report, console), options)
+    stored = [load_report(file) for file in files]
+    if len(stored) == 1:
+        (one,) = stored
+        return one.to_json(), bench_document(one) if isinstance(one, BenchReport) else report_document(one)
+    from .compare import compare
+    from .errors import ReportError
+    from .render.compare_content import comparison_document
+
+    named = [(name, one) for name, one in zip(_short_names(files), stored, strict=True) if isinstance(one, BenchReport)]
+    if len(named) < len(stored):
+        others = [str(file) for file, one in zip(files, stored, strict=True) if not isinstance(one, BenchReport)]
+        raise ReportError(f'only reports of "autobatch bench" are compared; of "autobatch tune": {", ".join(others)}')
+    comparison = compare(named)
+    return comparison.to_json(), comparison_document(comparison)
+
+
+def _short_names(files: tuple[Path, ...]) -> list[str]:
+    """The files' own names where those tell them apart, else all of their paths."""
+    names = [file.name for file in files]
+    return names if len(set(names)) == len(names) else [str(file) for file in files]
+
+
+def _show_report(report: Report, options: Mapping[str, Any]) -> None:
+    from .render.content import report_document
+
+    _show_document(report.to_json(), report_document(report), options)
+
+
+def _show_document(result: Any, document: Document, options: Mapping[str, Any]) -> None:
+    from .render.terminal import print_document
+
+    _show(result, lambda _, console: print_document(document, console), options)
 
 
 def _show(result: Any, draw: Callable[[Any, Console], None], options: Mapping[str, Any]) -> None:

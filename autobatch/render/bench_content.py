@@ -43,9 +43,7 @@ def bench_document(report: BenchReport) -> Document:
     for name, cells in models.items():
         sections.append(Section(title=name, parts=tuple(_model(name, cells, slots))))
     sections.append(Section(title="How it was measured", parts=(Bullets(items=_HOW),)))
-    sections.append(
-        provenance(report.device, version=report.version, created=report.created, command=report.command)
-    )
+    sections.append(provenance(report.device, version=report.version, created=report.created, command=report.command))
     how = f"{report.size} size{', quick' if report.quick else ''}"
     return Document(
         title=report.device.name, subtitle=f"autobatch bench, {how}, {report.created[:10]}", sections=tuple(sections)
@@ -98,15 +96,15 @@ def _overview(cells: Sequence[Cell]) -> Table:
     columns = (
         Column(title="model"),
         Column(title="computed in"),
-        Column(title="largest batch", is_number=True),
+        Column(title="largest", is_number=True),
         Column(title="peak", is_number=True, optional=True),
+        Column(title="knee", is_number=True, optional=True),
+        Column(title="fastest", is_number=True, optional=True),
         Column(title="recommended", is_number=True),
         Column(title="samples/s", is_number=True),
         Column(title="±", is_number=True, optional=True),
-        Column(title="knee", is_number=True, optional=True),
-        Column(title="fastest", is_number=True, optional=True),
         Column(title="J/sample", is_number=True, optional=True),
-        Column(title="achieved", is_number=True, optional=True),
+        Column(title="FLOP/s", is_number=True, optional=True),
         Column(title="of matmul", is_number=True, optional=True),
     )
     rows, bars = [], []
@@ -115,12 +113,12 @@ def _overview(cells: Sequence[Cell]) -> Table:
         bars.append(min(1.0, max(0.0, share or 0.0)))
         rows.append((cell.model, cell.arm, *_figures(cell), known(share, share_text, "-")))
     # A column that says nothing in any row, such as the energy of a device that does not tell it, is left out.
-    kept = [i for i in range(len(columns)) if i < 6 or any(row[i] != "-" for row in rows)]
+    kept = [i for i in range(len(columns)) if i < 8 or any(row[i] != "-" for row in rows)]
     return Table(
         columns=tuple(columns[i] for i in kept),
         rows=tuple(tuple(row[i] for i in kept) for row in rows),
         bars=tuple(bars) if any(bars) else (),
-        caption="Every model in every way of computing, at its recommended batch size",
+        caption="Every model in every way of computing; samples/s and what follows at the recommended batch size",
     )
 
 
@@ -131,13 +129,13 @@ def _figures(cell: Cell) -> tuple[str, ...]:
     return (
         str(cell.max_batch["batch_size"]),
         known(cell.max_batch["peak_bytes"], format_size, "-"),
+        str(cell.throughput["knee_batch_size"]),
+        str(cell.throughput["fastest_batch_size"]),
         str(cell.throughput["recommended_batch_size"]),
         known(_speed(cell), speed_text, "-"),
         known(_half_width(best), percent_text, "-"),
-        str(cell.throughput["knee_batch_size"]),
-        str(cell.throughput["fastest_batch_size"]),
         known(best["joules_per_sample"] if best else None, lambda joules: si_text(joules, "J"), "-"),
-        known(cell.flops_per_s, lambda flops: si_text(flops, "FLOP/s"), "-"),
+        known(cell.flops_per_s, lambda flops: si_text(flops, ""), "-"),
     )
 
 
@@ -153,9 +151,8 @@ def _model(name: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> Iterat
         yield Paragraph(text="; ".join(fact for fact in facts if fact) + ".")
     yield Facts(rows=tuple((cell.arm, " ".join(_said(cell))) for cell in cells))
     yield from charts_of(name, cells, slots)
-    phases = _phases(name, cells)
+    phases = _phases(cells)
     if phases is not None:
-        yield Paragraph(text="Where the time of a step goes, at the recommended batch size:")
         yield phases
 
 
@@ -194,7 +191,7 @@ def _said(cell: Cell) -> Iterator[str]:
     yield from (f"Assumed: {sentence}." for sentence in found["assumed"])
 
 
-def _phases(name: str, cells: Sequence[Cell]) -> Table | None:
+def _phases(cells: Sequence[Cell]) -> Table | None:
     """The step at the recommended batch and the share of each phase; None where nothing tells."""
     at_best = {cell.arm: recommended_point(cell.throughput) for cell in cells if cell.throughput is not None}
     told = {arm: point for arm, point in at_best.items() if point is not None and point["phases_s"]}
@@ -209,7 +206,9 @@ def _phases(name: str, cells: Sequence[Cell]) -> Table | None:
         rows.append((arm, str(point["batch_size"]), step, *(known(share, share_text, "-") for share in shares)))
     columns = [Column(title="computed in")]
     columns += [Column(title=title, is_number=True) for title in ("batch", "step", *phases)]
-    return Table(columns=tuple(columns), rows=tuple(rows), caption=f"{name}: where the time of a step goes")
+    return Table(
+        columns=tuple(columns), rows=tuple(rows), caption="Where the time of a step goes, at the recommended batch size"
+    )
 
 
 def _speed(cell: Cell) -> float | None:

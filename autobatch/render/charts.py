@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import assert_never
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from ..units import format_size
@@ -16,11 +17,12 @@ from .document import Chart, Point, Series, Unit, visible
 from .numbers import si_text, speed_text
 from .scales import Scale, label_sizes, size_scale, tick_text, ticks, value_scale
 
-# Pixels of the viewBox. Small, for letters of 11 to be readable where it is drawn on a telephone, 330 pixels wide.
-_WIDTH, _HEIGHT = 400.0, 270.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 12.0, 24.0, 42.0
-_LETTER = 6.2  # width of a letter at 11 pixels: that of the widest digits of common system fonts. Assumed.
-_LINE = 13.0  # height of a line of such letters
+# Pixels of the viewBox: as wide as a chart is on a telephone, for its letters of 12 to be readable there.
+_WIDTH, _HEIGHT = 360.0, 268.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 10.0, 34.0, 44.0
+_LETTER = 6.9  # width of a letter at 12 pixels: that of the digits of a wide system font (DejaVu Sans, Verdana)
+_LINE = 14.0  # height of a line of such letters
+_NEAR = 12.0  # markers closer than this cover one another
 
 COLORS = 8  # that a page defines, as --series-0 to --series-7
 _DASHES = ("", "7 3", "2 3", "10 3 2 3", "5 2 1 2")
@@ -100,19 +102,21 @@ class _Drawing:
         self.series = [series for series in chart.series if series.points]
         sizes = {size for series in self.series for size in (*(p.batch_size for p in series.points), *series.failed)}
         values = [v for s in self.series for p in s.points for v in (p.value, p.low, p.high) if v is not None]
-        if chart.limit is not None and chart.limit > 0:
-            values.append(chart.limit)
+        if chart.level is not None:
+            values.append(chart.level[1])
         self.sizes = sorted(sizes)
         self.x: Scale = size_scale(sizes, _LEFT, _WIDTH - _RIGHT)
         self.y: Scale = value_scale(values, _HEIGHT - _BOTTOM, _TOP, is_log=chart.is_log, unit=chart.unit)
-        self.room = _Room(frame=(_LEFT, 0.0, _WIDTH, _HEIGHT - _BOTTOM))
+        self.room = _Room(frame=(_LEFT, _LINE, _WIDTH, _HEIGHT - _BOTTOM))
 
     def draw(self) -> None:
         self._axes()
-        self._limit()
+        level = self._level()
         for series in self.series:
             self._curve(series)
         # Words last: they go where no curve is.
+        if level is not None:
+            self._name_level(level)
         for series in self.series:
             self._name(series)
         for series in self.series:
@@ -135,14 +139,22 @@ class _Drawing:
         scale = ", log scale" if self.chart.is_log else ""
         _text(grid, 4, 12, f"{_NAMES[self.chart.unit]}{scale}", anchor="start")
 
-    def _limit(self) -> None:
-        if self.chart.limit is None or self.chart.limit <= 0:
-            return
-        y, right = self.y(self.chart.limit), _WIDTH - _RIGHT
-        SubElement(self.root, "line", _line(_LEFT, y, right, y) | {"class": "limit"})
+    def _level(self) -> float | None:
+        """The level's line; its pixel, None where there is none."""
+        if self.chart.level is None:
+            return None
+        y, right = self.y(self.chart.level[1]), _WIDTH - _RIGHT
+        SubElement(self.root, "line", _line(_LEFT, y, right, y) | {"class": "level"})
         self.room.take_line([(_LEFT, y), (right, y)])
-        text = f"limit {_value_text(self.chart.limit, self.chart.unit)}"
-        spot = self.room.place(text, [(_LEFT + 4, y - 4, "start"), (_LEFT + 4, y + 13, "start")])
+        return y
+
+    def _name_level(self, y: float) -> None:
+        assert self.chart.level is not None, "it has a line"
+        word, value = self.chart.level
+        text = word if self.chart.unit == "times" else f"{word} {_value_text(value, self.chart.unit)}"
+        right = _WIDTH - _RIGHT
+        left_spots = [(_LEFT + 4, y - 6, "start"), (_LEFT + 4, y + 15, "start")]
+        spot = self.room.place(text, [*left_spots, (right, y - 6, "end"), (right, y + 15, "end")])
         if spot is not None:
             _text(self.root, spot[0], spot[1], text, anchor=spot[2])
 
@@ -153,8 +165,11 @@ class _Drawing:
         if len(path) > 1:
             points = " ".join(f"{x:.1f},{y:.1f}" for x, y in path)
             SubElement(group, "polyline", {"points": points, "class": "curve"} | _dashes(series.slot))
-        top = self.y(self.chart.limit) if self.chart.limit else _TOP
+        top = _TOP if self.chart.level is None else self.y(self.chart.level[1])
+        known = [x for x, _ in path]
         for size in series.failed:
+            if any(abs(self.x(size) - x) < _NEAR for x in known):
+                continue  # the size after the largest: it would cover that one
             cross = SubElement(group, "g", {"class": "failed"})
             _say(cross, "title", f"{series.name}, batch {size}: did not fit")
             _cross(cross, self.x(size), top, 4.5)
@@ -182,7 +197,8 @@ class _Drawing:
         x, y = self.x(last.batch_size), self.y(last.value)
         edge = min(x + _LETTER * len(series.name) / 2, _WIDTH - 2)
         spot = self.room.place(
-            series.name, [(edge, y - 10, "end"), (edge, y + 18, "end"), (x - 10, y - 10, "end"), (x - 10, y + 18, "end")]
+            series.name,
+            [(edge, y - 10, "end"), (edge, y + 18, "end"), (x - 10, y - 10, "end"), (x - 10, y + 18, "end")],
         )
         if spot is not None:
             group = SubElement(self.root, "g", {"class": f"series-{series.slot % COLORS}"})
@@ -202,13 +218,26 @@ class _Drawing:
                 _text(group, spot[0], spot[1], text, anchor=spot[2])
 
 
-_NAMES: dict[Unit, str] = {"samples/s": "samples per second", "bytes": "peak memory", "J": "joules per sample"}
+_NAMES: dict[Unit, str] = {
+    "samples/s": "samples per second",
+    "bytes": "peak memory",
+    "J": "joules per sample",
+    "times": "times the first",
+}
 
 
 def _value_text(value: float, unit: Unit) -> str:
-    if unit == "bytes":
-        return format_size(value)
-    return si_text(value, "J") if unit == "J" else f"{speed_text(value)} samples/s"
+    match unit:
+        case "bytes":
+            return format_size(value)
+        case "J":
+            return si_text(value, "J")
+        case "times":
+            return f"{value:.4g} times"
+        case "samples/s":
+            return f"{speed_text(value)} samples/s"
+        case _:
+            assert_never(unit)
 
 
 def _told(series: Series, point: Point, words: list[str], unit: Unit) -> str:

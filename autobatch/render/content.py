@@ -37,9 +37,7 @@ def report_document(report: Report) -> Document:
     sections += [_trials(report, decimals), _ledger(report.ledger)]
     if report.warnings:
         sections.append(Section(title="Warnings", parts=(Bullets(items=report.warnings),)))
-    sections.append(
-        provenance(report.device, version=report.version, created=report.created, command=report.command)
-    )
+    sections.append(provenance(report.device, version=report.version, created=report.created, command=report.command))
     return Document(title=report.task, sections=tuple(sections))
 
 

@@ -8,13 +8,9 @@ from typing import Any
 from ..bench_report import Cell
 from ..units import format_size
 from .document import Chart, Column, Point, Series, Table
-from .evidence import OUTCOMES
 from .numbers import si_text, speed_text
 
 Json = Mapping[str, Any]
-
-# What marks a size that ran and used more than it may.
-OVER = OUTCOMES["over_limit"]
 
 # Series whose levels lie further apart than this are drawn on a logarithmic scale: on a linear one the lowest would lie
 # on the axis. Assumed.
@@ -57,7 +53,7 @@ def _throughput(model: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> 
         unit="samples/s",
         series=tuple(series),
         is_log=_far_apart([max(point.value for point in one.points) for one in series]),
-        table=_table(f"{model}: samples per second, with 95 % intervals", series, _speed_text),
+        table=series_table(f"{model}: samples per second, with 95 % intervals", series, _speed_text),
     )
 
 
@@ -67,12 +63,11 @@ def _memory(model: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> Char
         if cell.max_batch is None:
             continue
         largest = cell.max_batch["batch_size"]
-        peaks = {p["batch_size"]: p["peak_bytes"] for p in cell.max_batch["probes"] if p["peak_bytes"]}
-        points = tuple(Point(batch_size=size, value=float(peak)) for size, peak in sorted(peaks.items()) if peak > 0)
-        ended = {p["batch_size"]: p["outcome"] for p in cell.max_batch["probes"]}
-        over = tuple((OVER, size) for size, outcome in ended.items() if outcome == "over_limit")
-        failed = sorted(size for size, outcome in ended.items() if outcome != "ok" and size not in peaks)
-        series += _series(cell, slots, points, (("largest", largest), *over), tuple(failed))
+        ended = {probe["batch_size"]: probe for probe in cell.max_batch["probes"]}  # the last run of a size counts
+        peaks = {s: p["peak_bytes"] for s, p in ended.items() if p["outcome"] == "ok" and (p["peak_bytes"] or 0) > 0}
+        points = tuple(Point(batch_size=size, value=float(peak)) for size, peak in sorted(peaks.items()))
+        failed = sorted(size for size, probe in ended.items() if probe["outcome"] != "ok")
+        series += _series(cell, slots, points, (("largest", largest),), tuple(failed))
         limits.add(cell.max_batch["limit_bytes"])
         if peaks.get(largest):
             found.append(f"{cell.arm} peaks at {format_size(peaks[largest])} at batch {largest}, the largest")
@@ -82,8 +77,8 @@ def _memory(model: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> Char
         unit="bytes",
         series=tuple(series),
         is_log=True,  # what is in proportion to the batch is a straight line then, what is fixed a level one
-        limit=next(iter(limits)) if len(limits) == 1 else None,
-        table=_table(f"{model}: peak memory of a training step", series, lambda point: format_size(point.value)),
+        level=_limit(limits),
+        table=series_table(f"{model}: peak memory of a training step", series, lambda point: format_size(point.value)),
     )
 
 
@@ -105,7 +100,7 @@ def _energy(model: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> Char
         unit="J",
         series=tuple(series),
         is_log=_far_apart(values),
-        table=_table(f"{model}: energy per sample", series, lambda point: si_text(point.value, "J")),
+        table=series_table(f"{model}: energy per sample", series, lambda point: si_text(point.value, "J")),
     )
 
 
@@ -135,7 +130,13 @@ def _series(
     return [made] if points else []
 
 
-def _table(caption: str, series: Iterable[Series], write: Callable[[Point], str]) -> Table:
+def _limit(limits: set[float | None]) -> tuple[str, float] | None:
+    """The memory that may be used, where it is known and the same for all."""
+    known = [limit for limit in limits if limit is not None and limit > 0]
+    return ("limit", known[0]) if len(limits) == len(known) == 1 else None
+
+
+def series_table(caption: str, series: Iterable[Series], write: Callable[[Point], str]) -> Table:
     """A row for each batch size and a column for each series, marks behind the values."""
     series = tuple(series)
     sizes = sorted({size for one in series for size in (*(point.batch_size for point in one.points), *one.failed)})

@@ -62,7 +62,7 @@ class Table:
         columns, rows: each row has a cell for each column.
         bars: one share in [0, 1] for each row, to be drawn as a bar behind it; empty for no bars. They repeat what a
             column says, so a renderer may leave them out.
-        caption: what it shows, for a reader who comes to it alone; where it follows its heading it may be left out.
+        caption: what it shows; empty where the heading above it says so.
     """
 
     columns: tuple[Column, ...]
@@ -100,7 +100,7 @@ class Series:
     failed: tuple[int, ...] = ()
 
 
-Unit = Literal["samples/s", "bytes", "J"]
+Unit = Literal["samples/s", "bytes", "J", "times"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,9 +112,9 @@ class Chart:
         finding: what is to be seen in it, in words; it stands where nothing can be drawn.
         unit: of the values.
         series: at least one.
-        is_log: the values are drawn on a logarithmic scale.
-        limit: a value that could not be exceeded; None for none.
         table: the same values as rows.
+        is_log: the values are drawn on a logarithmic scale.
+        level: a value to be drawn across the whole chart, and what it is; None for none.
     """
 
     title: str
@@ -123,7 +123,7 @@ class Chart:
     series: tuple[Series, ...]
     table: Table
     is_log: bool = False
-    limit: float | None = None
+    level: tuple[str, float] | None = None
 
 
 Part = Paragraph | Bullets | Code | Facts | Table | Chart

@@ -45,7 +45,9 @@ def _environment() -> Environment:
 
 def _shown(value: Any) -> Any:
     """What is printed in the template: text from outside without control codes, our own markup as it is."""
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return visible(value).replace(" %", "\N{NO-BREAK SPACE}%")  # a number and its sign stay on one line
 
 
 def _kind(part: Part) -> str:

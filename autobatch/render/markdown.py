@@ -35,7 +35,7 @@ def _drawn(part: Part) -> str:
         case Table():
             return _table(part)
         case Chart():
-            return f"{_line(part.title)}: {_escaped(part.finding)}\n\n{_table(part.table)}"
+            return "\n\n".join(filter(None, (_table(part.table), _line(part.finding))))
         case _:
             assert_never(part)
 
@@ -44,7 +44,8 @@ def _table(table: Table) -> str:
     rules = ["---:" if column.is_number else "---" for column in table.columns]
     rows = [[column.title for column in table.columns], *table.rows]
     head, *body = (" | ".join(_escaped(cell) for cell in row) for row in rows)
-    return "\n".join(f"| {line} |" for line in (head, " | ".join(rules), *body))
+    lines = "\n".join(f"| {line} |" for line in (head, " | ".join(rules), *body))
+    return f"{_line(table.caption)}\n\n{lines}" if table.caption else lines
 
 
 def _escaped(text: str) -> str:

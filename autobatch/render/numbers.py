@@ -61,8 +61,8 @@ def si_text(value: float, unit: str) -> str:
 
 
 def percent_text(share: float) -> str:
-    """A small share with the digits it has: `0.031%`, `1.2%`."""
-    return f"{100 * share:.2g}%" if abs(share) < 0.0995 else f"{share:.0%}"
+    """A small share to two digits: `0.031%`, `1.0%`, `12%`."""
+    return f"{100 * share:#.2g}%" if abs(share) < 0.0995 else f"{share:.0%}"
 
 
 def share_text(share: float) -> str:

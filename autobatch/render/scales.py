@@ -45,11 +45,14 @@ def size_scale(sizes: Iterable[int], start: float, end: float) -> Scale:
 
 
 def value_scale(values: Sequence[float], start: float, end: float, *, is_log: bool, unit: Unit) -> Scale:
-    """Values above zero on an axis that begins at zero, or at the smallest of them where it is logarithmic."""
+    """Values above zero on an axis that begins at zero; at the smallest where it is logarithmic or they are ratios."""
     if is_log:
         low, high = math.log2(min(values)), math.log2(max(values))
         room = 0.04 * (high - low) or math.log2(_base(unit))
         return Scale(low=low - room, high=high + room, start=start, end=end, is_log=True)
+    if unit == "times":
+        room = 0.08 * (max(values) - min(values)) or 0.1 * max(values)
+        return Scale(low=min(values) - room, high=max(values) + room, start=start, end=end, is_log=False)
     return Scale(low=0.0, high=1.04 * max(values), start=start, end=end, is_log=False)
 
 
@@ -57,16 +60,18 @@ def ticks(scale: Scale, unit: Unit) -> list[float]:
     """Round values on an axis, at most six: of powers of two for bytes, of ten for all else."""
     if scale.is_log:
         return _log_ticks(scale, _base(unit))
-    step = _round_step(scale.high / (_MOST_TICKS - 1), binary=unit == "bytes")
-    return [step * number for number in range(int(scale.high / step) + 1)]
+    step = _round_step((scale.high - scale.low) / (_MOST_TICKS - 1), binary=unit == "bytes")
+    return [step * number for number in range(math.ceil(scale.low / step), math.floor(scale.high / step) + 1)]
 
 
 def tick_text(value: float, unit: Unit) -> str:
-    """A tick's label: `0`, `200 k`, `16 GiB`, `1.5 mJ`."""
+    """A tick's label: `0`, `200 k`, `16 GiB`, `500 mJ`, `1.02`."""
     if value == 0:
         return "0"
     if unit == "bytes":
         return format_size(value)
+    if unit == "times":
+        return f"{value:.4g}"
     return si_text(value, "J" if unit == "J" else "")
 
 

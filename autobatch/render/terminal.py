@@ -85,10 +85,11 @@ def _drawn(part: Part, console: Console) -> RenderableType:
                 grid.add_row(plain_text(name, console, "dim"), plain_text(fact, console))
             return grid
         case Table():
-            return _table(part, console)
+            caption = [Text(""), plain_text(part.caption, console)] if part.caption else []
+            return Group(*caption, _table(part, console))
         case Chart():
-            said = plain_text(f"{part.title}: {part.finding}", console)
-            return Group(Text(""), said, _table(part.table, console))
+            # The caption of its table begins with what the chart shows.
+            return Group(_drawn(part.table, console), plain_text(part.finding, console))
         case _:
             assert_never(part)
 
