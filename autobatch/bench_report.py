@@ -176,6 +176,8 @@ def load_report(path: Path) -> Report | BenchReport:
         ReportError: there is none, or it cannot be read.
     """
     data = load_json(path)
+    if isinstance(data, dict) and data.get("kind", KIND) != KIND:
+        raise ReportError(f'{path} is no report of "tune" or "bench": it is of kind {data["kind"]!r:.80}')
     try:
         return BenchReport.from_json(data) if is_bench(data) else Report.from_json(data)
     except ReportError as error:

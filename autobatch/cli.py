@@ -324,7 +324,9 @@ def report(files: tuple[Path, ...], as_markdown: bool, html: Path | None, **opti
         from .files import check_writable
 
         check_writable(html)
-    result, document = _read_reports(files)
+    from .render.stored import read_reports
+
+    result, document = read_reports(files)
     if html is not None:
         from .files import write_whole
         from .render.html import to_html
@@ -396,34 +398,6 @@ def _check_output(options: Mapping[str, Any]) -> None:
         from .files import check_writable
 
         check_writable(options["output"])
-
-
-def _read_reports(files: tuple[Path, ...]) -> tuple[Any, Document]:
-    """A stored report, or the comparison of several: as JSON and as what is drawn."""
-    from .bench_report import BenchReport, load_report
-    from .render.bench_content import bench_document
-    from .render.content import report_document
-
-    stored = [load_report(file) for file in files]
-    if len(stored) == 1:
-        (one,) = stored
-        return one.to_json(), bench_document(one) if isinstance(one, BenchReport) else report_document(one)
-    from .compare import compare
-    from .errors import ReportError
-    from .render.compare_content import comparison_document
-
-    named = [(name, one) for name, one in zip(_short_names(files), stored, strict=True) if isinstance(one, BenchReport)]
-    if len(named) < len(stored):
-        others = [str(file) for file, one in zip(files, stored, strict=True) if not isinstance(one, BenchReport)]
-        raise ReportError(f'only reports of "autobatch bench" are compared; of "autobatch tune": {", ".join(others)}')
-    comparison = compare(named)
-    return comparison.to_json(), comparison_document(comparison)
-
-
-def _short_names(files: tuple[Path, ...]) -> list[str]:
-    """The files' own names where those tell them apart, else all of their paths."""
-    names = [file.name for file in files]
-    return names if len(set(names)) == len(names) else [str(file) for file in files]
 
 
 def _show_report(report: Report, options: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 # What Debian, other distributions and Google call it.
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 # A busy machine takes seconds to start a browser; one that has not answered by then never will.
 _PATIENCE_S = 120.0

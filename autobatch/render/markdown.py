@@ -15,9 +15,9 @@ _LINE_MARK = re.compile(r"^(\d+(?=[.)](?:\s|$))|(?=[-+=]))")
 
 def to_markdown(document: Document) -> str:
     """The document as Markdown, ending in a newline: the same content as on the terminal, without the bars."""
-    blocks = [f"# {_escaped(document.title)}", _line(document.subtitle)]
+    blocks = [f"# {escaped(document.title)}", _line(document.subtitle)]
     for section in document.sections:
-        blocks.append(f"## {_escaped(section.title)}")
+        blocks.append(f"## {escaped(section.title)}")
         blocks += [_drawn(part) for part in section.parts]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -31,7 +31,7 @@ def _drawn(part: Part) -> str:
         case Bullets():
             return "\n".join(f"- {_line(item)}" for item in part.items)
         case Facts():
-            return "\n".join(f"- {_line(name)}: {_escaped(fact)}" for name, fact in part.rows)
+            return "\n".join(f"- {_line(name)}: {escaped(fact)}" for name, fact in part.rows)
         case Table():
             return _table(part)
         case Chart():
@@ -43,16 +43,16 @@ def _drawn(part: Part) -> str:
 def _table(table: Table) -> str:
     rules = ["---:" if column.is_number else "---" for column in table.columns]
     rows = [[column.title for column in table.columns], *table.rows]
-    head, *body = (" | ".join(_escaped(cell) for cell in row) for row in rows)
+    head, *body = (" | ".join(escaped(cell) for cell in row) for row in rows)
     lines = "\n".join(f"| {line} |" for line in (head, " | ".join(rules), *body))
     return f"{_line(table.caption)}\n\n{lines}" if table.caption else lines
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """The text as it reads, on one line, nothing in it taken for markup."""
     return _SPECIAL.sub(r"\\\g<0>", visible(text).strip())
 
 
 def _line(text: str) -> str:
     """The same where it begins a line."""
-    return _LINE_MARK.sub(r"\g<1>\\", _escaped(text))
+    return _LINE_MARK.sub(r"\g<1>\\", escaped(text))
