@@ -49,7 +49,7 @@ def outdated(folder: Path) -> Iterator[tuple[Path, str]]:
     readme = folder / "README.md"
     text = readme.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
-    old, end, after = rest.partition(END)
+    _, end, after = rest.partition(END)
     if not begin or not end:
         raise ReportError(f"{readme} needs the lines {BEGIN} and {END}: the table goes between them")
     yield from _differs(readme, f"{before}{BEGIN}\n\n{device_table(reports, folder)}\n\n{END}{after}")

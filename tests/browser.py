@@ -111,10 +111,10 @@ class Browser:
         data = self._ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]
         file.write_bytes(base64.b64decode(data))
 
-    def press(self, key: str) -> None:
-        """Press a key, such as "Tab"."""
+    def tab(self) -> None:
+        """Press the tabulator key."""
         for kind in ("keyDown", "keyUp"):
-            self._ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=9)
+            self._ask("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
 
     def _ask(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1

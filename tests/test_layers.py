@@ -23,8 +23,8 @@ ORDER = [
     "ledger", "trials", "study", "surrogate", "freeze_thaw", "costs", "stability", "confirmation", "conclusion",
     "race", "search",
     "report", "bench_report", "compare", "render.document", "render.numbers", "render.evidence", "render.content",
-    "render.curves", "render.bench_content", "render.compare_content", "render.stored", "render.scales", "render.charts",
-    "render.terminal", "render.markdown", "render.html", "render.live", "render",
+    "render.curves", "render.bench_content", "render.compare_content", "render.stored",
+    "render.scales", "render.charts", "render.terminal", "render.markdown", "render.html", "render.live", "render",
     "_worker", "engines.processes", "engines.local", "engines", "ranks", "exchange", "alone", "together",
     "remote", "tuning", "api", "cli", "__main__",
 ]

@@ -19,7 +19,7 @@ from .scales import Scale, label_sizes, size_scale, tick_text, ticks, value_scal
 
 # Pixels of the viewBox: as wide as a chart is on a telephone, for its letters of 12 to be readable there.
 _WIDTH, _HEIGHT = 360.0, 268.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 10.0, 34.0, 44.0
+_LEFT, _TOP, _BOTTOM = 54.0, 34.0, 44.0
 _LETTER = 6.9  # width of a letter at 12 pixels: that of the digits of a wide system font (DejaVu Sans, Verdana)
 _LINE = 14.0  # height of a line of such letters
 _NEAR = 12.0  # markers closer than this cover one another
@@ -105,7 +105,8 @@ class _Drawing:
         if chart.level is not None:
             values.append(chart.level[1])
         self.sizes = sorted(sizes)
-        self.x: Scale = size_scale(sizes, _LEFT, _WIDTH - _RIGHT)
+        self.right = _WIDTH - max(10.0, _LETTER * len(str(self.sizes[-1])) / 2)  # the last size is named there
+        self.x: Scale = size_scale(sizes, _LEFT, self.right)
         self.y: Scale = value_scale(values, _HEIGHT - _BOTTOM, _TOP, is_log=chart.is_log, unit=chart.unit)
         self.room = _Room(frame=(_LEFT, _LINE, _WIDTH, _HEIGHT - _BOTTOM))
 
@@ -124,7 +125,7 @@ class _Drawing:
 
     def _axes(self) -> None:
         grid = SubElement(self.root, "g", {"class": "axes"})
-        bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+        bottom, right = _HEIGHT - _BOTTOM, self.right
         for value in ticks(self.y, self.chart.unit):
             y = self.y(value)
             SubElement(grid, "line", _line(_LEFT, y, right, y) | {"class": "grid"})
@@ -143,7 +144,7 @@ class _Drawing:
         """The level's line; its pixel, None where there is none."""
         if self.chart.level is None:
             return None
-        y, right = self.y(self.chart.level[1]), _WIDTH - _RIGHT
+        y, right = self.y(self.chart.level[1]), self.right
         SubElement(self.root, "line", _line(_LEFT, y, right, y) | {"class": "level"})
         self.room.take_line([(_LEFT, y), (right, y)])
         return y
@@ -152,9 +153,8 @@ class _Drawing:
         assert self.chart.level is not None, "it has a line"
         word, value = self.chart.level
         text = word if self.chart.unit == "times" else f"{word} {_value_text(value, self.chart.unit)}"
-        right = _WIDTH - _RIGHT
-        left_spots = [(_LEFT + 4, y - 6, "start"), (_LEFT + 4, y + 15, "start")]
-        spot = self.room.place(text, [*left_spots, (right, y - 6, "end"), (right, y + 15, "end")])
+        ends = ((_LEFT + 4, "start"), (self.right, "end"))
+        spot = self.room.place(text, [(x, y + up, anchor) for x, anchor in ends for up in (-6, 15)])
         if spot is not None:
             _text(self.root, spot[0], spot[1], text, anchor=spot[2])
 
