@@ -87,13 +87,13 @@ class Browser:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._close()
 
-    def open(self, page: Path, *, width: int, height: int = 900, dark: bool = False) -> Seen:
-        """Show a file in a window of that width; what it did until nothing more happened."""
+    def open(self, page: Path, *, width: int, dark: bool = False, printed: bool = False) -> Seen:
+        """Show a file in a window of that width, or as it is printed; what it did until nothing more happened."""
         self._ask(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._ask("Emulation.setEmulatedMedia", features=[scheme])
+        self._ask("Emulation.setEmulatedMedia", media="print" if printed else "screen", features=[scheme])
         self.seen = Seen()
         self._ask("Page.navigate", url=page.resolve().as_uri())
         self._wait_for("Page.loadEventFired")

@@ -1,16 +1,27 @@
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from autobatch.bench_report import SCHEMA, BenchReport, load_report
+from autobatch.compare import compare
 from autobatch.errors import ReportError
+from autobatch.render.bench_content import bench_document
+from autobatch.render.compare_content import comparison_document
+from autobatch.render.html import to_html
+from autobatch.render.markdown import to_markdown
 from autobatch.report import Report
 from tests.bench_reports import cpu_report, gpu_report
+from tests.pages import Page
 from tests.reports import example
 
 GPU, CPU = gpu_report(), cpu_report()
@@ -68,3 +79,42 @@ def test_what_is_not_a_report_is_refused_with_the_place_and_the_value(path: str,
     _set(data, path, value)
     with pytest.raises(ReportError, match=re.escape(message)):
         BenchReport.from_json(data)
+
+
+# Two cells are enough for every place that there is in a report.
+SMALL = json.dumps(dataclasses.replace(GPU, cells=(GPU.cells[1], GPU.cells[7])).to_json())
+
+
+def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value."""
+    inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in inner:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+PLACES = list(places(json.loads(SMALL)))
+numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+anything = st.none() | st.booleans() | numbers | st.text(max_size=5) | st.just([]) | st.just({}) | st.just([1.0, 2.0])
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(st.sampled_from(PLACES), anything), min_size=1, max_size=3))
+def test_what_is_not_refused_can_be_drawn_and_compared(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
+    data = json.loads(SMALL)
+    for path, value in changes:
+        with contextlib.suppress(LookupError, TypeError):  # an earlier change took the place away
+            _set(data, "/".join(map(str, path)), value)
+    try:
+        report = BenchReport.from_json(data)
+    except ReportError:
+        return
+    document = bench_document(report)
+    assert to_markdown(document)
+    assert Page(to_html(document)).problems == []
+    try:
+        comparison = compare([("a", GPU), ("b", report)])
+    except ReportError:
+        return
+    json.dumps(comparison.to_json(), allow_nan=False)
+    assert Page(to_html(comparison_document(comparison))).problems == []

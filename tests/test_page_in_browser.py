@@ -48,7 +48,7 @@ def test_the_page_is_quiet_and_fits(
     browser: Browser, pages: dict[str, Path], name: str, dark: bool, width: int
 ) -> None:
     seen = browser.open(pages[name], width=width, dark=dark)
-    assert seen.requests == [pages[name].as_uri()]
+    assert [address for address in seen.requests if not address.startswith("data:")] == [pages[name].as_uri()]
     assert seen.complaints == []
     assert browser.evaluate(OVERFLOW) <= 0
     assert browser.evaluate(STICKING_OUT) == []
@@ -90,6 +90,15 @@ def test_the_scheme_is_the_readers(browser: Browser, pages: dict[str, Path]) -> 
         browser.open(pages["cpu"], width=1280, dark=dark)
         grounds.add(browser.evaluate(GROUND))
     assert grounds == {"rgb(255, 255, 255)", "rgb(20, 23, 27)"}
+
+
+def test_on_paper_it_is_light_and_what_is_folded_is_shown(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["cpu"], width=800, dark=True, printed=True)
+    assert browser.evaluate(GROUND) == "rgb(255, 255, 255)"
+    folded = "[...document.querySelectorAll('details table')].map(t => t.checkVisibility() && t.clientHeight)"
+    heights = browser.evaluate(folded)
+    assert len(heights) == 6
+    assert all(height > 50 for height in heights)
 
 
 def test_the_first_stop_of_the_keyboard_skips_to_the_content(browser: Browser, pages: dict[str, Path]) -> None:

@@ -186,6 +186,7 @@ class _Drawing:
     def _whisker(self, parent: Element, x: float, low: float, high: float) -> None:
         """The interval, as an upright line with a foot at each end."""
         bottom, top = self.y(low), self.y(high)
+        self.room.take_line([(x, bottom), (x, top)])
         d = f"M{x - 3:.1f} {bottom:.1f}h6M{x - 3:.1f} {top:.1f}h6M{x:.1f} {bottom:.1f}V{top:.1f}"
         SubElement(parent, "path", {"d": d, "class": "interval"})
 

@@ -22,8 +22,8 @@ _HOW = (
 def comparison_document(comparison: Comparison) -> Document:
     """The whole comparison, every choice of what to show and to how many digits made."""
     devices = [comparison.report.device.name, *(other.report.device.name for other in comparison.against)]
-    sections = [Section(title="How to read it", parts=(Bullets(items=_HOW),))]
-    sections += [_section(comparison, other) for other in comparison.against]
+    sections = [_section(comparison, other) for other in comparison.against]
+    sections.append(Section(title="How to read it", parts=(Bullets(items=_HOW),)))
     for name, report in ((comparison.name, comparison.report), *((o.name, o.report) for o in comparison.against)):
         measured = provenance(report.device, version=report.version, created=report.created, command=report.command)
         sections.append(Section(title=f"{name}: measured on", parts=measured.parts))
