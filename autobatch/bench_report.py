@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,9 @@ _PROFILE: Json = {
         | {"joules_per_sample": NUMBER_OR_NULL, "watts": NUMBER_OR_NULL, "remarks": [str], "phases_s": dict}
     ],
 }
+# No size, time, speed or energy is near this or its inverse, and quotients of what lies between are numbers. Assumed.
+_LARGEST = 1e30
+
 # What a profile may hold besides: a key that is not there, or null, is what was not measured.
 _PROFILE_MAY_HOLD: Json = {"recommended": str, "fit": {"largest_residual": NUMBER_OR_NULL}, "remedy": str}
 
@@ -141,7 +144,7 @@ class BenchReport:
             size=found.one_of("size", Size),
             quick=found.get("quick", bool),
             objective=found.get("objective", str),
-            cells=tuple(_cell(Reader(cell, where), where) for where, cell in _named(cells)),
+            cells=tuple(_cell(cell, f"cell {number} of the report") for number, cell in enumerate(cells)),
             planned=found.get("planned", int),
             warnings=found.list_of("warnings", str),
         )
@@ -184,13 +187,14 @@ def load_report(path: Path) -> Report | BenchReport:
         raise ReportError(f"{path}: {error}") from None
 
 
-def _cell(found: Reader, where: str) -> Cell:
+def _cell(data: Json, where: str) -> Cell:
+    found = Reader(data, where)
     outcome = found.one_of("outcome", CellOutcome)
     did_run = outcome == "ok"
     max_batch = found.get("max_batch", MAX_BATCH, or_null=not did_run)
     profiled = found.get("throughput", _PROFILE, or_null=not did_run)
     if max_batch is not None:
-        _check_sizes(max_batch["probes"], f"'probes' of {where}")
+        _check_probes(max_batch, where)
     if profiled is not None:
         _check_profile(profiled, where)
     return Cell(
@@ -209,34 +213,36 @@ def _cell(found: Reader, where: str) -> Cell:
     )
 
 
-def _named(cells: list[Json]) -> list[tuple[str, Json]]:
-    """Each cell with what names it in a message."""
-    return [(f"cell {number} of the report", cell) for number, cell in enumerate(cells)]
+def _check_probes(found: Json, where: str) -> None:
+    """Refuse sizes that a drawing or a comparison could not take."""
+    for number, probe in enumerate(found["probes"]):
+        _check_ranges(probe, ("batch_size",), f"item {number} of 'probes' of {where}")
+        if probe["peak_bytes"]:  # where nothing counts it, it may be zero
+            _check_ranges(probe, ("peak_bytes",), f"item {number} of 'probes' of {where}")
+    _check_ranges(found, ("batch_size", "limit_bytes"), f"'max_batch' of {where}")
 
 
 def _check_profile(profiled: Json, where: str) -> None:
-    """Refuse what a drawing or a comparison could not take."""
+    """The same for times, speeds and energies, and for the keys that need not be there."""
     for key, shape in _PROFILE_MAY_HOLD.items():
         if profiled.get(key) is not None:
             check(profiled[key], shape, f"{key!r} of {where}")
-    points = profiled["measurements"]
-    _check_sizes(points, f"'measurements' of {where}")
-    for number, point in enumerate(points):
+    for number, point in enumerate(profiled["measurements"]):
         place = f"item {number} of 'measurements' of {where}"
+        _check_ranges(point, ("batch_size", "samples_per_s", "step_s"), place)
+        if point["joules_per_sample"]:  # a counter may have stood still
+            _check_ranges(point, ("joules_per_sample",), place)
         for phase, seconds in point["phases_s"].items():
             check(seconds, NUMBER, f"{phase!r} of 'phases_s' of {place}")
         interval = point.get("interval_s")
         if interval is not None:
             check(interval, [NUMBER], f"'interval_s' of {place}")
-            if len(interval) != 2 or not 0 < interval[0] <= interval[1]:
-                raise ReportError(
-                    f"'interval_s' of {place} is two numbers above zero, in order; found {interval!r:.80}"
-                )
-        if point["samples_per_s"] is not None and not point["samples_per_s"] > 0:
-            raise ReportError(f"'samples_per_s' of {place} is above zero; found {point['samples_per_s']!r:.80}")
+            if len(interval) != 2 or interval[0] > interval[1]:
+                raise ReportError(f"'interval_s' of {place} is two numbers in order; found {interval!r:.80}")
+            _check_ranges(dict(enumerate(interval)), (0, 1), f"'interval_s' of {place}")
 
 
-def _check_sizes(points: list[Json], where: str) -> None:
-    for number, point in enumerate(points):
-        if point["batch_size"] < 1:
-            raise ReportError(f"item {number} of {where} has a batch size of at least 1; found {point['batch_size']}")
+def _check_ranges(found: Mapping[Any, Any], keys: Iterable[Any], where: str) -> None:
+    for key in keys:
+        if found[key] is not None and not 1 / _LARGEST <= found[key] <= _LARGEST:
+            raise ReportError(f"{key!r} of {where} is above zero and at most {_LARGEST:g}; found {found[key]!r:.80}")
