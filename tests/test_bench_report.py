@@ -66,7 +66,7 @@ POINT = "cells/0/throughput/measurements/1"
         (
             "cells/0/max_batch/probes/0/batch_size",
             0,
-            "'batch_size' of item 0 of 'probes' of cell 0 of the report is above zero",
+            "'batch_size' of item 0 of 'probes' of cell 0 of the report is a",
         ),
         (f"{POINT}/batch_size", -4, "'batch_size' of item 1 of 'measurements' of cell 0 of the report is above zero"),
         (f"{POINT}/samples_per_s", 0, "'samples_per_s' of item 1 of 'measurements' of cell 0 of the report is above z"),
@@ -75,7 +75,7 @@ POINT = "cells/0/throughput/measurements/1"
         (
             f"{POINT}/interval_s",
             [0.0, 1.0],
-            "0 of 'interval_s' of item 1 of 'measurements' of cell 0 of the report is above",
+            "0 of 'interval_s' of item 1 of 'measurements' of cell 0 of the report i",
         ),
         (f"{POINT}/interval_s", [2.0, 1.0], "is two numbers in order; found [2.0, 1.0]"),
         (f"{POINT}/phases_s/copy", "x", "'copy' of 'phases_s' of item 1 of 'measurements' of cell 0 of the report is"),
@@ -103,7 +103,8 @@ def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 PLACES = list(places(json.loads(SMALL)))
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-anything = st.none() | st.booleans() | numbers | st.text(max_size=5) | st.just([]) | st.just({}) | st.just([1.0, 2.0])
+others = st.none() | st.booleans() | st.text(max_size=5) | st.sampled_from(([], {}, [1.0, 2.0]))
+anything: st.SearchStrategy[Any] = numbers | others
 
 
 @settings(max_examples=300)

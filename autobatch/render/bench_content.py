@@ -18,7 +18,7 @@ Json = Mapping[str, Any]
 _HOW = (
     "A largest batch was run: whole optimizer steps in a fresh process, within the memory limit.",
     "A throughput is that of the median step, timed with the device synchronised after warm-up, with batches of "
-    "synthetic data. The interval beside it is the 95 % interval of that median.",
+    "synthetic data. The interval beside it is the 95 % interval of that median, and ± is half of that.",
     "The knee is the smallest measured batch with 80 % of the highest throughput.",
     "FLOP are those of the matrix products and convolutions of one forward and backward pass, a multiplication and an "
     "addition counting two. They are set against one large matrix product that was timed on the same device in the "
