@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.render.charts import COLORS, svg, swatch
+from autobatch.render.charts import COLORS, marks_of, svg, swatch
 from autobatch.render.curves import charts_of
 from autobatch.render.document import Chart, Point, Series, Table, Unit
 from autobatch.render.scales import Scale, label_sizes, size_scale, tick_text, ticks, value_scale
@@ -134,6 +134,15 @@ def test_the_knee_and_the_recommended_batch_are_marked_and_named() -> None:
     assert sum(element.get("class") == "ring" for element in root.iter()) == 4
     words = [text.text for text in root.iter("text")]
     assert {"knee 128", "knee 256", "fp32", "bf16"} <= set(words)
+
+
+def test_a_size_that_did_not_fit_is_a_cross_on_the_axis_and_in_the_legend() -> None:
+    (_, memory, *_) = charts_of("resnet50", gpu_report().cells[:1], {"fp32": 0})
+    assert memory.series[0].failed == (1470,)  # the proof
+    assert ("1470", "did not fit", "") in memory.table.rows
+    (cross,) = [element for element in drawn(memory).iter("g") if element.get("class") == "failed"]
+    assert "".join(cross.itertext()) == "fp32, batch 1470: did not fit"
+    assert list(marks_of(memory)) == ["largest", "did not fit"]
 
 
 def test_what_a_screen_reader_hears_is_the_finding() -> None:

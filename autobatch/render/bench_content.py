@@ -53,7 +53,7 @@ def bench_document(report: BenchReport) -> Document:
 def _summary(report: BenchReport, models: Mapping[str, Sequence[Cell]], arms: Sequence[str]) -> tuple[Part, ...]:
     """What was run, what of it failed, and what stands out."""
     seconds = sum(cell.seconds for cell in report.cells)
-    size = "as they are" if report.size == "full" else "in a small size that a processor can train"
+    size = "of full size" if report.size == "full" else "in a small size that a processor can train"
     text = f"{count_text(len(models), 'model')} {size}, computed in {_listed(arms) or 'no way'}"
     text += f", in {format_duration(seconds)}. Batch sizes are recommended for {report.objective}."
     if report.quick:
@@ -71,16 +71,16 @@ def _summary(report: BenchReport, models: Mapping[str, Sequence[Cell]], arms: Se
 def _speedups(models: Mapping[str, Sequence[Cell]], arms: Sequence[str]) -> Iterator[str]:
     """Of each arm but the first: how many times the samples per second of the first."""
     for arm in arms[1:]:
-        ratios = []
-        for cells in models.values():
+        ratios = {}
+        for name, cells in models.items():
             speeds = {cell.arm: speed for cell in cells if (speed := _speed(cell)) is not None}
             if arm in speeds and arms[0] in speeds:
-                ratios.append(speeds[arm] / speeds[arms[0]])
+                ratios[name] = speeds[arm] / speeds[arms[0]]
         if ratios:
-            low, high = (f"{ratio:.3g}" for ratio in (min(ratios), max(ratios)))
-            times = low if low == high else f"{low} to {high} (median {median(ratios):.3g})"
-            over = f" over {count_text(len(ratios), 'model')}" if len(ratios) > 1 else f" in {next(iter(models))}"
-            yield f"{arm} does {times} times the samples/s of {arms[0]}{over if len(models) > 1 else ''}."
+            low, high = (f"{ratio:.3g}" for ratio in (min(ratios.values()), max(ratios.values())))
+            times = low if low == high else f"{low} to {high} (median {median(ratios.values()):.3g})"
+            where = f"over {len(ratios)} models" if len(ratios) > 1 else f"in {next(iter(ratios))}"
+            yield f"{arm} does {times} times the samples/s of {arms[0]} {where}."
 
 
 def _of_matmul(cells: Sequence[Cell]) -> Iterator[str]:

@@ -22,7 +22,8 @@ _WIDTH, _HEIGHT = 360.0, 268.0
 _LEFT, _TOP, _BOTTOM = 54.0, 34.0, 44.0
 _LETTER = 6.9  # width of a letter at 12 pixels: that of the digits of a wide system font (DejaVu Sans, Verdana)
 _LINE = 14.0  # height of a line of such letters
-_NEAR = 12.0  # markers closer than this cover one another
+
+_FAILED = "did not fit"  # marks a size without a value
 
 COLORS = 8  # that a page defines, as --series-0 to --series-7
 _DASHES = ("", "7 3", "2 3", "10 3 2 3", "5 2 1 2")
@@ -165,14 +166,10 @@ class _Drawing:
         if len(path) > 1:
             points = " ".join(f"{x:.1f},{y:.1f}" for x, y in path)
             SubElement(group, "polyline", {"points": points, "class": "curve"} | _dashes(series.slot))
-        top = _TOP if self.chart.level is None else self.y(self.chart.level[1])
-        known = [x for x, _ in path]
         for size in series.failed:
-            if any(abs(self.x(size) - x) < _NEAR for x in known):
-                continue  # the size after the largest: it would cover that one
             cross = SubElement(group, "g", {"class": "failed"})
             _say(cross, "title", f"{series.name}, batch {size}: did not fit")
-            _cross(cross, self.x(size), top, 4.5)
+            _ring(cross, _FAILED, self.x(size), _HEIGHT - _BOTTOM - 8)  # it has no value: it lies on the axis
         for point, (x, y) in zip(series.points, path, strict=True):
             dot = SubElement(group, "g", {"class": "point"})
             words = [word for word, size in series.marks if size == point.batch_size]
@@ -279,7 +276,7 @@ def _ring(parent: Element, word: str, x: float, y: float) -> None:
         shape = {"x": f"{x - 6.5:.1f}", "y": f"{y - 6.5:.1f}", "width": "13", "height": "13", "class": "ring"}
         SubElement(parent, "rect", shape)
     else:
-        _cross(parent, x, y, 6.0)
+        _cross(parent, x, y, 4.5)
 
 
 def _line(x0: float, y0: float, x1: float, y1: float) -> dict[str, str]:
@@ -305,5 +302,6 @@ def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, 
 
 def marks_of(chart: Chart) -> Iterator[str]:
     """The words that mark something in it, each once, for the legend."""
-    words = (word for series in chart.series for word, _ in series.marks)
-    yield from dict.fromkeys(words)
+    words = [word for series in chart.series for word, _ in series.marks]
+    failures = [_FAILED] if any(series.failed for series in chart.series) else []
+    yield from dict.fromkeys([*words, *failures])

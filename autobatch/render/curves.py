@@ -41,8 +41,7 @@ def _throughput(model: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> 
     for cell in cells:
         if cell.throughput is None:
             continue
-        timed = [point for point in cell.throughput["measurements"] if point["samples_per_s"] is not None]
-        points = tuple(_speed(point) for point in timed)
+        points = tuple(_speed(point) for point in _by_size(cell.throughput) if point["samples_per_s"] is not None)
         at_knee, best = cell.throughput["knee_batch_size"], cell.throughput["recommended_batch_size"]
         series += _series(cell, slots, points, (("knee", at_knee), ("recommended", best)))
         for point in (point for point in points if point.batch_size == best):
@@ -87,7 +86,7 @@ def _energy(model: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> Char
     for cell in cells:
         if cell.throughput is None:
             continue
-        known = [point for point in cell.throughput["measurements"] if (point["joules_per_sample"] or 0) > 0]
+        known = [point for point in _by_size(cell.throughput) if (point["joules_per_sample"] or 0) > 0]
         points = tuple(Point(batch_size=p["batch_size"], value=p["joules_per_sample"]) for p in known)
         series += _series(cell, slots, points, (("recommended", cell.throughput["recommended_batch_size"]),))
         if points:
@@ -102,6 +101,10 @@ def _energy(model: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> Char
         is_log=_far_apart(values),
         table=series_table(f"{model}: energy per sample", series, lambda point: si_text(point.value, "J")),
     )
+
+
+def _by_size(profiled: Json) -> list[Json]:
+    return sorted(profiled["measurements"], key=lambda point: point["batch_size"])
 
 
 def _speed(point: Json) -> Point:
