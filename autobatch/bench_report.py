@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +16,8 @@ from typing import Any, Literal
 from .errors import ReportError
 from .files import write_whole
 from .plan import DeviceInfo
-from .report import MAX_BATCH, THROUGHPUT, device_from_json, device_to_json, load_json
-from .shapes import NUMBER, NUMBER_OR_NULL, Reader
+from .report import MAX_BATCH, THROUGHPUT, Report, device_from_json, device_to_json, load_json
+from .shapes import NUMBER, NUMBER_OR_NULL, Reader, check
 
 KIND = "bench"
 # Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
@@ -36,6 +36,11 @@ _PROFILE: Json = {
         | {"joules_per_sample": NUMBER_OR_NULL, "watts": NUMBER_OR_NULL, "remarks": [str], "phases_s": dict}
     ],
 }
+# No size, time, speed or energy is near this or its inverse, and quotients of what lies between are numbers. Assumed.
+_LARGEST = 1e30
+
+# What a profile may hold besides: a key that is not there, or null, is what was not measured.
+_PROFILE_MAY_HOLD: Json = {"recommended": str, "fit": {"largest_residual": NUMBER_OR_NULL}, "remedy": str}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +144,7 @@ class BenchReport:
             size=found.one_of("size", Size),
             quick=found.get("quick", bool),
             objective=found.get("objective", str),
-            cells=tuple(_cell(Reader(cell, f"cell {number} of the report")) for number, cell in enumerate(cells)),
+            cells=tuple(_cell(cell, f"cell {number} of the report") for number, cell in enumerate(cells)),
             planned=found.get("planned", int),
             warnings=found.list_of("warnings", str),
         )
@@ -167,20 +172,77 @@ def is_bench(data: object) -> bool:
     return isinstance(data, dict) and data.get("kind") == KIND
 
 
-def _cell(found: Reader) -> Cell:
+def load_report(path: Path) -> Report | BenchReport:
+    """The report in a file, whichever it is; messages begin with the file's name.
+
+    Raises:
+        ReportError: there is none, or it cannot be read.
+    """
+    data = load_json(path)
+    if isinstance(data, dict) and data.get("kind", KIND) != KIND:
+        raise ReportError(f'{path} is no report of "tune" or "bench": it is of kind {data["kind"]!r:.80}')
+    try:
+        return BenchReport.from_json(data) if is_bench(data) else Report.from_json(data)
+    except ReportError as error:
+        raise ReportError(f"{path}: {error}") from None
+
+
+def _cell(data: Json, where: str) -> Cell:
+    found = Reader(data, where)
     outcome = found.one_of("outcome", CellOutcome)
     did_run = outcome == "ok"
+    max_batch = found.get("max_batch", MAX_BATCH, or_null=not did_run)
+    profiled = found.get("throughput", _PROFILE, or_null=not did_run)
+    if max_batch is not None:
+        _check_probes(max_batch, where)
+    if profiled is not None:
+        _check_profile(profiled, where)
     return Cell(
         model=found.get("model", str),
         arm=found.get("arm", str),
         outcome=outcome,
         message=found.get("message", str, or_null=True),
         parameters=found.get("parameters", int, or_null=True),
-        max_batch=found.get("max_batch", MAX_BATCH, or_null=not did_run),
-        throughput=found.get("throughput", _PROFILE, or_null=not did_run),
+        max_batch=max_batch,
+        throughput=profiled,
         flops_per_sample=found.number_or_none("flops_per_sample"),
         flops_per_s=found.number_or_none("flops_per_s"),
         matmul_flops_per_s=found.number_or_none("matmul_flops_per_s"),
         loss_difference=found.get("loss_difference", _LOSS, or_null=True),
         seconds=found.number("seconds"),
     )
+
+
+def _check_probes(found: Json, where: str) -> None:
+    """Refuse sizes that a drawing or a comparison could not take."""
+    for number, probe in enumerate(found["probes"]):
+        _check_ranges(probe, ("batch_size",), f"item {number} of 'probes' of {where}")
+        if probe["peak_bytes"]:  # where nothing counts it, it may be zero
+            _check_ranges(probe, ("peak_bytes",), f"item {number} of 'probes' of {where}")
+    _check_ranges(found, ("batch_size", "limit_bytes"), f"'max_batch' of {where}")
+
+
+def _check_profile(profiled: Json, where: str) -> None:
+    """The same for times, speeds and energies, and for the keys that need not be there."""
+    for key, shape in _PROFILE_MAY_HOLD.items():
+        if profiled.get(key) is not None:
+            check(profiled[key], shape, f"{key!r} of {where}")
+    for number, point in enumerate(profiled["measurements"]):
+        place = f"item {number} of 'measurements' of {where}"
+        _check_ranges(point, ("batch_size", "samples_per_s", "step_s"), place)
+        if point["joules_per_sample"]:  # a counter may have stood still
+            _check_ranges(point, ("joules_per_sample",), place)
+        for phase, seconds in point["phases_s"].items():
+            check(seconds, NUMBER, f"{phase!r} of 'phases_s' of {place}")
+        interval = point.get("interval_s")
+        if interval is not None:
+            check(interval, [NUMBER], f"'interval_s' of {place}")
+            if len(interval) != 2 or interval[0] > interval[1]:
+                raise ReportError(f"'interval_s' of {place} is two numbers in order; found {interval!r:.80}")
+            _check_ranges(dict(enumerate(interval)), (0, 1), f"'interval_s' of {place}")
+
+
+def _check_ranges(found: Mapping[Any, Any], keys: Iterable[Any], where: str) -> None:
+    for key in keys:
+        if found[key] is not None and not 1 / _LARGEST <= found[key] <= _LARGEST:
+            raise ReportError(f"{key!r} of {where} is above zero and at most {_LARGEST:g}; found {found[key]!r:.80}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from .bench_report import BenchReport
     from .progress import Listener, Progress
+    from .render.document import Document
     from .report import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -242,9 +244,10 @@ def tune(task: Path, **options: Any) -> None:
         )
     if options["markdown"] is not None:
         from .files import write_whole
+        from .render.content import report_document
         from .render.markdown import to_markdown
 
-        write_whole(options["markdown"], to_markdown(report))
+        write_whole(options["markdown"], to_markdown(report_document(report)))
     _show_report(report, options)
     if report.interrupted:
         sys.exit(_INTERRUPTED)
@@ -418,23 +421,33 @@ def find_lr(task: Path, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("file", type=click.Path(path_type=Path), metavar="REPORT.json")
+@click.argument("files", type=click.Path(path_type=Path), metavar="REPORT.json...", nargs=-1, required=True)
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print it as Markdown.")  # tune's variable names a file
+@_option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write it as a page of its own.")
 @_OUTPUT
-def report(file: Path, as_markdown: bool, **options: Any) -> None:
-    """Show a stored report again."""
+def report(files: tuple[Path, ...], as_markdown: bool, html: Path | None, **options: Any) -> None:
+    """Show a stored report again; compare reports of "bench", each with the first."""
     if as_markdown and (options["as_json"] or options["output"] is not None):
         raise click.UsageError("--markdown prints Markdown alone: leave out --json and --output, or --markdown")
     _check_output(options)
-    from .report import Report
+    if html is not None:
+        from .files import check_writable
 
-    stored = Report.load(file)
+        check_writable(html)
+    from .render.stored import read_reports
+
+    result, document = read_reports(files)
+    if html is not None:
+        from .files import write_whole
+        from .render.html import to_html
+
+        write_whole(html, to_html(document))
     if as_markdown:
         from .render.markdown import to_markdown
 
-        click.echo(to_markdown(stored))
+        click.echo(to_markdown(document))
     else:
-        _show_report(stored, options)
+        _show_document(result, document, options)
 
 
 @cli.command()
@@ -454,11 +467,18 @@ def doctor(**options: Any) -> None:
 
 
 def _show_bench(report: BenchReport, path: Path, options: Mapping[str, Any]) -> None:
-    """The report on stdout; it is in its file already."""
-    from .render.terminal import print_bench
+    """The overview on stdout; the report is in its file already."""
+    from .render.bench_content import bench_document, bench_summary
+    from .render.terminal import print_document
 
-    _show(report.to_json(), lambda _, console: print_bench(report, console), {**options, "output": None})
-    click.echo(f"The report is in {path}", err=True)
+    if options["html"] is not None:
+        from .files import write_whole
+        from .render.html import to_html
+
+        write_whole(options["html"], to_html(bench_document(report)))
+    summary = bench_summary(report)
+    _show(report.to_json(), lambda _, console: print_document(summary, console), {**options, "output": None})
+    click.echo(f"The report is in {path}: `autobatch report {shlex.quote(str(path))}` shows all of it", err=True)
 
 
 @contextmanager
@@ -506,9 +526,15 @@ def _check_output(options: Mapping[str, Any]) -> None:
 
 
 def _show_report(report: Report, options: Mapping[str, Any]) -> None:
-    from .render.terminal import print_report
+    from .render.content import report_document
 
-    _show(report.to_json(), lambda _, console: print_report(report, console), options)
+    _show_document(report.to_json(), report_document(report), options)
+
+
+def _show_document(result: Any, document: Document, options: Mapping[str, Any]) -> None:
+    from .render.terminal import print_document
+
+    _show(result, lambda _, console: print_document(document, console), options)
 
 
 def _show(result: Any, draw: Callable[[Any, Console], None], options: Mapping[str, Any]) -> None:
@@ -557,8 +583,6 @@ def _progress(options: Mapping[str, Any], budget_s: float | None = None) -> Iter
 
 def _command() -> str:
     """What was typed, as it can be typed again."""
-    import shlex
-
     return shlex.join(["autobatch", *sys.argv[1:]])
 
 

@@ -35,7 +35,7 @@ def test_a_bench_measures_each_model_in_each_way_and_says_where_the_report_is(tm
         "bench", "--models", MINIMAL, TASKS / "lstm.py", "--precisions", "fp32", "bf16", *QUICK, "--json", cwd=tmp_path
     )
     assert found.returncode == 0, found.stderr
-    path = Path(re.search(r"The report is in (\S+)", found.stderr).group(1))  # type: ignore[union-attr]
+    path = Path(re.search(r"The report is in (\S+):", found.stderr).group(1))  # type: ignore[union-attr]
     assert path.parts[:2] == ("benchmarks", "results")
     report = BenchReport.load(tmp_path / path)
     assert json.loads(found.stdout) == report.to_json()
@@ -65,6 +65,19 @@ def test_a_bench_measures_each_model_in_each_way_and_says_where_the_report_is(tm
     assert report.planned == 4
     assert any("128 MiB" in warning for warning in report.warnings)
     assert "2 of 4: minimal in bf16, about" in found.stderr
+
+
+def test_a_bench_is_drawn_as_an_overview_and_as_a_page(tmp_path: Path) -> None:
+    ask = ("bench", "--models", MINIMAL, *QUICK, "--output", tmp_path / "r.json", "--html", tmp_path / "r.html")
+    done = autobatch(*ask, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Overview" in done.stdout
+    assert "minimal" in done.stdout
+    assert "How it was measured" not in done.stdout
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    assert "How it was measured" in (tmp_path / "r.html").read_text()
+    whole = autobatch("report", tmp_path / "r.json", cwd=tmp_path)
+    assert "How it was measured" in whole.stdout
 
 
 def test_a_bench_that_was_ended_goes_on_where_it_stood(tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ ORDER = [
     "progress", "bracket", "memory", "throughput", "profiling", "arms", "learning_rate",
     "ledger", "trials", "study", "surrogate", "freeze_thaw", "costs", "stability", "confirmation", "conclusion",
     "race", "search",
-    "report", "bench_report", "render.document", "render.numbers", "render.evidence", "render.content",
-    "render.side_by_side", "render.terminal", "render.markdown", "render.live", "render",
+    "report", "bench_report", "compare", "render.document", "render.numbers", "render.evidence", "render.content",
+    "render.curves", "render.bench_content", "render.compare_content", "render.stored", "render.side_by_side",
+    "render.scales", "render.charts", "render.terminal", "render.markdown", "render.html", "render.live", "render",
     "_worker", "engines.processes", "engines.local", "engines", "ranks", "exchange", "alone", "together",
     "remote", "tuning", "bench", "api", "cli", "__main__",
 ]
@@ -37,6 +38,8 @@ HOMES = {
     "rich": {"render.terminal", "render.live", "cli"},
     "click": {"cli"},
     "cloudpickle": {"inputs"},
+    "jinja2": {"render.html"},
+    "markupsafe": {"render.html"},
 }
 
 # What stands in the worker; all other modules are the coordinator's, and importing those brings no torch.

@@ -14,16 +14,24 @@ from rich.console import Console
 
 from autobatch.confirmation import ScoreSummary
 from autobatch.plan import Config, DeviceInfo, Plan
-from autobatch.render.content import difference
+from autobatch.render.content import difference, report_document
 from autobatch.render.document import visible
-from autobatch.render.markdown import to_markdown
+from autobatch.render.markdown import to_markdown as document_to_markdown
 from autobatch.render.numbers import lr_text, score_decimals, score_text, share_text, speed_text
-from autobatch.render.terminal import print_devices, print_lr, print_max_batch, print_profile, print_report
+from autobatch.render.terminal import print_devices, print_document, print_lr, print_max_batch, print_profile
 from autobatch.report import Report
 from tests.reports import CHOSEN, YOURS, example, trial
 
 EXAMPLE = example()
 HOSTILE = "[red]x[/red] | <b>*y*</b> \x1b[2J\x07 \u202e `z` _w_ \ud800"
+
+
+def print_report(report: Report, console: Console) -> None:
+    print_document(report_document(report), console)
+
+
+def to_markdown(report: Report) -> str:
+    return document_to_markdown(report_document(report))
 
 
 def drawn(report: Report, width: int = 80) -> str:

@@ -199,7 +199,7 @@ def test_all_wrong_settings_of_a_file_are_told_together() -> None:
         load_task(BROKEN / "wrong_settings.py")
     for part in (
         "direction must be one of 'maximize', 'minimize'; found 'max'",
-        "precision must be one of 'fp32', 'bf16', 'fp16'; found 'float16'",
+        "precision must be one of 'fp32', 'tf32', 'bf16', 'fp16'; found 'float16'",
         "clip_grad_norm must be a number above zero; found -1.0",
         "compile must be True or False; found 'yes'",
         "loader must not set 'batch_size': it is what autobatch searches",

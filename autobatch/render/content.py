@@ -10,9 +10,9 @@ from typing import Any
 from ..plan import Config
 from ..report import Report
 from ..trials import oriented
-from ..units import format_duration, format_size
-from .document import Bullets, Code, Column, Document, Facts, Paragraph, Part, Section, Table
-from .evidence import OUTCOMES, lr_sentence, max_batch_summary, throughput_summary
+from ..units import format_duration
+from .document import Bullets, Code, Column, Document, Paragraph, Part, Section, Table
+from .evidence import OUTCOMES, lr_sentence, max_batch_summary, provenance, throughput_summary
 from .numbers import count_text, known, lr_text, score_decimals, score_text, share_text
 
 Json = Mapping[str, Any]
@@ -37,7 +37,7 @@ def report_document(report: Report) -> Document:
     sections += [_trials(report, decimals), _ledger(report.ledger)]
     if report.warnings:
         sections.append(Section(title="Warnings", parts=(Bullets(items=report.warnings),)))
-    sections.append(_provenance(report))
+    sections.append(provenance(report.device, version=report.version, created=report.created, command=report.command))
     return Document(title=report.task, sections=tuple(sections))
 
 
@@ -226,29 +226,6 @@ def _ledger(ledger: Json) -> Section:
     text = f"{format_duration(elapsed_s)} of a budget of {format_duration(ledger['budget_s'])}."
     table = Table(columns=columns, rows=rows, bars=tuple(seconds / most_s for _, seconds in entries))
     return Section(title="Where the time went", parts=(Paragraph(text=text), table))
-
-
-def _provenance(report: Report) -> Section:
-    """What makes this run comparable with another."""
-    device = report.device
-    software = {
-        "torch": device.torch,
-        "Python": device.python,
-        "runtime": device.runtime,
-        "driver": device.driver,
-        "autobatch": report.version,
-    }
-    versions = ", ".join(f"{name} {known(version)}" for name, version in software.items() if version is not None)
-    threads = "" if device.threads is None else f", {count_text(device.threads, 'thread')}"
-    rows = (
-        ("device", f"{device.name} ({device.kind}{threads})"),
-        ("memory", known(device.memory_bytes, format_size)),
-        ("versions", versions),
-        ("started", report.created),
-        ("command", report.command),
-    )
-    notes = tuple(("note", note) for note in device.notes)
-    return Section(title="Measured on", parts=(Facts(rows=rows + notes),))
 
 
 def _decimals(report: Report) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
+from typing import Literal
 
 # Categories of characters that a terminal or a reader would act on rather than show: control codes, invisible format
 # characters (among them those that turn the reading direction), lone surrogates, line and paragraph separators.
@@ -61,14 +62,71 @@ class Table:
         columns, rows: each row has a cell for each column.
         bars: one share in [0, 1] for each row, to be drawn as a bar behind it; empty for no bars. They repeat what a
             column says, so a renderer may leave them out.
+        caption: what it shows; empty where the heading above it says so.
     """
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
     bars: tuple[float, ...] = ()
+    caption: str = ""
 
 
-Part = Paragraph | Bullets | Code | Facts | Table
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A value at a batch size, and between what it lies where that is known."""
+
+    batch_size: int
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """What belongs together in a chart.
+
+    Attributes:
+        name: in the legend.
+        slot: tells it from the others by colour, marker and dashes; a name has one slot all through a document.
+        points: by batch size.
+        marks: a word for a batch size of the points, such as "knee".
+        failed: batch sizes that did not run; they have no value.
+    """
+
+    name: str
+    slot: int
+    points: tuple[Point, ...]
+    marks: tuple[tuple[str, int], ...] = ()
+    failed: tuple[int, ...] = ()
+
+
+Unit = Literal["samples/s", "bytes", "J", "times"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """Values over batch sizes.
+
+    Attributes:
+        title: what is drawn.
+        finding: what is to be seen in it, in words; it stands where nothing can be drawn.
+        unit: of the values.
+        series: at least one.
+        table: the same values as rows.
+        is_log: the values are drawn on a logarithmic scale.
+        level: a value to be drawn across the whole chart, and what it is; None for none.
+    """
+
+    title: str
+    finding: str
+    unit: Unit
+    series: tuple[Series, ...]
+    table: Table
+    is_log: bool = False
+    level: tuple[str, float] | None = None
+
+
+Part = Paragraph | Bullets | Code | Facts | Table | Chart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +139,11 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """Sections under a title."""
+    """Sections under a title, and perhaps a line below it that says what it is."""
 
     title: str
     sections: tuple[Section, ...]
+    subtitle: str = ""
 
 
 def visible(text: str) -> str:

@@ -195,6 +195,30 @@ def device_facts(device: DeviceInfo) -> tuple[tuple[str, str], ...]:
     )
 
 
+def provenance(device: DeviceInfo, *, version: str, created: str, command: str) -> Section:
+    """What makes a run comparable with another: the device, the software, when and how it was called."""
+    software = {
+        "torch": device.torch,
+        "Python": device.python,
+        "runtime": device.runtime,
+        "driver": device.driver,
+        "autobatch": version,
+    }
+    versions = ", ".join(f"{name} {known(version)}" for name, version in software.items() if version is not None)
+    threads = "" if device.threads is None else f", {count_text(device.threads, 'thread')}"
+    limit = () if device.power_limit_w is None else (("power limit", f"{device.power_limit_w:.0f} W"),)
+    rows = (
+        ("device", f"{device.name} ({device.kind}{threads})"),
+        ("memory", known(device.memory_bytes, format_size)),
+        *limit,
+        ("versions", versions),
+        ("started", created),
+        ("command", command),
+    )
+    notes = tuple(("note", note) for note in device.notes)
+    return Section(title="Measured on", parts=(Facts(rows=rows + notes),))
+
+
 def device_section(device: DeviceInfo) -> Section:
     """Every fact about a device, and why one is missing."""
     facts = Facts(rows=device_facts(device)[1:])

@@ -1,13 +1,11 @@
-"""A report as a document for a pull request: CommonMark and the tables of GitHub, no HTML."""
+"""A document for a pull request: CommonMark and the tables of GitHub, no HTML."""
 
 from __future__ import annotations
 
 import re
 from typing import assert_never
 
-from ..report import Report
-from .content import report_document
-from .document import Bullets, Code, Facts, Paragraph, Part, Table, visible
+from .document import Bullets, Chart, Code, Document, Facts, Paragraph, Part, Table, visible
 
 # What Markdown, or a table in it, gives a meaning to. An underscore inside a word has none.
 _SPECIAL = re.compile(r"[\\`*\[\]<>|~&#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
@@ -15,12 +13,11 @@ _SPECIAL = re.compile(r"[\\`*\[\]<>|~&#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _LINE_MARK = re.compile(r"^(\d+(?=[.)](?:\s|$))|(?=[-+=]))")
 
 
-def to_markdown(report: Report) -> str:
-    """The report as Markdown, ending in a newline: the same content as on the terminal, without the bars."""
-    document = report_document(report)
-    blocks = [f"# {_escaped(document.title)}"]
+def to_markdown(document: Document) -> str:
+    """The document as Markdown, ending in a newline: the same content as on the terminal, without the bars."""
+    blocks = [f"# {escaped(document.title)}", _line(document.subtitle)]
     for section in document.sections:
-        blocks.append(f"## {_escaped(section.title)}")
+        blocks.append(f"## {escaped(section.title)}")
         blocks += [_drawn(part) for part in section.parts]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -34,9 +31,11 @@ def _drawn(part: Part) -> str:
         case Bullets():
             return "\n".join(f"- {_line(item)}" for item in part.items)
         case Facts():
-            return "\n".join(f"- {_line(name)}: {_escaped(fact)}" for name, fact in part.rows)
+            return "\n".join(f"- {_line(name)}: {escaped(fact)}" for name, fact in part.rows)
         case Table():
             return _table(part)
+        case Chart():
+            return "\n\n".join(filter(None, (_table(part.table), _line(part.finding))))
         case _:
             assert_never(part)
 
@@ -44,15 +43,16 @@ def _drawn(part: Part) -> str:
 def _table(table: Table) -> str:
     rules = ["---:" if column.is_number else "---" for column in table.columns]
     rows = [[column.title for column in table.columns], *table.rows]
-    head, *body = (" | ".join(_escaped(cell) for cell in row) for row in rows)
-    return "\n".join(f"| {line} |" for line in (head, " | ".join(rules), *body))
+    head, *body = (" | ".join(escaped(cell) for cell in row) for row in rows)
+    lines = "\n".join(f"| {line} |" for line in (head, " | ".join(rules), *body))
+    return f"{_line(table.caption)}\n\n{lines}" if table.caption else lines
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """The text as it reads, on one line, nothing in it taken for markup."""
     return _SPECIAL.sub(r"\\\g<0>", visible(text).strip())
 
 
 def _line(text: str) -> str:
     """The same where it begins a line."""
-    return _LINE_MARK.sub(r"\g<1>\\", _escaped(text))
+    return _LINE_MARK.sub(r"\g<1>\\", escaped(text))

@@ -12,6 +12,7 @@ T = TypeVar("T")
 _DIGITS_WITHOUT_STDERR = 4
 # Significant digits of a score at most, however small its standard error. Assumed.
 _MOST_DIGITS = 8
+_PREFIXES = dict(zip(range(-3, 7), ("n", "µ", "m", "", "k", "M", "G", "T", "P", "E"), strict=True))  # by powers of 1000
 # A number longer than this is written with an exponent. Assumed: what fits in a column of a table.
 _LONGEST = 12
 
@@ -47,6 +48,21 @@ def lr_text(lr: float, digits: int = 3) -> str:
 def speed_text(per_s: float) -> str:
     """Samples per second: three digits where they can matter, thousands set apart."""
     return f"{per_s:,.0f}" if per_s >= 99.95 else f"{per_s:.3g}"
+
+
+def si_text(value: float, unit: str) -> str:
+    """Three digits and the prefix that fits: `25.6 M`, `230 mJ`, `52.1 TFLOP/s`."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:.0f} {unit}".strip()
+    # What rounds to the next power of ten has its prefix: 999.7 is 1 k.
+    power = math.floor(math.log10(float(f"{abs(value):.2e}")) / 3)
+    power = min(max(power, min(_PREFIXES)), max(_PREFIXES))
+    return f"{value / 1000.0**power:.3g} {_PREFIXES[power]}{unit}".strip()
+
+
+def percent_text(share: float) -> str:
+    """A small share to two digits: `0.031%`, `1.0%`, `12%`."""
+    return f"{100 * share:#.2g}%" if abs(share) < 0.0995 else f"{share:.0%}"
 
 
 def share_text(share: float) -> str:

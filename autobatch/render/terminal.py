@@ -9,16 +9,14 @@ from collections.abc import Iterable, Sequence
 from typing import assert_never
 
 from rich.cells import cell_len
-from rich.console import Console, JustifyMethod, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
-from ..bench_report import BenchReport
 from ..plan import DeviceInfo
-from ..report import Json, Report
-from .content import report_document
-from .document import Bullets, Code, Facts, Paragraph, Part, Section, Table, visible
+from ..report import Json
+from .document import Bullets, Chart, Code, Document, Facts, Paragraph, Part, Section, Table, visible
 from .evidence import device_section, lr_section, max_batch_section, throughput_section
 from .side_by_side import arms_sections
 
@@ -28,10 +26,11 @@ _BAR_WIDTHS = (5, 30)  # assumed: a shorter bar shows no proportion, a longer on
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
-def print_report(report: Report, console: Console) -> None:
-    """Print everything that `tune` found: what to use first, then what it beats, where it holds, and why."""
-    document = report_document(report)
+def print_document(document: Document, console: Console) -> None:
+    """Print a whole document."""
     console.print(plain_text(document.title, console, "bold"), highlight=False)
+    if document.subtitle:
+        console.print(plain_text(document.subtitle, console), highlight=False)
     _print_sections(document.sections, console)
 
 
@@ -48,12 +47,6 @@ def print_profile(throughput: Json, console: Console) -> None:
 def print_arms(arms: Json, console: Console) -> None:
     """Print ways of computing side by side; `arms` as `arms.compared` gives them."""
     _print_sections(arms_sections(arms), console)
-
-
-def print_bench(report: BenchReport, console: Console) -> None:
-    """Print what a device did."""
-    for cell in report.cells:
-        console.print(cell.model, cell.arm, cell.throughput and cell.throughput["samples_per_s"])
 
 
 def print_lr(learning_rate: Json, console: Console) -> None:
@@ -98,7 +91,11 @@ def _drawn(part: Part, console: Console) -> RenderableType:
                 grid.add_row(plain_text(name, console, "dim"), plain_text(fact, console))
             return grid
         case Table():
-            return _table(part, console)
+            caption = [Text(""), plain_text(part.caption, console)] if part.caption else []
+            return Group(*caption, _table(part, console))
+        case Chart():
+            # The caption of its table begins with what the chart shows.
+            return Group(_drawn(part.table, console), plain_text(part.finding, console))
         case _:
             assert_never(part)
 

@@ -1,0 +1,248 @@
+"""What a bench report says: the overview first, then each model with its curves, then how it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+from ..bench_report import BenchReport, Cell
+from ..units import format_duration, format_size
+from .curves import charts_of, recommended_point
+from .document import Bullets, Column, Document, Facts, Paragraph, Part, Section, Table
+from .evidence import provenance
+from .numbers import count_text, known, percent_text, share_text, si_text, speed_text
+
+Json = Mapping[str, Any]
+
+_HOW = (
+    "A largest batch was run: whole optimizer steps in a fresh process, within the memory limit.",
+    "A throughput is that of the median step, timed with the device synchronised after warm-up, with batches of "
+    "synthetic data. The interval beside it is the 95 % interval of that median, and ± is half of that.",
+    "The knee is the smallest measured batch with 80 % of the highest throughput.",
+    "FLOP are those of the matrix products and convolutions of one forward and backward pass, a multiplication and an "
+    "addition counting two. They are set against one large matrix product that was timed on the same device in the "
+    "same precision.",
+    "Energy is what the device says that it took while the steps ran, idle power included; where it says nothing, none "
+    "is shown.",
+)
+
+
+def bench_summary(report: BenchReport) -> Document:
+    """The overview alone: for a screen, where all of it would scroll away."""
+    whole = bench_document(report)
+    return replace(whole, sections=tuple(s for s in whole.sections if s.title in ("In short", "Warnings", "Overview")))
+
+
+def bench_document(report: BenchReport) -> Document:
+    """The whole report, every choice of what to show and to how many digits made."""
+    arms = list(dict.fromkeys(cell.arm for cell in report.cells))
+    slots = {arm: slot for slot, arm in enumerate(arms)}
+    models: dict[str, list[Cell]] = {}
+    for cell in report.cells:
+        models.setdefault(cell.model, []).append(cell)
+    sections = [Section(title="In short", parts=_summary(report, models, arms))]
+    if report.warnings:
+        sections.append(Section(title="Warnings", parts=(Bullets(items=report.warnings),)))
+    if report.cells:
+        sections.append(Section(title="Overview", parts=(_overview(report.cells),)))
+    for name, cells in models.items():
+        sections.append(Section(title=name, parts=tuple(_model(name, cells, slots))))
+    sections.append(Section(title="How it was measured", parts=(Bullets(items=_HOW),)))
+    sections.append(provenance(report.device, version=report.version, created=report.created, command=report.command))
+    how = f"{report.size} size{', quick' if report.quick else ''}"
+    return Document(
+        title=report.device.name, subtitle=f"autobatch bench, {how}, {report.created[:10]}", sections=tuple(sections)
+    )
+
+
+def _summary(report: BenchReport, models: Mapping[str, Sequence[Cell]], arms: Sequence[str]) -> tuple[Part, ...]:
+    """What was run, what of it failed, and what stands out."""
+    seconds = sum(cell.seconds for cell in report.cells)
+    size = "of full size" if report.size == "full" else "in a small size that a processor can train"
+    text = f"{count_text(len(models), 'model')} {size}, computed in {_listed(arms) or 'no way'}"
+    text += f", in {format_duration(seconds)}. Batch sizes are recommended for {report.objective}."
+    if report.quick:
+        text += " Each got little time: the intervals are wider than those of a full run."
+    items = [*_speedups(models, arms), *_of_matmul(report.cells)]
+    failures = [cell for cell in report.cells if cell.outcome == "failed"]
+    if failures:
+        items.append(f"Failed: {_listed([f'{cell.model} in {cell.arm}' for cell in failures])}.")
+    if len(report.cells) < report.planned:
+        done = f"{len(report.cells)} of {count_text(report.planned, 'cell')}"
+        items.append(f"The run was stopped before its end: {done} are here.")
+    return (Paragraph(text=text), Bullets(items=tuple(items))) if items else (Paragraph(text=text),)
+
+
+def _speedups(models: Mapping[str, Sequence[Cell]], arms: Sequence[str]) -> Iterator[str]:
+    """Of each arm but the first: how many times the samples per second of the first."""
+    for arm in arms[1:]:
+        ratios = {}
+        for name, cells in models.items():
+            speeds = {cell.arm: speed for cell in cells if (speed := _speed(cell)) is not None}
+            if arm in speeds and arms[0] in speeds:
+                ratios[name] = speeds[arm] / speeds[arms[0]]
+        if ratios:
+            low, high = (f"{ratio:.3g}" for ratio in (min(ratios.values()), max(ratios.values())))
+            times = low if low == high else f"{low} to {high} (median {median(ratios.values()):.3g})"
+            where = f"over {len(ratios)} models" if len(ratios) > 1 else f"in {next(iter(ratios))}"
+            yield f"{arm} does {times} times the samples/s of {arms[0]} {where}."
+
+
+def _of_matmul(cells: Sequence[Cell]) -> Iterator[str]:
+    shares = {f"{cell.model} in {cell.arm}": share for cell in cells if (share := _share(cell)) is not None}
+    if shares:
+        least, most = min(shares, key=lambda key: shares[key]), max(shares, key=lambda key: shares[key])
+        low = "" if least == most else f", {least} the least with {share_text(shares[least])}"
+        yield f"{most} comes closest to a plain matrix product, with {share_text(shares[most])} of its FLOP/s{low}."
+
+
+def _overview(cells: Sequence[Cell]) -> Table:
+    """A row for each cell; its bar is the share of the matrix product."""
+    columns = (
+        Column(title="model"),
+        Column(title="computed in"),
+        Column(title="largest", is_number=True),
+        Column(title="peak", is_number=True, optional=True),
+        Column(title="knee", is_number=True, optional=True),
+        Column(title="fastest", is_number=True, optional=True),
+        Column(title="recommended", is_number=True),
+        Column(title="samples/s", is_number=True),
+        Column(title="±", is_number=True, optional=True),
+        Column(title="J/sample", is_number=True, optional=True),
+        Column(title="FLOP/s", is_number=True, optional=True),
+        Column(title="of matmul", is_number=True, optional=True),
+    )
+    rows, bars = [], []
+    for cell in cells:
+        share = _share(cell)
+        bars.append(min(1.0, max(0.0, share or 0.0)))
+        rows.append((cell.model, cell.arm, *_figures(cell), known(share, share_text, "-")))
+    # A column that says nothing in any row, such as the energy of a device that does not tell it, is left out.
+    kept = [i for i in range(len(columns)) if i < 8 or any(row[i] != "-" for row in rows)]
+    return Table(
+        columns=tuple(columns[i] for i in kept),
+        rows=tuple(tuple(row[i] for i in kept) for row in rows),
+        bars=tuple(bars) if any(bars) else (),
+        caption="Every model in every way of computing; samples/s and what follows at the recommended batch size",
+    )
+
+
+def _figures(cell: Cell) -> tuple[str, ...]:
+    if cell.max_batch is None or cell.throughput is None:
+        return ("failed", *("-",) * 8)
+    best = recommended_point(cell.throughput)
+    return (
+        str(cell.max_batch["batch_size"]),
+        known(cell.max_batch["peak_bytes"], format_size, "-"),
+        str(cell.throughput["knee_batch_size"]),
+        str(cell.throughput["fastest_batch_size"]),
+        str(cell.throughput["recommended_batch_size"]),
+        known(_speed(cell), speed_text, "-"),
+        known(_half_width(best), percent_text, "-"),
+        known(best["joules_per_sample"] if best else None, lambda joules: si_text(joules, "J"), "-"),
+        known(cell.flops_per_s, lambda flops: si_text(flops, ""), "-"),
+    )
+
+
+def _model(name: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> Iterator[Part]:
+    """One model: what it is, what each way of computing gave, and the curves."""
+    parameters = next((cell.parameters for cell in cells if cell.parameters is not None), None)
+    flops = next((cell.flops_per_sample for cell in cells if cell.flops_per_sample is not None), None)
+    facts = [
+        known(parameters, lambda count: f"{si_text(count, '')} parameters", ""),
+        known(flops, lambda count: f"{si_text(count, 'FLOP')} a sample, forward and backward", ""),
+    ]
+    if any(facts):
+        yield Paragraph(text="; ".join(fact for fact in facts if fact) + ".")
+    yield Facts(rows=tuple((cell.arm, " ".join(_said(cell))) for cell in cells))
+    yield from charts_of(name, cells, slots)
+    phases = _phases(cells)
+    if phases is not None:
+        yield phases
+
+
+def _said(cell: Cell) -> Iterator[str]:
+    """What is to be said of one cell, sentence by sentence."""
+    found, profiled = cell.max_batch, cell.throughput
+    if found is None or profiled is None:
+        yield f"Failed: {cell.message or 'nothing says why'}"
+        return
+    proved = ", and the next size was seen to fail" if found["proved"] else ""
+    ended = "by memory" if found["limited_by"] == "memory" else f"by the {found['limited_by']}, not by memory"
+    yield f"{count_text(found['batch_size'], 'sample')} fit, limited {ended}{proved}."
+    yield _capitalized(profiled["knee"]) + "."
+    if profiled.get("recommended"):
+        yield _capitalized(profiled["recommended"]).removesuffix(".") + "."
+    residual = (profiled.get("fit") or {}).get("largest_residual")
+    if residual is not None:
+        yield f"The step-time model is within {percent_text(residual)} of every measured time."
+    if cell.loss_difference is not None:
+        loss = cell.loss_difference
+        yield (
+            f"Its loss differs from that of fp32 by {percent_text(loss['first'])} in the first step and by at most "
+            f"{percent_text(loss['largest'])} in {count_text(loss['steps'], 'step')}."
+        )
+    for sentence in (profiled["starvation"], profiled.get("remedy")):
+        if sentence:
+            yield _capitalized(sentence)
+    remarks: dict[str, list[int]] = {}
+    for point in profiled["measurements"]:
+        for remark in point["remarks"]:
+            remarks.setdefault(remark, []).append(point["batch_size"])
+    for remark, sizes in remarks.items():
+        yield f"In doubt at batch {', '.join(map(str, sizes))}: {remark}."
+    if profiled["skipped"]:
+        yield f"Not timed, for lack of time: {', '.join(map(str, profiled['skipped']))}."
+    yield from (f"Assumed: {sentence}." for sentence in found["assumed"])
+
+
+def _phases(cells: Sequence[Cell]) -> Table | None:
+    """The step at the recommended batch and the share of each phase; None where nothing tells."""
+    at_best = {cell.arm: recommended_point(cell.throughput) for cell in cells if cell.throughput is not None}
+    told = {arm: point for arm, point in at_best.items() if point is not None and point["phases_s"]}
+    phases = list(dict.fromkeys(phase for point in told.values() for phase in point["phases_s"]))
+    if not told:
+        return None
+    rows = []
+    for arm, point in told.items():
+        whole_s = sum(point["phases_s"].values())
+        shares = [point["phases_s"].get(phase, 0.0) / whole_s if whole_s > 0 else None for phase in phases]
+        step = known(point["step_s"], format_duration, "-")
+        rows.append((arm, str(point["batch_size"]), step, *(known(share, share_text, "-") for share in shares)))
+    columns = [Column(title="computed in")]
+    columns += [Column(title=title, is_number=True) for title in ("batch", "step", *phases)]
+    return Table(
+        columns=tuple(columns), rows=tuple(rows), caption="Where the time of a step goes, at the recommended batch size"
+    )
+
+
+def _speed(cell: Cell) -> float | None:
+    """Samples per second at the recommended batch size."""
+    best = None if cell.throughput is None else recommended_point(cell.throughput)
+    return None if best is None else best["samples_per_s"]
+
+
+def _half_width(point: Json | None) -> float | None:
+    """Half of the interval of the step time as a share of the time."""
+    if point is None or not point.get("interval_s") or not point["step_s"]:
+        return None
+    low, high = point["interval_s"]
+    share: float = (high - low) / 2 / point["step_s"]
+    return share
+
+
+def _share(cell: Cell) -> float | None:
+    """Achieved FLOP/s over those of a plain matrix product."""
+    if cell.flops_per_s is None or not cell.matmul_flops_per_s:
+        return None
+    return cell.flops_per_s / cell.matmul_flops_per_s
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,137 @@
+"""What a comparison of bench reports says: what is compared, then each report against the first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from ..compare import Against, Comparison, Pair, Ratio
+from .curves import series_table
+from .document import Bullets, Chart, Column, Document, Facts, Paragraph, Part, Point, Section, Series, Table
+from .evidence import provenance
+
+_HOW = (
+    "A ratio above 1 is more than the first report has: more samples per second, a larger batch, more energy.",
+    'Behind a ratio stands its 95 % interval; "no difference" is said where 1 lies within.',
+    "The interval comes from those of the two median step times, taken as independent: on a logarithmic scale their "
+    "half-widths add in squares. What differs from day to day, or from card to card of one kind, is not in it.",
+    "Largest batches are counted and have no interval. Of the error of an energy only the part of the time is known.",
+)
+
+
+def comparison_document(comparison: Comparison) -> Document:
+    """The whole comparison, every choice of what to show and to how many digits made."""
+    devices = [comparison.report.device.name, *(other.report.device.name for other in comparison.against)]
+    sections = [_section(comparison, other) for other in comparison.against]
+    sections.append(Section(title="How to read it", parts=(Bullets(items=_HOW),)))
+    for name, report in ((comparison.name, comparison.report), *((o.name, o.report) for o in comparison.against)):
+        measured = provenance(report.device, version=report.version, created=report.created, command=report.command)
+        sections.append(Section(title=f"{name}: measured on", parts=measured.parts))
+    return Document(
+        title=" against ".join([" and ".join(devices[1:]), devices[0]]),
+        subtitle=f"autobatch report, models of {comparison.report.size} size",
+        sections=tuple(sections),
+    )
+
+
+def ratio_text(ratio: Ratio | None) -> str:
+    """`1.52 (1.49 to 1.55)`, `1.01 (0.98 to 1.03), no difference`; without errors `2.00`; "-" for None."""
+    if ratio is None:
+        return "-"
+    if ratio.low is None or ratio.high is None:
+        return f"{_times(ratio.value, 2)}, interval unknown"
+    if ratio.low == ratio.high:
+        return "the same" if ratio.value == 1 else _times(ratio.value, 2)
+    # The interval to two digits, at most three decimals.
+    decimals = min(3, max(2, 1 - math.floor(math.log10((ratio.high - ratio.low) / 2))))
+    value, low, high = (_times(number, decimals) for number in (ratio.value, ratio.low, ratio.high))
+    same = ", no difference" if ratio.verdict == "no difference" else ""
+    return f"{value} ({low} to {high}){same}"
+
+
+def _times(value: float, decimals: int) -> str:
+    """With so many decimals; small and large ratios to three digits."""
+    return f"{value:.{decimals}f}" if 0.1 <= value < 100 else f"{value:.3g}"
+
+
+def _section(comparison: Comparison, other: Against) -> Section:
+    facts = Facts(
+        rows=tuple(
+            (name, f"{report.device.name}, {report.created[:10]}")
+            for name, report in ((other.name, other.report), (comparison.name, comparison.report))
+        )
+    )
+    remarks = tuple(_capitalized(f"{sentence}.") for sentence in (*other.remarks, *other.left_out))
+    parts: list[Part] = [facts, Paragraph(text=_summary(other.pairs)), _overview(other.pairs)]
+    if remarks:
+        parts.append(Bullets(items=remarks))
+    parts += _charts(other.pairs)
+    return Section(title=f"{other.name} against {comparison.name}", parts=tuple(parts))
+
+
+def _summary(pairs: Sequence[Pair]) -> str:
+    """How many are faster, slower, and neither."""
+    verdicts = [pair.at_recommended.verdict for pair in pairs if pair.at_recommended is not None]
+    words = {"more": "faster", "less": "slower", "no difference": "without a difference", "unknown": "not known"}
+    counts = [f"{verdicts.count(v)} {words[v]}" for v in ("more", "less", "no difference", "unknown") if v in verdicts]
+    return f"Of {len(pairs)} in common, at the recommended batch sizes: {', '.join(counts) or 'none was timed'}."
+
+
+def _overview(pairs: Sequence[Pair]) -> Table:
+    has_energy = any(pair.energy is not None for pair in pairs)
+    columns = [
+        Column(title="model"),
+        Column(title="computed in"),
+        Column(title="samples/s, recommended", is_number=True),
+        Column(title="samples/s, same batch", is_number=True, optional=True),
+        Column(title="largest batch", is_number=True),
+        *([Column(title="J/sample", is_number=True, optional=True)] if has_energy else []),
+    ]
+    rows = [
+        (
+            pair.model,
+            pair.arm,
+            ratio_text(pair.at_recommended),
+            ratio_text(pair.over_common),
+            ratio_text(pair.largest),
+            *([ratio_text(pair.energy)] if has_energy else []),
+        )
+        for pair in pairs
+    ]
+    return Table(columns=tuple(columns), rows=tuple(rows), caption="Ratios, each to the first report's value")
+
+
+def _charts(pairs: Sequence[Pair]) -> Iterator[Chart]:
+    """Of each model: the ratio at each batch size that both timed."""
+    slots = {arm: slot for slot, arm in enumerate(dict.fromkeys(pair.arm for pair in pairs))}
+    models: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        if pair.at_common:
+            models.setdefault(pair.model, []).append(pair)
+    for model, of_model in models.items():
+        series = tuple(_series(pair, slots[pair.arm]) for pair in of_model)
+        found = [f"{pair.arm} {ratio_text(pair.over_common)}" for pair in of_model]
+        yield Chart(
+            title=model,
+            finding=f"Over the batch sizes in common: {'; '.join(found)}.",
+            unit="times",
+            series=series,
+            level=("no difference", 1.0),
+            table=series_table(f"{model}: samples/s, times the first report's", series, _point_text),
+        )
+
+
+def _series(pair: Pair, slot: int) -> Series:
+    points = [
+        Point(batch_size=size, value=one.value, low=one.low, high=one.high) for size, one in pair.at_common.items()
+    ]
+    marks = (("recommended", pair.batch_sizes[1]),) if pair.batch_sizes[1] in pair.at_common else ()
+    return Series(name=pair.arm, slot=slot, points=tuple(points), marks=marks)
+
+
+def _point_text(point: Point) -> str:
+    return ratio_text(Ratio(value=point.value, low=point.low, high=point.high))
+
+
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,88 @@
+"""A document as one HTML page that needs nothing else: no script, no request to anywhere, light and dark.
+
+The markup is in page.html, what it looks like in page.css. Every string goes through `visible` and Jinja's escaping;
+only what this package makes itself, the charts and the stylesheet, is markup. The page's own policy forbids scripts and
+requests to the browser as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any, assert_never
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from .charts import mark_swatch, marks_of, svg, swatch
+from .document import Bullets, Chart, Code, Document, Facts, Paragraph, Part, Table, visible
+
+
+def to_html(document: Document) -> str:
+    """The document as a page, ending in a newline: the same content as on the terminal, and the charts drawn."""
+    return _environment().get_template("page.html").render(document=document) + "\n"
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("autobatch", "render"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
+    )
+    environment.filters |= {"kind": _kind, "grouped": _grouped, "marks": marks_of, "captioned": _captioned}
+    environment.globals |= {
+        "svg": lambda chart, name: Markup(svg(chart, name)),
+        "swatch": lambda slot: Markup(swatch(slot)),
+        "mark_swatch": lambda word: Markup(mark_swatch(word)),
+    }
+    return environment
+
+
+def _shown(value: Any) -> Any:
+    """What is printed in the template: text from outside without control codes, our own markup as it is."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return visible(value).replace(" %", "\N{NO-BREAK SPACE}%")  # a number and its sign stay on one line
+
+
+def _kind(part: Part) -> str:
+    """The name of the part's macro in the template."""
+    match part:
+        case Paragraph():
+            return "paragraph"
+        case Bullets():
+            return "bullets"
+        case Code():
+            return "code"
+        case Facts():
+            return "facts"
+        case Table():
+            return "table"
+        case Chart():
+            return "chart"
+        case _:
+            assert_never(part)
+
+
+def _captioned(table: Table, caption: str) -> Table:
+    return dataclasses.replace(table, caption=caption)
+
+
+def _grouped(parts: tuple[Part, ...]) -> Iterator[tuple[Part, ...]]:
+    """The parts one by one, but charts that follow one another together: they stand side by side."""
+    charts: list[Part] = []
+    for part in parts:
+        if isinstance(part, Chart):
+            charts.append(part)
+            continue
+        if charts:
+            yield tuple(charts)
+            charts = []
+        yield (part,)
+    if charts:
+        yield tuple(charts)
