@@ -289,13 +289,17 @@ class ThroughputCurve:
 
     def to_json(self) -> dict[str, Any]:
         """The curve and what is read from it as plain JSON values; times in seconds, sizes in bytes."""
+        residuals = self.residuals()
         return {
             "knee_batch_size": self.knee_batch_size,
             "knee": self.describe_knee(),
             "objective": self.objective,
             "recommended_batch_size": self.recommended,
             "recommended": self.describe_recommended(),
-            "fit": {"residuals": {str(size): value for size, value in self.residuals().items()}},
+            "fit": {
+                "residuals": {str(size): value for size, value in residuals.items()},
+                "largest_residual": max(map(abs, residuals.values()), default=None),
+            },
             "fastest_batch_size": self.fastest,
             "samples_per_s": self.samples_per_s(self.fastest),
             "loader_bound": self.loader_bound,
