@@ -21,9 +21,9 @@ ORDER = [
     "torch_runner", "warm",
     "progress", "bracket", "memory", "throughput", "learning_rate",
     "ledger", "trials", "study", "surrogate", "freeze_thaw", "costs", "stability", "confirmation", "conclusion",
-    "race", "search",
-    "report", "render.document", "render.numbers", "render.evidence", "render.content", "render.terminal",
-    "render.markdown", "render.live", "render",
+    "race", "search", "long_run",
+    "report", "render.document", "render.numbers", "render.evidence", "render.long_run", "render.content",
+    "render.terminal", "render.markdown", "render.live", "render",
     "_worker", "engines.processes", "engines.local", "engines", "ranks", "exchange", "alone", "together",
     "remote", "tuning", "api", "cli", "__main__",
 ]
