@@ -26,6 +26,7 @@ from .plan import Measurement, Plan, Runner, TaskFacts
 from .progress import Listener, Progress
 from .remote import RemoteRunner, RunnerSpec
 from .report import Report
+from .stability import norms_out_of_line
 from .throughput import ThroughputCurve, profile
 from .units import format_duration, format_lr, format_size
 
@@ -282,6 +283,9 @@ class _Tune:
             for earlier in self.settings.warm_start
             if earlier.task != facts.name
         ]
+        norms = norms_out_of_line(result.chosen, result.trials)
+        if norms is not None:
+            warnings.append(norms)
         # The race may have had to accumulate a baseline that does not fit.
         raced = [trial.config for trial in result.trials if trial.role == "baseline"]
         return Report(
