@@ -203,6 +203,8 @@ def _forecasts(result: SearchResult, direction: Direction, doublings: float) -> 
         if other is None:
             continue
         ours, theirs = result.score, result.baseline if name == "baseline" else None
+        if name == "runner-up" and other.config == result.finalist:  # the baseline was kept
+            theirs = result.finalist_score
         lead = oriented(_mean(ours, chosen) - _mean(theirs, other), direction)
         seeds = 1 / _seeds(ours) + 1 / _seeds(theirs)
         growth, growth_sd = lead_growth(chosen, other, direction, sigma.value)

@@ -1,12 +1,16 @@
 """What is a forecast beyond T worth? Searches at T on tables, and what the same settings do after a longer training.
 
     python benchmarks/long_run.py --tables DIR [DIR ...] [--long DIR] [--seeds 8] [--searches tpe] [--json OUT]
+    python benchmarks/long_run.py --tasks TASK.py [TASK.py ...] [--budget 60s] [--fresh 3] [--json OUT]
 
-Two ways to have a later truth. Every table is searched at a quarter of its schedule, and the truth is read off its end:
-that is a longer training where the rate is constant, and where it decays it is not, since the search then saw only what
-comes before the decay. With `--long` a table that another of the same name in that folder continues, made by
-`build_table.py` with a longer `--train-time`, is searched as it is, and the truth is read off the longer one, whose
-schedule is as long as its training.
+With `--tasks` it is all real: `autobatch tune` with a training time of 4 T, and then the recommendation, the same with
+the learning rate that is suggested for 4 T, and the baseline, each trained for 4 T under fresh seeds.
+
+On tables there are two ways to have a later truth. Each is searched at a quarter of its schedule, and the truth is
+read off its end: that is a longer training where the rate is constant, and where it decays it is not, since the search
+then saw only what comes before the decay. With `--long` a table that another of the same name in that folder continues,
+made by `build_table.py` with a longer `--train-time`, is searched as it is, and the truth is read off the longer one,
+whose schedule is as long as its training.
 
 For each group of such cases: the share of later leads within the interval, which should hold 90 %; the chance that was
 given to the choice of being ahead, and how often it was; the same for the best learning rate at the batch size of the
@@ -21,6 +25,7 @@ import argparse
 import json
 import math
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +33,7 @@ from datetime import UTC, datetime
 from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 from typing import Any
 
 import optuna
@@ -39,6 +44,7 @@ from autobatch.plan import Config, Plan
 from autobatch.replay import ReplayRunner
 from autobatch.search import Ladder, SearchResult, SearchSettings
 from autobatch.trials import oriented
+from autobatch.units import parse_duration
 
 CUT = 1 / 4  # the share of a table's schedule that stands for T
 EQUIVALENTS = 16
@@ -256,10 +262,63 @@ def print_table(cases: Sequence[Case]) -> None:
         print_row(group, summary(inside))
 
 
+def really(path: Path, budget_s: float, fresh: int) -> dict[str, Any]:
+    """`tune` on a task at T, and what it said of 4 T beside what 4 T of training came to."""
+    from tune_vs_peers import EQUIVALENTS as TRIALS  # here: it brings torch, which no table needs
+    from tune_vs_peers import FRESH_SEED, LONGER, Answer, enter
+
+    import autobatch
+
+    field = enter(path, budget_s)
+    with tempfile.TemporaryDirectory() as folder:
+        report = autobatch.tune(
+            path, budget=budget_s, train_time=LONGER * budget_s / TRIALS, run_dir=Path(folder) / "run"
+        )
+    found = report.long_run
+    assert found is not None
+    suggested = Config(plan=report.plan.plan, lr=found["lr"]["lr"])
+    seeds = [FRESH_SEED + index for index in range(fresh)]
+
+    def trained(config: Config) -> list[float]:
+        answer = Answer(task=field.task, config=config)
+        return [field.train(answer, seed, report.train_time_s or math.nan) for seed in seeds]
+
+    scores = {
+        "chosen": trained(report.plan),
+        "suggested": trained(suggested),
+        "baseline": trained(report.baseline_plan),
+    }
+    row = {
+        "task": path.stem,
+        "horizon_s": report.horizon_s,
+        "train_time_s": report.train_time_s,
+        "chose_baseline": report.chose_baseline,
+        "batch_size": report.plan.plan.effective_batch_size,
+        "lr": report.plan.lr,
+        "long_run": found,
+        "scores": scores,
+    }
+    print(f"{path.stem}: T = {report.horizon_s:.2f} s, then {report.train_time_s:.2f} s, {report.direction}")
+    for name, found_scores in scores.items():
+        lr = {"chosen": report.plan.lr, "suggested": suggested.lr, "baseline": report.baseline_plan.lr}[name]
+        spread = stdev(found_scores) / math.sqrt(fresh) if fresh > 1 else math.nan
+        print(f"  {name:10} lr {lr:<10.4g} {fmean(found_scores):.4f} +- {spread:.4f}")
+    for one in found["forecasts"]:
+        print(
+            f"  lead over the {one['against']} (lr {one['lr']:.4g}): {one['lead']:.4f} at T, expected "
+            f"{one['expected']:.4f}, {one['low']:.4f} to {one['high']:.4f}, ahead with {one['ahead']:.0%}"
+        )
+    print(f"  rate: {found['lr']}", flush=True)
+    return row
+
+
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", type=Path, nargs="+", required=True, help="JSON files, or folders of them")
+    parser.add_argument("--tables", type=Path, nargs="+", default=[], help="JSON files, or folders of them")
+    parser.add_argument("--tasks", type=Path, nargs="+", default=[], help="task files, trained for real")
+    parser.add_argument("--budget", type=parse_duration, default=60.0, help="of each task's search")
+    parser.add_argument("--fresh", type=int, default=3, help="seeds that judge an answer of a task")
     parser.add_argument("--long", type=Path, help="folder of the tables that continue some of them")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--searches", nargs="+", default=["tpe"])
@@ -267,6 +326,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="OUT")
     asked = parser.parse_args()
 
+    real = [really(path, asked.budget, asked.fresh) for path in asked.tasks]
     paths = [file for path in asked.tables for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
     work = []
     for path in paths:
@@ -286,11 +346,13 @@ def main() -> None:
         ]
     with get_context("spawn").Pool(asked.jobs) as pool:
         cases_found = sorted(pool.map(study, work, chunksize=2), key=lambda case: case.group)
-    print_table(cases_found)
+    if cases_found:
+        print_table(cases_found)
     if asked.json:
         said = {
             "command": " ".join(sys.argv),
             "date": datetime.now(UTC).date().isoformat(),
+            "tasks": real,
             "groups": {
                 group: summary([case for case in cases_found if case.group == group])
                 for group in dict.fromkeys(case.group for case in cases_found)

@@ -153,6 +153,18 @@ def test_of_a_race_that_nothing_was_repeated_in_sigma_is_the_spread_and_without_
     assert look_ahead(replace(result(pair, best), sigma=None), LADDER, "maximize", 240.0).forecasts == ()
 
 
+def test_a_finalist_that_did_not_win_is_compared_by_its_fresh_seeds() -> None:
+    trials = raced()
+    best = max((t for t in trials[1:] if t.state == "complete"), key=lambda t: t.scores[-1][1])
+    fresh = ScoreSummary(mean=0.5, stderr=0.002, scores=(0.49, 0.51))
+    race = result(trials, best)
+    kept = replace(race, chosen=trials[0].config, chose_baseline=True, score=race.baseline, finalist_score=fresh)
+    (only,) = look_ahead(kept, LADDER, "maximize", 240.0).forecasts
+    assert (only.against, only.lr) == ("runner-up", best.config.lr)
+    assert race.baseline is not None
+    assert only.lead == pytest.approx(race.baseline.mean - 0.5)
+
+
 def test_a_runner_up_that_is_likely_to_diverge_is_none() -> None:
     trials = raced()
     best, second, *_ = sorted((t for t in trials[1:] if t.state == "complete"), key=lambda t: -t.scores[-1][1])
