@@ -33,7 +33,7 @@ def long_run_section(found: Json, baseline: str, decimals: int) -> Section:
     horizon = format_duration(found["horizon_s"])
     text = (
         f"Extrapolated, not measured: no configuration was trained for longer than {horizon}. "
-        f"Your training is {times:.2g} times as long; {tried}"
+        f"Your training is {times:.2g} times as long; {tried} What begins to overfit after T, none of them foresees."
     )
     parts: list[Part] = [Paragraph(text=text), Paragraph(text=_lr(found))]
     if found["forecasts"]:
