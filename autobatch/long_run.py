@@ -36,6 +36,7 @@ _TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 # logarithm of the lead over the baseline changed by -0.97, -0.9, -0.66, -0.6 and 0 on five tables, as the baseline
 # catches up, and the best learning rate moved by -0.5 to +0.4 e-folds.
 _GROWTH_MEAN, _GROWTH_SD = -0.5, 0.5  # of the logarithm of the factor by which a lead changes
+_GROWTH_MOST = 0.25  # and at most; assumed: otherwise a bound of the interval multiplies with every doubling
 _GROWTH_CHANGE = 0.7  # standard deviation of that from what it was over the last rungs
 _SLOPE_SD = 0.3  # of the natural logarithm of the best learning rate, around no change
 _SLOPE_CHANGE = 0.2  # standard deviation of that from what it was over the rungs
@@ -256,7 +257,7 @@ def _leads(lead: float, stderr: float, growth: float, growth_sd: float, sigma: f
     """Draws of the lead after so many doublings; the same for the same figures."""
     generator = np.random.default_rng(0)
     normal = generator.standard_normal((3, _DRAWS))
-    factor = np.exp(doublings * (growth + growth_sd * normal[1]))
+    factor = np.exp(doublings * np.minimum(growth + growth_sd * normal[1], _GROWTH_MOST))
     factor *= np.where(generator.random(_DRAWS) < _TURNED / 2, -1.0, 1.0)
     drift = _DRIFT * sigma * math.sqrt(doublings) * normal[2]
     return np.asarray((lead + stderr * normal[0]) * factor + drift)

@@ -189,7 +189,8 @@ def test_what_is_extrapolated_is_said_to_be() -> None:
 )
 def test_a_rate_without_a_fall_is_left_as_it_is(changes: dict[str, Any], sentence: str) -> None:
     long_run = LONG_RUN | {"lr": LONG_RUN["lr"] | changes, "stability": [], "forecasts": []}
-    text = one_line(drawn(changed(train_time_s=35.0, long_run=long_run | {"train_time_s": 35.0})))
+    text = one_line(drawn(changed(train_time_s=7200.0, long_run=long_run | {"train_time_s": 7200.0})))
+    assert "Your training is 2,057 times as long" in text
     assert sentence in text
     assert "so it is left as it is" in text
     assert "tried for up to 4 times T only" in text

@@ -33,7 +33,8 @@ def long_run_section(found: Json, baseline: str, decimals: int) -> Section:
     horizon = format_duration(found["horizon_s"])
     text = (
         f"Extrapolated, not measured: no configuration was trained for longer than {horizon}. "
-        f"Your training is {times:.2g} times as long; {tried} What begins to overfit after T, none of them foresees."
+        f"Your training is {_times_text(times)} times as long; {tried} What begins to overfit after T, none of them "
+        "foresees."
     )
     parts: list[Part] = [Paragraph(text=text), Paragraph(text=_lr(found))]
     if found["forecasts"]:
@@ -92,6 +93,10 @@ def _stability(found: list[Json]) -> str:
         for one in found
     )
     return f"Pairs of trials in the same order at two rungs (half would be chance): {seen}."
+
+
+def _times_text(times: float) -> str:
+    return f"{times:,.0f}" if times >= 10 else f"{times:.2g}"
 
 
 def _rung(share: float) -> str:
