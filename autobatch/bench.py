@@ -119,7 +119,7 @@ def _warnings(spec: RunnerSpec, device: DeviceInfo) -> tuple[str, ...]:
         limit = format_size(spec.memory_limit_bytes)
         found.append(f"the largest batches are those of a device with {limit}: more was not to be used")
     if device.kind == "cpu":
-        found.append(f"steps were timed on {spec.threads} threads")
+        found.append(f"steps were timed on {spec.threads} thread{'s' if spec.threads > 1 else ''}")
     return tuple(found)
 
 

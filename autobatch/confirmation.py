@@ -138,7 +138,11 @@ def judge(trials: Sequence[Trial], direction: Direction) -> Verdict:
     )
     broken = {trial.config for trial in trials if trial.role == "confirmation" and _is_its_own_fault(trial)}
     ranked = _challengers(trials, direction)
-    finalist = next((trial for trial in ranked if trial.config not in broken), None)
+    standing = [trial for trial in ranked if trial.config not in broken]
+    # Who has begun under fresh seeds stays the finalist. Each of its runs that does not diverge lowers the risk around
+    # it, and another might pass it that was run under no fresh seed at all.
+    begun = (trial for trial in standing if _fresh_scores(trials, trial.config))
+    finalist = next(begun, standing[0] if standing else None)
     fresh = _fresh_scores(trials, finalist.config) if finalist else ()
 
     sigma = None
@@ -157,9 +161,7 @@ def judge(trials: Sequence[Trial], direction: Direction) -> Verdict:
         stderr=stderr,
         sigma=sigma,
         gave_way=tuple(trial.config for trial in ranked if trial.config in broken),
-        passed_over=tuple(
-            trial.config for trial in ranked if trial.config not in broken and _is_above(trial, finalist, direction)
-        ),
+        passed_over=tuple(trial.config for trial in standing if _is_above(trial, finalist, direction)),
     )
 
 

@@ -291,12 +291,27 @@ RungOutcome = Literal["ok", "diverged", "oom", "crashed", "timeout"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GradNorms:
+    """The norms of the whole gradient before clipping, over those steps of a rung at which it was looked at.
+
+    Attributes:
+        median, largest: of the finite ones.
+        clipped: the share of those steps at which it was above the task's clip; None for a task that does not clip.
+    """
+
+    median: float
+    largest: float
+    clipped: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RungResult:
     """What a rung showed.
 
     Attributes:
         score: on the validation data after `until_step` steps; None unless the outcome is "ok".
         first_loss, last_loss: mean training loss over the first and the last tenth of this rung's steps.
+        grad_norms: of this rung's steps; None where there are none, as on a runner without gradients.
         train_s, eval_s: wall seconds of the optimizer steps, and of the evaluation.
         seconds: wall seconds of everything, checkpoints and start-up of the trial included.
         message: the error's own first line, where there was one.
@@ -307,6 +322,7 @@ class RungResult:
     score: float | None = None
     first_loss: float | None = None
     last_loss: float | None = None
+    grad_norms: GradNorms | None = None
     train_s: float = 0.0
     eval_s: float = 0.0
     seconds: float = 0.0

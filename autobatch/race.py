@@ -301,7 +301,8 @@ class Race:
             trial = replace(trial, seconds=trial.seconds + result.seconds, predicted_s=trial.predicted_s + modelled_s)
             if result.outcome != "crashed" or not self._fits(modelled_s):
                 break
-        trial = replace(trial, outcome=result.outcome, message=result.message)
+        norms = trial.grad_norms if result.grad_norms is None else (*trial.grad_norms, result.grad_norms)
+        trial = replace(trial, outcome=result.outcome, message=result.message, grad_norms=norms)
         if result.score is not None:
             self.paces.append((modelled_s, result.seconds))
             state: Literal["complete", "paused"] = "complete" if until_step == trial.total_steps else "paused"

@@ -64,6 +64,14 @@ _TRIAL: Json = {
     "lr": NUMBER,
     "scores": [[NUMBER]],
 }
+_LONG_RUN: Json = {
+    **dict.fromkeys(("horizon_s", "train_time_s", "confidence"), NUMBER),
+    "stability": [{"pairs": int} | dict.fromkeys(("early", "late", "kept"), NUMBER)],
+    "forecasts": [
+        {"against": str, "batch_size": int} | dict.fromkeys(("lr", "lead", "expected", "low", "high", "ahead"), NUMBER)
+    ],
+    "lr": dict.fromkeys(("lr", "low", "high", "slope"), NUMBER) | {"measured": NUMBER_OR_NULL, "rungs": [[NUMBER]]},
+}
 _LEDGER: Json = {"budget_s": NUMBER, "elapsed_s": NUMBER, "entries": dict}
 
 
@@ -96,6 +104,8 @@ class Report:
         why: one sentence for each choice.
         warnings: what the user should know and nobody asked.
         interrupted: the run was stopped before its time was spent.
+        long_run: what is extrapolated to a training that is longer than T, as `LongRun.to_json` gives it; None where
+            there is none, and in reports from before it was.
     """
 
     task: str
@@ -123,6 +133,7 @@ class Report:
     why: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     interrupted: bool = False
+    long_run: Json | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values; `schema` says how to read it."""
@@ -154,6 +165,7 @@ class Report:
             "why": list(self.why),
             "warnings": list(self.warnings),
             "interrupted": self.interrupted,
+            "long_run": self.long_run,
         }
 
     @classmethod
@@ -194,6 +206,7 @@ class Report:
             why=found.list_of("why", str),
             warnings=found.list_of("warnings", str),
             interrupted=found.get("interrupted", bool),
+            long_run=_long_run(found),
         )
 
     def save(self, path: Path) -> None:
@@ -281,6 +294,21 @@ def _trials(found: Reader) -> tuple[Json, ...]:
         if trial["total_steps"] < 1 or any(len(score) != 2 for score in trial["scores"]):
             raise ReportError(f"trial {number} of the report has steps, and scores as pairs of a step and a score")
     return trials
+
+
+def _long_run(found: Reader) -> Json | None:
+    if "long_run" not in found:
+        return None
+    long_run: Json | None = found.get("long_run", _LONG_RUN, or_null=True)
+    if long_run is None:
+        return None
+    if any(share <= 0 for one in long_run["stability"] for share in (one["early"], one["late"])) or any(
+        len(rung) != 2 or rung[0] <= 0 for rung in long_run["lr"]["rungs"]
+    ):
+        raise ReportError("the rungs of 'long_run' of the report are shares above 0, in 'lr' each with a learning rate")
+    if min(long_run["horizon_s"], long_run["train_time_s"]) <= 0:
+        raise ReportError("the times of 'long_run' of the report are above 0")
+    return long_run
 
 
 def _ledger(found: Reader) -> Json:

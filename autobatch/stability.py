@@ -13,6 +13,11 @@ from collections.abc import Sequence
 from .plan import Config
 from .trials import Trial, scale
 
+# A gradient norm so many times its median is out of line, and a clip that touches more than this share of the steps
+# sets their length. Both assumed.
+_SPIKE = 10.0
+_MOST_STEPS = 0.5
+
 # A configuration that is more likely than this to diverge does not pass for safe. Assumed: one run in twenty.
 SAFE_RISK = 0.05
 
@@ -42,3 +47,27 @@ def divergence_risk(config: Config, trials: Sequence[Trial]) -> float:
         elif trial.state == "complete":
             survived += 0.5 ** (max(0.0, -above) + abs(doublings))
     return diverged / (diverged + survived + 1)
+
+
+def norms_out_of_line(config: Config, trials: Sequence[Trial]) -> str | None:
+    """A sentence where the gradient norms of `config` were out of line; None where they were not, or are not known.
+
+    The first rung of a trial is left out: at the beginning of a training norms are large.
+    """
+    rungs = [norms for trial in trials if trial.config == config for norms in trial.grad_norms[1:]]
+    clips = [norms.clipped for norms in rungs if norms.clipped is not None]
+    if clips:
+        share = sum(clips) / len(clips)
+        if share <= _MOST_STEPS:
+            return None
+        return (
+            f"clip_grad_norm shortened {share:.0%} of the steps of the recommended configuration: their length is set "
+            "by the clip as much as by the learning rate"
+        )
+    worst = max(rungs, key=lambda norms: norms.largest / max(norms.median, 1e-300), default=None)
+    if worst is None or worst.largest <= _SPIKE * worst.median:
+        return None
+    return (
+        f"the gradient norm of the recommended configuration reached {worst.largest:.3g} where its median was "
+        f"{worst.median:.3g}: clip_grad_norm would bound such a step"
+    )

@@ -41,6 +41,10 @@ _SCALE_LEAST = 3  # scores at a rung from which it has a scale of its own
 # Hyperparameters that hold this share of the weight are used to predict. Assumed.
 _WEIGHT_KEPT = 0.98
 
+# Added to the variance of each of the points of a draw, where that of the function is 1: a covariance of points that
+# lie close together has no root otherwise. Assumed: a thousandth of a standard deviation.
+_JITTER = 1e-6
+
 
 @dataclass(frozen=True, slots=True)
 class Observation:
@@ -91,6 +95,22 @@ class Surrogate:
         reduced = kernel @ self.factors.transpose(0, 2, 1)
         left = np.maximum(1.0 - np.einsum("hmi,hmi->hm", reduced, reduced), 1e-9)
         return mean, np.sqrt(self.variances[:, None] * left)
+
+    def draw(self, points: Array, *, count: int, seed: int) -> Array:
+        """About `count` functions drawn from the posterior, their values at `points` (m, 3): (count, m).
+
+        Each hyperparameter gives as many as its weight, at least one.
+        """
+        mean, _ = self.predict(points)
+        reduced = _kernel(points, self.points, self.shears, self.lengths) @ self.factors.transpose(0, 2, 1)
+        covariance = _kernel(points, points, self.shears, self.lengths) - reduced @ reduced.transpose(0, 2, 1)
+        lower = np.linalg.cholesky(covariance + _JITTER * np.eye(len(points)))
+        generator = np.random.default_rng(seed)
+        drawn = []
+        for row, share in enumerate(self.weights):
+            normal = generator.standard_normal((max(1, round(share * count)), len(points)))
+            drawn.append(mean[row] + math.sqrt(self.variances[row]) * normal @ lower[row].T)
+        return np.concatenate(drawn)
 
     def mean(self, points: Array) -> Array:
         """The mean at `points` over all hyperparameters, (m,)."""

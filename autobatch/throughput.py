@@ -28,6 +28,7 @@ Objective = Literal["throughput", "energy", "balanced"]
 # The smallest size that comes so near to the best is recommended: it leaves memory, and no measurement tells them
 # apart. Assumed: half of what a median is settled to.
 _AS_GOOD = 0.99
+_OF_THE_WAIT = 0.5  # assumed: what the loader takes alone, of what steps wait, where it is the loader they wait for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,8 +272,16 @@ class ThroughputCurve:
 
     @property
     def loader_bound(self) -> bool:
-        """Whether data loading, rather than the device, sets the speed at the knee."""
-        return (self.wait_share or 0.0) >= LOADER_BOUND_SHARE
+        """Whether data loading, rather than the device, sets the speed at the knee.
+
+        It does where steps wait, and the loader alone takes long enough to be what they wait for: a machine that was
+        slower while whole steps were timed makes the first look so too.
+        """
+        knee = self._at_knee
+        if (self.wait_share or 0.0) < LOADER_BOUND_SHARE:
+            return False
+        waited_s = knee.median_step_s - median(knee.compute_s)
+        return not knee.loader_s or median(knee.loader_s) >= _OF_THE_WAIT * waited_s
 
     def describe_starvation(self) -> str | None:
         """One plain sentence where the loader is the bottleneck; None where it is not."""

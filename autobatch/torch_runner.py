@@ -55,7 +55,7 @@ from .plan import (
 from .state import preserve, preserve_generators
 from .task import Task, blame
 from .timing import Timing, time_step
-from .training import Trainer, autocast, read_checkpoint
+from .training import NormWatch, Trainer, autocast, read_checkpoint
 from .units import format_size
 from .worst_case import WorstSamples, find_worst_case, loader_batch
 
@@ -555,21 +555,30 @@ class TorchRunner(Runner):
         begun = perf_counter()
         means: list[float] = []
         pending: list[Tensor] = []
+        norms = NormWatch(self._task.clip_grad_norm)
         for index in range(1, steps + 1):
             loss = trainer.step(batches)
+            norms.see(trainer.grad_norm)
             if loss is not None:
                 pending.append(loss)
             if perf_counter() > deadline:
                 return RungResult(rung=rung, outcome="timeout", message="out of its allotted time")
             if index % tenth and index != steps:
                 continue
-            # Reading a loss waits for the device, so it is done ten times a rung, not at every step.
+            # Reading a loss or a norm waits for the device, so it is done ten times a rung, not at every step.
+            norms.read()
             if pending:
                 means.append(float(torch.stack(pending).cpu().double().mean()))  # MPS has no float64
                 pending.clear()
                 if not math.isfinite(means[-1]):
                     message = f"the loss was not finite by step {rung.start_step + index}"
-                    return RungResult(rung=rung, outcome="diverged", message=message, train_s=perf_counter() - begun)
+                    return RungResult(
+                        rung=rung,
+                        outcome="diverged",
+                        message=message,
+                        grad_norms=norms.summary(),
+                        train_s=perf_counter() - begun,
+                    )
         self._device.synchronize()
         train_s = perf_counter() - begun
         path = self._checkpoint(rung.trial)
@@ -579,13 +588,20 @@ class TorchRunner(Runner):
         # After it: should it bring the process down, the rung is run again from where it began.
         path.with_suffix(".new").replace(path)
         if not math.isfinite(score):
-            return RungResult(rung=rung, outcome="diverged", message=f"the score was {score}", train_s=train_s)
+            return RungResult(
+                rung=rung,
+                outcome="diverged",
+                message=f"the score was {score}",
+                grad_norms=norms.summary(),
+                train_s=train_s,
+            )
         return RungResult(
             rung=rung,
             outcome="ok",
             score=score,
             first_loss=means[0] if means else None,
             last_loss=means[-1] if means else None,
+            grad_norms=norms.summary(),
             train_s=train_s,
             eval_s=perf_counter() - begun,
         )

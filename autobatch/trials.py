@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from .errors import SettingError
-from .plan import Config, Direction, Plan, Precision, Rung, RungOutcome, TaskFacts
+from .plan import Config, Direction, GradNorms, Plan, Precision, Rung, RungOutcome, TaskFacts
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -67,6 +67,7 @@ class Trial:
         scores: (optimizer steps done, validation score) at each rung.
         outcome: of the last rung; "ok" before the first.
         message: what the last rung said, where it did not end well.
+        grad_norms: of each rung that was run and had some, the last of a failed trial included.
         seconds: wall seconds spent.
         predicted_s: seconds that the profile gave for the same work.
     """
@@ -81,6 +82,7 @@ class Trial:
     scores: tuple[tuple[int, float], ...] = ()
     outcome: RungOutcome = "ok"
     message: str | None = None
+    grad_norms: tuple[GradNorms, ...] = ()
     seconds: float = 0.0
     predicted_s: float = 0.0
 
@@ -112,6 +114,7 @@ class Trial:
             "scores": [list(score) for score in self.scores],
             "outcome": self.outcome,
             "message": self.message,
+            "grad_norms": [asdict(norms) for norms in self.grad_norms],
             "seconds": self.seconds,
             "predicted_s": self.predicted_s,
         }

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .bracket import fits
@@ -27,6 +27,7 @@ from .profiling import profile
 from .progress import Listener, Progress
 from .remote import RemoteRunner, RunnerSpec
 from .report import Report
+from .stability import norms_out_of_line
 from .throughput import ThroughputCurve
 from .units import format_duration, format_lr, format_size
 
@@ -283,14 +284,11 @@ class _Tune:
             for earlier in self.settings.warm_start
             if earlier.task != facts.name
         ]
+        norms = norms_out_of_line(result.chosen, result.trials)
+        if norms is not None:
+            warnings.append(norms)
         # The race may have had to accumulate a baseline that does not fit.
         raced = [trial.config for trial in result.trials if trial.role == "baseline"]
-        train_time_s = self.settings.train_time_s
-        if train_time_s is not None and result.horizon_s < 0.99 * train_time_s:
-            warnings.append(
-                f"the budget compares at {format_duration(result.horizon_s)} of training, your training takes "
-                f"{format_duration(train_time_s)}: the best learning rate for that may be lower"
-            )
         return Report(
             task=facts.name,
             created=self.created,
@@ -300,7 +298,7 @@ class _Tune:
             direction=facts.direction,
             budget_s=self.settings.budget_s,
             horizon_s=result.horizon_s,
-            train_time_s=train_time_s,
+            train_time_s=self.settings.train_time_s,
             plan=result.chosen,
             chose_baseline=result.chose_baseline,
             baseline_plan=raced[0] if raced else facts.baseline,
@@ -317,7 +315,20 @@ class _Tune:
             why=(*result.why, limits[largest.limited_by], curve.describe_knee()),
             warnings=tuple(warnings),
             interrupted=result.interrupted,
+            long_run=self.beyond(facts, result),
         )
+
+    def beyond(self, facts: TaskFacts, result: SearchResult) -> dict[str, Any] | None:
+        """What the race says of the user's training where that is longer than T; None where it is not."""
+        from .long_run import look_ahead
+        from .search import SearchSettings
+
+        train_time_s = self.settings.train_time_s
+        # Within a hundredth it is the same horizon: T is a whole number of optimizer steps.
+        if train_time_s is None or result.horizon_s >= 0.99 * train_time_s:
+            return None
+        ladder = SearchSettings().ladder.beyond(facts.peak_lr_fraction)
+        return look_ahead(result, ladder, facts.direction, train_time_s).to_json()
 
 
 def _origin(earlier: Report) -> str:

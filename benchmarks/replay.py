@@ -44,7 +44,7 @@ from autobatch.learning_rate import find_lr_curve
 from autobatch.ledger import REPORT_MOST_S, REPORT_SHARE, Ledger
 from autobatch.plan import Config, Measurement, Plan
 from autobatch.replay import ReplayRunner
-from autobatch.search import SearchSettings, search
+from autobatch.search import SearchResult, SearchSettings, search
 from autobatch.throughput import ThroughputCurve
 from autobatch.trials import closest
 
@@ -129,16 +129,14 @@ def curve_of(batch_sizes: Sequence[int], step_time_s: Sequence[float]) -> Throug
     )
 
 
-def ours(
-    table: dict[str, Any], seed: int, equivalents: int, lrs: tuple[float, ...], sampler: str
-) -> tuple[Config, float | None, int]:
-    """The product's search: the choice, its reported score, and how many configurations were tried."""
+def searched(table: dict[str, Any], equivalents: int, settings: SearchSettings) -> SearchResult:
+    """The product's search on a table, everything charged."""
     runner = ReplayRunner(table=table)
     curve = curve_of(table["batch_sizes"], table["step_time_s"])
-    sweep = find_lr_curve(runner, Plan(batch_size=curve.knee_batch_size), steps=SWEEP_STEPS, seed=seed)
+    sweep = find_lr_curve(runner, Plan(batch_size=curve.knee_batch_size), steps=SWEEP_STEPS, seed=settings.seed)
     seconds = equivalents * table["full_trial_s"]
     budget_s = min(seconds / (1 - REPORT_SHARE), seconds + REPORT_MOST_S) * (1 + 1e-6)
-    result = search(
+    return search(
         runner,
         Ledger(budget_s, runner.clock),
         curve,
@@ -148,8 +146,15 @@ def ours(
         eval_batch_size=1,
         lr_hint=sweep.suggestion,
         lr_diverged=sweep.diverged_at,
-        settings=SearchSettings(seed=seed, sampler=sampler, lrs=lrs),
+        settings=settings,
     )
+
+
+def ours(
+    table: dict[str, Any], seed: int, equivalents: int, lrs: tuple[float, ...], sampler: str
+) -> tuple[Config, float | None, int]:
+    """The product's search: the choice, its reported score, and how many configurations were tried."""
+    result = searched(table, equivalents, SearchSettings(seed=seed, sampler=sampler, lrs=lrs))
     return result.chosen, result.score.mean if result.score else None, len(result.trials)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from autobatch.confirmation import ScoreSummary
 from autobatch.learning_rate import find_lr_curve
 from autobatch.ledger import Ledger
+from autobatch.long_run import Forecast, LongRun, LrTrend, Stability
 from autobatch.memory import find_max_batch_size
 from autobatch.plan import Config, DeviceInfo, Plan
 from autobatch.profiling import profile
@@ -17,6 +18,28 @@ from autobatch.trials import Trial
 
 YOURS = Config(plan=Plan(batch_size=32), lr=1e-3)
 CHOSEN = Config(plan=Plan(batch_size=128, accumulation_steps=2), lr=0.00345)
+
+
+LONG_RUN = LongRun(
+    horizon_s=3.5,
+    train_time_s=14.0,
+    confidence=0.9,
+    stability=(Stability(early=0.5, late=1.0, trials=4, pairs=6, kept=5 / 6),),
+    forecasts=(
+        Forecast(
+            against="baseline", batch_size=32, lr=1e-3, lead=0.02, expected=0.01, low=0.004, high=0.03, ahead=0.99
+        ),
+    ),
+    lr=LrTrend(
+        lr=0.0025,
+        low=0.0012,
+        high=0.005,
+        slope=-0.16,
+        measured=-0.2,
+        stderr=0.1,
+        rungs=((0.125, 0.006), (0.5, 0.005), (1.0, 0.0035)),
+    ),
+).to_json()
 
 
 def trial(number: int, config: Config, role: Any, scores: tuple[float, ...], **changes: Any) -> Trial:

@@ -1,5 +1,7 @@
 """The benchmarks run, judge what is compared with us by what it did, and their task files can be trained."""
 
+import math
+import re
 import subprocess
 import sys
 import time
@@ -125,3 +127,45 @@ def test_a_table_is_built_and_can_be_replayed(monkeypatch: pytest.MonkeyPatch, t
     for one, other in zip(cells, [cell for row in tables["stacked"]["score"] for cell in row], strict=True):
         for scores, others in zip(one, other, strict=False):
             assert scores == pytest.approx(others, abs=0.03)  # three of 96 samples: what rounding may turn
+
+
+@pytest.fixture
+def long_run(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(FOLDER)
+    return import_module("long_run")
+
+
+def test_a_table_that_is_cut_ends_where_it_is_cut(long_run: Any) -> None:
+    whole = ReplayRunner.load(FOLDER / "results" / "tables" / "images.json").table
+    half = long_run.cut(whole, 1 / 2)
+    assert half["full_trial_s"] == whole["full_trial_s"] / 2
+    assert half["rungs"] == [1 / 8, 1 / 4, 1 / 2, 1.0]
+    assert half["score"][2][3][0] == whole["score"][2][3][0][:-1]
+    assert long_run.cut(whole, 1.0)["score"] == whole["score"]
+    assert long_run.ladder_of(half).shares == (1 / 8, 1 / 2, 1.0)
+    assert long_run.ladder_of(long_run.cut(whole, 1 / 4)).shares == (1 / 4, 1 / 2, 1.0)
+
+
+def test_the_best_rate_is_the_top_of_the_parabola_through_the_best(long_run: Any) -> None:
+    table = ReplayRunner.load(FOLDER / "results" / "tables" / "images.json").table
+    lrs = [1e-3, 1e-2, 1e-1, 1.0]
+    cells = [[[-((math.log10(lr) + 1.6) ** 2)]] for lr in lrs]
+    made = table | {"lrs": lrs, "rungs": [1.0], "truth_seeds": 0, "score": [cells] * len(table["batch_sizes"])}
+    assert long_run.best_lr(ReplayRunner(table=made), 64) == pytest.approx(10**-1.6)
+    falling = made | {"score": [[[[-lr]] for lr in lrs]] * len(table["batch_sizes"])}
+    assert long_run.best_lr(ReplayRunner(table=falling), 64) == 1e-3
+
+
+def test_a_forecast_is_judged_by_what_came(long_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    later = ReplayRunner.load(FOLDER / "results" / "tables" / "tabular.json").table
+    case = long_run.study(("tabular", "cut", long_run.cut(later, 1 / 4), later, 2.0, 1, "tpe"))
+    truth = ReplayRunner(table=later)
+    assert {lead.against for lead in case.leads} <= {"baseline", "runner-up"}
+    assert all(abs(lead.truth) < 0.5 and lead.low < lead.expected < lead.high for lead in case.leads)
+    assert case.loss_unchanged >= 0
+    assert truth.table["lrs"][0] <= case.best_lr <= truth.table["lrs"][-1]
+    row = long_run.summary([case, case])
+    assert row["cases"] == 2
+    assert row["lr"]["off"] == pytest.approx(math.exp(abs(math.log(case.lr / case.best_lr))))
+    long_run.print_table([case])
+    assert re.search(r"^  tabular +1 ", capsys.readouterr().out, re.MULTILINE)

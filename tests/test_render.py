@@ -17,10 +17,10 @@ from autobatch.plan import Config, DeviceInfo, Plan
 from autobatch.render.content import difference, report_document
 from autobatch.render.document import visible
 from autobatch.render.markdown import to_markdown as document_to_markdown
-from autobatch.render.numbers import lr_text, score_decimals, score_text, share_text, speed_text
+from autobatch.render.numbers import grouped, lr_text, score_decimals, score_text, share_text, speed_text
 from autobatch.render.terminal import print_devices, print_document, print_lr, print_max_batch, print_profile
 from autobatch.report import Report
-from tests.reports import CHOSEN, YOURS, example, trial
+from tests.reports import CHOSEN, LONG_RUN, YOURS, example, trial
 
 EXAMPLE = example()
 HOSTILE = "[red]x[/red] | <b>*y*</b> \x1b[2J\x07 \u202e `z` _w_ \ud800"
@@ -174,6 +174,35 @@ def test_the_horizon_is_said_aloud(train_time_s: float | None, sentence: str) ->
     text = one_line(drawn(changed(train_time_s=train_time_s)))
     assert "compared at T = 3.50 s of training each" in text
     assert sentence in text
+
+
+def test_what_is_extrapolated_is_said_to_be() -> None:
+    report = changed(train_time_s=14.0, long_run=LONG_RUN)
+    text = one_line(drawn(report))
+    assert "BEYOND T (EXTRAPOLATED)" in text.upper()
+    assert "Extrapolated, not measured: no configuration was trained for longer than 3.50 s." in text
+    assert "Learning rate for 14.0 s, at the same batch: 0.0025, 90% interval 0.0012 to 0.005." in text
+    assert "the best rate fell (0.006 at T/8, 0.005 at T/2, 0.0035 at T)" in text
+    assert "T/2 to T 83% of 6 pairs" in text
+    assert re.search(r"your configuration, batch 32, lr 0.001 \| +0.0200 \| +0.0100 \|", to_markdown(report))
+    assert "extrapolated" not in drawn(EXAMPLE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"measured": None, "slope": 0.0}, "Too few trials reached two rungs"),
+        ({"slope": 0.0}, "Over the rungs the best rate did not fall"),
+    ],
+)
+def test_a_rate_without_a_fall_is_left_as_it_is(changes: dict[str, Any], sentence: str) -> None:
+    long_run = LONG_RUN | {"lr": LONG_RUN["lr"] | changes, "stability": [], "forecasts": []}
+    text = one_line(drawn(changed(train_time_s=7200.0, long_run=long_run | {"train_time_s": 7200.0})))
+    assert "Your training is 2,057 times as long" in text
+    assert sentence in text
+    assert "so it is left as it is" in text
+    assert "tried for up to 4 times T only" in text
+    assert "nothing is known of how stable the ranking is" in text
 
 
 def test_test_scores_are_shown_where_there_are_some() -> None:
@@ -407,3 +436,10 @@ def test_the_difference_has_the_sign_of_the_score() -> None:
     assert found is not None
     assert found == pytest.approx((0.97183 - 0.9512, (0.0021**2 + 0.0036**2) ** 0.5))
     assert difference(kept()) is None
+
+
+def test_remarks_that_differ_in_their_percentages_alone_are_one() -> None:
+    remarks = [(8, "had it 26% of the time"), (16, "is hot"), (32, "had it 63% of the time"), (8, "is hot")]
+    assert grouped(remarks) == [((8, 32), "had it 26% to 63% of the time"), ((8, 16), "is hot")]
+    assert grouped([(1, "5% of 7%")]) == [((1,), "5% of 7%")]
+    assert grouped([]) == []

@@ -16,9 +16,9 @@ from autobatch.errors import ReportError
 from autobatch.files import check_writable, write_whole
 from autobatch.plan import Config, DeviceInfo, Plan
 from autobatch.report import SCHEMA, Report, load_json
-from tests.reports import example
+from tests.reports import LONG_RUN, example
 
-EXAMPLE = example()
+EXAMPLE = example(long_run=LONG_RUN)
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 maybe = st.none() | finite
@@ -67,6 +67,7 @@ fields: dict[str, st.SearchStrategy[Any]] = {
     "why": sentences,
     "warnings": sentences,
     "interrupted": st.booleans(),
+    "long_run": st.sampled_from([None, LONG_RUN]),
 }
 reports = st.fixed_dictionaries(fields).map(lambda changes: dataclasses.replace(EXAMPLE, **changes))
 
@@ -134,6 +135,11 @@ def _set(data: Any, path: str, value: Any) -> None:
         ("throughput/measurements/1/samples_per_s", "fast", "is int or float or null; found 'fast'"),
         ("trials/0/scores", [[1]], "trial 0 of the report has steps, and scores as pairs"),
         ("trials/0/total_steps", 0, "trial 0 of the report has steps"),
+        ("long_run", 3, "'long_run' of the report is a JSON object; found int"),
+        ("long_run/lr/lr", None, "'lr' of 'lr' of 'long_run' of the report is int or float; found None"),
+        ("long_run/lr/rungs", [[0.5]], "the rungs of 'long_run' of the report are shares above 0"),
+        ("long_run/stability/0/early", 0, "the rungs of 'long_run' of the report are shares above 0"),
+        ("long_run/horizon_s", 0, "the times of 'long_run' of the report are above 0"),
         ("ledger/entries", {"training": None}, "'training' of 'entries' of 'ledger' of the report is int or float"),
     ],
 )
@@ -150,6 +156,12 @@ def test_a_missing_key_is_named(key: str) -> None:
     del data[key]
     with pytest.raises(ReportError, match=f"the report has no '{key}'"):
         Report.from_json(data)
+
+
+def test_a_report_from_before_there_was_a_long_run_loads() -> None:
+    data = EXAMPLE.to_json()
+    del data["long_run"]
+    assert Report.from_json(data) == dataclasses.replace(EXAMPLE, long_run=None)
 
 
 def test_a_list_is_no_report() -> None:

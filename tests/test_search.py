@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from autobatch.costs import EQUIVALENTS
 from autobatch.errors import BudgetTooShort, NoValidResult, SettingError, TaskError
 from autobatch.ledger import Ledger
-from autobatch.plan import Config, Direction, Plan, Precision, Rung, RungResult
+from autobatch.plan import Config, Direction, GradNorms, Plan, Precision, Rung, RungResult
 from autobatch.search import (
     Event,
     Ladder,
@@ -450,6 +450,28 @@ def test_a_baseline_that_does_not_fit_is_accumulated() -> None:
     assert result.trials[0].config.plan == Plan(batch_size=64, accumulation_steps=8)
     assert "does not fit" in result.trials[0].origin
     assert all(trial.config.plan.batch_size <= 100 for trial in result.trials)
+
+
+# The norms of the gradient
+
+
+class Steps(SimRunner):
+    """A runner whose gradients grow with the learning rate and from rung to rung."""
+
+    def advance(self, rung: Rung) -> RungResult:
+        norm = rung.config.lr * rung.until_step
+        return replace(SimRunner.advance(self, rung), grad_norms=GradNorms(median=norm, largest=2 * norm))
+
+
+def test_a_trial_keeps_the_norms_of_each_rung() -> None:
+    for trial in race(Steps(), **sampled()).result.trials:
+        assert [norms.median for norms in trial.grad_norms][: len(trial.scores)] == [
+            trial.config.lr * step for step, _ in trial.scores
+        ]
+        assert len(trial.grad_norms) == len(trial.scores) + (trial.state == "failed")
+        assert trial.to_json()["grad_norms"] == [
+            {"median": n.median, "largest": n.largest, "clipped": None} for n in trial.grad_norms
+        ]
 
 
 # The horizon

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autobatch.confirmation import judge, leads_clearly
-from autobatch.plan import Config, Plan, RungOutcome
-from autobatch.stability import SAFE_RISK, divergence_risk
+from autobatch.plan import Config, GradNorms, Plan, RungOutcome
+from autobatch.stability import SAFE_RISK, divergence_risk, norms_out_of_line
 from autobatch.trials import Trial
 
 from .test_confirmation import trial
@@ -99,3 +101,79 @@ def test_no_lead_is_clear_beside_a_trial_that_diverged() -> None:
     assert not leads_clearly(
         [*at_the_edge, trial(6, config(0.039), "search", 0.819), trial(7, config(0.041), "search", 0.818)], "maximize"
     )
+
+
+# The norms of the gradient
+
+
+def with_norms(*rungs: GradNorms) -> list[Trial]:
+    """A trial with these rungs, and another configuration whose norms are wild."""
+    wild = GradNorms(median=1.0, largest=1e6, clipped=1.0)
+    return [
+        replace(trial(0, config(0.01), "search", 0.8), grad_norms=rungs),
+        replace(trial(1, config(0.04), "search", 0.7), grad_norms=(wild, wild)),
+    ]
+
+
+def test_norms_in_line_or_unknown_say_nothing() -> None:
+    calm, start = GradNorms(median=1.0, largest=9.0), GradNorms(median=1.0, largest=500.0)
+    assert norms_out_of_line(config(0.01), with_norms(start, calm, calm)) is None
+    assert norms_out_of_line(config(0.01), with_norms()) is None
+    assert norms_out_of_line(config(0.01), with_norms(start)) is None
+    assert norms_out_of_line(config(0.02), with_norms(calm, start)) is None
+    still = GradNorms(median=0.0, largest=0.0)
+    assert norms_out_of_line(config(0.01), with_norms(still, still)) is None
+
+
+def test_a_norm_far_above_its_median_and_a_clip_that_sets_the_length_are_said() -> None:
+    calm = GradNorms(median=0.5, largest=1.0)
+    said = norms_out_of_line(config(0.01), with_norms(calm, calm, GradNorms(median=0.5, largest=17.0)))
+    assert said == (
+        "the gradient norm of the recommended configuration reached 17 where its median was 0.5: clip_grad_norm would "
+        "bound such a step"
+    )
+    clipped = [GradNorms(median=2.0, largest=90.0, clipped=share) for share in (0.0, 0.9, 0.7)]
+    said = norms_out_of_line(config(0.01), with_norms(*clipped))
+    assert said is not None
+    assert said.startswith("clip_grad_norm shortened 80% of the steps")
+    assert norms_out_of_line(config(0.01), with_norms(*clipped[::-1][:2], clipped[0])) is None
+
+
+@given(
+    trials=st.lists(
+        st.builds(
+            trial,
+            st.just(0),
+            st.builds(config, RATES, st.just(64)),
+            st.just("search"),
+            st.none() | st.floats(0.2, 0.9),
+        ),
+        max_size=10,
+    ),
+    scores=st.lists(st.floats(0.0, 1.0), min_size=1, max_size=4),
+)
+def test_a_finalist_stays_one_whatever_its_fresh_seeds_score(trials: list[Trial], scores: list[float]) -> None:
+    """Each of its runs lowers the risk around it, which must not let another pass that was run under no fresh seed."""
+    raced = [replace(one, number=number + 1) for number, one in enumerate(trials)]
+    raced.insert(0, trial(0, config(0.001), "baseline", 0.1))
+    finalist = judge(raced, "maximize").finalist
+    if finalist is None:
+        return
+    for score in scores:
+        raced.append(trial(len(raced), finalist, "confirmation", score))
+        assert judge(raced, "maximize").finalist == finalist
+    raced.append(trial(len(raced), finalist, "confirmation", None))
+    assert judge(raced, "maximize").finalist != finalist
+
+
+def test_the_edge_does_not_pass_a_finalist_that_holds_under_fresh_seeds() -> None:
+    """At what the edge scores here, it would: the finalist's two fresh runs lower the risk beside it by enough."""
+    before = next(
+        trials
+        for step in range(4000)
+        if judge(trials := race(edge=0.9 + step / 1000, safe=0.9), "maximize").finalist == config(0.01)
+        and judge(race(edge=0.9 + (step + 1) / 1000, safe=0.9), "maximize").finalist == config(0.04)
+    )
+    raced = [*before, *(trial(10 + seed, config(0.01), "confirmation", 0.9) for seed in range(2))]
+    assert divergence_risk(config(0.04), raced) < divergence_risk(config(0.04), before)
+    assert judge(raced, "maximize").finalist == config(0.01)

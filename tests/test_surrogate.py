@@ -93,3 +93,15 @@ def test_one_of_equal_scores_more_or_less_does_not_hide_the_rest() -> None:
     scores = seen(27)
     failed = Observation(batch=10.0, rate=-1.0, share=SHARES[0], score=-1e9)
     assert fit(scores).mean(places).argmax() == fit((*scores, failed)).mean(places).argmax()
+
+
+def test_draws_have_the_mean_and_the_deviation_that_are_predicted() -> None:
+    known = fit(seen(27, noise=0.01))
+    places = ends((7.0, -6.0), (7.0, -5.9), (9.0, -2.0), (5.0, -10.0))
+    drawn = known.draw(places, count=4000, seed=1)
+    mean, sd = known.predict(places)
+    second = np.asarray(known.weights @ (sd**2 + mean**2))
+    np.testing.assert_allclose(drawn.mean(axis=0), known.mean(places), atol=0.05)
+    np.testing.assert_allclose(drawn.std(axis=0), np.sqrt(second - known.mean(places) ** 2), rtol=0.1)
+    assert np.asarray(np.corrcoef(drawn.T))[0, 1] > 0.9  # neighbours go up and down together
+    np.testing.assert_array_equal(drawn, known.draw(places, count=4000, seed=1))

@@ -223,3 +223,12 @@ def test_json_parses_and_holds_what_was_read() -> None:
     assert told["fastest_batch_size"] == 4096
     assert told["measurements"][0]["batch_size"] == 8
     assert told["measurements"][0]["repeats"] == 20
+
+
+def test_a_machine_that_was_slow_is_not_taken_for_a_starved_one() -> None:
+    """Steps took twice what their compute alone took later, but the loader alone takes next to nothing."""
+    slow = ThroughputCurve(measurements=(timed(8, 1.0, compute_s=(0.5,), loader_s=(1e-6,)),))
+    assert slow.wait_share == 0.5
+    assert not slow.loader_bound
+    starved = ThroughputCurve(measurements=(timed(8, 1.0, compute_s=(0.5,), loader_s=(0.5,)),))
+    assert starved.loader_bound

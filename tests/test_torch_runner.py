@@ -104,6 +104,16 @@ def test_a_rung_learns_and_is_scored_on_the_test_data_too(cpu: TorchRunner) -> N
     assert tested > 0.6
 
 
+def test_a_rung_tells_the_norms_of_its_gradients(tmp_path: Path) -> None:
+    for clip in (None, 1e-3, 1e6):
+        runner = opened("cpu", tmp_path, clip_grad_norm=clip)
+        norms = runner.advance(rung(until_step=60, total_steps=60)).grad_norms
+        assert norms is not None
+        assert 0 < norms.median <= norms.largest
+        assert norms.clipped == {None: None, 1e-3: 1.0, 1e6: 0.0}[clip]
+        runner.close()
+
+
 def test_three_legs_equal_one_to_the_bit_with_a_schedule_and_accumulation(tmp_path: Path) -> None:
     def cosine(optimizer: torch.optim.Optimizer, total_steps: int) -> Any:
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps)

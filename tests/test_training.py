@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -16,8 +17,8 @@ from torch.utils.data import IterableDataset, TensorDataset
 from autobatch import Plan, Task
 from autobatch.data import training_batches, val_loader
 from autobatch.errors import TaskError
-from autobatch.plan import Config
-from autobatch.training import Trainer, read_checkpoint
+from autobatch.plan import Config, GradNorms
+from autobatch.training import NORM_EVERY, NormWatch, Trainer, read_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -265,3 +266,70 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     trained.save(tmp_path / "checkpoint.pt")
     with pytest.raises(TaskError, match="holds more than tensors, numbers and plain containers"):
         read_checkpoint(tmp_path / "checkpoint.pt")
+
+
+# The norm of the gradient
+
+
+def looked_at(user: Task, plan: Plan, steps: int) -> list[float | None]:
+    """The norm after each step, None where it was not looked at."""
+    trained, stream, found = trainer(user, plan), batches(user, plan), list[float | None]()
+    for _ in range(steps):
+        trained.step(stream)
+        found.append(None if trained.grad_norm is None else float(trained.grad_norm))
+    return found
+
+
+def test_the_norm_is_that_of_the_whole_gradient_before_the_clip() -> None:
+    user, plan = task(), Plan(batch_size=8, accumulation_steps=2)
+    first, *others = looked_at(user, plan, NORM_EVERY + 1)
+    by_hand = trainer(user, plan)
+    stream = batches(user, plan)
+    for _ in range(2):
+        (by_hand.loss(next(stream)) / 2).backward()
+    squares = [parameter.grad.square().sum() for parameter in by_hand.model.parameters() if parameter.grad is not None]
+    assert first == pytest.approx(float(torch.stack(squares).sum().sqrt()))
+    assert [norm is not None for norm in others] == [False] * (NORM_EVERY - 1) + [True]
+    clipped = looked_at(task(clip_grad_norm=1e-3), plan, 3)
+    assert clipped[0] == pytest.approx(first)
+    assert None not in clipped
+
+
+def test_looking_at_the_norm_changes_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, _ = run(task(), Plan(batch_size=8), 5)
+    monkeypatch.setattr(Trainer, "_norm", lambda self: None)
+    not_looked, _ = run(task(), Plan(batch_size=8), 5)
+    for one, other in zip(looked.model.parameters(), not_looked.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_sparse_gradients_and_none_at_all_have_no_norm() -> None:
+    def words() -> nn.Module:
+        return nn.Sequential(nn.Embedding(7, 3, sparse=True), nn.Flatten())
+
+    def codes() -> TensorDataset:
+        return TensorDataset(torch.arange(64)[:, None] % 7, torch.arange(64) % 3)
+
+    user = Task(
+        model=words,
+        train_data=codes,
+        val_data=codes,
+        optimizer=lambda model, lr: torch.optim.SGD(model.parameters(), lr=lr),
+    )
+    trained = trainer(user, Plan(batch_size=8))
+    trained.step(training_batches(user, codes(), Plan(batch_size=8), seed=0))
+    assert trained.grad_norm is None
+    trained.optimizer.zero_grad(set_to_none=True)
+    assert trained._norm() is None
+
+
+def test_norms_are_summed_up_without_those_of_skipped_steps() -> None:
+    watch = NormWatch(clip=2.0)
+    assert watch.summary() is None
+    for norm in (1.0, 3.0, math.inf, 5.0, 2.0):
+        watch.see(torch.tensor(norm))
+    watch.see(None)
+    assert watch.summary() is None
+    watch.read()
+    watch.read()
+    assert watch.summary() == GradNorms(median=2.5, largest=5.0, clipped=0.5)

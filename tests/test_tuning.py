@@ -79,3 +79,19 @@ def test_what_an_earlier_run_chose_is_tried_first(tmp_path: Path) -> None:
     assert (first["role"], first["effective_batch_size"], first["lr"]) == ("warm start", 256, CHOSEN.lr)
     assert first["origin"] == "the answer of the run of 2026-01-02T03:04:05+00:00"
     assert "the answer of the run of 2026-01-02T03:04:05+00:00 is of a task called digits" in report.warnings
+
+
+@pytest.mark.parametrize(("train_time_s", "is_longer"), [(None, False), (0.5, False), (7200.0, True)])
+def test_a_training_that_the_budget_cannot_pay_for_is_extrapolated_to(
+    train_time_s: float | None, is_longer: bool, tmp_path: Path
+) -> None:
+    runner = SimRunner()
+    settings = TuneSettings(name="simulated", budget_s=300.0, train_time_s=train_time_s)
+    tune = _Tune(runner, Ledger(300.0, clock=runner.clock), settings, lambda _: None, _RunFolder(tmp_path))
+    report = tune.run()
+    assert (report.long_run is not None) == is_longer
+    if report.long_run is not None:
+        assert report.long_run["train_time_s"] == 7200.0
+        assert report.long_run["horizon_s"] == report.horizon_s
+        assert report.long_run["lr"]["lr"] <= report.plan.lr
+    assert not any("your training takes" in warning for warning in report.warnings)

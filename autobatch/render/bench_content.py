@@ -12,7 +12,7 @@ from ..units import format_duration, format_size
 from .curves import charts_of, recommended_point
 from .document import Bullets, Column, Document, Facts, Paragraph, Part, Section, Table
 from .evidence import provenance
-from .numbers import count_text, known, percent_text, share_text, si_text, speed_text
+from .numbers import count_text, grouped, known, percent_text, share_text, si_text, speed_text
 
 Json = Mapping[str, Any]
 
@@ -187,11 +187,8 @@ def _said(cell: Cell) -> Iterator[str]:
     for sentence in (profiled["starvation"], profiled.get("remedy")):
         if sentence:
             yield _capitalized(sentence)
-    remarks: dict[str, list[int]] = {}
-    for point in profiled["measurements"]:
-        for remark in point["remarks"]:
-            remarks.setdefault(remark, []).append(point["batch_size"])
-    for remark, sizes in remarks.items():
+    remarks = ((point["batch_size"], remark) for point in profiled["measurements"] for remark in point["remarks"])
+    for sizes, remark in grouped(remarks):
         yield f"In doubt at batch {', '.join(map(str, sizes))}: {remark}."
     if profiled["skipped"]:
         yield f"Not timed, for lack of time: {', '.join(map(str, profiled['skipped']))}."

@@ -13,6 +13,7 @@ from ..trials import oriented
 from ..units import format_duration
 from .document import Bullets, Code, Column, Document, Paragraph, Part, Section, Table
 from .evidence import OUTCOMES, lr_sentence, max_batch_summary, provenance, throughput_summary
+from .long_run import long_run_section
 from .numbers import count_text, known, lr_text, score_decimals, score_text, share_text
 
 Json = Mapping[str, Any]
@@ -28,6 +29,10 @@ def report_document(report: Report) -> Document:
         _use(report),
         Section(title=f"Against {_baseline_name(report)}", parts=tuple(_comparison(report, decimals))),
         Section(title="Where it holds", parts=(Paragraph(text=_horizon(report)),)),
+    ]
+    if report.long_run is not None:
+        sections.append(long_run_section(report.long_run, _baseline_name(report), decimals))
+    sections += [
         Section(title="Why", parts=(Bullets(items=report.why),)),
         Section(title="Largest batch", parts=max_batch_summary(report.max_batch)),
         Section(title="Throughput", parts=throughput_summary(report.throughput, _batch_marks(report))),

@@ -13,7 +13,7 @@ from typing import Any
 from ..plan import DeviceInfo
 from ..units import format_duration, format_lr, format_size
 from .document import Bullets, Column, Facts, Paragraph, Part, Section, Table
-from .numbers import count_text, known, lr_text, score_decimals, score_text, share_text, speed_text
+from .numbers import count_text, grouped, known, lr_text, score_decimals, score_text, share_text, speed_text
 
 Json = Mapping[str, Any]
 
@@ -243,14 +243,12 @@ def _remarks(found: Json) -> Iterator[Part]:
         yield Paragraph(text=found["starvation"])
     if found.get("remedy") is not None:
         yield Paragraph(text=found["remedy"])
-    doubts = {
-        f"batch {point['batch_size']}: {remark}"
-        for point in found["measurements"]
-        for remark in point.get("remarks", ())
-    }
+    doubts = grouped(
+        (point["batch_size"], remark) for point in found["measurements"] for remark in point.get("remarks", ())
+    )
     if doubts:
         yield Paragraph(text="What makes times doubtful:")
-        yield Bullets(items=tuple(sorted(doubts)))
+        yield Bullets(items=tuple(f"at batch {', '.join(map(str, sizes))}: {remark}" for sizes, remark in doubts))
     if found["skipped"]:
         sizes = ", ".join(str(size) for size in found["skipped"])
         yield Paragraph(text=f"Not timed, for lack of time: {sizes}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ _DIGITS_WITHOUT_STDERR = 4
 # Significant digits of a score at most, however small its standard error. Assumed.
 _MOST_DIGITS = 8
 _PREFIXES = dict(zip(range(-3, 7), ("n", "µ", "m", "", "k", "M", "G", "T", "P", "E"), strict=True))  # by powers of 1000
+_SHARE = re.compile(r"(\d+)%")
 # A number longer than this is written with an exponent. Assumed: what fits in a column of a table.
 _LONGEST = 12
 
@@ -73,3 +75,21 @@ def share_text(share: float) -> str:
 def count_text(count: int, noun: str) -> str:
     """A count and what is counted: `1 seed`, `1,024 seeds`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def grouped(remarks: Iterable[tuple[int, str]]) -> list[tuple[tuple[int, ...], str]]:
+    """Remarks on numbers, those that differ in their percentages alone as one: (numbers, text with the range).
+
+    (8, "had it 26% of the time") and (16, "had it 63% of the time") become ((8, 16), "had it 26% to 63% of the time").
+    """
+    kinds: dict[tuple[str, ...], list[tuple[int, list[int]]]] = {}
+    for number, text in remarks:
+        words = _SHARE.split(text)  # text and percentages by turns, as the pattern has a group
+        kinds.setdefault(tuple(words[::2]), []).append((number, [int(share) for share in words[1::2]]))
+    found = []
+    for texts, members in kinds.items():
+        numbers = tuple(sorted({number for number, _ in members}))
+        columns = list(zip(*(shares for _, shares in members), strict=True))
+        ranges = [f"{min(c)}%" if min(c) == max(c) else f"{min(c)}% to {max(c)}%" for c in columns]
+        found.append((numbers, "".join(a + b for a, b in zip(texts, [*ranges, ""], strict=True))))
+    return found
