@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .checkpoints import forget_checkpoints
 from .devices import host_memory
 from .devices.environment import count_exactly, worker_environment
 from .engines.local import LocalWorker
@@ -384,10 +385,12 @@ class RemoteRunner(Runner):
             return None
         return score
 
-    def forget(self, trial: int) -> None:
-        if self._worker.process.alive:  # a new one is not worth starting for it: the run's folder is emptied at the end
+    def forget(self, trial: int, before: int | None = None) -> None:
+        if self._spec.checkpoints is not None:
+            forget_checkpoints(self._spec.checkpoints, trial, before)
+        elif self._worker.process.alive:  # a folder of the worker's own has ended with it
             with suppress(WorkerDied):
-                self._work("forget", trial)
+                self._work("forget", trial, before)
 
     def close(self) -> None:
         if self._server is not None:

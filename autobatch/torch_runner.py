@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .check import check_inference, check_task, peak_lr_fraction
+from .checkpoints import checkpoint_path, forget_checkpoints
 from .data import (
     Batch,
     counted_samples,
@@ -35,7 +36,8 @@ from .data import (
 )
 from .devices import Device
 from .devices.oom import is_device_lost
-from .errors import AutobatchError, CheckpointError, DeviceLost, NoValidResult, TaskError
+from .errors import AutobatchError, CheckpointError, DeviceLost, NoValidResult, StorageError, TaskError
+from .files import full_disk, sync_folder
 from .plan import (
     Config,
     DeviceInfo,
@@ -249,6 +251,9 @@ class TorchRunner(Runner):
                     f"{blame(what, error, self._task.path)}\nThis process can use {self._device.torch_device} no "
                     "longer: run such steps in a process of their own (`isolate=True`, or the command line)"
                 ) from None
+            if (refusal := full_disk(error)) is not None:
+                where = refusal.filename or self._folder()
+                raise StorageError(f"{where} cannot be written: {refusal.strerror}") from None
             if not self._device.is_out_of_memory(error):
                 raise blame(what, error, self._task.path) from None
             message = _first_line(error)
@@ -525,11 +530,11 @@ class TorchRunner(Runner):
 
     # -- trials -------------------------------------------------------------------------------------------------------
 
-    def _checkpoint(self, trial: int) -> Path:
+    def _folder(self) -> Path:
         if self._checkpoints is None:
             self._own_checkpoints = tempfile.TemporaryDirectory(prefix="autobatch-")
             self._checkpoints = Path(self._own_checkpoints.name)
-        return self._checkpoints / f"trial-{trial:05d}.pt"
+        return self._checkpoints
 
     def advance(self, rung: Rung) -> RungResult:
         started = perf_counter()
@@ -544,12 +549,18 @@ class TorchRunner(Runner):
 
     def _paused(self, rung: Rung) -> dict[str, Any]:
         """The checkpoint that a rung goes on from."""
+        path = checkpoint_path(self._folder(), rung.trial, rung.start_step)
         try:
-            state = read_checkpoint(self._checkpoint(rung.trial))
+            state = read_checkpoint(path)
         except FileNotFoundError:
-            raise CheckpointError(f"trial {rung.trial} has no checkpoint to go on from") from None
-        if state["step"] != rung.start_step:
-            raise CheckpointError(f"trial {rung.trial} stands at step {state['step']}, not at {rung.start_step}")
+            raise CheckpointError(
+                f"trial {rung.trial} has no checkpoint at step {rung.start_step} to go on from: {path} is not there"
+            ) from None
+        if (state["step"], state["total_steps"]) != (rung.start_step, rung.total_steps):
+            raise CheckpointError(
+                f"{path} is of step {state['step']} of {state['total_steps']}, not of {rung.start_step} of "
+                f"{rung.total_steps}"
+            )
         return state
 
     def _advance(self, rung: Rung, state: dict[str, Any] | None, started: float) -> RungResult:
@@ -582,12 +593,14 @@ class TorchRunner(Runner):
                     return RungResult(rung=rung, outcome="diverged", message=message, train_s=perf_counter() - begun)
         self._device.synchronize()
         train_s = perf_counter() - begun
-        path = self._checkpoint(rung.trial)
-        trainer.save(path.with_suffix(".new"))  # before the evaluation, which draws
+        path = checkpoint_path(self._folder(), rung.trial, rung.until_step)
+        pending = path.with_suffix(".pt.new")
+        trainer.save(pending)  # before the evaluation, which draws
         begun = perf_counter()
         score = self._evaluate(trainer, "val_data", rung)
         # After it: should it bring the process down, the rung is run again from where it began.
-        path.with_suffix(".new").replace(path)
+        pending.replace(path)
+        sync_folder(path.parent)
         if not math.isfinite(score):
             return RungResult(rung=rung, outcome="diverged", message=f"the score was {score}", train_s=train_s)
         return RungResult(
@@ -614,12 +627,11 @@ class TorchRunner(Runner):
 
     def _test(self, rung: Rung) -> float:
         trainer = self._trainer(rung.config, seed=rung.seed, total_steps=rung.total_steps)
-        trainer.restore(read_checkpoint(self._checkpoint(rung.trial)))
+        trainer.restore(read_checkpoint(checkpoint_path(self._folder(), rung.trial, rung.until_step)))
         return self._evaluate(trainer, "test_data", rung)
 
-    def forget(self, trial: int) -> None:
-        for suffix in (".pt", ".new", ".partial"):
-            self._checkpoint(trial).with_suffix(suffix).unlink(missing_ok=True)
+    def forget(self, trial: int, before: int | None = None) -> None:
+        forget_checkpoints(self._folder(), trial, before)
 
     def close(self) -> None:
         self._bench = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from .data import Batch, DeviceLoader, count_samples, seed_everything, to_device
 from .errors import TaskError
+from .files import sync_folder
 from .plan import Config, Precision
 from .state import rng_state, set_rng_state
 from .task import Task
@@ -168,7 +170,13 @@ class Trainer:
             raise TaskError(f"{what} returns a number; it returned {type(value).__name__}") from None
 
     def save(self, path: Path) -> None:
-        """Write all that a later process needs to go on as if nothing had happened; whole or not at all."""
+        """Write all that a later process needs to go on as if nothing had happened; whole or not at all.
+
+        On the disk when this returns, under a name that outlives a loss of power.
+
+        Raises:
+            OSError: it cannot be written; where the disk is full, some error that `files.full_disk` knows.
+        """
         state: dict[str, Any] = {
             "step": self.step_count,
             "scheduler_steps": self.scheduler_steps,
@@ -187,9 +195,17 @@ class Trainer:
             torch.save(_plain(self.after_step.state_dict()), buffer)
             state["after_step"] = buffer.getvalue()
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(path)
+        partial = path.with_suffix(path.suffix + ".partial")
+        try:
+            with open(partial, "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)  # on a full disk it is what takes the room
+            raise
+        sync_folder(path.parent)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `save` wrote and `read_checkpoint` read.

@@ -13,14 +13,14 @@ PACKAGE = Path(__file__).parents[1] / "autobatch"
 
 # fmt: off
 ORDER = [
-    "errors", "units", "files", "shapes", "libraries", "plan", "sim", "recording", "replay",
+    "errors", "units", "files", "checkpoints", "shapes", "libraries", "plan", "sim", "recording", "replay",
     "devices.environment", "devices.oom", "devices.host_memory", "devices.base", "devices.nvml", "devices.cuda",
     "devices.cpu", "devices.mps", "devices",
     "task_file", "task_rules", "task", "state", "data", "worst_case", "training", "micro_batches",
     "guard_ranks", "guard", "check_data", "check", "infer", "inputs",
     "torch_runner", "warm",
     "progress", "bracket", "memory", "throughput", "learning_rate",
-    "ledger", "trials", "study", "surrogate", "freeze_thaw", "costs", "stability", "confirmation", "conclusion",
+    "ledger", "trials", "race_state", "study", "surrogate", "freeze_thaw", "costs", "stability", "confirmation", "conclusion",
     "race", "search",
     "report", "render.document", "render.numbers", "render.evidence", "render.content", "render.terminal",
     "render.markdown", "render.live", "render",
