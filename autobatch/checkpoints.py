@@ -7,7 +7,6 @@ result. Nothing here reads a checkpoint; that is training.py's.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 
 
@@ -20,12 +19,4 @@ def forget_checkpoints(folder: Path, trial: int, before: int | None = None) -> N
     """Delete what is kept of a trial, half-written files too; with `before`, only what lies before that step."""
     for path in folder.glob(f"trial-{trial:05d}-*.pt*"):
         if before is None or path.name < checkpoint_path(folder, trial, before).name:
-            path.unlink(missing_ok=True)
-
-
-def keep_checkpoints(folder: Path, needed: Collection[tuple[int, int]]) -> None:
-    """Delete all but those of the (trial, step) pairs in `needed`: what a run that was killed had no time to delete."""
-    names = {checkpoint_path(folder, trial, step).name for trial, step in needed}
-    for path in folder.glob("trial-*.pt*"):
-        if path.name not in names:
             path.unlink(missing_ok=True)

@@ -84,7 +84,7 @@ class Race:
     # Setting out
 
     def prepare(self, lr_hint: float | None, lr_diverged: float | None, kept: Kept | None = None) -> None:
-        """Fix the baseline, the space and the warm starts; and go to where an earlier process of the run was stopped."""
+        """Fix the baseline, the space and the warm starts, and go to where an earlier process was stopped."""
         facts = self.runner.facts()
         self.direction = facts.direction
         whose = "your configuration" if facts.baseline_is_users else "the default configuration (assumed)"
@@ -138,6 +138,8 @@ class Race:
         if self.record is not None:  # what the last change had no time for: the states that others read
             for trial in self.trials:
                 self.record.save(trial, self._state())
+        for trial in self.trials:
+            self._forget_what_is_over(trial)
         self._bound()
 
     def _state(self) -> RaceState:
@@ -418,16 +420,18 @@ class Race:
 
         After the result is in the record: until then the rung may have to be run again.
         """
-        kept = self._best_kept()
-        is_racing = trial.role in ("warm start", "search")
-        if trial.state == "failed" or (trial.state == "complete" and is_racing and trial.number not in kept):
+        self._forget_what_is_over(trial)
+        for number in kept_before - self._best_kept():
+            self._forget_what_is_over(self.trials[number])
+        self._bound()
+
+    def _forget_what_is_over(self, trial: Trial) -> None:
+        """Of a complete trial its last checkpoint stays where it may be scored on the test data, or is to be kept."""
+        is_scored = trial.role in ("baseline", "confirmation") or trial.number in self._best_kept()
+        if trial.state in ("failed", "dropped") or (trial.state == "complete" and not is_scored):
             self.runner.forget(trial.number)
         else:
             self.runner.forget(trial.number, before=trial.steps_done)
-        for number in kept_before - kept:
-            if self.trials[number].role in ("warm start", "search"):
-                self.runner.forget(number)
-        self._bound()
 
     def _bound(self) -> None:
         for worst in paused_best_first(self.trials, self.direction)[self.settings.most_paused :]:

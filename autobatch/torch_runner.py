@@ -594,12 +594,12 @@ class TorchRunner(Runner):
         self._device.synchronize()
         train_s = perf_counter() - begun
         path = checkpoint_path(self._folder(), rung.trial, rung.until_step)
-        pending = path.with_suffix(".pt.new")
-        trainer.save(pending)  # before the evaluation, which draws
+        new = path.with_suffix(".pt.new")
+        trainer.save(new)  # before the evaluation, which draws
         begun = perf_counter()
         score = self._evaluate(trainer, "val_data", rung)
         # After it: should it bring the process down, the rung is run again from where it began.
-        pending.replace(path)
+        new.replace(path)
         sync_folder(path.parent)
         if not math.isfinite(score):
             return RungResult(rung=rung, outcome="diverged", message=f"the score was {score}", train_s=train_s)

@@ -20,10 +20,11 @@ ORDER = [
     "guard_ranks", "guard", "check_data", "check", "infer", "inputs",
     "torch_runner", "warm",
     "progress", "bracket", "memory", "throughput", "learning_rate",
-    "ledger", "trials", "race_state", "study", "surrogate", "freeze_thaw", "costs", "stability", "confirmation", "conclusion",
-    "race", "search",
+    "ledger", "trials", "race_state", "study", "surrogate", "freeze_thaw", "costs", "stability", "confirmation",
+    "conclusion", "race", "search",
     "report", "render.document", "render.numbers", "render.evidence", "render.content", "render.terminal",
     "render.markdown", "render.live", "render",
+    "settings", "conditions", "found", "run_folder", "runs", "task_sources",
     "_worker", "engines.processes", "engines.local", "engines", "ranks", "exchange", "alone", "together",
     "remote", "tuning", "api", "cli", "__main__",
 ]

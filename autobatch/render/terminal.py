@@ -18,7 +18,7 @@ from ..plan import DeviceInfo
 from ..report import Json, Report
 from .content import report_document
 from .document import Bullets, Code, Facts, Paragraph, Part, Section, Table, visible
-from .evidence import device_section, lr_section, max_batch_section, throughput_section
+from .evidence import device_section, lr_section, max_batch_section, runs_section, throughput_section
 
 _INDENT = 2
 _GAP = 2  # between columns
@@ -46,6 +46,11 @@ def print_profile(throughput: Json, console: Console) -> None:
 def print_lr(learning_rate: Json, console: Console) -> None:
     """Print the range test; `learning_rate` as `LrCurve.to_json` gives it."""
     _print_sections([lr_section(learning_rate)], console)
+
+
+def print_runs(runs: Sequence[Json], console: Console) -> None:
+    """Print a line for each run; `runs` as `RunSummary.to_json` gives them."""
+    _print_sections([runs_section(runs)], console)
 
 
 def print_devices(devices: Sequence[DeviceInfo], console: Console) -> None:
