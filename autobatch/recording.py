@@ -80,17 +80,19 @@ class Recording:
         found = Reader(data, str(path))
         if found.get("schema", int) != SCHEMA:
             raise ReportError(f"{path} is a recording of schema {SCHEMA}; found {data['schema']}")
+        limit = limit_from_json(found.inside("limit"))
         return cls(
             task=found.get("task", str),
             train_size=found.get("train_size", int, or_null=True),
-            limit=limit_from_json(found.inside("limit")),
+            limit=limit,
             probes=tuple(_probe(Reader(entry, f"a probe of {path}")) for entry in found.list_of("probes", dict)),
             about=found.get("about", dict),
         )
 
 
 def _probe(found: Reader) -> Probe:
-    return Probe(verdict=found.get("verdict", bool), measurement=measurement_from_json(found))
+    measurement = measurement_from_json(found)
+    return Probe(verdict=found.get("verdict", bool), measurement=measurement)
 
 
 def plan_from_json(found: Reader) -> Plan:
@@ -108,7 +110,7 @@ def plan_from_json(found: Reader) -> Plan:
     except ReportError:
         raise
     except ValueError as error:  # a Plan checks its numbers
-        raise ReportError(f"a recorded plan is one that could be run; {error}") from None
+        raise ReportError(f"a recorded step has a plan that could be run; {error}") from None
 
 
 def measurement_to_json(measurement: Measurement) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import copy
 import io
 import os
 import pickle
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Batch, DeviceLoader, count_samples, seed_everything, to_device
-from .errors import TaskError
+from .errors import CheckpointError, TaskError
 from .files import sync_folder
 from .plan import Config, Precision
 from .state import rng_state, set_rng_state
@@ -244,12 +245,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     "step" is how many optimizer steps were taken.
 
     Raises:
+        CheckpointError: it is no whole checkpoint.
         TaskError: the checkpoint holds objects that are not plain data, from the task's own optimizer or schedule.
         FileNotFoundError: there is none.
     """
-    state: dict[str, Any] = _read(path, "cpu")
-    if "after_step" in state:
-        state["after_step"] = _read(io.BytesIO(state["after_step"]), None)
+    if path.exists() and not zipfile.is_zipfile(path):
+        raise CheckpointError(f"the checkpoint {path} cannot be read: it is not whole")
+    try:
+        state: dict[str, Any] = _read(path, "cpu")
+        if "after_step" in state:
+            state["after_step"] = _read(io.BytesIO(state["after_step"]), None)
+        missing = {"step", "scheduler_steps", "total_steps", "model", "optimizer", "rng"} - set(state)
+    except (RuntimeError, EOFError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, TaskError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"the checkpoint {path} cannot be read: {reason}") from None
+    if missing:
+        raise CheckpointError(f"the checkpoint {path} cannot be read: it lacks {', '.join(sorted(missing))}")
     return state
 
 
