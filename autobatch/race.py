@@ -426,12 +426,19 @@ class Race:
         self._bound()
 
     def _forget_what_is_over(self, trial: Trial) -> None:
-        """Of a complete trial its last checkpoint stays where it may be scored on the test data, or is to be kept."""
-        is_scored = trial.role in ("baseline", "confirmation") or trial.number in self._best_kept()
-        if trial.state in ("failed", "dropped") or (trial.state == "complete" and not is_scored):
+        """Of a complete trial the last checkpoint stays where it may be scored on the test data, or is to be kept."""
+        is_wanted = trial.number in self._best_kept() or self._may_be_tested(trial)
+        if trial.state in ("failed", "dropped") or (trial.state == "complete" and not is_wanted):
             self.runner.forget(trial.number)
         else:
             self.runner.forget(trial.number, before=trial.steps_done)
+
+    def _may_be_tested(self, trial: Trial) -> bool:
+        """Whether it is the run of its configuration that `_test` would score."""
+        if not self.runner.facts().has_test_data or trial.role not in ("baseline", "confirmation"):
+            return False
+        runs = (t for t in self.trials if (t.role, t.config) == (trial.role, trial.config) and t.state == "complete")
+        return trial == next(runs, None)
 
     def _bound(self) -> None:
         for worst in paused_best_first(self.trials, self.direction)[self.settings.most_paused :]:

@@ -49,8 +49,8 @@ _NOTHING = Libraries((), ())
 _SOAK_STEPS_A_TIMEOUT = 100  # assumed: so many steps on real batches may take as long again, whatever came before
 PROBE_TIMEOUT_S = 600.0
 # A worker is replaced between two rungs when it has grown since its first one by more than this share of what the
-# machine has free, and by more than this many bytes. Both assumed: a new worker costs seconds, one that the kernel kills
-# costs its rung; and a task that fills a cache of its own is left alone while there is room for it.
+# machine has free, and by more than this many bytes. Both assumed: a new worker costs seconds, one that the kernel
+# kills costs its rung; and a task that fills a cache of its own is left alone while there is room for it.
 LEAK_SHARE = 0.25
 LEAK_LEAST_BYTES = 256 << 20
 _GRACE_S = 2.0  # assumed: what a rung may need past its own limit to notice it, before its worker is killed
@@ -377,12 +377,15 @@ class RemoteRunner(Runner):
 
     def advance(self, rung: Rung) -> RungResult:
         limit_s = None if rung.limit_s is None else rung.limit_s + _GRACE_S
+        begun = time.monotonic()
         try:
             result: RungResult = self._work("advance", rung, timeout_s=limit_s)
         except WorkerTimeout as death:
-            return RungResult(rung=rung, outcome="timeout", message=str(death))
+            spent_s = time.monotonic() - begun
+            return RungResult(rung=rung, outcome="timeout", message=str(death), train_s=spent_s, seconds=spent_s)
         except WorkerDied as death:
-            return RungResult(rung=rung, outcome="crashed", message=str(death))
+            spent_s = time.monotonic() - begun
+            return RungResult(rung=rung, outcome="crashed", message=str(death), train_s=spent_s, seconds=spent_s)
         self._replace_if_it_leaks()
         return result
 

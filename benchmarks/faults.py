@@ -34,15 +34,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from kills import TARGETS as RESUME_TARGETS
+from kills import Kill, kills
+
 from autobatch import __version__
 from autobatch.devices import host_memory
 from autobatch.errors import AutobatchError
 from autobatch.memory import find_max_batch_size
 from autobatch.plan import Measurement, Plan
 from autobatch.remote import RemoteRunner, RunnerSpec
-
-from kills import TARGETS as RESUME_TARGETS
-from kills import Kill, kills
 
 TASK = Path(__file__).parent / "models" / "perceptron.py"
 LIMIT_BYTES = 16 << 20

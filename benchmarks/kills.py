@@ -29,7 +29,7 @@ _POLL_S = 0.02
 OPTIONS = ("--budget", "100s", "--train-time", "0.2s", "--max-trials", "5", "--device", "cpu")
 
 # Dropout and AdamW: what is resumed without its generators or its moments scores otherwise.
-TASK = '''
+TASK = """
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -53,7 +53,7 @@ def train_data():
 
 def val_data():
     return _blobs(1, 400)
-'''
+"""
 
 Start = Callable[..., Any]  # as `subprocess.Popen`
 
@@ -191,7 +191,7 @@ def kills(folder: Path, count: int, seed: int, told: Callable[[Kill], None] | No
 def strike(pid: int, mark: str, target: str) -> bool:
     """Kill the coordinator `pid` of the run with this mark, or a worker of it, or both; False where there was none."""
     parents = {other: _parent(other) for other in marked(mark)}
-    servers = {other for other, parent in parents.items() if parent == pid}
+    servers = {other for other, parent in parents.items() if other != pid and (parent == pid or parent not in parents)}
     workers = [other for other, parent in parents.items() if parent in servers]
     if target == "worker" and not workers:
         return False

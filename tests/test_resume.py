@@ -21,7 +21,7 @@ from autobatch.found import Found
 from autobatch.learning_rate import find_lr_curve
 from autobatch.ledger import Ledger
 from autobatch.memory import find_max_batch_size
-from autobatch.plan import Plan
+from autobatch.plan import Plan, Rung, RungResult
 from autobatch.report import Report
 from autobatch.run_folder import RunFolder, RunState, holder, read_state
 from autobatch.runs import latest_unfinished, remove_run, reopened, run_folders, summary
@@ -34,6 +34,7 @@ from autobatch.throughput import profile
 from autobatch.tuning import _Tune
 
 from .reports import example
+from .test_study import STATE, finished, paused
 
 CREATED = "2026-01-02T03:04:05+00:00"
 
@@ -155,24 +156,48 @@ def test_a_finished_run_leaves_no_checkpoint_but_those_asked_for(tmp_path: Path)
         assert runner.kept == {trial["number"]: {trial["total_steps"]} for trial in best}
 
 
-def test_a_larger_budget_goes_on_where_the_smaller_one_ended(tmp_path: Path) -> None:
-    path, runner = tmp_path / "run", simulated()
+def stopped(path: Path, runner: SimRunner, budget_s: float) -> Report:
+    """The report of a run that Ctrl-C stopped in its sixth rung."""
+    advance, rungs = SimRunner.advance, len(runner.rungs)
+
+    class Stopped(SimRunner):
+        def advance(self, rung: Rung) -> RungResult:
+            if len(runner.rungs) - rungs == 5:
+                raise KeyboardInterrupt
+            return advance(runner, rung)
+
+    held = Stopped(known=runner.known, clock=runner.clock, kept=runner.kept)
+    state = state_of(max_trials=None, budget_s=budget_s)
     with RunFolder.made(path, "simulated") as folder:
-        folder.save(state_of(max_trials=None))
-        tuned(folder, state_of(max_trials=None), runner)
-        folder.save(replace(read_state(path), is_finished=False))  # as if it had been killed before the end
-    before = read_kept(path / "journal.log")
-    shutil.rmtree(tmp_path / "run", ignore_errors=False) if before is None else None
-    opened, state = reopened(path, {"budget_s": 120.0}, {}, force=False)
-    with opened:
-        assert state.settings.budget_s == 120.0
-        report = tuned(opened, state, runner)
-    assert report.budget_s == 120.0
+        folder.save(state)
+        report = _Tune(held, Ledger(budget_s, runner.clock), lambda _: None, folder, state).run()
+        report.save(folder.report)
+    return report
+
+
+def test_an_interrupted_run_keeps_what_may_be_resumed_and_more_time_gives_more_trials(tmp_path: Path) -> None:
+    found = {}
+    for budget_s in (30.0, 60.0):
+        path, runner = tmp_path / f"{budget_s}", simulated()
+        report = stopped(path, runner, 30.0)
+        assert report.interrupted
+        kept = read_kept(path / "journal.log")
+        assert kept is not None
+        in_flight = [trial for trial in kept.trials if trial.state == "running"]
+        assert len(in_flight) == 1  # in the report it has been given up, in the record it has not
+        assert report.trials[in_flight[0].number]["state"] in ("dropped", "paused")
+        assert {trial.number for trial in kept.trials if trial.state == "paused"} <= set(runner.kept)
+        assert summary(path).status == "interrupted"
+        opened, state = reopened(path, {"budget_s": budget_s}, {}, force=False)
+        with opened:
+            found[budget_s] = tuned(opened, state, runner)
+        assert summary(path).status == "finished"
+    assert len(found[60.0].trials) > len(found[30.0].trials)
+    assert not found[60.0].interrupted
+    assert 30.0 < found[60.0].ledger["elapsed_s"] <= 60.0
 
 
 def test_a_trial_whose_checkpoint_is_gone_is_failed_and_the_baseline_begins_again(tmp_path: Path) -> None:
-    from .test_study import STATE, finished, paused
-
     with RunFolder.made(tmp_path / "run", "simulated") as folder:
         runner = simulated()
         run = _Tune(runner, Ledger(60.0, runner.clock), lambda _: None, folder, state_of())
@@ -233,7 +258,7 @@ def test_another_direction_cannot_be_forced(tmp_path: Path) -> None:
     path = started(tmp_path / "run").path
     opened, state = reopened(path, {}, {}, force=True)
     changed = simulated(known=sim_facts(has_test_data=True, train_size=4000, direction="minimize"))
-    with opened, pytest.raises(RunError, match="direction: maximize then, minimize now\nStart a new run$"):
+    with opened, pytest.raises(RunError, match=r"direction: maximize then, minimize now\nStart a new run$"):
         tuned(opened, state, changed, force=True)
 
 
@@ -319,14 +344,14 @@ def test_the_latest_unfinished_run_of_this_very_file_is_found(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RunError, match=r"there is no unfinished run of simulated in \.autobatch/simulated"):
         latest_unfinished("simulated", None)
-    for name, created, finished, path in (
+    for name, created, is_finished, path in (
         ("a", "2026-01-01", False, None),
         ("b", "2026-01-03", False, None),
         ("c", "2026-01-04", True, None),
         ("d", "2026-01-05", False, "/elsewhere/simulated.py"),
     ):
         with RunFolder.made(Path(".autobatch/simulated") / name, "simulated") as folder:
-            folder.save(replace(state_of(), created=created, is_finished=finished, path=path))
+            folder.save(replace(state_of(), created=created, is_finished=is_finished, path=path))
     assert latest_unfinished("simulated", None) == Path(".autobatch/simulated/b")
     assert latest_unfinished("simulated", Path("/elsewhere/simulated.py")) == Path(".autobatch/simulated/d")
     with pytest.raises(RunError, match=r"is finished, and its answer in .*report\.json: start a new one"):
@@ -386,20 +411,37 @@ class Bomb:
         return os.mkdir, ("exploded",)
 
 
-@pytest.mark.parametrize("name", ["run.json", "journal.log"])
+def read_journal(path: Path) -> object:
+    return read_kept(path / "journal.log")
+
+
+def open_journal(path: Path) -> object:
+    return StudyRecord(path / "journal.log", "simulated", "maximize").kept()
+
+
+@pytest.mark.parametrize(
+    ("name", "read"), [("run.json", read_state), ("journal.log", read_journal), ("journal.log", open_journal)]
+)
 def test_a_file_that_is_something_else_is_refused_and_runs_nothing(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, read: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = started(tmp_path / "run").path
-    whole = (path / name).read_bytes() if (path / name).exists() else b""
-    for content in (pickle.dumps(Bomb()) + b"\n", b"[]\n", b"{}\n", b'{"op_code": 99}\n', whole[:-40] + b"\n", b"\xff\n"):
+    StudyRecord(path / "journal.log", "simulated", "maximize").save(replace(paused(0, 0.5), role="baseline"), STATE)
+    whole = (path / name).read_bytes()
+    for content in (
+        pickle.dumps(Bomb()) + b"\n",
+        b"[]\n",
+        b"{}\n",
+        b'{"op_code": 99}\n',
+        whole.replace(b'"', b"'"),
+        whole[: len(whole) // 2] + b"\n" + whole[len(whole) // 2 :],
+        b"\xff\n",
+    ):
         (path / name).write_bytes(content)
         assert summary(path).status == "unreadable", content
         with pytest.raises(ReportError):
-            read_state(path)
-            StudyRecord(path / "journal.log", "simulated", "maximize").kept()
-            read_kept(path / "journal.log")
+            read(path)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -416,8 +458,6 @@ def test_a_file_that_is_something_else_is_refused_and_runs_nothing(
     ],
 )
 def test_a_record_that_says_what_cannot_be_is_refused(change: Any, message: str, tmp_path: Path) -> None:
-    from .test_study import STATE, paused
-
     record = StudyRecord(tmp_path / "journal.log", "t", "maximize")
     record.save(replace(paused(0, 0.5), role="baseline"), STATE)
     now = record._study.trials[0].user_attrs["now"]
@@ -427,8 +467,6 @@ def test_a_record_that_says_what_cannot_be_is_refused(change: Any, message: str,
 
 
 def test_numbers_that_are_not_a_runs_are_refused(tmp_path: Path) -> None:
-    from .test_study import STATE, paused
-
     record = StudyRecord(tmp_path / "journal.log", "t", "maximize")
     record.save(paused(7, 0.5), STATE)
     with pytest.raises(ReportError, match="numbered from 0, the first of them the baseline"):
@@ -436,8 +474,6 @@ def test_numbers_that_are_not_a_runs_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from .test_study import STATE, paused
-
     record = StudyRecord(tmp_path / "journal.log", "t", "maximize")
     record.save(replace(paused(0, 0.5), role="baseline"), STATE)
 

@@ -9,9 +9,9 @@ import pytest
 
 from autobatch.ledger import Ledger
 from autobatch.plan import Measurement, Plan
-from autobatch.sim import SimRunner, sim_facts
 from autobatch.run_folder import RunFolder, RunState
 from autobatch.settings import Earlier, TuneSettings
+from autobatch.sim import SimRunner, sim_facts
 from autobatch.tuning import _Tune
 
 from .reports import CHOSEN, example
