@@ -140,8 +140,8 @@ def _read_settings(start: Path) -> dict[str, Any]:
 def cli() -> None:
     """Find the batch size and learning rate that give a PyTorch task its best score in the time you have.
 
-    Every flag but "report --markdown" can stand in [tool.autobatch] of pyproject.toml and in an AUTOBATCH_ variable; a
-    flag beats the environment, which beats the file.
+    Every flag but "report --markdown" and those of "clean" can stand in [tool.autobatch] of pyproject.toml and in an
+    AUTOBATCH_ variable; a flag beats the environment, which beats the file.
     """
 
 

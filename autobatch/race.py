@@ -14,6 +14,7 @@ from .freeze_thaw import choose
 from .ledger import Ledger
 from .plan import Config, Direction, Plan, Rung, RungResult, Runner
 from .race_state import Paces, RaceState
+from .retention import needed_checkpoints
 from .study import Kept, StudyRecord, propose
 from .trials import (
     MIN_STEPS,
@@ -24,7 +25,6 @@ from .trials import (
     Space,
     Trial,
     last_rung,
-    oriented,
     paused_best_first,
     promotable,
     rounded_lr,
@@ -79,6 +79,7 @@ class Race:
     notes: list[str] = field(default_factory=list)
     is_over: bool = False
     test_scores: tuple[float | None, float | None] = (None, None)
+    checkpoints: dict[int, int] = field(default_factory=dict)  # the steps of those that are there, by trial
     count: int = 0  # of the changes that were recorded
 
     # Setting out
@@ -138,9 +139,8 @@ class Race:
         if self.record is not None:  # what the last change had no time for: the states that others read
             for trial in self.trials:
                 self.record.save(trial, self._state())
-        for trial in self.trials:
-            self._forget_what_is_over(trial)
-        self._bound()
+        self.checkpoints = {trial.number: -1 for trial in self.trials}  # nobody knows what a kill has left
+        self._tidy()
 
     def _state(self) -> RaceState:
         return RaceState(
@@ -178,11 +178,7 @@ class Race:
         """Race until nothing more fits, then confirm; from wherever the race stands."""
         if not self.is_over:
             self._race()
-        if self.is_over:  # else there is no result, and what there is may go on with more time
-            kept = self._best_kept()
-            for trial in self.trials:
-                if trial.number not in kept:
-                    self.runner.forget(trial.number)
+        self._tidy()
 
     def _race(self) -> None:
         baseline = self.trials[0] if self.trials else self._start(self.baseline, "baseline", self.baseline_origin)
@@ -202,7 +198,7 @@ class Race:
         self._confirm()
         self._test()
         if self.trials[0].state in ("running", "paused") or not any(t.state == "complete" for t in self.trials):
-            return
+            return  # there is no result, and what there is may go on with more time
         for trial in self.trials:
             if trial.state == "paused":
                 self._update(replace(trial, state="dropped"))
@@ -351,6 +347,7 @@ class Race:
         """Train one rung and draw the consequences."""
         modelled_s = self.costs.rung_s(trial, until_step)
         trial = self._update(replace(trial, state="running"))
+        self.checkpoints.setdefault(trial.number, 0)
         for _ in range(MOST_ATTEMPTS):
             predicted_s = modelled_s * self.paces.correction
             self._tell("rung started", trial, predicted_s)
@@ -367,10 +364,9 @@ class Race:
         else:
             trial = replace(trial, state="failed")
         self._remember_what_did_not_fit(trial)
-        kept = self._best_kept()
         self._update(trial)
         self._tell("rung finished", trial)
-        self._tidy(trial, kept)
+        self._tidy()
         return trial
 
     def _run_rung(self, trial: Trial, until_step: int, predicted_s: float) -> RungResult:
@@ -415,41 +411,26 @@ class Race:
             )
             self.waiting = [(config, origin) for config, origin in self.waiting if self._holds(config.plan)]
 
-    def _tidy(self, trial: Trial, kept_before: set[int]) -> None:
-        """Delete the checkpoints that nothing will be resumed from, scored with or kept in the end.
+    def _tidy(self) -> None:
+        """Drop the worst of too many that wait, and delete the checkpoints that nothing will need.
 
         After the result is in the record: until then the rung may have to be run again.
         """
-        self._forget_what_is_over(trial)
-        for number in kept_before - self._best_kept():
-            self._forget_what_is_over(self.trials[number])
-        self._bound()
-
-    def _forget_what_is_over(self, trial: Trial) -> None:
-        """Of a complete trial the last checkpoint stays where it may be scored on the test data, or is to be kept."""
-        is_wanted = trial.number in self._best_kept() or self._may_be_tested(trial)
-        if trial.state in ("failed", "dropped") or (trial.state == "complete" and not is_wanted):
-            self.runner.forget(trial.number)
-        else:
-            self.runner.forget(trial.number, before=trial.steps_done)
-
-    def _may_be_tested(self, trial: Trial) -> bool:
-        """Whether it is the run of its configuration that `_test` would score."""
-        if not self.runner.facts().has_test_data or trial.role not in ("baseline", "confirmation"):
-            return False
-        runs = (t for t in self.trials if (t.role, t.config) == (trial.role, trial.config) and t.state == "complete")
-        return trial == next(runs, None)
-
-    def _bound(self) -> None:
         for worst in paused_best_first(self.trials, self.direction)[self.settings.most_paused :]:
             self._update(replace(worst, state="dropped"))
-            self.runner.forget(worst.number)
-
-    def _best_kept(self) -> set[int]:
-        """The numbers of the complete trials whose checkpoints are to stay: the best by their scores."""
-        complete = [(oriented(score, self.direction), t) for t in self.trials if (score := t.final_score) is not None]
-        best = sorted(complete, key=lambda pair: (-pair[0], pair[1].number))[: self.settings.keep_checkpoints]
-        return {trial.number for _, trial in best}
+        needed = needed_checkpoints(
+            self.trials,
+            self.direction,
+            keep=self.settings.keep_checkpoints,
+            tests=self.runner.facts().has_test_data,
+            is_over=self.is_over,
+        )
+        for number in self.checkpoints.keys() - needed.keys():
+            self.runner.forget(number)
+        for number, step in needed.items():
+            if step != self.checkpoints.get(number):
+                self.runner.forget(number, before=step)
+        self.checkpoints = needed
 
     def _update(self, trial: Trial) -> Trial:
         self.trials[trial.number] = trial
