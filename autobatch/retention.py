@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .plan import Direction
+from .plan import Config, Direction
 from .trials import Trial, oriented
 
 
@@ -28,7 +28,7 @@ def needed_checkpoints(
     needed = {trial.number: trial.steps_done for _, trial in best}
     if is_over:
         return needed
-    tested = {}
+    tested: dict[tuple[str, Config], Trial] = {}
     for _, trial in complete:
         if tests and trial.role in ("baseline", "confirmation"):
             tested.setdefault((trial.role, trial.config), trial)
