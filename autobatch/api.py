@@ -348,9 +348,16 @@ def tune(
         DoesNotFit: not even one sample fits.
         NoValidResult: every trial failed, or the time ran out first.
         ReportError: the run's folder cannot be written, or a report to start from cannot be read.
+        SettingError: an argument has a value that cannot be used.
         RunError: there is nothing to resume, another process is at it, or its conditions have changed.
         StorageError: the disk is full; the run can be resumed when there is room.
     """
+    if force and not resume:
+        raise SettingError("force is for a run that is resumed: leave it out, or say which (resume=)")
+    if run_dir is not None and not isinstance(resume, bool):
+        raise SettingError(
+            f"resume names the run's folder ({resume}), and so does run_dir ({run_dir}): give one of them"
+        )
     asked: dict[str, Any] = {
         "budget_s": None if budget is None else parse_duration(budget),
         "train_time_s": None if train_time is None else parse_duration(train_time),

@@ -202,9 +202,8 @@ def tune(task: Path | None, **options: Any) -> None:
         typed = click.core.ParameterSource.COMMANDLINE
         settings = {name: given for name, given in settings.items() if context.get_parameter_source(name) == typed}
     budget_s = None if resume is not None else parse_duration(options["budget"])
-    how = f"autobatch tune {shlex.quote(str(task))} --resume"
-    if options["run_dir"] is not None:
-        how += f" {shlex.quote(str(options['run_dir']))}"
+    named = options["run_dir"] if resume in (None, _LATEST) else resume
+    how = shlex.join(["autobatch", "tune", str(task), "--resume", *([] if named is None else [str(named)])])
     with _progress(options, budget_s=budget_s, how_to_resume=how) as listen:
         report = api.tune(
             task,

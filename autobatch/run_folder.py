@@ -28,7 +28,7 @@ from typing import Any, Self
 
 from .conditions import Condition
 from .errors import ReportError, RunError, StorageError
-from .files import check_writable, write_whole
+from .files import check_writable, sync_folder, write_whole
 from .found import Found
 from .report import load_json
 from .settings import TuneSettings
@@ -141,6 +141,8 @@ class RunFolder:
         except OSError as error:
             raise ReportError(f"the run's folder {path} cannot be made: {error.strerror}") from None
         check_writable(path / "report.json")
+        for parent in (path.resolve().parent, path.resolve().parent.parent):
+            sync_folder(parent)
         folder = cls(path.resolve(), _hold(path.resolve()))
         if any((path / name).exists() for name in (_STATE, "journal.log")):
             folder.close()

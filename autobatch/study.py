@@ -22,6 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from .errors import ReportError, SettingError, StorageError
+from .files import sync_folder
 from .plan import Config, Direction, Plan, Precision, RungOutcome
 from .race_state import RaceState
 from .shapes import NUMBER, TEXT_OR_NULL, Reader
@@ -190,6 +191,7 @@ class StudyRecord:
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 if self._study.metric_names != [metric]:
                     self._study.set_metric_names([metric])
+            sync_folder(path.parent)  # Optuna synchronises each line, but not the name of the file
         # Optuna offers no public way from a trial's number back to a handle that reports on it; its own storages, the
         # dashboard among them, go by this attribute.
         self._ids = {

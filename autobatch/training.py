@@ -195,7 +195,9 @@ class Trainer:
             buffer = io.BytesIO()
             torch.save(_plain(self.after_step.state_dict()), buffer)
             state["after_step"] = buffer.getvalue()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sync_folder(path.parent.parent)
         partial = path.with_suffix(path.suffix + ".partial")
         try:
             with open(partial, "wb") as file:

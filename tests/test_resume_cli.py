@@ -142,6 +142,11 @@ def refused_in_part(result: subprocess.CompletedProcess[str]) -> str:
         (["tune", "model.py", "--resume", "nowhere"], "nowhere is not the folder of a run: there is no run.json in it"),
         (["tune", "model.py", "--keep-checkpoints", "-1"], "-1 is not in the range"),
         (["tune", "model.py", "--max-trials", "0"], "0 is not in the range"),
+        (["tune", "model.py", "--force"], "force is for a run that is resumed"),
+        (
+            ["tune", "model.py", "--resume", "a", "--run-dir", "b"],
+            "resume names the run's folder (a), and so does run_dir",
+        ),
         (["clean"], "name the runs to delete, or give --finished or --all"),
         (["clean", "--all", "--finished"], "name the runs to delete, or give --finished or --all"),
         (["clean", "."], ". is not the folder of a run"),

@@ -59,7 +59,7 @@ def failing(rung: Rung) -> RungResult | None:
 # The runner, the settings, and at every how-manieth moment the race is cut.
 CASES: dict[str, tuple[Callable[[], Any], dict[str, Any], int]] = {
     "tpe": (simulated, {"most_trials": 6}, 1),
-    "freeze-thaw": (simulated, {"sampler": "freeze-thaw", "most_trials": 5}, 1),
+    "freeze-thaw": (simulated, {"sampler": "freeze-thaw", "most_trials": 5}, 3),
     "slower than its profile": (functools.partial(simulated, slowdown=1.3), {"most_trials": 6}, 5),
     "failures": (
         functools.partial(simulated, faults=failing),
