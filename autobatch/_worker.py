@@ -95,7 +95,7 @@ def serve(control: socket.socket, modules: list[str]) -> NoReturn:
     (None, the server's pid, None) when the imports at the start or those of a load are done: until then no order is
     read, and one import may take for ever.
     """
-    with _importing():
+    with _importing(), _ending_with(control):
         for module in modules:
             importlib.import_module(module)
     _report(control, None, os.getpid(), None)
@@ -132,7 +132,7 @@ def serve(control: socket.socket, modules: list[str]) -> NoReturn:
             elif what == "load":
                 with open(descriptors[0], "rb") as file:
                     libraries: Libraries = pickle.load(file)
-                with _importing():
+                with _importing(), _ending_with(control):
                     libraries.load()
                 _report(control, None, os.getpid(), None)
             elif number in pids:
@@ -153,6 +153,31 @@ def _importing() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+@contextmanager
+def _ending_with(control: socket.socket) -> Iterator[None]:
+    """End this process with its coordinator while it imports, and so cannot read that its connection has ended.
+
+    By a thread, which is gone before anything is forked.
+    """
+    over, end = os.pipe()
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(control, 0)  # that the other end is closed is told whatever is asked for
+        poll.register(over, select.POLLIN)
+        if any(descriptor != over for descriptor, _ in poll.poll()):
+            _end()
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        os.close(end)
+        watching.join()
+        os.close(over)
 
 
 def _fork(control: socket.socket, pipe: tuple[int, int], descriptor: int) -> int:

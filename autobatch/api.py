@@ -22,6 +22,7 @@ from .arm import Arm, parse_arms
 from .arms import ArmProfile, profile_arm
 from .bench import BenchSettings, chosen_models, default_arms, default_memory_limit, file_for, run_bench
 from .bench_report import BenchReport
+from .conditions import conditions_of_settings
 from .errors import SettingError
 from .files import check_writable, make_folder
 from .learning_rate import LrCurve, find_lr_curve
@@ -34,10 +35,14 @@ from .ranks import Place, Ranks, in_process_group
 from .recording import Recorder
 from .remote import RemoteRunner, RunnerSpec, available_cores, default_threads
 from .report import Report
+from .run_folder import RunFolder, RunState
+from .runs import latest_unfinished, reopened
+from .settings import Earlier, TuneSettings
 from .standard import standard_models
 from .task_file import existing_file
+from .task_sources import source_hashes
 from .throughput import Objective, ThroughputCurve
-from .tuning import CEILING, TuneSettings, describe_probe, run_tune
+from .tuning import CEILING, describe_probe, run_tune
 from .units import format_duration, format_lr, parse_duration, parse_size
 
 if TYPE_CHECKING:
@@ -453,32 +458,44 @@ def find_lr(
 def tune(
     task: Task | str | Path,
     *,
-    budget: str | float = "10m",
+    budget: str | float | None = None,
     train_time: str | float | None = None,
-    device: str = "auto",
+    device: str | None = None,
     memory_limit: str | int | None = None,
-    headroom: float = 0.05,
-    seed: int = 0,
-    search: str = "tpe",
+    headroom: float | None = None,
+    seed: int | None = None,
+    search: str | None = None,
     warm_start: Sequence[Report | str | Path] = (),
+    max_trials: int | None = None,
+    keep_checkpoints: int | None = None,
     run_dir: str | Path | None = None,
+    resume: bool | str | Path = False,
+    force: bool = False,
     command: str = "autobatch.tune",
     on_progress: Listener = nobody,
     started_s: float | None = None,
 ) -> Report:
     """The batch size, learning rate and accumulation steps with the best validation score in the time there is.
 
+    Settings that are None are the defaults, or those of the run that is resumed.
+
     Args:
         task: a task file's path or a `Task`.
-        budget: wall time for everything, "10m", "1h30m" or seconds.
+        budget: wall time for everything, "10m" (the default), "1h30m" or seconds. A resumed run may get more.
         train_time: how long the real training will take; configurations are compared at this much training, or at a
             16th of the budget where that is less.
         device, memory_limit, headroom: as in `find_max_batch`.
-        seed: of everything that is drawn.
-        search: how the next trial is chosen. "tpe": Optuna's TPE proposes, successive halving promotes. "freeze-thaw":
-            a Gaussian process over all rungs weighs what is new against what is paused.
+        seed: of everything that is drawn; 0 by default.
+        search: how the next trial is chosen. "tpe", the default: Optuna's TPE proposes, successive halving promotes.
+            "freeze-thaw": a Gaussian process over all rungs weighs what is new against what is paused.
         warm_start: reports of earlier runs, or their files; what they chose is tried first.
+        max_trials: configurations tried at most, before the fresh seeds; none by default but what the time ends.
+        keep_checkpoints: so many of the best trials that were trained to the end keep their last checkpoint in the
+            run's folder; 0 by default.
         run_dir: folder for the run's journal, report and log; `.autobatch/<task>/<time>/` by default.
+        resume: go on with a run that was stopped, however it was: its folder, or True for the one in `run_dir`, or
+            else the latest unfinished run of this task. What it found stays, and the time until now is not charged.
+        force: resume though the task, the data, the device or a setting is not what it was.
         command: to be noted in the report.
         on_progress: called as things begin and are found.
         started_s: `time.monotonic()` when the program began, where start-up is to count against the budget.
@@ -492,19 +509,58 @@ def tune(
         DoesNotFit: not even one sample fits.
         NoValidResult: every trial failed, or the time ran out first.
         ReportError: the run's folder cannot be written, or a report to start from cannot be read.
+        SettingError: an argument has a value that cannot be used.
+        RunError: there is nothing to resume, another process is at it, or its conditions have changed.
+        StorageError: the disk is full; the run can be resumed when there is room.
     """
-    spec = _spec(task, device, memory_limit, headroom)
-    settings = TuneSettings(
-        name=Path(task).stem if isinstance(task, (str, Path)) else task.name,
-        budget_s=parse_duration(budget),
-        train_time_s=None if train_time is None else parse_duration(train_time),
-        seed=seed,
-        search=search,
-        run_dir=None if run_dir is None else Path(run_dir),
-        command=command,
-        warm_start=tuple(one if isinstance(one, Report) else Report.load(Path(one)) for one in warm_start),
-    )
-    return run_tune(spec, settings, on_progress, started_s)
+    if force and not resume:
+        raise SettingError("force is for a run that is resumed: leave it out, or say which (resume=)")
+    if run_dir is not None and not isinstance(resume, bool):
+        raise SettingError(
+            f"resume names the run's folder ({resume}), and so does run_dir ({run_dir}): give one of them"
+        )
+    asked: dict[str, Any] = {
+        "budget_s": None if budget is None else parse_duration(budget),
+        "train_time_s": None if train_time is None else parse_duration(train_time),
+        "device": device,
+        "memory_limit_bytes": None if memory_limit is None else parse_size(memory_limit),
+        "headroom": headroom,
+        "seed": seed,
+        "search": search,
+        "earlier": tuple(Earlier.of(one if isinstance(one, Report) else Report.load(Path(one))) for one in warm_start)
+        or None,
+        "max_trials": max_trials,
+        "keep_checkpoints": keep_checkpoints,
+        "command": command,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    spec = _spec(task, device or "auto", memory_limit, 0.05 if headroom is None else headroom)
+    name = Path(task).stem if isinstance(task, (str, Path)) else task.name
+    sources = {} if spec.path is None else source_hashes(spec.path)
+    folder = None if run_dir is None else Path(run_dir)
+    state: RunState
+    if resume:
+        place = folder if isinstance(resume, bool) else Path(resume)
+        opened, state = reopened(place or latest_unfinished(name, spec.path), given, sources, force=force)
+    else:
+        settings = TuneSettings(name=name, **given)
+        opened = RunFolder.made(folder, name)
+        state = RunState(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            settings=settings,
+            path=None if spec.path is None else str(spec.path),
+            conditions=conditions_of_settings(settings, sources),
+        )
+    with opened:
+        opened.save(state)
+        settings = state.settings
+        spec = replace(
+            spec,
+            device=settings.device,
+            memory_limit_bytes=settings.memory_limit_bytes,
+            headroom=settings.headroom,
+        )
+        return run_tune(opened, state, spec, on_progress, started_s=started_s, force=force)
 
 
 def _spec(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from . import __version__
-from .errors import AutobatchError, NoValidResult, RankLost, SettingError, WorkerDied
+from .errors import AutobatchError, NoValidResult, RankLost, SettingError, StorageError, WorkerDied
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,6 +104,7 @@ def _names_an_arm(word: str) -> bool:
     return True
 
 
+_LATEST = "latest"  # what --resume stands for by itself
 _FEWEST_STEPS = 20  # learning_rate.FEWEST_STEPS, which is not imported for `--help`
 _TASK = click.argument("task", type=click.Path(path_type=Path), metavar="MODEL.py")
 _DEVICE = _option("--device", default="auto", help='"auto", "cpu", "cuda", "cuda:1" or "mps".')
@@ -191,13 +192,13 @@ def _read_settings(start: Path) -> dict[str, Any]:
 def cli() -> None:
     """Find the batch size and learning rate that give a PyTorch task its best score in the time you have.
 
-    Every flag but "report --markdown" can stand in [tool.autobatch] of pyproject.toml and in an AUTOBATCH_ variable; a
-    flag beats the environment, which beats the file.
+    Every flag but "report --markdown" and those of "clean" can stand in [tool.autobatch] of pyproject.toml and in an
+    AUTOBATCH_ variable; a flag beats the environment, which beats the file.
     """
 
 
 @cli.command()
-@_TASK
+@click.argument("task", type=click.Path(path_type=Path), metavar="MODEL.py", required=False)
 @_option("--budget", default="10m", metavar="TIME", help="Wall time for everything: 90s, 10m, 1h30m.")
 @_option("--train-time", metavar="TIME", help="How long your real training takes; compared at this where affordable.")
 @_DEVICE
@@ -211,11 +212,33 @@ def cli() -> None:
     multiple=True,
     help="What this earlier run chose is tried first.",
 )
+@_option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Try no more configurations than this.")
 @_option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Default: .autobatch/<task>/<time>/")
+@_option(
+    "--resume",
+    is_flag=False,
+    flag_value=_LATEST,
+    metavar="[RUN]",
+    help="Go on with a run that was stopped: this folder, or the task's latest. Its settings hold; a flag changes one.",
+)
+@_option("--force", is_flag=True, help="Resume though the task, its data, the device or a setting has changed.")
+@_option(
+    "--keep-checkpoints",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Leave those of the N best trials in the run's folder.",
+)
 @_option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Also write the report as Markdown.")
 @_OUTPUT
-def tune(task: Path, **options: Any) -> None:
+def tune(task: Path | None, **options: Any) -> None:
     """Search batch size, learning rate and accumulation steps for the best validation score."""
+    context = click.get_current_context()
+    resume = options["resume"]
+    if task is None and resume is not None and resume.endswith(".py"):  # --resume model.py
+        task, resume = Path(resume), _LATEST
+    if task is None:
+        raise click.MissingParameter(ctx=context, param=context.command.params[0])
     _refuse_torchrun("tune")
     from .files import check_writable
 
@@ -225,19 +248,21 @@ def tune(task: Path, **options: Any) -> None:
     from . import api
     from .units import parse_duration
 
-    budget_s = parse_duration(options["budget"])
-    with _progress(options, budget_s=budget_s) as listen:
+    names = ("budget", "train_time", "device", "memory_limit", "headroom", "seed", "search", "warm_start", "max_trials")
+    settings = {name: options[name] for name in (*names, "keep_checkpoints")}
+    if resume is not None:  # the run's own, but for what was typed beside --resume
+        typed = click.core.ParameterSource.COMMANDLINE
+        settings = {name: given for name, given in settings.items() if context.get_parameter_source(name) == typed}
+    budget_s = None if resume is not None else parse_duration(options["budget"])
+    named = options["run_dir"] if resume in (None, _LATEST) else resume
+    how = shlex.join(["autobatch", "tune", str(task), "--resume", *([] if named is None else [str(named)])])
+    with _progress(options, budget_s=budget_s, how_to_resume=how) as listen:
         report = api.tune(
             task,
-            budget=budget_s,
-            train_time=options["train_time"],
-            device=options["device"],
-            memory_limit=options["memory_limit"],
-            headroom=options["headroom"],
-            seed=options["seed"],
-            search=options["search"],
-            warm_start=options["warm_start"],
+            **settings,
             run_dir=options["run_dir"],
+            resume=resume == _LATEST or resume or False,
+            force=options["force"],
             command=_command(),
             on_progress=listen,
             started_s=time.monotonic() - _process_age_s(),
@@ -250,7 +275,39 @@ def tune(task: Path, **options: Any) -> None:
         write_whole(options["markdown"], to_markdown(report_document(report)))
     _show_report(report, options)
     if report.interrupted:
-        sys.exit(_INTERRUPTED)
+        _fail(f"interrupted. Go on with: {how}", _INTERRUPTED)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=Path(".autobatch"), metavar="[FOLDER]")
+@_OUTPUT
+def runs(folder: Path, **options: Any) -> None:
+    """List the runs of `tune`: where each stands, what of its budget is spent, and its best so far."""
+    _check_output(options)
+    from .render.terminal import print_runs
+    from .runs import run_folders, summary
+
+    _show([summary(path).to_json() for path in run_folders(folder)], print_runs, options)
+
+
+@cli.command()
+@click.argument("folders", type=click.Path(path_type=Path), nargs=-1, metavar="[RUN]...")
+@click.option("--finished", is_flag=True, help="All runs in .autobatch that came to their end.")
+@click.option("--all", "everything", is_flag=True, help="All runs in .autobatch but those under way.")
+def clean(folders: tuple[Path, ...], finished: bool, everything: bool) -> None:
+    """Delete runs of `tune`: their journals, checkpoints, logs and reports, and nothing else."""
+    if bool(folders) + finished + everything != 1:
+        raise click.UsageError("name the runs to delete, or give --finished or --all; `autobatch runs` lists them")
+    from .runs import remove_run, run_folders, summary
+
+    if not folders:
+        wanted = {"finished"} if finished else {"finished", "interrupted", "unreadable"}
+        folders = tuple(path for path in run_folders(Path(".autobatch")) if summary(path).status in wanted)
+    for path in folders:
+        remove_run(path)
+        click.echo(f"deleted {path}")
+    if not folders:
+        click.echo("there is nothing to delete")
 
 
 @cli.command("max-batch")
@@ -553,7 +610,9 @@ def _show(result: Any, draw: Callable[[Any, Console], None], options: Mapping[st
 
 
 @contextmanager
-def _progress(options: Mapping[str, Any], budget_s: float | None = None) -> Iterator[Listener]:
+def _progress(
+    options: Mapping[str, Any], budget_s: float | None = None, how_to_resume: str | None = None
+) -> Iterator[Listener]:
     """A listener that draws on stderr: live on a terminal, plain lines off it, nothing when quiet.
 
     Where Ctrl-C ends the command, the last finding of each stage is told. In the memory stage that is the largest batch
@@ -578,7 +637,13 @@ def _progress(options: Mapping[str, Any], budget_s: float | None = None) -> Iter
         if not found:
             raise
         lines = [f"{stage}: {text}" for stage, text in found.items()]
+        if how_to_resume is not None:
+            lines.append(f"Go on with: {how_to_resume}")
         _fail("\n".join(["interrupted. Found so far:", *lines]), _INTERRUPTED)
+    except StorageError as error:
+        if how_to_resume is None:
+            raise
+        raise StorageError(f"{error}. What was found is kept: make room, then go on with: {how_to_resume}") from None
 
 
 def _command() -> str:
@@ -603,7 +668,7 @@ def _terminated(signum: int, frame: object) -> NoReturn:
 def _exit_code(error: AutobatchError) -> int:
     if isinstance(error, NoValidResult):
         return _FOUND_NOTHING
-    return _FAILED if isinstance(error, WorkerDied) else _REFUSED
+    return _FAILED if isinstance(error, WorkerDied | StorageError) else _REFUSED
 
 
 def main() -> None:

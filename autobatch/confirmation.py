@@ -37,6 +37,9 @@ SPREAD_LEAST = 3
 # best of a hundred equal configurations leads by four such, its own luck and the baseline's together.
 CLEAR_LEAD = 6.0
 
+# A configuration that failed under so many fresh seeds in a row is tried no more. Assumed: a hang may be the machine's.
+MOST_FAILURES = 3
+
 # Seeds that each side gets at most, however much budget is left. Assumed: the standard error of a mean of eight is a
 # third of a seed's standard deviation, and what is smaller than that matters to nobody.
 MOST_SEEDS = 8
@@ -136,7 +139,8 @@ def judge(trials: Sequence[Trial], direction: Direction) -> Verdict:
         if trial.config == baseline and trial.role in ("baseline", "confirmation")
         if (score := trial.final_score) is not None
     )
-    broken = {trial.config for trial in trials if trial.role == "confirmation" and _is_its_own_fault(trial)}
+    fresh_runs = [trial for trial in trials if trial.role == "confirmation"]
+    broken = {trial.config for trial in fresh_runs if _is_its_own_fault(trial) or _keeps_failing(trial, fresh_runs)}
     ranked = _challengers(trials, direction)
     standing = [trial for trial in ranked if trial.config not in broken]
     # Who has begun under fresh seeds stays the finalist. Each of its runs that does not diverge lowers the risk around
@@ -292,6 +296,12 @@ def _fresh_scores(trials: Sequence[Trial], config: Config) -> tuple[float, ...]:
 def _is_its_own_fault(trial: Trial) -> bool:
     """A trial that ran out of the run's time says nothing against its configuration."""
     return trial.state == "failed" and trial.outcome != "timeout"
+
+
+def _keeps_failing(trial: Trial, fresh_runs: Sequence[Trial]) -> bool:
+    """Whether the last `MOST_FAILURES` fresh seeds of its configuration all failed, whatever they failed of."""
+    last = [other.state for other in fresh_runs if other.config == trial.config][-MOST_FAILURES:]
+    return last == ["failed"] * MOST_FAILURES
 
 
 def _summary(scores: tuple[float, ...], sigma: Sigma | None) -> ScoreSummary | None:

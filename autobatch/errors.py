@@ -43,6 +43,14 @@ class CheckpointError(AutobatchError, ValueError):
     """A trial cannot go on from the step asked for: its checkpoint is of another one, or gone."""
 
 
+class RunError(AutobatchError, ValueError):
+    """A run's folder cannot be used: there is no run in it, another one, one under way, or one of other conditions."""
+
+
+class StorageError(AutobatchError, RuntimeError):
+    """A file that a run depends on could not be written: as a rule the disk is full, or a quota is."""
+
+
 class WorkerDied(AutobatchError, RuntimeError):
     """A worker process ended before it answered: killed, or crashed.
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
 
 from .errors import ReportError
+
+# What a full disk, a full quota and a limit on the size of files say.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -33,6 +37,7 @@ def write_whole(path: Path, text: str) -> None:
         os.chmod(partial, 0o666 & ~umask)  # mkstemp's file is private, a report is for colleagues too
         os.replace(partial, path)
         partial = None
+        sync_folder(path.parent)
     except OSError as error:
         raise ReportError(f"{path} cannot be written: {error.strerror}") from None
     finally:
@@ -52,6 +57,28 @@ def make_folder(path: Path) -> None:
         raise ReportError(f"the folder {path} cannot be made: there is a file of that name") from None
     except OSError as error:
         raise ReportError(f"the folder {path} cannot be made: {error.strerror}") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the folder's entries to the disk: a new name, or the new file behind one, outlives a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def full_disk(error: BaseException) -> OSError | None:
+    """The refusal for want of room that led to `error`, itself or one it was raised over; None where there is none.
+
+    Libraries replace it by an error of their own: what `torch.save` raises then says nothing of the disk.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _FULL:
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def check_writable(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from .errors import SettingError
@@ -34,13 +34,18 @@ class Ledger:
         clock: reads seconds that never run backwards.
         started_s: the clock's reading when the run began, where that is earlier than now: the time since then is
             charged to "start-up".
+        carried: the entries of an earlier ledger that this one goes on from. The time between the two is nobody's.
 
     Raises:
         SettingError: the budget is not positive and finite.
     """
 
     def __init__(
-        self, budget_s: float, clock: Callable[[], float] = time.monotonic, started_s: float | None = None
+        self,
+        budget_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        started_s: float | None = None,
+        carried: Mapping[str, float] | None = None,
     ) -> None:
         if not (math.isfinite(budget_s) and budget_s > 0):
             raise SettingError(f"a budget is a finite number of seconds above zero; found {budget_s}")
@@ -49,12 +54,13 @@ class Ledger:
             raise ValueError(f"a run cannot have started after now: {started_s} > {now_s}")
         self.budget_s = budget_s
         self._clock = clock
-        self._start = self._ticks(now_s if started_s is None else started_s)
-        self._charged: dict[str, int] = {}
+        self._charged = {kind: self._ticks(seconds) for kind, seconds in (carried or {}).items()}
         self._open: list[str] = []
         self._since = self._ticks(now_s)
+        begun = self._since if started_s is None else self._ticks(started_s)
+        self._start = begun - sum(self._charged.values())
         if started_s is not None:
-            self._charged["start-up"] = self._since - self._start
+            self._charged["start-up"] = self._charged.get("start-up", 0) + self._since - begun
 
     @contextmanager
     def charge(self, kind: str) -> Iterator[None]:

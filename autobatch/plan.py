@@ -414,10 +414,13 @@ class Runner(Prober):
 
     @abstractmethod
     def advance(self, rung: Rung) -> RungResult:
-        """Train one rung, evaluate it, keep a checkpoint.
+        """Train one rung, evaluate it, keep a checkpoint of its last step beside that of its first.
+
+        On the disk when this returns, and the same however often it is asked for, until the first one is forgotten.
 
         Raises:
-            CheckpointError: the trial's checkpoint is not of the rung's first step.
+            CheckpointError: the trial has no checkpoint of the rung's first step.
+            StorageError: there is no room for the checkpoint.
         """
 
     @abstractmethod
@@ -425,8 +428,8 @@ class Runner(Prober):
         """The score on the test data of the checkpoint that `rung` left; None where the task has no test data."""
 
     @abstractmethod
-    def forget(self, trial: int) -> None:
-        """Delete what is kept of a trial: it will not be resumed."""
+    def forget(self, trial: int, before: int | None = None) -> None:
+        """Delete what is kept of a trial: it will not be resumed. With `before`, only what lies before that step."""
 
     @abstractmethod
     def close(self) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .conclusion import SearchResult, conclude
 from .confirmation import Verdict, judge, leads_clearly, next_seed_for
 from .costs import EQUIVALENTS, Costs
-from .errors import BudgetTooShort, NoValidResult, TaskError
+from .errors import BudgetTooShort, CheckpointError, NoValidResult, TaskError
 from .freeze_thaw import choose
 from .ledger import Ledger
 from .plan import Config, Direction, Plan, Rung, RungResult, Runner
-from .study import StudyRecord, propose
+from .race_state import Paces, RaceState
+from .retention import needed_checkpoints
+from .study import Kept, StudyRecord, propose
 from .trials import (
     MIN_STEPS,
     Event,
@@ -41,9 +43,6 @@ HANG_LEAST_S = 30.0
 
 # A rung whose worker died is run again from its checkpoint; after this many deaths in a row never. Assumed.
 MOST_ATTEMPTS = 3
-
-# Rungs by which the pace of the machine is judged as it is now. Assumed: fewer are one hiccup, more are history.
-LATEST_RUNGS = 3
 
 # Failed trials in a row after which nothing new is tried: the fault is then not in the configurations. Assumed.
 MOST_FAILURES = 10
@@ -75,16 +74,18 @@ class Race:
     # Modelled seconds that the race may spend, and has spent.
     allotment_s: float = field(init=False)
     spent_s: float = 0.0
-    # (modelled, measured) seconds of each finished rung.
-    paces: list[tuple[float, float]] = field(default_factory=list)
+    paces: Paces = field(default_factory=Paces)
     is_exhausted: bool = False
     notes: list[str] = field(default_factory=list)
+    is_over: bool = False
     test_scores: tuple[float | None, float | None] = (None, None)
+    checkpoints: dict[int, int] = field(default_factory=dict)  # the steps of those that are there, by trial
+    count: int = 0  # of the changes that were recorded
 
     # Setting out
 
-    def prepare(self, lr_hint: float | None, lr_diverged: float | None) -> None:
-        """Fix the baseline, the space and the warm starts."""
+    def prepare(self, lr_hint: float | None, lr_diverged: float | None, kept: Kept | None = None) -> None:
+        """Fix the baseline, the space and the warm starts, and go to where an earlier process was stopped."""
         facts = self.runner.facts()
         self.direction = facts.direction
         whose = "your configuration" if facts.baseline_is_users else "the default configuration (assumed)"
@@ -112,7 +113,8 @@ class Race:
         self.space = replace(space, lrs=self.settings.lrs)
         self.allotment_s = self.ledger.available_s
         steps = self.costs.total_steps(self.baseline.plan)
-        if steps < MIN_STEPS or self.costs.full_trial_s > self.allotment_s:
+        is_new = kept is None or not kept.trials
+        if is_new and (steps < MIN_STEPS or self.costs.full_trial_s > self.allotment_s):
             needed_s = EQUIVALENTS * self.costs.full_trial_s * max(1.0, MIN_STEPS / steps)
             raise BudgetTooShort(
                 f"the baseline takes at least {MIN_STEPS} steps in a full trial that fits the budget; it would take "
@@ -122,6 +124,38 @@ class Race:
         knee = self.space.nearest(self.space.reference_batch)
         plan = self._plan_for(knee)
         self.waiting = warm_starts(self.space, self.baseline, plan, lr_hint, earlier) if plan else earlier
+        if kept is not None and kept.trials:
+            self._restore(kept)
+
+    def _restore(self, kept: Kept) -> None:
+        state = kept.state
+        self.trials, self.baseline = list(kept.trials), kept.trials[0].config
+        self.allotment_s, self.spent_s, self.paces = state.allotment_s, state.spent_s, state.paces
+        self.max_batch, self.max_micro_batch = state.max_batch, state.max_micro_batch
+        self.is_exhausted, self.notes, self.count = state.is_exhausted, list(state.notes), state.count
+        self.is_over, self.test_scores = state.is_over, state.test_scores
+        started = {trial.config for trial in self.trials if trial.role == "warm start"}
+        self.waiting = [(c, origin) for c, origin in self.waiting if c not in started and self._holds(c.plan)]
+        if self.record is not None:  # what the last change had no time for: the states that others read
+            for trial in self.trials:
+                self.record.save(trial, self._state())
+        self.checkpoints = {trial.number: -1 for trial in self.trials}  # nobody knows what a kill has left
+        self._tidy()
+
+    def _state(self) -> RaceState:
+        return RaceState(
+            count=self.count,
+            allotment_s=self.allotment_s,
+            spent_s=self.spent_s,
+            max_batch=self.max_batch,
+            max_micro_batch=self.max_micro_batch,
+            paces=self.paces,
+            is_exhausted=self.is_exhausted,
+            notes=tuple(self.notes),
+            charged=self.ledger.entries(),
+            is_over=self.is_over,
+            test_scores=self.test_scores,
+        )
 
     def _earlier(self) -> list[tuple[Config, str]]:
         """What earlier runs found, as it can be run here."""
@@ -141,14 +175,21 @@ class Race:
     # The race
 
     def run(self) -> None:
-        """Race until nothing more fits, then confirm."""
-        baseline = self._start(self.baseline, "baseline", self.baseline_origin)
+        """Race until nothing more fits, then confirm; from wherever the race stands."""
+        if not self.is_over:
+            self._race()
+        self._tidy()
+
+    def _race(self) -> None:
+        baseline = self.trials[0] if self.trials else self._start(self.baseline, "baseline", self.baseline_origin)
         while baseline.state in ("running", "paused"):
             until_step = self._next_until(baseline)
             if not self._fits(self.costs.rung_s(baseline, until_step)):
                 break
             baseline = self._advance(baseline, until_step)
-        while True:
+        for trial in [trial for trial in self.trials[1:] if trial.state == "running"]:
+            self._take_up(trial)
+        while not any(trial.role == "confirmation" for trial in self.trials):  # once begun, they end the race
             action = self._next_action()
             if action is not None:
                 self._advance(action, self._next_until(action))
@@ -156,10 +197,23 @@ class Race:
                 break
         self._confirm()
         self._test()
+        if self.trials[0].state in ("running", "paused") or not any(t.state == "complete" for t in self.trials):
+            return  # there is no result, and what there is may go on with more time
         for trial in self.trials:
-            if trial.state in ("running", "paused"):
+            if trial.state == "paused":
                 self._update(replace(trial, state="dropped"))
-            self.runner.forget(trial.number)
+        self.is_over = True
+        if self.record is not None:
+            self.count += 1
+            self.record.end(self._state())
+
+    def _take_up(self, trial: Trial) -> None:
+        """Run the rung again that was in flight when an earlier process of this run was stopped."""
+        until_step = trial.total_steps if trial.role == "confirmation" else self._next_until(trial)
+        if self._fits(self.costs.rung_s(trial, until_step)):
+            self._advance(trial, until_step)
+        else:
+            self._update(replace(trial, state="paused" if trial.scores else "dropped"))
 
     def _next_action(self) -> Trial | None:
         """The trial to advance by a rung, new or paused; None when nothing that could be finished fits."""
@@ -293,8 +347,9 @@ class Race:
         """Train one rung and draw the consequences."""
         modelled_s = self.costs.rung_s(trial, until_step)
         trial = self._update(replace(trial, state="running"))
+        self.checkpoints.setdefault(trial.number, 0)
         for _ in range(MOST_ATTEMPTS):
-            predicted_s = modelled_s * self._correction
+            predicted_s = modelled_s * self.paces.correction
             self._tell("rung started", trial, predicted_s)
             result = self._run_rung(trial, until_step, predicted_s)
             self.spent_s += modelled_s
@@ -304,18 +359,19 @@ class Race:
         norms = trial.grad_norms if result.grad_norms is None else (*trial.grad_norms, result.grad_norms)
         trial = replace(trial, outcome=result.outcome, message=result.message, grad_norms=norms)
         if result.score is not None:
-            self.paces.append((modelled_s, result.seconds))
+            self.paces = self.paces.with_rung(modelled_s, result.seconds)
             state: Literal["complete", "paused"] = "complete" if until_step == trial.total_steps else "paused"
             trial = replace(trial, state=state, scores=(*trial.scores, (until_step, result.score)))
         else:
             trial = replace(trial, state="failed")
+        self._remember_what_did_not_fit(trial)
         self._update(trial)
         self._tell("rung finished", trial)
-        self._tidy(trial)
+        self._tidy()
         return trial
 
     def _run_rung(self, trial: Trial, until_step: int, predicted_s: float) -> RungResult:
-        left_s = self.ledger.available_s - self._tests_s * self._correction
+        left_s = self.ledger.available_s - self._tests_s * self.paces.correction
         rung = Rung(
             trial=trial.number,
             config=trial.config,
@@ -330,6 +386,8 @@ class Race:
         with self.ledger.charge(kind):
             try:
                 result = self.runner.advance(rung)
+            except CheckpointError as error:
+                return RungResult(rung=rung, outcome="crashed", message=str(error))
             except TaskError as error:
                 if trial.role == "baseline":
                     raise
@@ -343,8 +401,7 @@ class Race:
         """Whether memory is thought to hold a plan."""
         return plan.batch_size <= (self.max_batch if plan.accumulation_steps == 1 else self.max_micro_batch)
 
-    def _tidy(self, trial: Trial) -> None:
-        """Delete what will not be resumed or scored again, and remember what did not fit."""
+    def _remember_what_did_not_fit(self, trial: Trial) -> None:
         if trial.outcome == "oom":
             plan = trial.config.plan
             self.max_micro_batch = min(self.max_micro_batch, plan.batch_size - 1)
@@ -354,18 +411,34 @@ class Race:
                 f"batch size {plan.batch_size} ran out of memory in training; only smaller ones were tried from then on"
             )
             self.waiting = [(config, origin) for config, origin in self.waiting if self._holds(config.plan)]
-        if trial.state == "failed" or (trial.state == "complete" and trial.role in ("warm start", "search")):
-            self.runner.forget(trial.number)
-        paused = paused_best_first(self.trials, self.direction)
-        for worst in paused[self.settings.most_paused :]:
+
+    def _tidy(self) -> None:
+        """Drop the worst of too many that wait, and delete the checkpoints that nothing will need.
+
+        After the result is in the record: until then the rung may have to be run again.
+        """
+        for worst in paused_best_first(self.trials, self.direction)[self.settings.most_paused :]:
             self._update(replace(worst, state="dropped"))
-            self.runner.forget(worst.number)
+        needed = needed_checkpoints(
+            self.trials,
+            self.direction,
+            keep=self.settings.keep_checkpoints,
+            tests=self.runner.facts().has_test_data,
+            is_over=self.is_over,
+        )
+        for number in self.checkpoints.keys() - needed.keys():
+            self.runner.forget(number)
+        for number, step in needed.items():
+            if step != self.checkpoints.get(number):
+                self.runner.forget(number, before=step)
+        self.checkpoints = needed
 
     def _update(self, trial: Trial) -> Trial:
         self.trials[trial.number] = trial
         if self.record is not None:
+            self.count += 1
             with self.ledger.charge("record"):
-                self.record.save(trial)
+                self.record.save(trial, self._state())
         return trial
 
     def _tell(self, kind: EventKind, trial: Trial | None, predicted_s: float = 0.0) -> None:
@@ -377,7 +450,7 @@ class Race:
     @property
     def equivalents(self) -> float:
         """Full trials that the time pays for, spent or left, as far as is known by now."""
-        on_clock_s = self.spent_s + self.ledger.available_s / self._correction
+        on_clock_s = self.spent_s + self.ledger.available_s / self.paces.correction
         return min(self.allotment_s, on_clock_s) / self.costs.full_trial_s
 
     @property
@@ -386,36 +459,19 @@ class Race:
         few = self.equivalents < FEW_EQUIVALENTS or leads_clearly(self.trials, self.direction)
         return 1 if few else self.settings.confirmations
 
-    @property
-    def _correction(self) -> float:
-        """What finished rungs took over what the profile gave for them; for predictions only.
-
-        The very first rung, in which workers start and kernels are compiled, counts only while it is the only one.
-        """
-        return _pace(self.paces[1:] or self.paces)
-
-    @property
-    def _slowest_correction(self) -> float:
-        """The same, or that of the latest rungs where they were slower.
-
-        A machine that throttles or is shared may stay as slow as it has become: planned by the mean, no time is left
-        for the fresh seeds (benchmarks/NOTES.md).
-        """
-        return max(self._correction, _pace(self.paces[1:][-LATEST_RUNGS:]))
-
     def _left_s(self) -> float:
         """Modelled seconds that may still be spent: of the allotment, and on the clock."""
-        return min(self.allotment_s - self.spent_s, self.ledger.available_s / self._slowest_correction)
+        return min(self.allotment_s - self.spent_s, self.ledger.available_s / self.paces.slowest_correction)
 
     def _fits(self, modelled_s: float) -> bool:
-        return self.ledger.fits(modelled_s * self._slowest_correction)
+        return self.ledger.fits(modelled_s * self.paces.slowest_correction)
 
     def _time_left_over(self) -> bool:
         """Whether the clock pays for more than the model did, which is then allotted.
 
         So it is after trials that failed early, and where training is faster than the profile said.
         """
-        on_clock_s = self.ledger.available_s / self._correction
+        on_clock_s = self.ledger.available_s / self.paces.correction
         if self.spent_s + on_clock_s - self.allotment_s < self.costs.full_trial_s:
             return False
         self.allotment_s = self.spent_s + on_clock_s
@@ -432,9 +488,9 @@ class Race:
     def interrupted(self) -> SearchResult:
         """The baseline, unless all the reserved seeds had spoken when the race was stopped."""
         for trial in self.trials:
-            if trial.state == "running":
+            if trial.state == "running":  # not in the record: there it is in flight, to be taken up
                 stopped = replace(trial, message="interrupted")
-                self._update(replace(stopped, state="paused" if trial.scores else "dropped"))
+                self.trials[trial.number] = replace(stopped, state="paused" if trial.scores else "dropped")
         fresh = self._verdict().finalist_score
         spoken = fresh is not None and len(fresh.scores) >= self.confirmations
         return self._result(interrupted=True, may_win=spoken)
@@ -445,7 +501,7 @@ class Race:
         Raises:
             NoValidResult: there is nothing to compare with, or nothing that ran at all.
         """
-        taking_s = self.costs.full_trial_s * self._correction
+        taking_s = self.costs.full_trial_s * self.paces.correction
         if not any(trial.state == "complete" for trial in self.trials):
             said = sorted({f"{t.outcome}: {t.message or 'no message'}" for t in self.trials if t.state == "failed"})
             raise NoValidResult(
@@ -454,10 +510,10 @@ class Race:
                 + f". A full one takes {format_duration(taking_s)}: mend the task, or give more time"
             )
         baseline = self.trials[0]
-        if baseline.state == "dropped":
+        if baseline.state in ("running", "paused"):
             raise NoValidResult(
                 f"the time ran out at step {baseline.steps_done} of {baseline.total_steps} of the baseline: training "
-                f"takes {self._correction:.1f} times what the profile said. Give a budget of at least "
+                f"takes {self.paces.correction:.1f} times what the profile said. Give a budget of at least "
                 f"{format_duration(EQUIVALENTS * taking_s)}"
             )
         return self._result(interrupted=False, may_win=True)
@@ -475,9 +531,3 @@ class Race:
             notes=self.notes,
             test_scores=self.test_scores,
         )
-
-
-def _pace(paces: Sequence[tuple[float, float]]) -> float:
-    """Measured over modelled seconds of some rungs; 1 where there are none."""
-    measured_s = sum(measured for _, measured in paces)
-    return measured_s / sum(modelled for modelled, _ in paces) if measured_s > 0 else 1.0

@@ -15,7 +15,7 @@ from typing import Any, final
 from .errors import ReportError
 from .files import write_whole
 from .plan import Measurement, MemoryLimit, Outcome, Plan, Precision, Prober, TaskFacts
-from .shapes import Reader
+from .shapes import NUMBER, Reader
 
 # Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
 SCHEMA = 1
@@ -49,17 +49,12 @@ class Recording:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, sizes in bytes and times in seconds; what was not measured is left out."""
-        probes = []
-        for probe in self.probes:
-            measured = asdict(probe.measurement)
-            kept = {key: value for key, value in measured.items() if value is not None and value not in ((), {})}
-            probes.append({"verdict": probe.verdict, **kept})
         return {
             "schema": SCHEMA,
             "task": self.task,
             "train_size": self.train_size,
             "limit": asdict(self.limit),
-            "probes": probes,
+            "probes": [{"verdict": probe.verdict, **measurement_to_json(probe.measurement)} for probe in self.probes],
             "about": dict(self.about),
         }
 
@@ -85,44 +80,83 @@ class Recording:
         found = Reader(data, str(path))
         if found.get("schema", int) != SCHEMA:
             raise ReportError(f"{path} is a recording of schema {SCHEMA}; found {data['schema']}")
-        limit = found.inside("limit")
+        limit = limit_from_json(found.inside("limit"))
         return cls(
             task=found.get("task", str),
             train_size=found.get("train_size", int, or_null=True),
-            limit=MemoryLimit(
-                capacity_bytes=limit.get("capacity_bytes", int),
-                budget_bytes=limit.get("budget_bytes", int),
-                source=limit.get("source", str),
-            ),
+            limit=limit,
             probes=tuple(_probe(Reader(entry, f"a probe of {path}")) for entry in found.list_of("probes", dict)),
             about=found.get("about", dict),
         )
 
 
 def _probe(found: Reader) -> Probe:
-    plan = found.inside("plan")
+    measurement = measurement_from_json(found)
+    return Probe(verdict=found.get("verdict", bool), measurement=measurement)
+
+
+def plan_from_json(found: Reader) -> Plan:
+    """A plan from its batch size, accumulation steps and precision.
+
+    Raises:
+        ReportError: it cannot be.
+    """
     try:
-        of = Plan(
-            batch_size=plan.get("batch_size", int),
-            accumulation_steps=plan.get("accumulation_steps", int),
-            precision=plan.one_of("precision", Precision),
+        return Plan(
+            batch_size=found.get("batch_size", int),
+            accumulation_steps=found.get("accumulation_steps", int),
+            precision=found.one_of("precision", Precision),
         )
     except ReportError:
         raise
     except ValueError as error:  # a Plan checks its numbers
-        raise ReportError(f"a recorded probe has a plan that could be run; {error}") from None
-    measured = Measurement(
-        plan=of,
+        raise ReportError(f"a recorded step has a plan that could be run; {error}") from None
+
+
+def measurement_to_json(measurement: Measurement) -> dict[str, Any]:
+    """A measurement as plain JSON values; what was not measured is left out."""
+    measured = asdict(measurement)
+    return {key: value for key, value in measured.items() if value is not None and value not in ((), {})}
+
+
+def measurement_from_json(found: Reader) -> Measurement:
+    """The measurement that `measurement_to_json` made, to the last bit.
+
+    Raises:
+        ReportError: it is not one.
+    """
+    known: dict[str, Any] = {
+        key: found.list_of(key, NUMBER) for key in ("step_s", "compute_s", "loader_s") if key in found
+    }
+    sizes = ("peak_bytes", "allocated_bytes", "others_bytes", "alloc_retries")
+    known |= {key: found.get(key, int) for key in sizes if key in found}
+    known |= {key: found.number(key) for key in ("joules", "watts") if key in found}
+    if "phases_s" in found:
+        phases = found.inside("phases_s")
+        known["phases_s"] = {part: phases.number(part) for part in found.get("phases_s", dict)}
+    if "remarks" in found:
+        known["remarks"] = found.list_of("remarks", str)
+    return Measurement(
+        plan=plan_from_json(found.inside("plan")),
         outcome=found.one_of("outcome", Outcome),
         seconds=found.number("seconds"),
         fresh=found.get("fresh", bool),
         message=found.get("message", str) if "message" in found else None,
-        peak_bytes=found.get("peak_bytes", int) if "peak_bytes" in found else None,
-        allocated_bytes=found.get("allocated_bytes", int) if "allocated_bytes" in found else None,
-        others_bytes=found.get("others_bytes", int) if "others_bytes" in found else None,
-        alloc_retries=found.get("alloc_retries", int) if "alloc_retries" in found else None,
+        **known,
     )
-    return Probe(verdict=found.get("verdict", bool), measurement=measured)
+
+
+def limit_from_json(found: Reader) -> MemoryLimit:
+    """The memory limit of a file, from its fields.
+
+    Raises:
+        ReportError: it is not one.
+    """
+    return MemoryLimit(
+        capacity_bytes=found.get("capacity_bytes", int),
+        budget_bytes=found.get("budget_bytes", int),
+        source=found.get("source", str),
+    )
 
 
 def _size(measured: Measurement) -> int:

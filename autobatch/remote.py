@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .arm import Arm
+from .checkpoints import forget_checkpoints
 from .devices import host_memory
 from .devices.environment import count_exactly, worker_environment
 from .engines.local import LocalWorker
@@ -42,12 +43,18 @@ from .plan import (
     WorstCase,
 )
 from .ranks import Place
+from .units import format_size
 
 _NOTHING = Libraries((), ())
 
 # Assumed: no few steps, their compilation and the reading of their samples take longer.
 _SOAK_STEPS_A_TIMEOUT = 100  # assumed: so many steps on real batches may take as long again, whatever came before
 PROBE_TIMEOUT_S = 600.0
+# A worker is replaced between two rungs when it has grown since its first one by more than this share of what the
+# machine has free, and by more than this many bytes. Both assumed: a new worker costs seconds, one that the kernel
+# kills costs its rung; and a task that fills a cache of its own is left alone while there is room for it.
+LEAK_SHARE = 0.25
+LEAK_LEAST_BYTES = 256 << 20
 _GRACE_S = 2.0  # assumed: what a rung may need past its own limit to notice it, before its worker is killed
 
 
@@ -190,6 +197,7 @@ class RemoteRunner(Runner):
         self._is_exact = False  # whether the worker counts memory to the page
         self._worker = self._start(exact=False)
         self._is_fresh = True  # the worker has run no plan yet
+        self._resident_bytes: tuple[int, int] | None = None  # a worker's number, and its memory after its first rung
         self._slowest = (1, 0.0)  # samples of the last probe, and its seconds
         self._facts: TaskFacts | None = None
         self._device: DeviceInfo | None = None
@@ -389,13 +397,37 @@ class RemoteRunner(Runner):
 
     def advance(self, rung: Rung) -> RungResult:
         limit_s = None if rung.limit_s is None else rung.limit_s + _GRACE_S
+        begun = time.monotonic()
         try:
             result: RungResult = self._work("advance", rung, timeout_s=limit_s)
         except WorkerTimeout as death:
-            return RungResult(rung=rung, outcome="timeout", message=str(death))
+            spent_s = time.monotonic() - begun
+            return RungResult(rung=rung, outcome="timeout", message=str(death), train_s=spent_s, seconds=spent_s)
         except WorkerDied as death:
-            return RungResult(rung=rung, outcome="crashed", message=str(death))
+            spent_s = time.monotonic() - begun
+            return RungResult(rung=rung, outcome="crashed", message=str(death), train_s=spent_s, seconds=spent_s)
+        self._replace_if_it_leaks()
         return result
+
+    def _replace_if_it_leaks(self) -> None:
+        """End a worker whose memory has grown from rung to rung, before the kernel does it in the middle of one."""
+        if not self._worker.process.alive:
+            return
+        pid = self._worker.process.pid
+        now, free = host_memory.process_memory(pid=pid).get("VmRSS"), host_memory.available()
+        if now is None or free is None:
+            return
+        if self._resident_bytes is None or self._resident_bytes[0] != pid:
+            self._resident_bytes = pid, now
+        growth = now - self._resident_bytes[1]
+        if growth > max(LEAK_LEAST_BYTES, LEAK_SHARE * free.free_bytes):
+            self._worker.process.kill()  # the next call starts another
+            if self._log is not None:
+                with open(self._log, "a", encoding="utf-8") as log:
+                    log.write(
+                        f"autobatch: worker {pid} was replaced: it had grown by {format_size(growth)} since its first "
+                        f"rung, and {format_size(free.free_bytes)} are {free.source}\n"
+                    )
 
     def test_score(self, rung: Rung) -> float | None:
         try:
@@ -404,10 +436,12 @@ class RemoteRunner(Runner):
             return None
         return score
 
-    def forget(self, trial: int) -> None:
-        if self._worker.process.alive:  # a new one is not worth starting for it: the run's folder is emptied at the end
+    def forget(self, trial: int, before: int | None = None) -> None:
+        if self._spec.checkpoints is not None:
+            forget_checkpoints(self._spec.checkpoints, trial, before)
+        elif self._worker.process.alive:  # a folder of the worker's own has ended with it
             with suppress(WorkerDied):
-                self._work("forget", trial)
+                self._work("forget", trial, before)
 
     def close(self) -> None:
         if self._server is not None:

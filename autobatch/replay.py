@@ -53,7 +53,7 @@ class ReplayRunner(Runner):
     clock: VirtualClock = field(default_factory=VirtualClock)
     eval_s: float = 0.0
     recording: Recording | None = None
-    kept: dict[int, int] = field(default_factory=dict)
+    kept: dict[int, set[int]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | Path, *, eval_s: float = 0.0) -> ReplayRunner:
@@ -175,17 +175,15 @@ class ReplayRunner(Runner):
         return LrSweep(plan=plan, lrs=tuple(lrs), losses=tuple(losses), diverged=diverged, seconds=seconds)
 
     def advance(self, rung: Rung) -> RungResult:
-        if rung.start_step != self.kept.get(rung.trial, 0):
-            raise CheckpointError(
-                f"trial {rung.trial} stands at step {self.kept.get(rung.trial, 0)}, not at {rung.start_step}"
-            )
+        if rung.start_step and rung.start_step not in self.kept.get(rung.trial, ()):
+            raise CheckpointError(f"trial {rung.trial} has no checkpoint at step {rung.start_step} to go on from")
         train_s = (rung.until_step - rung.start_step) * self._step_s(rung.config.plan)
         if rung.limit_s is not None and train_s + self.eval_s > rung.limit_s:
             self.clock.advance(rung.limit_s)
             return RungResult(rung=rung, outcome="timeout", seconds=rung.limit_s, message="simulated: out of time")
         seconds = train_s + self.eval_s
         self.clock.advance(seconds)
-        self.kept[rung.trial] = rung.until_step
+        self.kept.setdefault(rung.trial, set()).add(rung.until_step)
         score = self.score(rung.config, rung.until_step / rung.total_steps, rung.seed)
         if score is None:
             return RungResult(
@@ -196,8 +194,10 @@ class ReplayRunner(Runner):
     def test_score(self, rung: Rung) -> float | None:
         return None
 
-    def forget(self, trial: int) -> None:
-        self.kept.pop(trial, None)
+    def forget(self, trial: int, before: int | None = None) -> None:
+        steps = self.kept.pop(trial, set())
+        if before is not None and (left := {step for step in steps if step >= before}):
+            self.kept[trial] = left
 
     def close(self) -> None:
         self.kept.clear()

@@ -19,6 +19,7 @@ from .costs import horizon_s as horizon_s
 from .ledger import Ledger
 from .plan import Runner
 from .race import Race
+from .study import Kept as Kept
 from .study import StudyRecord as StudyRecord
 from .trials import Event as Event
 from .trials import Ladder as Ladder
@@ -43,6 +44,7 @@ def search(
     lr_diverged: float | None = None,
     settings: SearchSettings | None = None,
     record: StudyRecord | None = None,
+    kept: Kept | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> SearchResult:
     """The best configuration found in what remains of the ledger's budget, which is never overrun.
@@ -59,6 +61,7 @@ def search(
         lr_hint, lr_diverged: what the range test at the knee suggests, and where it blew up.
         settings: how the race is run.
         record: where every trial is written as it happens.
+        kept: where an earlier process of this run was stopped, as its record has it: the race goes on from there.
         on_event: called when a rung starts and ends.
 
     Raises:
@@ -87,7 +90,7 @@ def search(
         record=record,
         on_event=on_event,
     )
-    race.prepare(lr_hint, lr_diverged)
+    race.prepare(lr_hint, lr_diverged, kept)
     try:
         race.run()
     except KeyboardInterrupt:

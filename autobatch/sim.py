@@ -126,7 +126,7 @@ class SimRunner(Runner):
     faults: Callable[[Rung], RungResult | None] = lambda rung: None
     probes: list[Plan] = field(default_factory=list)
     rungs: list[Rung] = field(default_factory=list)
-    kept: dict[int, int] = field(default_factory=dict)
+    kept: dict[int, set[int]] = field(default_factory=dict)
 
     def facts(self) -> TaskFacts:
         return self.known
@@ -191,10 +191,8 @@ class SimRunner(Runner):
         return LrSweep(plan=plan, lrs=tuple(lrs), losses=tuple(losses), diverged=False, seconds=seconds)
 
     def advance(self, rung: Rung) -> RungResult:
-        if rung.start_step != self.kept.get(rung.trial, 0):
-            raise CheckpointError(
-                f"trial {rung.trial} stands at step {self.kept.get(rung.trial, 0)}, not at {rung.start_step}"
-            )
+        if rung.start_step and rung.start_step not in self.kept.get(rung.trial, ()):
+            raise CheckpointError(f"trial {rung.trial} has no checkpoint at step {rung.start_step} to go on from")
         self.rungs.append(rung)
         plan = rung.config.plan
         train_s = (rung.until_step - rung.start_step) * plan.accumulation_steps * self.step_s(plan.batch_size)
@@ -212,7 +210,7 @@ class SimRunner(Runner):
             return RungResult(
                 rung=rung, outcome="diverged", train_s=train_s, seconds=train_s, message="simulated: diverged"
             )
-        self.kept[rung.trial] = rung.until_step
+        self.kept.setdefault(rung.trial, set()).add(rung.until_step)
         return RungResult(
             rung=rung,
             outcome="ok",
@@ -229,8 +227,10 @@ class SimRunner(Runner):
             return None
         return self.landscape(rung.config, 1.0, rung.seed + 1)
 
-    def forget(self, trial: int) -> None:
-        self.kept.pop(trial, None)
+    def forget(self, trial: int, before: int | None = None) -> None:
+        steps = self.kept.pop(trial, set())
+        if before is not None and (left := {step for step in steps if step >= before}):
+            self.kept[trial] = left
 
     def close(self) -> None:
         self.kept.clear()

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .check import check_inference, check_task, peak_lr_fraction
+from .checkpoints import checkpoint_path, forget_checkpoints
 from .data import (
     Batch,
     counted_samples,
@@ -34,7 +35,8 @@ from .data import (
 )
 from .devices import Device
 from .devices.oom import is_device_lost
-from .errors import AutobatchError, CheckpointError, DeviceError, DeviceLost, NoValidResult, TaskError
+from .errors import AutobatchError, CheckpointError, DeviceError, DeviceLost, NoValidResult, StorageError, TaskError
+from .files import full_disk, sync_folder
 from .flops import matmul_flops_per_s, step_flops
 from .plan import (
     Config,
@@ -246,6 +248,9 @@ class TorchRunner(Runner):
                     f"{blame(what, error, self._task.path)}\nThis process can use {self._device.torch_device} no "
                     "longer: run such steps in a process of their own (`isolate=True`, or the command line)"
                 ) from None
+            if (refusal := full_disk(error)) is not None:
+                where = refusal.filename or self._folder()
+                raise StorageError(f"{where} cannot be written: {refusal.strerror}") from None
             if not self._device.is_out_of_memory(error):
                 raise blame(what, error, self._task.path) from None
             message = _first_line(error)
@@ -515,11 +520,11 @@ class TorchRunner(Runner):
 
     # -- trials -------------------------------------------------------------------------------------------------------
 
-    def _checkpoint(self, trial: int) -> Path:
+    def _folder(self) -> Path:
         if self._checkpoints is None:
             self._own_checkpoints = tempfile.TemporaryDirectory(prefix="autobatch-")
             self._checkpoints = Path(self._own_checkpoints.name)
-        return self._checkpoints / f"trial-{trial:05d}.pt"
+        return self._checkpoints
 
     def advance(self, rung: Rung) -> RungResult:
         started = perf_counter()
@@ -534,12 +539,18 @@ class TorchRunner(Runner):
 
     def _paused(self, rung: Rung) -> dict[str, Any]:
         """The checkpoint that a rung goes on from."""
+        path = checkpoint_path(self._folder(), rung.trial, rung.start_step)
         try:
-            state = read_checkpoint(self._checkpoint(rung.trial))
+            state = read_checkpoint(path)
         except FileNotFoundError:
-            raise CheckpointError(f"trial {rung.trial} has no checkpoint to go on from") from None
-        if state["step"] != rung.start_step:
-            raise CheckpointError(f"trial {rung.trial} stands at step {state['step']}, not at {rung.start_step}")
+            raise CheckpointError(
+                f"trial {rung.trial} has no checkpoint at step {rung.start_step} to go on from: {path} is not there"
+            ) from None
+        if (state["step"], state["total_steps"]) != (rung.start_step, rung.total_steps):
+            raise CheckpointError(
+                f"{path} is of step {state['step']} of {state['total_steps']}, not of {rung.start_step} of "
+                f"{rung.total_steps}"
+            )
         return state
 
     def _advance(self, rung: Rung, state: dict[str, Any] | None, started: float) -> RungResult:
@@ -581,12 +592,14 @@ class TorchRunner(Runner):
                     )
         self._device.synchronize()
         train_s = perf_counter() - begun
-        path = self._checkpoint(rung.trial)
-        trainer.save(path.with_suffix(".new"))  # before the evaluation, which draws
+        path = checkpoint_path(self._folder(), rung.trial, rung.until_step)
+        new = path.with_suffix(".pt.new")
+        trainer.save(new)  # before the evaluation, which draws
         begun = perf_counter()
         score = self._evaluate(trainer, "val_data", rung)
         # After it: should it bring the process down, the rung is run again from where it began.
-        path.with_suffix(".new").replace(path)
+        new.replace(path)
+        sync_folder(path.parent)
         if not math.isfinite(score):
             return RungResult(
                 rung=rung,
@@ -620,12 +633,11 @@ class TorchRunner(Runner):
 
     def _test(self, rung: Rung) -> float:
         trainer = self._trainer(rung.config, seed=rung.seed, total_steps=rung.total_steps)
-        trainer.restore(read_checkpoint(self._checkpoint(rung.trial)))
+        trainer.restore(read_checkpoint(checkpoint_path(self._folder(), rung.trial, rung.until_step)))
         return self._evaluate(trainer, "test_data", rung)
 
-    def forget(self, trial: int) -> None:
-        for suffix in (".pt", ".new", ".partial"):
-            self._checkpoint(trial).with_suffix(suffix).unlink(missing_ok=True)
+    def forget(self, trial: int, before: int | None = None) -> None:
+        forget_checkpoints(self._folder(), trial, before)
 
     def close(self) -> None:
         if self._products_before is not None:

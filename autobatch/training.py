@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import io
 import math
+import os
 import pickle
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -21,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from .data import Batch, DeviceLoader, count_samples, seed_everything, to_device
-from .errors import TaskError
+from .errors import CheckpointError, TaskError
+from .files import sync_folder
 from .plan import Config, GradNorms, Precision
 from .state import rng_state, set_rng_state
 from .task import Task
@@ -200,7 +203,13 @@ class Trainer:
             raise TaskError(f"{what} returns a number; it returned {type(value).__name__}") from None
 
     def save(self, path: Path) -> None:
-        """Write all that a later process needs to go on as if nothing had happened; whole or not at all."""
+        """Write all that a later process needs to go on as if nothing had happened; whole or not at all.
+
+        On the disk when this returns, under a name that outlives a loss of power.
+
+        Raises:
+            OSError: it cannot be written; where the disk is full, some error that `files.full_disk` knows.
+        """
         state: dict[str, Any] = {
             "step": self.step_count,
             "scheduler_steps": self.scheduler_steps,
@@ -218,10 +227,20 @@ class Trainer:
             buffer = io.BytesIO()
             torch.save(_plain(self.after_step.state_dict()), buffer)
             state["after_step"] = buffer.getvalue()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(path)
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sync_folder(path.parent.parent)
+        partial = path.with_suffix(path.suffix + ".partial")
+        try:
+            with open(partial, "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)  # on a full disk it is what takes the room
+            raise
+        sync_folder(path.parent)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `save` wrote and `read_checkpoint` read.
@@ -292,12 +311,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     "step" is how many optimizer steps were taken.
 
     Raises:
+        CheckpointError: it is no whole checkpoint.
         TaskError: the checkpoint holds objects that are not plain data, from the task's own optimizer or schedule.
         FileNotFoundError: there is none.
     """
-    state: dict[str, Any] = _read(path, "cpu")
-    if "after_step" in state:
-        state["after_step"] = _read(io.BytesIO(state["after_step"]), None)
+    if path.exists() and not zipfile.is_zipfile(path):
+        raise CheckpointError(f"the checkpoint {path} cannot be read: it is not whole")
+    try:
+        state: dict[str, Any] = _read(path, "cpu")
+        if "after_step" in state:
+            state["after_step"] = _read(io.BytesIO(state["after_step"]), None)
+        missing = {"step", "scheduler_steps", "total_steps", "model", "optimizer", "rng"} - set(state)
+    except (RuntimeError, EOFError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, TaskError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"the checkpoint {path} cannot be read: {reason}") from None
+    if missing:
+        raise CheckpointError(f"the checkpoint {path} cannot be read: it lacks {', '.join(sorted(missing))}")
     return state
 
 

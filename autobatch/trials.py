@@ -196,6 +196,7 @@ class SearchSettings:
         most_paused: checkpoints kept of paused trials, which bounds the disk; the worst on the lowest rung goes first.
             Assumed: successive halving hardly ever returns to a trial beyond the best sixteen.
         most_trials: configurations tried at most. Assumed: far beyond what is measured to help.
+        keep_checkpoints: so many of the best complete trials keep theirs when the race is over.
         sampler: "tpe" or any Optuna sampler, promoted by successive halving; or "freeze-thaw".
         lrs: the only learning rates to propose, rising; any where it is empty.
         earlier: what earlier runs found, each with where it comes from: tried first, as far as memory holds it.
@@ -206,6 +207,7 @@ class SearchSettings:
     confirmations: int = 2
     most_paused: int = 16
     most_trials: int = 256
+    keep_checkpoints: int = 0
     sampler: str | BaseSampler = "tpe"
     lrs: tuple[float, ...] = ()
     earlier: tuple[tuple[Config, str], ...] = ()

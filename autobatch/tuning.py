@@ -6,19 +6,16 @@ confirmation -> report. Nothing here decides a number; it says which stage gets 
 
 from __future__ import annotations
 
-import re
-import shutil
-import tempfile
-import time
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .bracket import fits
-from .errors import BudgetTooShort, NoValidResult, ReportError, WorkerTimeout
-from .files import check_writable
+from .checkpoints import checkpoint_path
+from .conditions import Condition, changes, check_conditions, conditions_of_task
+from .errors import BudgetTooShort, NoValidResult, WorkerTimeout
 from .learning_rate import LrCurve, find_lr_curve
 from .ledger import Ledger
 from .memory import MaxBatch, find_max_batch_size
@@ -27,12 +24,13 @@ from .profiling import profile
 from .progress import Listener, Progress
 from .remote import RemoteRunner, RunnerSpec
 from .report import Report
+from .run_folder import RunFolder, RunState
 from .stability import norms_out_of_line
 from .throughput import ThroughputCurve
 from .units import format_duration, format_lr, format_size
 
 if TYPE_CHECKING:
-    from .search import Event, SearchResult
+    from .search import Event, Kept, SearchResult
 
 # No batch beyond this is looked for where the data does not end the search first. Assumed: past any batch in use.
 CEILING = 131_072
@@ -47,21 +45,8 @@ _SWEEP_SHARE = 0.03
 _PROFILE_MOST_S = 60.0
 _SWEEP_STEPS = (30, 100)  # fewest and most; 100 as in the measured comparison of the rules
 _SETUP_SHARES = 4  # assumed: a budget that start-up and measuring alone use up is a quarter of one that is of use
+_SETTING_OUT_S = 600.0  # assumed: no resumed run needs longer until its first worker has opened the task
 _EVAL_BATCH = 1024  # assumed: beyond it a forward pass without gradients gains nothing on the devices we know
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TuneSettings:
-    """What the user asked of `tune`, in base units; see `api.tune`."""
-
-    name: str
-    budget_s: float
-    train_time_s: float | None = None
-    seed: int = 0
-    search: str = "tpe"
-    run_dir: Path | None = None
-    command: str = "autobatch.tune"
-    warm_start: tuple[Report, ...] = ()
 
 
 def describe_probe(probe: Measurement) -> str:
@@ -71,16 +56,49 @@ def describe_probe(probe: Measurement) -> str:
     return text if probe.peak_bytes is None else f"{text}, peak {format_size(probe.peak_bytes)}"
 
 
-def run_tune(spec: RunnerSpec, settings: TuneSettings, listen: Listener, started_s: float | None) -> Report:
-    """The whole of `tune` for a task that workers can open; see `api.tune` for what it raises."""
-    ledger = Ledger(settings.budget_s, started_s=started_s)
-    run = _RunFolder.make(settings.run_dir, settings.name)
-    checkpoints = Path(tempfile.mkdtemp(prefix="checkpoints-", dir=run.path))  # a folder asked for may hold others
-    spec = replace(spec, checkpoints=checkpoints)
-    runner = RemoteRunner(spec, log=run.path / "worker.log", remaining_s=lambda: ledger.available_s)
+def run_tune(
+    folder: RunFolder,
+    state: RunState,
+    spec: RunnerSpec,
+    listen: Listener,
+    *,
+    started_s: float | None,
+    force: bool = False,
+) -> Report:
+    """The whole of `tune` for a task that workers can open, or what is left of it; see `api.tune` for what it raises.
+
+    Args:
+        folder: of the run, held by this process.
+        state: where the run stands.
+        spec: the task and its device.
+        listen: told what happens.
+        started_s: `time.monotonic()` when the program began; a resumed run is not charged for that.
+        force: go on though the conditions have changed.
+    """
+    kept = None
+    if state.resumed:
+        from .study import read_kept  # optuna, which a new run imports while its worker is at work
+
+        kept = read_kept(folder.journal) if folder.journal.exists() else None
+    settings, is_setting_out = state.settings, bool(state.resumed)
+    carried = kept.state.charged if kept is not None else state.charged
+    ledger = Ledger(settings.budget_s, started_s=None if state.resumed else started_s, carried=carried)
+    spec = replace(spec, checkpoints=folder.checkpoints)
+
+    def remaining_s() -> float:
+        return _SETTING_OUT_S if is_setting_out else ledger.available_s
+
+    runner = RemoteRunner(spec, log=folder.log, remaining_s=remaining_s)
     try:
-        report = _Tune(runner, ledger, settings, listen, run).run()
-        report.save(run.path / "report.json")
+        if is_setting_out:  # starting workers and checking the task again is downtime
+            runner.facts()
+            ledger = Ledger(settings.budget_s, carried=carried)
+            is_setting_out = False
+        run = _Tune(runner, ledger, listen, folder, state, kept=kept, force=force)
+        report = run.run()
+        report.save(folder.report)
+        if not report.interrupted:
+            run.finish()
         return report
     except WorkerTimeout as error:
         # Rungs and the test answer for their own time: what the end of the budget cuts off is a stage before the race.
@@ -90,54 +108,76 @@ def run_tune(spec: RunnerSpec, settings: TuneSettings, listen: Listener, started
         ) from None
     finally:
         runner.close()
-        shutil.rmtree(checkpoints, ignore_errors=True)
-
-
-@dataclass(frozen=True, slots=True)
-class _RunFolder:
-    """Where a run keeps its journal, log, checkpoints and report."""
-
-    path: Path
-
-    @classmethod
-    def make(cls, asked: Path | None, task: str) -> _RunFolder:
-        name = re.sub(r"[^\w.-]", "_", task) or "task"
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        path = asked or Path(".autobatch") / name / stamp
-        try:
-            path.mkdir(parents=True, exist_ok=asked is not None)
-        except FileExistsError:
-            if asked is not None:
-                raise ReportError(f"the run's folder {path} cannot be made: there is a file of that name") from None
-            # Two runs in one second.
-            path = path.with_name(f"{stamp}-{time.time_ns() % 10**9}")
-            path.mkdir(parents=True)
-        except OSError as error:
-            raise ReportError(f"the run's folder {path} cannot be made: {error.strerror}") from None
-        check_writable(path / "report.json")
-        return cls(path.resolve())
 
 
 class _Tune:
-    """One run under way: what the stages share."""
+    """One run under way: what the stages share, and what they have found so far."""
 
     def __init__(
-        self, runner: Runner, ledger: Ledger, settings: TuneSettings, listen: Listener, run: _RunFolder
+        self,
+        runner: Runner,
+        ledger: Ledger,
+        listen: Listener,
+        folder: RunFolder,
+        state: RunState,
+        *,
+        kept: Kept | None = None,
+        force: bool = False,
     ) -> None:
-        self.runner, self.ledger, self.settings, self.listen, self.run_folder = runner, ledger, settings, listen, run
-        self.created = datetime.now(UTC).isoformat(timespec="seconds")
+        self.runner, self.ledger, self.listen, self.folder = runner, ledger, listen, folder
+        self.state, self.settings, self.kept, self.force = state, state.settings, kept, force
 
     def run(self) -> Report:
         with self.ledger.charge("start-up"):
             facts = self.runner.facts()
             device = self.runner.device()
         self.say("start", f"{facts.name} on {device.name}")
-        largest = self.largest_batch(facts)
-        micro_batch = self.largest_micro_batch(facts, largest)
-        curve = self.throughput(facts, int(largest))
-        sweep = self.range_test(facts, curve, int(largest), micro_batch)
+        self.go_on_under(conditions_of_task(facts, device))
+        if self.state.resumed:
+            self.say("start", f"resumed, with {format_duration(self.ledger.elapsed_s)} of the budget spent")
+        found = self.state.found
+        if (largest := found.largest) is None:
+            largest = self.largest_batch(facts)
+            self.keep(largest=largest)
+        if (micro_batch := found.micro_batch) is None:
+            micro_batch = self.largest_micro_batch(facts, largest)
+            self.keep(micro_batch=micro_batch)
+        if (curve := found.curve) is None:
+            curve = self.throughput(facts, int(largest))
+            self.keep(curve=curve)
+        if (sweep := found.sweep) is None and not found.is_swept:
+            sweep = self.range_test(facts, curve, int(largest), micro_batch)
+            self.keep(sweep=sweep, is_swept=True)
         result = self.race(facts, curve, sweep, int(largest), micro_batch)
         return self.report(facts, largest, curve, sweep, result)
+
+    def go_on_under(self, now: Mapping[str, Condition]) -> None:
+        """Note the conditions that the worker tells, and refuse to mix trials of one run that are of others.
+
+        Raises:
+            RunError: they have changed.
+        """
+        check_conditions(self.folder.path, self.state.conditions, now, force=self.force)
+        remarks = self.state.remarks
+        if lines := changes(self.state.conditions, now):
+            remarks += (f"the run was resumed under other conditions: {'; '.join(lines)}",)
+        self.save(conditions={**self.state.conditions, **now}, remarks=remarks)
+
+    def keep(self, **found: Any) -> None:
+        """Add to what the stages have found."""
+        self.save(found=replace(self.state.found, **found))
+
+    def save(self, **changed: Any) -> None:
+        """Bring the state on the disk up to date."""
+        self.state = replace(self.state, **changed, charged=self.ledger.entries())
+        with self.ledger.charge("record"):
+            self.folder.save(self.state)
+
+    def finish(self) -> None:
+        """The report is there: what would only be needed to resume goes."""
+        self.save(is_finished=True)
+        with suppress(OSError):  # not empty where checkpoints are to be kept
+            self.folder.checkpoints.rmdir()
 
     def say(self, stage: str, text: str, predicted_s: float | None = None) -> None:
         self.listen(Progress(stage=stage, text=text, predicted_s=predicted_s))  # type: ignore[arg-type]
@@ -215,19 +255,30 @@ class _Tune:
         from .study import StudyRecord
 
         eval_batch = min(largest, facts.val_size or largest, _EVAL_BATCH)
-        with self.ledger.charge("evaluation"):
-            eval_s = self.runner.time_evaluation(eval_batch)
-        record = StudyRecord(self.run_folder.path / "journal.log", facts.name, facts.direction)
-        baseline_step_s = facts.baseline.plan.accumulation_steps * curve.step_s(facts.baseline.plan.batch_size)
-        horizon = horizon_s(
-            self.ledger.available_s,
-            self.settings.train_time_s,
-            eval_s=eval_s,
-            overhead_s=0.0,
-            baseline_step_s=baseline_step_s,
-            spent_s=self.ledger.elapsed_s,
-        )
+        if (eval_s := self.state.found.eval_s) is None:
+            with self.ledger.charge("evaluation"):
+                eval_s = self.runner.time_evaluation(eval_batch)
+        if (horizon := self.state.found.horizon_s) is None:
+            baseline_step_s = facts.baseline.plan.accumulation_steps * curve.step_s(facts.baseline.plan.batch_size)
+            horizon = horizon_s(
+                self.ledger.available_s,
+                self.settings.train_time_s,
+                eval_s=eval_s,
+                overhead_s=0.0,
+                baseline_step_s=baseline_step_s,
+                spent_s=self.ledger.elapsed_s,
+            )
+            self.keep(eval_s=eval_s, horizon_s=horizon)
+        record = StudyRecord(self.folder.journal, facts.name, facts.direction)
         self.say("search", f"comparing at T = {format_duration(horizon)} of training each")
+        settings = SearchSettings(
+            seed=self.settings.seed,
+            sampler=self.settings.search,
+            earlier=tuple((one.config, one.origin) for one in self.settings.earlier),
+            keep_checkpoints=self.settings.keep_checkpoints,
+        )
+        if self.settings.max_trials is not None:
+            settings = replace(settings, most_trials=self.settings.max_trials)
         return search(
             self.runner,
             self.ledger,
@@ -239,14 +290,24 @@ class _Tune:
             eval_batch_size=eval_batch,
             lr_hint=sweep.suggestion if sweep else None,
             lr_diverged=sweep.diverged_at if sweep else None,
-            settings=SearchSettings(
-                seed=self.settings.seed,
-                sampler=self.settings.search,
-                earlier=tuple((earlier.plan, _origin(earlier)) for earlier in self.settings.warm_start),
-            ),
+            settings=settings,
             record=record,
+            kept=None if self.kept is None else self.with_checkpoints(self.kept),
             on_event=self.on_event,
         )
+
+    def with_checkpoints(self, kept: Kept) -> Kept:
+        """The trials of a record, without hope for those whose checkpoint is gone; the baseline begins again."""
+        trials = []
+        for trial in kept.trials:
+            path = checkpoint_path(self.folder.checkpoints, trial.number, trial.steps_done)
+            if trial.state in ("running", "paused") and trial.scores and not path.is_file():
+                if trial.role == "baseline":
+                    trial = replace(trial, state="running", scores=())
+                else:
+                    trial = replace(trial, state="failed", outcome="crashed", message=f"its checkpoint is gone: {path}")
+            trials.append(trial)
+        return replace(kept, trials=tuple(trials))
 
     def on_event(self, event: Event) -> None:
         if event.trial is None:
@@ -280,18 +341,19 @@ class _Tune:
         if starved is not None:
             warnings.append(starved)
         warnings += [
-            f"{_origin(earlier)} is of a task called {earlier.task}"
-            for earlier in self.settings.warm_start
+            f"{earlier.origin} is of a task called {earlier.task}"
+            for earlier in self.settings.earlier
             if earlier.task != facts.name
         ]
         norms = norms_out_of_line(result.chosen, result.trials)
         if norms is not None:
             warnings.append(norms)
+        warnings += self.state.remarks
         # The race may have had to accumulate a baseline that does not fit.
         raced = [trial.config for trial in result.trials if trial.role == "baseline"]
         return Report(
             task=facts.name,
-            created=self.created,
+            created=self.state.created,
             command=self.settings.command,
             version=__version__,
             device=self.runner.device(),
@@ -329,7 +391,3 @@ class _Tune:
             return None
         ladder = SearchSettings().ladder.beyond(facts.peak_lr_fraction)
         return look_ahead(result, ladder, facts.direction, train_time_s).to_json()
-
-
-def _origin(earlier: Report) -> str:
-    return f"the answer of the run of {earlier.created}"

@@ -1,12 +1,15 @@
 """Does the search for the largest batch survive whatever is killed in it, and leave nothing behind?
 
-    python benchmarks/faults.py [--points 200] [--coordinators 20] [--json OUT]
+    python benchmarks/faults.py [--points 200] [--coordinators 20] [--resume-runs 0] [--json OUT]
 
 A search under a real memory limit is run again and again; in each run a process of it is killed with SIGKILL at a
 random moment: the worker that probes, the worker that stands by, the server that forks them, or, in a process of its
 own, the coordinator. Then the answer must be the one that came undisturbed, or a clear error of ours; no process may be
 left, and no file in the temporary folder or in shared memory. When all is over, this process must have as many open
 files as before, and the machine its memory back (printed). Exit code 1 where it is not so.
+
+With `--resume-runs N`, `tune` is killed N times too, and resumed (kills.py): every run must come to the trials of an
+undisturbed one, to the last bit of their scores.
 """
 
 from __future__ import annotations
@@ -30,6 +33,9 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from kills import TARGETS as RESUME_TARGETS
+from kills import Kill, kills
 
 from autobatch import __version__
 from autobatch.devices import host_memory
@@ -278,6 +284,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=200)
     parser.add_argument("--coordinators", type=int, default=20)
+    parser.add_argument("--resume-runs", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
@@ -288,6 +295,15 @@ def main() -> int:
         chance = random.Random(options.seed)
         whole_s = undisturbed_s()
         points += [kill_coordinator(chance.uniform(0.0, whole_s)) for _ in range(options.coordinators)]
+        resumed: list[Kill] = []
+        if options.resume_runs:
+            with tempfile.TemporaryDirectory(prefix="runs-") as folder:
+                resumed = kills(
+                    Path(folder),
+                    options.resume_runs,
+                    options.seed,
+                    lambda kill: print(kill, file=sys.stderr, flush=True),
+                )
     bad = [point for point in points if not point.right or point.left]
     still_open = open_files() - descriptors
     print(
@@ -299,18 +315,26 @@ def main() -> int:
         came = Counter(point.outcome.splitlines()[0][:60] for point in of)
         told = ", ".join(f"{outcome}: {count}" for outcome, count in came.most_common())
         print(f"{target:12} {len(of):>7} {sum(point.struck for point in of):>7}   {told}")
-    for point in bad:
+    for target in RESUME_TARGETS if resumed else ():
+        ran = [kill for kill in resumed if kill.target == target]
+        print(
+            f"tune, {target:12} {len(ran):>4} killed, {sum(kill.struck for kill in ran):>4} in time: "
+            f"{sum(kill.finished for kill in ran)} finished, {sum(kill.same for kill in ran)} with the same trials"
+        )
+    for point in (*bad, *(kill for kill in resumed if not kill.right)):
         print(f"NOT right: {point}")
     print(f"{len(points) - len(bad)} of {len(points)} right and clean, in {time.perf_counter() - begun:.0f} s")
     if options.json is not None:
         about = {
-            "command": f"python benchmarks/faults.py --points {options.points} --coordinators {options.coordinators}",
+            "command": f"python benchmarks/faults.py --points {options.points} --coordinators {options.coordinators} "
+            f"--resume-runs {options.resume_runs}",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": {"processor": host_memory.processor_name() or platform.processor(), "cores": os.cpu_count()},
             "versions": {"autobatch": __version__, "torch": version("torch"), "python": platform.python_version()},
         }
-        options.json.write_text(json.dumps(about | {"points": [asdict(point) for point in points]}, indent=1) + "\n")
-    return 1 if bad or still_open > 0 else 0
+        found = {"points": [asdict(point) for point in points], "resumed": [asdict(kill) for kill in resumed]}
+        options.json.write_text(json.dumps(about | found, indent=1) + "\n")
+    return 1 if bad or still_open > 0 or not all(kill.right for kill in resumed) else 0
 
 
 if __name__ == "__main__":

@@ -119,6 +119,18 @@ class RunnerContract:
         with pytest.raises(CheckpointError):
             runner.advance(self.rung(trial=1, start_step=4, until_step=16))
 
+    def test_a_rung_may_be_run_again_until_its_first_checkpoint_is_forgotten(self, runner: Runner) -> None:
+        first = runner.advance(self.rung(trial=1))
+        assert self._score(runner.advance(self.rung(trial=1))) == self._score(first)
+        second = self.rung(trial=1, start_step=8, until_step=16)
+        again = [runner.advance(second) for _ in range(2)]
+        if self.resumes_exactly:
+            assert self._score(again[0]) == self._score(again[1])
+        runner.forget(1, before=16)
+        with pytest.raises(CheckpointError):
+            runner.advance(second)
+        runner.test_score(second)  # its last one is still there
+
     def test_a_forgotten_trial_cannot_be_resumed_and_may_start_again(self, runner: Runner) -> None:
         runner.advance(self.rung(trial=1))
         runner.forget(1)

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from .ready_python import Started
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.usefixtures("ready_python")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are looked for in /proc")
+def test_tune_comes_to_the_same_trials_whatever_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)  # benchmarks/faults.py --resume-runs has many more
+    kills = import_module("kills")
+    runs = kills.Runs(tmp_path, Started, os.environ | {"PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"})
+    assert len({str(trial["lr"]) for trial in runs.trials}) >= 4
+    found = [
+        runs.killed(number, target, share * runs.undisturbed_s)
+        for number, (target, share) in enumerate([("coordinator", 0.5), ("worker", 0.6), ("both", 0.8)])
+    ]
+    assert [kill for kill in found if not kill.right] == []
+    assert any(kill.struck for kill in found)
 
 
 @pytest.mark.usefixtures("ready_python")

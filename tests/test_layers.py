@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "autobatch"
 
 # fmt: off
 ORDER = [
-    "errors", "units", "medians", "files", "standard", "shapes", "libraries", "plan", "arm", "sim",
+    "errors", "units", "medians", "files", "checkpoints", "standard", "shapes", "libraries", "plan", "arm", "sim",
     "recording", "replay",
     "devices.environment", "devices.oom", "devices.host_memory", "devices.base", "devices.nvml", "devices.cuda",
     "devices.rapl", "devices.cpu", "devices.mps", "devices",
@@ -21,12 +21,13 @@ ORDER = [
     "micro_batches", "guard_ranks", "guard", "check_data", "check", "infer", "inputs",
     "torch_runner", "warm",
     "progress", "bracket", "memory", "throughput", "profiling", "arms", "learning_rate",
-    "ledger", "trials", "study", "surrogate", "freeze_thaw", "costs", "stability", "confirmation", "conclusion",
-    "race", "search", "long_run",
+    "ledger", "trials", "retention", "race_state", "study", "surrogate", "freeze_thaw", "costs", "stability",
+    "confirmation", "conclusion", "race", "search", "long_run",
     "report", "bench_report", "compare", "render.document", "render.numbers", "render.evidence", "render.long_run",
     "render.content", "render.curves", "render.bench_content", "render.compare_content", "render.stored",
     "render.side_by_side", "render.scales", "render.charts", "render.terminal", "render.markdown", "render.html",
     "render.live", "render",
+    "settings", "conditions", "found", "run_folder", "runs", "task_sources",
     "_worker", "engines.processes", "engines.local", "engines", "ranks", "exchange", "alone", "together",
     "remote", "tuning", "bench", "api", "cli", "__main__",
 ]

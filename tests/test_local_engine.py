@@ -233,6 +233,30 @@ def test_a_kill_does_not_wait_for_what_the_server_loads(hanging: Path, server: F
     assert wait_until_gone(server.pid)
 
 
+@pytest.mark.parametrize("when", ["at the start", "later"])
+def test_a_server_that_imports_ends_with_its_coordinator(when: str, hanging: Path) -> None:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("forking is for Linux")
+    first = "autobatch_test_hangs" if when == "at the start" else "json"
+    code = (
+        "import time; from autobatch.engines.processes import ForkServer; from autobatch.libraries import Libraries; "
+        f"server = ForkServer([{first!r}]); server.load(Libraries(('autobatch_test_hangs',), ())); "
+        "print(server.pid, flush=True); time.sleep(60)"
+    )
+    path = os.pathsep.join([str(hanging.parent), *sys.path])
+    coordinator = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert coordinator.stdout is not None
+    pid = int(coordinator.stdout.readline())
+    wait_for(hanging)
+    assert running(pid)
+    coordinator.kill()
+    coordinator.wait()
+    coordinator.stdout.close()
+    assert wait_until_gone(pid)
+
+
 def test_closing_a_server_does_not_wait_for_what_it_loads(hanging: Path, server: ForkServer) -> None:
     worker = LocalWorker(server=server)
     pid = worker.submit(os.getpid).result()

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from autobatch.errors import DoesNotFit, ReportError
 from autobatch.memory import MaxBatch, find_max_batch_size
-from autobatch.plan import MemoryLimit, Plan, Prober
-from autobatch.recording import Recorder, Recording, ReplayProber
+from autobatch.plan import Measurement, MemoryLimit, Plan, Prober
+from autobatch.recording import Recorder, Recording, ReplayProber, measurement_from_json, measurement_to_json
 from autobatch.replay import ReplayRunner
+from autobatch.shapes import Reader
 from autobatch.sim import SimRunner, sim_facts
 
 TABLE = Path(__file__).parent / "recordings" / "made_table.json"
@@ -129,3 +130,21 @@ def test_the_limit_is_the_recorded_one() -> None:
     prober = ReplayProber(recording, sim_facts())
     assert prober.memory() == limit
     assert (prober.facts().name, prober.facts().train_size) == ("t", None)
+
+
+def test_a_measurement_comes_back_with_all_that_was_measured() -> None:
+    measured = Measurement(
+        plan=Plan(batch_size=8, precision="tf32"),
+        outcome="ok",
+        step_s=(0.1, 1 / 3),
+        compute_s=(0.05,),
+        loader_s=(0.01,),
+        phases_s={"copy": 1e-4, "forward": 0.03},
+        joules=12.5,
+        watts=250.0,
+        remarks=("the clocks were held back by the power limit",),
+        peak_bytes=1 << 20,
+        seconds=0.5,
+    )
+    stored = json.loads(json.dumps(measurement_to_json(measured)))
+    assert measurement_from_json(Reader(stored, "it")) == measured

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from autobatch import remote
 from autobatch.devices import host_memory
 from autobatch.errors import TaskError, WorkerTimeout
 from autobatch.plan import Config, Plan, Rung
@@ -45,6 +47,7 @@ def val_data():
     return TensorDataset(torch.randn(30, 64), torch.arange(30) % 3)
 
 calls = 0
+leaked = []
 
 def loss(model, batch):
     global calls
@@ -57,6 +60,8 @@ def loss(model, batch):
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "hang":
             time.sleep(600)
+        if fault == "leak" and calls % 30 == 0:
+            leaked.append(torch.ones(10 << 20))
         if fault == "exit":
             sys.exit(0)
         if fault == "assert":
@@ -378,6 +383,33 @@ def test_a_paused_trial_goes_on_in_another_process(opened: Callable[..., RemoteR
     assert runner.advance(rung(steps=20)).outcome == "ok"
     runner._worker.process.kill()
     assert runner.advance(rung(steps=60, start=20)).score == straight.score
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory of a process is looked for in /proc")
+def test_a_worker_that_leaks_is_replaced_between_two_rungs(
+    opened: Callable[..., RemoteRunner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    little = host_memory.Available(free_bytes=400 << 20, total_bytes=1 << 30, source="available on the machine")
+    scores: dict[str, list[float | None]] = {}
+    workers: dict[str, list[int]] = {}
+    for fault in ("leak", ""):
+        runner = opened(fault)
+        runner.facts()
+        with monkeypatch.context() as patch:
+            patch.setattr(remote, "LEAK_LEAST_BYTES", 16 << 20)
+            patch.setattr(host_memory, "available", lambda: little)  # 40 MiB a rung, and a quarter of this is too much
+            workers[fault], scores[fault] = [], []
+            for number in range(6):
+                before = runner._worker.process
+                result = runner.advance(rung(trial=number, steps=30, total_steps=30))
+                scores[fault].append(result.score)
+                workers[fault].append(before.alive)
+                assert result.outcome == "ok"
+    assert workers[""] == [True] * 6
+    assert workers["leak"].count(False) in (1, 2)
+    assert scores["leak"] == scores[""]
+    log = (tmp_path / "worker.log").read_text()
+    assert re.search(r"worker \d+ was replaced: it had grown by 1\d\d MiB since its first rung, and 400 MiB are", log)
 
 
 def test_a_call_ends_when_the_time_for_everything_does(tmp_path: Path) -> None:

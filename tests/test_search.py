@@ -312,6 +312,20 @@ def test_the_record_holds_every_trial(tmp_path: Path) -> None:
 # What can go wrong
 
 
+def test_a_finalist_that_hangs_under_three_fresh_seeds_in_a_row_is_tried_no_more() -> None:
+    baseline = sim_facts().baseline
+
+    def hangs(rung: Rung) -> bool:
+        return rung.config != baseline and rung.start_step == 0 and rung.is_last
+
+    run = race(SimRunner(faults=fault("timeout", hangs)), budget_s=150.0, **sampled() | {"most_trials": 8})
+    fresh = [trial.config for trial in run.result.trials if trial.role == "confirmation" and trial.config != baseline]
+    assert len(fresh) >= 6
+    assert {fresh.count(config) for config in fresh[:6]} == {3}
+    assert max(fresh.count(config) for config in fresh) == 3
+    assert run.result.chose_baseline
+
+
 @pytest.mark.parametrize("outcome", ["diverged", "oom", "crashed", "timeout"])
 def test_a_trial_that_fails_ends_and_the_race_goes_on(outcome: str) -> None:
     run = race(SimRunner(faults=fault(outcome, lambda rung: rung.trial % 3 == 2)), **sampled())

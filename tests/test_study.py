@@ -18,9 +18,11 @@ from optuna.trial import TrialState
 
 from autobatch.errors import SettingError
 from autobatch.plan import Config, Direction, Plan
+from autobatch.race_state import RaceState
 from autobatch.study import StudyRecord, propose
 from autobatch.trials import Space, Trial
 
+STATE = RaceState(count=1, allotment_s=60.0, spent_s=3.5, max_batch=256, max_micro_batch=128)
 SPACE = Space(effective_batch_sizes=(32, 64, 128, 256), lr_low=1e-5, lr_high=1e-1, reference_batch=128)
 
 
@@ -126,7 +128,7 @@ def test_an_unknown_sampler_is_named() -> None:
 def test_optuna_says_nothing_and_keeps_its_verbosity(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     before = optuna.logging.get_verbosity()
     propose(race(3), SPACE, direction="maximize", seed=0)
-    StudyRecord(tmp_path / "journal.log", "quiet", "maximize").save(paused(0, 0.1))
+    StudyRecord(tmp_path / "journal.log", "quiet", "maximize").save(paused(0, 0.1), STATE)
     assert capfd.readouterr() == ("", "")
     assert optuna.logging.get_verbosity() == before
     assert logging.getLogger("optuna").level == before
@@ -142,13 +144,13 @@ def test_the_record_opens_with_optuna_alone(tmp_path: Path) -> None:
     record = StudyRecord(path, "digits", "maximize", metric="accuracy")
     plan = Plan(batch_size=32, accumulation_steps=4)
     first = replace(paused(0, 0.5), config=Config(plan=plan, lr=2e-3))
-    record.save(replace(first, state="running", scores=()))
-    record.save(first)
-    record.save(paused(1, 0.6))
-    record.save(finished(first, 0.7, 0.8))
-    record.save(replace(paused(2, 0.1), state="dropped"))
-    record.save(replace(paused(3, 0.1), state="failed", outcome="diverged", message="the loss is not finite"))
-    record.save(replace(paused(4, 0.1), state="failed", scores=(), outcome="oom", message="out of memory"))
+    record.save(replace(first, state="running", scores=()), STATE)
+    record.save(first, STATE)
+    record.save(paused(1, 0.6), STATE)
+    record.save(finished(first, 0.7, 0.8), STATE)
+    record.save(replace(paused(2, 0.1), state="dropped"), STATE)
+    record.save(replace(paused(3, 0.1), state="failed", outcome="diverged", message="the loss is not finite"), STATE)
+    record.save(replace(paused(4, 0.1), state="failed", scores=(), outcome="oom", message="out of memory"), STATE)
     study = reload(path)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "RUNNING", "PRUNED", "PRUNED", "FAIL"]
     assert study.metric_names == ["accuracy"]
@@ -162,11 +164,11 @@ def test_the_record_opens_with_optuna_alone(tmp_path: Path) -> None:
 
 def test_a_record_that_is_opened_again_is_continued(tmp_path: Path) -> None:
     path = tmp_path / "journal.log"
-    StudyRecord(path, "digits", "minimize").save(paused(0, 0.5))
+    StudyRecord(path, "digits", "minimize").save(paused(0, 0.5), STATE)
     record = StudyRecord(path, "digits", "minimize")
-    record.save(paused(0, 0.5))
-    record.save(finished(paused(0, 0.5), 0.4, 0.3))
-    record.save(finished(paused(0, 0.5), 0.4, 0.3))
+    record.save(paused(0, 0.5), STATE)
+    record.save(finished(paused(0, 0.5), 0.4, 0.3), STATE)
+    record.save(finished(paused(0, 0.5), 0.4, 0.3), STATE)
     study = reload(path)
     assert len(study.trials) == 1
     assert study.best_value == 0.3
@@ -174,9 +176,9 @@ def test_a_record_that_is_opened_again_is_continued(tmp_path: Path) -> None:
 
 def test_half_a_line_at_the_end_of_a_record_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "journal.log"
-    StudyRecord(path, "digits", "maximize").save(paused(0, 0.5))
+    StudyRecord(path, "digits", "maximize").save(paused(0, 0.5), STATE)
     with path.open("ab") as journal:
         journal.write(b'{"op_code":5,"wor')
     record = StudyRecord(path, "digits", "maximize")
-    record.save(paused(1, 0.6))
+    record.save(paused(1, 0.6), STATE)
     assert [trial.intermediate_values for trial in reload(path).trials] == [{125: 0.5}, {125: 0.6}]

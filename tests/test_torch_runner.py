@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from autobatch import Task, torch_runner
+from autobatch.checkpoints import checkpoint_path
 from autobatch.data import counted_samples, load_data
 from autobatch.devices import open_device
-from autobatch.errors import DeviceLost, NoValidResult, TaskError
+from autobatch.errors import CheckpointError, DeviceLost, NoValidResult, StorageError, TaskError
 from autobatch.plan import Config, Plan, Rung, RungResult
 from autobatch.task import accuracy, load_task
 from autobatch.torch_runner import TorchRunner
@@ -124,7 +126,7 @@ def test_three_legs_equal_one_to_the_bit_with_a_schedule_and_accumulation(tmp_pa
     for start, until in ((0, 5), (5, 20), (20, 40)):
         last = runner.advance(rung(trial=1, config=config, start_step=start, until_step=until, total_steps=40))
     assert last.score == whole.score
-    one, other = (torch.load(tmp_path / f"trial-{n:05d}.pt", weights_only=True)["model"] for n in (0, 1))
+    one, other = (read_checkpoint(checkpoint_path(tmp_path, n, 40))["model"] for n in (0, 1))
     torch.testing.assert_close(one, other, rtol=0, atol=0)
     runner.close()
 
@@ -298,7 +300,7 @@ def test_a_schedule_without_a_state_goes_on_where_it_stood(tmp_path: Path) -> No
     runner.advance(rung(until_step=20))
     for start, until in ((0, 7), (7, 20)):
         runner.advance(rung(trial=1, start_step=start, until_step=until))
-    whole, legs = (read_checkpoint(tmp_path / f"trial-{number:05d}.pt") for number in (0, 1))
+    whole, legs = (read_checkpoint(checkpoint_path(tmp_path, number, 20)) for number in (0, 1))
     runner.close()
     torch.testing.assert_close(legs["model"], whole["model"], rtol=0, atol=0)
 
@@ -393,7 +395,48 @@ def test_a_rung_whose_evaluation_ends_the_process_can_be_run_again(tmp_path: Pat
     runner.forget(0)
     runner.close()
     assert again.outcome == "ok"
-    assert [path.name for path in tmp_path.iterdir()] == ["trial-00001.pt"]
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint_path(tmp_path, 1, 20).name]
+
+
+def test_a_checkpoint_that_is_not_whole_or_of_another_schedule_is_refused(tmp_path: Path) -> None:
+    runner = opened("cpu", tmp_path)
+    runner.advance(rung(until_step=5))
+    with pytest.raises(CheckpointError, match=r"is of step 5 of 20, not of 5 of 40"):
+        runner.advance(rung(start_step=5, total_steps=40))
+    path = checkpoint_path(tmp_path, 0, 5)
+    for spoiled in (path.read_bytes()[:-100], b"", b"no checkpoint at all"):
+        path.write_bytes(spoiled)
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            runner.advance(rung(start_step=5))
+    runner.close()
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_no_room_for_a_checkpoint_is_an_error_of_the_storage(
+    over: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = opened("cpu", tmp_path)
+    runner.advance(rung(until_step=5))
+    kept = sorted(tmp_path.iterdir())
+    save = torch.save
+
+    def full(state: object, file: IO[bytes]) -> None:
+        save(state, file)
+        refusal = OSError(errno.ENOSPC, "No space left on device")
+        if not over:
+            raise refusal
+        try:
+            raise refusal
+        except OSError:  # what torch makes of it
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598") from None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(StorageError, match="cannot be written: No space left on device"):
+            runner.advance(rung(start_step=5))
+    assert sorted(tmp_path.iterdir()) == kept
+    assert runner.advance(rung(start_step=5)).outcome == "ok"
+    runner.close()
 
 
 class Counts:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -245,14 +245,15 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.
     trained.save(path)
     kept = path.read_bytes()
 
-    def fails_half_way(state: object, file: Path) -> None:
-        file.write_bytes(b"half")
+    def fails_half_way(state: object, file: IO[bytes]) -> None:
+        file.write(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", fails_half_way)
     with pytest.raises(OSError, match="No space left"):
         trained.save(path)
     assert path.read_bytes() == kept
+    assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]  # the half would only take up room
 
 
 class Opaque:

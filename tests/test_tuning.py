@@ -9,8 +9,10 @@ import pytest
 
 from autobatch.ledger import Ledger
 from autobatch.plan import Measurement, Plan
+from autobatch.run_folder import RunFolder, RunState
+from autobatch.settings import Earlier, TuneSettings
 from autobatch.sim import SimRunner, sim_facts
-from autobatch.tuning import TuneSettings, _RunFolder, _Tune
+from autobatch.tuning import _Tune
 
 from .reports import CHOSEN, example
 
@@ -33,13 +35,10 @@ class Keeps(SimRunner):
 def micro_batch(tmp_path: Path, runner: SimRunner) -> tuple[int, int, list[str]]:
     """(largest batch, largest micro-batch, what was said) of a run."""
     said: list[str] = []
-    tune = _Tune(
-        runner,
-        Ledger(600.0, clock=runner.clock),
-        TuneSettings(name="t", budget_s=600.0),
-        lambda progress: said.append(progress.text),
-        _RunFolder(tmp_path),
-    )
+    ledger = Ledger(600.0, clock=runner.clock)
+    state = RunState(created="2026-01-02T03:04:05+00:00", settings=TuneSettings(name="t"))
+    with RunFolder.made(tmp_path, "t") as folder:
+        tune = _Tune(runner, ledger, lambda progress: said.append(progress.text), folder, state)
     largest = tune.largest_batch(runner.facts())
     found = tune.largest_micro_batch(runner.facts(), largest)
     return int(largest), found, said
@@ -73,8 +72,10 @@ def test_what_memory_does_not_limit_or_must_not_be_split_is_not_run_again(tmp_pa
 def test_what_an_earlier_run_chose_is_tried_first(tmp_path: Path) -> None:
     runner = SimRunner()
     ledger = Ledger(600.0, clock=runner.clock)
-    settings = TuneSettings(name="simulated", budget_s=600.0, warm_start=(example(),))
-    report = _Tune(runner, ledger, settings, lambda _: None, _RunFolder(tmp_path)).run()
+    settings = TuneSettings(name="simulated", earlier=(Earlier.of(example()),), max_trials=3)
+    state = RunState(created="2026-01-02T03:04:05+00:00", settings=settings)
+    with RunFolder.made(tmp_path, "simulated") as folder:
+        report = _Tune(runner, ledger, lambda _: None, folder, state).run()
     first = report.trials[1]
     assert (first["role"], first["effective_batch_size"], first["lr"]) == ("warm start", 256, CHOSEN.lr)
     assert first["origin"] == "the answer of the run of 2026-01-02T03:04:05+00:00"
@@ -87,8 +88,9 @@ def test_a_training_that_the_budget_cannot_pay_for_is_extrapolated_to(
 ) -> None:
     runner = SimRunner()
     settings = TuneSettings(name="simulated", budget_s=300.0, train_time_s=train_time_s)
-    tune = _Tune(runner, Ledger(300.0, clock=runner.clock), settings, lambda _: None, _RunFolder(tmp_path))
-    report = tune.run()
+    state = RunState(created="2026-01-02T03:04:05+00:00", settings=settings)
+    with RunFolder.made(tmp_path, "simulated") as folder:
+        report = _Tune(runner, Ledger(300.0, clock=runner.clock), lambda _: None, folder, state).run()
     assert (report.long_run is not None) == is_longer
     if report.long_run is not None:
         assert report.long_run["train_time_s"] == 7200.0

@@ -46,11 +46,12 @@ def available(proc: Path = PROC, cgroup: Path = CGROUP) -> Available | None:
     return best
 
 
-def process_memory(proc: Path = PROC) -> dict[str, int]:
-    """The `Vm...` lines of /proc/self/status in bytes: `VmData` is what RLIMIT_DATA counts, `VmHWM` the peak of
-    `VmRSS`, `VmPeak` that of `VmSize`. Empty where there is no such file.
+def process_memory(proc: Path = PROC, pid: int | None = None) -> dict[str, int]:
+    """The `Vm...` lines of a process's status in bytes, by default of this one: `VmData` is what RLIMIT_DATA counts,
+    `VmHWM` the peak of `VmRSS`, `VmPeak` that of `VmSize`. Empty where there is no such file.
     """
-    return {name: value for name, value in _kilobytes(proc / "self" / "status").items() if name.startswith("Vm")}
+    status = _kilobytes(proc / ("self" if pid is None else str(pid)) / "status")
+    return {name: value for name, value in status.items() if name.startswith("Vm")}
 
 
 def reset_resident_peak(proc: Path = PROC) -> bool:

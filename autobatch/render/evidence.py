@@ -6,7 +6,7 @@ fresh one does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -258,3 +258,37 @@ def _shares(values: list[float | None]) -> tuple[float, ...]:
     """Each value as a share of the largest; 0 for what is unknown or negative."""
     largest = max((value for value in values if value is not None), default=0)
     return tuple(max(0.0, value / largest) if value is not None and largest > 0 else 0.0 for value in values)
+
+
+def runs_section(runs: Sequence[Json]) -> Section:
+    """Where each run stands."""
+    if not runs:
+        return Section(title="Runs", parts=(Paragraph(text="There are none here."),))
+    columns = (
+        Column(title="run"),
+        Column(title="state"),
+        Column(title="spent", is_number=True),
+        Column(title="best so far", is_number=True),
+        Column(title="trials", is_number=True, optional=True),
+        Column(title="budget", is_number=True, optional=True),
+        Column(title="batch", is_number=True, optional=True),
+        Column(title="lr", is_number=True, optional=True),
+        Column(title="started", optional=True),
+    )
+    rows = tuple(
+        (
+            run["path"],
+            run["status"],
+            known(run["spent_s"], format_duration, "-"),
+            known(run["score"], lambda score: f"{score:.4g}", "-"),
+            known(run["trials"], str, "-"),
+            known(run["budget_s"], format_duration, "-"),
+            known(run["plan"], lambda plan: str(plan["effective_batch_size"]), "-"),
+            known(run["plan"], lambda plan: lr_text(plan["lr"]), "-"),
+            known(run["created"], str, "-"),
+        )
+        for run in runs
+    )
+    notes = tuple(f"{run['path']}: {run['note']}" for run in runs if run["note"] is not None)
+    table = Table(columns=columns, rows=rows)
+    return Section(title="Runs", parts=(table, Bullets(items=notes)) if notes else (table,))

@@ -17,7 +17,7 @@ from rich.text import Text
 from ..plan import DeviceInfo
 from ..report import Json
 from .document import Bullets, Chart, Code, Document, Facts, Paragraph, Part, Section, Table, visible
-from .evidence import device_section, lr_section, max_batch_section, throughput_section
+from .evidence import device_section, lr_section, max_batch_section, runs_section, throughput_section
 from .side_by_side import arms_sections
 
 _INDENT = 2
@@ -52,6 +52,11 @@ def print_arms(arms: Json, console: Console) -> None:
 def print_lr(learning_rate: Json, console: Console) -> None:
     """Print the range test; `learning_rate` as `LrCurve.to_json` gives it."""
     _print_sections([lr_section(learning_rate)], console)
+
+
+def print_runs(runs: Sequence[Json], console: Console) -> None:
+    """Print a line for each run; `runs` as `RunSummary.to_json` gives them."""
+    _print_sections([runs_section(runs)], console)
 
 
 def print_devices(devices: Sequence[DeviceInfo], console: Console) -> None:

@@ -1,0 +1,22 @@
+"""Where the checkpoints of a run lie: one file for each trial and step, so that a rung may be run again.
+
+A rung reads the file of the step it starts from and leaves one of the step it ends at. The older one goes only when the
+result is in the run's record: whatever is killed in between, the rung is run again from where it began, with the same
+result. Nothing here reads a checkpoint; that is training.py's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def checkpoint_path(folder: Path, trial: int, step: int) -> Path:
+    """The file of a trial that has taken `step` optimizer steps."""
+    return folder / f"trial-{trial:05d}-{step:09d}.pt"
+
+
+def forget_checkpoints(folder: Path, trial: int, before: int | None = None) -> None:
+    """Delete what is kept of a trial, half-written files too; with `before`, only what lies before that step."""
+    for path in folder.glob(f"trial-{trial:05d}-*.pt*"):
+        if before is None or path.name < checkpoint_path(folder, trial, before).name:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,30 @@
+"""What a task file is made of: hashes of it and of the modules beside it that it imports."""
+
+from __future__ import annotations
+
+import hashlib
+from modulefinder import ModuleFinder
+from pathlib import Path
+from typing import Any
+
+
+def source_hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of the task file and of all modules in its folder that it imports, by their path in that folder.
+
+    Imports are found in the text, those inside functions too; what is imported by a computed name is not seen, nor is
+    what lies outside the folder. Nothing is run. A file that is no valid Python is there by itself.
+    """
+    folder = path.parent.resolve()
+    finder = ModuleFinder(path=[str(folder)])
+    files = {path.resolve()}
+    try:
+        finder.run_script(str(path))
+        found: dict[str, Any] = dict(finder.modules)
+        files |= {Path(module.__file__).resolve() for module in found.values() if module.__file__}
+    except (SyntaxError, ValueError, UnicodeDecodeError):  # of it, or of one that it imports: told when it is run
+        pass
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(files)
+        if file.is_relative_to(folder)
+    }
