@@ -106,6 +106,7 @@ def _probe(found: Reader) -> Probe:
             batch_size=plan.get("batch_size", int),
             accumulation_steps=plan.get("accumulation_steps", int),
             precision=plan.one_of("precision", Precision),
+            ranks=plan.get("ranks", int) if "ranks" in plan else 1,
         )
     except ReportError:
         raise

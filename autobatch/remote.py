@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .arm import Arm
 from .devices import host_memory
@@ -41,14 +41,17 @@ from .plan import (
     Workload,
     WorstCase,
 )
-from .ranks import Place
+from .ranks import Meeting, Place
+
+if TYPE_CHECKING:
+    from .data_parallel import DataParallel
 
 _NOTHING = Libraries((), ())
 
 # Assumed: no few steps, their compilation and the reading of their samples take longer.
 _SOAK_STEPS_A_TIMEOUT = 100  # assumed: so many steps on real batches may take as long again, whatever came before
 PROBE_TIMEOUT_S = 600.0
-_GRACE_S = 2.0  # assumed: what a rung may need past its own limit to notice it, before its worker is killed
+GRACE_S = 2.0  # assumed: what a rung may need past its own limit to notice it, before its worker is killed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,9 @@ class RunnerSpec:
         place: among the ranks that train the model together; the worker's process group says the same, and holds
             nobody else. None for training in one process.
         arm: how it is computed, in place of what the task says; None for what it says.
+        nproc: processes that each trial is trained in together, the one at `place` and others (`group.py`).
+        meeting: where they find each other; None for one that takes its steps without the others.
+        find_unused: as `DataParallel` takes it.
     """
 
     path: Path | None = None
@@ -79,6 +85,9 @@ class RunnerSpec:
     soak_steps: int = 0
     place: Place | None = None
     arm: Arm | None = None
+    nproc: int = 1
+    meeting: Meeting | None = None
+    find_unused: bool = False
 
 
 # In a worker: the runner it has open, and what it began with.
@@ -96,14 +105,15 @@ def _open(spec: RunnerSpec) -> Runner:
     from .torch_runner import TorchRunner
 
     torch.set_num_threads(spec.threads)  # a fork has the server's one
-    device = open_device(spec.device)
+    device = open_device(_device_of(spec))
     if device.torch_device.type == "cuda":
         # As the user's own script does: `.cuda()` and `fully_shard` take the current one.
         torch.cuda.set_device(device.torch_device)
-    if spec.place is not None:
-        from .alone import stand_in  # only here: torch.distributed is for who needs it
-
-        stand_in(spec.place.rank, spec.place.size)
+    memory_limit_bytes = spec.memory_limit_bytes
+    if spec.nproc > 1 and memory_limit_bytes is None and device.torch_device.type == "cpu":
+        free = host_memory.available()
+        memory_limit_bytes = None if free is None else free.free_bytes // spec.nproc
+    group = _join(spec, on_cuda=device.torch_device.type == "cuda")
     task = unpickle_task(spec.pickled) if spec.pickled is not None else load_task(spec.path or "")
     if spec.arm is not None:
         arm = spec.arm
@@ -111,13 +121,40 @@ def _open(spec: RunnerSpec) -> Runner:
     return TorchRunner(
         task,
         device,
-        memory_limit_bytes=spec.memory_limit_bytes,
+        memory_limit_bytes=memory_limit_bytes,
         headroom=spec.headroom,
         mode=spec.mode,
         checkpoints=spec.checkpoints,
         worst_cases=spec.worst_cases,
         soak_steps=spec.soak_steps,
+        group=group,
     )
+
+
+def _device_of(spec: RunnerSpec) -> str:
+    if spec.nproc == 1 or spec.place is None:
+        return spec.device
+    from .data_parallel import device_of_rank
+
+    return device_of_rank(spec.device, spec.place.local_rank, spec.place.local_size)
+
+
+def _join(spec: RunnerSpec, *, on_cuda: bool) -> DataParallel | None:
+    """Make this process a rank, where it is to be one; as what it sees of the others."""
+    if spec.place is None:
+        return None
+    rank, size, meeting = spec.place.rank, spec.place.size, spec.meeting
+    # Imported only here: torch.distributed is for who needs it.
+    from .alone import stand_in
+    from .data_parallel import DataParallel, meet, tell_environment
+
+    if spec.nproc > 1:
+        tell_environment(rank, size, meeting.port if meeting is not None else 0)
+    if meeting is None:
+        stand_in(rank, size)
+    else:
+        meet(rank, size, meeting.file, meeting.limit_s, on_cuda=on_cuda)
+    return DataParallel(rank=rank, size=size, find_unused=spec.find_unused) if spec.nproc > 1 else None
 
 
 def open_runner(spec: RunnerSpec, *, exact: bool) -> None:
@@ -280,6 +317,11 @@ class RemoteRunner(Runner):
             self._spec = replace(self._spec, worst_cases=facts.worst_cases)  # found once, not in every fresh process
         return self._facts
 
+    def learn(self, facts: TaskFacts) -> None:
+        """Take the facts that another runner of this task has found, so that they are not looked for again."""
+        self._facts = facts
+        self._spec = replace(self._spec, worst_cases=facts.worst_cases)
+
     def device(self) -> DeviceInfo:
         if self._device is None:
             device: DeviceInfo = self._call("device")
@@ -388,7 +430,7 @@ class RemoteRunner(Runner):
         return sweep
 
     def advance(self, rung: Rung) -> RungResult:
-        limit_s = None if rung.limit_s is None else rung.limit_s + _GRACE_S
+        limit_s = None if rung.limit_s is None else rung.limit_s + GRACE_S
         try:
             result: RungResult = self._work("advance", rung, timeout_s=limit_s)
         except WorkerTimeout as death:

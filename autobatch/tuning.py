@@ -19,13 +19,14 @@ from . import __version__
 from .bracket import fits
 from .errors import BudgetTooShort, NoValidResult, ReportError, WorkerTimeout
 from .files import check_writable
+from .group import open_workers
 from .learning_rate import LrCurve, find_lr_curve
 from .ledger import Ledger
 from .memory import MaxBatch, find_max_batch_size
-from .plan import Measurement, Plan, Runner, TaskFacts
+from .plan import Measurement, Runner, TaskFacts
 from .profiling import profile
 from .progress import Listener, Progress
-from .remote import RemoteRunner, RunnerSpec
+from .remote import RunnerSpec
 from .report import Report
 from .throughput import ThroughputCurve
 from .units import format_duration, format_lr, format_size
@@ -76,7 +77,7 @@ def run_tune(spec: RunnerSpec, settings: TuneSettings, listen: Listener, started
     run = _RunFolder.make(settings.run_dir, settings.name)
     checkpoints = Path(tempfile.mkdtemp(prefix="checkpoints-", dir=run.path))  # a folder asked for may hold others
     spec = replace(spec, checkpoints=checkpoints)
-    runner = RemoteRunner(spec, log=run.path / "worker.log", remaining_s=lambda: ledger.available_s)
+    runner = open_workers(spec, log=run.path / "worker.log", remaining_s=lambda: ledger.available_s)
     try:
         report = _Tune(runner, ledger, settings, listen, run).run()
         report.save(run.path / "report.json")
@@ -143,13 +144,13 @@ class _Tune:
 
     def largest_batch(self, facts: TaskFacts) -> MaxBatch:
         """No further than the race could use: an eighth of the data, but the baseline's own batch at least."""
-        size = facts.train_size
+        size = None if facts.train_size is None else facts.train_size // facts.baseline.plan.ranks
         useful = _TUNE_CEILING if size is None else max(1, size // _DATA_SHARE)
         ceiling = max(useful, facts.baseline.plan.batch_size)
         with self.ledger.charge("memory"):
             return find_max_batch_size(
                 self.runner,
-                Plan(batch_size=1, precision=facts.precision),
+                facts.smallest_plan,
                 ceiling=ceiling,
                 ceiling_is="dataset" if size is not None and ceiling >= size // _DATA_SHARE else "ceiling",
                 on_probe=lambda probe: self.say("memory", describe_probe(probe)),
@@ -165,7 +166,7 @@ class _Tune:
         size = 1 << (int(largest).bit_length() - 1)
         with self.ledger.charge("memory"):
             while size >= 1:
-                plan = Plan(batch_size=size, accumulation_steps=2, precision=facts.precision)
+                plan = replace(facts.smallest_plan, batch_size=size, accumulation_steps=2)
                 probe = self.runner.probe(plan, verdict=True)
                 self.say("memory", f"accumulating, {describe_probe(probe)}")
                 if fits(probe, largest.limit, verdict=True):
@@ -175,12 +176,11 @@ class _Tune:
 
     def throughput(self, facts: TaskFacts, largest: int) -> ThroughputCurve:
         budget_s = min(_PROFILE_SHARE * self.ledger.available_s, _PROFILE_MOST_S)
-        plan = Plan(batch_size=1, precision=facts.precision)
         baseline = facts.baseline.plan.batch_size
         with self.ledger.charge("profile"):
             curve = profile(
                 self.runner,
-                plan,
+                facts.smallest_plan,
                 max_batch=largest,
                 budget_s=budget_s,
                 include=[baseline] if baseline <= largest else [],
@@ -190,7 +190,7 @@ class _Tune:
 
     def range_test(self, facts: TaskFacts, curve: ThroughputCurve, largest: int, micro_batch: int) -> LrCurve | None:
         """At the knee; as many steps as its share of the budget pays for, none where that is too few."""
-        plan = curve.plan_for(curve.knee_batch_size, largest, facts.precision, micro_batch)
+        plan = curve.plan_for(curve.ranks * curve.knee_batch_size, largest, facts.precision, micro_batch)
         fewest, most = _SWEEP_STEPS
         affordable = int(_SWEEP_SHARE * self.ledger.available_s / curve.step_s(curve.knee_batch_size))
         if plan is None or affordable < fewest:
