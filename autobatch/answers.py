@@ -92,8 +92,7 @@ def joined_times(answers: Sequence[Answer]) -> Measurement | None:
         return None
     all_of_them: list[Measurement] = [answer.value for answer in answers]
     slowest = max(all_of_them, key=lambda measured: measured.median_step_s)
-    remarks = [remark for measured in all_of_them for remark in measured.remarks]
-    return replace(slowest, remarks=tuple(dict.fromkeys(remarks)), seconds=max(one.seconds for one in all_of_them))
+    return replace(slowest, seconds=max(measured.seconds for measured in all_of_them))
 
 
 def joined_sweep(answers: Sequence[Answer]) -> LrSweep | None:

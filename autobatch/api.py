@@ -204,7 +204,10 @@ def max_batch_of(
     if max_batch_size is not None and max_batch_size < 1:
         raise SettingError(f"max_batch_size is at least 1; got {max_batch_size}")
     facts = runner.facts()
-    train_size = facts.train_size and facts.train_size // facts.baseline.plan.ranks
+    ranks = facts.baseline.plan.ranks
+    train_size = facts.train_size and facts.train_size // ranks
+    if ranks > 1:
+        assumed = (*assumed, f"each of {ranks} processes takes batches of this size")
     ceiling = min(max_batch_size or CEILING, train_size or CEILING)
 
     def told(probe: Measurement) -> None:

@@ -507,7 +507,7 @@ def _refuse_torchrun(command: str) -> None:
 
     if started_by_torchrun(os.environ):
         raise SettingError(
-            f"{command} starts its own processes (--nproc N for tune and profile); it was started by torchrun as one of "
+            f"{command} starts its own processes (tune, profile: --nproc N); it was started by torchrun as one of "
             f"{os.environ['WORLD_SIZE']}. Start it without torchrun; max-batch is what runs under it"
         )
 

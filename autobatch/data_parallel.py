@@ -55,8 +55,8 @@ class DataParallel:
         """The seed of what each rank draws for itself; rank 0's is that of one process."""
         return seed if self.is_first else (seed * 1_000_003 + self.rank) % 2**63
 
-    def wrapped(self, module: nn.Module) -> nn.Module:
-        """`module`, whose backward passes average the gradients over all ranks. All ranks call it.
+    def check(self, model: nn.Module) -> None:
+        """Nothing where `model` can be wrapped.
 
         Raises:
             TaskError: the model is data-parallel already.
@@ -65,13 +65,25 @@ class DataParallel:
         kinds: tuple[Any, ...] = (DistributedDataParallel, nn.DataParallel)
         if fsdp is not None:
             kinds += (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
-        for inside in module.modules():
+        for inside in model.modules():
             if isinstance(inside, kinds):
                 raise TaskError(
                     f"with several processes the model is put into DistributedDataParallel for you; found a "
                     f"{type(inside).__name__} in what model() returned: return the plain module"
                 )
-        return DistributedDataParallel(module, find_unused_parameters=self.find_unused)
+
+    def wrapped(self, module: nn.Module) -> nn.Module:
+        """`module`, whose backward passes average the gradients over all ranks. All ranks call it.
+
+        On a CPU a resumed trial equals an uninterrupted one bit for bit, for which sums must not depend on how DDP cuts
+        the gradients into buckets: it does so anew after the first step. Two numbers have one sum; of more, gloo's ring
+        adds them in an order that depends on where in a bucket they are.
+        """
+        wrapper = DistributedDataParallel(module, find_unused_parameters=self.find_unused)
+        if self.size > 2 and all(parameter.device.type == "cpu" for parameter in module.parameters()):
+            # As a lambda: DDP looks at a hook's annotations, and takes none that are text.
+            wrapper.register_comm_hook(self.size, lambda size, bucket: _mean_in_order(size, bucket))
+        return wrapper
 
     def without_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
         """A context in which the backward passes of what `wrapped` made keep their gradients to themselves."""
@@ -113,6 +125,21 @@ class DataParallel:
         return tuple(found)
 
 
+def _mean_in_order(size: int, bucket: Any) -> torch.futures.Future[Any]:
+    """The mean of a bucket of gradients over all ranks, added in their order."""
+    mine: torch.Tensor = bucket.buffer()
+    parts = [torch.empty_like(mine) for _ in range(size)]
+    work = dist.all_gather(parts, mine, async_op=True)
+    assert work is not None
+
+    def mean(_: object) -> torch.Tensor:
+        torch.sum(torch.stack(parts), dim=0, out=mine)
+        return mine.div_(size)
+
+    future: torch.futures.Future[Any] = work.get_future()
+    return future.then(mean)
+
+
 def is_rank_lost(error: BaseException) -> bool:
     """Whether a collective failed because another rank did not join it."""
     return isinstance(error, dist.DistError) or (
@@ -136,9 +163,9 @@ def device_of_rank(name: str, local_rank: int, local_size: int) -> str:
         )
     present = torch.cuda.device_count()
     if present < local_size:
+        instead = f"--nproc {present}, or --device cpu" if present else "--device cpu"
         raise DeviceError(
-            f"{local_size} processes need {local_size} GPUs, one each; this machine shows {present}: take "
-            f"--nproc {max(1, present)}, or --device cpu"
+            f"{local_size} processes need {local_size} GPUs, one each; this machine shows {present}: take {instead}"
         )
     return f"cuda:{local_rank}"
 

@@ -223,6 +223,7 @@ class RemoteRunner(Runner):
         self._environment = worker_environment(spec.threads) | dict(environment or {})
         self._is_limited = spec.memory_limit_bytes is not None
         self._server: ForkServer | None = None
+        self._is_closed = False  # until it is asked again
         self._libraries: Libraries | None = _NOTHING  # the latest that the server was told to load; None: never again
         self._is_exact = False  # whether the worker counts memory to the page
         self._worker = self._start(exact=False)
@@ -234,6 +235,7 @@ class RemoteRunner(Runner):
 
     def _start(self, *, exact: bool) -> _Worker:
         """A process that has run nothing."""
+        self._is_closed = False
         if sys.platform.startswith("linux"):
             if self._server is not None and not self._server.alive:
                 self._died_of_libraries()
@@ -352,6 +354,8 @@ class RemoteRunner(Runner):
             except WorkerTimeout:
                 raise
             except WorkerDied as death:
+                if self._is_closed:  # by another thread meanwhile
+                    raise
                 if self._died_of_libraries():  # and the batch was not the cause
                     continue
                 if is_first and (kills is None or host_memory.kills() == kills):
@@ -452,6 +456,7 @@ class RemoteRunner(Runner):
                 self._work("forget", trial)
 
     def close(self) -> None:
+        self._is_closed = True
         if self._server is not None:
             self._server.close()  # first: it ends the workers, whatever it is doing
         self._worker.process.kill()

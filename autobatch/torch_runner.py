@@ -173,11 +173,18 @@ class TorchRunner(Runner):
         return self._facts
 
     def _leaves_out(self) -> bool:
-        """Whether a step, of one process, leaves a trainable parameter without a gradient."""
+        """Whether a step, of one process, leaves a trainable parameter without a gradient.
+
+        Raises:
+            TaskError: the model cannot be put into DistributedDataParallel.
+        """
+        group = self._group
+        assert group is not None
 
         def step() -> bool:
             config = self._task.baseline_config()[0]
             trainer = Trainer(self._task, config, self._device.torch_device, seed=0, total_steps=_BENCH_STEPS)
+            group.check(trainer.model)
             trainer.backward(to_device(self._worst_batch(_COUNTED_SAMPLES), self._device.torch_device))
             return any(p.grad is None for p in trainer.model.parameters() if p.requires_grad)
 
@@ -539,7 +546,7 @@ class TorchRunner(Runner):
             try:
                 loss = trainer.step(batches)
             except (Exception, SystemExit) as error:
-                if not losses or self._device.is_out_of_memory(error):
+                if not losses or self._device.is_out_of_memory(error) or is_rank_lost(error):
                     raise
                 return lrs, losses, True  # many a training loop gives up by itself when the loss blows up
             if loss is None:

@@ -193,7 +193,7 @@ def _trials(report: Report, decimals: int) -> Section:
     others = [trial for trial in ranked if trial not in pinned][: _TRIALS_SHOWN - len(pinned)]
     shown = [trial for trial in ranked if trial in pinned or trial in others]
     columns = (
-        Column(title="batch x acc."),
+        Column(title="batch x acc." + (" x ranks" if report.plan.plan.ranks > 1 else "")),
         Column(title="lr", is_number=True),
         Column(title="score", is_number=True),
         Column(title="trained", is_number=True),
