@@ -25,10 +25,10 @@ def test_tune_compares_and_answers_for_the_whole_group(tmp_path: Path) -> None:
     result = autobatch("tune", MINIMAL, *PAIR, *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
-    for plan in (report["plan"], report["baseline"], *report["trials"]):
+    for plan in (report["plan"], report["baseline"]["plan"], *report["trials"]):
         assert plan["ranks"] == 2
         assert plan["effective_batch_size"] == 2 * plan["batch_size"] * plan["accumulation_steps"]
-    assert report["baseline"]["batch_size"] == 32  # of each process, as a script under torchrun has it
+    assert report["baseline"]["plan"]["batch_size"] == 32  # of each process, as a script under torchrun has it
     assert report["score"]["mean"] > 0.5
     shown = autobatch("report", "out.json", cwd=tmp_path).stdout
     assert "The batch size is that of each of 2 processes." in re.sub(r"\s+", " ", shown)
