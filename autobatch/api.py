@@ -25,6 +25,7 @@ from .bench_report import BenchReport
 from .conditions import conditions_of_settings
 from .errors import SettingError
 from .files import check_writable, make_folder
+from .group import open_workers
 from .learning_rate import LrCurve, find_lr_curve
 from .memory import MaxBatch, find_max_batch_size
 from .plan import DeviceInfo, Measurement, Mode, Plan, Precision, Prober, Runner, TaskFacts
@@ -84,6 +85,7 @@ def find_max_batch(
     soak: int = 0,
     record: str | Path | None = None,
     isolate: bool | None = None,
+    nproc: int = 1,
     on_progress: Listener = nobody,
 ) -> MaxBatch:
     """The largest batch size that ran whole optimizer steps within the memory limit: an `int` with its evidence.
@@ -114,6 +116,8 @@ def find_max_batch(
         record: file to keep all probes in, as JSON that `recording.Recording.load` reads.
         isolate: run in worker processes: always for tasks; for live modules by default on a CPU, and elsewhere in this
             process.
+        nproc: of a task, processes that train together with DistributedDataParallel, a GPU for each; the answer is the
+            batch size of each of them.
         on_progress: called with each probe.
 
     Raises:
@@ -138,6 +142,7 @@ def find_max_batch(
         mode=mode,
         accumulation_steps=accumulation_steps,
         soak=soak,
+        nproc=nproc,
     )
 
     def open_here(
@@ -204,7 +209,10 @@ def max_batch_of(
     if max_batch_size is not None and max_batch_size < 1:
         raise SettingError(f"max_batch_size is at least 1; got {max_batch_size}")
     facts = runner.facts()
-    train_size = facts.train_size
+    ranks = facts.baseline.plan.ranks
+    train_size = facts.train_size and facts.train_size // ranks
+    if ranks > 1:
+        assumed = (*assumed, f"each of {ranks} processes takes batches of this size")
     ceiling = min(max_batch_size or CEILING, train_size or CEILING)
 
     def told(probe: Measurement) -> None:
@@ -233,6 +241,7 @@ def profile(
     headroom: float = 0.05,
     max_batch_size: int | None = None,
     objective: Objective = "throughput",
+    nproc: int = 1,
     on_progress: Listener = nobody,
 ) -> ThroughputCurve:
     """Samples per second over batch sizes up to the largest that fits: the knee, the energy, where the time goes.
@@ -244,13 +253,14 @@ def profile(
             to see what helps it.
         device, memory_limit, headroom, max_batch_size: as in `find_max_batch`.
         objective: what the recommended batch size is best in: "throughput", "energy" or "balanced".
+        nproc: as in `find_max_batch`; batch sizes are those of each process, samples per second are of all.
         on_progress: called with each probe and each measurement.
 
     Raises:
         NoValidResult: the objective asks for energy, and this device tells of none.
     """
     budget_s = parse_duration(budget)
-    opened = _open(task, sample=sample, device=device, memory_limit=memory_limit, headroom=headroom)
+    opened = _open(task, sample=sample, device=device, memory_limit=memory_limit, headroom=headroom, nproc=nproc)
     with opened as (runner, plan, _):
         largest = max_batch_of(runner, plan, max_batch_size=max_batch_size, on_progress=on_progress)
         return profile_of(runner, plan, int(largest), budget_s=budget_s, objective=objective, on_progress=on_progress)
@@ -471,6 +481,7 @@ def tune(
     run_dir: str | Path | None = None,
     resume: bool | str | Path = False,
     force: bool = False,
+    nproc: int | None = None,
     command: str = "autobatch.tune",
     on_progress: Listener = nobody,
     started_s: float | None = None,
@@ -496,6 +507,9 @@ def tune(
         resume: go on with a run that was stopped, however it was: its folder, or True for the one in `run_dir`, or
             else the latest unfinished run of this task. What it found stays, and the time until now is not charged.
         force: resume though the task, the data, the device or a setting is not what it was.
+        nproc: processes that train each trial together with DistributedDataParallel, a GPU for each; on a processor
+            they share its cores. Batch sizes, the baseline's too, are those of each process, as in a script that
+            torchrun starts.
         command: to be noted in the report.
         on_progress: called as things begin and are found.
         started_s: `time.monotonic()` when the program began, where start-up is to count against the budget.
@@ -531,10 +545,12 @@ def tune(
         or None,
         "max_trials": max_trials,
         "keep_checkpoints": keep_checkpoints,
+        "nproc": nproc,
         "command": command,
     }
     given = {name: value for name, value in asked.items() if value is not None}
-    spec = _spec(task, device or "auto", memory_limit, 0.05 if headroom is None else headroom)
+    headroom = 0.05 if headroom is None else headroom
+    spec = _spec(task, device or "auto", memory_limit, headroom, nproc=1 if nproc is None else nproc)
     name = Path(task).stem if isinstance(task, (str, Path)) else task.name
     sources = {} if spec.path is None else source_hashes(spec.path)
     folder = None if run_dir is None else Path(run_dir)
@@ -559,6 +575,7 @@ def tune(
             device=settings.device,
             memory_limit_bytes=settings.memory_limit_bytes,
             headroom=settings.headroom,
+            nproc=settings.nproc,
         )
         return run_tune(opened, state, spec, on_progress, started_s=started_s, force=force)
 
@@ -571,7 +588,14 @@ def _spec(
     mode: Mode = "training",
     place: Place | None = None,
     soak: int = 0,
+    nproc: int = 1,
 ) -> RunnerSpec:
+    if nproc < 1:
+        raise SettingError(f"nproc is a number of processes, at least 1; got {nproc}")
+    if nproc > 1 and mode == "inference":
+        raise SettingError(f"nproc={nproc} is for training, and mode='inference' takes no step: leave it out")
+    if nproc > 1 and place is not None:
+        raise SettingError(f"nproc={nproc} starts the processes itself; found a process group: leave one of them out")
     if not 0 <= headroom < 1:
         raise SettingError(f"headroom is a share of the memory limit, at least 0 and below 1; got {headroom}")
     common = RunnerSpec(
@@ -582,6 +606,7 @@ def _spec(
         threads=default_threads(),
         place=place,
         soak_steps=soak,
+        nproc=nproc,
     )
     if isinstance(task, (str, Path)):
         return replace(common, path=existing_file(Path(task)))  # told before a worker is started for it
@@ -615,6 +640,7 @@ def _open(
     place: Place | None = None,
     accumulation_steps: int | None = None,
     soak: int = 0,
+    nproc: int = 1,
 ) -> Iterator[tuple[Runner, Plan, tuple[str, ...]]]:
     """A runner for whatever was passed, the plan to vary, and what was assumed; closed afterwards."""
     assumed: tuple[str, ...] = ()
@@ -633,11 +659,15 @@ def _open(
     if not is_live:
         given = {"sample": sample, "data": data, "loss": loss, "optimizer": optimizer, "precision": precision}
         _refuse_for_task({name for name, value in given.items() if value is not None}, isolate)
+    elif nproc != 1:
+        raise SettingError(
+            "nproc= is for a task, whose processes make their own models: put the model into a task file"
+        )
     runner: Runner
     if is_live and not (_on_cpu(device) if isolate is None else isolate):
         runner = _in_process(task, device, memory_limit, headroom, mode, soak)
     else:
-        runner = RemoteRunner(_spec(task, device, memory_limit, headroom, mode, place, soak))
+        runner = open_workers(_spec(task, device, memory_limit, headroom, mode, place, soak, nproc))
     try:
         yield runner, _plan_to_vary(task if is_live else runner.facts(), accumulation_steps), assumed
     finally:
@@ -650,7 +680,8 @@ def _plan_to_vary(of: Task | TaskFacts, accumulation_steps: int | None) -> Plan:
         accumulation_steps = of.baseline.plan.accumulation_steps if isinstance(of, TaskFacts) else 1
     elif accumulation_steps < 1:
         raise SettingError(f"accumulation_steps is at least 1; got {accumulation_steps}")
-    return Plan(batch_size=1, accumulation_steps=min(2, accumulation_steps), precision=of.precision)
+    smallest = of.smallest_plan if isinstance(of, TaskFacts) else Plan(batch_size=1, precision=of.precision)
+    return replace(smallest, accumulation_steps=min(2, accumulation_steps))
 
 
 def _refuse_for_task(given: Set[str], isolate: bool | None) -> None:

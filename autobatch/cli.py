@@ -118,6 +118,13 @@ _CEILING = _option(
     metavar="N",
     help="Look no further; by default than the data, or 131072.",
 )
+_NPROC = _option(
+    "--nproc",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="Train in N processes together (DDP), a GPU for each. Batch sizes are then those of each process.",
+)
 _OBJECTIVE = _option(
     "--objective",
     type=click.Choice(["throughput", "energy", "balanced"]),
@@ -203,6 +210,7 @@ def cli() -> None:
 @_option("--train-time", metavar="TIME", help="How long your real training takes; compared at this where affordable.")
 @_DEVICE
 @_MEMORY
+@_NPROC
 @_option("--seed", type=int, default=0, help="Of everything that is drawn.")
 @_option("--search", type=click.Choice(["tpe", "freeze-thaw"]), default="tpe", help="How the next trial is chosen.")
 @_option(
@@ -249,7 +257,7 @@ def tune(task: Path | None, **options: Any) -> None:
     from .units import parse_duration
 
     names = ("budget", "train_time", "device", "memory_limit", "headroom", "seed", "search", "warm_start", "max_trials")
-    settings = {name: options[name] for name in (*names, "keep_checkpoints")}
+    settings = {name: options[name] for name in (*names, "keep_checkpoints", "nproc")}
     if resume is not None:  # the run's own, but for what was typed beside --resume
         typed = click.core.ParameterSource.COMMANDLINE
         settings = {name: given for name, given in settings.items() if context.get_parameter_source(name) == typed}
@@ -314,6 +322,7 @@ def clean(folders: tuple[Path, ...], finished: bool, everything: bool) -> None:
 @_TASK
 @_DEVICE
 @_MEMORY
+@_NPROC
 @_option("--mode", type=click.Choice(["training", "inference"]), default="training", help="What must fit.")
 @_option("--multiple-of", type=click.IntRange(min=1), default=1, help="Answer with a multiple of this.")
 @_option("--power-of-two", is_flag=True, help="Answer with a power of two.")
@@ -351,6 +360,7 @@ def max_batch(task: Path, **options: Any) -> None:
                 prove=options["prove"],
                 soak=options["soak"],
                 record=options["record"],
+                nproc=options["nproc"],
                 on_progress=listen,
             )
         from .render.terminal import print_max_batch
@@ -367,6 +377,7 @@ def max_batch(task: Path, **options: Any) -> None:
 @_option("--budget", default="30s", metavar="TIME", help="Time for the timing itself, of each precision.")
 @_DEVICE
 @_MEMORY
+@_NPROC
 @_CEILING
 @_OBJECTIVE
 @_PRECISIONS
@@ -386,9 +397,11 @@ def profile(task: Path, **options: Any) -> None:
     }
     with _progress(options) as listen:
         if options["precisions"]:
+            if options["nproc"] > 1:
+                raise SettingError("--precisions compares ways to compute in one process: leave out --nproc or it")
             arms = api.profile_arms(task, parse_arms(options["precisions"]), on_progress=listen, **shared)
         else:
-            curve = api.profile(task, on_progress=listen, **shared)
+            curve = api.profile(task, nproc=options["nproc"], on_progress=listen, **shared)
     if options["precisions"]:
         from .arms import compared
         from .render.terminal import print_arms
@@ -570,8 +583,8 @@ def _refuse_torchrun(command: str) -> None:
 
     if started_by_torchrun(os.environ):
         raise SettingError(
-            f"{command} trains in one process; it was started by torchrun as one of {os.environ['WORLD_SIZE']}. Start "
-            "it without torchrun; max-batch is what runs on several ranks"
+            f"{command} starts its own processes (tune, profile: --nproc N); it was started by torchrun as one of "
+            f"{os.environ['WORLD_SIZE']}. Start it without torchrun; max-batch is what runs under it"
         )
 
 

@@ -38,6 +38,7 @@ def conditions_of_settings(settings: TuneSettings, sources: Mapping[str, str]) -
         "headroom": settings.headroom,
         "seed": settings.seed,
         "search": settings.search,
+        "processes": settings.nproc,
         "warm starts": ", ".join(f"{one.batch} at {format_lr(one.config.lr)}" for one in settings.earlier) or None,
     }
 

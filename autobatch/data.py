@@ -5,6 +5,9 @@ epoch `p // n`. An optimizer step takes the next `effective_batch_size` samples 
 what an uninterrupted one sees, and 2 x 16 accumulated see what 1 x 32 sees. No step is short: the stream runs on into
 the next epoch. Iterable datasets and a task's own `train_loader` keep their own order, and are skipped forward on
 resume.
+
+Of several processes that take a step together, rank r takes every N-th sample of that same stream, so N ranks of 16 see
+what one process of N x 16 sees. Of iterable data it takes every N-th that comes; a `train_loader` divides by itself.
 """
 
 from __future__ import annotations
@@ -160,10 +163,21 @@ def take_samples(data: Any, count: int) -> list[Any]:
 
 
 class SampleStream(Sampler[list[tuple[int, int]]]):
-    """Batches of (position, index) for ever, as a function of the seed: see the module's text."""
+    """Batches of (position, index) for ever, as a function of the seed: see the module's text.
 
-    def __init__(self, num_samples: int, batch_size: int, *, seed: int, start: int = 0) -> None:
+    Args:
+        num_samples: of the data.
+        batch_size: of one rank.
+        seed: of the order.
+        start: position of the first batch, of all ranks together.
+        rank, ranks: every `ranks`-th position is this rank's, from `start + rank` on.
+    """
+
+    def __init__(
+        self, num_samples: int, batch_size: int, *, seed: int, start: int = 0, rank: int = 0, ranks: int = 1
+    ) -> None:
         self.num_samples, self.batch_size, self.seed, self.start = num_samples, batch_size, seed, start
+        self.rank, self.ranks = rank, ranks
 
     def permutation(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The order of the samples in an epoch: 8 bytes for each of them, where a list of integers takes 36."""
@@ -174,13 +188,28 @@ class SampleStream(Sampler[list[tuple[int, int]]]):
         position, epoch, order = self.start, -1, np.zeros(1, dtype=np.int64)
         while True:
             batch = []
-            for p in range(position, position + self.batch_size):
+            end = position + self.ranks * self.batch_size
+            for p in range(position + self.rank, end, self.ranks):
                 if p // self.num_samples != epoch:
                     epoch = p // self.num_samples
                     order = self.permutation(epoch)
                 batch.append((p, int(order[p % self.num_samples])))
-            position += self.batch_size
+            position = end
             yield batch
+
+
+class _EveryNth(IterableDataset[Any]):
+    """Of each `ranks` samples of an iterable dataset the one that is this rank's; what is left at its end is dropped.
+
+    So all ranks have equally many. Each still reads all samples.
+    """
+
+    def __init__(self, data: Any, rank: int, ranks: int) -> None:
+        self.data, self.rank, self.ranks = data, rank, ranks
+
+    def __iter__(self) -> Iterator[Any]:
+        samples = iter(self.data)
+        return (group[self.rank] for group in zip(*[samples] * self.ranks, strict=False))
 
 
 class _Streamed(Dataset[Any]):
@@ -224,7 +253,14 @@ def _epochs(
 
 
 def training_batches(
-    task: Task, data: Any, plan: Plan, *, seed: int, start_step: int = 0, loader: Mapping[str, Any] | None = None
+    task: Task,
+    data: Any,
+    plan: Plan,
+    *,
+    seed: int,
+    start_step: int = 0,
+    loader: Mapping[str, Any] | None = None,
+    rank: int = 0,
 ) -> Iterator[Batch]:
     """Micro-batches on the host, for ever, from optimizer step `start_step` on.
 
@@ -235,6 +271,7 @@ def training_batches(
         seed: of the order.
         start_step: optimizer steps already taken under this plan and seed.
         loader: DataLoader arguments to change from what the task says; a `train_loader` takes none.
+        rank: of this process among the `plan.ranks` that take a step together: what is its share.
 
     Raises:
         TaskError: an epoch gives no batch at all.
@@ -243,12 +280,14 @@ def training_batches(
         start = start_step * plan.effective_batch_size
         yield from DataLoader(
             _Streamed(data, seed),
-            batch_sampler=SampleStream(len(data), plan.batch_size, seed=seed, start=start),
+            batch_sampler=SampleStream(len(data), plan.batch_size, seed=seed, start=start, rank=rank, ranks=plan.ranks),
             collate_fn=task.collate,
             generator=torch.Generator().manual_seed(seed),  # else each loader draws from the trial's own generator
             **(dict(task.loader) | dict(loader or {})),
         )
         return
+    if plan.ranks > 1 and task.train_loader is None:
+        data = _EveryNth(data, rank, plan.ranks)
     skip = start_step * plan.accumulation_steps
     for epoch in _epochs(task, data, plan.batch_size, seed, loader):
         empty = True

@@ -155,6 +155,7 @@ class LrCurve:
         return {
             "batch_size": plan.batch_size,
             "accumulation_steps": plan.accumulation_steps,
+            "ranks": plan.ranks,
             "precision": plan.precision,
             "rule": self.rule,
             "suggestion": self.suggestion,

@@ -30,26 +30,29 @@ class Plan:
     """How one optimizer step is taken.
 
     Attributes:
-        batch_size: samples in one forward and backward pass (the micro-batch).
+        batch_size: samples in one forward and backward pass (the micro-batch) of one process.
         accumulation_steps: micro-batches whose gradients are summed before the optimizer steps.
         precision: "fp32", "tf32" (float32 whose matrix products may be rounded to 10 bits first), or the type that
             autocast computes in.
+        ranks: processes that take the step together, each with a batch of its own (data parallelism).
     """
 
     batch_size: int
     accumulation_steps: int = 1
     precision: Precision = "fp32"
+    ranks: int = 1
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.accumulation_steps < 1:
+        if self.batch_size < 1 or self.accumulation_steps < 1 or self.ranks < 1:
             raise ValueError(
-                f"batch_size and accumulation_steps are at least 1; got {self.batch_size} and {self.accumulation_steps}"
+                f"batch_size, accumulation_steps and ranks are at least 1; got {self.batch_size}, "
+                f"{self.accumulation_steps} and {self.ranks}"
             )
 
     @property
     def effective_batch_size(self) -> int:
         """Samples that one optimizer step averages over."""
-        return self.batch_size * self.accumulation_steps
+        return self.batch_size * self.accumulation_steps * self.ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +115,7 @@ class TaskFacts:
         worst_cases: the largest samples, by the function that gives the data: "train_data", "val_data". None for the
             training data of a task that makes its own batches.
         loader: "num_workers" and "pin_memory" of its DataLoader; None for a task that makes its own batches.
+        leaves_out: whether a step gives a trainable parameter no gradient; only looked at where ranks train together.
     """
 
     name: str
@@ -127,6 +131,12 @@ class TaskFacts:
     warnings: tuple[str, ...] = ()
     worst_cases: Mapping[str, WorstCase] = field(default_factory=dict)
     loader: Mapping[str, Any] | None = None
+    leaves_out: bool = False
+
+    @property
+    def smallest_plan(self) -> Plan:
+        """One sample in each process, as the task is computed."""
+        return Plan(batch_size=1, precision=self.precision, ranks=self.baseline.plan.ranks)
 
     @property
     def assumptions(self) -> tuple[str, ...]:

@@ -54,7 +54,8 @@ def profile(
     powers = [1 << power for power in range(max_batch.bit_length()) if smallest <= 1 << power <= max_batch]
     coarse = {*powers, max_batch}
     if refine:
-        coarse |= {1, max_batch // _SPACING * _SPACING} - {0}
+        # Not 1, which batch norm refuses to train on.
+        coarse |= {min(2, max_batch), max_batch // _SPACING * _SPACING} - {0}
     sizes = first + sorted(coarse - {*first})
     measurements: list[Measurement] = []
     left_s = budget_s

@@ -12,6 +12,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar, final
 
 from . import errors
@@ -41,6 +42,21 @@ class Place:
     size: int
     local_rank: int
     local_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meeting:
+    """Where the processes that train one model find each other.
+
+    Attributes:
+        file: on this machine, a new one for each group of processes.
+        port: of this machine that was free; for whatever in a task file reads MASTER_PORT.
+        limit_s: seconds that a collective may wait for a rank.
+    """
+
+    file: Path
+    port: int
+    limit_s: float
 
 
 def started_by_torchrun(environment: Mapping[str, str]) -> bool:
@@ -183,7 +199,7 @@ def tell(exchange: Exchange, question: str, work: Callable[[], T]) -> list[T]:
     everyone: list[_Told] = exchange.gather(told)
     failed = [rank for rank, other in enumerate(everyone) if other.error is not None]
     if failed:
-        raise _same_error([other.error for other in everyone if other.error is not None], failed, len(everyone))
+        raise same_error([other.error for other in everyone if other.error is not None], failed, len(everyone))
     questions = [other.question for other in everyone]
     odd = next((rank for rank, other in enumerate(questions) if other != questions[0]), None)
     if odd is not None:
@@ -194,7 +210,7 @@ def tell(exchange: Exchange, question: str, work: Callable[[], T]) -> list[T]:
     return [other.answer for other in everyone]
 
 
-def _same_error(told: Sequence[tuple[str, str]], failed: Sequence[int], size: int) -> AutobatchError:
+def same_error(told: Sequence[tuple[str, str]], failed: Sequence[int], size: int) -> AutobatchError:
     """The error of the first rank that failed, naming those that did unless all of them say the same."""
     kind, text = told[0]
     if len(failed) == size and len({*told}) == 1:

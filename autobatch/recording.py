@@ -106,6 +106,7 @@ def plan_from_json(found: Reader) -> Plan:
             batch_size=found.get("batch_size", int),
             accumulation_steps=found.get("accumulation_steps", int),
             precision=found.one_of("precision", Precision),
+            ranks=found.get("ranks", int) if "ranks" in found else 1,
         )
     except ReportError:
         raise

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .arm import Arm
 from .checkpoints import forget_checkpoints
@@ -42,8 +42,11 @@ from .plan import (
     Workload,
     WorstCase,
 )
-from .ranks import Place
+from .ranks import Meeting, Place
 from .units import format_size
+
+if TYPE_CHECKING:
+    from .data_parallel import DataParallel
 
 _NOTHING = Libraries((), ())
 
@@ -55,7 +58,7 @@ PROBE_TIMEOUT_S = 600.0
 # kills costs its rung; and a task that fills a cache of its own is left alone while there is room for it.
 LEAK_SHARE = 0.25
 LEAK_LEAST_BYTES = 256 << 20
-_GRACE_S = 2.0  # assumed: what a rung may need past its own limit to notice it, before its worker is killed
+GRACE_S = 2.0  # assumed: what a rung may need past its own limit to notice it, before its worker is killed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,9 @@ class RunnerSpec:
         place: among the ranks that train the model together; the worker's process group says the same, and holds
             nobody else. None for training in one process.
         arm: how it is computed, in place of what the task says; None for what it says.
+        nproc: processes that each trial is trained in together, the one at `place` and others (`group.py`).
+        meeting: where they find each other; None for one that takes its steps without the others.
+        find_unused: as `DataParallel` takes it.
     """
 
     path: Path | None = None
@@ -86,6 +92,9 @@ class RunnerSpec:
     soak_steps: int = 0
     place: Place | None = None
     arm: Arm | None = None
+    nproc: int = 1
+    meeting: Meeting | None = None
+    find_unused: bool = False
 
 
 # In a worker: the runner it has open, and what it began with.
@@ -103,14 +112,15 @@ def _open(spec: RunnerSpec) -> Runner:
     from .torch_runner import TorchRunner
 
     torch.set_num_threads(spec.threads)  # a fork has the server's one
-    device = open_device(spec.device)
+    device = open_device(_device_of(spec))
     if device.torch_device.type == "cuda":
         # As the user's own script does: `.cuda()` and `fully_shard` take the current one.
         torch.cuda.set_device(device.torch_device)
-    if spec.place is not None:
-        from .alone import stand_in  # only here: torch.distributed is for who needs it
-
-        stand_in(spec.place.rank, spec.place.size)
+    memory_limit_bytes = spec.memory_limit_bytes
+    if spec.nproc > 1 and memory_limit_bytes is None and device.torch_device.type == "cpu":
+        free = host_memory.available()
+        memory_limit_bytes = None if free is None else free.free_bytes // spec.nproc
+    group = _join(spec, on_cuda=device.torch_device.type == "cuda")
     task = unpickle_task(spec.pickled) if spec.pickled is not None else load_task(spec.path or "")
     if spec.arm is not None:
         arm = spec.arm
@@ -118,13 +128,40 @@ def _open(spec: RunnerSpec) -> Runner:
     return TorchRunner(
         task,
         device,
-        memory_limit_bytes=spec.memory_limit_bytes,
+        memory_limit_bytes=memory_limit_bytes,
         headroom=spec.headroom,
         mode=spec.mode,
         checkpoints=spec.checkpoints,
         worst_cases=spec.worst_cases,
         soak_steps=spec.soak_steps,
+        group=group,
     )
+
+
+def _device_of(spec: RunnerSpec) -> str:
+    if spec.nproc == 1 or spec.place is None:
+        return spec.device
+    from .data_parallel import device_of_rank
+
+    return device_of_rank(spec.device, spec.place.local_rank, spec.place.local_size)
+
+
+def _join(spec: RunnerSpec, *, on_cuda: bool) -> DataParallel | None:
+    """Make this process a rank, where it is to be one; as what it sees of the others."""
+    if spec.place is None:
+        return None
+    rank, size, meeting = spec.place.rank, spec.place.size, spec.meeting
+    # Imported only here: torch.distributed is for who needs it.
+    from .alone import stand_in
+    from .data_parallel import DataParallel, meet, tell_environment
+
+    if spec.nproc > 1:
+        tell_environment(rank, size, meeting.port if meeting is not None else 0)
+    if meeting is None:
+        stand_in(rank, size)
+    else:
+        meet(rank, size, meeting.file, meeting.limit_s, on_cuda=on_cuda)
+    return DataParallel(rank=rank, size=size, find_unused=spec.find_unused) if spec.nproc > 1 else None
 
 
 def open_runner(spec: RunnerSpec, *, exact: bool) -> None:
@@ -193,6 +230,7 @@ class RemoteRunner(Runner):
         self._environment = worker_environment(spec.threads) | dict(environment or {})
         self._is_limited = spec.memory_limit_bytes is not None
         self._server: ForkServer | None = None
+        self._is_closed = False  # until it is asked again
         self._libraries: Libraries | None = _NOTHING  # the latest that the server was told to load; None: never again
         self._is_exact = False  # whether the worker counts memory to the page
         self._worker = self._start(exact=False)
@@ -205,6 +243,7 @@ class RemoteRunner(Runner):
 
     def _start(self, *, exact: bool) -> _Worker:
         """A process that has run nothing."""
+        self._is_closed = False
         if sys.platform.startswith("linux"):
             if self._server is not None and not self._server.alive:
                 self._died_of_libraries()
@@ -288,6 +327,11 @@ class RemoteRunner(Runner):
             self._spec = replace(self._spec, worst_cases=facts.worst_cases)  # found once, not in every fresh process
         return self._facts
 
+    def learn(self, facts: TaskFacts) -> None:
+        """Take the facts that another runner of this task has found, so that they are not looked for again."""
+        self._facts = facts
+        self._spec = replace(self._spec, worst_cases=facts.worst_cases)
+
     def device(self) -> DeviceInfo:
         if self._device is None:
             device: DeviceInfo = self._call("device")
@@ -318,6 +362,8 @@ class RemoteRunner(Runner):
             except WorkerTimeout:
                 raise
             except WorkerDied as death:
+                if self._is_closed:  # by another thread meanwhile
+                    raise
                 if self._died_of_libraries():  # and the batch was not the cause
                     continue
                 if is_first and (kills is None or host_memory.kills() == kills):
@@ -396,7 +442,7 @@ class RemoteRunner(Runner):
         return sweep
 
     def advance(self, rung: Rung) -> RungResult:
-        limit_s = None if rung.limit_s is None else rung.limit_s + _GRACE_S
+        limit_s = None if rung.limit_s is None else rung.limit_s + GRACE_S
         begun = time.monotonic()
         try:
             result: RungResult = self._work("advance", rung, timeout_s=limit_s)
@@ -444,6 +490,7 @@ class RemoteRunner(Runner):
                 self._work("forget", trial, before)
 
     def close(self) -> None:
+        self._is_closed = True
         if self._server is not None:
             self._server.close()  # first: it ends the workers, whatever it is doing
         self._worker.process.kill()

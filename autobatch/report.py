@@ -232,6 +232,7 @@ def config_to_json(config: Config) -> dict[str, Any]:
     return {
         "batch_size": config.plan.batch_size,
         "accumulation_steps": config.plan.accumulation_steps,
+        "ranks": config.plan.ranks,
         "effective_batch_size": config.plan.effective_batch_size,
         "lr": config.lr,
         "precision": config.plan.precision,
@@ -272,6 +273,7 @@ def _config(found: Reader) -> Config:
             batch_size=found.get("batch_size", int),
             accumulation_steps=found.get("accumulation_steps", int),
             precision=found.one_of("precision", Precision),
+            ranks=found.get("ranks", int) if "ranks" in found else 1,  # earlier reports do not say
         )
     except ReportError:
         raise

@@ -57,6 +57,7 @@ class TuneSettings:
     earlier: tuple[Earlier, ...] = ()
     max_trials: int | None = None
     keep_checkpoints: int = 0
+    nproc: int = 1
     command: str = "autobatch.tune"
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +76,7 @@ class TuneSettings:
             ],
             "max_trials": self.max_trials,
             "keep_checkpoints": self.keep_checkpoints,
+            "nproc": self.nproc,
             "command": self.command,
         }
 
@@ -99,6 +101,7 @@ class TuneSettings:
             earlier=tuple(_earlier(Reader(one, "an earlier run")) for one in found.list_of("earlier", dict)),
             max_trials=found.get("max_trials", int, or_null=True),
             keep_checkpoints=found.get("keep_checkpoints", int),
+            nproc=found.get("nproc", int),
             command=found.get("command", str),
         )
 

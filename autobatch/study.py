@@ -269,6 +269,7 @@ class StudyRecord:
                     "seed": trial.seed,
                     "total_steps": trial.total_steps,
                     "precision": plan.precision,
+                    "ranks": plan.ranks,
                     "now": now,
                 },
             )
@@ -339,6 +340,7 @@ def _trial(found: Reader) -> Trial:
         batch_size=found.get("batch_size", int),
         accumulation_steps=found.get("accumulation_steps", int),
         precision=found.one_of("precision", Precision),
+        ranks=found.get("ranks", int),
     )
     return Trial(
         number=found.get("trial", int),

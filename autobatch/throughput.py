@@ -91,6 +91,11 @@ class ThroughputCurve:
         """The measurements that ran and have times."""
         return tuple(m for m in self.measurements if m.outcome == "ok" and m.step_s)
 
+    @property
+    def ranks(self) -> int:
+        """Processes that take each step together; batch sizes are those of one of them, samples/s are of all."""
+        return self.timed[0].plan.ranks
+
     @cached_property
     def _fit(self) -> tuple[tuple[int, float], ...]:
         """(batch size, step seconds), never falling: the nearest such curve to the medians, by least squares.
@@ -168,7 +173,7 @@ class ThroughputCurve:
 
     def samples_per_s(self, batch_size: int) -> float:
         """Samples per second at that batch size, accumulation aside."""
-        return batch_size / self.step_s(batch_size)
+        return self.ranks * batch_size / self.step_s(batch_size)
 
     @property
     def fastest(self) -> int:
@@ -204,7 +209,7 @@ class ThroughputCurve:
         joules = next(m.joules for m in self.timed if m.plan.batch_size == size)
         if not joules:
             return None
-        per_joule = size / joules
+        per_joule = self.ranks * size / joules
         return per_joule if self.objective == "energy" else per_joule * self.samples_per_s(size)
 
     def describe_recommended(self) -> str:
@@ -237,26 +242,25 @@ class ThroughputCurve:
         the batch is the divisor up to `max_micro_batch` with the least total time, the larger of equals.
 
         Args:
-            effective_batch: samples that a step averages over.
-            max_batch: the largest batch that fits.
+            effective_batch: samples that a step averages over, in all processes together.
+            max_batch: the largest batch that fits in one process.
             precision: of the plan.
             max_micro_batch: the largest that fits beside gradients that are kept; 0 where a batch must not be split,
                 None for `max_batch`.
         """
-        if effective_batch <= max_batch:
-            return Plan(batch_size=effective_batch, precision=precision)
+        share, rest = divmod(effective_batch, self.ranks)
+        if rest or not share:
+            return None
+        if share <= max_batch:
+            return Plan(batch_size=share, precision=precision, ranks=self.ranks)
         most = max_batch if max_micro_batch is None else min(max_batch, max_micro_batch)
         if most < 1:
             return None
         divisors = [
-            d
-            for low in range(1, math.isqrt(effective_batch) + 1)
-            if effective_batch % low == 0
-            for d in (low, effective_batch // low)
-            if d <= most
+            d for low in range(1, math.isqrt(share) + 1) if share % low == 0 for d in (low, share // low) if d <= most
         ]
-        batch = min(divisors, key=lambda d: (self.step_s(d) * (effective_batch // d), -d))
-        return Plan(batch_size=batch, accumulation_steps=effective_batch // batch, precision=precision)
+        batch = min(divisors, key=lambda d: (self.step_s(d) * (share // d), -d))
+        return Plan(batch_size=batch, accumulation_steps=share // batch, precision=precision, ranks=self.ranks)
 
     @property
     def _at_knee(self) -> Measurement:
@@ -300,6 +304,7 @@ class ThroughputCurve:
         """The curve and what is read from it as plain JSON values; times in seconds, sizes in bytes."""
         residuals = self.residuals()
         return {
+            "ranks": self.ranks,
             "knee_batch_size": self.knee_batch_size,
             "knee": self.describe_knee(),
             "objective": self.objective,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from .data import Batch, to_device
 from .devices import Device
@@ -31,6 +31,16 @@ _FEWEST_BLOCKS = 3  # what `Runner.time` promises of whole steps; of parts, one 
 _WAITED = 0.05
 
 
+T = TypeVar("T", bool, int)
+
+
+class Lead(Protocol):
+    """Whose value counts: of one process its own, of ranks rank 0's."""
+
+    def __call__(self, value: T, /) -> T:
+        """That value; all ranks call it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """What was measured of one plan; the fields of `Measurement` of the same names."""
@@ -43,7 +53,11 @@ class Timing:
     remarks: tuple[str, ...]
 
 
-def time_step(bench: Trainer, device: Device, batches: Iterator[Batch], budget_s: float) -> Timing:
+def _own(value: T) -> T:
+    return value
+
+
+def time_step(bench: Trainer, device: Device, batches: Iterator[Batch], budget_s: float, lead: Lead = _own) -> Timing:
     """Times of whole optimizer steps of `bench`, of their parts, of the loader alone and of the compute alone.
 
     Args:
@@ -51,6 +65,7 @@ def time_step(bench: Trainer, device: Device, batches: Iterator[Batch], budget_s
         device: where it trains.
         batches: as the loader gives them, for ever.
         budget_s: seconds for all of it, about; energy, which is only measured where it allows, comes on top.
+        lead: rank 0's value, where ranks take the steps together: all go by its clock, and so take equally many.
     """
     steps = bench.config.plan.accumulation_steps
     host = list(islice(batches, steps))
@@ -62,11 +77,11 @@ def time_step(bench: Trainer, device: Device, batches: Iterator[Batch], budget_s
     def train() -> None:
         bench.step(batches)
 
-    _warm_up(train, device, _WARM_UP_SHARE * budget_s)
+    _warm_up(train, device, _WARM_UP_SHARE * budget_s, lead)
     waited, begun = device.waited_s(), perf_counter()
-    step_s = repeat(train, device, _STEP_SHARE * budget_s)
+    step_s = repeat(train, device, _STEP_SHARE * budget_s, lead=lead)
     slowed_by = set(device.slowed_by() or ())
-    compute_s = repeat(lambda: bench.step(cycle(held)), device, _COMPUTE_SHARE * budget_s, fewest=1)
+    compute_s = repeat(lambda: bench.step(cycle(held)), device, _COMPUTE_SHARE * budget_s, fewest=1, lead=lead)
     slowed_by.update(device.slowed_by() or ())
     still, elapsed = device.waited_s(), perf_counter() - begun
     loader_s = repeat(
@@ -74,9 +89,12 @@ def time_step(bench: Trainer, device: Device, batches: Iterator[Batch], budget_s
         device,
         _LOADER_SHARE * budget_s,
         fewest=1,
+        lead=lead,
     )
-    phases_s = _phases(bench, device, host, _PHASES_SHARE * budget_s)
-    energy = energy_of(train, device, call_s=median(step_s), budget_s=budget_s)
+    phases_s = _phases(bench, device, host, _PHASES_SHARE * budget_s, lead)
+    # By ticks of a counter that is each rank's own: several would not take equally many steps.
+    is_alone = bench.group is None
+    energy = energy_of(train, device, call_s=median(step_s), budget_s=budget_s) if is_alone else None
     remarks = [f"the clocks were held back by {why}" for why in sorted(slowed_by)]
     if others := device.others_bytes():
         remarks.append(f"other processes held {format_size(others)} of the device")
@@ -94,16 +112,18 @@ def time_step(bench: Trainer, device: Device, batches: Iterator[Batch], budget_s
     )
 
 
-def repeat(work: Callable[[], object], device: Device, budget_s: float, *, fewest: int = _FEWEST_BLOCKS) -> list[float]:
+def repeat(
+    work: Callable[[], object], device: Device, budget_s: float, *, fewest: int = _FEWEST_BLOCKS, lead: Lead = _own
+) -> list[float]:
     """Seconds per call of `work`, one value a timed block of calls, until the median is settled or the time is spent.
 
     Settled is a 95 % interval of the median within 2 % of it. At least `fewest` values.
     """
     begun = perf_counter()
     first_s = _block(work, 1, device)
-    calls = _calls_a_block(first_s)
+    calls = lead(_calls_a_block(first_s))
     times = [first_s] if calls == 1 else []
-    while len(times) < fewest or (perf_counter() - begun < budget_s and relative_spread(times) > _SETTLED):
+    while lead(len(times) < fewest or (perf_counter() - begun < budget_s and relative_spread(times) > _SETTLED)):
         times.append(_block(work, calls, device))
     return times
 
@@ -122,14 +142,14 @@ def _block(work: Callable[[], object], calls: int, device: Device) -> float:
     return (perf_counter() - begun) / calls
 
 
-def _warm_up(work: Callable[[], object], device: Device, budget_s: float) -> None:
+def _warm_up(work: Callable[[], object], device: Device, budget_s: float, lead: Lead) -> None:
     """Work until a block is about as fast as the fastest so far: caches are filled, clocks are up."""
     begun = perf_counter()
     fastest = _block(work, 1, device)
-    calls = _calls_a_block(fastest)
-    while perf_counter() - begun < budget_s:
+    calls = lead(_calls_a_block(fastest))
+    while lead(perf_counter() - begun < budget_s):
         now = _block(work, calls, device)
-        if fastest / (1 + _STEADY) <= now <= fastest * (1 + _STEADY):
+        if lead(fastest / (1 + _STEADY) <= now <= fastest * (1 + _STEADY)):
             return
         fastest = min(fastest, now)
 
@@ -153,14 +173,14 @@ class _Laps:
         self._at = now
 
 
-def _phases(bench: Trainer, device: Device, host: list[Any], budget_s: float) -> dict[str, float]:
+def _phases(bench: Trainer, device: Device, host: list[Any], budget_s: float, lead: Lead) -> dict[str, float]:
     """Median seconds of each part of a step on batches that the loader has given."""
     laps = _Laps(device)
     found: dict[str, list[float]] = defaultdict(list)
     begun, done = perf_counter(), 0
     bench.on_part = laps
     try:
-        while done < 1 or (perf_counter() - begun < budget_s and _unsettled(found)):
+        while lead(done < 1 or (perf_counter() - begun < budget_s and _unsettled(found))):
             laps.begin()
             bench.step(cycle(host))
             for part, seconds in laps.seconds.items():

@@ -33,9 +33,19 @@ from .data import (
     training_batches,
     val_loader,
 )
+from .data_parallel import DataParallel, is_rank_lost
 from .devices import Device
 from .devices.oom import is_device_lost
-from .errors import AutobatchError, CheckpointError, DeviceError, DeviceLost, NoValidResult, StorageError, TaskError
+from .errors import (
+    AutobatchError,
+    CheckpointError,
+    DeviceError,
+    DeviceLost,
+    NoValidResult,
+    RankLost,
+    StorageError,
+    TaskError,
+)
 from .files import full_disk, sync_folder
 from .flops import matmul_flops_per_s, step_flops
 from .plan import (
@@ -101,6 +111,9 @@ class TorchRunner(Runner):
         checkpoints: folder for paused trials; a temporary one by default.
         worst_cases: from the facts of another runner of this task, which are then not looked for again.
         soak_steps: optimizer steps on batches of the training data that a verdict takes beside its own.
+        group: the ranks that train together, each of which has a runner like this one; None for one process. All take
+            the calls that take steps. An evaluation takes no step, so rank 0 is asked alone, and of a rung it scores
+            alone: what the others return as its score is 0.
     """
 
     def __init__(
@@ -115,7 +128,9 @@ class TorchRunner(Runner):
         checkpoints: Path | None = None,
         worst_cases: Mapping[str, WorstCase] | None = None,
         soak_steps: int = 0,
+        group: DataParallel | None = None,
     ) -> None:
+        self._group = group
         self._task, self._device, self._mode, self._live = task, device, mode, live
         self._limit = device.set_limit(memory_limit_bytes, headroom)
         self._checkpoints, self._soak_steps = checkpoints, soak_steps
@@ -145,6 +160,8 @@ class TorchRunner(Runner):
         """
         if self._facts is None:
             baseline, is_users = self._task.baseline_config()
+            if self._group is not None:
+                baseline = replace(baseline, plan=replace(baseline.plan, ranks=self._group.size))
             trains = self._mode == "training"  # a model that only predicts may well be frozen, without an optimizer
             warnings = self._check(baseline.plan.batch_size) if trains else check_inference(self._task, self._load)
             self._look_for_worst_cases(("train_data", "val_data") if trains else ("train_data",))
@@ -159,11 +176,33 @@ class TorchRunner(Runner):
                 accumulates=self._task.accumulation,
                 has_test_data=self._task.test_data is not None,
                 peak_lr_fraction=self._peak_lr_fraction() if trains else 0.0,
-                warnings=warnings,
+                warnings=warnings if self._group is None else (*warnings, *self._group.warnings(self._task)),
                 worst_cases=self._worst_cases,
                 loader=self._loader(),
+                leaves_out=self._group is not None and trains and self._leaves_out(),
             )
         return self._facts
+
+    def _leaves_out(self) -> bool:
+        """Whether a step, of one process, leaves a trainable parameter without a gradient.
+
+        Raises:
+            TaskError: the model cannot be put into DistributedDataParallel.
+        """
+        group = self._group
+        assert group is not None
+
+        def step() -> bool:
+            config = self._task.baseline_config()[0]
+            trainer = Trainer(self._task, config, self._device.torch_device, seed=0, total_steps=_BENCH_STEPS)
+            group.check(trainer.model)
+            trainer.backward(to_device(self._worst_batch(_COUNTED_SAMPLES), self._device.torch_device))
+            return any(p.grad is None for p in trainer.model.parameters() if p.requires_grad)
+
+        with self._borrow():
+            found = self._guarded("a training step", step)
+        self._device.clean_up()
+        return False if isinstance(found, _Refused) else found
 
     def _loader(self) -> dict[str, Any] | None:
         if self._task.train_loader is not None:
@@ -242,6 +281,8 @@ class TorchRunner(Runner):
         except AutobatchError:
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001  # the user's code may raise anything
+            if self._group is not None and is_rank_lost(error):
+                raise RankLost(f"rank {self._group.rank} lost the others: {_first_line(error)}") from None
             if is_device_lost(error):
                 self._is_lost = True
                 raise DeviceLost(
@@ -272,7 +313,9 @@ class TorchRunner(Runner):
         return bench
 
     def _trainer(self, config: Config, *, seed: int, total_steps: int) -> Trainer:
-        trainer = Trainer(self._task, config, self._device.torch_device, seed=seed, total_steps=total_steps)
+        trainer = Trainer(
+            self._task, config, self._device.torch_device, seed=seed, total_steps=total_steps, group=self._group
+        )
         if not self._live and self._last_model is not None and self._last_model() is trainer.model:
             raise TaskError(
                 "model() must return a new module at each call; it returned the one of the call before, so every trial "
@@ -280,6 +323,15 @@ class TorchRunner(Runner):
             )
         self._last_model = weakref.ref(trainer.model)
         return trainer
+
+    @property
+    def _rank(self) -> int:
+        return 0 if self._group is None else self._group.rank
+
+    def _mean_of_ranks(self, losses: Tensor) -> float:
+        """The mean of these losses, over all ranks where there are several, so that they go on or give up together."""
+        mean = float(losses.cpu().double().mean())  # MPS has no float64
+        return mean if self._group is None else self._group.mean(mean)
 
     def _drop_bench(self) -> None:
         if self._bench is not None:
@@ -346,7 +398,7 @@ class TorchRunner(Runner):
             self._probe_short_batch(bench, rest)
         losses.append(bench.step(cycle([batch])))
         if verdict and self._soak_steps:
-            batches = training_batches(self._task, self._train_data(), plan, seed=0)
+            batches = training_batches(self._task, self._train_data(), plan, seed=0, rank=self._rank)
             losses.extend(bench.step(batches) for _ in range(self._soak_steps))
         self._device.synchronize()
         return all(bool(torch.isfinite(loss)) for loss in losses if loss is not None)
@@ -419,8 +471,11 @@ class TorchRunner(Runner):
         )
 
     def _time_step(self, plan: Plan, budget_s: float, loader: Mapping[str, Any] | None) -> Timing:
-        batches = training_batches(self._task, self._train_data(), plan, seed=0, loader=loader)
-        return time_step(self._workbench(plan), self._device, batches, budget_s)
+        batches = training_batches(self._task, self._train_data(), plan, seed=0, loader=loader, rank=self._rank)
+        bench = self._workbench(plan)
+        if self._group is None:
+            return time_step(bench, self._device, batches, budget_s)
+        return time_step(bench, self._device, batches, budget_s, self._group.lead)
 
     def workload(self) -> Workload:
         with self._borrow():
@@ -491,9 +546,10 @@ class TorchRunner(Runner):
     ) -> tuple[list[float], list[float], bool]:
         # Without the task's schedule: the sweep sets the rate itself. Groups keep their ratio to the rate asked for.
         task = replace(self._task, scheduler=None)
-        trainer = Trainer(task, Config(plan=plan, lr=lowest), self._device.torch_device, seed=seed, total_steps=steps)
+        config = Config(plan=plan, lr=lowest)
+        trainer = Trainer(task, config, self._device.torch_device, seed=seed, total_steps=steps, group=self._group)
         groups = [group["lr"] / lowest for group in trainer.optimizer.param_groups]
-        batches = training_batches(task, self._train_data(), plan, seed=seed)
+        batches = training_batches(task, self._train_data(), plan, seed=seed, rank=self._rank)
         ratio = (highest / lowest) ** (1 / (steps - 1))
         lrs: list[float] = []
         losses: list[float] = []
@@ -504,12 +560,12 @@ class TorchRunner(Runner):
             try:
                 loss = trainer.step(batches)
             except (Exception, SystemExit) as error:
-                if not losses or self._device.is_out_of_memory(error):
+                if not losses or self._device.is_out_of_memory(error) or is_rank_lost(error):
                     raise
                 return lrs, losses, True  # many a training loop gives up by itself when the loss blows up
             if loss is None:
                 raise NoValidResult("a range test needs the loss: let training_step return it")
-            value = float(loss)
+            value = self._mean_of_ranks(loss)
             if not math.isfinite(value):
                 return lrs, losses, True
             lrs.append(lr)
@@ -557,7 +613,12 @@ class TorchRunner(Runner):
         deadline = math.inf if rung.limit_s is None else started + rung.limit_s
         trainer = self._trainer(rung.config, seed=rung.seed, total_steps=rung.total_steps)
         batches = training_batches(
-            self._task, self._train_data(), rung.config.plan, seed=rung.seed, start_step=rung.start_step
+            self._task,
+            self._train_data(),
+            rung.config.plan,
+            seed=rung.seed,
+            start_step=rung.start_step,
+            rank=self._rank,
         )
         if state is not None:
             trainer.restore(state)
@@ -579,7 +640,7 @@ class TorchRunner(Runner):
             # Reading a loss or a norm waits for the device, so it is done ten times a rung, not at every step.
             norms.read()
             if pending:
-                means.append(float(torch.stack(pending).cpu().double().mean()))  # MPS has no float64
+                means.append(self._mean_of_ranks(torch.stack(pending)))
                 pending.clear()
                 if not math.isfinite(means[-1]):
                     message = f"the loss was not finite by step {rung.start_step + index}"
@@ -596,10 +657,12 @@ class TorchRunner(Runner):
         new = path.with_suffix(".pt.new")
         trainer.save(new)  # before the evaluation, which draws
         begun = perf_counter()
-        score = self._evaluate(trainer, "val_data", rung)
-        # After it: should it bring the process down, the rung is run again from where it began.
-        new.replace(path)
-        sync_folder(path.parent)
+        score = 0.0
+        if self._rank == 0:
+            score = self._evaluate(trainer, "val_data", rung)
+            # After it: should it bring the process down, the rung is run again from where it began.
+            new.replace(path)
+            sync_folder(path.parent)
         if not math.isfinite(score):
             return RungResult(
                 rung=rung,

@@ -11,6 +11,7 @@ import io
 import math
 import os
 import pickle
+import weakref
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Batch, DeviceLoader, count_samples, seed_everything, to_device
+from .data_parallel import DataParallel
 from .errors import CheckpointError, TaskError
 from .files import sync_folder
 from .plan import Config, GradNorms, Precision
@@ -52,10 +54,21 @@ class Trainer:
         device: where the model trains.
         seed: of initialisation, dropout and (through the caller) data order.
         total_steps: the length of the schedule.
+        group: the ranks that train it together, each of which has a trainer like this one; None for one process.
     """
 
-    def __init__(self, task: Task, config: Config, device: torch.device, *, seed: int, total_steps: int) -> None:
+    def __init__(
+        self,
+        task: Task,
+        config: Config,
+        device: torch.device,
+        *,
+        seed: int,
+        total_steps: int,
+        group: DataParallel | None = None,
+    ) -> None:
         seed_everything(seed)
+        self.group = group
         self.task, self.config, self.device, self.total_steps = task, config, device, total_steps
         self.step_count = self.scheduler_steps = 0
         self.on_part: Callable[[str], None] | None = None  # told of each part of a step when it has been queued
@@ -74,6 +87,10 @@ class Trainer:
         self.after_step = copy.deepcopy(task.after_step) if stateful else task.after_step
         # A compiled module keeps the parameters, buffers and attributes of the one it was made from.
         self.forward = cast(nn.Module, torch.compile(self.model)) if task.compile else self.model
+        # Made for the first step, which all ranks take: one that only evaluates must not wait for the others.
+        self._together: nn.Module | None = None
+        if group is not None:
+            seed_everything(group.seed_of_rank(seed))  # one model, but dropout and augmentation of each rank's own
 
     def loss(self, batch: Batch) -> Tensor:
         """The task's loss of a batch that is on the device, as a scalar tensor with its graph.
@@ -88,7 +105,31 @@ class Trainer:
             raise TaskError(f"loss(model, batch) returns a scalar tensor, the mean over the batch; it returned {found}")
         return loss
 
-    def _backward(self, batch: Batch) -> Tensor | None:
+    def _synced(self) -> nn.Module:
+        """What the gradients are averaged over all ranks for: the loss, or the model where a task steps by itself.
+
+        DDP is put around the loss as a whole, so that it may use any attribute and any method of the model it is given.
+        """
+        assert self.group is not None
+        if self._together is None:
+            whole = self.forward if self.task.training_step is not None else _LossOf(self)
+            self._together = self.group.wrapped(whole)
+        return self._together
+
+    def backward(self, batch: Batch, *, is_last: bool = True) -> Tensor | None:
+        """Add the gradients of a batch on the device to what is there; its loss, where the task tells it.
+
+        Args:
+            batch: one micro-batch of an optimizer step.
+            is_last: of the step; before it, the ranks of a group keep their gradients to themselves.
+        """
+        if self.group is None:
+            return self._backward_with(self.forward, self.loss, batch)
+        synced = self._synced()
+        with nullcontext() if is_last else self.group.without_sync(synced):
+            return self._backward_with(synced, synced, batch)
+
+    def _backward_with(self, forward: nn.Module, loss_of: Callable[[Batch], Tensor], batch: Batch) -> Tensor | None:
         scale = 1 / self.config.plan.accumulation_steps
         if self.task.training_step is not None:
             if (
@@ -96,10 +137,10 @@ class Trainer:
             ):  # the backward pass is the user's, so the factor goes where they multiply by one
                 scale = float(self.scaler.scale(torch.tensor(scale, device=self.device)))
             with autocast(self.device, self.config.plan.precision):
-                loss: Any = self.task.training_step(self.forward, batch, scale)
+                loss: Any = self.task.training_step(forward, batch, scale)
             self._done("forward and backward")
             return loss.detach() if isinstance(loss, Tensor) else None
-        mean = self.loss(batch)
+        mean = loss_of(batch)
         self._done("forward")
         scaled = mean * scale
         (self.scaler.scale(scaled) if self.scaler else scaled).backward()
@@ -120,7 +161,8 @@ class Trainer:
 
         None where a `training_step` returns no loss.
         """
-        losses = [self._backward(self._arrived(next(batches))) for _ in range(self.config.plan.accumulation_steps)]
+        last = self.config.plan.accumulation_steps - 1
+        losses = [self.backward(self._arrived(next(batches)), is_last=index == last) for index in range(last + 1)]
         stepped = True
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
@@ -205,18 +247,22 @@ class Trainer:
     def save(self, path: Path) -> None:
         """Write all that a later process needs to go on as if nothing had happened; whole or not at all.
 
-        On the disk when this returns, under a name that outlives a loss of power.
+        On the disk when this returns, under a name that outlives a loss of power. In a group, all ranks call it and
+        rank 0 writes: what they do not share is the state of their generators.
 
         Raises:
             OSError: it cannot be written; where the disk is full, some error that `files.full_disk` knows.
         """
+        generators = rng_state() if self.group is None else self.group.gather(rng_state())
+        if self.group is not None and not self.group.is_first:
+            return
         state: dict[str, Any] = {
             "step": self.step_count,
             "scheduler_steps": self.scheduler_steps,
             "total_steps": self.total_steps,
             "model": self.model.state_dict(),
             "optimizer": _plain(self.optimizer.state_dict()),
-            "rng": rng_state(),
+            "rng": generators,
         }
         for name in ("scheduler", "scaler"):
             part = getattr(self, name)
@@ -246,7 +292,14 @@ class Trainer:
         """Go on from what `save` wrote and `read_checkpoint` read.
 
         Call it after the batches were set up: it restores the random generators.
+
+        Raises:
+            CheckpointError: it was written by another number of ranks.
         """
+        generators = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]
+        rank, ranks = (self.group.rank, self.group.size) if self.group is not None else (0, 1)
+        if len(generators) != ranks:
+            raise CheckpointError(f"the checkpoint is of {len(generators)} ranks; found {ranks} to go on with")
         self.model.load_state_dict(state["model"])
         self.step_count, self.scheduler_steps = state["step"], state["scheduler_steps"]
         for name in ("scheduler", "scaler"):
@@ -259,7 +312,21 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if "after_step" in state:
             cast(Any, self.after_step).load_state_dict(state["after_step"])
-        set_rng_state(state["rng"])
+        set_rng_state(generators[rank])
+
+
+class _LossOf(nn.Module):
+    """The loss of a batch as a module, which holds the model."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__()
+        self.model = trainer.model
+        self._loss = weakref.WeakMethod(trainer.loss)  # the trainer holds this module: no ring keeps its tensors
+
+    def forward(self, batch: Batch) -> Tensor:
+        loss = self._loss()
+        assert loss is not None
+        return loss(batch)
 
 
 class NormWatch:

@@ -106,6 +106,7 @@ class Trial:
             "state": self.state,
             "batch_size": plan.batch_size,
             "accumulation_steps": plan.accumulation_steps,
+            "ranks": plan.ranks,
             "effective_batch_size": plan.effective_batch_size,
             "precision": plan.precision,
             "lr": self.config.lr,
@@ -127,7 +128,7 @@ class Space:
     Attributes:
         effective_batch_sizes: rising.
         lr_low, lr_high: bounds of the learning rate *at the reference batch*; at another batch they move with it.
-        reference_batch: the batch size at the knee of the throughput curve.
+        reference_batch: the effective batch size at the knee of the throughput curve.
         lrs: the only learning rates to propose, rising; any between the bounds where it is empty.
     """
 
@@ -275,9 +276,10 @@ def space_for(
 ) -> Space:
     """The space around a profile and the hints about the learning rate; it holds at least one batch size.
 
-    Batch sizes are the powers of two in [knee / 8, 4 knee] (measured: the best one under equal time was within
-    [knee / 4, 2 knee] on eight of eight tables), from 8 up, at most an eighth of the training data (assumed: fewer than
-    eight steps an epoch are hardly a stochastic method), that fit and take at least `MIN_STEPS` steps in the horizon.
+    Batch sizes are the powers of two, times the processes, in [knee / 8, 4 knee] (measured: the best one under equal
+    time was within [knee / 4, 2 knee] on eight of eight tables), from 8 up, at most an eighth of the training data
+    (assumed: fewer than eight steps an epoch are hardly a stochastic method), that fit and take at least `MIN_STEPS`
+    steps in the horizon.
 
     Args:
         facts, times: the task and its throughput profile.
@@ -289,13 +291,15 @@ def space_for(
         lr_diverged: the rate at which the range test at the knee blew up; None where it did not.
         earlier: configurations that earlier runs found; their rates lie in the space.
     """
-    knee = times.knee_batch_size
+    ranks = facts.baseline.plan.ranks
+    knee = ranks * times.knee_batch_size
     high = 4 * knee if facts.train_size is None else min(4 * knee, facts.train_size / 8)
     sizes = []
-    for exponent in range(3, 1 + math.floor(math.log2(max(8, high)))):
-        plan = times.plan_for(2**exponent, max_batch, facts.precision, max_micro_batch)
-        if max(8, knee / 8) <= 2**exponent <= high and plan and total_steps(plan, times, horizon_s) >= MIN_STEPS:
-            sizes.append(2**exponent)
+    for exponent in range(1 + math.floor(math.log2(max(8, high)))):
+        size = ranks * 2**exponent
+        plan = times.plan_for(size, max_batch, facts.precision, max_micro_batch)
+        if max(8, knee / 8) <= size <= high and plan and total_steps(plan, times, horizon_s) >= MIN_STEPS:
+            sizes.append(size)
     batch = baseline.plan.effective_batch_size
     hints = [baseline.lr * scale(batch, knee)] + ([lr_hint] if lr_hint else [])
     lr_low, lr_high = min(hints) / 10**LR_DECADES, max(hints) * 10**LR_DECADES

@@ -16,13 +16,14 @@ from .bracket import fits
 from .checkpoints import checkpoint_path
 from .conditions import Condition, changes, check_conditions, conditions_of_task
 from .errors import BudgetTooShort, NoValidResult, WorkerTimeout
+from .group import open_workers
 from .learning_rate import LrCurve, find_lr_curve
 from .ledger import Ledger
 from .memory import MaxBatch, find_max_batch_size
-from .plan import Measurement, Plan, Runner, TaskFacts
+from .plan import Measurement, Runner, TaskFacts
 from .profiling import profile
 from .progress import Listener, Progress
-from .remote import RemoteRunner, RunnerSpec
+from .remote import RunnerSpec
 from .report import Report
 from .run_folder import RunFolder, RunState
 from .stability import norms_out_of_line
@@ -88,7 +89,7 @@ def run_tune(
     def remaining_s() -> float:
         return _SETTING_OUT_S if is_setting_out else ledger.available_s
 
-    runner = RemoteRunner(spec, log=folder.log, remaining_s=remaining_s)
+    runner = open_workers(spec, log=folder.log, remaining_s=remaining_s)
     try:
         if is_setting_out:  # starting workers and checking the task again is downtime
             runner.facts()
@@ -184,13 +185,13 @@ class _Tune:
 
     def largest_batch(self, facts: TaskFacts) -> MaxBatch:
         """No further than the race could use: an eighth of the data, but the baseline's own batch at least."""
-        size = facts.train_size
+        size = None if facts.train_size is None else facts.train_size // facts.baseline.plan.ranks
         useful = _TUNE_CEILING if size is None else max(1, size // _DATA_SHARE)
         ceiling = max(useful, facts.baseline.plan.batch_size)
         with self.ledger.charge("memory"):
             return find_max_batch_size(
                 self.runner,
-                Plan(batch_size=1, precision=facts.precision),
+                facts.smallest_plan,
                 ceiling=ceiling,
                 ceiling_is="dataset" if size is not None and ceiling >= size // _DATA_SHARE else "ceiling",
                 on_probe=lambda probe: self.say("memory", describe_probe(probe)),
@@ -206,7 +207,7 @@ class _Tune:
         size = 1 << (int(largest).bit_length() - 1)
         with self.ledger.charge("memory"):
             while size >= 1:
-                plan = Plan(batch_size=size, accumulation_steps=2, precision=facts.precision)
+                plan = replace(facts.smallest_plan, batch_size=size, accumulation_steps=2)
                 probe = self.runner.probe(plan, verdict=True)
                 self.say("memory", f"accumulating, {describe_probe(probe)}")
                 if fits(probe, largest.limit, verdict=True):
@@ -216,12 +217,11 @@ class _Tune:
 
     def throughput(self, facts: TaskFacts, largest: int) -> ThroughputCurve:
         budget_s = min(_PROFILE_SHARE * self.ledger.available_s, _PROFILE_MOST_S)
-        plan = Plan(batch_size=1, precision=facts.precision)
         baseline = facts.baseline.plan.batch_size
         with self.ledger.charge("profile"):
             curve = profile(
                 self.runner,
-                plan,
+                facts.smallest_plan,
                 max_batch=largest,
                 budget_s=budget_s,
                 include=[baseline] if baseline <= largest else [],
@@ -231,7 +231,7 @@ class _Tune:
 
     def range_test(self, facts: TaskFacts, curve: ThroughputCurve, largest: int, micro_batch: int) -> LrCurve | None:
         """At the knee; as many steps as its share of the budget pays for, none where that is too few."""
-        plan = curve.plan_for(curve.knee_batch_size, largest, facts.precision, micro_batch)
+        plan = curve.plan_for(curve.ranks * curve.knee_batch_size, largest, facts.precision, micro_batch)
         fewest, most = _SWEEP_STEPS
         affordable = int(_SWEEP_SHARE * self.ledger.available_s / curve.step_s(curve.knee_batch_size))
         if plan is None or affordable < fewest:

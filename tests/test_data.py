@@ -85,6 +85,32 @@ def test_every_batch_size_sees_the_same_samples_in_the_same_order(n: int, one: i
     assert sorted(samples(one)[:n]) == sorted(samples(one)[n:]) == list(range(n))
 
 
+@given(
+    n=sizes, batch=st.integers(1, 9), ranks=st.integers(1, 5), start=st.integers(0, 60), accumulation=st.integers(1, 3)
+)
+@settings(max_examples=60)
+def test_ranks_share_out_what_one_process_of_all_their_batches_sees(
+    n: int, batch: int, ranks: int, start: int, accumulation: int
+) -> None:
+    plan = Plan(batch_size=batch, accumulation_steps=accumulation, ranks=ranks)
+    start *= plan.effective_batch_size
+    whole = list(islice(SampleStream(n, batch * ranks, seed=3, start=start), 4))
+    shares = [
+        list(islice(SampleStream(n, batch, seed=3, start=start, rank=rank, ranks=ranks), 4)) for rank in range(ranks)
+    ]
+    for step, keys in enumerate(whole):
+        mine = [share[step] for share in shares]
+        assert all(len(one) == batch for one in mine)
+        assert sorted(key for one in mine for key in one) == sorted(keys)
+
+
+def test_ranks_take_turns_in_an_iterable_dataset_and_end_an_epoch_together() -> None:
+    plan = Plan(batch_size=2, ranks=2)
+    first, second = (take(training_batches(task(), Stream(), plan, seed=0, rank=rank), 2) for rank in range(2))
+    assert first == [[0, 2], [0, 2]]  # of 8, as 3 samples each make one batch of two
+    assert second == [[1, 3], [1, 3]]
+
+
 def test_another_seed_is_another_order() -> None:
     first, second = (next(iter(SampleStream(50, 50, seed=seed))) for seed in (1, 2))
     assert first != second

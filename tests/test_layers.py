@@ -17,8 +17,8 @@ ORDER = [
     "recording", "replay",
     "devices.environment", "devices.oom", "devices.host_memory", "devices.base", "devices.nvml", "devices.cuda",
     "devices.rapl", "devices.cpu", "devices.mps", "devices",
-    "task_file", "task_rules", "task", "state", "data", "worst_case", "training", "energy", "timing", "flops",
-    "micro_batches", "guard_ranks", "guard", "check_data", "check", "infer", "inputs",
+    "task_file", "task_rules", "task", "state", "data", "worst_case", "data_parallel", "training", "energy", "timing",
+    "flops", "micro_batches", "guard_ranks", "guard", "check_data", "check", "infer", "inputs",
     "torch_runner", "warm",
     "progress", "bracket", "memory", "throughput", "profiling", "arms", "learning_rate",
     "ledger", "trials", "retention", "race_state", "study", "surrogate", "freeze_thaw", "costs", "stability",
@@ -28,8 +28,8 @@ ORDER = [
     "render.side_by_side", "render.scales", "render.charts", "render.terminal", "render.markdown", "render.html",
     "render.live", "render",
     "settings", "conditions", "found", "run_folder", "runs", "task_sources",
-    "_worker", "engines.processes", "engines.local", "engines", "ranks", "exchange", "alone", "together",
-    "remote", "tuning", "bench", "api", "cli", "__main__",
+    "_worker", "engines.processes", "engines.local", "engines", "ranks", "answers", "exchange", "alone", "together",
+    "remote", "group", "tuning", "bench", "api", "cli", "__main__",
 ]
 # fmt: on
 
@@ -49,6 +49,7 @@ WITH_TORCH = (
     "devices",
     "task",
     "data",
+    "data_parallel",
     "worst_case",
     "check",
     "infer",

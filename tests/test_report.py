@@ -84,12 +84,22 @@ def test_a_stored_report_is_the_one_that_was_saved(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["report.json"]
 
 
+def test_a_plan_of_several_processes_survives_json_and_an_older_report_is_of_one() -> None:
+    several = Config(plan=Plan(batch_size=16, ranks=4), lr=0.1)
+    stored = example(plan=several).to_json()
+    assert Report.from_json(stored).plan == several
+    assert stored["plan"]["effective_batch_size"] == 64
+    del stored["plan"]["ranks"]
+    assert Report.from_json(stored).plan.plan == Plan(batch_size=16)
+
+
 def test_json_holds_what_scripts_rely_on() -> None:
     data = EXAMPLE.to_json()
     assert data["schema"] == SCHEMA
     assert data["plan"] == {
         "batch_size": 128,
         "accumulation_steps": 2,
+        "ranks": 1,
         "effective_batch_size": 256,
         "lr": 0.00345,
         "precision": "fp32",
@@ -123,7 +133,7 @@ def _set(data: Any, path: str, value: Any) -> None:
         ("budget_s", float("inf"), "'budget_s' of the report is a finite number; found inf"),
         ("budget_s", 10**400, "'budget_s' of the report is a finite number; found 1000"),
         ("plan", [], "'plan' of the report is dict; found []"),
-        ("plan/batch_size", 0, "the report's plan cannot be: batch_size and accumulation_steps are at least 1"),
+        ("plan/batch_size", 0, "the report's plan cannot be: batch_size, accumulation_steps and ranks are at least 1"),
         ("plan/precision", "int8", "'precision' of 'plan' of the report is one of fp32, tf32, bf16, fp16; found 'int"),
         ("score/scores", [1.0, "x"], "item 1 of 'scores' of 'score' of the report is int or float; found 'x'"),
         ("device/kind", "tpu", "'kind' of 'device' of the report is one of cuda, rocm, mps, cpu; found 'tpu'"),

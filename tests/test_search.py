@@ -17,6 +17,7 @@ from autobatch.costs import EQUIVALENTS
 from autobatch.errors import BudgetTooShort, NoValidResult, SettingError, TaskError
 from autobatch.ledger import Ledger
 from autobatch.plan import Config, Direction, GradNorms, Plan, Precision, Rung, RungResult
+from autobatch.profiling import profile
 from autobatch.search import (
     Event,
     Ladder,
@@ -550,6 +551,24 @@ def test_the_space_always_holds_something_that_can_be_run(
             and total_steps(plan, times, 5.0) >= MIN_STEPS
             and max(8, knee / 8) <= size <= min(4 * knee, train_size / 8)
         )
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_the_space_of_several_processes_is_of_batches_that_all_of_them_share(ranks: int) -> None:
+    plan = Plan(batch_size=1, ranks=ranks)
+    runner = SimRunner()
+    curve = profile(runner, Plan(batch_size=1), max_batch=512, budget_s=5.0)
+    times = replace(curve, measurements=tuple(replace(m, plan=replace(m.plan, ranks=ranks)) for m in curve.timed))
+    baseline = Config(plan=replace(plan, batch_size=32), lr=1e-3)
+    facts = replace(sim_facts(), baseline=baseline)
+    space = space_for(facts, times, max_batch=512, max_micro_batch=512, horizon_s=50.0, baseline=baseline)
+    assert space.reference_batch == ranks * curve.knee_batch_size
+    assert len(space.effective_batch_sizes) > 1
+    for size in space.effective_batch_sizes:
+        found = times.plan_for(size, 512, "fp32", 512)
+        assert found is not None
+        assert found.ranks == ranks
+        assert found.batch_size & (found.batch_size - 1) == 0
 
 
 def test_the_range_test_cuts_the_learning_rates_off_above() -> None:

@@ -113,6 +113,23 @@ def test_a_plan_keeps_the_effective_batch_within_memory(
         assert measured.step_s(plan.batch_size) * plan.accumulation_steps == pytest.approx(min(costs))
 
 
+@cheap
+@given(st.integers(1, 6), st.integers(1, 3000), st.integers(1, 300), st.integers(0, 300))
+def test_a_plan_of_several_processes_is_as_large_in_all_of_them_together(
+    ranks: int, effective: int, limit: int, micro: int
+) -> None:
+    one = curve((8, 1.0), (64, 2.0))
+    several = ThroughputCurve(measurements=tuple(replace(m, plan=replace(m.plan, ranks=ranks)) for m in one.timed))
+    assert several.samples_per_s(32) == pytest.approx(ranks * one.samples_per_s(32))
+    plan = several.plan_for(effective, limit, "fp32", micro)
+    alone = one.plan_for(effective // ranks, limit, "fp32", micro) if effective >= ranks else None
+    if effective % ranks or alone is None:
+        assert plan is None
+    else:
+        assert plan == replace(alone, ranks=ranks)
+        assert plan.effective_batch_size == effective
+
+
 def test_accumulation_takes_the_fastest_divisor_and_not_the_largest() -> None:
     measured = curve((32, 1.0), (48, 4.0))  # 48 fits, but memory traffic makes it slow
     assert measured.plan_for(96, 48, "fp32") == Plan(batch_size=32, accumulation_steps=3)

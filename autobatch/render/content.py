@@ -87,8 +87,11 @@ def _headline(report: Report) -> str:
     else:
         keep = "keep what you have" if report.baseline_is_users else "there is no reason to leave it"
         text = f"This is {name}. Nothing beat it: {keep}."
-    if report.plan.plan.accumulation_steps > 1:
-        text += f" An optimizer step averages over {report.plan.plan.effective_batch_size:,} samples."
+    plan = report.plan.plan
+    if plan.ranks > 1:
+        text += f" The batch size is that of each of {plan.ranks} processes."
+    if plan.effective_batch_size > plan.batch_size:
+        text += f" An optimizer step averages over {plan.effective_batch_size:,} samples."
     if report.interrupted:
         text += " The run was stopped before its end: a longer one may find something better."
     return text
@@ -195,7 +198,7 @@ def _trials(report: Report, decimals: int) -> Section:
     others = [trial for trial in ranked if trial not in pinned][: _TRIALS_SHOWN - len(pinned)]
     shown = [trial for trial in ranked if trial in pinned or trial in others]
     columns = (
-        Column(title="batch x acc."),
+        Column(title="batch x acc." + (" x ranks" if report.plan.plan.ranks > 1 else "")),
         Column(title="lr", is_number=True),
         Column(title="score", is_number=True),
         Column(title="trained", is_number=True),
@@ -255,7 +258,8 @@ def _config_text(config: Config) -> str:
 
 
 def _batch_text(trial: Json) -> str:
-    return f"{trial['batch_size']} x {trial['accumulation_steps']}"
+    ranks = trial.get("ranks", 1)
+    return f"{trial['batch_size']} x {trial['accumulation_steps']}" + (f" x {ranks}" if ranks > 1 else "")
 
 
 def _last_score(trial: Json) -> float:
@@ -278,4 +282,4 @@ def _state_text(trial: Json) -> str:
 
 def _is_chosen(trial: Json, report: Report) -> bool:
     chosen = dataclasses.asdict(report.plan.plan) | {"lr": report.plan.lr}
-    return all(trial[name] == value for name, value in chosen.items())
+    return all(({"ranks": 1} | dict(trial))[name] == value for name, value in chosen.items())

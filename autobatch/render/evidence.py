@@ -102,6 +102,8 @@ def throughput_section(found: Json) -> Section:
         f"Fastest at batch {found['fastest_batch_size']}: {speed_text(found['samples_per_s'])} samples/s. "
         f"{found['knee'].capitalize()}."
     )
+    if found.get("ranks", 1) > 1:
+        summary += f" Batch sizes are those of each of {found['ranks']} processes, samples/s are of all."
     if "recommended" in found:  # older reports say less
         summary += f" Recommended: {found['recommended']}."
     has_energy = any(point.get("joules_per_sample") is not None for point in points)
@@ -147,7 +149,7 @@ def _phases(found: Json) -> Iterator[Part]:
 
 def lr_sentence(found: Json) -> str:
     """What the range test suggests, and where it blew up."""
-    batch = found["batch_size"] * found["accumulation_steps"]
+    batch = found["batch_size"] * found["accumulation_steps"] * found.get("ranks", 1)
     suggestion = known(found["suggestion"], format_lr, "nothing: the loss never fell by more than its noise")
     blew_up = known(found["diverged_at"], lambda lr: f"blew up at {format_lr(lr)}", "never blew up")
     return f"The rule {found['rule']} suggests {suggestion}, at batch {batch}; the loss {blew_up}."
