@@ -435,7 +435,7 @@ def test_a_file_that_is_something_else_is_refused_and_runs_nothing(
         b"{}\n",
         b'{"op_code": 99}\n',
         whole.replace(b'"', b"'"),
-        whole[: len(whole) // 2] + b"\n" + whole[len(whole) // 2 :],
+        whole[: len(whole) // 2] + b"\x00\n" + whole[len(whole) // 2 :],
         b"\xff\n",
     ):
         (path / name).write_bytes(content)
