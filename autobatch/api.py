@@ -1,15 +1,11 @@
-"""The verbs: open a task on a device, run one stage or all of them, return a frozen result.
-
-A task from a file, or one that can be pickled, runs in worker processes. A live model on a GPU is borrowed in this
-process; on a CPU it is copied into fresh ones, because only there does the answer repeat (see `devices/cpu.py`).
-"""
+"""The verbs: open a task on a device (opening.py), run one stage or all of them, return a frozen result."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -25,22 +21,21 @@ from .bench_report import BenchReport
 from .conditions import conditions_of_settings
 from .errors import SettingError
 from .files import check_writable, make_folder
-from .group import open_workers
 from .learning_rate import LrCurve, find_lr_curve
 from .memory import MaxBatch, find_max_batch_size
-from .plan import DeviceInfo, Measurement, Mode, Plan, Precision, Prober, Runner, TaskFacts
+from .opening import device_of, open_spec, open_task, spec_for
+from .plan import Measurement, Mode, Plan, Precision, Prober, Runner
 from .profiling import find_remedy
 from .profiling import profile as profile_runner
 from .progress import Listener, Progress, nobody
 from .ranks import Place, Ranks, in_process_group
 from .recording import Recorder
-from .remote import RemoteRunner, RunnerSpec, available_cores, default_threads
+from .remote import available_cores
 from .report import Report
 from .run_folder import RunFolder, RunState
 from .runs import latest_unfinished, reopened
 from .settings import Earlier, TuneSettings
 from .standard import standard_models
-from .task_file import existing_file
 from .task_sources import source_hashes
 from .throughput import Objective, ThroughputCurve
 from .tuning import CEILING, describe_probe, run_tune
@@ -55,14 +50,6 @@ if TYPE_CHECKING:
 _PROFILE_S = 30.0
 _REMEDY_SHARE = 0.5  # of the budget again, for a loader that does not keep up. Assumed.
 _SWEEP_STEPS = 100  # as in the measured comparison of the rules (learning_rate.py)
-# What a task says itself, by the argument that says it of a live module.
-_SAID_BY_TASK = {
-    "sample": "the task's train_data()",
-    "data": "the task's train_data()",
-    "loss": "the task's loss(model, batch)",
-    "optimizer": "the task's optimizer(model, lr)",
-    "precision": "the task's `precision`",
-}
 
 
 def find_max_batch(
@@ -131,7 +118,7 @@ def find_max_batch(
     if soak and mode == "inference":
         raise SettingError(f"soak takes training steps, and mode='inference' takes none; got soak={soak}: leave it out")
     of_model = partial(
-        _open,
+        open_task,
         model,
         sample=sample,
         data=data,
@@ -260,7 +247,7 @@ def profile(
         NoValidResult: the objective asks for energy, and this device tells of none.
     """
     budget_s = parse_duration(budget)
-    opened = _open(task, sample=sample, device=device, memory_limit=memory_limit, headroom=headroom, nproc=nproc)
+    opened = open_task(task, sample=sample, device=device, memory_limit=memory_limit, headroom=headroom, nproc=nproc)
     with opened as (runner, plan, _):
         largest = max_batch_of(runner, plan, max_batch_size=max_batch_size, on_progress=on_progress)
         return profile_of(runner, plan, int(largest), budget_s=budget_s, objective=objective, on_progress=on_progress)
@@ -330,14 +317,14 @@ def profile_arms(
         TaskError: the task cannot be run in any way.
     """
     budget_s = parse_duration(budget)
-    spec = _spec(task, device, memory_limit, headroom)
+    spec = spec_for(task, device, memory_limit, headroom)
     found = []
     for arm in arms:
         on_progress(Progress(stage="start", text=f"in {arm.name}"))
         found.append(
             profile_arm(
                 arm,
-                partial(_open_spec, replace(spec, arm=arm)),
+                partial(open_spec, replace(spec, arm=arm)),
                 None,
                 find=partial(max_batch_of, max_batch_size=max_batch_size, on_progress=on_progress),
                 time_it=lambda runner, plan, largest: profile_of(
@@ -346,15 +333,6 @@ def profile_arms(
             )
         )
     return tuple(found)
-
-
-@contextmanager
-def _open_spec(spec: RunnerSpec) -> Iterator[tuple[Runner, Plan]]:
-    runner = RemoteRunner(spec)
-    try:
-        yield runner, _plan_to_vary(runner.facts(), None)
-    finally:
-        runner.close()
 
 
 def bench(
@@ -392,8 +370,8 @@ def bench(
         ReportError: the file cannot be written, or holds another report.
     """
     chosen = chosen_models(models, standard_models())
-    spec = _spec(next(iter(chosen.values())), device, memory_limit, headroom)
-    about = _device_of(spec)
+    spec = spec_for(next(iter(chosen.values())), device, memory_limit, headroom)
+    about = device_of(spec)
     if spec.memory_limit_bytes is None:
         spec = replace(spec, memory_limit_bytes=default_memory_limit(about.kind, quick))
     path = file_for(about, spec.threads, Path("benchmarks/results")) if output is None else Path(output)
@@ -422,14 +400,6 @@ def bench(
     return report, path
 
 
-def _device_of(spec: RunnerSpec) -> DeviceInfo:
-    runner = RemoteRunner(spec)
-    try:
-        return runner.device()
-    finally:
-        runner.close()
-
-
 def find_lr(
     task: Task | str | Path,
     *,
@@ -453,7 +423,7 @@ def find_lr(
         device, memory_limit: as in `find_max_batch`.
         on_progress: called when it begins and ends.
     """
-    with _open(task, device=device, memory_limit=memory_limit) as (runner, _, _):
+    with open_task(task, device=device, memory_limit=memory_limit) as (runner, _, _):
         facts = runner.facts()
         plan = facts.baseline.plan
         if batch_size is not None:
@@ -550,7 +520,7 @@ def tune(
     }
     given = {name: value for name, value in asked.items() if value is not None}
     headroom = 0.05 if headroom is None else headroom
-    spec = _spec(task, device or "auto", memory_limit, headroom, nproc=1 if nproc is None else nproc)
+    spec = spec_for(task, device or "auto", memory_limit, headroom, nproc=1 if nproc is None else nproc)
     name = Path(task).stem if isinstance(task, (str, Path)) else task.name
     sources = {} if spec.path is None else source_hashes(spec.path)
     folder = None if run_dir is None else Path(run_dir)
@@ -578,140 +548,3 @@ def tune(
             nproc=settings.nproc,
         )
         return run_tune(opened, state, spec, on_progress, started_s=started_s, force=force)
-
-
-def _spec(
-    task: Task | str | Path,
-    device: str,
-    memory_limit: str | int | None,
-    headroom: float,
-    mode: Mode = "training",
-    place: Place | None = None,
-    soak: int = 0,
-    nproc: int = 1,
-) -> RunnerSpec:
-    if nproc < 1:
-        raise SettingError(f"nproc is a number of processes, at least 1; got {nproc}")
-    if nproc > 1 and mode == "inference":
-        raise SettingError(f"nproc={nproc} is for training, and mode='inference' takes no step: leave it out")
-    if nproc > 1 and place is not None:
-        raise SettingError(f"nproc={nproc} starts the processes itself; found a process group: leave one of them out")
-    if not 0 <= headroom < 1:
-        raise SettingError(f"headroom is a share of the memory limit, at least 0 and below 1; got {headroom}")
-    common = RunnerSpec(
-        device=device,
-        memory_limit_bytes=None if memory_limit is None else parse_size(memory_limit),
-        headroom=headroom,
-        mode=mode,
-        threads=default_threads(),
-        place=place,
-        soak_steps=soak,
-        nproc=nproc,
-    )
-    if isinstance(task, (str, Path)):
-        return replace(common, path=existing_file(Path(task)))  # told before a worker is started for it
-    from .inputs import pickle_task  # torch is only needed where there is an object made with it
-    from .task import Task
-
-    if not isinstance(task, Task):
-        raise SettingError(
-            f"a Task or the path of a task file is needed, which say what is trained on which data; got "
-            f"{type(task).__name__}. `find_max_batch` and `profile` take a model as it is"
-        )
-    if task.path is not None:
-        return replace(common, path=task.path)
-    return replace(common, pickled=pickle_task(task))
-
-
-@contextmanager
-def _open(
-    model: nn.Module | Task | str | Path,
-    *,
-    sample: Any = None,
-    data: Any = None,
-    loss: Callable[..., Any] | None = None,
-    optimizer: Any = None,
-    precision: Precision | None = None,
-    device: str = "auto",
-    memory_limit: str | int | None = None,
-    headroom: float = 0.05,
-    mode: Mode = "training",
-    isolate: bool | None = None,
-    place: Place | None = None,
-    accumulation_steps: int | None = None,
-    soak: int = 0,
-    nproc: int = 1,
-) -> Iterator[tuple[Runner, Plan, tuple[str, ...]]]:
-    """A runner for whatever was passed, the plan to vary, and what was assumed; closed afterwards."""
-    assumed: tuple[str, ...] = ()
-    task: Any = model
-    is_live = False
-    if not isinstance(model, (str, Path)):
-        from torch import nn
-
-        from .inputs import task_for_model
-
-        is_live = isinstance(model, nn.Module)
-        if isinstance(model, nn.Module):
-            task, assumed = task_for_model(
-                model, sample, data=data, loss=loss, optimizer=optimizer, precision=precision or "fp32"
-            )
-    if not is_live:
-        given = {"sample": sample, "data": data, "loss": loss, "optimizer": optimizer, "precision": precision}
-        _refuse_for_task({name for name, value in given.items() if value is not None}, isolate)
-    elif nproc != 1:
-        raise SettingError(
-            "nproc= is for a task, whose processes make their own models: put the model into a task file"
-        )
-    runner: Runner
-    if is_live and not (_on_cpu(device) if isolate is None else isolate):
-        runner = _in_process(task, device, memory_limit, headroom, mode, soak)
-    else:
-        runner = open_workers(_spec(task, device, memory_limit, headroom, mode, place, soak, nproc))
-    try:
-        yield runner, _plan_to_vary(task if is_live else runner.facts(), accumulation_steps), assumed
-    finally:
-        runner.close()
-
-
-def _plan_to_vary(of: Task | TaskFacts, accumulation_steps: int | None) -> Plan:
-    """The plan whose batch size is looked for; more than two micro-batches need no more memory than two."""
-    if accumulation_steps is None:
-        accumulation_steps = of.baseline.plan.accumulation_steps if isinstance(of, TaskFacts) else 1
-    elif accumulation_steps < 1:
-        raise SettingError(f"accumulation_steps is at least 1; got {accumulation_steps}")
-    smallest = of.smallest_plan if isinstance(of, TaskFacts) else Plan(batch_size=1, precision=of.precision)
-    return replace(smallest, accumulation_steps=min(2, accumulation_steps))
-
-
-def _refuse_for_task(given: Set[str], isolate: bool | None) -> None:
-    """Arguments that a task makes void are refused, so that nobody takes the answer for theirs."""
-    for name, place in _SAID_BY_TASK.items():
-        if name in given:
-            raise SettingError(f"{name}= is for a live module; with a task it is {place} that counts: change it there")
-    if isolate is False:
-        raise SettingError("isolate=False is for a live module; a task always runs in worker processes: leave it out")
-
-
-def _in_process(
-    task: Task, device: str, memory_limit: str | int | None, headroom: float, mode: Mode, soak: int
-) -> Runner:
-    from .devices import open_device
-    from .torch_runner import TorchRunner
-
-    limit = None if memory_limit is None else parse_size(memory_limit)
-    return TorchRunner(
-        task,
-        open_device(device),
-        memory_limit_bytes=limit,
-        headroom=headroom,
-        mode=mode,
-        live=True,
-        soak_steps=soak,
-    )
-
-
-def _on_cpu(device: str) -> bool:
-    from .devices import open_device
-
-    return open_device(device).torch_device.type == "cpu"

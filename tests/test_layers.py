@@ -29,7 +29,7 @@ ORDER = [
     "render.live", "render",
     "settings", "conditions", "found", "run_folder", "runs", "task_sources",
     "_worker", "engines.processes", "engines.local", "engines", "ranks", "answers", "exchange", "alone", "together",
-    "remote", "group", "tuning", "bench", "api", "cli", "__main__",
+    "remote", "group", "opening", "tuning", "bench", "api", "cli", "__main__",
 ]
 # fmt: on
 
