@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Set
+from contextlib import suppress
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
-from .errors import NoValidResult
+from .errors import NoValidResult, TaskError
 from .medians import median_interval
 from .plan import Measurement, Plan, Runner
 from .throughput import Objective, Remedy, ThroughputCurve
 
-_REFINE_SHARE = 0.3  # of the time, for the neighbourhoods of the knee and the fastest. Assumed.
+# Of the time: the first pass, then the neighbourhoods of the knee and the fastest, then a second visit to all. Assumed.
+_FIRST_PASS_SHARE, _REFINE_SHARE = 0.4, 0.2
+_VISITS_DIFFER = 0.05  # from which on a second visit that came out otherwise is told. Assumed.
 _SPACING = 8  # tensor cores and vector units work in multiples of 8 (NVIDIA, Matrix Multiplication Background Guide)
 _FINEST = 0.1  # assumed: sizes that lie closer together than a tenth tell nothing new
 _SMALLEST_SIZE = 8  # assumed: below it an accelerator is idle and a step costs about the same
@@ -42,7 +46,9 @@ def profile(
         max_batch: the largest size that is known to run.
         budget_s: wall seconds for all of it; one size at least is measured.
         include: further sizes, such as the user's own; those above `max_batch` are left out.
-        refine: look closer where it tells most: at multiples of 8 around the knee and the best, and below `max_batch`.
+        refine: look closer where it tells most: at multiples of 8 around the knee and the best, and below `max_batch`;
+            and visit every size a second time, so that the interval of its median holds what the machine does from one
+            minute to the next.
         objective: what the recommended size is to be best in.
         on_measurement: called with each measurement as it comes.
 
@@ -54,43 +60,74 @@ def profile(
     powers = [1 << power for power in range(max_batch.bit_length()) if smallest <= 1 << power <= max_batch]
     coarse = {*powers, max_batch}
     if refine:
-        # Not 1, which batch norm refuses to train on.
         coarse |= {min(2, max_batch), max_batch // _SPACING * _SPACING} - {0}
     sizes = first + sorted(coarse - {*first})
-    measurements: list[Measurement] = []
+    measured: dict[int, Measurement] = {}
     left_s = budget_s
 
     def measure(size: int, share_s: float) -> None:
         nonlocal left_s
         measurement = runner.time(replace(plan, batch_size=size, accumulation_steps=1), budget_s=share_s)
         left_s -= measurement.seconds
-        measurements.append(measurement)
+        measured[size] = _pooled(measured[size], measurement) if size in measured else measurement
         if on_measurement is not None:
-            on_measurement(measurement)
+            on_measurement(measured[size])
 
-    kept_s = _REFINE_SHARE * budget_s if refine else 0.0
+    def so_far() -> ThroughputCurve:
+        return ThroughputCurve(measurements=tuple(measured.values()))
+
+    first_pass_s = _FIRST_PASS_SHARE * budget_s if refine else budget_s
     for done, size in enumerate(sizes):
-        has_timed = any(m.outcome == "ok" and m.step_s for m in measurements)
-        if left_s <= kept_s and has_timed:
+        has_timed = any(m.outcome == "ok" and m.step_s for m in measured.values())
+        left_of_pass_s = left_s - (budget_s - first_pass_s)
+        if left_of_pass_s <= 0 and has_timed:
             break
-        if refine and has_timed and _FEWEST_STEPS * _so_far(measurements).step_s(size) > left_s:
+        if refine and has_timed and _FEWEST_STEPS * so_far().step_s(size) > left_s:
             continue  # even the fewest steps would outlast the budget; a neighbour of the knee tells more
-        measure(size, max(0.0, left_s - kept_s) / (len(sizes) - done))
-    if not any(m.outcome == "ok" and m.step_s for m in measurements):
-        found = "; ".join(f"{m.plan.batch_size}: {m.outcome} {m.message or ''}".strip() for m in measurements)
+        measure(size, max(0.0, left_of_pass_s) / (len(sizes) - done))
+    if not any(m.outcome == "ok" and m.step_s for m in measured.values()):
+        found = "; ".join(f"{m.plan.batch_size}: {m.outcome} {m.message or ''}".strip() for m in measured.values())
         raise NoValidResult(f"one batch size at least must run when it is timed; found {found}: see the messages")
-    skipped = tuple(sorted({*sizes} - {m.plan.batch_size for m in measurements}))
-    share_s = budget_s / (len(sizes) + len(sizes) // 2)  # assumed: half as many again will be wanted
-    while refine and left_s > 0:
-        telling = _most_telling(_so_far(measurements), {m.plan.batch_size for m in measurements})
-        if telling is None:
-            break
-        measure(telling, min(share_s, left_s))
-    return ThroughputCurve(measurements=tuple(measurements), skipped=skipped, objective=objective)
+    skipped = tuple(sorted({*sizes} - {*measured}))
+    if refine:
+        share_s = first_pass_s / len(sizes)
+        while left_s > (1 - _FIRST_PASS_SHARE - _REFINE_SHARE) * budget_s:
+            telling = _most_telling(so_far(), {*measured})
+            if telling is None:
+                break
+            measure(telling, share_s)
+        if 1 not in measured:
+            with suppress(TaskError):  # batch norm refuses to train on one sample
+                measure(1, share_s)
+        again = [size for size in sorted(measured, reverse=True) if measured[size].outcome == "ok"]
+        for done, size in enumerate(again):
+            if _FEWEST_STEPS * so_far().step_s(size) <= left_s:
+                measure(size, left_s / (len(again) - done))
+    return ThroughputCurve(measurements=tuple(measured.values()), skipped=skipped, objective=objective)
 
 
-def _so_far(measurements: Sequence[Measurement]) -> ThroughputCurve:
-    return ThroughputCurve(measurements=tuple(measurements))
+def _pooled(one: Measurement, other: Measurement) -> Measurement:
+    """Two visits to one size as one measurement; the first where the second did not run."""
+    if other.outcome != "ok":
+        return one
+    remarks = dict.fromkeys((*one.remarks, *other.remarks))
+    change = other.median_step_s / one.median_step_s - 1
+    if abs(change) > _VISITS_DIFFER:
+        remarks[f"two visits differed by {abs(change):.0%}"] = None
+    known = [m for m in (one, other) if m.joules is not None and m.watts is not None]
+    return replace(
+        one,
+        step_s=one.step_s + other.step_s,
+        compute_s=one.compute_s + other.compute_s,
+        loader_s=one.loader_s + other.loader_s,
+        phases_s={
+            part: (one.phases_s[part] + other.phases_s.get(part, one.phases_s[part])) / 2 for part in one.phases_s
+        },
+        joules=fmean(m.joules or 0.0 for m in known) if known else None,
+        watts=fmean(m.watts or 0.0 for m in known) if known else None,
+        remarks=tuple(remarks),
+        seconds=one.seconds + other.seconds,
+    )
 
 
 def _most_telling(curve: ThroughputCurve, measured: Set[int]) -> int | None:

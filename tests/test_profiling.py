@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.errors import NoValidResult
+from autobatch.errors import NoValidResult, TaskError
+from autobatch.medians import median_interval
 from autobatch.plan import Measurement, Plan
 from autobatch.profiling import find_remedy, profile
 from autobatch.sim import SimRunner, sim_facts
@@ -36,8 +37,8 @@ def test_a_closer_look_goes_to_the_neighbours_of_the_knee_and_the_best() -> None
     step_s = saturating(0.02, 0.001)  # full speed from 160 on
     curve = profile(SimRunner(step_s=step_s), Plan(batch_size=1), max_batch=1000, budget_s=1e3, refine=True)
     sizes = [m.plan.batch_size for m in curve.timed]
-    assert {2, 8, 16, 32, 64, 128, 256, 512, 1000} <= set(sizes)
-    between = [size for size in sizes if size not in {2, 8, 16, 32, 64, 128, 256, 512, 1000}]
+    assert {1, 2, 8, 16, 32, 64, 128, 256, 512, 1000} <= set(sizes)
+    between = [size for size in sizes if size not in {1, 2, 8, 16, 32, 64, 128, 256, 512, 1000}]
     assert between
     assert all(size % 8 == 0 for size in between)
     assert all(64 < size < 512 for size in between)
@@ -171,3 +172,39 @@ def test_a_size_whose_fewest_steps_outlast_the_budget_is_left_out() -> None:
     assert 4096 in curve.skipped
     assert runner.clock() < 30.0
     assert curve.timed[-1].plan.batch_size >= 64
+
+
+@dataclass(slots=True, kw_only=True)
+class Normed(SimRunner):
+    """Refuses to train on one sample, as batch norm does; slower by half from its `tires_after`th timing on."""
+
+    tires_after: int = 10_000
+    timings: int = 0
+
+    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+        if plan.batch_size == 1:
+            raise TaskError("expected more than 1 value per channel when training")
+        self.timings += 1
+        measured = SimRunner.time(self, plan, budget_s=budget_s)
+        factor = 1.5 if self.timings > self.tires_after else 1.0
+        return replace(measured, step_s=tuple(factor * seconds for seconds in measured.step_s))
+
+
+def test_a_model_that_cannot_take_one_sample_is_profiled_all_the_same() -> None:
+    curve = profile(Normed(), Plan(batch_size=1), max_batch=64, budget_s=100.0, refine=True)
+    assert curve.timed[0].plan.batch_size == 2
+    assert profile(SimRunner(), Plan(batch_size=1), max_batch=64, budget_s=100.0, refine=True).timed[0].plan == Plan(
+        batch_size=1
+    )
+
+
+def test_every_size_is_visited_twice_and_visits_that_differ_are_told_and_widen_the_interval() -> None:
+    once = profile(Normed(), Plan(batch_size=1), max_batch=64, budget_s=100.0, refine=True)
+    number = len(once.timed)
+    tired = profile(Normed(tires_after=number), Plan(batch_size=1), max_batch=64, budget_s=100.0, refine=True)
+    assert all(len(m.step_s) == 40 for m in once.timed)
+    assert all(m.remarks == () for m in once.timed)
+    assert all(m.remarks == ("two visits differed by 50%",) for m in tired.timed)
+    for m in tired.timed:
+        low, high = median_interval(m.step_s) or (0.0, 0.0)
+        assert high == pytest.approx(1.5 * low)
