@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
 from .errors import NoValidResult, TaskError
-from .medians import median_interval
+from .medians import median_interval, relative_spread
 from .plan import Measurement, Plan, Runner
 from .throughput import Objective, Remedy, ThroughputCurve
 
-# Of the time: the first pass, then the neighbourhoods of the knee and the fastest, then a second visit to all. Assumed.
+# Of the time: the first pass, then the neighbourhoods of the knee and the fastest, then further visits to all. Assumed.
 _FIRST_PASS_SHARE, _REFINE_SHARE = 0.4, 0.2
-_VISITS_DIFFER = 0.05  # from which on a second visit that came out otherwise is told. Assumed.
+_ROUNDS = 5  # of such visits, each to every size. Assumed: a machine's slow moments meet all sizes then.
+_VISITS_DIFFER = 0.05  # from which on it is told that visits to one size came out otherwise. Assumed.
+_SETTLED = 0.02  # the relative half-width of the interval of a median at which a size is visited no more
 _SPACING = 8  # tensor cores and vector units work in multiples of 8 (NVIDIA, Matrix Multiplication Background Guide)
 _FINEST = 0.1  # assumed: sizes that lie closer together than a tenth tell nothing new
 _SMALLEST_SIZE = 8  # assumed: below it an accelerator is idle and a step costs about the same
@@ -47,8 +50,8 @@ def profile(
         budget_s: wall seconds for all of it; one size at least is measured.
         include: further sizes, such as the user's own; those above `max_batch` are left out.
         refine: look closer where it tells most: at multiples of 8 around the knee and the best, and below `max_batch`;
-            and visit every size a second time, so that the interval of its median holds what the machine does from one
-            minute to the next.
+            and visit every size again and again, so that the interval of its median holds what the machine does from
+            one moment to the next.
         objective: what the recommended size is to be best in.
         on_measurement: called with each measurement as it comes.
 
@@ -62,71 +65,84 @@ def profile(
     if refine:
         coarse |= {min(2, max_batch), max_batch // _SPACING * _SPACING} - {0}
     sizes = first + sorted(coarse - {*first})
-    measured: dict[int, Measurement] = {}
+    visits: dict[int, list[Measurement]] = {}
     left_s = budget_s
 
     def measure(size: int, share_s: float) -> None:
         nonlocal left_s
         measurement = runner.time(replace(plan, batch_size=size, accumulation_steps=1), budget_s=share_s)
         left_s -= measurement.seconds
-        measured[size] = _pooled(measured[size], measurement) if size in measured else measurement
+        visits.setdefault(size, []).append(measurement)
         if on_measurement is not None:
-            on_measurement(measured[size])
+            on_measurement(_pooled(visits[size]))
 
     def so_far() -> ThroughputCurve:
-        return ThroughputCurve(measurements=tuple(measured.values()))
+        return ThroughputCurve(measurements=tuple(map(_pooled, visits.values())))
 
     first_pass_s = _FIRST_PASS_SHARE * budget_s if refine else budget_s
     for done, size in enumerate(sizes):
-        has_timed = any(m.outcome == "ok" and m.step_s for m in measured.values())
+        has_timed = any(first.outcome == "ok" and first.step_s for first, *_ in visits.values())
         left_of_pass_s = left_s - (budget_s - first_pass_s)
         if left_of_pass_s <= 0 and has_timed:
             break
         if refine and has_timed and _FEWEST_STEPS * so_far().step_s(size) > left_s:
             continue  # even the fewest steps would outlast the budget; a neighbour of the knee tells more
         measure(size, max(0.0, left_of_pass_s) / (len(sizes) - done))
-    if not any(m.outcome == "ok" and m.step_s for m in measured.values()):
-        found = "; ".join(f"{m.plan.batch_size}: {m.outcome} {m.message or ''}".strip() for m in measured.values())
+    if not any(first.outcome == "ok" and first.step_s for first, *_ in visits.values()):
+        found = "; ".join(f"{m.plan.batch_size}: {m.outcome} {m.message or ''}".strip() for m, *_ in visits.values())
         raise NoValidResult(f"one batch size at least must run when it is timed; found {found}: see the messages")
-    skipped = tuple(sorted({*sizes} - {*measured}))
+    skipped = tuple(sorted({*sizes} - {*visits}))
     if refine:
         share_s = first_pass_s / len(sizes)
         while left_s > (1 - _FIRST_PASS_SHARE - _REFINE_SHARE) * budget_s:
-            telling = _most_telling(so_far(), {*measured})
+            telling = _most_telling(so_far(), {*visits})
             if telling is None:
                 break
             measure(telling, share_s)
-        if 1 not in measured:
+        if 1 not in visits:
             with suppress(TaskError):  # batch norm refuses to train on one sample
                 measure(1, share_s)
-        again = [size for size in sorted(measured, reverse=True) if measured[size].outcome == "ok"]
-        for done, size in enumerate(again):
-            if _FEWEST_STEPS * so_far().step_s(size) <= left_s:
-                measure(size, left_s / (len(again) - done))
-    return ThroughputCurve(measurements=tuple(measured.values()), skipped=skipped, objective=objective)
+        again = sorted(size for size in visits if visits[size][0].outcome == "ok")
+        visit_s = left_s / (_ROUNDS * len(again))
+        while left_s > 0 and not all(map(_is_settled, visits.values())):
+            affordable = [size for size in again if _FEWEST_STEPS * so_far().step_s(size) <= left_s]
+            if not affordable:
+                break
+            for size in affordable:
+                if left_s > 0:
+                    measure(size, visit_s)
+            again.reverse()
+    return replace(so_far(), skipped=skipped, objective=objective)
 
 
-def _pooled(one: Measurement, other: Measurement) -> Measurement:
-    """Two visits to one size as one measurement; the first where the second did not run."""
-    if other.outcome != "ok":
-        return one
-    remarks = dict.fromkeys((*one.remarks, *other.remarks))
-    change = other.median_step_s / one.median_step_s - 1
-    if abs(change) > _VISITS_DIFFER:
-        remarks[f"two visits differed by {abs(change):.0%}"] = None
-    known = [m for m in (one, other) if m.joules is not None and m.watts is not None]
+def _is_settled(visits: Sequence[Measurement]) -> bool:
+    """Whether a size needs no further visit: its median is known to 2 %, from two moments at least; or it failed."""
+    pooled = _pooled(visits)
+    return pooled.outcome != "ok" or (len(visits) > 1 and relative_spread(pooled.step_s) <= _SETTLED)
+
+
+def _pooled(visits: Sequence[Measurement]) -> Measurement:
+    """All visits to one size as one measurement; the first where it is the only one that ran."""
+    first, *_ = visits
+    ran = [visit for visit in visits if visit.outcome == "ok" and visit.step_s]
+    if len(ran) < 2:
+        return first
+    medians = [visit.median_step_s for visit in ran]
+    remarks = dict.fromkeys(remark for visit in ran for remark in visit.remarks)
+    if max(medians) > (1 + _VISITS_DIFFER) * min(medians):
+        remarks[f"visits differed by {max(medians) / min(medians) - 1:.0%}"] = None
+    joules = [visit.joules for visit in ran if visit.joules is not None]
+    watts = [visit.watts for visit in ran if visit.watts is not None]
     return replace(
-        one,
-        step_s=one.step_s + other.step_s,
-        compute_s=one.compute_s + other.compute_s,
-        loader_s=one.loader_s + other.loader_s,
-        phases_s={
-            part: (one.phases_s[part] + other.phases_s.get(part, one.phases_s[part])) / 2 for part in one.phases_s
-        },
-        joules=fmean(m.joules or 0.0 for m in known) if known else None,
-        watts=fmean(m.watts or 0.0 for m in known) if known else None,
+        first,
+        step_s=tuple(chain.from_iterable(visit.step_s for visit in ran)),
+        compute_s=tuple(chain.from_iterable(visit.compute_s for visit in ran)),
+        loader_s=tuple(chain.from_iterable(visit.loader_s for visit in ran)),
+        phases_s={part: fmean(visit.phases_s.get(part, s) for visit in ran) for part, s in first.phases_s.items()},
+        joules=fmean(joules) if joules else None,
+        watts=fmean(watts) if watts else None,
         remarks=tuple(remarks),
-        seconds=one.seconds + other.seconds,
+        seconds=sum(visit.seconds for visit in visits),
     )
 
 
