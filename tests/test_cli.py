@@ -84,7 +84,8 @@ def test_tune_prints_the_whole_report_as_json(tuned: tuple[Path, subprocess.Comp
     report = json.loads(result.stdout)
     assert set(report) >= {"horizon_s", "plan", "score", "baseline", "max_batch", "throughput", "trials", "ledger"}
     assert set(report) >= {"device", "why", "schema"}
-    assert set(report["plan"]) == {"batch_size", "accumulation_steps", "effective_batch_size", "lr", "precision"}
+    plan = {"batch_size", "accumulation_steps", "ranks", "effective_batch_size", "lr", "precision"}
+    assert set(report["plan"]) == plan
     assert set(report["score"]) >= {"mean", "stderr", "scores"}
     # That it ends in time is measured (benchmarks/wall_clock.py); here, that it says how long it took.
     assert sum(report["ledger"]["entries"].values()) == report["ledger"]["elapsed_s"] > 0

@@ -4,6 +4,7 @@ in vain.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -122,18 +123,24 @@ def rung(plan: Plan, steps: int = 30, start: int = 0, **changes: object) -> Rung
 PAIR = Plan(batch_size=4, ranks=2)
 
 
+def latest(folder: Path, trial: int = 4) -> Path:
+    """A trial's checkpoint of the most steps."""
+    return max(folder.glob(f"trial-{trial:05d}-*.pt"))
+
+
 def checkpoint(tmp_path: Path, trial: int = 4) -> dict[str, Any]:
-    return read_checkpoint(tmp_path / "checkpoints" / f"trial-{trial:05d}.pt")
+    return read_checkpoint(latest(tmp_path / "checkpoints", trial))
 
 
 def alone(tmp_path: Path, plan: Plan, steps: int = 30) -> tuple[dict[str, Any], Any]:
     """The weights, and what the rung showed, of one process."""
+    shutil.rmtree(tmp_path / "alone", ignore_errors=True)  # of another number of steps
     runner = TorchRunner(load_task(tmp_path / "model.py"), open_device("cpu"), checkpoints=tmp_path / "alone")
     try:
         result = runner.advance(rung(plan, steps))
     finally:
         runner.close()
-    return read_checkpoint(tmp_path / "alone" / "trial-00004.pt")["model"], result
+    return read_checkpoint(latest(tmp_path / "alone"))["model"], result
 
 
 ITERABLE = TASK.replace(
