@@ -359,7 +359,7 @@ def bench(
         precisions: ways of computing, as `Arm.parse` takes them; by default fp32 and bf16, and on an NVIDIA card tf32.
         quick: less time for each, and on a processor fp32 alone and less memory.
         device, headroom, max_batch_size: as in `find_max_batch`.
-        memory_limit: as in `find_max_batch`; on a processor 1 GiB by default, and 128 MiB where it is quick.
+        memory_limit: as in `find_max_batch`; on a processor 1 GiB by default, and 64 MiB where it is quick.
         objective: as in `profile`.
         output: the report's file; by default `benchmarks/results/<device>/<date>.json`.
         command: to be noted in the report.

@@ -31,8 +31,8 @@ from .units import format_duration, format_size
 _SIZE_VARIABLE = "AUTOBATCH_BENCH_SIZE"
 # What a processor's batches may use where no limit was asked for: all of a machine's memory would take samples by the
 # hundred thousand and steps of minutes. Assumed.
-_CPU_MEMORY_BYTES, _CPU_MEMORY_QUICK_BYTES = 1 << 30, 128 << 20
-_PROFILE_S, _PROFILE_QUICK_S = 30.0, 4.0  # a cell's timing. Assumed: 2 % intervals for most sizes; a look at each
+_CPU_MEMORY_BYTES, _CPU_MEMORY_QUICK_BYTES = 1 << 30, 64 << 20
+_PROFILE_S, _PROFILE_QUICK_S = 30.0, 3.0  # a cell's timing. Assumed: 2 % intervals for most sizes; a look at each
 _MATMUL_S = 1.0  # assumed: fifty products of 20 ms
 
 

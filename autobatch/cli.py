@@ -444,20 +444,23 @@ def bench(**options: Any) -> None:
         check_writable(options["html"])
     from . import api
 
-    with _progress(options) as listen:
-        report, path = api.bench(
-            options["models"],
-            precisions=options["precisions"],
-            quick=options["quick"],
-            device=options["device"],
-            memory_limit=options["memory_limit"],
-            headroom=options["headroom"],
-            max_batch_size=options["max_batch_size"],
-            objective=options["objective"],
-            output=options["output"],
-            command=_command(),
-            on_progress=listen,
-        )
+    try:
+        with _progress(options) as listen:
+            report, path = api.bench(
+                options["models"],
+                precisions=options["precisions"],
+                quick=options["quick"],
+                device=options["device"],
+                memory_limit=options["memory_limit"],
+                headroom=options["headroom"],
+                max_batch_size=options["max_batch_size"],
+                objective=options["objective"],
+                output=options["output"],
+                command=_command(),
+                on_progress=listen,
+            )
+    except KeyboardInterrupt:
+        _fail("interrupted. What was done is in the report's file: the same command goes on from there", _INTERRUPTED)
     _show_bench(report, path, options)
 
 

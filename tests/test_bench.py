@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from autobatch import api
 from autobatch.arm import Arm
 from autobatch.bench import BenchSettings, chosen_models, default_arms, default_memory_limit, file_for
 from autobatch.bench_report import BenchReport
+from autobatch.cli import cli
 from autobatch.errors import ReportError, SettingError
 from autobatch.plan import DeviceInfo
 from autobatch.standard import standard_models
@@ -63,7 +65,7 @@ def test_a_bench_measures_each_model_in_each_way_and_says_where_the_report_is(tm
     assert report.size == "small"
     assert report.quick
     assert report.planned == 4
-    assert any("128 MiB" in warning for warning in report.warnings)
+    assert any("64 MiB" in warning for warning in report.warnings)
     assert "2 of 4: minimal in bf16, about" in found.stderr
 
 
@@ -214,3 +216,17 @@ def test_an_objective_without_energy_is_refused_with_what_to_do(tmp_path: Path) 
     done = autobatch("profile", MINIMAL, "--objective", "energy", "--budget", "1s", "--max-batch-size", 8, cwd=tmp_path)
     assert done.returncode == 3
     assert "take the objective throughput" in done.stderr
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "bench", interrupted)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli(["bench", "--quick"], standalone_mode=False)
+    assert ended.value.code == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
