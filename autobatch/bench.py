@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,9 +21,10 @@ from .arms import ArmProfile, first_losses, loss_difference, profile_arm
 from .bench_report import BenchReport, Cell, Size
 from .errors import AutobatchError, ReportError, SettingError
 from .memory import MaxBatch
+from .opening import open_spec
 from .plan import DeviceInfo, LrSweep, Plan, Runner, Workload
 from .progress import Listener, Progress
-from .remote import RemoteRunner, RunnerSpec
+from .remote import RunnerSpec
 from .throughput import Objective, ThroughputCurve
 from .units import format_duration, format_size
 
@@ -201,13 +202,8 @@ class _Bench:
     def _budget_s(self) -> float:
         return _PROFILE_QUICK_S if self.settings.quick else _PROFILE_S
 
-    @contextmanager
-    def _open(self, spec: RunnerSpec) -> Iterator[tuple[Runner, Plan]]:
-        runner = RemoteRunner(spec, environment={_SIZE_VARIABLE: self.settings.size})
-        try:
-            yield runner, Plan(batch_size=1, precision=runner.facts().precision)
-        finally:
-            runner.close()
+    def _open(self, spec: RunnerSpec) -> AbstractContextManager[tuple[Runner, Plan]]:
+        return open_spec(spec, accumulation_steps=1, environment={_SIZE_VARIABLE: self.settings.size})
 
     def _losses_in_fp32(self, model: str, found: ArmProfile) -> LrSweep | None:
         """From the cell in fp32 of this run, or computed now where that was an earlier one's, or is not wanted."""

@@ -8,6 +8,8 @@ from statistics import median
 
 # Fewest values whose lowest and highest bound the median with 95 % confidence: 1 - 2 * 0.5 ** 6 = 97 %.
 _FEWEST = 6
+# The relative half-width of the interval of a median at which it is known well enough. The project asks for 2 %.
+_SETTLED = 0.02
 # Halves of a measurement that differ by less are no drift, however sure the difference is. Assumed: what a curve over
 # batch sizes cannot show.
 _DRIFT = 0.02
@@ -32,6 +34,16 @@ def relative_spread(values: Sequence[float]) -> float:
     """Half the width of that interval over the median; infinite where there is none."""
     interval = median_interval(values)
     return math.inf if interval is None else (interval[1] - interval[0]) / 2 / median(values)
+
+
+def is_settled(values: Sequence[float]) -> bool:
+    """Whether the median is known to 2 %."""
+    return relative_spread(values) <= _SETTLED
+
+
+def likely_range(values: Sequence[float]) -> tuple[float, float]:
+    """(low, high) of where the median lies: its 95 % interval; of fewer than six values, the lowest and the highest."""
+    return median_interval(values) or (min(values), max(values))
 
 
 def drift(values: Sequence[float]) -> float | None:

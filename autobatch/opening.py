@@ -6,8 +6,8 @@ process; on a CPU it is copied into fresh ones, because only there does the answ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,17 +173,15 @@ def _on_cpu(device: str) -> bool:
 
 
 @contextmanager
-def open_spec(spec: RunnerSpec) -> Iterator[tuple[Runner, Plan]]:
-    runner = RemoteRunner(spec)
-    try:
-        yield runner, _plan_to_vary(runner.facts(), None)
-    finally:
-        runner.close()
+def open_spec(
+    spec: RunnerSpec, *, accumulation_steps: int | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[Runner, Plan]]:
+    """A runner in worker processes, and the plan whose batch size is looked for; closed afterwards."""
+    with closing(RemoteRunner(spec, environment=environment)) as runner:
+        yield runner, _plan_to_vary(runner.facts(), accumulation_steps)
 
 
 def device_of(spec: RunnerSpec) -> DeviceInfo:
-    runner = RemoteRunner(spec)
-    try:
+    """The device that a spec names, as a worker sees it."""
+    with closing(RemoteRunner(spec)) as runner:
         return runner.device()
-    finally:
-        runner.close()

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from .errors import NoValidResult, TaskError
-from .medians import median_interval, relative_spread
+from .medians import is_settled, likely_range
 from .plan import Measurement, Plan, Runner
 from .throughput import Objective, Remedy, ThroughputCurve
 
@@ -19,7 +19,6 @@ from .throughput import Objective, Remedy, ThroughputCurve
 _FIRST_PASS_SHARE, _REFINE_SHARE = 0.4, 0.2
 _ROUNDS = 5  # of such visits, each to every size. Assumed: a machine's slow moments meet all sizes then.
 _VISITS_DIFFER = 0.05  # from which on it is told that visits to one size came out otherwise. Assumed.
-_SETTLED = 0.02  # the relative half-width of the interval of a median at which a size is visited no more
 _SPACING = 8  # tensor cores and vector units work in multiples of 8 (NVIDIA, Matrix Multiplication Background Guide)
 _FINEST = 0.1  # assumed: sizes that lie closer together than a tenth tell nothing new
 _SMALLEST_SIZE = 8  # assumed: below it an accelerator is idle and a step costs about the same
@@ -105,7 +104,8 @@ def profile(
         again = sorted(size for size in visits if visits[size][0].outcome == "ok")
         visit_s = left_s / (_ROUNDS * len(again))
         while left_s > 0 and not all(map(_is_settled, visits.values())):
-            affordable = [size for size in again if _FEWEST_STEPS * so_far().step_s(size) <= left_s]
+            curve = so_far()
+            affordable = [size for size in again if _FEWEST_STEPS * curve.step_s(size) <= left_s]
             if not affordable:
                 break
             for size in affordable:
@@ -118,7 +118,7 @@ def profile(
 def _is_settled(visits: Sequence[Measurement]) -> bool:
     """Whether a size needs no further visit: its median is known to 2 %, from two moments at least; or it failed."""
     pooled = _pooled(visits)
-    return pooled.outcome != "ok" or (len(visits) > 1 and relative_spread(pooled.step_s) <= _SETTLED)
+    return pooled.outcome != "ok" or (len(visits) > 1 and is_settled(pooled.step_s))
 
 
 def _pooled(visits: Sequence[Measurement]) -> Measurement:
@@ -225,6 +225,4 @@ def _is_faster(one: Measurement, other: Measurement) -> bool:
     """Whether by more than 5 %, and the intervals of the medians lie apart; of few steps, those that were seen."""
     if one.samples_per_s < _HELPS * other.samples_per_s:
         return False
-    first = median_interval(one.step_s) or (min(one.step_s), max(one.step_s))
-    second = median_interval(other.step_s) or (min(other.step_s), max(other.step_s))
-    return first[1] < second[0]
+    return likely_range(one.step_s)[1] < likely_range(other.step_s)[0]

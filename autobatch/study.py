@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ from .trials import Ladder, Role, Space, State, Trial, oriented, promotable
 # Upper end of the recorded integer parameters, so that every trial of every run shares one distribution. Assumed to be
 # above any batch size in samples.
 _MOST_SAMPLES = 1 << 24
+
+# What changes of a trial while it is in the race.
+_CHANGING = ("state", "scores", "outcome", "message", "grad_norms", "seconds", "predicted_s")
 
 _RECORDED: dict[str, BaseDistribution] = {
     "batch_size": IntDistribution(1, _MOST_SAMPLES, log=True),
@@ -304,15 +307,8 @@ def read_kept(path: Path) -> Kept | None:
 
 def _now(trial: Trial) -> dict[str, Any]:
     """What changes of a trial, as it is in JSON."""
-    return {
-        "state": trial.state,
-        "scores": [list(score) for score in trial.scores],
-        "outcome": trial.outcome,
-        "message": trial.message,
-        "grad_norms": [asdict(norms) for norms in trial.grad_norms],
-        "seconds": trial.seconds,
-        "predicted_s": trial.predicted_s,
-    }
+    whole = trial.to_json()
+    return {name: whole[name] for name in _CHANGING}
 
 
 def _kept(study: optuna.Study, path: Path) -> Kept | None:

@@ -13,14 +13,14 @@ from typing import Any, Protocol, TypeVar
 from .data import Batch, to_device
 from .devices import Device
 from .energy import Energy, energy_of
-from .medians import drift, relative_spread
+from .medians import drift, is_settled
 from .training import Trainer
 from .units import format_size
 
 _WARM_UP_STEPS = 2  # assumed: lazily made state, library handles; a compiled model compiles in the first
 _STEADY = 0.05  # assumed: warm when a block is within 5 % of the fastest one so far
 _BLOCK_S = 0.02  # assumed: long enough that reading the clock (about 0.1 us) and one scheduling hiccup are small in it
-_SETTLED = 0.02  # the relative half-width of the interval of the median at which timing stops
+_SMALL_PART = 0.02  # of the longest part of a step: one so small is not waited for to settle. Assumed.
 # Of the time allotted: steps as training takes them, the same on batches that are there, the loader alone, and the
 # parts of a step one by one; warming up takes what it needs of the first. Assumed: the first is what is compared.
 _STEP_SHARE, _COMPUTE_SHARE, _LOADER_SHARE, _PHASES_SHARE = 0.5, 0.2, 0.15, 0.15
@@ -123,7 +123,7 @@ def repeat(
     first_s = _block(work, 1, device)
     calls = lead(_calls_a_block(first_s))
     times = [first_s] if calls == 1 else []
-    while lead(len(times) < fewest or (perf_counter() - begun < budget_s and relative_spread(times) > _SETTLED)):
+    while lead(len(times) < fewest or (perf_counter() - begun < budget_s and not is_settled(times))):
         times.append(_block(work, calls, device))
     return times
 
@@ -194,4 +194,4 @@ def _phases(bench: Trainer, device: Device, host: list[Any], budget_s: float, le
 def _unsettled(found: dict[str, list[float]]) -> bool:
     """Whether a part that matters is not known well enough: the small ones are told as so many microseconds."""
     longest = max(median(seconds) for seconds in found.values())
-    return any(relative_spread(s) > _SETTLED for s in found.values() if median(s) > _SETTLED * longest)
+    return any(not is_settled(s) for s in found.values() if median(s) > _SMALL_PART * longest)

@@ -22,7 +22,7 @@ from typing import Any
 from provenance import about
 
 from autobatch.api import profile_of
-from autobatch.medians import median_interval
+from autobatch.medians import likely_range
 from autobatch.plan import Measurement, Plan, Runner
 from autobatch.remote import RemoteRunner, RunnerSpec, default_threads
 from autobatch.standard import standard_models
@@ -45,8 +45,7 @@ def sweep(runner: Runner, up_to: int, share_s: float) -> tuple[dict[int, list[fl
 
 def agree(one: Measurement, other: Measurement) -> bool:
     """Whether the intervals of the two medians overlap; of few steps, what was seen."""
-    first = median_interval(one.step_s) or (min(one.step_s), max(one.step_s))
-    second = median_interval(other.step_s) or (min(other.step_s), max(other.step_s))
+    first, second = likely_range(one.step_s), likely_range(other.step_s)
     return first[0] <= second[1] and second[0] <= first[1]
 
 

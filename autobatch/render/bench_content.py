@@ -12,7 +12,7 @@ from ..units import format_duration, format_size
 from .curves import charts_of, recommended_point
 from .document import Bullets, Column, Document, Facts, Paragraph, Part, Section, Table
 from .evidence import provenance
-from .numbers import count_text, grouped, known, percent_text, share_text, si_text, speed_text
+from .numbers import capitalized, count_text, grouped, known, percent_text, share_text, si_text, speed_text
 
 Json = Mapping[str, Any]
 
@@ -172,9 +172,9 @@ def _said(cell: Cell) -> Iterator[str]:
     proved = ", and the next size was seen to fail" if found["proved"] else ""
     ended = "by memory" if found["limited_by"] == "memory" else f"by the {found['limited_by']}, not by memory"
     yield f"{count_text(found['batch_size'], 'sample')} fit, limited {ended}{proved}."
-    yield _capitalized(profiled["knee"]) + "."
+    yield capitalized(profiled["knee"]) + "."
     if profiled.get("recommended"):
-        yield _capitalized(profiled["recommended"]).removesuffix(".") + "."
+        yield capitalized(profiled["recommended"]).removesuffix(".") + "."
     residual = (profiled.get("fit") or {}).get("largest_residual")
     if residual is not None:
         yield f"The step-time model is within {percent_text(residual)} of every measured time."
@@ -186,7 +186,7 @@ def _said(cell: Cell) -> Iterator[str]:
         )
     for sentence in (profiled["starvation"], profiled.get("remedy")):
         if sentence:
-            yield _capitalized(sentence)
+            yield capitalized(sentence)
     remarks = ((point["batch_size"], remark) for point in profiled["measurements"] for remark in point["remarks"])
     for sizes, remark in grouped(remarks):
         yield f"In doubt at batch {', '.join(map(str, sizes))}: {remark}."
@@ -239,7 +239,3 @@ def _share(cell: Cell) -> float | None:
 
 def _listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
-
-
-def _capitalized(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -9,6 +9,7 @@ from ..compare import Against, Comparison, Pair, Ratio
 from .curves import series_table
 from .document import Bullets, Chart, Column, Document, Facts, Paragraph, Part, Point, Section, Series, Table
 from .evidence import provenance
+from .numbers import capitalized
 
 _HOW = (
     "A ratio above 1 is more than the first report has: more samples per second, a larger batch, more energy.",
@@ -61,7 +62,7 @@ def _section(comparison: Comparison, other: Against) -> Section:
             for name, report in ((other.name, other.report), (comparison.name, comparison.report))
         )
     )
-    remarks = tuple(_capitalized(f"{sentence}.") for sentence in (*other.remarks, *other.left_out))
+    remarks = tuple(capitalized(f"{sentence}.") for sentence in (*other.remarks, *other.left_out))
     parts: list[Part] = [facts, Paragraph(text=_summary(other.pairs)), _overview(other.pairs)]
     if remarks:
         parts.append(Bullets(items=remarks))
@@ -131,7 +132,3 @@ def _series(pair: Pair, slot: int) -> Series:
 
 def _point_text(point: Point) -> str:
     return ratio_text(Ratio(value=point.value, low=point.low, high=point.high))
-
-
-def _capitalized(text: str) -> str:
-    return text[:1].upper() + text[1:]

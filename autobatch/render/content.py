@@ -14,7 +14,7 @@ from ..units import format_duration
 from .document import Bullets, Code, Column, Document, Paragraph, Part, Section, Table
 from .evidence import OUTCOMES, lr_sentence, max_batch_summary, provenance, throughput_summary
 from .long_run import long_run_section
-from .numbers import count_text, known, lr_text, score_decimals, score_text, share_text
+from .numbers import capitalized, count_text, known, lr_text, score_decimals, score_text, share_text
 
 Json = Mapping[str, Any]
 
@@ -139,7 +139,7 @@ def _comparison(report: Report, decimals: int) -> list[Part]:
         Table(columns=tuple(columns), rows=tuple(tuple(row) for row in cells)),
     ]
     if not report.chose_baseline:
-        parts.append(Paragraph(text=f"{_capitalized(name)} is {_config_text(report.baseline_plan)}."))
+        parts.append(Paragraph(text=f"{capitalized(name)} is {_config_text(report.baseline_plan)}."))
     if report.interrupted:
         parts += [Paragraph(text=sentence) for sentence in _unconfirmed(report, decimals)]
     return parts
@@ -245,10 +245,6 @@ def _decimals(report: Report) -> int:
 
 def _baseline_name(report: Report) -> str:
     return "your configuration" if report.baseline_is_users else "the default"
-
-
-def _capitalized(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _config_text(config: Config) -> str:

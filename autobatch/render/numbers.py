@@ -72,6 +72,11 @@ def share_text(share: float) -> str:
     return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
 
 
+def capitalized(text: str) -> str:
+    """The text with a capital at its beginning, the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def count_text(count: int, noun: str) -> str:
     """A count and what is counted: `1 seed`, `1,024 seeds`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
