@@ -30,20 +30,29 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return ordered[low], ordered[high]
 
 
-def relative_spread(values: Sequence[float]) -> float:
-    """Half the width of that interval over the median; infinite where there is none."""
-    interval = median_interval(values)
-    return math.inf if interval is None else (interval[1] - interval[0]) / 2 / median(values)
+def relative_spread(values: Sequence[float], visits: Sequence[float] = ()) -> float:
+    """Half the width of `likely_range` over the median; infinite below six values."""
+    if median_interval(values) is None:
+        return math.inf
+    low, high = likely_range(values, visits)
+    return (high - low) / 2 / median(values)
 
 
-def is_settled(values: Sequence[float]) -> bool:
+def is_settled(values: Sequence[float], visits: Sequence[float] = ()) -> bool:
     """Whether the median is known to 2 %."""
-    return relative_spread(values) <= _SETTLED
+    return relative_spread(values, visits) <= _SETTLED
 
 
-def likely_range(values: Sequence[float]) -> tuple[float, float]:
-    """(low, high) of where the median lies: its 95 % interval; of fewer than six values, the lowest and the highest."""
-    return median_interval(values) or (min(values), max(values))
+def likely_range(values: Sequence[float], visits: Sequence[float] = ()) -> tuple[float, float]:
+    """(low, high) of where the median lies: its 95 % interval; of fewer than six values, the lowest and the highest.
+
+    Args:
+        values: what was measured.
+        visits: where it was measured at several moments, the median at each. Values of one moment resemble each other,
+            so that many of them look surer than they are: the range holds that of the moments' medians as well.
+    """
+    ranges = [median_interval(some) or (min(some), max(some)) for some in (values, visits) if some]
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
 def drift(values: Sequence[float]) -> float | None:

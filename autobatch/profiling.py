@@ -16,8 +16,9 @@ from .plan import Measurement, Plan, Runner
 from .throughput import Objective, Remedy, ThroughputCurve
 
 # Of the time: the first pass, then the neighbourhoods of the knee and the fastest, then further visits to all. Assumed.
-_FIRST_PASS_SHARE, _REFINE_SHARE = 0.4, 0.2
-_ROUNDS = 5  # of such visits, each to every size. Assumed: a machine's slow moments meet all sizes then.
+_FIRST_PASS_SHARE, _REFINE_SHARE = 0.2, 0.2
+_ROUNDS = 8  # of such visits, each to every size. Assumed: a machine's slow moments meet all sizes then.
+_FEWEST_VISITS = 3  # before a size is settled. Assumed: two moments may be alike by chance.
 _VISITS_DIFFER = 0.05  # from which on it is told that visits to one size came out otherwise. Assumed.
 _SPACING = 8  # tensor cores and vector units work in multiples of 8 (NVIDIA, Matrix Multiplication Background Guide)
 _FINEST = 0.1  # assumed: sizes that lie closer together than a tenth tell nothing new
@@ -116,9 +117,9 @@ def profile(
 
 
 def _is_settled(visits: Sequence[Measurement]) -> bool:
-    """Whether a size needs no further visit: its median is known to 2 %, from two moments at least; or it failed."""
+    """Whether a size needs no further visit: its median is known to 2 %, over several moments; or it failed."""
     pooled = _pooled(visits)
-    return pooled.outcome != "ok" or (len(visits) > 1 and is_settled(pooled.step_s))
+    return pooled.outcome != "ok" or (len(visits) >= _FEWEST_VISITS and is_settled(pooled.step_s, pooled.visits_s))
 
 
 def _pooled(visits: Sequence[Measurement]) -> Measurement:
@@ -127,7 +128,7 @@ def _pooled(visits: Sequence[Measurement]) -> Measurement:
     ran = [visit for visit in visits if visit.outcome == "ok" and visit.step_s]
     if len(ran) < 2:
         return first
-    medians = [visit.median_step_s for visit in ran]
+    medians = tuple(visit.median_step_s for visit in ran)
     remarks = dict.fromkeys(remark for visit in ran for remark in visit.remarks)
     if max(medians) > (1 + _VISITS_DIFFER) * min(medians):
         remarks[f"visits differed by {max(medians) / min(medians) - 1:.0%}"] = None
@@ -139,6 +140,7 @@ def _pooled(visits: Sequence[Measurement]) -> Measurement:
         compute_s=tuple(chain.from_iterable(visit.compute_s for visit in ran)),
         loader_s=tuple(chain.from_iterable(visit.loader_s for visit in ran)),
         phases_s={part: fmean(visit.phases_s.get(part, s) for visit in ran) for part, s in first.phases_s.items()},
+        visits_s=medians,
         joules=fmean(joules) if joules else None,
         watts=fmean(watts) if watts else None,
         remarks=tuple(remarks),

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from .arm import Arm
 from .checkpoints import forget_checkpoints
 from .devices import host_memory
-from .devices.environment import count_exactly, worker_environment
+from .devices.environment import count_exactly, keep_freed_memory, worker_environment
 from .engines.local import LocalWorker
 from .engines.processes import ForkServer
 from .errors import DeviceLost, WorkerDied, WorkerTimeout
@@ -170,6 +170,8 @@ def open_runner(spec: RunnerSpec, *, exact: bool) -> None:
     _watch = Watch()
     if exact:
         count_exactly()
+    else:
+        keep_freed_memory()
     _runner = _open(spec)
 
 

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, Literal
 
 from .errors import NoValidResult
-from .medians import median_interval
+from .medians import likely_range, median_interval
 from .plan import Measurement, Plan, Precision
 
 KNEE_SHARE = (
@@ -98,15 +98,15 @@ class ThroughputCurve:
 
     @cached_property
     def _fit(self) -> tuple[tuple[int, float], ...]:
-        """(batch size, step seconds), never falling: the nearest such curve to the medians, by least squares.
+        """(batch size, step seconds), never falling: the nearest such curve to the undisturbed times, by least squares.
 
-        Isotonic regression by pooling adjacent violators (Barlow et al. 1972), each median weighted by its repeats: a
+        Isotonic regression by pooling adjacent violators (Barlow et al. 1972), each time weighted by its repeats: a
         larger batch cannot take less time per step but for noise. A running maximum would do that too, but carries one
         slow hiccup at a small batch over to all larger ones.
         """
         pools: list[tuple[float, int, int]] = []  # mean seconds, weight, number of sizes
         for measurement in self.timed:
-            pool = (measurement.median_step_s, len(measurement.step_s), 1)
+            pool = (measurement.undisturbed_step_s, len(measurement.step_s), 1)
             while pools and pools[-1][0] > pool[0]:
                 seconds, weight, count = pools.pop()
                 total = weight + pool[1]
@@ -124,29 +124,29 @@ class ThroughputCurve:
         for left_out in self.timed[1:-1]:
             others = replace(self, measurements=tuple(m for m in self.timed if m is not left_out))
             size = left_out.plan.batch_size
-            found[size] = others._typical_step_s(size) / left_out.median_step_s - 1
+            found[size] = others._undisturbed_step_s(size) / left_out.undisturbed_step_s - 1
         return found
 
     @cached_property
-    def _mean_over_median(self) -> float:
-        """What steps cost over what the medians say, over all sizes together.
+    def _mean_over_undisturbed(self) -> float:
+        """What steps cost over what they take undisturbed, over all sizes together.
 
-        Medians compare sizes: one stall says nothing about the size it fell into. But a training pays for its stalls,
-        so what a number of steps takes is their number times the mean. Measured on a crowded machine: median 2.1 ms,
-        mean 21 ms, and a trial of 9.1 s by the medians took 93 s.
+        Undisturbed times compare sizes: a stall says nothing about the size it fell into. But a training pays for its
+        stalls, so what a number of steps takes is their number times the mean. Measured on a crowded machine: median
+        2.1 ms, mean 21 ms, and a trial of 9.1 s by the medians took 93 s.
         """
-        at_median_s = sum(len(m.step_s) * m.median_step_s for m in self.timed)
-        return sum(sum(m.step_s) for m in self.timed) / at_median_s
+        undisturbed_s = sum(len(m.step_s) * m.undisturbed_step_s for m in self.timed)
+        return sum(sum(m.step_s) for m in self.timed) / undisturbed_s
 
     def step_s(self, batch_size: int) -> float:
         """Mean seconds of one optimizer step of one micro-batch: what training costs, stalls included.
 
         Linear between the measured sizes, and never falling.
         """
-        return self._mean_over_median * self._typical_step_s(batch_size)
+        return self._mean_over_undisturbed * self._undisturbed_step_s(batch_size)
 
-    def _typical_step_s(self, batch_size: int) -> float:
-        """The curve through the medians.
+    def _undisturbed_step_s(self, batch_size: int) -> float:
+        """The curve itself.
 
         Beyond the largest, along the last rising segment; below the smallest, along the first one, but never less than
         in proportion to the batch. With a single level, both err on the slow side: in proportion above, the same below.
@@ -342,7 +342,10 @@ class ThroughputCurve:
             "compute_samples_per_s": rate(measurement.compute_s),
             "loader_samples_per_s": rate(measurement.loader_s),
             "peak_bytes": measurement.peak_bytes,
-            "interval_s": list(interval) if (interval := median_interval(measurement.step_s)) else None,
+            "interval_s": list(likely_range(measurement.step_s, measurement.visits_s))
+            if median_interval(measurement.step_s)
+            else None,
+            "visits": len(measurement.visits_s) or 1,
             "phases_s": dict(measurement.phases_s),
             "joules": measurement.joules,
             "joules_per_sample": None if measurement.joules is None else measurement.joules / samples,

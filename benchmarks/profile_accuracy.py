@@ -4,10 +4,15 @@
 
 For each standard model in its small size: two profiles, and between them a sweep that times every batch size up to
 `--up-to` ten times as often, going round all sizes ten times, so that a slow minute of the machine meets all of them.
-Printed are the speed of the recommended size as a share of the best that the sweep saw (the project asks for 98 %), the
-profile's time as a share of the sweep's (10 %), how far the step times fitted by the profile are from the sweep's at
+Printed are the speed of the recommended size as a share of the best one (the project asks for 98 %), the time of the
+profile as a share of the sweep (10 %), how far the step times fitted by the profile are from those of the sweep at
 sizes that the profile did not see (5 % in the median and at worst), and the share of the reported medians that agree
 between the two profiles, which is where their 95 % intervals overlap (90 %). Exit code 1 where one of them is missed.
+
+The best of many sizes that were all timed with an error is one that the error favoured. So the best size is chosen by
+every second round of the sweep and its speed taken from the others, and the other way round, and the recommended size
+is compared with it in those same rounds: the share is the mean of both, and may be a little over 100 %. The best by all
+rounds, with its error in it, is in the JSON too.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,19 +39,37 @@ ROUNDS = 10
 SPEED, TIME, FIT, AGREE = 0.98, 0.10, 0.05, 0.90
 
 
-def sweep(runner: Runner, up_to: int, share_s: float) -> tuple[dict[int, list[float]], float]:
-    """Step times of every batch size, and the seconds that they took."""
+Times = dict[int, list[tuple[float, ...]]]
+
+
+def sweep(runner: Runner, up_to: int, share_s: float) -> tuple[Times, float]:
+    """Step times of every batch size in each round, and the seconds that they took."""
     began = time.perf_counter()
-    found: dict[int, list[float]] = {size: [] for size in range(1, up_to + 1)}
+    found: Times = {size: [] for size in range(1, up_to + 1)}
     for number in range(ROUNDS):
         for size in sorted(found, reverse=number % 2 == 1):
-            found[size] += runner.time(Plan(batch_size=size), budget_s=share_s).step_s
+            found[size].append(runner.time(Plan(batch_size=size), budget_s=share_s).step_s)
     return found, time.perf_counter() - began
+
+
+def median_s(rounds: list[tuple[float, ...]]) -> float:
+    """The median step of some rounds."""
+    return median(chain.from_iterable(rounds))
+
+
+def share_of_best(times: Times, recommended: int) -> float:
+    """The speed of that size as a share of the best one's, which half of the rounds choose and the other half time."""
+    shares = []
+    for half in (0, 1):
+        chosen_by = {size: size / median_s(rounds[half::2]) for size, rounds in times.items()}
+        timed_by = {size: size / median_s(rounds[1 - half :: 2]) for size, rounds in times.items()}
+        shares.append(timed_by[recommended] / timed_by[max(chosen_by, key=lambda size: chosen_by[size])])
+    return sum(shares) / 2
 
 
 def agree(one: Measurement, other: Measurement) -> bool:
     """Whether the intervals of the two medians overlap; of few steps, what was seen."""
-    first, second = likely_range(one.step_s), likely_range(other.step_s)
+    first, second = likely_range(one.step_s, one.visits_s), likely_range(other.step_s, other.visits_s)
     return first[0] <= second[1] and second[0] <= first[1]
 
 
@@ -65,10 +89,10 @@ def measure(name: str, path: Path, up_to: int, budget_s: float) -> dict[str, Any
 
 
 def judge(
-    curve: ThroughputCurve, again: ThroughputCurve, times: dict[int, list[float]], took_s: float, sweep_s: float
+    curve: ThroughputCurve, again: ThroughputCurve, times: Times, took_s: float, sweep_s: float
 ) -> dict[str, Any]:
     """What came of it, as plain JSON values."""
-    truth = {size: median(seconds) for size, seconds in times.items()}
+    truth = {size: median_s(rounds) for size, rounds in times.items()}
     rates = {size: size / seconds for size, seconds in truth.items()}
     seen = {m.plan.batch_size for m in curve.timed}
     typical = median(curve.step_s(size) / truth[size] for size in seen)  # the machine's speed then and now
@@ -78,7 +102,8 @@ def judge(
     return {
         "recommended": curve.recommended,
         "best": max(rates, key=lambda size: rates[size]),
-        "share_of_best": rates[curve.recommended] / max(rates.values()),
+        "share_of_best": share_of_best(times, curve.recommended),
+        "share_of_best_of_all_rounds": rates[curve.recommended] / max(rates.values()),
         "profile_s": took_s,
         "sweep_s": sweep_s,
         "sizes": sorted(seen),
@@ -89,7 +114,26 @@ def judge(
         "agree": sum(agree(*pair) for pair in pairs),
         "pairs": len(pairs),
         "remarks": [f"{m.plan.batch_size}: {remark}" for m in curve.timed for remark in m.remarks],
-        "sweep": {str(size): {"median_s": truth[size], "steps": len(times[size])} for size in truth},
+        "profiles": [
+            {
+                str(m.plan.batch_size): {
+                    "median_s": m.median_step_s,
+                    "visits_s": m.visits_s,
+                    "range_s": likely_range(m.step_s, m.visits_s),
+                    "steps": len(m.step_s),
+                }
+                for m in profile.timed
+            }
+            for profile in (curve, again)
+        ],
+        "sweep": {
+            str(size): {
+                "median_s": truth[size],
+                "rounds_s": [median(seconds) for seconds in rounds],
+                "steps": sum(map(len, rounds)),
+            }
+            for size, rounds in times.items()
+        },
     }
 
 

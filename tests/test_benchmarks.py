@@ -1,6 +1,7 @@
 """The benchmarks run, judge what is compared with us by what it did, and their task files can be trained."""
 
 import math
+import random
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -39,6 +41,21 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         return peers.run_case("made up", "affine", 100, timeout_s)
 
     return judged
+
+
+def test_the_best_of_equals_is_not_the_luckiest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of equally fast sizes, each timed with an error of 5 %, the one that is recommended is as fast as the best."""
+    monkeypatch.syspath_prepend(FOLDER)
+    accuracy = import_module("profile_accuracy")
+    draw = random.Random(0)
+    shares = []
+    for _ in range(200):
+        times = {size: [(size * draw.gauss(1.0, 0.05),) for _ in range(10)] for size in range(1, 33)}
+        shares.append(accuracy.share_of_best(times, 16))
+    assert fmean(shares) == pytest.approx(1.0, abs=0.005)
+    twice = {size: [(size * (1.0 if size == 8 else 2.0),)] * 10 for size in range(1, 33)}
+    assert accuracy.share_of_best(twice, 16) == 0.5
+    assert accuracy.share_of_best(twice, 8) == 1.0
 
 
 def test_a_peer_that_returns_what_it_ran_is_told_so(judge: Callable[..., Any]) -> None:

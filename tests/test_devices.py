@@ -297,6 +297,34 @@ def test_exact_counting_gives_back_what_is_freed() -> None:
     assert exact <= 1 << 20 < loose
 
 
+KEPT = """
+from autobatch.devices.environment import give_back_freed_memory, keep_freed_memory
+from autobatch.devices.host_memory import process_memory
+
+def freed():
+    blocks = [bytearray(1 << 20) for _ in range(100)]  # above glibc's usual threshold for pages of their own
+    del blocks
+    return process_memory()["VmRSS"]
+
+before = freed()
+give_back_freed_memory()  # nothing, in a process that was told nothing
+assert keep_freed_memory()
+kept = freed() - before
+give_back_freed_memory()
+print(kept, process_memory()["VmRSS"] - before)
+"""
+
+
+@pytest.mark.usefixtures("ready_python")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="VmRSS and mallopt are Linux's")
+def test_a_process_that_trains_keeps_what_is_freed_until_it_is_given_back() -> None:
+    done = run([sys.executable, "-c", KEPT], timeout=600)
+    assert done.returncode == 0, done.stderr
+    kept, given_back = map(int, done.stdout.split())
+    assert kept >= 90 << 20
+    assert given_back <= 10 << 20
+
+
 # One process imports torch and forks a child for each batch size, so that each has run nothing, as the fork server of
 # `engines/processes.py` does. Two such processes differ in the layout of their memory as any two do.
 WALL = """

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.medians import drift, median_interval, relative_spread
+from autobatch.medians import drift, is_settled, likely_range, median_interval, relative_spread
 
 times = st.lists(st.floats(1e-4, 10), min_size=6, max_size=60)
 
@@ -31,6 +31,26 @@ def test_below_six_values_nothing_is_said() -> None:
     assert median_interval([1.0] * 5) is None
     assert relative_spread([1.0] * 5) == float("inf")
     assert relative_spread([1.0] * 6) == 0.0
+
+
+@given(visits=st.lists(times, min_size=2, max_size=9))
+def test_the_range_over_several_moments_holds_the_median_of_each_or_of_most(visits: list[list[float]]) -> None:
+    together = [value for visit in visits for value in visit]
+    medians = [median(visit) for visit in visits]
+    low, high = likely_range(together, medians)
+    assert low <= median(together) <= high
+    assert low <= median(medians) <= high
+    if len(visits) < 6:
+        assert (low, high) == (min(low, *medians), max(high, *medians))
+    alone = likely_range(together)
+    assert low <= alone[0] <= alone[1] <= high
+
+
+def test_moments_that_differ_are_not_settled_however_many_values_each_has() -> None:
+    quick, slow = [1.0] * 500, [1.1] * 500
+    assert is_settled(quick + quick)
+    assert not is_settled(quick + slow, [1.0, 1.1])
+    assert is_settled(quick * 11 + slow, [1.0] * 11 + [1.1])  # one slow moment of twelve
 
 
 @pytest.mark.parametrize("count", [6, 15, 40])

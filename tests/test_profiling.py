@@ -202,11 +202,12 @@ def test_every_size_is_visited_again_and_visits_that_differ_are_told_and_widen_t
     once = profile(Normed(), Plan(batch_size=1), max_batch=64, budget_s=100.0, refine=True)
     number = len(once.timed)
     tired = profile(Normed(tires_after=number), Plan(batch_size=1), max_batch=64, budget_s=100.0, refine=True)
-    assert all(len(m.step_s) == 40 for m in once.timed)
+    assert all(len(m.step_s) == 60 for m in once.timed)  # three visits of 20 steps
     assert all(m.remarks == () for m in once.timed)
     for m in tired.timed:
         assert m.remarks == ("visits differed by 50%",)
         assert set(m.step_s) == {min(m.step_s), 1.5 * min(m.step_s)}
-        assert len(m.step_s) > 40  # not settled after two: it is visited on
+        assert len(m.step_s) > 60  # not settled after three: it is visited on
+        assert m.visits_s[0] == min(m.step_s)
     low, high = median_interval([1.0] * 20 + [1.5] * 20) or (0.0, 0.0)
     assert (low, high) == (1.0, 1.5)

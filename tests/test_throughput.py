@@ -86,6 +86,21 @@ def test_a_single_level_errs_on_the_slow_side() -> None:
     assert curve((8, 1.0), (16, 1.0)).step_s(32) == 2.0
 
 
+def visited(batch_size: int, *visits_s: float) -> Measurement:
+    steps = tuple(seconds for seconds in visits_s for _ in range(4))
+    return Measurement(plan=Plan(batch_size=batch_size), outcome="ok", step_s=steps, visits_s=visits_s)
+
+
+def test_sizes_are_compared_by_the_moments_at_which_little_else_went_on() -> None:
+    restless = ThroughputCurve(measurements=(visited(8, 0.10, 0.11, 0.10), visited(16, 0.25, 0.18, 0.24)))
+    assert restless.fastest == 16  # by the medians it is the slower one
+    assert restless.step_s(16) / restless.step_s(8) == pytest.approx(1.8)
+    spent_s = sum(sum(m.step_s) for m in restless.measurements)
+    assert sum(4 * 3 * restless.step_s(size) for size in (8, 16)) == pytest.approx(spent_s)  # stalls are paid for
+    lucky = visited(8, 0.05, *(0.1 for _ in range(7)))
+    assert lucky.undisturbed_step_s == 0.1
+
+
 def test_medians_compare_sizes_and_the_mean_prices_them() -> None:
     stalled = ThroughputCurve(measurements=(timed(8, 1.0, 1.0, 99.0), timed(16, 2.0, 2.0, 2.0)))
     assert stalled.step_s(16) / stalled.step_s(8) == pytest.approx(2.0)

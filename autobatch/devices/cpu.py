@@ -33,7 +33,7 @@ from ..plan import DeviceInfo, MemoryLimit
 from ..units import format_size
 from . import host_memory
 from .base import Device, budget_bytes, capacity, check_limit, software
-from .environment import MMAP_THRESHOLD_BYTES, counts_exactly
+from .environment import MMAP_THRESHOLD_BYTES, counts_exactly, give_back_freed_memory
 from .oom import is_out_of_memory
 from .rapl import POWERCAP, Rapl
 
@@ -144,6 +144,10 @@ class CpuDevice(Device):
 
     def synchronize(self) -> None:
         """Nothing to wait for: operations return when they are done."""
+
+    def clean_up(self) -> None:
+        super().clean_up()
+        give_back_freed_memory()
 
     def reset_peak(self) -> None:
         gc.collect()
