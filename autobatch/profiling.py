@@ -63,7 +63,8 @@ def profile(
     powers = [1 << power for power in range(max_batch.bit_length()) if smallest <= 1 << power <= max_batch]
     coarse = {*powers, max_batch}
     if refine:
-        coarse |= {min(2, max_batch), max_batch // _SPACING * _SPACING} - {0}
+        # The smallest sizes too: a processor is busy with few samples, and what a step costs there is no straight line.
+        coarse |= {size for size in (2, 4, max_batch // _SPACING * _SPACING) if 0 < size <= max_batch}
     sizes = first + sorted(coarse - {*first})
     visits: dict[int, list[Measurement]] = {}
     left_s = budget_s
