@@ -23,13 +23,13 @@ from autobatch.ledger import Ledger
 from autobatch.memory import find_max_batch_size
 from autobatch.plan import Plan, Rung, RungResult
 from autobatch.profiling import profile
+from autobatch.record import StudyRecord, read_kept
 from autobatch.report import Report
 from autobatch.run_folder import RunFolder, RunState, holder, read_state
 from autobatch.runs import latest_unfinished, remove_run, reopened, run_folders, summary
 from autobatch.settings import Earlier, TuneSettings
 from autobatch.shapes import Reader
 from autobatch.sim import SimRunner, sim_facts
-from autobatch.study import StudyRecord, read_kept
 from autobatch.task_sources import source_hashes
 from autobatch.tuning import _Tune
 
