@@ -43,6 +43,7 @@ class Pool(Runner):
         self, runners: Sequence[Runner], open_others: Callable[[Runner], Sequence[Runner]] = lambda first: ()
     ) -> None:
         self._runners, self._open_others = list(runners), open_others
+        self._all = list(runners)  # to be closed, those that were left out too
         self._threads: ThreadPoolExecutor | None = None
         self._is_mustered = False
         self._has_ranked = False
@@ -68,7 +69,9 @@ class Pool(Runner):
         if self._is_mustered:
             return
         info = self._runners[0].device()
-        self._runners += self._open_others(self._runners[0])
+        others = self._open_others(self._runners[0])
+        self._runners += others
+        self._all += others
         self._threads = ThreadPoolExecutor(len(self._runners), thread_name_prefix="autobatch-pool")
         self._is_mustered = True
         found = [info, *self._each(lambda runner: runner.device(), self._runners[1:])]
@@ -169,13 +172,21 @@ class Pool(Runner):
         return self._first.advance(rung)
 
     def test_score(self, rung: Rung) -> float | None:
-        return self._first.test_score(rung)
+        while True:
+            runner = self._first
+            try:
+                return runner.test_score(rung)
+            except DeviceError as error:
+                if len(self._runners) == 1:
+                    raise
+                self._runners.remove(runner)
+                self._remarks.append(f"a device was left out: {error}")
 
     def forget(self, trial: int, before: int | None = None) -> None:
         self._first.forget(trial, before)
 
     def close(self) -> None:
-        for runner in self._runners:
+        for runner in self._all:
             runner.close()
         if self._threads is not None:
             self._threads.shutdown(wait=False)

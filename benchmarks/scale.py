@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -55,10 +56,6 @@ class Race:
     last_s: float
     record_s: float
     journal_bytes: int
-
-    @property
-    def decisions_per_s(self) -> float:
-        return self.rungs / self.coordinator_s
 
 
 def race(workers: int, search_name: str, seed: int, clock_s: float, folder: Path) -> Race:
@@ -127,14 +124,16 @@ def race(workers: int, search_name: str, seed: int, clock_s: float, folder: Path
 def summary(races: list[Race]) -> str:
     """One line of a table."""
     first = races[0]
-    regret = fmean(r.regret for r in races)
-    error = stdev(r.regret for r in races) / len(races) ** 0.5 if len(races) > 1 else float("nan")
-    per_s = sum(r.rungs for r in races) / sum(r.coordinator_s for r in races)
+
+    def mean(name: str) -> float:
+        return fmean(getattr(one, name) for one in races)
+
+    error = stdev(one.regret for one in races) / len(races) ** 0.5 if len(races) > 1 else math.nan
+    per_s = mean("rungs") / mean("coordinator_s")
     return (
-        f"{first.search:12} {first.workers:>7} {fmean(r.trials for r in races):>7.0f} {fmean(r.rungs for r in races):>7.0f} "
-        f"{per_s:>11.1f} {1000 * fmean(r.last_s for r in races):>9.1f} {fmean(r.record_s for r in races) / fmean(r.coordinator_s for r in races):>7.0%} "
-        f"{per_s * RUNG_S:>10.0f} {fmean(r.idle for r in races):>6.1%} {regret:>7.3f} ± {error:.3f} "
-        f"{fmean(r.journal_bytes for r in races) / 2**20:>8.1f}"
+        f"{first.search:12} {first.workers:>7} {mean('trials'):>7.0f} {mean('rungs'):>7.0f} {per_s:>11.1f} "
+        f"{1000 * mean('last_s'):>9.1f} {mean('record_s') / mean('coordinator_s'):>7.0%} {per_s * RUNG_S:>10.0f} "
+        f"{mean('idle'):>6.1%} {mean('regret'):>7.3f} ± {error:.3f} {mean('journal_bytes') / 2**20:>8.1f}"
     )
 
 

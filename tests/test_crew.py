@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -227,9 +226,9 @@ def watched(count: int, *lost_at: int) -> list[Watched]:
 
 
 @pytest.fixture
-def rungs() -> Iterator[list[Rung]]:
+def rungs() -> list[Rung]:
     config = Config(plan=Plan(batch_size=8), lr=1e-3)
-    yield [
+    return [
         Rung(trial=n, config=config, seed=n, start_step=0, until_step=10, total_steps=10, eval_batch_size=8)
         for n in range(6)
     ]

@@ -13,15 +13,16 @@ PACKAGE = Path(__file__).parents[1] / "autobatch"
 
 # fmt: off
 ORDER = [
-    "errors", "units", "storage_url", "medians", "files", "checkpoints", "standard", "shapes", "libraries", "plan", "crew", "arm", "sim",
-    "recording", "replay",
+    "errors", "units", "storage_url", "medians", "files", "checkpoints", "standard", "shapes", "libraries", "plan",
+    "crew", "arm", "sim", "recording", "replay",
     "devices.environment", "devices.oom", "devices.host_memory", "devices.base", "devices.nvml", "devices.cuda",
     "devices.rapl", "devices.cpu", "devices.mps", "devices",
     "task_file", "task_rules", "task", "state", "data", "worst_case", "data_parallel", "training", "energy", "timing",
     "flops", "micro_batches", "guard_ranks", "guard", "check_data", "check", "infer", "inputs",
     "torch_runner", "warm",
     "progress", "bracket", "memory", "throughput", "profiling", "arms", "learning_rate",
-    "ledger", "trials", "retention", "race_state", "study", "study_writer", "central", "record", "surrogate", "freeze_thaw", "costs", "stability",
+    "ledger", "trials", "retention", "race_state", "study", "study_writer", "central", "record", "surrogate",
+    "freeze_thaw", "costs", "stability",
     "confirmation", "conclusion", "race", "search", "long_run",
     "report", "bench_report", "compare", "render.document", "render.numbers", "render.evidence", "render.long_run",
     "render.content", "render.curves", "render.bench_content", "render.compare_content", "render.stored",
