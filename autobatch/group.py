@@ -65,7 +65,8 @@ def open_workers(
                 f"{spec.workers} and --nproc {spec.nproc}: leave one of them out"
             )
         return GroupRunner(spec, log=log, remaining_s=remaining_s)
-    if spec.workers == 1:
+    may_have_more = spec.device.strip().lower() in ("auto", "cuda")
+    if spec.workers == 1 or (spec.workers is None and not may_have_more):
         return RemoteRunner(spec, log=log, remaining_s=remaining_s)
     spec = replace(spec, threads=max(1, spec.threads // (spec.workers or 1)))
 

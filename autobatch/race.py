@@ -60,7 +60,7 @@ class _Leg:
 
     until_step: int
     modelled_s: float
-    began_s: float
+    began_s: float = 0.0
     attempt: int = 1
 
 
@@ -99,6 +99,7 @@ class Race:
     checkpoints: dict[int, int] = field(default_factory=dict)  # the steps of those that are there, by trial
     count: int = 0  # of the changes that were recorded
     under_way: dict[int, _Leg] = field(default_factory=dict)  # by trial
+    again: list[int] = field(default_factory=list)  # trials of those that wait for a worker after theirs has died
     is_confirming: bool = False
 
     # Setting out
@@ -204,8 +205,13 @@ class Race:
         if not self.trials:
             self._start(self.baseline, "baseline", self.baseline_origin)
         while True:
-            while self.crew.has_idle and (leg := self._next_leg()) is not None:
-                self._set_off(*leg)
+            while self.crew.has_idle:
+                if self.again:
+                    self._submit(self.trials[self.again.pop(0)])
+                elif (leg := self._next_leg()) is not None:
+                    self._set_off(*leg)
+                else:
+                    break
             if not self.under_way:
                 break
             self._take_in()
@@ -384,9 +390,13 @@ class Race:
         modelled_s = self.costs.rung_s(trial, until_step)
         trial = self._update(replace(trial, state="running"))
         self.checkpoints.setdefault(trial.number, 0)
-        self._submit(trial, _Leg(until_step=until_step, modelled_s=modelled_s, began_s=self.ledger.elapsed_s))
+        self.under_way[trial.number] = _Leg(until_step=until_step, modelled_s=modelled_s)
+        self._submit(trial)
 
-    def _submit(self, trial: Trial, leg: _Leg) -> None:
+    def _submit(self, trial: Trial) -> None:
+        leg = self.under_way[trial.number] = replace(
+            self.under_way[trial.number], began_s=self.ledger.elapsed_s
+        )
         predicted_s = leg.modelled_s * self.paces.correction
         left_s = self.ledger.available_s - self._tests_s * self.paces.correction
         rung = Rung(
@@ -400,7 +410,6 @@ class Race:
             limit_s=min(max(0.0, left_s), max(HANG_FACTOR * predicted_s, HANG_LEAST_S)),
         )
         self._tell("rung started", trial, predicted_s)
-        self.under_way[trial.number] = leg
         self.crew.submit(rung)
 
     def _take_in(self) -> None:
@@ -410,7 +419,7 @@ class Race:
         kind = "confirmation" if is_confirmation else "training"
         with self.ledger.charge(kind):
             rung, done = self.crew.next()
-        leg = self.under_way.pop(rung.trial)
+        leg = self.under_way[rung.trial]
         trial = self.trials[rung.trial]
         result = _outcome(rung, done, trial.role)
         # Of the time that passed, a rung among several has had its share.
@@ -420,8 +429,10 @@ class Race:
         trial = replace(trial, seconds=trial.seconds + result.seconds, predicted_s=trial.predicted_s + leg.modelled_s)
         if result.outcome == "crashed" and leg.attempt < MOST_ATTEMPTS and self._fits(leg.modelled_s):
             self.trials[trial.number] = trial  # in the record it is in flight
-            self._submit(trial, replace(leg, attempt=leg.attempt + 1, began_s=self.ledger.elapsed_s))
+            self.under_way[trial.number] = replace(leg, attempt=leg.attempt + 1)
+            self.again.append(trial.number)
             return
+        del self.under_way[trial.number]
         norms = trial.grad_norms if result.grad_norms is None else (*trial.grad_norms, result.grad_norms)
         trial = replace(trial, outcome=result.outcome, message=result.message, grad_norms=norms)
         if result.score is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 
 from autobatch.crew import Alone, Several
 from autobatch.errors import DeviceError
-from autobatch.freeze_thaw import choose
+from autobatch.freeze_thaw import choose, observations
 from autobatch.plan import Config, Plan, Rung, RungResult
 from autobatch.search import Event, Kept, Ladder, Space, StudyRecord, Trial
 from autobatch.sim import SimCrew, SimRunner, VirtualClock, sim_facts
@@ -164,9 +166,8 @@ def test_believing_is_what_a_fit_to_the_predicted_scores_would_be() -> None:
         assert mine == pytest.approx(theirs, abs=1e-8)
 
 
-def _trial(number: int, batch: int, lr: float, *scores: float, running: bool = False) -> Trial:
-    steps = (125, 500, 1000)
-    state: Any = "running" if running else ("complete" if len(scores) == 3 else "paused")
+def _trial(number: int, batch: int, lr: float, *scores: float) -> Trial:
+    state: Any = "complete" if len(scores) == 3 else "paused"
     return Trial(
         number=number,
         config=Config(plan=Plan(batch_size=batch), lr=lr),
@@ -175,11 +176,12 @@ def _trial(number: int, batch: int, lr: float, *scores: float, running: bool = F
         role="baseline" if number == 0 else "search",
         origin="made up",
         state=state,
-        scores=tuple(zip(steps, scores, strict=False)),
+        scores=tuple(zip((125, 500, 1000), scores, strict=False)),
     )
 
 
-def test_two_workers_do_not_look_in_the_same_place() -> None:
+def test_what_is_under_way_promises_less_than_it_did() -> None:
+    """So that the next worker rather goes on with another trial, or looks elsewhere."""
     space = Space(effective_batch_sizes=(32, 64, 128, 256), lr_low=1e-5, lr_high=1.0, reference_batch=64)
     trials = [
         _trial(0, 32, 1e-3, 0.5, 0.6, 0.7),
@@ -187,15 +189,29 @@ def test_two_workers_do_not_look_in_the_same_place() -> None:
         _trial(2, 256, 1e-1, 0.3),
         _trial(3, 128, 1e-4, 0.4),
         _trial(4, 128, 2e-2, 0.61),
+        _trial(5, 128, 1.8e-2, 0.60),
     ]
-    chosen = []
-    for number in range(5, 8):
-        choice = choose(trials, space, ladder=Ladder(), direction="maximize", resumable=[], may_start=True, seed=0)
-        assert isinstance(choice, tuple)
-        chosen.append(choice)
-        trials.append(_trial(number, choice[0], choice[1], running=True))
-    apart = [abs(np.log(a[1] / b[1])) + abs(np.log2(a[0] / b[0])) for a, b in itertools.combinations(chosen, 2)]
-    assert min(apart) > 0.3
+
+    def resumed(trials: list[Trial]) -> object:
+        resumable = [trial for trial in trials if trial.state == "paused"]
+        return choose(
+            trials, space, ladder=Ladder(), direction="maximize", resumable=resumable, may_start=False, seed=0
+        )
+
+    best = resumed(trials)
+    assert isinstance(best, Trial)
+    seen = observations(trials, space, Ladder(), "maximize")
+    known = fit(seen)
+    over = np.array([(o.batch, o.rate, 0.0) for o in seen if o.share == 1.0])
+    place = np.array([(math.log2(best.config.plan.batch_size), math.log(space.scaled_lr(best.config)), 0.0)])
+    halfway = np.array([(*place[0, :2], math.log2(0.5))])
+    before = known.expected_improvement(place, over)[0]
+    after = known.believing(halfway).expected_improvement(place, over)[0]
+    assert 0 < after < 0.9 * before
+    under_way = [replace(trial, state="running") if trial is best else trial for trial in trials]
+    other = resumed(under_way)
+    assert isinstance(other, Trial)
+    assert {best.number, other.number} == {4, 5}
 
 
 # Runners in threads
@@ -290,7 +306,7 @@ def test_a_race_goes_on_with_the_devices_that_are_left() -> None:
     assert not run.result.interrupted
     assert crew.size == 1
     assert len(fading.rungs) == 4
-    assert not any(trial.state == "failed" for trial in run.result.trials)
+    assert not any(trial.outcome == "crashed" for trial in run.result.trials)
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,8 @@ WITH_TORCH = (
 WITHOUT_TORCH = [
     name for name in ORDER if name == "devices.environment" or (not name.startswith(WITH_TORCH) and name != "__main__")
 ]
+if find_spec("ray") is None:  # an extra
+    WITHOUT_TORCH.remove("engines.ray")
 
 
 def module_name(path: Path) -> str:
