@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shlex
 import sys
 import warnings
@@ -36,7 +37,7 @@ from .run_folder import RunFolder, RunState
 from .runs import latest_unfinished, reopened
 from .settings import Earlier, Engine, TuneSettings
 from .standard import standard_models
-from .storage_url import shown_url
+from .storage_url import check_url, shown_url
 from .task_sources import source_hashes
 from .throughput import Objective, ThroughputCurve
 from .tuning import CEILING, describe_probe, run_tune
@@ -538,6 +539,8 @@ def tune(
     headroom = 0.05 if headroom is None else headroom
     if workers is not None and workers < 1:
         raise SettingError(f"workers is a number of processes, at least 1; got {workers}")
+    if storage is not None:
+        check_url(storage)
     if address is not None and engine != "ray" and not resume:
         raise SettingError(f"address is of a Ray cluster; got {address} without engine='ray' (--engine ray)")
     spec = spec_for(task, device or "auto", memory_limit, headroom, nproc=1 if nproc is None else nproc)
@@ -549,10 +552,13 @@ def tune(
         place = folder if isinstance(resume, bool) else Path(resume)
         opened, state = reopened(place or latest_unfinished(name, spec.path), given, sources, force=force)
     else:
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        if storage is not None:  # runs of an array of jobs begin in the same second
+            given["study"] = f"{name} {created} {secrets.token_hex(2)}"
         settings = TuneSettings(name=name, **given)
         opened = RunFolder.made(folder, name)
         state = RunState(
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            created=created,
             settings=settings,
             path=None if spec.path is None else str(spec.path),
             conditions=conditions_of_settings(settings, sources),

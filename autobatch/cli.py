@@ -280,8 +280,14 @@ def tune(task: Path | None, **options: Any) -> None:
     names += ("keep_checkpoints", "nproc", "workers", "storage", "engine", "address")
     settings = {name: options[name] for name in names}
     if resume is not None:  # the run's own, but for what was typed beside --resume
-        typed = click.core.ParameterSource.COMMANDLINE
-        settings = {name: given for name, given in settings.items() if context.get_parameter_source(name) == typed}
+        typed = {click.core.ParameterSource.COMMANDLINE}
+        settings = {
+            name: given
+            for name, given in settings.items()
+            # The password of a database is not kept, and often stands in the environment.
+            if context.get_parameter_source(name)
+            in (typed | {click.core.ParameterSource.ENVIRONMENT} if name == "storage" else typed)
+        }
     budget_s = None if resume is not None else parse_duration(options["budget"])
     named = options["run_dir"] if resume in (None, _LATEST) else resume
     how = shlex.join(["autobatch", "tune", str(task), "--resume", *([] if named is None else [str(named)])])

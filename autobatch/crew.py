@@ -9,6 +9,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from .errors import DeviceError
 from .plan import Rung, RungResult, Runner
 
+# Rungs in a row, of two trials at least, that crash on one worker before it is taken to be the cause. Assumed: one more
+# than a single trial is tried.
+_MOST_CRASHES = 4
+
 
 class Crew(ABC):
     """Takes rungs as long as one of its workers is idle, and gives back what came of each as it ends."""
@@ -41,7 +45,7 @@ class Crew(ABC):
     def next(self) -> tuple[Rung, Future[RungResult]]:
         """The rung that ends first, and its future, which is done; only where one is under way.
 
-        What `Runner.advance` raised is in the future. A rung whose device is gone has "crashed" while others are left.
+        What `Runner.advance` raised is in the future.
         """
 
 
@@ -77,7 +81,8 @@ class Alone(Crew):
 class Several(Crew):
     """Several runners, each waited for in a thread of its own; whoever is idle takes the next rung.
 
-    A runner that raises `DeviceError` has lost its device and gets no further rung.
+    A runner that raises `DeviceError` has lost its device and gets no further rung; the error is in the future. Nor
+    does one whose rungs of different trials keep crashing while there are others: it is the machine's fault then.
 
     Args:
         runners: of one task on like devices, which read one another's checkpoints. They stay their owner's to close.
@@ -87,7 +92,9 @@ class Several(Crew):
         self._idle = list(runners)
         self._threads = ThreadPoolExecutor(len(runners), thread_name_prefix="autobatch-worker")
         self._running: dict[Future[RungResult], tuple[Rung, Runner]] = {}
+        self._crashed: dict[int, list[int]] = {}  # by runner: the trials of its latest rungs, if all have crashed
         self._remarks: list[str] = []
+        self._is_closed = False
 
     @property
     def size(self) -> int:
@@ -102,23 +109,37 @@ class Several(Crew):
         return tuple(self._remarks)
 
     def submit(self, rung: Rung) -> None:
-        runner = self._idle.pop(0)
-        self._running[self._threads.submit(runner.advance, rung)] = rung, runner
+        # A rung that crashed is rather tried again elsewhere.
+        runner = min(self._idle, key=lambda one: len(self._crashed.get(id(one), ())))
+        self._idle.remove(runner)
+        self._running[self._threads.submit(self._advance, runner, rung)] = rung, runner
+
+    def _advance(self, runner: Runner, rung: Rung) -> RungResult:
+        if self._is_closed:  # it would start its worker again
+            return RungResult(rung=rung, outcome="crashed", message="the run was ended")
+        return runner.advance(rung)
 
     def next(self) -> tuple[Rung, Future[RungResult]]:
         done = next(iter(wait(self._running, return_when=FIRST_COMPLETED).done))
         rung, runner = self._running.pop(done)
-        lost = done.exception()
-        if not isinstance(lost, DeviceError):
-            self._idle.append(runner)
+        error = done.exception()
+        if isinstance(error, DeviceError):
+            self._remarks.append(f"a device was lost while trial {rung.trial} trained on it: {error}")
             return rung, done
-        self._remarks.append(f"a device was lost while trial {rung.trial} trained on it: {lost}")
-        if not self.size:
-            return rung, done
-        crashed: Future[RungResult] = Future()
-        crashed.set_result(RungResult(rung=rung, outcome="crashed", message=str(lost)))
-        return rung, crashed
+        if error is None and done.result().outcome == "crashed":
+            trials = self._crashed.setdefault(id(runner), [])
+            trials.append(rung.trial)
+            if len(trials) >= _MOST_CRASHES and len(set(trials)) > 1 and self.size:
+                self._remarks.append(
+                    f"a worker got no more trials after {len(trials)} crashes in a row: {done.result().message}"
+                )
+                return rung, done
+        else:
+            self._crashed.pop(id(runner), None)
+        self._idle.append(runner)
+        return rung, done
 
     def close(self) -> None:
         """Take no more rungs; what is under way ends with its runner."""
+        self._is_closed = True
         self._threads.shutdown(wait=False)

@@ -70,15 +70,20 @@ def open_workers(
         return RemoteRunner(spec, log=log, remaining_s=remaining_s)
     spec = replace(spec, threads=max(1, spec.threads // (spec.workers or 1)))
 
-    def open_on(device: str) -> RemoteRunner:
-        return RemoteRunner(replace(spec, device=device), log=log, remaining_s=remaining_s)
+    def open_on(device: str, threads: int) -> RemoteRunner:
+        return RemoteRunner(replace(spec, device=device, threads=threads), log=log, remaining_s=remaining_s)
 
-    first = open_on(spec.device)
-    return Pool([first], lambda _: [open_on(device) for device in other_devices(first, spec)])
+    def open_others(_: Runner) -> list[RemoteRunner]:
+        devices = other_devices(first, spec)
+        threads = spec.threads if spec.workers is not None else max(1, spec.threads // (1 + len(devices)))
+        return [open_on(device, threads) for device in devices]
+
+    first = open_on(spec.device, spec.threads)
+    return Pool([first], open_others, most=spec.workers)
 
 
 def other_devices(first: RemoteRunner, spec: RunnerSpec) -> list[str]:
-    """The devices, as a user would name them, that workers train on beside the first one's.
+    """The devices, as a user would name them, that workers may train on beside the first one's.
 
     Raises:
         SettingError: there are fewer than `spec` asks for.
@@ -100,7 +105,7 @@ def other_devices(first: RemoteRunner, spec: RunnerSpec) -> list[str]:
             f"a GPU has one worker, and this machine shows {len(present)}; found --workers {wanted}: take "
             f"--workers {len(present)}"
         )
-    return [name for name in present if name != f"cuda:{info.index}"][: wanted - 1]
+    return [name for name in present if name != f"cuda:{info.index}"] if wanted > 1 else []
 
 
 class _Team:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from .crew import Alone, Crew, Several
-from .errors import DeviceError
+from .errors import AutobatchError, DeviceError
 from .plan import (
     DeviceInfo,
     LrSweep,
@@ -25,9 +25,11 @@ from .plan import (
     TaskFacts,
     Workload,
 )
+from .units import format_size
 
 T = TypeVar("T")
 
+_ROOMY = 0.5  # of the memory that is free on the emptiest device, what another must have free. Assumed.
 _DIFFER = 0.05  # from which on it is told that workers take longer than others. Assumed, as for visits to one size.
 
 
@@ -37,13 +39,21 @@ class Pool(Runner):
     Args:
         runners: those that there are from the start, at least one.
         open_others: given the first one, once it has opened its device, opens those on the others.
+        most: so many are kept; None for all that are like the first.
     """
 
     def __init__(
-        self, runners: Sequence[Runner], open_others: Callable[[Runner], Sequence[Runner]] = lambda first: ()
+        self,
+        runners: Sequence[Runner],
+        open_others: Callable[[Runner], Sequence[Runner]] = lambda first: (),
+        *,
+        most: int | None = None,
     ) -> None:
         self._runners, self._open_others = list(runners), open_others
         self._all = list(runners)  # to be closed, those that were left out too
+        self._most = most
+        self._facts: TaskFacts | None = None
+        self._crew: Several | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._is_mustered = False
         self._has_ranked = False
@@ -62,28 +72,32 @@ class Pool(Runner):
 
     def crew(self) -> Crew:
         """All of them, for a race."""
-        return Several(self._runners) if self.size > 1 else Alone(self._runners[0])
+        if self.size == 1:
+            return Alone(self._runners[0])
+        self._crew = Several(self._runners)
+        return self._crew
 
     def _muster(self) -> None:
         """Open a runner on each device, and keep those that are alike: trials are only compared on one kind."""
         if self._is_mustered:
             return
         info = self._runners[0].device()
-        others = self._open_others(self._runners[0])
-        self._runners += others
-        self._all += others
-        self._threads = ThreadPoolExecutor(len(self._runners), thread_name_prefix="autobatch-pool")
+        others = [*self._runners[1:], *self._open_others(self._runners[0])]
+        self._all = [self._runners[0], *others]
+        self._threads = ThreadPoolExecutor(len(self._all), thread_name_prefix="autobatch-pool")
         self._is_mustered = True
-        found = [info, *self._each(lambda runner: runner.device(), self._runners[1:])]
-        kinds = [(one.kind, one.name, one.memory_bytes if one.kind != "cpu" else None) for one in found]
-        kind = max(kinds, key=kinds.count)  # the first of equals
-        for runner, one, its_kind in zip(tuple(self._runners), found, kinds, strict=True):
-            if its_kind != kind:
+        self._runners, found = self._runners[:1], self._each(_device_of, others)
+        for runner, device in zip(others, found, strict=True):
+            if isinstance(device, Exception):
+                self._remarks.append(f"a device was left out: {_first_line(device)}")
+            elif _kind(device) != _kind(info):
                 self._remarks.append(
-                    f"{one.name} was left out: trials are compared on devices of one kind, and more are {kind[1]}"
+                    f"{device.name} was left out: trials are compared on devices of one kind, here {info.name}"
                 )
-                self._runners.remove(runner)
-                runner.close()
+            elif self._most is None or len(self._runners) < self._most:
+                self._runners.append(runner)
+                continue
+            runner.close()
 
     def _each(self, ask: Callable[[Runner], T], runners: Sequence[Runner]) -> list[T]:
         """What each answers; they are asked at once."""
@@ -117,25 +131,33 @@ class Pool(Runner):
         return self._runners[0]
 
     def facts(self) -> TaskFacts:
-        facts = self._first.facts()
-        for other in self._runners[1:]:
-            other.learn(facts)
-        return facts
-
-    def learn(self, facts: TaskFacts) -> None:
-        for runner in self._runners:
-            runner.learn(facts)
+        if self._facts is None:
+            self._facts = self._first.facts()
+            for other in self._runners[1:]:
+                other.learn(self._facts)
+        return self._facts
 
     def device(self) -> DeviceInfo:
         return self._first.device()
 
     def memory(self) -> MemoryLimit:
-        """The smallest of all: what fits there fits anywhere. Its runner speaks for all from then on."""
+        """The smallest of all: what fits there fits anywhere. Its runner speaks for all from then on.
+
+        A device of which others hold so much that it would make the batch small for all is left out.
+        """
         if not self._has_ranked:
             self.facts()
             limits = self._asked(lambda runner: runner.memory())
-            ranked = sorted(zip(limits, self._runners, strict=True), key=lambda pair: pair[0].budget_bytes)
-            self._runners = [runner for _, runner in ranked]
+            pairs = list(zip(limits, self._runners, strict=True))
+            most = max(limit.budget_bytes for limit in limits)
+            roomy = [pair for pair in pairs if pair[0].budget_bytes >= _ROOMY * most]
+            self._remarks += [
+                f"a device was left out: {format_size(limit.budget_bytes)} are free on it, and {format_size(most)} on "
+                "another"
+                for limit, _ in pairs
+                if limit.budget_bytes < _ROOMY * most
+            ]
+            self._runners = [runner for _, runner in sorted(roomy, key=lambda pair: pair[0].budget_bytes)]
             self._has_ranked = True
         return self._first.memory()
 
@@ -186,7 +208,26 @@ class Pool(Runner):
         self._first.forget(trial, before)
 
     def close(self) -> None:
+        if self._crew is not None:
+            self._crew.close()
         for runner in self._all:
             runner.close()
         if self._threads is not None:
             self._threads.shutdown(wait=False)
+
+
+def _device_of(runner: Runner) -> DeviceInfo | Exception:
+    """The device; where it cannot be opened, why."""
+    try:
+        return runner.device()
+    except (AutobatchError, RuntimeError) as error:
+        return error
+
+
+def _kind(device: DeviceInfo) -> tuple[str, str, int | None]:
+    """What makes two devices alike."""
+    return device.kind, device.name, None if device.kind == "cpu" else device.memory_bytes
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

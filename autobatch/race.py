@@ -101,6 +101,7 @@ class Race:
     under_way: dict[int, _Leg] = field(default_factory=dict)  # by trial
     again: list[int] = field(default_factory=list)  # trials of those that wait for a worker after theirs has died
     is_confirming: bool = False
+    scored: int = 0  # rungs that ended well in this process
 
     # Setting out
 
@@ -207,7 +208,7 @@ class Race:
         while True:
             while self.crew.has_idle:
                 if self.again:
-                    self._submit(self.trials[self.again.pop(0)])
+                    self._try_again(self.trials[self.again.pop(0)])
                 elif (leg := self._next_leg()) is not None:
                     self._set_off(*leg)
                 else:
@@ -242,14 +243,14 @@ class Race:
                 until_step = trial.total_steps if trial.role == "confirmation" else self._next_until(trial)
                 if self._fits(self.costs.rung_s(trial, until_step)):
                     return trial, until_step
-                self._update(replace(trial, state="paused" if trial.scores else "dropped"))
+                self._set_aside(trial)
         # Once fresh seeds have begun they end the race.
         if not self.is_confirming and not any(trial.role == "confirmation" for trial in self.trials):
             action = self._next_action()
-            if action is None and self.under_way:
-                return None  # what it brings may be worth going on with
             while action is None and self._time_left_over():
                 action = self._next_action()
+            if action is None and self.under_way:
+                return None  # what it brings may be worth going on with
             if action is not None:
                 return action, self._next_until(action)
         if not self.is_confirming:
@@ -394,9 +395,7 @@ class Race:
         self._submit(trial)
 
     def _submit(self, trial: Trial) -> None:
-        leg = self.under_way[trial.number] = replace(
-            self.under_way[trial.number], began_s=self.ledger.elapsed_s
-        )
+        leg = self.under_way[trial.number] = replace(self.under_way[trial.number], began_s=self.ledger.elapsed_s)
         predicted_s = leg.modelled_s * self.paces.correction
         left_s = self.ledger.available_s - self._tests_s * self.paces.correction
         rung = Rung(
@@ -412,6 +411,18 @@ class Race:
         self._tell("rung started", trial, predicted_s)
         self.crew.submit(rung)
 
+    def _try_again(self, trial: Trial) -> None:
+        """Have a rung trained anew whose worker has died; that no time is left for it is not the trial's fault."""
+        if self._fits(self.under_way[trial.number].modelled_s):
+            self._submit(trial)
+        else:
+            del self.under_way[trial.number]
+            self._set_aside(trial)
+
+    def _set_aside(self, trial: Trial) -> None:
+        """Leave a trial where it is for want of time; the baseline, which has no other place, until there is more."""
+        self._update(replace(trial, state="paused" if trial.scores or trial.role == "baseline" else "dropped"))
+
     def _take_in(self) -> None:
         """Wait for the rung that ends first, and draw the consequences."""
         at_once = len(self.under_way)
@@ -421,6 +432,9 @@ class Race:
             rung, done = self.crew.next()
         leg = self.under_way[rung.trial]
         trial = self.trials[rung.trial]
+        if isinstance(done.exception(), DeviceError) and self.crew.size:
+            self.again.append(trial.number)  # it counts as no attempt: others are there
+            return
         result = _outcome(rung, done, trial.role)
         # Of the time that passed, a rung among several has had its share.
         self.ledger.transfer(kind, "evaluation", result.eval_s / at_once)
@@ -436,7 +450,10 @@ class Race:
         norms = trial.grad_norms if result.grad_norms is None else (*trial.grad_norms, result.grad_norms)
         trial = replace(trial, outcome=result.outcome, message=result.message, grad_norms=norms)
         if result.score is not None:
-            self.paces = self.paces.with_rung(leg.modelled_s, result.seconds)
+            # Each worker warms up in its first rung: the first of all says nothing for long, those of others nothing.
+            self.scored += 1
+            if self.scored == 1 or self.scored > self.crew.size:
+                self.paces = self.paces.with_rung(leg.modelled_s, result.seconds)
             is_last = leg.until_step == trial.total_steps
             scores = (*trial.scores, (leg.until_step, result.score))
             trial = replace(trial, state="complete" if is_last else "paused", scores=scores)
@@ -467,7 +484,8 @@ class Race:
 
         After the result is in the record: until then the rung may have to be run again.
         """
-        for worst in paused_best_first(self.trials, self.direction)[self.settings.most_paused :]:
+        waiting = [t for t in paused_best_first(self.trials, self.direction) if t.role != "baseline"]  # it goes on
+        for worst in waiting[self.settings.most_paused :]:
             self._update(replace(worst, state="dropped"))
         needed = needed_checkpoints(
             self.trials,
@@ -552,7 +570,7 @@ class Race:
     def _verdict(self) -> Verdict:
         return judge(self.trials, self.direction)
 
-    def interrupted(self) -> SearchResult:
+    def interrupted(self, why: str = "stopped by the user before the end") -> SearchResult:
         """The baseline, unless all the reserved seeds had spoken when the race was stopped.
 
         What is under way is not waited for: whoever closes the runners ends it.
@@ -563,18 +581,17 @@ class Race:
                 self.trials[trial.number] = replace(stopped, state="paused" if trial.scores else "dropped")
         fresh = self._verdict().finalist_score
         spoken = fresh is not None and len(fresh.scores) >= self.confirmations
-        return self._result(interrupted=True, may_win=spoken)
+        return self._result(interrupted=why, may_win=spoken)
 
     def without_device(self, lost: DeviceError) -> SearchResult:
-        """The same, where nothing is left to train on; without a baseline there is nothing to tell.
+        """The same, where nothing is left to train on.
 
         Raises:
-            DeviceError: what was lost.
+            DeviceError: what was lost, where nothing was trained to the end.
         """
-        if self.trials[0].state != "complete":
+        if not any(trial.state == "complete" for trial in self.trials):
             raise lost
-        self.notes.append(f"the race ended early, as no device was left to train on: {lost}")
-        return self.interrupted()
+        return self.interrupted(f"ended early, as no device was left to train on: {lost}")
 
     def result(self) -> SearchResult:
         """The outcome of a race that ran to its end.
@@ -597,9 +614,9 @@ class Race:
                 f"takes {self.paces.correction:.1f} times what the profile said. Give a budget of at least "
                 f"{format_duration(EQUIVALENTS * taking_s)}"
             )
-        return self._result(interrupted=False, may_win=True)
+        return self._result(interrupted=None, may_win=True)
 
-    def _result(self, *, interrupted: bool, may_win: bool) -> SearchResult:
+    def _result(self, *, interrupted: str | None, may_win: bool) -> SearchResult:
         return conclude(
             self.trials,
             self._verdict(),

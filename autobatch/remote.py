@@ -25,7 +25,7 @@ from .devices import host_memory
 from .devices.environment import count_exactly, worker_environment
 from .engines.local import LocalWorker
 from .engines.processes import ForkServer
-from .errors import DeviceLost, WorkerDied, WorkerTimeout
+from .errors import DeviceError, DeviceLost, WorkerDied, WorkerTimeout
 from .libraries import Libraries, Watch
 from .plan import (
     DeviceInfo,
@@ -115,10 +115,15 @@ def _open(spec: RunnerSpec) -> Runner:
     from .torch_runner import TorchRunner
 
     torch.set_num_threads(spec.threads)  # a fork has the server's one
-    device = open_device(_device_of(spec))
-    if device.torch_device.type == "cuda":
-        # As the user's own script does: `.cuda()` and `fully_shard` take the current one.
-        torch.cuda.set_device(device.torch_device)
+    try:
+        device = open_device(_device_of(spec))
+        if device.torch_device.type == "cuda":
+            # As the user's own script does: `.cuda()` and `fully_shard` take the current one.
+            torch.cuda.set_device(device.torch_device)
+    except DeviceError:
+        raise
+    except RuntimeError as error:  # a card that has gone, or that its driver no longer answers for, is still listed
+        raise DeviceError(f"{_device_of(spec)} cannot be opened: {str(error).splitlines()[0]}") from None
     memory_limit_bytes = spec.memory_limit_bytes
     sharing = spec.nproc * (spec.workers or 1)
     if sharing > 1 and memory_limit_bytes is None and device.torch_device.type == "cpu":

@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote
 
+from .errors import SettingError
+
 HIDDEN = "***"
 
-# The words of a URL as SQLAlchemy reads them; a password that was not quoted may hold anything up to the last @.
+# The words of a URL as SQLAlchemy reads them (`sqlalchemy.engine.url`), but that a password ends at the last @: one
+# that was not quoted is hidden whole.
 _URL = re.compile(
-    r"(?P<scheme>[A-Za-z][\w+.-]*)://(?:(?P<user>[^:/@\s]*)(?::(?P<password>\S*))?@)?(?P<rest>[^\s?]*)(?P<query>\?\S*)?"
+    r"(?P<scheme>[A-Za-z][\w+.-]*)://(?:(?P<user>[^:/\n]*)(?::(?P<password>[^\n]*))?@)?(?P<rest>[^?\n]*)(?P<query>\?[^\n]*)?"
 )
 
 
 def shown_url(text: str) -> str:
-    """`text` with every URL's password, and the values after its question mark, replaced by `***`."""
+    """`text`, a URL or what stands around one, with its password and all after its question mark replaced by `***`."""
     return _URL.sub(_hide, text)
 
 
@@ -22,6 +25,17 @@ def _hide(found: re.Match[str]) -> str:
     user, password = found["user"], found["password"]
     who = "" if user is None else user + ("" if password is None else f":{HIDDEN}") + "@"
     return f"{found['scheme']}://{who}{found['rest']}" + (f"?{HIDDEN}" if found["query"] else "")
+
+
+def check_url(url: str) -> None:
+    """Refuse a URL whose password no database would get as it was meant.
+
+    Raises:
+        SettingError: there is an @ in it that is not quoted, which would make a part of it the host's name.
+    """
+    found = _URL.search(url)
+    if found is not None and "@" in (found["password"] or ""):
+        raise SettingError(f"an @ in a database's password is written %40, and / as %2F; found one in {shown_url(url)}")
 
 
 def without_secrets(message: str, url: str) -> str:

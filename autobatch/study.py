@@ -6,6 +6,7 @@ replaced by passing another `optuna.samplers.BaseSampler`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -123,12 +124,23 @@ def _step_of(ladder: Ladder, level: int) -> int:
     return round(1000 * ladder.shares[level])
 
 
+_quiet = threading.Lock()
+_quiet_depth, _verbosity = 0, 0  # how many hold Optuna back, and what it was before the first
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back Optuna's line for each study and trial, and leave its verbosity as the user has it."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
+    """Hold back Optuna's line for each study and trial, and leave its verbosity as the user has it; in any thread."""
+    global _quiet_depth, _verbosity
+    with _quiet:
+        if not _quiet_depth:
+            _verbosity = optuna.logging.get_verbosity()
+            optuna.logging.set_verbosity(max(_verbosity, optuna.logging.WARNING))
+        _quiet_depth += 1
     try:
         yield
     finally:
-        optuna.logging.set_verbosity(verbosity)
+        with _quiet:
+            _quiet_depth -= 1
+            if not _quiet_depth:
+                optuna.logging.set_verbosity(_verbosity)

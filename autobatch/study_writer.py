@@ -53,11 +53,14 @@ class StudyWriter:
                 self.study.set_metric_names([metric])
         # Optuna offers no public way from a trial's number back to a handle that reports on it; its own storages, the
         # dashboard among them, go by this attribute.
-        self._ids = {
-            trial.user_attrs["trial"]: trial._trial_id
-            for trial in self.study.get_trials(deepcopy=False)
-            if "trial" in trial.user_attrs
-        }
+        self._ids: dict[int, int] = {}
+        for trial in self.study.get_trials(deepcopy=False):
+            number = trial.user_attrs.get("trial")
+            if number in self._ids and not trial.state.is_finished():
+                # A database that went away before it said that it had this trial was given it twice.
+                self.study.tell(trial.number, state=TrialState.FAIL)
+            elif number is not None:
+                self._ids[number] = trial._trial_id
 
     def write(self, trial: Trial, beside: Mapping[str, Any]) -> None:
         """Bring `trial` up to date: new scores are appended, a state that ends it is told.

@@ -6,6 +6,8 @@ confirmation -> report. Nothing here decides a number; it says which stage gets 
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -52,7 +54,8 @@ _PROFILE_MOST_S = 60.0
 _SWEEP_STEPS = (30, 100)  # fewest and most; 100 as in the measured comparison of the rules
 _SETUP_SHARES = 4  # assumed: a budget that start-up and measuring alone use up is a quarter of one that is of use
 _SETTING_OUT_S = 600.0  # assumed: no resumed run needs longer until its first worker has opened the task
-_CENTRAL_S = 5.0  # for the last lines to reach the database, within the budget. Assumed: a round trip takes tenths
+# For the last lines to reach the database: within the budget, but for the second figure. Assumed: they take tenths.
+_CENTRAL_S, _CENTRAL_LEAST_S = 5.0, 0.5
 _EVAL_BATCH = 1024  # assumed: beyond it a forward pass without gradients gains nothing on the devices we know
 
 
@@ -99,6 +102,7 @@ def run_tune(
         return _SETTING_OUT_S if is_setting_out else ledger.available_s
 
     runner = _opened(spec, settings, folder, remaining_s)
+    run: _Tune | None = None
     try:
         if is_setting_out:  # starting workers and checking the task again is downtime
             runner.facts()
@@ -117,6 +121,8 @@ def run_tune(
             f"Give at least {format_duration(_SETUP_SHARES * settings.budget_s)}"
         ) from None
     finally:
+        if run is not None:
+            run.close_central()
         runner.close()
 
 
@@ -129,9 +135,15 @@ def _opened(spec: RunnerSpec, settings: TuneSettings, folder: RunFolder, remaini
             f"on a cluster each worker trains a trial by itself; found --nproc {spec.nproc} with --engine ray: leave "
             "one of them out"
         )
-    from .engines.ray import open_cluster  # an extra
+    # Ray takes SIGTERM for itself when it is imported and when it starts, and what it does then is to exit.
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        from .engines.ray import open_cluster  # an extra
 
-    return open_cluster(spec, settings.address, checkpoints=folder.checkpoints, remaining_s=remaining_s)
+        return open_cluster(spec, settings.address, checkpoints=folder.checkpoints, remaining_s=remaining_s)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 class _Tune:
@@ -194,12 +206,19 @@ class _Tune:
 
         self.central = CentralRecord(
             self.storage,
-            f"{facts.name} {self.state.created}",
+            self.settings.study or f"{facts.name} {self.state.created}",
             facts.direction,
             {"autobatch": __version__, "device": device.name},
             must_open=not self.state.resumed,
         )
         self.say("start", f"also recorded in {self.central.shown}")
+
+    def close_central(self) -> str | None:
+        """Bring the database up to date, in what time there is; what it lacks then, in a sentence."""
+        if self.central is None:
+            return None
+        central, self.central = self.central, None
+        return central.close(min(_CENTRAL_S, max(_CENTRAL_LEAST_S, self.ledger.available_s)))
 
     def go_on_under(self, now: Mapping[str, Condition]) -> None:
         """Note the conditions that the worker tells, and refuse to mix trials of one run that are of others.
@@ -303,11 +322,11 @@ class _Tune:
         from .record import StudyRecord
         from .search import SearchSettings, horizon_s, search
 
-        crew = self.runner.crew() if isinstance(self.runner, Pool) else Alone(self.runner)
         eval_batch = min(largest, facts.val_size or largest, _EVAL_BATCH)
         if (eval_s := self.state.found.eval_s) is None:
             with self.ledger.charge("evaluation"):
                 eval_s = self.runner.time_evaluation(eval_batch)
+        crew = self.runner.crew() if isinstance(self.runner, Pool) else Alone(self.runner)
         if (horizon := self.state.found.horizon_s) is None:
             baseline_step_s = facts.baseline.plan.accumulation_steps * curve.step_s(facts.baseline.plan.batch_size)
             horizon = horizon_s(
@@ -401,10 +420,8 @@ class _Tune:
         if norms is not None:
             warnings.append(norms)
         warnings += self.state.remarks
-        if self.central is not None:
-            missing = self.central.close(min(_CENTRAL_S, self.ledger.available_s))
-            if missing is not None:
-                warnings.append(missing)
+        if (missing := self.close_central()) is not None:
+            warnings.append(missing)
         at_once: tuple[str, ...] = ()
         if isinstance(self.runner, Pool):
             warnings += self.runner.remarks

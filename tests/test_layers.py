@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "autobatch"
 
 # fmt: off
 ORDER = [
-    "errors", "units", "storage_url", "medians", "files", "checkpoints", "standard", "shapes", "libraries", "plan",
+    "errors", "storage_url", "units", "medians", "files", "checkpoints", "standard", "shapes", "libraries", "plan",
     "crew", "arm", "sim", "recording", "replay",
     "devices.environment", "devices.oom", "devices.host_memory", "devices.base", "devices.nvml", "devices.cuda",
     "devices.rapl", "devices.cpu", "devices.mps", "devices",

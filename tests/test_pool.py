@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from autobatch.crew import Alone, Several
-from autobatch.errors import DeviceError, SettingError
+from autobatch.errors import DeviceError, SettingError, TaskError
 from autobatch.group import open_workers, other_devices
 from autobatch.plan import DeviceInfo, Measurement, MemoryLimit, Plan, TaskFacts
 from autobatch.pool import Pool
@@ -93,26 +93,46 @@ def test_a_worker_that_cannot_time_a_size_speaks_for_all() -> None:
 
 
 def test_the_one_with_the_least_memory_says_what_fits() -> None:
-    runners = cards(free_bytes=[8192 * MIB, 4096 * MIB, 6144 * MIB])
+    runners = cards(free_bytes=[8192 * MIB, 4608 * MIB, 6144 * MIB])
     with closing(Pool(runners)) as pool:
-        assert pool.memory().budget_bytes == 4096 * MIB
+        assert pool.memory().budget_bytes == 4608 * MIB
         pool.probe(Plan(batch_size=8))
     assert [len(runner.probes) for runner in runners] == [0, 1, 0]
     assert [len(runner.learned) for runner in runners] == [0, 1, 1]  # found once
 
 
-def test_devices_of_another_kind_are_left_out_and_told() -> None:
+def test_devices_of_another_kind_than_the_first_are_left_out_and_told() -> None:
     other = replace(CARD, name="Small card")
-    runners = cards(info=[other, CARD, replace(CARD, index=2), replace(CARD, memory_bytes=1)])
-    with closing(Pool(runners[:1], lambda first: runners[1:])) as pool:
+    runners = cards(info=[CARD, other, replace(CARD, index=2), replace(CARD, memory_bytes=1), replace(CARD, index=4)])
+    with closing(Pool(runners[:1], lambda first: runners[1:], most=2)) as pool:
         assert pool.size == 2
         assert pool.device() == CARD
         assert isinstance(pool.crew(), Several)
-    assert [runner.is_closed for runner in runners] == [True] * 4
+        assert [runner.is_closed for runner in runners] == [False, True, False, True, True]
+    assert all(runner.is_closed for runner in runners)
     assert pool.remarks == (
-        "Small card was left out: trials are compared on devices of one kind, and more are Card",
-        "Card was left out: trials are compared on devices of one kind, and more are Card",
+        "Small card was left out: trials are compared on devices of one kind, here Card",
+        "Card was left out: trials are compared on devices of one kind, here Card",
     )
+
+
+@pytest.mark.parametrize("error", [DeviceError("no room\nfor it"), RuntimeError("no room"), TaskError("no room")])
+def test_a_device_that_cannot_be_opened_is_left_out_and_told(error: Exception) -> None:
+    class Full(Carded):
+        def device(self) -> DeviceInfo:
+            raise error
+
+    with closing(Pool([Carded()], lambda first: [Full(), Carded()])) as pool:
+        assert pool.size == 2
+        assert pool.remarks == ("a device was left out: no room",)
+
+
+def test_a_device_that_is_nearly_full_does_not_make_the_batch_small_for_all() -> None:
+    runners = cards(free_bytes=[8192 * MIB, 1024 * MIB, 5000 * MIB])
+    with closing(Pool(runners)) as pool:
+        assert pool.memory().budget_bytes == 5000 * MIB
+        assert pool.size == 2
+        assert pool.remarks == ("a device was left out: 1 GiB are free on it, and 8 GiB on another",)
 
 
 def test_a_device_that_is_lost_before_the_race_is_left_out() -> None:
@@ -137,7 +157,7 @@ class Shown(Carded):
     [
         ("auto", None, ["cuda:0", "cuda:2"]),
         ("cuda", None, ["cuda:0", "cuda:2"]),
-        ("auto", 2, ["cuda:0"]),
+        ("auto", 2, ["cuda:0", "cuda:2"]),  # of which the pool keeps as many as are asked for
         ("auto", 1, []),
         ("cuda:1", None, []),
         ("cuda:1", 1, []),

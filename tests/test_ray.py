@@ -21,10 +21,9 @@ from .test_resume_cli import autobatch_cli, refused, task, the_run
 
 __all__ = ["task"]  # a fixture
 
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install ray"),
-    pytest.mark.slow,
-]
+pytestmark = pytest.mark.usefixtures("ready_python")
+
+with_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install ray")
 
 RUN = ("tune", "model.py", "--budget", "120s", "--train-time", "2s", "--max-trials", "5", "--device", "cpu", "--json")
 
@@ -53,6 +52,8 @@ def hosts() -> list[int]:
     return found
 
 
+@with_ray
+@pytest.mark.slow
 def test_a_cluster_gives_the_same_report_though_a_worker_is_killed(task: Path, tmp_path: Path) -> None:
     command = on_ray(tmp_path)
     assert command.stderr is not None
@@ -78,6 +79,7 @@ def test_a_cluster_gives_the_same_report_though_a_worker_is_killed(task: Path, t
     assert not hosts()
 
 
+@with_ray
 def test_what_cannot_be_had_of_a_cluster_is_said(task: Path, tmp_path: Path) -> None:
     told = refused(autobatch_cli(*RUN, "--engine", "ray", "--nproc", 2, cwd=tmp_path))
     assert "found --nproc 2 with --engine ray: leave one of them out" in told
@@ -90,3 +92,14 @@ def test_without_ray_the_message_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.delitem(sys.modules, "autobatch.engines.ray", raising=False)
     with pytest.raises(SettingError, match=r"--engine ray needs Ray: pip install 'autobatch-tuner\[ray\]'"):
         import autobatch.engines.ray  # noqa: F401
+
+
+@with_ray
+@pytest.mark.parametrize(
+    ("workers", "nodes", "threads"),
+    [(1, [8, 8, 8], 8), (2, [8, 8, 8], 8), (4, [8, 8, 8], 4), (3, [2], 1), (2, [2], 1), (5, [16, 4], 4)],
+)
+def test_workers_share_the_cores_of_a_cluster_node_by_node(workers: int, nodes: list[int], threads: int) -> None:
+    from autobatch.engines.ray import threads_for
+
+    assert threads_for(workers, nodes) == threads

@@ -10,6 +10,7 @@ the rung is trained again from its last checkpoint, by an actor that Ray places 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 import uuid
@@ -36,6 +37,7 @@ from ..plan import (
 )
 from ..pool import Pool
 from ..remote import GRACE_S, RemoteRunner, RunnerSpec
+from ..run_folder import SHARED
 
 try:
     import ray
@@ -46,11 +48,11 @@ except ImportError as missing:
 # A rung's own limit is kept by its worker; after so much more the machine it is on is taken to be gone. Assumed: what
 # a checkpoint of some gigabytes may need to travel.
 _TRAVEL_S = 120.0
-# Until Ray has placed an actor and the task is open there. Assumed: a cluster may have to start a machine for it.
-_PLACING_S = 900.0
+# Until Ray has placed an actor and the device is open there: at the start, when a cluster may have to start a machine
+# for it, and in place of one that was lost, which others need not wait for. Assumed.
+_PLACING_S, _REPLACING_S = 900.0, 120.0
 # What does not travel with the task's folder: runs, and what version control and Python keep for themselves.
 _LEFT_HERE = [".autobatch", ".git", "__pycache__", "*.pyc", ".venv", "venv"]
-_IS_SHARED = ".shared-folder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +67,7 @@ class _Host:
     """In an actor: the runner of a task on this machine."""
 
     def __init__(self, spec: RunnerSpec, home: _Home) -> None:
-        marker = home.folder / _IS_SHARED
-        self._shares = marker.is_file() and marker.read_text() == home.token
+        self._shares = _sees(home)
         self._folder = home.folder if self._shares else Path(tempfile.mkdtemp(prefix="autobatch-"))
         if spec.path is not None:  # the task's folder is the working directory here
             spec = replace(spec, path=Path(spec.path.name).absolute())
@@ -101,8 +102,18 @@ class _Host:
         return self._shares
 
     def close(self) -> None:
-        """End the worker processes of this machine."""
+        """End the worker processes of this machine, and leave nothing behind."""
         self._runner.close()
+        if not self._shares:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _sees(home: _Home) -> bool:
+    """Whether this process can use the caller's folder: the same one, and not another of that name."""
+    try:
+        return (home.folder / SHARED).read_text() == home.token and os.access(home.folder, os.W_OK)
+    except OSError:  # it is not here, or another user's
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +141,12 @@ class RayRunner(Runner):
         self._spec, self._home, self._resources, self._remaining_s = spec, home, dict(resources), remaining_s
         self._facts: TaskFacts | None = None
         self._device: DeviceInfo | None = None
+        self._shares: bool | None = None  # of the actor that there is; None until it has been heard of
+        self._is_closed = False
         self._actor = self._placed()
 
     def _placed(self) -> Any:
         """An actor; Ray starts it when there is room."""
-        self._is_shared: bool | None = None
         spec = self._spec
         if self._facts is not None:
             spec = replace(spec, worst_cases=self._facts.worst_cases)
@@ -150,17 +162,41 @@ class RayRunner(Runner):
             raise WorkerTimeout(f"no answer from the cluster within the {min(limits):.1f} s it had") from None
         except RayActorError as error:
             self._replace()
-            raise WorkerDied(f"Ray lost the worker: {_first_line(error)}") from None
+            raise WorkerDied(f"Ray lost the worker: {_told(error)}") from None
         except RayError as error:
-            raise WorkerDied(f"Ray could not run the worker: {_first_line(error)}") from None
+            raise WorkerDied(f"Ray could not run the worker: {_told(error)}") from None
         if isinstance(found, _Raised):
             raise found.error
         return found
 
     def _replace(self) -> None:
+        self._shares = None
+        if self._is_closed:  # what waits in another thread is not to begin anew
+            return
         with suppress(RayError):
             ray.kill(self._actor)
         self._actor = self._placed()
+
+    def _settle(self) -> bool:
+        """Hear of the actor that there is now, once: whether it sees the caller's folder.
+
+        Raises:
+            DeviceError: Ray found no place for it, or one on a device of another kind.
+        """
+        if self._shares is None:
+            known, limit_s = self._device, _PLACING_S if self._device is None else _REPLACING_S
+            remaining_s = self._remaining_s() if self._remaining_s else None
+            try:
+                device: DeviceInfo = self._get(self._actor.call.remote("device", (), {}), limit_s)
+                shares = bool(self._get(self._actor.shares.remote(), limit_s))
+            except WorkerTimeout:
+                if remaining_s is not None and remaining_s <= limit_s:  # it was the time for everything that ended
+                    raise
+                raise DeviceError(f"Ray found no place for a worker within {limit_s:.0f} s") from None
+            if known is not None and (device.kind, device.name) != (known.kind, known.name):
+                raise DeviceError(f"Ray placed a worker anew on another device, {device.name}")
+            self._device, self._shares = device, shares
+        return self._shares
 
     def _call(self, method: str, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
         return self._get(self._actor.call.remote(method, args, kwargs), timeout_s)
@@ -177,8 +213,8 @@ class RayRunner(Runner):
 
     def device(self) -> DeviceInfo:
         if self._device is None:
-            device: DeviceInfo = self._call("device", timeout_s=_PLACING_S)
-            self._device = device
+            self._settle()
+        assert self._device is not None
         return self._device
 
     def memory(self) -> MemoryLimit:
@@ -210,16 +246,15 @@ class RayRunner(Runner):
 
     def _checkpoint(self, trial: int, step: int) -> Any:
         """What has to travel to the actor, as a reference into the object store; None where nothing does."""
-        if self._is_shared is None:
-            self._is_shared = bool(self._get(self._actor.shares.remote(), _PLACING_S))
         path = checkpoint_path(self._home.folder, trial, step)
-        return None if self._is_shared or not step or not path.is_file() else ray.put(path.read_bytes())
+        return None if self._settle() or not step or not path.is_file() else ray.put(path.read_bytes())
 
     def advance(self, rung: Rung) -> RungResult:
         begun = time.monotonic()
         limit_s = None if rung.limit_s is None else rung.limit_s + GRACE_S + _TRAVEL_S
         try:
             checkpoint = self._checkpoint(rung.trial, rung.start_step)
+            begun = time.monotonic()  # what placing a worker took says nothing of the rung
             result, left = self._get(self._actor.advance.remote(rung, checkpoint), limit_s)
         except WorkerTimeout as death:
             spent_s = time.monotonic() - begun
@@ -246,9 +281,13 @@ class RayRunner(Runner):
     def forget(self, trial: int, before: int | None = None) -> None:
         forget_checkpoints(self._home.folder, trial, before)
 
+    def farewell(self) -> Any:
+        """Have the actor end what it has started; a reference to wait for."""
+        self._is_closed = True
+        return self._actor.close.remote()
+
     def close(self) -> None:
-        with suppress(RayError):  # it has gone already
-            ray.get(self._actor.close.remote(), timeout=GRACE_S)
+        self._is_closed = True
         with suppress(RayError):
             ray.kill(self._actor)
 
@@ -270,61 +309,75 @@ class Cluster:
         self._spec = spec
         # Ray reports its use to its makers unless told not to; whoever runs a cluster has decided that for it.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # All of the task's folder travels, its data too: version control does not decide that.
+        os.environ.setdefault("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
         environment: dict[str, Any] = {"py_modules": [str(Path(__file__).parents[1])]}
         if spec.path is not None:
             environment |= {"working_dir": str(spec.path.absolute().parent), "excludes": _LEFT_HERE}
-        local = {} if address is not None else {"include_dashboard": False}
+        local = {"address": "local", "include_dashboard": False} if address is None else {"address": address}
         try:
-            ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level="error", **local)
+            ray.init(runtime_env=environment, log_to_driver=False, logging_level="error", **local)
         except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+            where = "started on this machine" if address is None else f"reached at {address}"
             raise DeviceError(
-                f"there is no Ray cluster at {address or 'this machine'}: {_first_line(error)}. Start one with "
-                "`ray start --head`, or leave --address out to have one on this machine"
+                f"Ray cannot be {where}: {_told(error)}. `ray start --head` starts a cluster, and without --address "
+                "there is one on this machine alone"
             ) from None
         checkpoints.mkdir(parents=True, exist_ok=True)
         self._home = _Home(folder=checkpoints.absolute(), token=uuid.uuid4().hex)
-        (checkpoints / _IS_SHARED).write_text(self._home.token)
+        (checkpoints / SHARED).write_text(self._home.token)
 
     def runners(self, remaining_s: Callable[[], float] | None = None) -> Sequence[RayRunner]:
-        """One for each worker: as many as were asked for, or as the cluster has GPUs.
+        """One for each worker: as many as were asked for, or as the cluster has GPUs that are free.
 
         Raises:
             SettingError: it has fewer.
         """
-        spec, gpus = self._spec, int(ray.cluster_resources().get("GPU", 0))
-        cpus = int(ray.cluster_resources().get("CPU", 1))
+        spec, resources = self._spec, ray.cluster_resources()
+        gpus, free_gpus = int(resources.get("GPU", 0)), int(ray.available_resources().get("GPU", 0))
+        nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         asked = spec.device.strip().lower()
-        on_gpu = asked == "cuda" or (asked == "auto" and gpus > 0)
-        if not on_gpu and asked not in ("auto", "cpu"):
+        if asked not in ("auto", "cuda", "cpu"):
             raise SettingError(f"on a cluster a device is auto, cuda or cpu: Ray says which one; found {spec.device!r}")
-        wanted = spec.workers or (gpus if on_gpu else 1)
-        most = gpus if on_gpu else cpus
+        on_gpu = asked == "cuda" or (asked == "auto" and gpus > 0)
+        wanted, most = spec.workers or (max(1, free_gpus) if on_gpu else 1), gpus if on_gpu else sum(nodes)
         if wanted > most:
             raise SettingError(
-                f"a worker has a {'GPU' if on_gpu else 'core'} of its own, and the cluster has {most}; found --workers "
-                f"{wanted}"
+                f"a worker has a {'GPU' if on_gpu else 'core'} of its own, and the cluster has {most}; found {wanted}: "
+                "see --workers and --device"
             )
-        threads = max(1, cpus // wanted) if not on_gpu else 1
-        resources = {"num_gpus": 1.0, "num_cpus": 1.0} if on_gpu else {"num_gpus": 0.0, "num_cpus": float(threads)}
+        threads = 1 if on_gpu else threads_for(wanted, nodes)
         spec = replace(spec, device="cuda" if on_gpu else "cpu", threads=threads, workers=wanted)
-        return [RayRunner(spec, self._home, resources, remaining_s) for _ in range(wanted)]
+        needs = {"num_gpus": 1.0 if on_gpu else 0.0, "num_cpus": float(threads)}
+        return [RayRunner(spec, self._home, needs, remaining_s) for _ in range(wanted)]
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
-        (self._home.folder / _IS_SHARED).unlink(missing_ok=True)
+        (self._home.folder / SHARED).unlink(missing_ok=True)
         with suppress(OSError):  # there are checkpoints
             self._home.folder.rmdir()
         ray.shutdown()
+
+
+def threads_for(workers: int, nodes: Sequence[int]) -> int:
+    """The most cores that each of so many workers can have, on nodes of so many; at least one."""
+    for threads in range(max(nodes), 1, -1):
+        if sum(cores // threads for cores in nodes) >= workers:
+            return threads
+    return 1
 
 
 class _OnCluster(Pool):
     """All workers of a cluster, which is left when they are closed."""
 
     def __init__(self, cluster: Cluster, remaining_s: Callable[[], float] | None) -> None:
-        self._cluster = cluster
-        super().__init__(cluster.runners(remaining_s))
+        self._cluster, self._hosts = cluster, cluster.runners(remaining_s)
+        super().__init__(self._hosts)
 
     def close(self) -> None:
+        with suppress(RayError):  # one that trains does not hear of it in time, and is killed
+            goodbyes = [host.farewell() for host in self._hosts]
+            ray.wait(goodbyes, num_returns=len(goodbyes), timeout=GRACE_S)
         super().close()
         self._cluster.close()
 
@@ -348,6 +401,10 @@ def _write_checkpoint(path: Path, content: bytes) -> None:
         raise StorageError(str(error)) from None
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+def _told(error: BaseException) -> str:
+    """One line of an error of Ray's: the task's own where one is in it, which stands at the end."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if "ray::" in lines[0] else lines[0]
