@@ -7,7 +7,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -574,4 +574,6 @@ def tune(
             nproc=settings.nproc,
             workers=settings.workers,
         )
-        return run_tune(opened, state, spec, on_progress, started_s=started_s, force=force, storage=storage)
+        # What Ray has to say of workers that died it prints, from a thread of its own, to where results go.
+        with redirect_stdout(sys.stderr) if settings.engine == "ray" else nullcontext():
+            return run_tune(opened, state, spec, on_progress, started_s=started_s, force=force, storage=storage)

@@ -135,7 +135,7 @@ class CentralRecord:
                     self._open()
                     with self._changed:  # it may have come back without what it was told last
                         self._to_write.update(self._known)
-                assert self._writer is not None
+                    continue
                 with quiet():
                     self._writer.write(trial, {})
             except Exception as error:  # noqa: BLE001  # whatever it is, it is the copy's trouble and not the race's

@@ -55,10 +55,11 @@ class Alone(Crew):
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._rung: Rung | None = None
+        self._is_lost = False
 
     @property
     def size(self) -> int:
-        return 1
+        return 0 if self._is_lost else 1
 
     @property
     def busy(self) -> int:
@@ -74,6 +75,7 @@ class Alone(Crew):
         try:
             done.set_result(self._runner.advance(rung))
         except Exception as error:  # noqa: BLE001  # whoever takes the result gets it, as from any future
+            self._is_lost = isinstance(error, DeviceError)
             done.set_exception(error)
         return rung, done
 

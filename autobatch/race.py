@@ -518,12 +518,18 @@ class Race:
     @property
     def equivalents(self) -> float:
         """Full trials that the time pays for, spent or left, as far as is known by now."""
-        on_clock_s = self.spent_s + self.crew.size * self.ledger.available_s / self.paces.correction
+        workers = max(1, self.crew.size)  # one that was lost may be there again for a resumed run
+        on_clock_s = self.spent_s + workers * self.ledger.available_s / self.paces.correction
         return min(self.allotment_s, on_clock_s) / self.costs.full_trial_s
 
     @property
     def confirmations(self) -> int:
-        """Full trials reserved for fresh seeds: one where the time is short, or the lead is beyond doubt."""
+        """Full trials reserved for fresh seeds: one where the time is short, or the lead is beyond doubt.
+
+        Not with several workers, which train them at once: a second one takes no longer.
+        """
+        if self.crew.size > 1:
+            return self.settings.confirmations
         few = self.equivalents < FEW_EQUIVALENTS or leads_clearly(self.trials, self.direction)
         return 1 if few else self.settings.confirmations
 

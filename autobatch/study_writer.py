@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import optuna
@@ -62,7 +61,7 @@ class StudyWriter:
             elif number is not None:
                 self._ids[number] = trial._trial_id
 
-    def write(self, trial: Trial, beside: Mapping[str, Any]) -> None:
+    def write(self, trial: Trial, beside: dict[str, Any]) -> None:
         """Bring `trial` up to date: new scores are appended, a state that ends it is told.
 
         Nothing is written that did not change, and what was written in part is written to its end.

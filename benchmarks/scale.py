@@ -84,7 +84,7 @@ def race(workers: int, search_name: str, seed: int, clock_s: float, folder: Path
         save(*args)
         recording_s += time.perf_counter() - began
 
-    record.save = timed_save  # type: ignore[method-assign]
+    record.save = timed_save  # type: ignore[method-assign, assignment]
     began, began_s = time.perf_counter(), runner.clock()
     result = search(
         runner,

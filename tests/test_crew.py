@@ -407,7 +407,7 @@ def test_a_device_that_is_lost_under_a_fresh_seed_says_nothing_against_the_final
     assert run.ledger.elapsed_s <= budget_s
     assert not any("gave way" in reason for reason in run.result.why)
     assert not any(t.state == "failed" and t.role == "confirmation" for t in run.result.trials)
-    assert not run.result.chose_baseline
+    assert not run.result.chose_baseline  # the other seed has spoken
 
 
 def test_a_baseline_that_waits_is_never_dropped_for_others() -> None:

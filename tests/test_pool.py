@@ -20,7 +20,8 @@ from autobatch.remote import RemoteRunner, RunnerSpec
 from autobatch.sim import SimRunner
 
 from .contracts import RunnerContract
-from .test_resume_cli import autobatch_cli, refused, task
+from .test_cli import refused
+from .test_resume_cli import autobatch_cli, task
 
 __all__ = ["task"]  # a fixture
 

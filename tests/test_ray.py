@@ -16,8 +16,8 @@ import pytest
 from autobatch.errors import SettingError
 
 from .processes import running
-from .test_cli import environment
-from .test_resume_cli import autobatch_cli, refused, task, the_run
+from .test_cli import environment, refused
+from .test_resume_cli import autobatch_cli, task, the_run
 
 __all__ = ["task"]  # a fixture
 
@@ -55,17 +55,18 @@ def hosts() -> list[int]:
 @with_ray
 @pytest.mark.slow
 def test_a_cluster_gives_the_same_report_though_a_worker_is_killed(task: Path, tmp_path: Path) -> None:
-    command = on_ray(tmp_path)
-    assert command.stderr is not None
     said, killed = [], None
-    for line in command.stderr:
-        said.append(line)
-        if killed is None and "search: trial 2" in line and "about" in line:
-            time.sleep(0.3)  # it is in the middle of its rung
-            killed = hosts()[0]
-            os.kill(killed, signal.SIGKILL)
-    stdout = command.stdout.read() if command.stdout else ""
-    assert command.wait(timeout=60) == 0, "".join(said)
+    with on_ray(tmp_path) as command:
+        assert command.stderr is not None
+        assert command.stdout is not None
+        for line in command.stderr:
+            said.append(line)
+            if killed is None and "search: trial 2" in line and "about" in line:
+                time.sleep(0.3)  # it is in the middle of its rung
+                killed = hosts()[0]
+                os.kill(killed, signal.SIGKILL)
+        stdout = command.stdout.read()
+    assert command.returncode == 0, "".join(said)
     assert killed is not None, "".join(said)
     report = json.loads(stdout)
     assert "2 workers trained a trial each at the same time" in report["why"]

@@ -460,8 +460,8 @@ def test_a_file_that_is_something_else_is_refused_and_runs_nothing(
 def test_a_record_that_says_what_cannot_be_is_refused(change: Any, message: str, tmp_path: Path) -> None:
     record = StudyRecord(tmp_path / "journal.log", "t", "maximize")
     record.save(replace(paused(0, 0.5), role="baseline"), STATE)
-    now = record._study.trials[0].user_attrs["now"]
-    record._study._storage.set_trial_user_attr(record._ids[0], "now", change(now))
+    now = record._writer.study.trials[0].user_attrs["now"]
+    record._writer.study._storage.set_trial_user_attr(record._writer._ids[0], "now", change(now))
     with pytest.raises(ReportError, match=message):
         read_kept(tmp_path / "journal.log")
 

@@ -9,6 +9,7 @@ the rung is trained again from its last checkpoint, by an actor that Ray places 
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -316,7 +317,7 @@ class Cluster:
             environment |= {"working_dir": str(spec.path.absolute().parent), "excludes": _LEFT_HERE}
         local = {"address": "local", "include_dashboard": False} if address is None else {"address": address}
         try:
-            ray.init(runtime_env=environment, log_to_driver=False, logging_level="error", **local)
+            ray.init(runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR, **local)
         except (ConnectionError, RayError, RuntimeError, ValueError) as error:
             where = "started on this machine" if address is None else f"reached at {address}"
             raise DeviceError(
