@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -34,8 +35,9 @@ from .remote import available_cores
 from .report import Report
 from .run_folder import RunFolder, RunState
 from .runs import latest_unfinished, reopened
-from .settings import Earlier, TuneSettings
+from .settings import Earlier, Engine, TuneSettings
 from .standard import standard_models
+from .storage_url import check_url, shown_url
 from .task_sources import source_hashes
 from .throughput import Objective, ThroughputCurve
 from .tuning import CEILING, describe_probe, run_tune
@@ -452,6 +454,10 @@ def tune(
     resume: bool | str | Path = False,
     force: bool = False,
     nproc: int | None = None,
+    workers: int | None = None,
+    storage: str | None = None,
+    engine: Engine | None = None,
+    address: str | None = None,
     command: str = "autobatch.tune",
     on_progress: Listener = nobody,
     started_s: float | None = None,
@@ -480,6 +486,13 @@ def tune(
         nproc: processes that train each trial together with DistributedDataParallel, a GPU for each; on a processor
             they share its cores. Batch sizes, the baseline's too, are those of each process, as in a script that
             torchrun starts.
+        workers: trials that are trained at the same time, each in a process of its own; by default one on each GPU of
+            the first one's kind, and one on a processor, whose cores several share.
+        storage: URL of a database that the run is recorded in too, as Optuna takes it; the run's folder has everything
+            without it. Its password is neither shown nor kept, so that a resumed run needs it again.
+        engine: where workers run: "local", the default, on this machine; "ray" on a Ray cluster, a GPU for each.
+        address: of that cluster, as `ray.init` takes it: "auto", "ray://host:10001"; by default one that is started
+            here.
         command: to be noted in the report.
         on_progress: called as things begin and are found.
         started_s: `time.monotonic()` when the program began, where start-up is to count against the budget.
@@ -516,10 +529,20 @@ def tune(
         "max_trials": max_trials,
         "keep_checkpoints": keep_checkpoints,
         "nproc": nproc,
+        "workers": workers,
+        "storage": None if storage is None else shown_url(storage),
+        "engine": engine,
+        "address": address,
         "command": command,
     }
     given = {name: value for name, value in asked.items() if value is not None}
     headroom = 0.05 if headroom is None else headroom
+    if workers is not None and workers < 1:
+        raise SettingError(f"workers is a number of processes, at least 1; got {workers}")
+    if storage is not None:
+        check_url(storage)
+    if address is not None and engine != "ray" and not resume:
+        raise SettingError(f"address is of a Ray cluster; got {address} without engine='ray' (--engine ray)")
     spec = spec_for(task, device or "auto", memory_limit, headroom, nproc=1 if nproc is None else nproc)
     name = Path(task).stem if isinstance(task, (str, Path)) else task.name
     sources = {} if spec.path is None else source_hashes(spec.path)
@@ -529,10 +552,13 @@ def tune(
         place = folder if isinstance(resume, bool) else Path(resume)
         opened, state = reopened(place or latest_unfinished(name, spec.path), given, sources, force=force)
     else:
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        if storage is not None:  # runs of an array of jobs begin in the same second
+            given["study"] = f"{name} {created} {secrets.token_hex(2)}"
         settings = TuneSettings(name=name, **given)
         opened = RunFolder.made(folder, name)
         state = RunState(
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            created=created,
             settings=settings,
             path=None if spec.path is None else str(spec.path),
             conditions=conditions_of_settings(settings, sources),
@@ -546,5 +572,8 @@ def tune(
             memory_limit_bytes=settings.memory_limit_bytes,
             headroom=settings.headroom,
             nproc=settings.nproc,
+            workers=settings.workers,
         )
-        return run_tune(opened, state, spec, on_progress, started_s=started_s, force=force)
+        # What Ray has to say of workers that died it prints, from a thread of its own, to where results go.
+        with redirect_stdout(sys.stderr) if settings.engine == "ray" else nullcontext():
+            return run_tune(opened, state, spec, on_progress, started_s=started_s, force=force, storage=storage)

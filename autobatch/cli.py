@@ -23,6 +23,7 @@ import click
 
 from . import __version__
 from .errors import AutobatchError, NoValidResult, RankLost, SettingError, StorageError, WorkerDied
+from .storage_url import shown_url
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -211,6 +212,12 @@ def cli() -> None:
 @_DEVICE
 @_MEMORY
 @_NPROC
+@_option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Train N trials at the same time, a GPU for each; by default one on each GPU there is.",
+)
 @_option("--seed", type=int, default=0, help="Of everything that is drawn.")
 @_option("--search", type=click.Choice(["tpe", "freeze-thaw"]), default="tpe", help="How the next trial is chosen.")
 @_option(
@@ -221,6 +228,18 @@ def cli() -> None:
     help="What this earlier run chose is tried first.",
 )
 @_option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Try no more configurations than this.")
+@_option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    help="Where workers run: on this machine, or on a Ray cluster, a GPU for each.",
+)
+@_option("--address", metavar="ADDRESS", help="Of the Ray cluster: auto, ray://host:10001; by default one here.")
+@_option(
+    "--storage",
+    metavar="URL",
+    help="Record the run in this database too: postgresql+psycopg://user@host/name, or any that Optuna takes.",
+)
 @_option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Default: .autobatch/<task>/<time>/")
 @_option(
     "--resume",
@@ -256,11 +275,19 @@ def tune(task: Path | None, **options: Any) -> None:
     from . import api
     from .units import parse_duration
 
+    names: tuple[str, ...]
     names = ("budget", "train_time", "device", "memory_limit", "headroom", "seed", "search", "warm_start", "max_trials")
-    settings = {name: options[name] for name in (*names, "keep_checkpoints", "nproc")}
+    names += ("keep_checkpoints", "nproc", "workers", "storage", "engine", "address")
+    settings = {name: options[name] for name in names}
     if resume is not None:  # the run's own, but for what was typed beside --resume
-        typed = click.core.ParameterSource.COMMANDLINE
-        settings = {name: given for name, given in settings.items() if context.get_parameter_source(name) == typed}
+        typed = {click.core.ParameterSource.COMMANDLINE}
+        settings = {
+            name: given
+            for name, given in settings.items()
+            # The password of a database is not kept, and often stands in the environment.
+            if context.get_parameter_source(name)
+            in (typed | {click.core.ParameterSource.ENVIRONMENT} if name == "storage" else typed)
+        }
     budget_s = None if resume is not None else parse_duration(options["budget"])
     named = options["run_dir"] if resume in (None, _LATEST) else resume
     how = shlex.join(["autobatch", "tune", str(task), "--resume", *([] if named is None else [str(named)])])
@@ -663,8 +690,8 @@ def _progress(
 
 
 def _command() -> str:
-    """What was typed, as it can be typed again."""
-    return shlex.join(["autobatch", *sys.argv[1:]])
+    """What was typed, as it can be typed again but for the password of a database."""
+    return shlex.join(["autobatch", *(shown_url(word) for word in sys.argv[1:])])
 
 
 def _process_age_s() -> float:

@@ -57,7 +57,7 @@ def conclude(
     horizon_s: float,
     equivalents: float,
     may_win: bool = True,
-    interrupted: bool = False,
+    interrupted: str | None = None,
     notes: Sequence[str] = (),
     test_scores: tuple[float | None, float | None] = (None, None),
 ) -> SearchResult:
@@ -69,7 +69,7 @@ def conclude(
         baseline: as it was raced.
         space, horizon_s, equivalents: as in `SearchResult`.
         may_win: False while the finalist has not had its reserved seeds.
-        interrupted: the user stopped the race.
+        interrupted: why the race did not come to its end; None where it did.
         notes: further reasons.
         test_scores: of the chosen and of the baseline.
     """
@@ -83,8 +83,8 @@ def conclude(
         f"{space.effective_batch_sizes[0]} to {space.effective_batch_sizes[-1]} and learning rates "
         f"{format_lr(space.lr_low)} to {format_lr(space.lr_high)} at batch {space.reference_batch}"
     ]
-    if interrupted:
-        reasons.append("stopped by the user before the end")
+    if interrupted is not None:
+        reasons.append(interrupted)
     if baseline_failed:
         first = trials[0]
         reasons.append(f"the baseline itself failed ({first.outcome}: {first.message or 'no message'})")
@@ -112,7 +112,7 @@ def conclude(
         finalist_score=verdict.finalist_score,
         sigma=verdict.sigma,
         why=(*reasons, *notes),
-        interrupted=interrupted,
+        interrupted=interrupted is not None,
         test_score=test_scores[0],
         baseline_test_score=test_scores[1],
     )

@@ -173,18 +173,21 @@ def next_seed_for(trials: Sequence[Trial], direction: Direction, reserved: int) 
     """The configuration to train under a fresh seed next; None once it is settled or no more seeds would help.
 
     The reserved ones go to the finalist. While the difference is then within two standard errors, whoever has fewer
-    seeds gets the next.
+    seeds gets the next. Runs under way count as seeds, and where the reserved ones are, they are waited for: None.
     """
     verdict = judge(trials, direction)
     if verdict.finalist is None:
         return None
-    of_finalist = len(verdict.finalist_score.scores) if verdict.finalist_score else 0
+    baseline = next(trial.config for trial in trials if trial.role == "baseline")
+    under_way = [t.config for t in trials if t.role == "confirmation" and t.state == "running"]
+    known = len(verdict.finalist_score.scores) if verdict.finalist_score else 0
+    of_finalist = known + under_way.count(verdict.finalist)
     of_baseline = len(verdict.baseline_score.scores) if verdict.baseline_score else 0
     if of_finalist < reserved:
         return verdict.finalist
-    if verdict.is_settled or not of_baseline:
+    if known < reserved or verdict.is_settled or not of_baseline:
         return None
-    baseline = next(trial.config for trial in trials if trial.role == "baseline")
+    of_baseline += under_way.count(baseline)
     fails = any(t.role == "confirmation" and t.config == baseline and t.state == "failed" for t in trials)
     if of_baseline < of_finalist and of_baseline < MOST_SEEDS and not fails:
         return baseline

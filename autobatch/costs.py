@@ -13,6 +13,9 @@ from .units import format_duration
 # Full trials that a budget is cut into. Measured: at 16 the search leaves under half of the regret that it leaves at 8,
 # and from there to 32 little is gained, while a longer trial is worth more to whoever trains long.
 EQUIVALENTS = 16
+# Where several are trained at once, full trials that follow one another on the clock. Assumed: the rungs of one trial
+# and its fresh seeds do, and what was learned from the first ones is to be of use to the last.
+IN_A_ROW = 8
 
 
 def horizon_s(
@@ -24,8 +27,11 @@ def horizon_s(
     baseline_step_s: float,
     rungs: int = 3,
     spent_s: float = 0.0,
+    at_once: int = 1,
 ) -> float:
     """Seconds of training of one full trial: the user's training time, or a 16th of what remains where that is less.
+
+    With several workers it is an eighth of what remains, so that two or more train 16 trials or more.
 
     Args:
         remaining_s: seconds that may be planned into (`Ledger.available_s`).
@@ -34,6 +40,7 @@ def horizon_s(
         baseline_step_s: seconds of one optimizer step of the baseline.
         rungs: of a full trial.
         spent_s: seconds spent before; only for the message.
+        at_once: trials that are trained at the same time.
 
     Raises:
         BudgetTooShort: the baseline could not take `MIN_STEPS` steps; the message says which budget would do.
@@ -45,12 +52,13 @@ def horizon_s(
             f"a training of {format_duration(train_time_s)} is fewer than {MIN_STEPS} steps of the baseline; "
             f"give a training time of at least {format_duration(least_s)}"
         )
-    affordable_s = remaining_s / EQUIVALENTS - extra_s
+    in_a_row = EQUIVALENTS if at_once == 1 else IN_A_ROW
+    affordable_s = remaining_s / in_a_row - extra_s
     if affordable_s < least_s:
-        work_s = spent_s + EQUIVALENTS * (least_s + extra_s)
+        work_s = spent_s + in_a_row * (least_s + extra_s)
         needed_s = min(work_s / (1 - REPORT_SHARE), work_s + REPORT_MOST_S)
         raise BudgetTooShort(
-            f"a budget pays for {EQUIVALENTS} trials of at least {MIN_STEPS} baseline steps, evaluation included; "
+            f"a budget pays for {in_a_row} trials of at least {MIN_STEPS} baseline steps, evaluation included; "
             f"{format_duration(max(0.0, remaining_s))} of it remain. Give at least {format_duration(1.01 * needed_s)}"
         )
     return affordable_s if train_time_s is None else min(train_time_s, affordable_s)

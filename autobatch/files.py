@@ -13,8 +13,8 @@ from .errors import ReportError
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Put `text` into a file: after a crash there is the old file or the new one, never half of one.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Put `content` into a file, text as UTF-8: after a crash there is the old file or the new one, never half of one.
 
     A link is followed; what is no ordinary file (`/dev/stdout`, a pipe) is written to and not replaced.
 
@@ -22,14 +22,15 @@ def write_whole(path: Path, text: str) -> None:
         ReportError: the file cannot be written.
     """
     partial: str | None = None
+    content = content.encode() if isinstance(content, str) else content
     try:
         path = path.resolve()
         if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(content)
             return
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)

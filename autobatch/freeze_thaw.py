@@ -38,7 +38,8 @@ def choose(
     """The paused trial to resume, or the (effective batch size, learning rate) to start; None where there is neither.
 
     Args:
-        trials: all so far, in the order of their numbers.
+        trials: all so far, in the order of their numbers. Those that are under way are believed to come out as
+            predicted.
         space: where to look; its batch sizes are those that can be run.
         ladder: the rungs.
         direction: of the scores.
@@ -56,6 +57,8 @@ def choose(
         return _at(space, fresh[_farthest(fresh, trials, space)])
 
     known = surrogate.fit(seen)
+    if len(pending := _pending(trials, space, ladder)):
+        known = known.believing(pending)
     finished = [_place(trial, space) for trial in trials if trial.state == "complete"]
     over = np.array(finished or [(o.batch, o.rate, 0.0) for o in seen])
     of_fresh = known.expected_improvement(fresh, over) if len(fresh) else np.zeros(0)
@@ -89,6 +92,16 @@ def observations(
             share = shares[min(len(trial.scores), len(shares) - 1)]
             found.append(Observation(batch=batch, rate=rate, share=share, score=min(scores)))
     return tuple(found)
+
+
+def _pending(trials: Sequence[Trial], space: Space, ladder: Ladder) -> Array:
+    """(m, 3): where the scores of the rungs under way will lie."""
+    found = []
+    for trial in trials:
+        if trial.state == "running":
+            level = len(trial.scores) if trial.role != "confirmation" else -1
+            found.append((*_place(trial, space)[:2], math.log2(ladder.shares[level])))
+    return np.array(found).reshape(-1, 3)
 
 
 def _place(trial: Trial, space: Space) -> tuple[float, float, float]:

@@ -24,7 +24,7 @@ from .checkpoints import forget_checkpoints
 from .devices.environment import worker_environment
 from .engines.local import LocalWorker
 from .engines.processes import ForkServer
-from .errors import AutobatchError, RankLost, WorkerDied, WorkerTimeout
+from .errors import AutobatchError, RankLost, SettingError, WorkerDied, WorkerTimeout
 from .plan import (
     DeviceInfo,
     LrSweep,
@@ -36,6 +36,7 @@ from .plan import (
     Runner,
     TaskFacts,
 )
+from .pool import Pool
 from .ranks import Meeting, Place, agreed, agreed_limit, same_error
 from .remote import GRACE_S, RemoteRunner, RunnerSpec, call, open_runner
 
@@ -52,10 +53,59 @@ STRAGGLER_S = 10.0
 def open_workers(
     spec: RunnerSpec, *, log: Path | None = None, remaining_s: Callable[[], float] | None = None
 ) -> Runner:
-    """The runner of `spec` in worker processes: one for each device, or as many as train together."""
-    if spec.nproc == 1:
+    """The runner of `spec` in worker processes: one, several that train trials at once, or as many as train together.
+
+    Raises:
+        SettingError: several of either.
+    """
+    if spec.nproc > 1:
+        if spec.workers not in (None, 1):
+            raise SettingError(
+                f"several workers train a trial each, and the processes of --nproc one together; found --workers "
+                f"{spec.workers} and --nproc {spec.nproc}: leave one of them out"
+            )
+        return GroupRunner(spec, log=log, remaining_s=remaining_s)
+    may_have_more = spec.device.strip().lower() in ("auto", "cuda")
+    if spec.workers == 1 or (spec.workers is None and not may_have_more):
         return RemoteRunner(spec, log=log, remaining_s=remaining_s)
-    return GroupRunner(spec, log=log, remaining_s=remaining_s)
+    spec = replace(spec, threads=max(1, spec.threads // (spec.workers or 1)))
+
+    def open_on(device: str, threads: int) -> RemoteRunner:
+        return RemoteRunner(replace(spec, device=device, threads=threads), log=log, remaining_s=remaining_s)
+
+    def open_others(_: Runner) -> list[RemoteRunner]:
+        devices = other_devices(first, spec)
+        threads = spec.threads if spec.workers is not None else max(1, spec.threads // (1 + len(devices)))
+        return [open_on(device, threads) for device in devices]
+
+    first = open_on(spec.device, spec.threads)
+    return Pool([first], open_others, most=spec.workers)
+
+
+def other_devices(first: RemoteRunner, spec: RunnerSpec) -> list[str]:
+    """The devices, as a user would name them, that workers may train on beside the first one's.
+
+    Raises:
+        SettingError: there are fewer than `spec` asks for.
+    """
+    info, asked = first.device(), spec.device.strip().lower()
+    if info.kind == "cpu":
+        return ["cpu"] * ((spec.workers or 1) - 1)
+    if asked not in ("auto", "cuda") or info.index is None:
+        if spec.workers not in (None, 1):
+            raise SettingError(
+                f"a device has one worker, and {spec.device} is one device; found --workers {spec.workers}: name no "
+                "--device, or leave --workers out"
+            )
+        return []
+    present = [name for name in first.device_names() if name.startswith("cuda:")]
+    wanted = len(present) if spec.workers is None else spec.workers
+    if wanted > len(present):
+        raise SettingError(
+            f"a GPU has one worker, and this machine shows {len(present)}; found --workers {wanted}: take "
+            f"--workers {len(present)}"
+        )
+    return [name for name in present if name != f"cuda:{info.index}"] if wanted > 1 else []
 
 
 class _Team:

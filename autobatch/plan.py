@@ -403,6 +403,9 @@ class Runner(Prober):
     rate would mend is raised: `TaskError` for the user's code, `DeviceError` for the device.
     """
 
+    def learn(self, facts: TaskFacts) -> None:  # most need not be told
+        """Take the facts that another runner of this task has found, so that they are not looked for again."""
+
     @abstractmethod
     def device(self) -> DeviceInfo:
         """The device that plans run on."""

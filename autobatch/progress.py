@@ -17,11 +17,13 @@ class Progress:
         stage: of the run.
         text: one line for a person.
         predicted_s: how long what has just begun should take; None for a finding, or where nobody knows.
+        piece: the trial that it is about, where several may be under way at once.
     """
 
     stage: Stage
     text: str
     predicted_s: float | None = None
+    piece: int | None = None
 
 
 Listener = Callable[[Progress], None]

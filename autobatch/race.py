@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from .conclusion import SearchResult, conclude
 from .confirmation import Verdict, judge, leads_clearly, next_seed_for
 from .costs import EQUIVALENTS, Costs
-from .errors import BudgetTooShort, CheckpointError, NoValidResult, TaskError
+from .crew import Crew
+from .errors import BudgetTooShort, CheckpointError, DeviceError, NoValidResult, TaskError
 from .freeze_thaw import choose
 from .ledger import Ledger
 from .plan import Config, Direction, Plan, Rung, RungResult, Runner
 from .race_state import Paces, RaceState
+from .record import Kept, StudyRecord
 from .retention import needed_checkpoints
-from .study import Kept, StudyRecord, propose
+from .study import propose
 from .trials import (
     MIN_STEPS,
     Event,
@@ -51,11 +54,25 @@ MOST_FAILURES = 10
 MOST_REPEATS = 8
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Leg:
+    """A rung under way: where it ends, its modelled seconds, when it began by the ledger, and which attempt it is."""
+
+    until_step: int
+    modelled_s: float
+    began_s: float = 0.0
+    attempt: int = 1
+
+
 @dataclass(slots=True, kw_only=True)
 class Race:
-    """A race under way: the trials so far, the time they cost, and the next piece of work."""
+    """A race under way: the trials so far, the time they cost, and the next pieces of work.
+
+    Whoever of the crew is idle gets the next one, decided by what is known then.
+    """
 
     runner: Runner
+    crew: Crew
     ledger: Ledger
     max_batch: int
     max_micro_batch: int
@@ -81,6 +98,10 @@ class Race:
     test_scores: tuple[float | None, float | None] = (None, None)
     checkpoints: dict[int, int] = field(default_factory=dict)  # the steps of those that are there, by trial
     count: int = 0  # of the changes that were recorded
+    under_way: dict[int, _Leg] = field(default_factory=dict)  # by trial
+    again: list[int] = field(default_factory=list)  # trials of those that wait for a worker after theirs has died
+    is_confirming: bool = False
+    scored: int = 0  # rungs that ended well in this process
 
     # Setting out
 
@@ -111,14 +132,15 @@ class Race:
             earlier=[config for config, _ in earlier],
         )
         self.space = replace(space, lrs=self.settings.lrs)
-        self.allotment_s = self.ledger.available_s
+        self.allotment_s = self.crew.size * self.ledger.available_s
         steps = self.costs.total_steps(self.baseline.plan)
         is_new = kept is None or not kept.trials
-        if is_new and (steps < MIN_STEPS or self.costs.full_trial_s > self.allotment_s):
+        if is_new and (steps < MIN_STEPS or self.costs.full_trial_s > self.ledger.available_s):
             needed_s = EQUIVALENTS * self.costs.full_trial_s * max(1.0, MIN_STEPS / steps)
             raise BudgetTooShort(
                 f"the baseline takes at least {MIN_STEPS} steps in a full trial that fits the budget; it would take "
-                f"{steps} in {format_duration(self.costs.full_trial_s)}, and {format_duration(self.allotment_s)} "
+                f"{steps} in {format_duration(self.costs.full_trial_s)}, and "
+                f"{format_duration(self.ledger.available_s)} "
                 f"remain. Give at least {format_duration(needed_s)} more"
             )
         knee = self.space.nearest(self.space.reference_batch)
@@ -181,21 +203,19 @@ class Race:
         self._tidy()
 
     def _race(self) -> None:
-        baseline = self.trials[0] if self.trials else self._start(self.baseline, "baseline", self.baseline_origin)
-        while baseline.state in ("running", "paused"):
-            until_step = self._next_until(baseline)
-            if not self._fits(self.costs.rung_s(baseline, until_step)):
+        if not self.trials:
+            self._start(self.baseline, "baseline", self.baseline_origin)
+        while True:
+            while self.crew.has_idle:
+                if self.again:
+                    self._try_again(self.trials[self.again.pop(0)])
+                elif (leg := self._next_leg()) is not None:
+                    self._set_off(*leg)
+                else:
+                    break
+            if not self.under_way:
                 break
-            baseline = self._advance(baseline, until_step)
-        for trial in [trial for trial in self.trials[1:] if trial.state == "running"]:
-            self._take_up(trial)
-        while not any(trial.role == "confirmation" for trial in self.trials):  # once begun, they end the race
-            action = self._next_action()
-            if action is not None:
-                self._advance(action, self._next_until(action))
-            elif not self._time_left_over():
-                break
-        self._confirm()
+            self._take_in()
         self._test()
         if self.trials[0].state in ("running", "paused") or not any(t.state == "complete" for t in self.trials):
             return  # there is no result, and what there is may go on with more time
@@ -207,17 +227,40 @@ class Race:
             self.count += 1
             self.record.end(self._state())
 
-    def _take_up(self, trial: Trial) -> None:
-        """Run the rung again that was in flight when an earlier process of this run was stopped."""
-        until_step = trial.total_steps if trial.role == "confirmation" else self._next_until(trial)
-        if self._fits(self.costs.rung_s(trial, until_step)):
-            self._advance(trial, until_step)
-        else:
-            self._update(replace(trial, state="paused" if trial.scores else "dropped"))
+    def _next_leg(self) -> tuple[Trial, int] | None:
+        """The trial to train next and the step until which; None where nothing fits, or what is under way decides.
+
+        The baseline goes first, then what was in flight when an earlier process of this run was stopped, then the
+        search, and when nothing more of that fits, the fresh seeds.
+        """
+        baseline = self.trials[0]
+        if baseline.state in ("running", "paused") and baseline.number not in self.under_way:
+            until_step = self._next_until(baseline)
+            if self._fits(self.costs.rung_s(baseline, until_step)):
+                return baseline, until_step
+        for trial in self.trials[1:]:
+            if trial.state == "running" and trial.number not in self.under_way:
+                until_step = trial.total_steps if trial.role == "confirmation" else self._next_until(trial)
+                if self._fits(self.costs.rung_s(trial, until_step)):
+                    return trial, until_step
+                self._set_aside(trial)
+        # Once fresh seeds have begun they end the race.
+        if not self.is_confirming and not any(trial.role == "confirmation" for trial in self.trials):
+            action = self._next_action()
+            while action is None and self._time_left_over():
+                action = self._next_action()
+            if action is None and self.under_way:
+                return None  # what it brings may be worth going on with
+            if action is not None:
+                return action, self._next_until(action)
+        if not self.is_confirming:
+            self.is_confirming = True
+            self._tell("confirming", None)
+        return self._next_confirmation()
 
     def _next_action(self) -> Trial | None:
         """The trial to advance by a rung, new or paused; None when nothing that could be finished fits."""
-        left_s = self._left_s() - self.confirmations * self.costs.confirmation_s
+        left_s = self._left_s(self.confirmations)
         if left_s >= self.costs.full_trial_s and self.waiting:
             return self._start(self.waiting[0][0], "warm start", self.waiting.pop(0)[1])
         if self.settings.sampler == "freeze-thaw":
@@ -231,6 +274,17 @@ class Race:
             if self.costs.finish_s(trial) <= left_s:
                 return trial
         return None
+
+    def _next_confirmation(self) -> tuple[Trial, int] | None:
+        """The finalist, or the baseline where it is close, under a fresh seed; None once it is settled."""
+        if self._left_s(0) - self._tests_s < self.costs.confirmation_s:
+            return None
+        config = next_seed_for(self.trials, self.direction, self.confirmations)
+        if config is None:
+            return None
+        whose = "baseline" if config == self.baseline else "finalist"
+        trial = self._start(config, "confirmation", f"the {whose} under a fresh seed")
+        return trial, trial.total_steps
 
     def _thaw(self, left_s: float) -> Trial | None:
         """The trial to advance, new or paused, as the surrogate would have it."""
@@ -287,17 +341,6 @@ class Race:
         self.is_exhausted = True
         return None
 
-    def _confirm(self) -> None:
-        """Train the finalist, and the baseline where it is close, under fresh seeds until it is settled."""
-        self._tell("confirming", None)
-        while self._left_s() - self._tests_s >= self.costs.confirmation_s:
-            config = next_seed_for(self.trials, self.direction, self.confirmations)
-            if config is None:
-                break
-            whose = "baseline" if config == self.baseline else "finalist"
-            trial = self._start(config, "confirmation", f"the {whose} under a fresh seed")
-            self._advance(trial, trial.total_steps)
-
     def _test(self) -> None:
         """Score the winner and the baseline once on data that no choice was made by."""
         if not self.runner.facts().has_test_data:
@@ -343,59 +386,83 @@ class Race:
         self._update(trial)
         return trial
 
-    def _advance(self, trial: Trial, until_step: int) -> Trial:
-        """Train one rung and draw the consequences."""
+    def _set_off(self, trial: Trial, until_step: int) -> None:
+        """Have one rung trained."""
         modelled_s = self.costs.rung_s(trial, until_step)
         trial = self._update(replace(trial, state="running"))
         self.checkpoints.setdefault(trial.number, 0)
-        for _ in range(MOST_ATTEMPTS):
-            predicted_s = modelled_s * self.paces.correction
-            self._tell("rung started", trial, predicted_s)
-            result = self._run_rung(trial, until_step, predicted_s)
-            self.spent_s += modelled_s
-            trial = replace(trial, seconds=trial.seconds + result.seconds, predicted_s=trial.predicted_s + modelled_s)
-            if result.outcome != "crashed" or not self._fits(modelled_s):
-                break
-        norms = trial.grad_norms if result.grad_norms is None else (*trial.grad_norms, result.grad_norms)
-        trial = replace(trial, outcome=result.outcome, message=result.message, grad_norms=norms)
-        if result.score is not None:
-            self.paces = self.paces.with_rung(modelled_s, result.seconds)
-            state: Literal["complete", "paused"] = "complete" if until_step == trial.total_steps else "paused"
-            trial = replace(trial, state=state, scores=(*trial.scores, (until_step, result.score)))
-        else:
-            trial = replace(trial, state="failed")
-        self._remember_what_did_not_fit(trial)
-        self._update(trial)
-        self._tell("rung finished", trial)
-        self._tidy()
-        return trial
+        self.under_way[trial.number] = _Leg(until_step=until_step, modelled_s=modelled_s)
+        self._submit(trial)
 
-    def _run_rung(self, trial: Trial, until_step: int, predicted_s: float) -> RungResult:
+    def _submit(self, trial: Trial) -> None:
+        leg = self.under_way[trial.number] = replace(self.under_way[trial.number], began_s=self.ledger.elapsed_s)
+        predicted_s = leg.modelled_s * self.paces.correction
         left_s = self.ledger.available_s - self._tests_s * self.paces.correction
         rung = Rung(
             trial=trial.number,
             config=trial.config,
             seed=trial.seed,
             start_step=trial.steps_done,
-            until_step=until_step,
+            until_step=leg.until_step,
             total_steps=trial.total_steps,
             eval_batch_size=self.eval_batch_size,
             limit_s=min(max(0.0, left_s), max(HANG_FACTOR * predicted_s, HANG_LEAST_S)),
         )
-        kind = "confirmation" if trial.role == "confirmation" else "training"
+        self._tell("rung started", trial, predicted_s)
+        self.crew.submit(rung)
+
+    def _try_again(self, trial: Trial) -> None:
+        """Have a rung trained anew whose worker has died; that no time is left for it is not the trial's fault."""
+        if self._fits(self.under_way[trial.number].modelled_s):
+            self._submit(trial)
+        else:
+            del self.under_way[trial.number]
+            self._set_aside(trial)
+
+    def _set_aside(self, trial: Trial) -> None:
+        """Leave a trial where it is for want of time; the baseline, which has no other place, until there is more."""
+        self._update(replace(trial, state="paused" if trial.scores or trial.role == "baseline" else "dropped"))
+
+    def _take_in(self) -> None:
+        """Wait for the rung that ends first, and draw the consequences."""
+        at_once = len(self.under_way)
+        is_confirmation = all(self.trials[number].role == "confirmation" for number in self.under_way)
+        kind = "confirmation" if is_confirmation else "training"
         with self.ledger.charge(kind):
-            try:
-                result = self.runner.advance(rung)
-            except CheckpointError as error:
-                return RungResult(rung=rung, outcome="crashed", message=str(error))
-            except TaskError as error:
-                if trial.role == "baseline":
-                    raise
-                # The task trains with the user's settings, and gives up with these: many do when the loss blows up.
-                return RungResult(rung=rung, outcome="diverged", message=str(error))
-        self.ledger.transfer(kind, "evaluation", result.eval_s)
-        self.ledger.transfer(kind, "checkpoints", result.seconds - result.train_s - result.eval_s)
-        return result
+            rung, done = self.crew.next()
+        leg = self.under_way[rung.trial]
+        trial = self.trials[rung.trial]
+        if isinstance(done.exception(), DeviceError) and self.crew.size:
+            self.again.append(trial.number)  # it counts as no attempt: others are there
+            return
+        result = _outcome(rung, done, trial.role)
+        # Of the time that passed, a rung among several has had its share.
+        self.ledger.transfer(kind, "evaluation", result.eval_s / at_once)
+        self.ledger.transfer(kind, "checkpoints", (result.seconds - result.train_s - result.eval_s) / at_once)
+        self.spent_s += leg.modelled_s
+        trial = replace(trial, seconds=trial.seconds + result.seconds, predicted_s=trial.predicted_s + leg.modelled_s)
+        if result.outcome == "crashed" and leg.attempt < MOST_ATTEMPTS and self._fits(leg.modelled_s):
+            self.trials[trial.number] = trial  # in the record it is in flight
+            self.under_way[trial.number] = replace(leg, attempt=leg.attempt + 1)
+            self.again.append(trial.number)
+            return
+        del self.under_way[trial.number]
+        norms = trial.grad_norms if result.grad_norms is None else (*trial.grad_norms, result.grad_norms)
+        trial = replace(trial, outcome=result.outcome, message=result.message, grad_norms=norms)
+        if result.score is not None:
+            # Each worker warms up in its first rung: the first of all says nothing for long, those of others nothing.
+            self.scored += 1
+            if self.scored == 1 or self.scored > self.crew.size:
+                self.paces = self.paces.with_rung(leg.modelled_s, result.seconds)
+            is_last = leg.until_step == trial.total_steps
+            scores = (*trial.scores, (leg.until_step, result.score))
+            trial = replace(trial, state="complete" if is_last else "paused", scores=scores)
+        else:
+            trial = replace(trial, state="failed")
+        self._remember_what_did_not_fit(trial)
+        self._update(trial)
+        self._tell("rung finished", trial)
+        self._tidy()
 
     def _holds(self, plan: Plan) -> bool:
         """Whether memory is thought to hold a plan."""
@@ -417,7 +484,8 @@ class Race:
 
         After the result is in the record: until then the rung may have to be run again.
         """
-        for worst in paused_best_first(self.trials, self.direction)[self.settings.most_paused :]:
+        waiting = [t for t in paused_best_first(self.trials, self.direction) if t.role != "baseline"]  # it goes on
+        for worst in waiting[self.settings.most_paused :]:
             self._update(replace(worst, state="dropped"))
         needed = needed_checkpoints(
             self.trials,
@@ -450,18 +518,41 @@ class Race:
     @property
     def equivalents(self) -> float:
         """Full trials that the time pays for, spent or left, as far as is known by now."""
-        on_clock_s = self.spent_s + self.ledger.available_s / self.paces.correction
+        workers = max(1, self.crew.size)  # one that was lost may be there again for a resumed run
+        on_clock_s = self.spent_s + workers * self.ledger.available_s / self.paces.correction
         return min(self.allotment_s, on_clock_s) / self.costs.full_trial_s
 
     @property
     def confirmations(self) -> int:
-        """Full trials reserved for fresh seeds: one where the time is short, or the lead is beyond doubt."""
+        """Full trials reserved for fresh seeds: one where the time is short, or the lead is beyond doubt.
+
+        Not with several workers, which train them at once: a second one takes no longer.
+        """
+        if self.crew.size > 1:
+            return self.settings.confirmations
         few = self.equivalents < FEW_EQUIVALENTS or leads_clearly(self.trials, self.direction)
         return 1 if few else self.settings.confirmations
 
-    def _left_s(self) -> float:
-        """Modelled seconds that may still be spent: of the allotment, and on the clock."""
-        return min(self.allotment_s - self.spent_s, self.ledger.available_s / self.paces.slowest_correction)
+    def _left_s(self, reserved: int) -> float:
+        """Modelled seconds of work that may still be begun, with so many confirmations kept for the end.
+
+        Of the allotment; of all workers' time on the clock; and of one worker's, since the rungs of one trial follow
+        one another.
+        """
+        kept_s, size = reserved * self.costs.confirmation_s, self.crew.size
+        begun_s = sum(leg.modelled_s for leg in self.under_way.values())
+        on_clock_s = self.ledger.available_s / self.paces.slowest_correction
+        now_s = self.ledger.elapsed_s
+        to_do_s = sum(
+            max(0.0, leg.modelled_s - (now_s - leg.began_s) / self.paces.slowest_correction)
+            for leg in self.under_way.values()
+        )
+        waves = math.ceil(reserved / size) if size else reserved
+        return min(
+            self.allotment_s - self.spent_s - begun_s - kept_s,
+            size * on_clock_s - to_do_s - kept_s,
+            on_clock_s - waves * self.costs.confirmation_s,
+        )
 
     def _fits(self, modelled_s: float) -> bool:
         return self.ledger.fits(modelled_s * self.paces.slowest_correction)
@@ -471,7 +562,7 @@ class Race:
 
         So it is after trials that failed early, and where training is faster than the profile said.
         """
-        on_clock_s = self.ledger.available_s / self.paces.correction
+        on_clock_s = self.crew.size * self.ledger.available_s / self.paces.correction
         if self.spent_s + on_clock_s - self.allotment_s < self.costs.full_trial_s:
             return False
         self.allotment_s = self.spent_s + on_clock_s
@@ -485,15 +576,28 @@ class Race:
     def _verdict(self) -> Verdict:
         return judge(self.trials, self.direction)
 
-    def interrupted(self) -> SearchResult:
-        """The baseline, unless all the reserved seeds had spoken when the race was stopped."""
+    def interrupted(self, why: str = "stopped by the user before the end") -> SearchResult:
+        """The baseline, unless all the reserved seeds had spoken when the race was stopped.
+
+        What is under way is not waited for: whoever closes the runners ends it.
+        """
         for trial in self.trials:
             if trial.state == "running":  # not in the record: there it is in flight, to be taken up
                 stopped = replace(trial, message="interrupted")
                 self.trials[trial.number] = replace(stopped, state="paused" if trial.scores else "dropped")
         fresh = self._verdict().finalist_score
         spoken = fresh is not None and len(fresh.scores) >= self.confirmations
-        return self._result(interrupted=True, may_win=spoken)
+        return self._result(interrupted=why, may_win=spoken)
+
+    def without_device(self, lost: DeviceError) -> SearchResult:
+        """The same, where nothing is left to train on.
+
+        Raises:
+            DeviceError: what was lost, where nothing was trained to the end.
+        """
+        if not any(trial.state == "complete" for trial in self.trials):
+            raise lost
+        return self.interrupted(f"ended early, as no device was left to train on: {lost}")
 
     def result(self) -> SearchResult:
         """The outcome of a race that ran to its end.
@@ -516,9 +620,9 @@ class Race:
                 f"takes {self.paces.correction:.1f} times what the profile said. Give a budget of at least "
                 f"{format_duration(EQUIVALENTS * taking_s)}"
             )
-        return self._result(interrupted=False, may_win=True)
+        return self._result(interrupted=None, may_win=True)
 
-    def _result(self, *, interrupted: bool, may_win: bool) -> SearchResult:
+    def _result(self, *, interrupted: str | None, may_win: bool) -> SearchResult:
         return conclude(
             self.trials,
             self._verdict(),
@@ -528,6 +632,19 @@ class Race:
             equivalents=self.equivalents,
             may_win=may_win,
             interrupted=interrupted,
-            notes=self.notes,
+            notes=[*self.notes, *self.crew.remarks],
             test_scores=self.test_scores,
         )
+
+
+def _outcome(rung: Rung, done: Future[RungResult], role: Role) -> RungResult:
+    """What came of a rung, where what was raised says something of its trial alone."""
+    try:
+        return done.result()
+    except CheckpointError as error:
+        return RungResult(rung=rung, outcome="crashed", message=str(error))
+    except TaskError as error:
+        if role == "baseline":
+            raise
+        # The task trains with the user's settings, and gives up with these: many do when the loss blows up.
+        return RungResult(rung=rung, outcome="diverged", message=str(error))

@@ -25,7 +25,7 @@ from .devices import host_memory
 from .devices.environment import count_exactly, keep_freed_memory, worker_environment
 from .engines.local import LocalWorker
 from .engines.processes import ForkServer
-from .errors import DeviceLost, WorkerDied, WorkerTimeout
+from .errors import DeviceError, DeviceLost, WorkerDied, WorkerTimeout
 from .libraries import Libraries, Watch
 from .plan import (
     DeviceInfo,
@@ -76,6 +76,8 @@ class RunnerSpec:
             nobody else. None for training in one process.
         arm: how it is computed, in place of what the task says; None for what it says.
         nproc: processes that each trial is trained in together, the one at `place` and others (`group.py`).
+        workers: such groups that train trials at once (`pool.py`), and on a CPU share its threads and its memory; None
+            for one on each GPU.
         meeting: where they find each other; None for one that takes its steps without the others.
         find_unused: as `DataParallel` takes it.
     """
@@ -93,6 +95,7 @@ class RunnerSpec:
     place: Place | None = None
     arm: Arm | None = None
     nproc: int = 1
+    workers: int | None = 1
     meeting: Meeting | None = None
     find_unused: bool = False
 
@@ -112,14 +115,20 @@ def _open(spec: RunnerSpec) -> Runner:
     from .torch_runner import TorchRunner
 
     torch.set_num_threads(spec.threads)  # a fork has the server's one
-    device = open_device(_device_of(spec))
-    if device.torch_device.type == "cuda":
-        # As the user's own script does: `.cuda()` and `fully_shard` take the current one.
-        torch.cuda.set_device(device.torch_device)
+    try:
+        device = open_device(_device_of(spec))
+        if device.torch_device.type == "cuda":
+            # As the user's own script does: `.cuda()` and `fully_shard` take the current one.
+            torch.cuda.set_device(device.torch_device)
+    except DeviceError:
+        raise
+    except RuntimeError as error:  # a card that has gone, or that its driver no longer answers for, is still listed
+        raise DeviceError(f"{_device_of(spec)} cannot be opened: {str(error).splitlines()[0]}") from None
     memory_limit_bytes = spec.memory_limit_bytes
-    if spec.nproc > 1 and memory_limit_bytes is None and device.torch_device.type == "cpu":
+    sharing = spec.nproc * (spec.workers or 1)
+    if sharing > 1 and memory_limit_bytes is None and device.torch_device.type == "cpu":
         free = host_memory.available()
-        memory_limit_bytes = None if free is None else free.free_bytes // spec.nproc
+        memory_limit_bytes = None if free is None else free.free_bytes // sharing
     group = _join(spec, on_cuda=device.torch_device.type == "cuda")
     task = unpickle_task(spec.pickled) if spec.pickled is not None else load_task(spec.path or "")
     if spec.arm is not None:
@@ -179,6 +188,13 @@ def imported_libraries() -> Libraries:
     """In a worker: what the task has brought in."""
     assert _watch is not None
     return _watch.libraries()
+
+
+def names_of_devices() -> list[str]:
+    """In a worker: the devices that it sees."""
+    from .devices import device_names
+
+    return device_names()
 
 
 def call(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -291,7 +307,8 @@ class RemoteRunner(Runner):
             raise
         except WorkerDied as death:
             death.was_killed = asked.process.killed
-            if worker is not None or not self._died_of_libraries():
+            # Closed by another thread meanwhile, it is not to be started again.
+            if worker is not None or self._is_closed or not self._died_of_libraries():
                 raise
         return self._call(method, *args, timeout_s=timeout_s, **kwargs)
 
@@ -330,7 +347,6 @@ class RemoteRunner(Runner):
         return self._facts
 
     def learn(self, facts: TaskFacts) -> None:
-        """Take the facts that another runner of this task has found, so that they are not looked for again."""
         self._facts = facts
         self._spec = replace(self._spec, worst_cases=facts.worst_cases)
 
@@ -339,6 +355,12 @@ class RemoteRunner(Runner):
             device: DeviceInfo = self._call("device")
             self._device = device
         return self._device
+
+    def device_names(self) -> list[str]:
+        """The devices that the worker sees, as a user would name them."""
+        self.device()  # it has been opened
+        names: list[str] = self._worker.process.submit(names_of_devices).result()
+        return names
 
     def memory(self) -> MemoryLimit:
         if self._memory is None:

@@ -42,6 +42,7 @@ HOME = Path(".autobatch")
 _STATE, _LOCK = "run.json", "lock"
 _FILES = (_STATE, "journal.log", "worker.log", "report.json", _LOCK)
 _CHECKPOINTS = "checkpoints"
+SHARED = ".shared-folder"  # there while a cluster is at work: workers elsewhere see by it that they see this folder
 # `autobatch runs` takes a lock for a moment to see whether it is free. Assumed: it is done within this.
 _LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.03
 
@@ -202,7 +203,7 @@ class RunFolder:
         """
         try:
             if not (self.path / _CHECKPOINTS).is_symlink():
-                for path in self.checkpoints.glob("trial-*.pt*"):
+                for path in (*self.checkpoints.glob("trial-*.pt*"), self.checkpoints / SHARED):
                     path.unlink(missing_ok=True)
             # The state first: without it this is no run that could be resumed. The lock last.
             for name in (*_FILES[:-1], "journal.log.lock", _LOCK):

@@ -5,7 +5,9 @@ halving with resume: a trial is paused at a rung by its checkpoint and goes on i
 last slice of the time goes to finishing what is paused. Then the finalist is trained again under fresh seeds.
 
 What is done next is decided by scores and by *modelled* cost, from the profile; so the same profile and the same scores
-give the same race. The clock is the guard: nothing starts whose predicted end does not fit.
+give the same race, where one rung is trained at a time. Several workers train several: who becomes idle takes the next,
+and what is under way is believed to come out as the surrogate predicts. The clock is the guard: nothing starts whose
+predicted end does not fit.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from .conclusion import SearchResult as SearchResult
 from .confirmation import ScoreSummary as ScoreSummary
 from .costs import Costs
 from .costs import horizon_s as horizon_s
+from .crew import Alone, Crew
+from .errors import DeviceError
 from .ledger import Ledger
 from .plan import Runner
 from .race import Race
-from .study import Kept as Kept
-from .study import StudyRecord as StudyRecord
+from .record import Kept as Kept
+from .record import StudyRecord as StudyRecord
 from .trials import Event as Event
 from .trials import Ladder as Ladder
 from .trials import SearchSettings as SearchSettings
@@ -46,6 +50,7 @@ def search(
     record: StudyRecord | None = None,
     kept: Kept | None = None,
     on_event: Callable[[Event], None] | None = None,
+    crew: Crew | None = None,
 ) -> SearchResult:
     """The best configuration found in what remains of the ledger's budget, which is never overrun.
 
@@ -63,10 +68,12 @@ def search(
         record: where every trial is written as it happens.
         kept: where an earlier process of this run was stopped, as its record has it: the race goes on from there.
         on_event: called when a rung starts and ends.
+        crew: trains the rungs, on devices of the profile's kind; by default `runner`, one after the other.
 
     Raises:
         BudgetTooShort: the baseline could not be trained to the end at this horizon.
         NoValidResult: the time ran out before the baseline was trained, or every trial failed.
+        DeviceError: no device was left before the baseline was trained.
     """
     settings = settings or SearchSettings()
     facts = runner.facts()
@@ -81,6 +88,7 @@ def search(
     )
     race = Race(
         runner=runner,
+        crew=crew or Alone(runner),
         ledger=ledger,
         max_batch=max_batch,
         max_micro_batch=max_micro_batch if facts.accumulates else 0,
@@ -95,4 +103,6 @@ def search(
         race.run()
     except KeyboardInterrupt:
         return race.interrupted()
+    except DeviceError as lost:
+        return race.without_device(lost)
     return race.result()

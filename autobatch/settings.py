@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from .errors import ReportError
 from .plan import Config
 from .recording import plan_from_json
 from .report import Report, config_to_json
 from .shapes import Reader
+
+Engine = Literal["local", "ray"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,10 @@ class Earlier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneSettings:
-    """What the user asked of `tune`, in base units; see `api.tune`."""
+    """What the user asked of `tune`, in base units; see `api.tune`.
+
+    Of `storage` there is what may be shown; `study` is the run's name in that database.
+    """
 
     name: str
     budget_s: float = 600.0
@@ -58,6 +63,11 @@ class TuneSettings:
     max_trials: int | None = None
     keep_checkpoints: int = 0
     nproc: int = 1
+    workers: int | None = None
+    storage: str | None = None
+    study: str | None = None
+    engine: Engine = "local"
+    address: str | None = None
     command: str = "autobatch.tune"
 
     def to_json(self) -> dict[str, Any]:
@@ -77,6 +87,11 @@ class TuneSettings:
             "max_trials": self.max_trials,
             "keep_checkpoints": self.keep_checkpoints,
             "nproc": self.nproc,
+            "workers": self.workers,
+            "storage": self.storage,
+            "study": self.study,
+            "engine": self.engine,
+            "address": self.address,
             "command": self.command,
         }
 
@@ -102,6 +117,12 @@ class TuneSettings:
             max_trials=found.get("max_trials", int, or_null=True),
             keep_checkpoints=found.get("keep_checkpoints", int),
             nproc=found.get("nproc", int),
+            # Runs of before there was a choice had one worker.
+            workers=found.get("workers", int, or_null=True) if "workers" in found else 1,
+            storage=found.get("storage", str, or_null=True) if "storage" in found else None,
+            study=found.get("study", str, or_null=True) if "study" in found else None,
+            engine=found.one_of("engine", Engine) if "engine" in found else "local",
+            address=found.get("address", str, or_null=True) if "address" in found else None,
             command=found.get("command", str),
         )
 

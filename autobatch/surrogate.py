@@ -13,7 +13,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ class Surrogate:
         factors: (h, n, n), inverse Cholesky factors of the covariance.
         solved: (h, n), the covariance's inverse times the values.
         variances: (h,), of the function.
-        centre, spread: of the values that were standardised.
+        noises: (h,), of a score, where the function's is 1.
     """
 
     points: Array
@@ -84,6 +84,22 @@ class Surrogate:
     factors: Array
     solved: Array
     variances: Array
+    noises: Array
+
+    def believing(self, points: Array) -> Surrogate:
+        """The posterior once scores at `points` (m, 3) have come out as predicted: for trials that are under way.
+
+        Its mean is the same everywhere, as each new value is what the mean says; its variance is lower around them
+        (the "kriging believer" of Ginsbourger, Le Riche and Carraro 2010).
+        """
+        together = np.concatenate([self.points, points])
+        lower = np.linalg.cholesky(_covariance(together, self.shears, self.lengths, self.noises))
+        return replace(
+            self,
+            points=together,
+            factors=np.linalg.inv(lower),
+            solved=np.concatenate([self.solved, np.zeros((len(self.solved), len(points)))], axis=1),
+        )
 
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Mean and standard deviation of the true value at `points` (m, 3), each (h, m), a row for a hyperparameter.
@@ -140,10 +156,9 @@ def fit(observations: tuple[Observation, ...]) -> Surrogate:
     shears = np.array([row[0] for row in grid])
     lengths = np.array([row[1:] for row in grid])
 
-    rungs = np.equal.outer(points[:, 2], points[:, 2])
-    smooth = _kernel(points, points, shears, lengths) + _OFFSET * rungs
-    lower = np.linalg.cholesky(np.concatenate([smooth + noise * np.eye(len(points)) for noise in _NOISES]))
+    noises = np.repeat(_NOISES, len(grid))
     shears, lengths = np.tile(shears, len(_NOISES)), np.tile(lengths, (len(_NOISES), 1))
+    lower = np.linalg.cholesky(_covariance(points, shears, lengths, noises))
     whitened = np.linalg.solve(lower, np.broadcast_to(values[:, None], (len(lower), len(values), 1)))[:, :, 0]
     # The function's variance, integrated out under an inverse gamma prior that is worth two scores of variance 1.
     fits = 2.0 + np.einsum("hn,hn->h", whitened, whitened)
@@ -162,7 +177,15 @@ def fit(observations: tuple[Observation, ...]) -> Surrogate:
         factors=factors,
         solved=np.einsum("hji,hj->hi", factors, whitened[kept]),
         variances=fits[kept] / count,
+        noises=noises[kept],
     )
+
+
+def _covariance(points: Array, shears: Array, lengths: Array, noises: Array) -> Array:
+    """Of scores at `points` (n, 3), for each hyperparameter: (h, n, n)."""
+    rungs = np.equal.outer(points[:, 2], points[:, 2])
+    smooth = _kernel(points, points, shears, lengths) + _OFFSET * rungs
+    return np.asarray(smooth + noises[:, None, None] * np.eye(len(points)))
 
 
 def _kernel(ones: Array, others: Array, shears: Array, lengths: Array) -> Array:

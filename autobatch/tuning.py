@@ -6,7 +6,9 @@ confirmation -> report. Nothing here decides a number; it says which stage gets 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,22 +17,27 @@ from . import __version__
 from .bracket import fits
 from .checkpoints import checkpoint_path
 from .conditions import Condition, changes, check_conditions, conditions_of_task
-from .errors import BudgetTooShort, NoValidResult, WorkerTimeout
+from .crew import Alone
+from .errors import BudgetTooShort, NoValidResult, SettingError, WorkerTimeout
 from .group import open_workers
 from .learning_rate import LrCurve, find_lr_curve
 from .ledger import Ledger
 from .memory import MaxBatch, find_max_batch_size
-from .plan import Measurement, Runner, TaskFacts
+from .plan import DeviceInfo, Measurement, Runner, TaskFacts
+from .pool import Pool
 from .profiling import profile
 from .progress import Listener, Progress
 from .remote import RunnerSpec
 from .report import Report
 from .run_folder import RunFolder, RunState
+from .settings import TuneSettings
 from .stability import norms_out_of_line
+from .storage_url import HIDDEN
 from .throughput import ThroughputCurve
 from .units import format_duration, format_lr, format_size
 
 if TYPE_CHECKING:
+    from .central import CentralRecord
     from .search import Event, Kept, SearchResult
 
 # No batch beyond this is looked for where the data does not end the search first. Assumed: past any batch in use.
@@ -47,6 +54,8 @@ _PROFILE_MOST_S = 60.0
 _SWEEP_STEPS = (30, 100)  # fewest and most; 100 as in the measured comparison of the rules
 _SETUP_SHARES = 4  # assumed: a budget that start-up and measuring alone use up is a quarter of one that is of use
 _SETTING_OUT_S = 600.0  # assumed: no resumed run needs longer until its first worker has opened the task
+# For the last lines to reach the database: within the budget, but for the second figure. Assumed: they take tenths.
+_CENTRAL_S, _CENTRAL_LEAST_S = 5.0, 0.5
 _EVAL_BATCH = 1024  # assumed: beyond it a forward pass without gradients gains nothing on the devices we know
 
 
@@ -65,6 +74,7 @@ def run_tune(
     *,
     started_s: float | None,
     force: bool = False,
+    storage: str | None = None,
 ) -> Report:
     """The whole of `tune` for a task that workers can open, or what is left of it; see `api.tune` for what it raises.
 
@@ -75,10 +85,12 @@ def run_tune(
         listen: told what happens.
         started_s: `time.monotonic()` when the program began; a resumed run is not charged for that.
         force: go on though the conditions have changed.
+        storage: URL of a database that the race is recorded in too; by default the one of the settings, where that is
+            all there is to it.
     """
     kept = None
     if state.resumed:
-        from .study import read_kept  # optuna, which a new run imports while its worker is at work
+        from .record import read_kept  # optuna, which a new run imports while its worker is at work
 
         kept = read_kept(folder.journal) if folder.journal.exists() else None
     settings, is_setting_out = state.settings, bool(state.resumed)
@@ -89,13 +101,14 @@ def run_tune(
     def remaining_s() -> float:
         return _SETTING_OUT_S if is_setting_out else ledger.available_s
 
-    runner = open_workers(spec, log=folder.log, remaining_s=remaining_s)
+    runner = _opened(spec, settings, folder, remaining_s)
+    run: _Tune | None = None
     try:
         if is_setting_out:  # starting workers and checking the task again is downtime
             runner.facts()
             ledger = Ledger(settings.budget_s, carried=carried)
             is_setting_out = False
-        run = _Tune(runner, ledger, listen, folder, state, kept=kept, force=force)
+        run = _Tune(runner, ledger, listen, folder, state, kept=kept, force=force, storage=storage)
         report = run.run()
         report.save(folder.report)
         if not report.interrupted:
@@ -108,7 +121,29 @@ def run_tune(
             f"Give at least {format_duration(_SETUP_SHARES * settings.budget_s)}"
         ) from None
     finally:
+        if run is not None:
+            run.close_central()
         runner.close()
+
+
+def _opened(spec: RunnerSpec, settings: TuneSettings, folder: RunFolder, remaining_s: Callable[[], float]) -> Runner:
+    """The workers, where the user wants them."""
+    if settings.engine == "local":
+        return open_workers(spec, log=folder.log, remaining_s=remaining_s)
+    if spec.nproc > 1:
+        raise SettingError(
+            f"on a cluster each worker trains a trial by itself; found --nproc {spec.nproc} with --engine ray: leave "
+            "one of them out"
+        )
+    # Ray takes SIGTERM for itself when it is imported and when it starts, and what it does then is to exit.
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        from .engines.ray import open_cluster  # an extra
+
+        return open_cluster(spec, settings.address, checkpoints=folder.checkpoints, remaining_s=remaining_s)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 class _Tune:
@@ -124,14 +159,18 @@ class _Tune:
         *,
         kept: Kept | None = None,
         force: bool = False,
+        storage: str | None = None,
     ) -> None:
         self.runner, self.ledger, self.listen, self.folder = runner, ledger, listen, folder
         self.state, self.settings, self.kept, self.force = state, state.settings, kept, force
+        self.storage = storage or state.settings.storage
+        self.central: CentralRecord | None = None
 
     def run(self) -> Report:
         with self.ledger.charge("start-up"):
             facts = self.runner.facts()
             device = self.runner.device()
+            self.open_central(facts, device)
         self.say("start", f"{facts.name} on {device.name}")
         self.go_on_under(conditions_of_task(facts, device))
         if self.state.resumed:
@@ -151,6 +190,35 @@ class _Tune:
             self.keep(sweep=sweep, is_swept=True)
         result = self.race(facts, curve, sweep, int(largest), micro_batch)
         return self.report(facts, largest, curve, sweep, result)
+
+    def open_central(self, facts: TaskFacts, device: DeviceInfo) -> None:
+        """The database, if there is to be one: told now where it cannot be opened, and not after an hour."""
+        if self.storage is None:
+            return
+        if HIDDEN in self.storage:
+            remark = (
+                f"the central record {self.storage} was not gone on with, as its password is not kept: give --storage "
+                "again"
+            )
+            self.save(remarks=(*self.state.remarks, remark))
+            return
+        from .central import CentralRecord  # optuna, which a run without one imports while its worker is at work
+
+        self.central = CentralRecord(
+            self.storage,
+            self.settings.study or f"{facts.name} {self.state.created}",
+            facts.direction,
+            {"autobatch": __version__, "device": device.name},
+            must_open=not self.state.resumed,
+        )
+        self.say("start", f"also recorded in {self.central.shown}")
+
+    def close_central(self) -> str | None:
+        """Bring the database up to date, in what time there is; what it lacks then, in a sentence."""
+        if self.central is None:
+            return None
+        central, self.central = self.central, None
+        return central.close(min(_CENTRAL_S, max(_CENTRAL_LEAST_S, self.ledger.available_s)))
 
     def go_on_under(self, now: Mapping[str, Condition]) -> None:
         """Note the conditions that the worker tells, and refuse to mix trials of one run that are of others.
@@ -180,8 +248,8 @@ class _Tune:
         with suppress(OSError):  # not empty where checkpoints are to be kept
             self.folder.checkpoints.rmdir()
 
-    def say(self, stage: str, text: str, predicted_s: float | None = None) -> None:
-        self.listen(Progress(stage=stage, text=text, predicted_s=predicted_s))  # type: ignore[arg-type]
+    def say(self, stage: str, text: str, predicted_s: float | None = None, piece: int | None = None) -> None:
+        self.listen(Progress(stage=stage, text=text, predicted_s=predicted_s, piece=piece))  # type: ignore[arg-type]
 
     def largest_batch(self, facts: TaskFacts) -> MaxBatch:
         """No further than the race could use: an eighth of the data, but the baseline's own batch at least."""
@@ -251,13 +319,14 @@ class _Tune:
         self, facts: TaskFacts, curve: ThroughputCurve, sweep: LrCurve | None, largest: int, micro_batch: int
     ) -> SearchResult:
         # Imported here, where the worker has long been started: optuna takes half a second.
+        from .record import StudyRecord
         from .search import SearchSettings, horizon_s, search
-        from .study import StudyRecord
 
         eval_batch = min(largest, facts.val_size or largest, _EVAL_BATCH)
         if (eval_s := self.state.found.eval_s) is None:
             with self.ledger.charge("evaluation"):
                 eval_s = self.runner.time_evaluation(eval_batch)
+        crew = self.runner.crew() if isinstance(self.runner, Pool) else Alone(self.runner)
         if (horizon := self.state.found.horizon_s) is None:
             baseline_step_s = facts.baseline.plan.accumulation_steps * curve.step_s(facts.baseline.plan.batch_size)
             horizon = horizon_s(
@@ -267,9 +336,10 @@ class _Tune:
                 overhead_s=0.0,
                 baseline_step_s=baseline_step_s,
                 spent_s=self.ledger.elapsed_s,
+                at_once=crew.size,
             )
             self.keep(eval_s=eval_s, horizon_s=horizon)
-        record = StudyRecord(self.folder.journal, facts.name, facts.direction)
+        record = StudyRecord(self.folder.journal, facts.name, facts.direction, central=self.central)
         self.say("search", f"comparing at T = {format_duration(horizon)} of training each")
         settings = SearchSettings(
             seed=self.settings.seed,
@@ -294,6 +364,7 @@ class _Tune:
             record=record,
             kept=None if self.kept is None else self.with_checkpoints(self.kept),
             on_event=self.on_event,
+            crew=crew,
         )
 
     def with_checkpoints(self, kept: Kept) -> Kept:
@@ -317,11 +388,11 @@ class _Tune:
         stage = "confirmation" if trial.role == "confirmation" else "search"
         what = f"trial {trial.number}: batch {plan.effective_batch_size}, lr {format_lr(trial.config.lr)}"
         if event.kind == "rung started":
-            self.say(stage, what, event.predicted_s)
+            self.say(stage, what, event.predicted_s, trial.number)
             return
         share = trial.steps_done / trial.total_steps
         found = f"{trial.scores[-1][1]:.4g} after {share:.0%}" if trial.outcome == "ok" else trial.outcome
-        self.say(stage, f"{what}: {found}")
+        self.say(stage, f"{what}: {found}", piece=trial.number)
 
     def report(
         self,
@@ -349,6 +420,13 @@ class _Tune:
         if norms is not None:
             warnings.append(norms)
         warnings += self.state.remarks
+        if (missing := self.close_central()) is not None:
+            warnings.append(missing)
+        at_once: tuple[str, ...] = ()
+        if isinstance(self.runner, Pool):
+            warnings += self.runner.remarks
+            if self.runner.size > 1:
+                at_once = (f"{self.runner.size} workers trained a trial each at the same time",)
         # The race may have had to accumulate a baseline that does not fit.
         raced = [trial.config for trial in result.trials if trial.role == "baseline"]
         return Report(
@@ -374,7 +452,7 @@ class _Tune:
             learning_rate=sweep.to_json() if sweep else None,
             trials=tuple(trial.to_json() for trial in result.trials),
             ledger=self.ledger.to_json(),
-            why=(*result.why, limits[largest.limited_by], curve.describe_knee()),
+            why=(*result.why, *at_once, limits[largest.limited_by], curve.describe_knee()),
             warnings=tuple(warnings),
             interrupted=result.interrupted,
             long_run=self.beyond(facts, result),

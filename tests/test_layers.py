@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,16 @@ PACKAGE = Path(__file__).parents[1] / "autobatch"
 
 # fmt: off
 ORDER = [
-    "errors", "units", "medians", "files", "checkpoints", "standard", "shapes", "libraries", "plan", "arm", "sim",
-    "recording", "replay",
+    "errors", "storage_url", "units", "medians", "files", "checkpoints", "standard", "shapes", "libraries", "plan",
+    "crew", "arm", "sim", "recording", "replay",
     "devices.environment", "devices.oom", "devices.host_memory", "devices.base", "devices.nvml", "devices.cuda",
     "devices.rapl", "devices.cpu", "devices.mps", "devices",
     "task_file", "task_rules", "task", "state", "data", "worst_case", "data_parallel", "training", "energy", "timing",
     "flops", "micro_batches", "guard_ranks", "guard", "check_data", "check", "infer", "inputs",
     "torch_runner", "warm",
     "progress", "bracket", "memory", "throughput", "profiling", "arms", "learning_rate",
-    "ledger", "trials", "retention", "race_state", "study", "surrogate", "freeze_thaw", "costs", "stability",
+    "ledger", "trials", "retention", "race_state", "study", "study_writer", "central", "record", "surrogate",
+    "freeze_thaw", "costs", "stability",
     "confirmation", "conclusion", "race", "search", "long_run",
     "report", "bench_report", "compare", "render.document", "render.numbers", "render.evidence", "render.long_run",
     "render.content", "render.curves", "render.bench_content", "render.compare_content", "render.stored",
@@ -29,13 +31,15 @@ ORDER = [
     "render.live", "render",
     "settings", "conditions", "found", "run_folder", "runs", "task_sources",
     "_worker", "engines.processes", "engines.local", "engines", "ranks", "answers", "exchange", "alone", "together",
-    "remote", "group", "opening", "tuning", "bench", "api", "cli", "__main__",
+    "remote", "pool", "engines.ray", "group", "opening", "tuning", "bench", "api", "cli", "__main__",
 ]
 # fmt: on
 
 # Who may import a package that is not the standard library's, beside torch and numpy: each has one home.
 HOMES = {
-    "optuna": {"study"},
+    "optuna": {"study", "study_writer", "record", "central"},
+    "sqlalchemy": {"central"},
+    "ray": {"engines.ray"},
     "pynvml": {"devices.nvml"},
     "rich": {"render.terminal", "render.live", "cli"},
     "click": {"cli"},
@@ -69,6 +73,8 @@ WITH_TORCH = (
 WITHOUT_TORCH = [
     name for name in ORDER if name == "devices.environment" or (not name.startswith(WITH_TORCH) and name != "__main__")
 ]
+if find_spec("ray") is None:  # an extra
+    WITHOUT_TORCH.remove("engines.ray")
 
 
 def module_name(path: Path) -> str:

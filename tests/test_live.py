@@ -119,6 +119,19 @@ def test_without_a_budget_the_line_tells_the_elapsed_time_alone() -> None:
     assert " of " not in _line(line, 80)
 
 
+def test_of_several_pieces_the_latest_is_told_and_how_many_more() -> None:
+    line = LiveLine(_console(Terminal()), 600.0, lambda: 10.0, 0.0)
+    for trial in (3, 4, 5):
+        line.note(Progress(stage="search", text=f"trial {trial}", predicted_s=20.0, piece=trial))
+    assert "search: trial 5, about 0:20 left, and 2 more" in _line(line, 80)
+    line.note(Progress(stage="search", text="trial 5: 0.9", piece=5))
+    assert "search: trial 4, about 0:20 left, and 1 more" in _line(line, 80)
+    line.note(Progress(stage="search", text="trial 3: 0.8", piece=3))
+    assert "search: trial 4, about 0:20 left " in _line(line, 80)
+    line.note(Progress(stage="search", text="trial 4: 0.7", piece=4))
+    assert "choosing what to try next" in _line(line, 80)
+
+
 def test_a_finding_ends_the_piece() -> None:
     line = LiveLine(_console(io.StringIO(), 80), None, VirtualClock(), 0.0)
     line.note(PIECE)

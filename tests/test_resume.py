@@ -23,13 +23,13 @@ from autobatch.ledger import Ledger
 from autobatch.memory import find_max_batch_size
 from autobatch.plan import Plan, Rung, RungResult
 from autobatch.profiling import profile
+from autobatch.record import StudyRecord, read_kept
 from autobatch.report import Report
 from autobatch.run_folder import RunFolder, RunState, holder, read_state
 from autobatch.runs import latest_unfinished, remove_run, reopened, run_folders, summary
 from autobatch.settings import Earlier, TuneSettings
 from autobatch.shapes import Reader
 from autobatch.sim import SimRunner, sim_facts
-from autobatch.study import StudyRecord, read_kept
 from autobatch.task_sources import source_hashes
 from autobatch.tuning import _Tune
 
@@ -460,8 +460,8 @@ def test_a_file_that_is_something_else_is_refused_and_runs_nothing(
 def test_a_record_that_says_what_cannot_be_is_refused(change: Any, message: str, tmp_path: Path) -> None:
     record = StudyRecord(tmp_path / "journal.log", "t", "maximize")
     record.save(replace(paused(0, 0.5), role="baseline"), STATE)
-    now = record._study.trials[0].user_attrs["now"]
-    record._study._storage.set_trial_user_attr(record._ids[0], "now", change(now))
+    now = record._writer.study.trials[0].user_attrs["now"]
+    record._writer.study._storage.set_trial_user_attr(record._writer._ids[0], "now", change(now))
     with pytest.raises(ReportError, match=message):
         read_kept(tmp_path / "journal.log")
 

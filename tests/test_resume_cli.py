@@ -20,8 +20,8 @@ import torch
 
 import autobatch
 from autobatch import race
+from autobatch.record import read_kept
 from autobatch.run_folder import read_state
-from autobatch.study import read_kept
 
 from .processes import marked
 from .ready_python import Started, run

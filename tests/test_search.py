@@ -14,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autobatch.costs import EQUIVALENTS
+from autobatch.crew import Crew
 from autobatch.errors import BudgetTooShort, NoValidResult, SettingError, TaskError
 from autobatch.ledger import Ledger
 from autobatch.plan import Config, Direction, GradNorms, Plan, Precision, Rung, RungResult
 from autobatch.profiling import profile
 from autobatch.search import (
     Event,
+    Kept,
     Ladder,
     SearchResult,
     SearchSettings,
@@ -73,11 +75,13 @@ def race(
     lr_hint: float | None = 1e-3,
     record: StudyRecord | None = None,
     on_event: Callable[[Event], None] | None = None,
+    crew: Crew | None = None,
+    kept: Kept | None = None,
     **changes: Any,
 ) -> Run:
     """A race on a simulated runner, with settings as the product takes them."""
     runner = runner or SimRunner()
-    ledger = Ledger(budget_s, runner.clock)
+    ledger = Ledger(budget_s, runner.clock, carried=kept.state.charged if kept else None)
     profile = Profile(runner)
     baseline = runner.known.baseline.plan
     horizon = horizon_s(
@@ -86,6 +90,7 @@ def race(
         eval_s=runner.eval_s,
         overhead_s=0.0,
         baseline_step_s=baseline.accumulation_steps * runner.step_s(baseline.batch_size),
+        at_once=crew.size if crew else 1,
     )
     result = search(
         runner,
@@ -98,7 +103,9 @@ def race(
         lr_hint=lr_hint,
         settings=SearchSettings(**changes),
         record=record,
+        kept=kept,
         on_event=on_event,
+        crew=crew,
     )
     return Run(runner, ledger, result)
 

@@ -19,7 +19,8 @@ from optuna.trial import TrialState
 from autobatch.errors import SettingError
 from autobatch.plan import Config, Direction, Plan
 from autobatch.race_state import RaceState
-from autobatch.study import StudyRecord, propose
+from autobatch.record import StudyRecord
+from autobatch.study import propose
 from autobatch.trials import Space, Trial
 
 STATE = RaceState(count=1, allotment_s=60.0, spent_s=3.5, max_batch=256, max_micro_batch=128)

@@ -33,7 +33,7 @@ def open_device(name: str = "auto") -> Device:
     Raises:
         DeviceError: there is no such device; the message lists those there are.
     """
-    present = _present()
+    present = device_names()
     wanted = name.strip().lower()
     if wanted == "auto":
         wanted = present[0]
@@ -65,13 +65,13 @@ def describe_devices() -> list[DeviceInfo]:
 
     Where there is no GPU, the last note of the CPU says why.
     """
-    found = [open_device(name).info() for name in _present()]
+    found = [open_device(name).info() for name in device_names()]
     if len(found) == 1:
         return [replace(found[0], notes=(*found[0].notes, f"no GPU: {_why_no_cuda()}"))]
     return found
 
 
-def _present() -> list[str]:
+def device_names() -> list[str]:
     """Names of the devices that are there, GPUs first."""
     import torch
 

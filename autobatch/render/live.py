@@ -102,20 +102,26 @@ class LiveLine:
     def __init__(self, console: Console, budget_s: float | None, clock: Callable[[], float], started_s: float) -> None:
         self._console, self._budget_s, self._started_s, self._clock = console, budget_s, started_s, clock
         self._stage: Stage = "start"
-        self._piece: Progress | None = None
-        self._piece_began_s = started_s
+        self._pieces: dict[int | None, tuple[Progress, float]] = {}  # what is under way, and when it began
 
     def note(self, progress: Progress) -> None:
         """Take note of what has begun, or that something was found and so is over."""
         self._stage = progress.stage
-        self._piece_began_s = self._clock()
-        self._piece = None if progress.predicted_s is None else progress
+        pieces = {key: piece for key, piece in self._pieces.items() if None not in (key, progress.piece)}
+        pieces.pop(progress.piece, None)
+        if progress.predicted_s is not None:
+            pieces[progress.piece] = progress, self._clock()
+        self._pieces = pieces  # at once: another thread draws
 
     def draw(self) -> Grid:
         """The line as it stands now, a little shorter than the terminal is wide."""
         now_s = self._clock()
-        piece = self._piece  # once: another thread listens
-        does, left = (_DOES[self._stage], "") if piece is None else (piece.text, self._left(piece, now_s))
+        pieces = list(self._pieces.values())  # once: another thread listens
+        does, left = _DOES[self._stage], ""
+        if pieces:
+            piece, began_s = pieces[-1]
+            others = f", and {len(pieces) - 1} more" if len(pieces) > 1 else ""
+            does, left = piece.text, _left(piece, now_s - began_s) + others
         grid = Grid.grid(padding=(0, 2, 0, 0), pad_edge=False)
         grid.width = max(1, self._console.width - _ROOM_FOR_ECHO)
         grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
@@ -132,10 +138,11 @@ class LiveLine:
         grid.add_row(*cells, Text(times))
         return grid
 
-    def _left(self, piece: Progress, now_s: float) -> str:
-        """How much longer the piece under way should take."""
-        left_s = (piece.predicted_s or 0.0) - (now_s - self._piece_began_s)
-        return f", about {_clock_text(left_s)} left" if left_s >= 0 else ", longer than predicted"
+
+def _left(piece: Progress, has_taken_s: float) -> str:
+    """How much longer a piece under way should take."""
+    left_s = (piece.predicted_s or 0.0) - has_taken_s
+    return f", about {_clock_text(left_s)} left" if left_s >= 0 else ", longer than predicted"
 
 
 def _clock_text(seconds: float) -> str:

@@ -1,0 +1,411 @@
+"""A cluster: workers placed by Ray, a GPU for each, wherever it has one free. The study stays with the caller.
+
+A worker is a Ray actor that hosts a `RemoteRunner`, so that on its machine all is as on this one: a process of its own
+for torch, fresh ones for verdicts, an out-of-memory that costs a rung. The task's folder and this package travel by
+Ray's runtime environment. Checkpoints live in the run's folder here: a worker that sees that folder too (a shared file
+system) writes there, and for any other they travel with the rung through the object store. So whatever machine is lost,
+the rung is trained again from its last checkpoint, by an actor that Ray places anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import checkpoint_path, forget_checkpoints
+from ..errors import AutobatchError, DeviceError, ReportError, SettingError, StorageError, WorkerDied, WorkerTimeout
+from ..files import write_whole
+from ..plan import (
+    DeviceInfo,
+    LrSweep,
+    Measurement,
+    MemoryLimit,
+    Plan,
+    Rung,
+    RungResult,
+    Runner,
+    TaskFacts,
+    Workload,
+)
+from ..pool import Pool
+from ..remote import GRACE_S, RemoteRunner, RunnerSpec
+from ..run_folder import SHARED
+
+try:
+    import ray
+    from ray.exceptions import GetTimeoutError, RayActorError, RayError
+except ImportError as missing:
+    raise SettingError("--engine ray needs Ray: pip install 'autobatch-tuner[ray]'") from missing
+
+# A rung's own limit is kept by its worker; after so much more the machine it is on is taken to be gone. Assumed: what
+# a checkpoint of some gigabytes may need to travel.
+_TRAVEL_S = 120.0
+# Until Ray has placed an actor and the device is open there: at the start, when a cluster may have to start a machine
+# for it, and in place of one that was lost, which others need not wait for. Assumed.
+_PLACING_S, _REPLACING_S = 900.0, 120.0
+# What does not travel with the task's folder: runs, and what version control and Python keep for themselves.
+_LEFT_HERE = [".autobatch", ".git", "__pycache__", "*.pyc", ".venv", "venv"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Home:
+    """Where the caller keeps the checkpoints, and what lies there for a worker that sees the same folder."""
+
+    folder: Path
+    token: str
+
+
+class _Host:
+    """In an actor: the runner of a task on this machine."""
+
+    def __init__(self, spec: RunnerSpec, home: _Home) -> None:
+        self._shares = _sees(home)
+        self._folder = home.folder if self._shares else Path(tempfile.mkdtemp(prefix="autobatch-"))
+        if spec.path is not None:  # the task's folder is the working directory here
+            spec = replace(spec, path=Path(spec.path.name).absolute())
+        self._runner = RemoteRunner(replace(spec, checkpoints=self._folder))
+
+    def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the runner answers, or what it raised: an error of ours travels as data, and comes out as it is."""
+        try:
+            return getattr(self._runner, method)(*args, **kwargs)
+        except AutobatchError as error:
+            return _Raised(error)
+
+    def advance(self, rung: Rung, checkpoint: bytes | None) -> Any:
+        """What came of a rung, and the checkpoint that it left, where it has to travel."""
+        if checkpoint is not None:
+            _write_checkpoint(checkpoint_path(self._folder, rung.trial, rung.start_step), checkpoint)
+        result = self.call("advance", (rung,), {})
+        left = checkpoint_path(self._folder, rung.trial, rung.until_step)
+        content = left.read_bytes() if not self._shares and left.is_file() else None
+        if not self._shares:
+            forget_checkpoints(self._folder, rung.trial)  # the next rung of the trial may be another machine's
+        return result, content
+
+    def test_score(self, rung: Rung, checkpoint: bytes | None) -> Any:
+        """The score on the test data of the checkpoint that a rung left."""
+        if checkpoint is not None:
+            _write_checkpoint(checkpoint_path(self._folder, rung.trial, rung.until_step), checkpoint)
+        return self.call("test_score", (rung,), {})
+
+    def shares(self) -> bool:
+        """Whether checkpoints are in the caller's folder as they are written."""
+        return self._shares
+
+    def close(self) -> None:
+        """End the worker processes of this machine, and leave nothing behind."""
+        self._runner.close()
+        if not self._shares:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _sees(home: _Home) -> bool:
+    """Whether this process can use the caller's folder: the same one, and not another of that name."""
+    try:
+        return (home.folder / SHARED).read_text() == home.token and os.access(home.folder, os.W_OK)
+    except OSError:  # it is not here, or another user's
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    error: AutobatchError
+
+
+class RayRunner(Runner):
+    """A runner in an actor of Ray's, which is placed anew when it is lost.
+
+    Args:
+        spec: what it opens.
+        home: the caller's checkpoints.
+        resources: what Ray is to set aside for it, "num_cpus" and "num_gpus".
+        remaining_s: seconds that a call may still take; None for no limit.
+    """
+
+    def __init__(
+        self,
+        spec: RunnerSpec,
+        home: _Home,
+        resources: Mapping[str, float],
+        remaining_s: Callable[[], float] | None = None,
+    ) -> None:
+        self._spec, self._home, self._resources, self._remaining_s = spec, home, dict(resources), remaining_s
+        self._facts: TaskFacts | None = None
+        self._device: DeviceInfo | None = None
+        self._shares: bool | None = None  # of the actor that there is; None until it has been heard of
+        self._is_closed = False
+        self._actor = self._placed()
+
+    def _placed(self) -> Any:
+        """An actor; Ray starts it when there is room."""
+        spec = self._spec
+        if self._facts is not None:
+            spec = replace(spec, worst_cases=self._facts.worst_cases)
+        return ray.remote(_Host).options(**self._resources).remote(spec, self._home)
+
+    def _get(self, answer: Any, timeout_s: float | None) -> Any:
+        remaining_s = self._remaining_s() if self._remaining_s else None
+        limits = [limit for limit in (timeout_s, remaining_s) if limit is not None]
+        try:
+            found = ray.get(answer, timeout=min(limits) if limits else None)
+        except GetTimeoutError:
+            self._replace()
+            raise WorkerTimeout(f"no answer from the cluster within the {min(limits):.1f} s it had") from None
+        except RayActorError as error:
+            self._replace()
+            raise WorkerDied(f"Ray lost the worker: {_told(error)}") from None
+        except RayError as error:
+            raise WorkerDied(f"Ray could not run the worker: {_told(error)}") from None
+        if isinstance(found, _Raised):
+            raise found.error
+        return found
+
+    def _replace(self) -> None:
+        self._shares = None
+        if self._is_closed:  # what waits in another thread is not to begin anew
+            return
+        with suppress(RayError):
+            ray.kill(self._actor)
+        self._actor = self._placed()
+
+    def _settle(self) -> bool:
+        """Hear of the actor that there is now, once: whether it sees the caller's folder.
+
+        Raises:
+            DeviceError: Ray found no place for it, or one on a device of another kind.
+        """
+        if self._shares is None:
+            known, limit_s = self._device, _PLACING_S if self._device is None else _REPLACING_S
+            remaining_s = self._remaining_s() if self._remaining_s else None
+            try:
+                device: DeviceInfo = self._get(self._actor.call.remote("device", (), {}), limit_s)
+                shares = bool(self._get(self._actor.shares.remote(), limit_s))
+            except WorkerTimeout:
+                if remaining_s is not None and remaining_s <= limit_s:  # it was the time for everything that ended
+                    raise
+                raise DeviceError(f"Ray found no place for a worker within {limit_s:.0f} s") from None
+            if known is not None and (device.kind, device.name) != (known.kind, known.name):
+                raise DeviceError(f"Ray placed a worker anew on another device, {device.name}")
+            self._device, self._shares = device, shares
+        return self._shares
+
+    def _call(self, method: str, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
+        return self._get(self._actor.call.remote(method, args, kwargs), timeout_s)
+
+    def facts(self) -> TaskFacts:
+        if self._facts is None:
+            facts: TaskFacts = self._call("facts")
+            self._facts = facts
+        return self._facts
+
+    def learn(self, facts: TaskFacts) -> None:
+        self._facts = facts
+        self._call("learn", facts)
+
+    def device(self) -> DeviceInfo:
+        if self._device is None:
+            self._settle()
+        assert self._device is not None
+        return self._device
+
+    def memory(self) -> MemoryLimit:
+        memory: MemoryLimit = self._call("memory")
+        return memory
+
+    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        measured: Measurement = self._call("probe", plan, verdict=verdict)
+        return measured
+
+    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+        measured: Measurement = self._call("time", plan, budget_s=budget_s, loader=loader)
+        return measured
+
+    def workload(self) -> Workload | None:
+        found: Workload | None = self._call("workload")
+        return found
+
+    def matmul_flops_per_s(self, *, budget_s: float) -> float | None:
+        reached: float | None = self._call("matmul_flops_per_s", budget_s=budget_s)
+        return reached
+
+    def time_evaluation(self, batch_size: int) -> float:
+        return float(self._call("time_evaluation", batch_size))
+
+    def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
+        sweep: LrSweep = self._call("sweep_lr", plan, lowest=lowest, highest=highest, steps=steps, seed=seed)
+        return sweep
+
+    def _checkpoint(self, trial: int, step: int) -> Any:
+        """What has to travel to the actor, as a reference into the object store; None where nothing does."""
+        path = checkpoint_path(self._home.folder, trial, step)
+        return None if self._settle() or not step or not path.is_file() else ray.put(path.read_bytes())
+
+    def advance(self, rung: Rung) -> RungResult:
+        begun = time.monotonic()
+        limit_s = None if rung.limit_s is None else rung.limit_s + GRACE_S + _TRAVEL_S
+        try:
+            checkpoint = self._checkpoint(rung.trial, rung.start_step)
+            begun = time.monotonic()  # what placing a worker took says nothing of the rung
+            result, left = self._get(self._actor.advance.remote(rung, checkpoint), limit_s)
+        except WorkerTimeout as death:
+            spent_s = time.monotonic() - begun
+            return RungResult(rung=rung, outcome="timeout", message=str(death), train_s=spent_s, seconds=spent_s)
+        except WorkerDied as death:
+            spent_s = time.monotonic() - begun
+            return RungResult(rung=rung, outcome="crashed", message=str(death), train_s=spent_s, seconds=spent_s)
+        if isinstance(result, _Raised):
+            raise result.error
+        if left is not None:
+            _write_checkpoint(checkpoint_path(self._home.folder, rung.trial, rung.until_step), left)
+        travelled_s = time.monotonic() - begun - result.seconds
+        ended: RungResult = replace(result, seconds=result.seconds + max(0.0, travelled_s))
+        return ended
+
+    def test_score(self, rung: Rung) -> float | None:
+        try:
+            checkpoint = self._checkpoint(rung.trial, rung.until_step)
+            score: float | None = self._get(self._actor.test_score.remote(rung, checkpoint), None)
+        except WorkerDied:  # also for want of time: what was found stands without it
+            return None
+        return score
+
+    def forget(self, trial: int, before: int | None = None) -> None:
+        forget_checkpoints(self._home.folder, trial, before)
+
+    def farewell(self) -> Any:
+        """Have the actor end what it has started; a reference to wait for."""
+        self._is_closed = True
+        return self._actor.close.remote()
+
+    def close(self) -> None:
+        self._is_closed = True
+        with suppress(RayError):
+            ray.kill(self._actor)
+
+
+class Cluster:
+    """A connection to a Ray cluster, or one on this machine that ends with it.
+
+    Args:
+        spec: of the task; its folder is what travels.
+        address: of a cluster that runs, "auto" for the one that this machine belongs to, "ray://host:10001" for one
+            elsewhere; None starts one here.
+        checkpoints: folder of the run's.
+
+    Raises:
+        DeviceError: there is no cluster at that address.
+    """
+
+    def __init__(self, spec: RunnerSpec, address: str | None, checkpoints: Path) -> None:
+        self._spec = spec
+        # Ray reports its use to its makers unless told not to; whoever runs a cluster has decided that for it.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # All of the task's folder travels, its data too: version control does not decide that.
+        os.environ.setdefault("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
+        environment: dict[str, Any] = {"py_modules": [str(Path(__file__).parents[1])]}
+        if spec.path is not None:
+            environment |= {"working_dir": str(spec.path.absolute().parent), "excludes": _LEFT_HERE}
+        local = {"address": "local", "include_dashboard": False} if address is None else {"address": address}
+        try:
+            ray.init(runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR, **local)
+        except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+            where = "started on this machine" if address is None else f"reached at {address}"
+            raise DeviceError(
+                f"Ray cannot be {where}: {_told(error)}. `ray start --head` starts a cluster, and without --address "
+                "there is one on this machine alone"
+            ) from None
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        self._home = _Home(folder=checkpoints.absolute(), token=uuid.uuid4().hex)
+        (checkpoints / SHARED).write_text(self._home.token)
+
+    def runners(self, remaining_s: Callable[[], float] | None = None) -> Sequence[RayRunner]:
+        """One for each worker: as many as were asked for, or as the cluster has GPUs that are free.
+
+        Raises:
+            SettingError: it has fewer.
+        """
+        spec, resources = self._spec, ray.cluster_resources()
+        gpus, free_gpus = int(resources.get("GPU", 0)), int(ray.available_resources().get("GPU", 0))
+        nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        asked = spec.device.strip().lower()
+        if asked not in ("auto", "cuda", "cpu"):
+            raise SettingError(f"on a cluster a device is auto, cuda or cpu: Ray says which one; found {spec.device!r}")
+        on_gpu = asked == "cuda" or (asked == "auto" and gpus > 0)
+        wanted, most = spec.workers or (max(1, free_gpus) if on_gpu else 1), gpus if on_gpu else sum(nodes)
+        if wanted > most:
+            raise SettingError(
+                f"a worker has a {'GPU' if on_gpu else 'core'} of its own, and the cluster has {most}; found {wanted}: "
+                "see --workers and --device"
+            )
+        threads = 1 if on_gpu else threads_for(wanted, nodes)
+        spec = replace(spec, device="cuda" if on_gpu else "cpu", threads=threads, workers=wanted)
+        needs = {"num_gpus": 1.0 if on_gpu else 0.0, "num_cpus": float(threads)}
+        return [RayRunner(spec, self._home, needs, remaining_s) for _ in range(wanted)]
+
+    def close(self) -> None:
+        """Leave the cluster; one that was started here ends."""
+        (self._home.folder / SHARED).unlink(missing_ok=True)
+        with suppress(OSError):  # there are checkpoints
+            self._home.folder.rmdir()
+        ray.shutdown()
+
+
+def threads_for(workers: int, nodes: Sequence[int]) -> int:
+    """The most cores that each of so many workers can have, on nodes of so many; at least one."""
+    for threads in range(max(nodes), 1, -1):
+        if sum(cores // threads for cores in nodes) >= workers:
+            return threads
+    return 1
+
+
+class _OnCluster(Pool):
+    """All workers of a cluster, which is left when they are closed."""
+
+    def __init__(self, cluster: Cluster, remaining_s: Callable[[], float] | None) -> None:
+        self._cluster, self._hosts = cluster, cluster.runners(remaining_s)
+        super().__init__(self._hosts)
+
+    def close(self) -> None:
+        with suppress(RayError):  # one that trains does not hear of it in time, and is killed
+            goodbyes = [host.farewell() for host in self._hosts]
+            ray.wait(goodbyes, num_returns=len(goodbyes), timeout=GRACE_S)
+        super().close()
+        self._cluster.close()
+
+
+def open_cluster(
+    spec: RunnerSpec, address: str | None, *, checkpoints: Path, remaining_s: Callable[[], float] | None = None
+) -> Pool:
+    """The workers of a cluster as one runner; see `Cluster` for the arguments and what is raised."""
+    cluster = Cluster(spec, address, checkpoints)
+    try:
+        return _OnCluster(cluster, remaining_s)
+    except BaseException:
+        cluster.close()
+        raise
+
+
+def _write_checkpoint(path: Path, content: bytes) -> None:
+    try:
+        write_whole(path, content)
+    except ReportError as error:
+        raise StorageError(str(error)) from None
+
+
+def _told(error: BaseException) -> str:
+    """One line of an error of Ray's: the task's own where one is in it, which stands at the end."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if "ray::" in lines[0] else lines[0]

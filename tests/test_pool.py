@@ -1,0 +1,219 @@
+"""Several runners as one: what is found once holds for all, times are those of all at once, like is kept with like."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from autobatch.crew import Alone, Several
+from autobatch.errors import DeviceError, SettingError, TaskError
+from autobatch.group import open_workers, other_devices
+from autobatch.plan import DeviceInfo, Measurement, MemoryLimit, Plan, TaskFacts
+from autobatch.pool import Pool
+from autobatch.remote import RemoteRunner, RunnerSpec
+from autobatch.sim import SimRunner
+
+from .contracts import RunnerContract
+from .test_cli import refused
+from .test_resume_cli import autobatch_cli, task
+
+__all__ = ["task"]  # a fixture
+
+MIB = 1 << 20
+CARD = DeviceInfo(name="Card", kind="cuda", index=0, memory_bytes=8192 * MIB)
+
+
+@dataclass(slots=True, kw_only=True)
+class Carded(SimRunner):
+    """A simulated runner on a device that says what it is."""
+
+    info: DeviceInfo = CARD
+    factor: float = 1.0
+    free_bytes: int = 8192 * MIB
+    learned: list[TaskFacts] = field(default_factory=list)
+    is_lost: bool = False
+    is_closed: bool = False
+
+    def device(self) -> DeviceInfo:
+        return self.info
+
+    def learn(self, facts: TaskFacts) -> None:
+        self.learned.append(facts)
+
+    def memory(self) -> MemoryLimit:
+        return MemoryLimit(capacity_bytes=self.free_bytes, budget_bytes=self.free_bytes, source="made up")
+
+    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+        if self.is_lost:
+            raise DeviceError("GPU is lost")
+        measured = SimRunner.time(self, plan, budget_s=budget_s)
+        return replace(measured, step_s=tuple(self.factor * seconds for seconds in measured.step_s))
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def cards(**of_each: list[Any]) -> list[Carded]:
+    count = len(next(iter(of_each.values())))
+    return [Carded(**{name: values[index] for name, values in of_each.items()}) for index in range(count)]
+
+
+class TestContract(RunnerContract):
+    """A pool is a runner."""
+
+    @pytest.fixture
+    def runner(self) -> Pool:
+        return Pool([SimRunner(), SimRunner()])
+
+
+def test_times_are_of_the_slowest_and_a_difference_is_told() -> None:
+    runners = cards(factor=[1.0, 1.3, 1.01])
+    with closing(Pool(runners)) as pool:
+        measured = pool.time(Plan(batch_size=64), budget_s=1.0)
+        alone = SimRunner().time(Plan(batch_size=64), budget_s=1.0)
+        assert measured.median_step_s == pytest.approx(1.3 * alone.median_step_s)
+        assert measured.remarks == ("of 3 workers the slowest took 30% longer than the fastest",)
+    with closing(Pool(cards(factor=[1.0, 1.01]))) as pool:
+        assert pool.time(Plan(batch_size=64), budget_s=1.0).remarks == ()
+    assert all(runner.is_closed for runner in runners)
+
+
+def test_a_worker_that_cannot_time_a_size_speaks_for_all() -> None:
+    class Full(Carded):
+        def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+            return Measurement(plan=plan, outcome="oom", message="full")
+
+    with closing(Pool([Carded(), Full()])) as pool:
+        assert pool.time(Plan(batch_size=64), budget_s=1.0).outcome == "oom"
+
+
+def test_the_one_with_the_least_memory_says_what_fits() -> None:
+    runners = cards(free_bytes=[8192 * MIB, 4608 * MIB, 6144 * MIB])
+    with closing(Pool(runners)) as pool:
+        assert pool.memory().budget_bytes == 4608 * MIB
+        pool.probe(Plan(batch_size=8))
+    assert [len(runner.probes) for runner in runners] == [0, 1, 0]
+    assert [len(runner.learned) for runner in runners] == [0, 1, 1]  # found once
+
+
+def test_devices_of_another_kind_than_the_first_are_left_out_and_told() -> None:
+    other = replace(CARD, name="Small card")
+    runners = cards(info=[CARD, other, replace(CARD, index=2), replace(CARD, memory_bytes=1), replace(CARD, index=4)])
+    with closing(Pool(runners[:1], lambda first: runners[1:], most=2)) as pool:
+        assert pool.size == 2
+        assert pool.device() == CARD
+        assert isinstance(pool.crew(), Several)
+        assert [runner.is_closed for runner in runners] == [False, True, False, True, True]
+    assert all(runner.is_closed for runner in runners)
+    assert pool.remarks == (
+        "Small card was left out: trials are compared on devices of one kind, here Card",
+        "Card was left out: trials are compared on devices of one kind, here Card",
+    )
+
+
+@pytest.mark.parametrize("error", [DeviceError("no room\nfor it"), RuntimeError("no room"), TaskError("no room")])
+def test_a_device_that_cannot_be_opened_is_left_out_and_told(error: Exception) -> None:
+    class Full(Carded):
+        def device(self) -> DeviceInfo:
+            raise error
+
+    with closing(Pool([Carded()], lambda first: [Full(), Carded()])) as pool:
+        assert pool.size == 2
+        assert pool.remarks == ("a device was left out: no room",)
+
+
+def test_a_device_that_is_nearly_full_does_not_make_the_batch_small_for_all() -> None:
+    runners = cards(free_bytes=[8192 * MIB, 1024 * MIB, 5000 * MIB])
+    with closing(Pool(runners)) as pool:
+        assert pool.memory().budget_bytes == 5000 * MIB
+        assert pool.size == 2
+        assert pool.remarks == ("a device was left out: 1 GiB are free on it, and 8 GiB on another",)
+
+
+def test_a_device_that_is_lost_before_the_race_is_left_out() -> None:
+    with closing(Pool(cards(is_lost=[False, True]))) as pool:
+        assert pool.time(Plan(batch_size=64), budget_s=1.0).outcome == "ok"
+        assert pool.size == 1
+        assert pool.remarks == ("a device was left out: GPU is lost",)
+        assert isinstance(pool.crew(), Alone)
+    with closing(Pool(cards(is_lost=[True, True]))) as pool, pytest.raises(DeviceError, match="GPU is lost"):
+        pool.time(Plan(batch_size=64), budget_s=1.0)
+
+
+class Shown(Carded):
+    """As a worker's runner, it tells which devices there are."""
+
+    def device_names(self) -> list[str]:
+        return ["cuda:0", "cuda:1", "cuda:2", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "others"),
+    [
+        ("auto", None, ["cuda:0", "cuda:2"]),
+        ("cuda", None, ["cuda:0", "cuda:2"]),
+        ("auto", 2, ["cuda:0", "cuda:2"]),  # of which the pool keeps as many as are asked for
+        ("auto", 1, []),
+        ("cuda:1", None, []),
+        ("cuda:1", 1, []),
+    ],
+)
+def test_each_gpu_has_a_worker_unless_one_is_named(device: str, workers: int | None, others: list[str]) -> None:
+    first = cast(RemoteRunner, Shown(info=replace(CARD, index=1)))
+    assert other_devices(first, RunnerSpec(device=device, workers=workers)) == others
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "message"),
+    [
+        ("auto", 4, "a GPU has one worker, and this machine shows 3; found --workers 4: take --workers 3"),
+        ("cuda:1", 2, "a device has one worker, and cuda:1 is one device; found --workers 2"),
+    ],
+)
+def test_more_workers_than_devices_are_refused(device: str, workers: int, message: str) -> None:
+    first = cast(RemoteRunner, Shown(info=replace(CARD, index=1)))
+    with pytest.raises(SettingError, match=message):
+        other_devices(first, RunnerSpec(device=device, workers=workers))
+
+
+def test_workers_share_a_processor() -> None:
+    first = cast(RemoteRunner, Shown(info=DeviceInfo(name="Processor", kind="cpu")))
+    assert other_devices(first, RunnerSpec(device="auto", workers=3)) == ["cpu", "cpu"]
+    assert other_devices(first, RunnerSpec(device="auto", workers=None)) == []
+
+
+def test_workers_and_ranks_are_one_or_the_other() -> None:
+    with pytest.raises(SettingError, match="found --workers 2 and --nproc 2: leave one of them out"):
+        open_workers(RunnerSpec(nproc=2, workers=2))
+
+
+# For real
+
+
+@pytest.mark.usefixtures("ready_python")
+def test_two_workers_train_at_the_same_time_on_one_processor(task: Path, tmp_path: Path) -> None:
+    done = autobatch_cli(
+        *("tune", "model.py", "--budget", "60s", "--train-time", "0.5s", "--max-trials", 6, "--device", "cpu"),
+        *("--workers", 2, "--json"),
+        cwd=tmp_path,
+        OMP_NUM_THREADS="2",
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["device"]["threads"] == 1
+    assert "2 workers trained a trial each at the same time" in report["why"]
+    assert {trial["state"] for trial in report["trials"]} <= {"complete", "dropped", "failed"}
+    assert report["trials"][0]["state"] == "complete"
+    assert not list(tmp_path.glob(".autobatch/model/*/checkpoints"))
+
+
+@pytest.mark.usefixtures("ready_python")
+def test_workers_with_nproc_are_refused_at_the_command_line(task: Path, tmp_path: Path) -> None:
+    told = refused(autobatch_cli("tune", "model.py", "--workers", 2, "--nproc", 2, cwd=tmp_path))
+    assert "found --workers 2 and --nproc 2: leave one of them out" in told

@@ -1,0 +1,106 @@
+"""Workers on a Ray cluster of this machine: the same report, and a worker that is killed costs a rung and no more."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from autobatch.errors import SettingError
+
+from .processes import running
+from .test_cli import environment, refused
+from .test_resume_cli import autobatch_cli, task, the_run
+
+__all__ = ["task"]  # a fixture
+
+pytestmark = pytest.mark.usefixtures("ready_python")
+
+with_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install ray")
+
+RUN = ("tune", "model.py", "--budget", "120s", "--train-time", "2s", "--max-trials", "5", "--device", "cpu", "--json")
+
+
+def on_ray(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The command, started for real: Ray starts processes that import the caller's modules anew."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "autobatch", *RUN, "--engine", "ray", "--workers", "2", *arguments],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def hosts() -> list[int]:
+    """The actors that host a runner, by their titles."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"ray::_Host" in (folder / "cmdline").read_bytes() and running(int(folder.name)):
+                found.append(int(folder.name))
+        except OSError:  # it ended
+            continue
+    return found
+
+
+@with_ray
+@pytest.mark.slow
+def test_a_cluster_gives_the_same_report_though_a_worker_is_killed(task: Path, tmp_path: Path) -> None:
+    said, killed = [], None
+    with on_ray(tmp_path) as command:
+        assert command.stderr is not None
+        assert command.stdout is not None
+        for line in command.stderr:
+            said.append(line)
+            if killed is None and "search: trial 2" in line and "about" in line:
+                time.sleep(0.3)  # it is in the middle of its rung
+                killed = hosts()[0]
+                os.kill(killed, signal.SIGKILL)
+        stdout = command.stdout.read()
+    assert command.returncode == 0, "".join(said)
+    assert killed is not None, "".join(said)
+    report = json.loads(stdout)
+    assert "2 workers trained a trial each at the same time" in report["why"]
+    assert report["trials"][0]["state"] == "complete"
+    assert not any(trial["outcome"] == "crashed" for trial in report["trials"])
+    assert json.loads((the_run(tmp_path) / "report.json").read_text()) == report
+    assert not (the_run(tmp_path) / "checkpoints").exists()
+    deadline = time.monotonic() + 30
+    while hosts() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not hosts()
+
+
+@with_ray
+def test_what_cannot_be_had_of_a_cluster_is_said(task: Path, tmp_path: Path) -> None:
+    told = refused(autobatch_cli(*RUN, "--engine", "ray", "--nproc", 2, cwd=tmp_path))
+    assert "found --nproc 2 with --engine ray: leave one of them out" in told
+    told = refused(autobatch_cli(*RUN, "--address", "auto", cwd=tmp_path))
+    assert "address is of a Ray cluster; got auto without engine='ray' (--engine ray)" in told
+
+
+def test_without_ray_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "autobatch.engines.ray", raising=False)
+    with pytest.raises(SettingError, match=r"--engine ray needs Ray: pip install 'autobatch-tuner\[ray\]'"):
+        import autobatch.engines.ray  # noqa: F401
+
+
+@with_ray
+@pytest.mark.parametrize(
+    ("workers", "nodes", "threads"),
+    [(1, [8, 8, 8], 8), (2, [8, 8, 8], 8), (4, [8, 8, 8], 4), (3, [2], 1), (2, [2], 1), (5, [16, 4], 4)],
+)
+def test_workers_share_the_cores_of_a_cluster_node_by_node(workers: int, nodes: list[int], threads: int) -> None:
+    from autobatch.engines.ray import threads_for
+
+    assert threads_for(workers, nodes) == threads
