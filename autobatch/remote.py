@@ -312,6 +312,18 @@ class RemoteRunner(Runner):
                 raise
         return self._call(method, *args, timeout_s=timeout_s, **kwargs)
 
+    def _ask(self, method: str, *args: Any, work: bool = False, **kwargs: Any) -> Any:
+        """A call that is made once more where its worker was killed, which need not be the call's doing."""
+        call = self._work if work else self._call
+        try:
+            return call(method, *args, **kwargs)
+        except WorkerTimeout:
+            raise
+        except WorkerDied as death:
+            if self._is_closed or not death.was_killed:
+                raise
+        return call(method, *args, **kwargs)
+
     def _died_of_libraries(self) -> bool:
         """Whether the server has ended with libraries to share, which takes every worker with it: true once.
 
@@ -341,7 +353,7 @@ class RemoteRunner(Runner):
             self.device()
             self._share_libraries()  # the server loads them while the worker checks the task
             self._is_fresh = False  # the check takes steps
-            facts: TaskFacts = self._call("facts")
+            facts: TaskFacts = self._ask("facts")
             self._facts = facts
             self._spec = replace(self._spec, worst_cases=facts.worst_cases)  # found once, not in every fresh process
         return self._facts
@@ -352,7 +364,7 @@ class RemoteRunner(Runner):
 
     def device(self) -> DeviceInfo:
         if self._device is None:
-            device: DeviceInfo = self._call("device")
+            device: DeviceInfo = self._ask("device")
             self._device = device
         return self._device
 
@@ -364,7 +376,7 @@ class RemoteRunner(Runner):
 
     def memory(self) -> MemoryLimit:
         if self._memory is None:
-            memory: MemoryLimit = self._call("memory")
+            memory: MemoryLimit = self._ask("memory")
             self._memory = memory
             if self._on_cpu and not self._is_limited:
                 # What is free changes from one process to the next; every later one gets the first one's wall.
@@ -459,10 +471,10 @@ class RemoteRunner(Runner):
         return reached
 
     def time_evaluation(self, batch_size: int) -> float:
-        return float(self._work("time_evaluation", batch_size))
+        return float(self._ask("time_evaluation", batch_size, work=True))
 
     def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
-        sweep: LrSweep = self._work("sweep_lr", plan, lowest=lowest, highest=highest, steps=steps, seed=seed)
+        sweep: LrSweep = self._ask("sweep_lr", plan, work=True, lowest=lowest, highest=highest, steps=steps, seed=seed)
         return sweep
 
     def advance(self, rung: Rung) -> RungResult:

@@ -153,7 +153,9 @@ class Runs:
             left += [f"process {pid}" for pid in wait_until_gone(name)]
             left += [f"{path.name} is not whole" for path in (run / "run.json",) if not _is_json(path)]
         try:
-            if struck and target != "worker":
+            if json.loads((run / "run.json").read_text())["is_finished"]:  # it was killed on its way out
+                trials = trials_of(run / "report.json")
+            elif struck and target != "worker":
                 trials = self._resumed(name)
             elif (code if code is not None else process.wait()) == 0:
                 trials = trials_of(self.folder / f"{name}.out")

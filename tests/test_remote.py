@@ -16,7 +16,7 @@ import torch
 
 from autobatch import remote
 from autobatch.devices import host_memory
-from autobatch.errors import TaskError, WorkerTimeout
+from autobatch.errors import TaskError, WorkerDied, WorkerTimeout
 from autobatch.plan import Config, Plan, Rung
 from autobatch.remote import PROBE_TIMEOUT_S, RemoteRunner, RunnerSpec, default_threads
 
@@ -101,6 +101,30 @@ def rung(steps: int = 30, start: int = 0, **changes: object) -> Rung:
         "eval_batch_size": 16,
     }
     return Rung(**(known | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_worker_that_is_killed_while_it_checks_the_task_is_asked_once_more(
+    opened: Callable[..., RemoteRunner], tmp_path: Path, times: int
+) -> None:
+    """As by somebody's kill -9; a task that does it to itself each time is told as one."""
+    calls = tmp_path / "calls"
+    calls.touch()
+    dies = f"""
+def val_data():
+    with open({str(calls)!r}, "a") as file:
+        file.write("x")
+    if os.path.getsize({str(calls)!r}) <= {times}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return TensorDataset(torch.randn(30, 64), torch.arange(30) % 3)
+"""
+    (tmp_path / "model.py").write_text(TASK + dies)
+    runner = opened()
+    if times == 1:
+        assert runner.facts().val_size == 30
+    else:
+        with pytest.raises(WorkerDied, match="SIGKILL"):
+            runner.facts()
 
 
 def test_every_cpu_probe_runs_in_a_process_of_its_own(opened: Callable[..., RemoteRunner]) -> None:
