@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,14 +80,14 @@ class StudyRecord:
 
         On disk when this returns: the journal is synchronised at every line.
         """
-        with quiet(), self._stored():
+        with _held_back(), quiet(), self._stored():
             self._writer.write(trial, {"race": state.to_json()})
         if self._central is not None:
             self._central.note(trial)
 
     def end(self, state: RaceState) -> None:
         """Note that the race is over."""
-        with quiet(), self._stored():
+        with _held_back(), quiet(), self._stored():
             self._writer.study.set_user_attr("race", state.to_json())
 
     @contextmanager
@@ -162,6 +164,29 @@ def _norms(found: Reader) -> GradNorms:
     return GradNorms(
         median=found.number("median"), largest=found.number("largest"), clipped=found.number_or_none("clipped")
     )
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM take effect when the block is done.
+
+    Raised inside of a write, they leave Optuna's lock on the journal in a state that it takes for a lost file.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = {number: handler for number, handler in handlers.items() if handler is not None}  # None: not Python's to set
+    for number in ours:
+        signal.signal(number, lambda caught, frame: came.append(caught))
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+        for caught in dict.fromkeys(came):
+            signal.raise_signal(caught)
 
 
 @contextmanager

@@ -7,12 +7,14 @@ import json
 import os
 import pickle
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.storages.journal import JournalFileBackend
 
 from autobatch.checkpoints import checkpoint_path, forget_checkpoints
 from autobatch.conditions import changes, conditions_of_settings, conditions_of_task
@@ -491,3 +493,33 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     again = StudyRecord(tmp_path / "journal.log", "t", "maximize").kept()
     assert again is not None
     assert len(again.trials) in (1, 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_of_a_write_waits_for_its_end(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(BaseException):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    record = StudyRecord(tmp_path / "journal.log", "t", "maximize")
+    append = JournalFileBackend.append_logs
+
+    def interrupted(backend: Any, logs: Any) -> None:
+        signal.raise_signal(number)
+        append(backend, logs)
+
+    monkeypatch.setattr(JournalFileBackend, "append_logs", interrupted)
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(Stopped):
+            record.save(replace(paused(0, 0.5), role="baseline"), STATE)
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+    kept = read_kept(tmp_path / "journal.log")
+    assert kept is not None
+    assert kept.trials[0] == replace(paused(0, 0.5), role="baseline")
