@@ -9,11 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from autobatch.errors import SettingError
+from autobatch.errors import CheckpointError, SettingError
+from autobatch.plan import Config, Plan, Rung
+from autobatch.remote import RunnerSpec
+from autobatch.run_folder import SHARED
 
 from .processes import running
 from .test_cli import environment, refused
@@ -104,3 +109,44 @@ def test_workers_share_the_cores_of_a_cluster_node_by_node(workers: int, nodes: 
     from autobatch.engines.ray import threads_for
 
     assert threads_for(workers, nodes) == threads
+
+
+@with_ray
+def test_a_checkpoint_travels_with_its_rung_where_no_folder_is_shared(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines that do not see the caller's folder: a trial goes on on the second one as it would on the first."""
+    from autobatch.engines.ray import _Home, _Host
+
+    monkeypatch.chdir(tmp_path)  # as where Ray unpacks the task's folder
+    spec = RunnerSpec(path=task, device="cpu")
+    config = Config(plan=Plan(batch_size=16), lr=1e-2)
+    first = Rung(trial=3, config=config, seed=5, start_step=0, until_step=8, total_steps=16, eval_batch_size=32)
+    second = replace(first, start_step=8, until_step=16)
+    elsewhere = [_Host(spec, _Home(folder=tmp_path / "not-here", token="x")) for _ in range(2)]
+    here = _Host(spec, _shared(tmp_path / "here"))
+    try:
+        assert [host.shares() for host in (*elsewhere, here)] == [False, False, True]
+        result, left = elsewhere[0].advance(first, None)
+        assert result.outcome == "ok"
+        assert isinstance(left, bytes)
+        travelled, _ = elsewhere[1].advance(second, left)
+        assert here.advance(first, None)[1] is None  # it lies in the folder that all see
+        stayed, _ = here.advance(second, None)
+        assert travelled.score == stayed.score
+        lost = elsewhere[0].advance(second, None)[0]
+        assert isinstance(lost.error, CheckpointError)  # nothing stays behind there
+        folders = [host._folder for host in elsewhere]
+    finally:
+        for host in (*elsewhere, here):
+            host.close()
+    assert not any(folder.exists() for folder in folders)
+    assert (tmp_path / "here").is_dir()
+
+
+def _shared(folder: Path) -> Any:
+    from autobatch.engines.ray import _Home
+
+    folder.mkdir()
+    (folder / SHARED).write_text("token")
+    return _Home(folder=folder, token="token")

@@ -93,6 +93,23 @@ def begun(tmp_path: Path, when: str = "search: trial 1", **changes: str) -> Path
     return the_run(tmp_path)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_race_of_two_workers_goes_on_too(task: Path, tmp_path: Path, number: int) -> None:
+    code, _, stderr = interrupt(
+        tmp_path, "search: trial 2", "tune", "model.py", *QUICK, "--workers", "2", "--json", number=number
+    )
+    assert code == (130 if number == signal.SIGINT else -signal.SIGKILL), stderr
+    kept = read_kept(the_run(tmp_path) / "journal.log")
+    assert kept is not None
+    done = {(trial.number, step): score for trial in kept.trials for step, score in trial.scores}
+    resumed = autobatch_cli("tune", "--resume", "model.py", "--json", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    report = json.loads(resumed.stdout)
+    assert "2 workers trained a trial each at the same time" in report["why"]
+    scores = {(trial["number"], step): score for trial in report["trials"] for step, score in trial["scores"]}
+    assert done.items() <= scores.items()
+
+
 def test_what_has_changed_is_said_and_refused(task: Path, tmp_path: Path) -> None:
     path = begun(tmp_path)
     text = task.read_text()
