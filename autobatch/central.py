@@ -19,7 +19,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
-from .errors import SettingError
+from .errors import SettingError, first_line
 from .plan import Direction
 from .storage_url import check_url, shown_url, without_secrets
 from .study import quiet
@@ -172,5 +172,4 @@ class CentralRecord:
     def _told(self, error: Exception) -> str:
         """The first line of what a driver says, without the password."""
         cause = error.__cause__ or error  # Optuna's own words say less than what they stand for
-        first = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        return without_secrets(re.sub(r"^\(\S+\)\s*", "", first), self._url)
+        return without_secrets(re.sub(r"^\(\S+\)\s*", "", first_line(cause)), self._url)

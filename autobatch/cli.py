@@ -280,14 +280,11 @@ def tune(task: Path | None, **options: Any) -> None:
     names += ("keep_checkpoints", "nproc", "workers", "storage", "engine", "address")
     settings = {name: options[name] for name in names}
     if resume is not None:  # the run's own, but for what was typed beside --resume
-        typed = {click.core.ParameterSource.COMMANDLINE}
-        settings = {
-            name: given
-            for name, given in settings.items()
-            # The password of a database is not kept, and often stands in the environment.
-            if context.get_parameter_source(name)
-            in (typed | {click.core.ParameterSource.ENVIRONMENT} if name == "storage" else typed)
-        }
+        typed, exported = click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT
+        sources = {name: context.get_parameter_source(name) for name in settings}
+        # The password of a database is not kept, and often stands in the environment.
+        again = {name for name in settings if sources[name] == typed or (name, sources[name]) == ("storage", exported)}
+        settings = {name: given for name, given in settings.items() if name in again}
     budget_s = None if resume is not None else parse_duration(options["budget"])
     named = options["run_dir"] if resume in (None, _LATEST) else resume
     how = shlex.join(["autobatch", "tune", str(task), "--resume", *([] if named is None else [str(named)])])

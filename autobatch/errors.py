@@ -71,3 +71,8 @@ class RankLost(WorkerDied):
 
 class WorkerTimeout(WorkerDied):
     """A worker process did not answer in the time it had, and was ended."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from .crew import Alone, Crew, Several
-from .errors import AutobatchError, DeviceError
+from .errors import AutobatchError, DeviceError, first_line
 from .plan import (
     DeviceInfo,
     LrSweep,
@@ -89,7 +89,7 @@ class Pool(Runner):
         self._runners, found = self._runners[:1], self._each(_device_of, others)
         for runner, device in zip(others, found, strict=True):
             if isinstance(device, Exception):
-                self._remarks.append(f"a device was left out: {_first_line(device)}")
+                self._remarks.append(f"a device was left out: {first_line(device)}")
             elif _kind(device) != _kind(info):
                 self._remarks.append(
                     f"{device.name} was left out: trials are compared on devices of one kind, here {info.name}"
@@ -227,7 +227,3 @@ def _device_of(runner: Runner) -> DeviceInfo | Exception:
 def _kind(device: DeviceInfo) -> tuple[str, str, int | None]:
     """What makes two devices alike."""
     return device.kind, device.name, None if device.kind == "cpu" else device.memory_bytes
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -25,7 +25,7 @@ from .devices import host_memory
 from .devices.environment import count_exactly, keep_freed_memory, worker_environment
 from .engines.local import LocalWorker
 from .engines.processes import ForkServer
-from .errors import DeviceError, DeviceLost, WorkerDied, WorkerTimeout
+from .errors import DeviceError, DeviceLost, WorkerDied, WorkerTimeout, first_line
 from .libraries import Libraries, Watch
 from .plan import (
     DeviceInfo,
@@ -36,6 +36,7 @@ from .plan import (
     Outcome,
     Plan,
     Rung,
+    RungOutcome,
     RungResult,
     Runner,
     TaskFacts,
@@ -123,7 +124,7 @@ def _open(spec: RunnerSpec) -> Runner:
     except DeviceError:
         raise
     except RuntimeError as error:  # a card that has gone, or that its driver no longer answers for, is still listed
-        raise DeviceError(f"{_device_of(spec)} cannot be opened: {str(error).splitlines()[0]}") from None
+        raise DeviceError(f"{_device_of(spec)} cannot be opened: {first_line(error)}") from None
     memory_limit_bytes = spec.memory_limit_bytes
     sharing = spec.nproc * (spec.workers or 1)
     if sharing > 1 and memory_limit_bytes is None and device.torch_device.type == "cpu":
@@ -482,12 +483,8 @@ class RemoteRunner(Runner):
         begun = time.monotonic()
         try:
             result: RungResult = self._work("advance", rung, timeout_s=limit_s)
-        except WorkerTimeout as death:
-            spent_s = time.monotonic() - begun
-            return RungResult(rung=rung, outcome="timeout", message=str(death), train_s=spent_s, seconds=spent_s)
         except WorkerDied as death:
-            spent_s = time.monotonic() - begun
-            return RungResult(rung=rung, outcome="crashed", message=str(death), train_s=spent_s, seconds=spent_s)
+            return rung_of_dead(rung, death, time.monotonic() - begun)
         self._replace_if_it_leaks()
         return result
 
@@ -530,6 +527,12 @@ class RemoteRunner(Runner):
         if self._server is not None:
             self._server.close()  # first: it ends the workers, whatever it is doing
         self._worker.process.kill()
+
+
+def rung_of_dead(rung: Rung, death: WorkerDied, spent_s: float) -> RungResult:
+    """What came of a rung whose worker died in it, or was ended because it took too long."""
+    outcome: RungOutcome = "timeout" if isinstance(death, WorkerTimeout) else "crashed"
+    return RungResult(rung=rung, outcome=outcome, message=str(death), train_s=spent_s, seconds=spent_s)
 
 
 def _result(future: Future[Any], deadline: float | None) -> Any:

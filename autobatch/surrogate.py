@@ -93,7 +93,8 @@ class Surrogate:
         (the "kriging believer" of Ginsbourger, Le Riche and Carraro 2010).
         """
         together = np.concatenate([self.points, points])
-        lower = np.linalg.cholesky(_covariance(together, self.shears, self.lengths, self.noises))
+        noise = self.noises[:, None, None] * np.eye(len(together))
+        lower = np.linalg.cholesky(_covariance(together, self.shears, self.lengths) + noise)
         return replace(
             self,
             points=together,
@@ -156,9 +157,10 @@ def fit(observations: tuple[Observation, ...]) -> Surrogate:
     shears = np.array([row[0] for row in grid])
     lengths = np.array([row[1:] for row in grid])
 
+    smooth = _covariance(points, shears, lengths)
+    lower = np.linalg.cholesky(np.concatenate([smooth + noise * np.eye(len(points)) for noise in _NOISES]))
     noises = np.repeat(_NOISES, len(grid))
     shears, lengths = np.tile(shears, len(_NOISES)), np.tile(lengths, (len(_NOISES), 1))
-    lower = np.linalg.cholesky(_covariance(points, shears, lengths, noises))
     whitened = np.linalg.solve(lower, np.broadcast_to(values[:, None], (len(lower), len(values), 1)))[:, :, 0]
     # The function's variance, integrated out under an inverse gamma prior that is worth two scores of variance 1.
     fits = 2.0 + np.einsum("hn,hn->h", whitened, whitened)
@@ -181,11 +183,10 @@ def fit(observations: tuple[Observation, ...]) -> Surrogate:
     )
 
 
-def _covariance(points: Array, shears: Array, lengths: Array, noises: Array) -> Array:
-    """Of scores at `points` (n, 3), for each hyperparameter: (h, n, n)."""
+def _covariance(points: Array, shears: Array, lengths: Array) -> Array:
+    """Of scores at `points` (n, 3) without their noise, for each hyperparameter: (h, n, n)."""
     rungs = np.equal.outer(points[:, 2], points[:, 2])
-    smooth = _kernel(points, points, shears, lengths) + _OFFSET * rungs
-    return np.asarray(smooth + noises[:, None, None] * np.eye(len(points)))
+    return np.asarray(_kernel(points, points, shears, lengths) + _OFFSET * rungs)
 
 
 def _kernel(ones: Array, others: Array, shears: Array, lengths: Array) -> Array:

@@ -37,7 +37,7 @@ from ..plan import (
     Workload,
 )
 from ..pool import Pool
-from ..remote import GRACE_S, RemoteRunner, RunnerSpec
+from ..remote import GRACE_S, RemoteRunner, RunnerSpec, rung_of_dead
 from ..run_folder import SHARED
 
 try:
@@ -257,12 +257,8 @@ class RayRunner(Runner):
             checkpoint = self._checkpoint(rung.trial, rung.start_step)
             begun = time.monotonic()  # what placing a worker took says nothing of the rung
             result, left = self._get(self._actor.advance.remote(rung, checkpoint), limit_s)
-        except WorkerTimeout as death:
-            spent_s = time.monotonic() - begun
-            return RungResult(rung=rung, outcome="timeout", message=str(death), train_s=spent_s, seconds=spent_s)
         except WorkerDied as death:
-            spent_s = time.monotonic() - begun
-            return RungResult(rung=rung, outcome="crashed", message=str(death), train_s=spent_s, seconds=spent_s)
+            return rung_of_dead(rung, death, time.monotonic() - begun)
         if isinstance(result, _Raised):
             raise result.error
         if left is not None:
