@@ -10,25 +10,25 @@ if TYPE_CHECKING:
     from .api import profile as profile
     from .api import tune as tune
     from .errors import AutobatchError as AutobatchError
-    from .guard import oom_safe as oom_safe
-    from .memory import MaxBatch as MaxBatch
+    from .guarding.guard import oom_safe as oom_safe
+    from .measuring.memory import MaxBatch as MaxBatch
     from .plan import Plan as Plan
-    from .report import Report as Report
-    from .task import Task as Task
-    from .task import load_task as load_task
+    from .reports.report import Report as Report
+    from .tasks.task import Task as Task
+    from .tasks.task import load_task as load_task
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AutobatchError": "errors",
-    "MaxBatch": "memory",
+    "MaxBatch": "measuring.memory",
     "Plan": "plan",
-    "Report": "report",
-    "Task": "task",
+    "Report": "reports.report",
+    "Task": "tasks.task",
     "find_lr": "api",
     "find_max_batch": "api",
-    "load_task": "task",
-    "oom_safe": "guard",
+    "load_task": "tasks.task",
+    "oom_safe": "guarding.guard",
     "profile": "api",
     "tune": "api",
 }

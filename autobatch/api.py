@@ -16,41 +16,38 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .arm import Arm, parse_arms
-from .arms import ArmProfile, profile_arm
 from .bench import BenchSettings, chosen_models, default_arms, default_memory_limit, file_for, run_bench
-from .bench_report import BenchReport
-from .conditions import conditions_of_settings
+from .engines.ranks import Place, Ranks, in_process_group
 from .errors import SettingError
 from .files import check_writable, make_folder
-from .learning_rate import LrCurve, find_lr_curve
-from .memory import MaxBatch, find_max_batch_size
+from .measuring.arms import ArmProfile, profile_arm
+from .measuring.learning_rate import LrCurve, find_lr_curve
+from .measuring.memory import MaxBatch
+from .measuring.throughput import Objective, ThroughputCurve
 from .opening import device_of, open_spec, open_task, spec_for
-from .plan import Measurement, Mode, Plan, Precision, Prober, Runner
-from .profiling import find_remedy
-from .profiling import profile as profile_runner
+from .plan import Mode, Plan, Precision, Prober, Runner
 from .progress import Listener, Progress, nobody
-from .ranks import Place, Ranks, in_process_group
-from .recording import Recorder
-from .remote import available_cores
-from .report import Report
-from .run_folder import RunFolder, RunState
-from .runs import latest_unfinished, reopened
-from .settings import Earlier, Engine, TuneSettings
+from .reports.bench_report import BenchReport
+from .reports.report import Report
+from .runs.conditions import conditions_of_settings
+from .runs.run_folder import RunFolder, RunState
+from .runs.runs import latest_unfinished, reopened
+from .runs.settings import Earlier, Engine, TuneSettings
+from .searching.storage_url import check_url, shown_url
+from .simulated.recording import Recorder
+from .stages import max_batch_of, profile_of
 from .standard import standard_models
-from .storage_url import check_url, shown_url
-from .task_sources import source_hashes
-from .throughput import Objective, ThroughputCurve
-from .tuning import CEILING, describe_probe, run_tune
+from .tasks.task_sources import source_hashes
+from .tuning import run_tune
 from .units import format_duration, format_lr, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from .task import Task
+    from .tasks.task import Task
 
 # A profile without a budget of its own gets this long. Assumed: 2 % intervals for a dozen sizes of millisecond steps.
 _PROFILE_S = 30.0
-_REMEDY_SHARE = 0.5  # of the budget again, for a loader that does not keep up. Assumed.
 _SWEEP_STEPS = 100  # as in the measured comparison of the rules (learning_rate.py)
 
 
@@ -143,7 +140,7 @@ def find_max_batch(
 
     opened: Callable[..., AbstractContextManager[tuple[Prober, Plan, tuple[str, ...]]]] = open_here
     if in_process_group():
-        from .together import opened_on_all_ranks  # torch is there, or there would be no group
+        from .engines.together import opened_on_all_ranks  # torch is there, or there would be no group
 
         settings = (
             f"{mode=}, {max_batch_size=}, {multiple_of=}, {power_of_two=}, {accumulation_steps=}, {prove=}, {soak=}"
@@ -183,43 +180,6 @@ def _kept(recorder: Recorder, prober: Prober, record: str | Path | None) -> Iter
                 recording.save(Path(record))
 
 
-def max_batch_of(
-    runner: Prober,
-    plan: Plan,
-    *,
-    max_batch_size: int | None = None,
-    multiple_of: int = 1,
-    power_of_two: bool = False,
-    prove: bool = False,
-    assumed: tuple[str, ...] = (),
-    on_progress: Listener = nobody,
-) -> MaxBatch:
-    """The largest batch of an open runner; the ceiling is `max_batch_size`, the training data, or 131072."""
-    if max_batch_size is not None and max_batch_size < 1:
-        raise SettingError(f"max_batch_size is at least 1; got {max_batch_size}")
-    facts = runner.facts()
-    ranks = facts.baseline.plan.ranks
-    train_size = facts.train_size and facts.train_size // ranks
-    if ranks > 1:
-        assumed = (*assumed, f"each of {ranks} processes takes batches of this size")
-    ceiling = min(max_batch_size or CEILING, train_size or CEILING)
-
-    def told(probe: Measurement) -> None:
-        on_progress(Progress(stage="memory", text=describe_probe(probe)))
-
-    return find_max_batch_size(
-        runner,
-        plan,
-        ceiling=ceiling,
-        ceiling_is="dataset" if ceiling == train_size else "ceiling",
-        multiple_of=multiple_of,
-        power_of_two=power_of_two,
-        prove=prove,
-        assumed=(*assumed, *facts.assumptions),
-        on_probe=told,
-    )
-
-
 def profile(
     task: nn.Module | Task | str | Path,
     sample: Any = None,
@@ -253,42 +213,6 @@ def profile(
     with opened as (runner, plan, _):
         largest = max_batch_of(runner, plan, max_batch_size=max_batch_size, on_progress=on_progress)
         return profile_of(runner, plan, int(largest), budget_s=budget_s, objective=objective, on_progress=on_progress)
-
-
-def profile_of(
-    runner: Runner,
-    plan: Plan,
-    max_batch: int,
-    *,
-    budget_s: float,
-    objective: Objective = "throughput",
-    on_progress: Listener = nobody,
-) -> ThroughputCurve:
-    """The throughput curve of an open runner, the baseline's batch size among the measured ones."""
-
-    def told(measured: Measurement) -> None:
-        text = f"batch {measured.plan.batch_size}: {measured.outcome}"
-        if measured.outcome == "ok":
-            text = f"batch {measured.plan.batch_size}: {measured.samples_per_s:,.0f} samples/s"
-        on_progress(Progress(stage="profile", text=text))
-
-    baseline = runner.facts().baseline.plan.batch_size
-    curve = profile_runner(
-        runner,
-        plan,
-        max_batch=max_batch,
-        budget_s=budget_s,
-        include=[baseline] if baseline <= max_batch else [],
-        refine=True,
-        objective=objective,
-        on_measurement=told,
-    )
-    curve.recommended  # noqa: B018  # raises now where the objective cannot be judged
-    if not curve.loader_bound:
-        return curve
-    on_progress(Progress(stage="profile", text="the loader does not keep up: trying what would help it"))
-    is_cuda = runner.device().kind in ("cuda", "rocm")
-    return find_remedy(runner, curve, cores=available_cores(), on_cuda=is_cuda, budget_s=_REMEDY_SHARE * budget_s)
 
 
 def profile_arms(

@@ -17,15 +17,15 @@ from typing import Any
 
 from . import __version__
 from .arm import Arm
-from .arms import ArmProfile, first_losses, loss_difference, profile_arm
-from .bench_report import BenchReport, Cell, Size
+from .engines.served import RunnerSpec
 from .errors import AutobatchError, ReportError, SettingError
-from .memory import MaxBatch
+from .measuring.arms import ArmProfile, first_losses, loss_difference, profile_arm
+from .measuring.memory import MaxBatch
+from .measuring.throughput import Objective, ThroughputCurve
 from .opening import open_spec
 from .plan import DeviceInfo, LrSweep, Plan, Runner, Workload
 from .progress import Listener, Progress
-from .remote import RunnerSpec
-from .throughput import Objective, ThroughputCurve
+from .reports.bench_report import BenchReport, Cell, Size
 from .units import format_duration, format_size
 
 # Which of their two sizes the models take; see benchmarks/models/standard.

@@ -12,18 +12,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .devices.environment import default_threads
+from .engines.group import open_workers
+from .engines.ranks import Place
+from .engines.remote import RemoteRunner
+from .engines.served import RunnerSpec
 from .errors import SettingError
-from .group import open_workers
 from .plan import DeviceInfo, Mode, Plan, Precision, Runner, TaskFacts
-from .ranks import Place
-from .remote import RemoteRunner, RunnerSpec, default_threads
-from .task_file import existing_file
+from .tasks.task_file import existing_file
 from .units import parse_size
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from .task import Task
+    from .tasks.task import Task
 
 # What a task says itself, by the argument that says it of a live module.
 _SAID_BY_TASK = {
@@ -65,8 +67,8 @@ def spec_for(
     )
     if isinstance(task, (str, Path)):
         return replace(common, path=existing_file(Path(task)))  # told before a worker is started for it
-    from .inputs import pickle_task  # torch is only needed where there is an object made with it
-    from .task import Task
+    from .tasks.inputs import pickle_task  # torch is only needed where there is an object made with it
+    from .tasks.task import Task
 
     if not isinstance(task, Task):
         raise SettingError(
@@ -104,7 +106,7 @@ def open_task(
     if not isinstance(model, (str, Path)):
         from torch import nn
 
-        from .inputs import task_for_model
+        from .tasks.inputs import task_for_model
 
         is_live = isinstance(model, nn.Module)
         if isinstance(model, nn.Module):
@@ -152,7 +154,7 @@ def _in_process(
     task: Task, device: str, memory_limit: str | int | None, headroom: float, mode: Mode, soak: int
 ) -> Runner:
     from .devices import open_device
-    from .torch_runner import TorchRunner
+    from .worker.torch_runner import TorchRunner
 
     limit = None if memory_limit is None else parse_size(memory_limit)
     return TorchRunner(

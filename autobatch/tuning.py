@@ -14,31 +14,31 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .bracket import fits
 from .checkpoints import checkpoint_path
-from .conditions import Condition, changes, check_conditions, conditions_of_task
-from .crew import Alone
+from .engines.group import open_workers
+from .engines.pool import Pool
+from .engines.served import RunnerSpec
 from .errors import BudgetTooShort, NoValidResult, SettingError, WorkerTimeout
-from .group import open_workers
-from .learning_rate import LrCurve, find_lr_curve
-from .ledger import Ledger
-from .memory import MaxBatch, find_max_batch_size
+from .measuring.bracket import fits
+from .measuring.learning_rate import LrCurve, find_lr_curve
+from .measuring.memory import MaxBatch, find_max_batch_size
+from .measuring.profiling import profile
+from .measuring.throughput import ThroughputCurve
 from .plan import DeviceInfo, Measurement, Runner, TaskFacts
-from .pool import Pool
-from .profiling import profile
 from .progress import Listener, Progress
-from .remote import RunnerSpec
-from .report import Report
-from .run_folder import RunFolder, RunState
-from .settings import TuneSettings
-from .stability import norms_out_of_line
-from .storage_url import HIDDEN
-from .throughput import ThroughputCurve
+from .reports.report import Report
+from .runs.conditions import Condition, changes, check_conditions, conditions_of_task
+from .runs.run_folder import RunFolder, RunState
+from .runs.settings import TuneSettings
+from .searching.crew import Alone
+from .searching.ledger import Ledger
+from .searching.stability import norms_out_of_line
+from .searching.storage_url import HIDDEN
 from .units import format_duration, format_lr, format_size
 
 if TYPE_CHECKING:
-    from .central import CentralRecord
-    from .search import Event, Kept, SearchResult
+    from .searching.central import CentralRecord
+    from .searching.search import Event, Kept, SearchResult
 
 # No batch beyond this is looked for where the data does not end the search first. Assumed: past any batch in use.
 CEILING = 131_072
@@ -90,7 +90,7 @@ def run_tune(
     """
     kept = None
     if state.resumed:
-        from .record import read_kept  # optuna, which a new run imports while its worker is at work
+        from .searching.record import read_kept  # optuna, which a new run imports while its worker is at work
 
         kept = read_kept(folder.journal) if folder.journal.exists() else None
     settings, is_setting_out = state.settings, bool(state.resumed)
@@ -202,7 +202,9 @@ class _Tune:
             )
             self.save(remarks=(*self.state.remarks, remark))
             return
-        from .central import CentralRecord  # optuna, which a run without one imports while its worker is at work
+        from .searching.central import (
+            CentralRecord,  # optuna, which a run without one imports while its worker is at work
+        )
 
         self.central = CentralRecord(
             self.storage,
@@ -319,8 +321,8 @@ class _Tune:
         self, facts: TaskFacts, curve: ThroughputCurve, sweep: LrCurve | None, largest: int, micro_batch: int
     ) -> SearchResult:
         # Imported here, where the worker has long been started: optuna takes half a second.
-        from .record import StudyRecord
-        from .search import SearchSettings, horizon_s, search
+        from .searching.record import StudyRecord
+        from .searching.search import SearchSettings, horizon_s, search
 
         eval_batch = min(largest, facts.val_size or largest, _EVAL_BATCH)
         if (eval_s := self.state.found.eval_s) is None:
@@ -460,8 +462,8 @@ class _Tune:
 
     def beyond(self, facts: TaskFacts, result: SearchResult) -> dict[str, Any] | None:
         """What the race says of the user's training where that is longer than T; None where it is not."""
-        from .long_run import look_ahead
-        from .search import SearchSettings
+        from .searching.long_run import look_ahead
+        from .searching.search import SearchSettings
 
         train_time_s = self.settings.train_time_s
         # Within a hundredth it is the same horizon: T is a whole number of optimizer steps.

@@ -33,13 +33,13 @@ from replay import curve_of
 from stacked import EVAL_BATCH, Scores, train_stacked
 
 from autobatch.devices import open_device
-from autobatch.learning_rate import find_lr_curve
+from autobatch.measuring.learning_rate import find_lr_curve
+from autobatch.measuring.throughput import ThroughputCurve
 from autobatch.plan import Config, Plan, Rung
-from autobatch.task import load_task
-from autobatch.throughput import ThroughputCurve
-from autobatch.torch_runner import TorchRunner
-from autobatch.trials import Ladder, scale, total_steps
+from autobatch.searching.trials import Ladder, scale, total_steps
+from autobatch.tasks.task import load_task
 from autobatch.units import parse_duration
+from autobatch.worker.torch_runner import TorchRunner
 
 RUNGS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 BETTER = 1 / 4

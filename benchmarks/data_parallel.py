@@ -16,9 +16,10 @@ from typing import Any
 
 from provenance import about
 
-from autobatch.group import open_workers
+from autobatch.devices.environment import default_threads
+from autobatch.engines.group import open_workers
+from autobatch.engines.served import RunnerSpec
 from autobatch.plan import Measurement, Plan
-from autobatch.remote import RunnerSpec, default_threads
 
 MODELS = Path(__file__).parent / "models"
 

@@ -39,10 +39,11 @@ from kills import Kill, kills
 
 from autobatch import __version__
 from autobatch.devices import host_memory
+from autobatch.engines.remote import RemoteRunner
+from autobatch.engines.served import RunnerSpec
 from autobatch.errors import AutobatchError
-from autobatch.memory import find_max_batch_size
+from autobatch.measuring.memory import find_max_batch_size
 from autobatch.plan import Measurement, Plan
-from autobatch.remote import RemoteRunner, RunnerSpec
 
 TASK = Path(__file__).parent / "models" / "perceptron.py"
 LIMIT_BYTES = 16 << 20

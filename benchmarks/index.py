@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from autobatch.bench_report import BenchReport, is_bench
 from autobatch.errors import ReportError
 from autobatch.files import write_whole
 from autobatch.render.bench_content import bench_document
@@ -22,7 +21,8 @@ from autobatch.render.curves import recommended_point
 from autobatch.render.html import to_html
 from autobatch.render.markdown import escaped, to_markdown
 from autobatch.render.numbers import known, si_text, speed_text
-from autobatch.report import load_json
+from autobatch.reports.bench_report import BenchReport, is_bench
+from autobatch.reports.report import load_json
 
 HERE = Path(__file__).parent
 BEGIN = "<!-- devices: begin, made by python benchmarks/index.py -->"

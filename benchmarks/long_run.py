@@ -39,11 +39,11 @@ from typing import Any
 import optuna
 from replay import mean_of, searched
 
-from autobatch.long_run import look_ahead
 from autobatch.plan import Config, Plan
-from autobatch.replay import ReplayRunner
-from autobatch.search import Ladder, SearchResult, SearchSettings
-from autobatch.trials import oriented
+from autobatch.searching.long_run import look_ahead
+from autobatch.searching.search import Ladder, SearchResult, SearchSettings
+from autobatch.searching.trials import oriented
+from autobatch.simulated.replay import ReplayRunner
 from autobatch.units import parse_duration
 
 CUT = 1 / 4  # the share of a table's schedule that stands for T

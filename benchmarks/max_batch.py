@@ -30,9 +30,9 @@ from typing import Any
 
 from simulated_memory import CAPACITY, CASES, CEILING, MONOTONE, SHAPES, Result, Shape, largest_safe
 
-from autobatch.memory import find_max_batch_size
+from autobatch.measuring.memory import find_max_batch_size
 from autobatch.plan import Measurement, Plan
-from autobatch.sim import SimRunner, sim_facts
+from autobatch.simulated.sim import SimRunner, sim_facts
 
 HEADROOM = 0.05
 MOST_PROBES, MOST_OOMS = 10, 5  # a case on average, and over all cases

@@ -27,11 +27,12 @@ from statistics import median
 
 from provenance import about
 
-from autobatch.bracket import fits
-from autobatch.devices.environment import count_exactly, worker_environment
-from autobatch.memory import find_max_batch_size
+from autobatch.devices.environment import count_exactly, default_threads, worker_environment
+from autobatch.engines.remote import RemoteRunner
+from autobatch.engines.served import RunnerSpec
+from autobatch.measuring.bracket import fits
+from autobatch.measuring.memory import find_max_batch_size
 from autobatch.plan import Measurement, Plan, Runner
-from autobatch.remote import RemoteRunner, RunnerSpec, default_threads
 from autobatch.units import parse_size
 
 MODELS = ("resnet", "gpt", "lstm", "contrastive", "ragged")
@@ -200,8 +201,8 @@ def one_process(model: str, limit_bytes: int) -> Search:
     import torch
 
     from autobatch.devices import open_device
-    from autobatch.task import load_task
-    from autobatch.torch_runner import TorchRunner
+    from autobatch.tasks.task import load_task
+    from autobatch.worker.torch_runner import TorchRunner
 
     begun = time.perf_counter()
     count_exactly()

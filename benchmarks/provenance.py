@@ -13,7 +13,7 @@ from typing import Any
 
 from autobatch import __version__
 from autobatch.devices import host_memory
-from autobatch.remote import default_threads
+from autobatch.devices.environment import default_threads
 
 
 def about(*packages: str) -> dict[str, Any]:

@@ -3,10 +3,10 @@
     python benchmarks/replay.py --tables DIR [--seeds 20] [--searches ...] [--baseline own|best|near] [--json OUT]
 
 A table holds the score of a task over batch size, learning rate, seed and share of the schedule
-(`autobatch.replay.ReplayRunner` says how it is read). On it runs the search itself, nothing of which is copied here, on
-a clock that the table moves: baseline, warm starts, rungs, confirmation on fresh seeds, everything charged. Beside it
-run searches as people write them with Optuna alone: full-length trials over the same batch sizes and rates, the best
-one observed is the answer.
+(`autobatch.simulated.replay.ReplayRunner` says how it is read). On it runs the search itself, nothing of which is
+copied here, on a clock that the table moves: baseline, warm starts, rungs, confirmation on fresh seeds, everything
+charged. Beside it run searches as people write them with Optuna alone: full-length trials over the same batch sizes and
+rates, the best one observed is the answer.
 
 Regret is the best mean score in the table less the mean score of what was chosen, as the table knows it from all of its
 seeds; the search never sees that. "recovered" is the share of the gap from the baseline to the best that was closed,
@@ -40,13 +40,13 @@ import optuna
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
 from autobatch import __version__
-from autobatch.learning_rate import find_lr_curve
-from autobatch.ledger import REPORT_MOST_S, REPORT_SHARE, Ledger
+from autobatch.measuring.learning_rate import find_lr_curve
+from autobatch.measuring.throughput import ThroughputCurve
 from autobatch.plan import Config, Measurement, Plan
-from autobatch.replay import ReplayRunner
-from autobatch.search import SearchResult, SearchSettings, search
-from autobatch.throughput import ThroughputCurve
-from autobatch.trials import closest
+from autobatch.searching.ledger import REPORT_MOST_S, REPORT_SHARE, Ledger
+from autobatch.searching.search import SearchResult, SearchSettings, search
+from autobatch.searching.trials import closest
+from autobatch.simulated.replay import ReplayRunner
 
 BUDGETS = (8, 16, 32)
 SWEEP_STEPS = 100

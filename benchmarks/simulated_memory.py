@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from autobatch.sim import draw
+from autobatch.simulated.sim import draw
 
 GIB = 1 << 30
 MIB = 1 << 20

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from autobatch.data import seed_everything, training_batches, val_loader
 from autobatch.plan import Plan
-from autobatch.task import Task
+from autobatch.tasks.data import seed_everything, training_batches, val_loader
+from autobatch.tasks.task import Task
 
 EVAL_BATCH = 1024
 

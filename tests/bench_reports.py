@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from autobatch.arm import Arm
-from autobatch.bench_report import BenchReport, Cell
-from autobatch.memory import find_max_batch_size
+from autobatch.measuring.memory import find_max_batch_size
 from autobatch.plan import DeviceInfo, Plan
-from autobatch.sim import SimRunner, draw
+from autobatch.reports.bench_report import BenchReport, Cell
+from autobatch.simulated.sim import SimRunner, draw
 
 MIB = 1 << 20
 

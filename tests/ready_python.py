@@ -161,7 +161,15 @@ class ReadyPython:
 
 def main(address: str) -> NoReturn:
     """Import, listen, fork."""
-    for module in ("api", "cli", "search", "study", "render.live", "render.markdown", "render.terminal", "warm"):
+    for module in (
+        "api",
+        "cli",
+        "searching.search",
+        "render.live",
+        "render.markdown",
+        "render.terminal",
+        "worker.warm",
+    ):
         importlib.import_module(f"autobatch.{module}")
     gc.collect()
     gc.freeze()
@@ -274,7 +282,7 @@ def _run(arguments: list[str]) -> None:
         if not safe:
             sys.path.insert(0, os.getcwd())
         sys.argv = more
-        warnings.filterwarnings("ignore", "'autobatch._worker' found in sys.modules", RuntimeWarning)
+        warnings.filterwarnings("ignore", "'autobatch.engines._worker' found in sys.modules", RuntimeWarning)
         runpy.run_module(more[0], run_name="__main__", alter_sys=True)
     elif what == "-c":
         sys.argv = ["-c", *more[1:]]

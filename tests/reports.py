@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from autobatch.confirmation import ScoreSummary
-from autobatch.learning_rate import find_lr_curve
-from autobatch.ledger import Ledger
-from autobatch.long_run import Forecast, LongRun, LrTrend, Stability
-from autobatch.memory import find_max_batch_size
+from autobatch.measuring.learning_rate import find_lr_curve
+from autobatch.measuring.memory import find_max_batch_size
+from autobatch.measuring.profiling import profile
 from autobatch.plan import Config, DeviceInfo, Plan
-from autobatch.profiling import profile
-from autobatch.report import Report
-from autobatch.sim import SimRunner, VirtualClock
-from autobatch.trials import Trial
+from autobatch.reports.report import Report
+from autobatch.searching.confirmation import ScoreSummary
+from autobatch.searching.ledger import Ledger
+from autobatch.searching.long_run import Forecast, LongRun, LrTrend, Stability
+from autobatch.searching.trials import Trial
+from autobatch.simulated.sim import SimRunner, VirtualClock
 
 YOURS = Config(plan=Plan(batch_size=32), lr=1e-3)
 CHOSEN = Config(plan=Plan(batch_size=128, accumulation_steps=2), lr=0.00345)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.answers import Answer, cause, joined_rung, joined_sweep, joined_times
+from autobatch.engines.answers import Answer, cause, joined_rung, joined_sweep, joined_times
 from autobatch.errors import AutobatchError, CheckpointError, RankLost, TaskError, WorkerDied, WorkerTimeout
 from autobatch.plan import Config, LrSweep, Measurement, Plan, Rung, RungOutcome, RungResult
 

@@ -181,10 +181,10 @@ def test_a_bare_model_is_not_tuned_for_want_of_data() -> None:
 
 
 def test_a_search_can_be_kept_and_replayed(tmp_path: Path) -> None:
-    from autobatch.memory import find_max_batch_size
+    from autobatch.measuring.memory import find_max_batch_size
     from autobatch.plan import Plan
-    from autobatch.recording import Recording, ReplayProber
-    from autobatch.sim import sim_facts
+    from autobatch.simulated.recording import Recording, ReplayProber
+    from autobatch.simulated.sim import sim_facts
 
     file = tmp_path / "probes.json"
     found = autobatch.find_max_batch(

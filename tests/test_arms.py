@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from autobatch.api import max_batch_of, profile_of
 from autobatch.arm import Arm
-from autobatch.arms import ArmProfile, compared, loss_difference, profile_arm
 from autobatch.errors import DoesNotFit
+from autobatch.measuring.arms import ArmProfile, compared, loss_difference, profile_arm
 from autobatch.plan import LrSweep, Plan, Runner
-from autobatch.sim import SimRunner
+from autobatch.simulated.sim import SimRunner
+from autobatch.stages import max_batch_of, profile_of
 
 
 def sweep(*losses: float, batch_size: int = 8) -> LrSweep:

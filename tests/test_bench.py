@@ -13,10 +13,10 @@ import pytest
 from autobatch import api
 from autobatch.arm import Arm
 from autobatch.bench import BenchSettings, chosen_models, default_arms, default_memory_limit, file_for
-from autobatch.bench_report import BenchReport
 from autobatch.cli import cli
 from autobatch.errors import ReportError, SettingError
 from autobatch.plan import DeviceInfo
+from autobatch.reports.bench_report import BenchReport
 from autobatch.standard import standard_models
 
 from .test_cli import MINIMAL, TASKS, autobatch

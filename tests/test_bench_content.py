@@ -10,12 +10,12 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from autobatch.bench_report import BenchReport
 from autobatch.render.bench_content import bench_document
 from autobatch.render.document import Chart, Document
 from autobatch.render.markdown import to_markdown
 from autobatch.render.numbers import percent_text, si_text
 from autobatch.render.terminal import print_document
+from autobatch.reports.bench_report import BenchReport
 from tests.bench_reports import EPYC, cpu_report, failed, gpu_report, with_measurement
 from tests.test_page import DOCUMENTS
 

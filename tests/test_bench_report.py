@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.bench_report import SCHEMA, BenchReport, load_report
-from autobatch.compare import compare
 from autobatch.errors import ReportError
 from autobatch.render.bench_content import bench_document
 from autobatch.render.compare_content import comparison_document
 from autobatch.render.html import to_html
 from autobatch.render.markdown import to_markdown
-from autobatch.report import Report
+from autobatch.reports.bench_report import SCHEMA, BenchReport, load_report
+from autobatch.reports.compare import compare
+from autobatch.reports.report import Report
 from tests.bench_reports import cpu_report, gpu_report
 from tests.pages import Page
 from tests.reports import example

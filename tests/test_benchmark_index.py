@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from autobatch.bench_report import BenchReport
 from autobatch.errors import ReportError
+from autobatch.reports.bench_report import BenchReport
 from tests.bench_reports import cpu_report, gpu_report
 from tests.pages import Page
 

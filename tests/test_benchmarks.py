@@ -16,9 +16,9 @@ import pytest
 
 from autobatch.devices import open_device
 from autobatch.plan import Plan
-from autobatch.replay import ReplayRunner
-from autobatch.task import load_task
-from autobatch.torch_runner import TorchRunner
+from autobatch.simulated.replay import ReplayRunner
+from autobatch.tasks.task import load_task
+from autobatch.worker.torch_runner import TorchRunner
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 

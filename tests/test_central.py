@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState
 
-from autobatch.central import CentralRecord
 from autobatch.errors import SettingError
 from autobatch.plan import Config, Plan
-from autobatch.search import StudyRecord, Trial
-from autobatch.storage_url import HIDDEN, check_url, shown_url, without_secrets
+from autobatch.searching.central import CentralRecord
+from autobatch.searching.search import StudyRecord, Trial
+from autobatch.searching.storage_url import HIDDEN, check_url, shown_url, without_secrets
 
 from .postgres import PASSWORD, QUOTED, Server, programs, running
 from .test_cli import refused

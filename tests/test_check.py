@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from autobatch.check import check_task, peak_lr_fraction
-from autobatch.check_data import describe_batch
 from autobatch.errors import TaskError
-from autobatch.task import Task, load_task
+from autobatch.tasks.task import Task, load_task
+from autobatch.worker.check import check_task, peak_lr_fraction
+from autobatch.worker.check_data import describe_batch
 
 TASKS = Path(__file__).parent / "tasks"
 BROKEN = TASKS / "broken"

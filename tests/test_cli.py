@@ -21,8 +21,9 @@ import click
 import pytest
 
 from autobatch import __version__
-from autobatch.cli import _progress, cli
-from autobatch.learning_rate import FEWEST_STEPS
+from autobatch.cli import cli
+from autobatch.commands.output import progress_on_stderr
+from autobatch.measuring.learning_rate import FEWEST_STEPS
 from autobatch.progress import Progress, Stage
 
 from .processes import marked
@@ -243,7 +244,7 @@ def test_of_each_stage_the_last_finding_is_told(capsys: pytest.CaptureFixture[st
     ]
 
     def run() -> None:
-        with _progress({"quiet": True}) as listen:
+        with progress_on_stderr({"quiet": True}) as listen:
             for stage, text, predicted_s in told:
                 listen(Progress(stage=stage, text=text, predicted_s=predicted_s))
             raise KeyboardInterrupt

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.bench_report import BenchReport
-from autobatch.compare import Estimate, Ratio, compare, geometric_mean, ratio
 from autobatch.errors import ReportError
 from autobatch.render.compare_content import comparison_document, ratio_text
 from autobatch.render.markdown import to_markdown
+from autobatch.reports.bench_report import BenchReport
+from autobatch.reports.compare import Estimate, Ratio, compare, geometric_mean, ratio
 from tests.bench_reports import cpu_report, failed, gpu_report
 
 GPU, CPU = gpu_report(), cpu_report()

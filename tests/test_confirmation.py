@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.confirmation import (
+from autobatch.plan import Config, Direction, Plan, RungOutcome
+from autobatch.searching.confirmation import (
     MOST_SEEDS,
     Verdict,
     judge,
@@ -20,8 +21,7 @@ from autobatch.confirmation import (
     pooled_sigma,
     variance_of_the_top,
 )
-from autobatch.plan import Config, Direction, Plan, RungOutcome
-from autobatch.trials import Role, Trial
+from autobatch.searching.trials import Role, Trial
 
 
 def config(number: int) -> Config:

@@ -18,13 +18,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.crew import Alone, Several
 from autobatch.errors import DeviceError
-from autobatch.freeze_thaw import choose, observations
 from autobatch.plan import Config, Plan, Rung, RungResult
-from autobatch.search import Event, Kept, Ladder, Space, StudyRecord, Trial
-from autobatch.sim import SimCrew, SimRunner, VirtualClock, sim_facts
-from autobatch.surrogate import fit
+from autobatch.searching.crew import Alone, Several
+from autobatch.searching.freeze_thaw import choose, observations
+from autobatch.searching.search import Event, Kept, Ladder, Space, StudyRecord, Trial
+from autobatch.searching.surrogate import fit
+from autobatch.simulated.sim import SimCrew, SimRunner, VirtualClock, sim_facts
 
 from .test_search import Run, race, sampled
 from .test_surrogate import ends, seen

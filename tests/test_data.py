@@ -15,7 +15,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from autobatch import Task
-from autobatch.data import (
+from autobatch.errors import TaskError
+from autobatch.plan import Plan
+from autobatch.tasks.data import (
     SampleStream,
     count_samples,
     take_samples,
@@ -23,8 +25,6 @@ from autobatch.data import (
     training_batches,
     val_loader,
 )
-from autobatch.errors import TaskError
-from autobatch.plan import Plan
 
 Pair = namedtuple("Pair", ["left", "right"])
 CPU, META = torch.device("cpu"), torch.device("meta")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.energy import energy_of
+from autobatch.worker.energy import energy_of
 
 
 @dataclass

@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from autobatch.devices import open_device
+from autobatch.engines.group import GroupRunner, open_workers
+from autobatch.engines.remote import RemoteRunner
+from autobatch.engines.served import RunnerSpec
 from autobatch.errors import DeviceError, TaskError, WorkerDied
-from autobatch.group import GroupRunner, open_workers
 from autobatch.plan import Config, Plan, Rung
-from autobatch.remote import RemoteRunner, RunnerSpec
-from autobatch.task import load_task
-from autobatch.torch_runner import TorchRunner
-from autobatch.training import read_checkpoint
+from autobatch.tasks.task import load_task
+from autobatch.worker.torch_runner import TorchRunner
+from autobatch.worker.training import read_checkpoint
 
 from .processes import wait_until_gone
 
@@ -325,7 +326,7 @@ def test_a_model_that_is_data_parallel_already_is_refused(opened: Callable[..., 
 
 
 def test_a_gpu_is_needed_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    from autobatch.data_parallel import device_of_rank
+    from autobatch.worker.data_parallel import device_of_rank
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

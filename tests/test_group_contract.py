@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from autobatch.group import GroupRunner
+from autobatch.engines.group import GroupRunner
+from autobatch.engines.served import RunnerSpec
 from autobatch.plan import Config, Plan
-from autobatch.remote import RunnerSpec
 
 from .contracts import RunnerContract
 from .test_remote_contract import TASK

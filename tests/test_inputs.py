@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from autobatch import worst_case
-from autobatch.data import collate_samples, to_device
 from autobatch.errors import TaskError
-from autobatch.inputs import SampleDataset, pickle_task, task_for_model, unpickle_task
-from autobatch.task import Task, load_task
+from autobatch.tasks import worst_case
+from autobatch.tasks.data import collate_samples, to_device
+from autobatch.tasks.inputs import SampleDataset, pickle_task, task_for_model, unpickle_task
+from autobatch.tasks.task import Task, load_task
 
 from .ready_python import run
 
@@ -354,7 +354,7 @@ def test_a_model_defined_in_a_script_reaches_a_process_that_has_not_that_script(
     script = tmp_path / "script.py"
     script.write_text(
         "from torch import nn\n"
-        "from autobatch.inputs import pickle_task, task_for_model\n"
+        "from autobatch.tasks.inputs import pickle_task, task_for_model\n"
         "class Net(nn.Linear): pass\n"
         "open('task', 'wb').write(pickle_task(task_for_model(Net(6, 2))[0]))\n"
     )

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autobatch.errors import SettingError
-from autobatch.learning_rate import (
+from autobatch.measuring.learning_rate import (
     RULES,
     SMOOTHING,
     LrCurve,
@@ -22,7 +22,7 @@ from autobatch.learning_rate import (
     valley,
 )
 from autobatch.plan import LrSweep, Plan
-from autobatch.sim import SimRunner
+from autobatch.simulated.sim import SimRunner
 
 cheap = settings(max_examples=30)
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autobatch.errors import SettingError
-from autobatch.ledger import REPORT_MOST_S, Ledger, report_reserve_s
-from autobatch.sim import VirtualClock
+from autobatch.searching.ledger import REPORT_MOST_S, Ledger, report_reserve_s
+from autobatch.simulated.sim import VirtualClock
 
 SECONDS = st.floats(0, 1e4, allow_nan=False)
 KINDS = ("probing", "training", "evaluation", "other")

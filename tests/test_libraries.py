@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from autobatch.libraries import Libraries, is_installed
+from autobatch.tasks.libraries import Libraries, is_installed
 
 WATCHED = """
 import os, sys, threading, time
 sys.path[:0] = [{installed!r}, {users!r}]
-from autobatch.libraries import Watch
+from autobatch.tasks.libraries import Watch
 os.environ["REMOVED"] = "1"
 watch = Watch()
 {code}

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from autobatch.progress import Progress
 from autobatch.render.live import LiveLine, live_progress
-from autobatch.sim import VirtualClock
+from autobatch.simulated.sim import VirtualClock
 
 
 class Terminal(io.StringIO):

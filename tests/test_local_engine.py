@@ -16,7 +16,7 @@ import pytest
 from autobatch.engines.local import LocalWorker
 from autobatch.engines.processes import ForkServer
 from autobatch.errors import TaskError, WorkerDied
-from autobatch.libraries import Libraries
+from autobatch.tasks.libraries import Libraries
 
 from .processes import running, wait_until_gone
 
@@ -239,7 +239,8 @@ def test_a_server_that_imports_ends_with_its_coordinator(when: str, hanging: Pat
         pytest.skip("forking is for Linux")
     first = "autobatch_test_hangs" if when == "at the start" else "json"
     code = (
-        "import time; from autobatch.engines.processes import ForkServer; from autobatch.libraries import Libraries; "
+        "import time; from autobatch.engines.processes import ForkServer; "
+        "from autobatch.tasks.libraries import Libraries; "
         f"server = ForkServer([{first!r}]); server.load(Libraries(('autobatch_test_hangs',), ())); "
         "print(server.pid, flush=True); time.sleep(60)"
     )

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.bracket import most_probes
 from autobatch.errors import DoesNotFit, SettingError, TaskError, WorkerDied
-from autobatch.memory import MaxBatch, find_max_batch_size
+from autobatch.measuring.bracket import most_probes
+from autobatch.measuring.memory import MaxBatch, find_max_batch_size
 from autobatch.plan import Measurement, MemoryLimit, Outcome, Plan
-from autobatch.sim import SimRunner, draw
+from autobatch.simulated.sim import SimRunner, draw
 
 MIB = 1 << 20
 thorough = settings(max_examples=80)

@@ -10,8 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.bench_report import BenchReport
-from autobatch.compare import compare
 from autobatch.plan import DeviceInfo
 from autobatch.render.bench_content import bench_document
 from autobatch.render.charts import COLORS
@@ -19,6 +17,8 @@ from autobatch.render.compare_content import comparison_document
 from autobatch.render.content import report_document
 from autobatch.render.document import Code, Column, Document, Facts, Paragraph, Section, Table
 from autobatch.render.html import to_html
+from autobatch.reports.bench_report import BenchReport
+from autobatch.reports.compare import compare
 from tests.bench_reports import MODELS, cell, cpu_report, failed, gpu_report, with_measurement
 from tests.pages import Page
 from tests.reports import example

@@ -11,13 +11,14 @@ from typing import Any, cast
 
 import pytest
 
-from autobatch.crew import Alone, Several
+from autobatch.engines.group import open_workers, other_devices
+from autobatch.engines.pool import Pool
+from autobatch.engines.remote import RemoteRunner
+from autobatch.engines.served import RunnerSpec
 from autobatch.errors import DeviceError, SettingError, TaskError
-from autobatch.group import open_workers, other_devices
 from autobatch.plan import DeviceInfo, Measurement, MemoryLimit, Plan, TaskFacts
-from autobatch.pool import Pool
-from autobatch.remote import RemoteRunner, RunnerSpec
-from autobatch.sim import SimRunner
+from autobatch.searching.crew import Alone, Several
+from autobatch.simulated.sim import SimRunner
 
 from .contracts import RunnerContract
 from .test_cli import refused

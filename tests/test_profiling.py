@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autobatch.errors import NoValidResult, TaskError
+from autobatch.measuring.profiling import find_remedy, profile
+from autobatch.measuring.throughput import ThroughputCurve
 from autobatch.medians import median_interval
 from autobatch.plan import Measurement, Plan
-from autobatch.profiling import find_remedy, profile
-from autobatch.sim import SimRunner, sim_facts
-from autobatch.throughput import ThroughputCurve
+from autobatch.simulated.sim import SimRunner, sim_facts
 
 
 def saturating(fixed_s: float, full: float) -> Callable[[int], float]:

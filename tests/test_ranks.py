@@ -12,12 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.bracket import fits
+from autobatch.engines.ranks import (
+    Exchange,
+    Place,
+    Ranks,
+    agreed,
+    agreed_limit,
+    among,
+    blamed,
+    started_by_torchrun,
+    tell,
+)
 from autobatch.errors import AutobatchError, DeviceError, DoesNotFit, RankLost, SettingError, TaskError, WorkerDied
-from autobatch.memory import MaxBatch, find_max_batch_size
+from autobatch.measuring.bracket import fits
+from autobatch.measuring.memory import MaxBatch, find_max_batch_size
 from autobatch.plan import Measurement, MemoryLimit, Outcome, Plan
-from autobatch.ranks import Exchange, Place, Ranks, agreed, agreed_limit, among, blamed, started_by_torchrun, tell
-from autobatch.sim import SimRunner, sim_facts
+from autobatch.simulated.sim import SimRunner, sim_facts
 
 T = TypeVar("T")
 MIB = 1 << 20

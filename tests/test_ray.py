@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from autobatch.engines.served import RunnerSpec
 from autobatch.errors import CheckpointError, SettingError
 from autobatch.plan import Config, Plan, Rung
-from autobatch.remote import RunnerSpec
-from autobatch.run_folder import SHARED
+from autobatch.runs.run_folder import SHARED
 
 from .processes import running
 from .test_cli import environment, refused

@@ -12,9 +12,9 @@ import click
 import pytest
 import torch
 
-from autobatch.check import check_task
 from autobatch.cli import cli
-from autobatch.task import Task, load_task
+from autobatch.tasks.task import Task, load_task
+from autobatch.worker.check import check_task
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autobatch.errors import DoesNotFit, ReportError
-from autobatch.memory import MaxBatch, find_max_batch_size
+from autobatch.measuring.memory import MaxBatch, find_max_batch_size
 from autobatch.plan import Measurement, MemoryLimit, Plan, Prober
-from autobatch.recording import Recorder, Recording, ReplayProber, measurement_from_json, measurement_to_json
-from autobatch.replay import ReplayRunner
 from autobatch.shapes import Reader
-from autobatch.sim import SimRunner, sim_facts
+from autobatch.simulated.recording import Recorder, Recording, ReplayProber, measurement_from_json, measurement_to_json
+from autobatch.simulated.replay import ReplayRunner
+from autobatch.simulated.sim import SimRunner, sim_facts
 
 TABLE = Path(__file__).parent / "recordings" / "made_table.json"
 

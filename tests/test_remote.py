@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from autobatch import remote
 from autobatch.devices import host_memory
+from autobatch.devices.environment import default_threads
+from autobatch.engines import remote
+from autobatch.engines.remote import PROBE_TIMEOUT_S, RemoteRunner
+from autobatch.engines.served import RunnerSpec
 from autobatch.errors import TaskError, WorkerDied, WorkerTimeout
 from autobatch.plan import Config, Plan, Rung
-from autobatch.remote import PROBE_TIMEOUT_S, RemoteRunner, RunnerSpec, default_threads
 
 from .processes import wait_until_gone
 from .ready_python import run
@@ -448,7 +450,7 @@ def test_what_a_task_prints_goes_to_the_log_not_to_the_terminal(tmp_path: Path) 
     noisy = (TASKS / "minimal.py").read_text() + "\nprint('hello from the task')\n"
     (tmp_path / "noisy.py").write_text(noisy)
     code = (
-        "import sys; from pathlib import Path; from autobatch.remote import *; "
+        "import sys; from pathlib import Path; from autobatch.engines.remote import *; "
         "r = RemoteRunner(RunnerSpec(path=Path('noisy.py'), device='cpu'), log=Path('log')); r.facts(); r.close()"
     )
     result = run([sys.executable, "-c", code], cwd=tmp_path, timeout=600)

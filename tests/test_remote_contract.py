@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from autobatch.engines.remote import RemoteRunner
+from autobatch.engines.served import RunnerSpec
 from autobatch.plan import Plan
-from autobatch.remote import RemoteRunner, RunnerSpec
 
 from .contracts import RunnerContract
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.confirmation import ScoreSummary
 from autobatch.errors import ReportError
 from autobatch.files import check_writable, write_whole
 from autobatch.plan import Config, DeviceInfo, Plan
-from autobatch.report import SCHEMA, Report, load_json
+from autobatch.reports.report import SCHEMA, Report, load_json
+from autobatch.searching.confirmation import ScoreSummary
 from tests.reports import LONG_RUN, example
 
 EXAMPLE = example(long_run=LONG_RUN)

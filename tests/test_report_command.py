@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autobatch.bench_report import BenchReport
+from autobatch.reports.bench_report import BenchReport
 from tests.bench_reports import cpu_report, gpu_report
 from tests.pages import Page
 from tests.reports import example

@@ -17,22 +17,22 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 from autobatch.checkpoints import checkpoint_path, forget_checkpoints
-from autobatch.conditions import changes, conditions_of_settings, conditions_of_task
 from autobatch.errors import ReportError, RunError, StorageError
-from autobatch.found import Found
-from autobatch.learning_rate import find_lr_curve
-from autobatch.ledger import Ledger
-from autobatch.memory import find_max_batch_size
+from autobatch.measuring.learning_rate import find_lr_curve
+from autobatch.measuring.memory import find_max_batch_size
+from autobatch.measuring.profiling import profile
 from autobatch.plan import Plan, Rung, RungResult
-from autobatch.profiling import profile
-from autobatch.record import StudyRecord, read_kept
-from autobatch.report import Report
-from autobatch.run_folder import RunFolder, RunState, holder, read_state
-from autobatch.runs import latest_unfinished, remove_run, reopened, run_folders, summary
-from autobatch.settings import Earlier, TuneSettings
+from autobatch.reports.report import Report
+from autobatch.runs.conditions import changes, conditions_of_settings, conditions_of_task
+from autobatch.runs.found import Found
+from autobatch.runs.run_folder import RunFolder, RunState, holder, read_state
+from autobatch.runs.runs import latest_unfinished, remove_run, reopened, run_folders, summary
+from autobatch.runs.settings import Earlier, TuneSettings
+from autobatch.searching.ledger import Ledger
+from autobatch.searching.record import StudyRecord, read_kept
 from autobatch.shapes import Reader
-from autobatch.sim import SimRunner, sim_facts
-from autobatch.task_sources import source_hashes
+from autobatch.simulated.sim import SimRunner, sim_facts
+from autobatch.tasks.task_sources import source_hashes
 from autobatch.tuning import _Tune
 
 from .reports import example

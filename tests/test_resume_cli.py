@@ -19,9 +19,9 @@ import pytest
 import torch
 
 import autobatch
-from autobatch import race
-from autobatch.record import read_kept
-from autobatch.run_folder import read_state
+from autobatch.runs.run_folder import read_state
+from autobatch.searching import race
+from autobatch.searching.record import read_kept
 
 from .processes import marked
 from .ready_python import Started, run

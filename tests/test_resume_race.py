@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from optuna.storages.journal import JournalFileBackend
 
-import autobatch.record
-from autobatch.ledger import Ledger
+import autobatch.searching.record
+from autobatch.measuring.profiling import profile
+from autobatch.measuring.throughput import ThroughputCurve
 from autobatch.plan import Plan, Rung, RungResult
-from autobatch.profiling import profile
-from autobatch.record import read_kept
-from autobatch.replay import ReplayRunner
-from autobatch.search import Kept, SearchResult, SearchSettings, StudyRecord, horizon_s, search
-from autobatch.sim import SimRunner, sim_facts
-from autobatch.throughput import ThroughputCurve
+from autobatch.searching.ledger import Ledger
+from autobatch.searching.record import read_kept
+from autobatch.searching.search import Kept, SearchResult, SearchSettings, StudyRecord, horizon_s, search
+from autobatch.simulated.replay import ReplayRunner
+from autobatch.simulated.sim import SimRunner, sim_facts
 
 from .test_search import fault
 
@@ -114,7 +114,7 @@ def undisturbed(case: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tup
 
     folder.mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(autobatch.record, "JournalFileBackend", Watched)
+        patch.setattr(autobatch.searching.record, "JournalFileBackend", Watched)
         outcome = race(case, folder, runner)
     return outcome, moments
 

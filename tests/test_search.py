@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.costs import EQUIVALENTS
-from autobatch.crew import Crew
 from autobatch.errors import BudgetTooShort, NoValidResult, SettingError, TaskError
-from autobatch.ledger import Ledger
+from autobatch.measuring.profiling import profile
 from autobatch.plan import Config, Direction, GradNorms, Plan, Precision, Rung, RungResult
-from autobatch.profiling import profile
-from autobatch.search import (
+from autobatch.searching.costs import EQUIVALENTS
+from autobatch.searching.crew import Crew
+from autobatch.searching.ledger import Ledger
+from autobatch.searching.search import (
     Event,
     Kept,
     Ladder,
@@ -30,8 +30,8 @@ from autobatch.search import (
     horizon_s,
     search,
 )
-from autobatch.sim import Landscape, SimRunner, sim_facts
-from autobatch.trials import MIN_STEPS, promotable, same_config, space_for, total_steps, warm_starts
+from autobatch.searching.trials import MIN_STEPS, promotable, same_config, space_for, total_steps, warm_starts
+from autobatch.simulated.sim import Landscape, SimRunner, sim_facts
 
 EVAL_BATCH = 256
 

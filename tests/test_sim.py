@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autobatch.errors import ReportError
-from autobatch.learning_rate import find_lr_curve
-from autobatch.memory import find_max_batch_size
+from autobatch.measuring.learning_rate import find_lr_curve
+from autobatch.measuring.memory import find_max_batch_size
 from autobatch.plan import Config, Plan, Rung, RungResult, Runner
-from autobatch.replay import ReplayRunner
-from autobatch.sim import Landscape, SimRunner, VirtualClock, draw, sim_facts
+from autobatch.simulated.replay import ReplayRunner
+from autobatch.simulated.sim import Landscape, SimRunner, VirtualClock, draw, sim_facts
 
 from .contracts import RunnerContract
 

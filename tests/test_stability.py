@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.confirmation import judge, leads_clearly
 from autobatch.plan import Config, GradNorms, Plan, RungOutcome
-from autobatch.stability import SAFE_RISK, divergence_risk, norms_out_of_line
-from autobatch.trials import Trial
+from autobatch.searching.confirmation import judge, leads_clearly
+from autobatch.searching.stability import SAFE_RISK, divergence_risk, norms_out_of_line
+from autobatch.searching.trials import Trial
 
 from .test_confirmation import trial
 

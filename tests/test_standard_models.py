@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from autobatch import standard
 from autobatch.devices import open_device
 from autobatch.plan import Plan
-from autobatch.task import Task, load_task
-from autobatch.torch_runner import TorchRunner
+from autobatch.tasks.task import Task, load_task
+from autobatch.worker.torch_runner import TorchRunner
 
 ROOT = Path(__file__).parents[1]
 MODELS = standard.standard_models()

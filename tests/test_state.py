@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from autobatch.state import preserve, preserve_generators, rng_state, set_rng_state
+from autobatch.tasks.state import preserve, preserve_generators, rng_state, set_rng_state
 
 
 class Tied(nn.Module):

@@ -18,10 +18,10 @@ from optuna.trial import TrialState
 
 from autobatch.errors import SettingError
 from autobatch.plan import Config, Direction, Plan
-from autobatch.race_state import RaceState
-from autobatch.record import StudyRecord
-from autobatch.study import propose
-from autobatch.trials import Space, Trial
+from autobatch.searching.race_state import RaceState
+from autobatch.searching.record import StudyRecord
+from autobatch.searching.study import propose
+from autobatch.searching.trials import Space, Trial
 
 STATE = RaceState(count=1, allotment_s=60.0, spent_s=3.5, max_batch=256, max_micro_batch=128)
 SPACE = Space(effective_batch_sizes=(32, 64, 128, 256), lr_low=1e-5, lr_high=1e-1, reference_batch=128)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.surrogate import Observation, fit
+from autobatch.searching.surrogate import Observation, fit
 
 SHARES = (1 / 8, 1 / 2, 1.0)
 

@@ -19,8 +19,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from autobatch.errors import TaskError
-from autobatch.task import Task, accuracy, adamw, blame, cross_entropy_loss, load_task, user_traceback
-from autobatch.task_file import gather
+from autobatch.tasks.task import Task, accuracy, adamw, blame, cross_entropy_loss, load_task, user_traceback
+from autobatch.tasks.task_file import gather
 
 from .ready_python import run
 
@@ -121,7 +121,7 @@ def test_what_a_file_defines_can_be_unpickled_in_a_process_that_never_loaded_it(
 def test_spawned_loader_workers_can_read_a_files_dataset(tmp_path: Path) -> None:
     code = f"""
         from torch.utils.data import DataLoader
-        from autobatch.task import load_task
+        from autobatch.tasks.task import load_task
         if __name__ == "__main__":
             task = load_task({str(TASKS / "lstm.py")!r})
             batches = DataLoader(task.train_data(), batch_size=64, num_workers=1, multiprocessing_context="spawn",

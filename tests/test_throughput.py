@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autobatch.errors import NoValidResult
+from autobatch.measuring.profiling import profile
+from autobatch.measuring.throughput import ThroughputCurve
 from autobatch.plan import Measurement, Plan
-from autobatch.profiling import profile
-from autobatch.sim import SimRunner
-from autobatch.throughput import ThroughputCurve
+from autobatch.simulated.sim import SimRunner
 
 cheap = settings(max_examples=60)
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from autobatch.data import training_batches
 from autobatch.devices import open_device
-from autobatch.flops import matmul_flops_per_s, step_flops
 from autobatch.plan import Config, Plan
-from autobatch.task import Task
-from autobatch.timing import Timing, repeat, time_step
-from autobatch.torch_runner import TorchRunner
-from autobatch.training import Trainer
+from autobatch.tasks.data import training_batches
+from autobatch.tasks.task import Task
+from autobatch.worker.flops import matmul_flops_per_s, step_flops
+from autobatch.worker.timing import Timing, repeat, time_step
+from autobatch.worker.torch_runner import TorchRunner
+from autobatch.worker.training import Trainer
 
 CPU = open_device("cpu")
 
@@ -145,7 +145,7 @@ def test_a_task_that_looks_at_values_has_unknown_operations() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_matrix_product_reaches_something(precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autobatch.flops._LAST_SIDE", 256)
+    monkeypatch.setattr("autobatch.worker.flops._LAST_SIDE", 256)
     assert matmul_flops_per_s(CPU, precision, 0.01) > 1e6
 
 

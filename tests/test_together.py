@@ -216,7 +216,8 @@ def test_a_rank_that_is_killed_ends_the_others_with_an_error(tmp_path: Path) -> 
     # Rank 1 kills itself where the search would be: the coordinator of that rank, not its worker.
     task.write_text(TASK)
     script = (
-        f"import os; from autobatch import ranks; ranks.agreed = lambda *_: os.kill(os.getpid(), {signal.SIGKILL:d}); "
+        "import os; from autobatch.engines import ranks; "
+        f"ranks.agreed = lambda *_: os.kill(os.getpid(), {signal.SIGKILL:d}); "
         "from autobatch.cli import main; main()"
     )
     arguments = [*COMMAND, str(task)]

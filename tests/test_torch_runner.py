@@ -16,15 +16,16 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from autobatch import Task, torch_runner
+from autobatch import Task
 from autobatch.checkpoints import checkpoint_path
-from autobatch.data import counted_samples, load_data
 from autobatch.devices import open_device
 from autobatch.errors import CheckpointError, DeviceLost, NoValidResult, StorageError, TaskError
 from autobatch.plan import Config, Plan, Rung, RungResult
-from autobatch.task import accuracy, load_task
-from autobatch.torch_runner import TorchRunner
-from autobatch.training import read_checkpoint
+from autobatch.tasks.data import counted_samples, load_data
+from autobatch.tasks.task import accuracy, load_task
+from autobatch.worker import torch_runner
+from autobatch.worker.torch_runner import TorchRunner
+from autobatch.worker.training import read_checkpoint
 
 from .contracts import RunnerContract
 
@@ -169,7 +170,7 @@ def test_the_users_own_error_has_their_frames_and_none_of_ours(tmp_path: Path) -
         runner.probe(Plan(batch_size=4))
     runner.close()  # before anything is compared: this process is under a limit of memory
     assert "in broken" in str(caught.value)
-    assert "autobatch/torch_runner.py" not in str(caught.value)
+    assert "autobatch/worker/torch_runner.py" not in str(caught.value)
 
 
 def test_a_live_model_is_given_back_after_every_kind_of_call(tmp_path: Path) -> None:
@@ -371,7 +372,7 @@ def test_what_cannot_run_forward_is_told_as_such(changes: dict[str, Any], messag
 def test_training_data_without_a_size_is_counted_where_that_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     endless = task(train_loader=lambda batch_size, seed: iter(lambda: torch.zeros(batch_size, 2), None))
     finite = task(train_loader=lambda batch_size, seed: iter([torch.zeros(batch_size, 2)] * 50))
-    monkeypatch.setattr("autobatch.data._COUNTING_S", 0.1)
+    monkeypatch.setattr("autobatch.tasks.data._COUNTING_S", 0.1)
     assert counted_samples(endless, None) is None
     assert counted_samples(finite, None) == 50
 
@@ -525,7 +526,7 @@ def test_a_stream_that_was_gone_through_for_its_largest_sample_has_a_size(monkey
         def __iter__(self) -> Any:
             return iter(data(0))
 
-    monkeypatch.setattr("autobatch.data._COUNTING_S", -1.0)  # counting alone would have had no time for it
+    monkeypatch.setattr("autobatch.tasks.data._COUNTING_S", -1.0)  # counting alone would have had no time for it
     runner = TorchRunner(task(train_data=Stream), open_device("cpu"))
     try:
         assert runner.facts().train_size == 96

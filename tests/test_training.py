@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, TensorDataset
 
 from autobatch import Plan, Task
-from autobatch.data import training_batches, val_loader
 from autobatch.errors import TaskError
 from autobatch.plan import Config, GradNorms
-from autobatch.training import NORM_EVERY, NormWatch, Trainer, read_checkpoint
+from autobatch.tasks.data import training_batches, val_loader
+from autobatch.worker.training import NORM_EVERY, NormWatch, Trainer, read_checkpoint
 
 CPU = torch.device("cpu")
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from autobatch.ledger import Ledger
 from autobatch.plan import Measurement, Plan
-from autobatch.run_folder import RunFolder, RunState
-from autobatch.settings import Earlier, TuneSettings
-from autobatch.sim import SimRunner, sim_facts
+from autobatch.runs.run_folder import RunFolder, RunState
+from autobatch.runs.settings import Earlier, TuneSettings
+from autobatch.searching.ledger import Ledger
+from autobatch.simulated.sim import SimRunner, sim_facts
 from autobatch.tuning import _Tune
 
 from .reports import CHOSEN, example

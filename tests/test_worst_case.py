@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_sequence, pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from autobatch import Task, worst_case
-from autobatch.data import num_samples
+from autobatch import Task
 from autobatch.errors import TaskError
-from autobatch.worst_case import WorstSamples, find_worst_case, largest_sample, loader_batch
+from autobatch.tasks import worst_case
+from autobatch.tasks.data import num_samples
+from autobatch.tasks.worst_case import WorstSamples, find_worst_case, largest_sample, loader_batch
 
 
 class Listed(Dataset[Any]):

@@ -1,8 +1,9 @@
-"""How a worker process is brought to count memory the same way each time. Imports no torch."""
+"""The threads of a process, and how one is brought to count memory the same way each time. Imports no torch."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 
 # mallopt(3) and glibc's malloc.h: the numbers of the parameters.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -89,3 +90,16 @@ def give_back_freed_memory() -> None:
 def counts_exactly() -> bool:
     """Whether `count_exactly` was called in this process and came through."""
     return _counts_exactly
+
+
+def default_threads() -> int:
+    """What torch takes by itself: OMP_NUM_THREADS where the user set it, or else the cores this process may run on."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list is for nested regions
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    return available_cores()
+
+
+def available_cores() -> int:
+    """The processor's cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,8 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, final
 
-from .._worker import ORDER_BYTES, end_group
-from ..libraries import Libraries
+from ..tasks.libraries import Libraries
+from ._worker import ORDER_BYTES, end_group
 
 # What is quoted of a dead worker's output; assumed: a traceback's end fits.
 _TAIL_LINES = 12
@@ -26,7 +26,7 @@ _CLOSE_S = 10.0  # assumed: what a worker may take to end after its kill, giving
 
 
 class WorkerProcess(ABC):
-    """A process of `autobatch._worker`, in a process group of its own."""
+    """A process of `autobatch.engines._worker`, in a process group of its own."""
 
     @property
     @abstractmethod
@@ -295,7 +295,7 @@ def _start(
     output: IO[bytes] | None = open(log, "ab") if log is not None else None  # noqa: SIM115  # closed below
     try:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "autobatch._worker", role, str(descriptor), *modules],
+            [sys.executable, "-P", "-m", "autobatch.engines._worker", role, str(descriptor), *modules],
             env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **environment},
             pass_fds=[descriptor],
             stdin=subprocess.DEVNULL,

@@ -36,9 +36,10 @@ from ..plan import (
     TaskFacts,
     Workload,
 )
-from ..pool import Pool
-from ..remote import GRACE_S, RemoteRunner, RunnerSpec, rung_of_dead
-from ..run_folder import SHARED
+from ..runs.run_folder import SHARED
+from .pool import Pool
+from .remote import GRACE_S, RemoteRunner, rung_of_dead
+from .served import RunnerSpec
 
 try:
     import ray

@@ -7,7 +7,7 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from ..bench_report import BenchReport, Cell
+from ..reports.bench_report import BenchReport, Cell
 from ..units import format_duration, format_size
 from .curves import charts_of, recommended_point
 from .document import Bullets, Column, Document, Facts, Paragraph, Part, Section, Table

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..plan import Config
-from ..report import Report
-from ..trials import oriented
+from ..reports.report import Report
+from ..searching.trials import oriented
 from ..units import format_duration
 from .document import Bullets, Code, Column, Document, Paragraph, Part, Section, Table
 from .evidence import OUTCOMES, lr_sentence, max_batch_summary, provenance, throughput_summary

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..bench_report import BenchReport, load_report
-from ..compare import compare
 from ..errors import ReportError
+from ..reports.bench_report import BenchReport, load_report
+from ..reports.compare import compare
 from .bench_content import bench_document
 from .compare_content import comparison_document
 from .content import report_document

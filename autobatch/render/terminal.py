@@ -15,7 +15,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from ..plan import DeviceInfo
-from ..report import Json
+from ..reports.report import Json
 from .document import Bullets, Chart, Code, Document, Facts, Paragraph, Part, Section, Table, visible
 from .evidence import device_section, lr_section, max_batch_section, runs_section, throughput_section
 from .side_by_side import arms_sections

@@ -10,9 +10,9 @@ import torch
 from autobatch import api
 from autobatch.arm import parse_arms
 from autobatch.devices import open_device
-from autobatch.energy import energy_of
-from autobatch.flops import matmul_flops_per_s
 from autobatch.standard import standard_models
+from autobatch.worker.energy import energy_of
+from autobatch.worker.flops import matmul_flops_per_s
 
 pytestmark = pytest.mark.gpu
 

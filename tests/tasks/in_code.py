@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from autobatch.task import Task
+from autobatch.tasks.task import Task
 
 
 def _data(seed, count):

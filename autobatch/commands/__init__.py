@@ -1,0 +1,1 @@
+"""What the commands share: options, defaults from a file, what they print, how they end. Nothing but click at first."""

@@ -1,0 +1,441 @@
+"""`GroupRunner`: a runner whose every step is taken by several processes together, with DistributedDataParallel.
+
+What a step needs is asked of each rank without the others, as under torchrun (`ranks.py`): a probe that runs out of
+memory leaves nobody waiting. Whatever trains is asked of all ranks at once, in a group of processes that has run
+nothing before. A group that has lost a rank, or in which one has failed, is ended and the next call gets a new one.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..checkpoints import forget_checkpoints
+from ..devices.environment import worker_environment
+from ..errors import AutobatchError, RankLost, SettingError, WorkerDied, WorkerTimeout
+from ..plan import (
+    DeviceInfo,
+    LrSweep,
+    Measurement,
+    MemoryLimit,
+    Plan,
+    Rung,
+    RungResult,
+    Runner,
+    TaskFacts,
+)
+from .answers import Answer, cause, joined_rung, joined_sweep, joined_times
+from .local import LocalWorker
+from .pool import Pool
+from .processes import ForkServer
+from .ranks import Meeting, Place, agreed, agreed_limit, same_error
+from .remote import GRACE_S, RemoteRunner
+from .served import RunnerSpec, call, open_runner
+
+T = TypeVar("T")
+
+# For a collective, and for all ranks to have opened the task. Cited: what torch gives NCCL's collectives by default
+# (torch/distributed/constants.py). It is the last resort: whoever fails tells, and a rung has a limit of its own.
+COLLECTIVE_S = 600.0
+# From the moment that one rank has failed, or rank 0 is done, for the answers of the others. Assumed: what ranks in
+# lockstep are apart on a crowded machine; a rank that another one's failure has left in a collective never answers.
+STRAGGLER_S = 10.0
+
+
+def open_workers(
+    spec: RunnerSpec, *, log: Path | None = None, remaining_s: Callable[[], float] | None = None
+) -> Runner:
+    """The runner of `spec` in worker processes: one, several that train trials at once, or as many as train together.
+
+    Raises:
+        SettingError: several of either.
+    """
+    if spec.nproc > 1:
+        if spec.workers not in (None, 1):
+            raise SettingError(
+                f"several workers train a trial each, and the processes of --nproc one together; found --workers "
+                f"{spec.workers} and --nproc {spec.nproc}: leave one of them out"
+            )
+        return GroupRunner(spec, log=log, remaining_s=remaining_s)
+    may_have_more = spec.device.strip().lower() in ("auto", "cuda")
+    if spec.workers == 1 or (spec.workers is None and not may_have_more):
+        return RemoteRunner(spec, log=log, remaining_s=remaining_s)
+    spec = replace(spec, threads=max(1, spec.threads // (spec.workers or 1)))
+
+    def open_on(device: str, threads: int) -> RemoteRunner:
+        return RemoteRunner(replace(spec, device=device, threads=threads), log=log, remaining_s=remaining_s)
+
+    def open_others(_: Runner) -> list[RemoteRunner]:
+        devices = other_devices(first, spec)
+        threads = spec.threads if spec.workers is not None else max(1, spec.threads // (1 + len(devices)))
+        return [open_on(device, threads) for device in devices]
+
+    first = open_on(spec.device, spec.threads)
+    return Pool([first], open_others, most=spec.workers)
+
+
+def other_devices(first: RemoteRunner, spec: RunnerSpec) -> list[str]:
+    """The devices, as a user would name them, that workers may train on beside the first one's.
+
+    Raises:
+        SettingError: there are fewer than `spec` asks for.
+    """
+    info, asked = first.device(), spec.device.strip().lower()
+    if info.kind == "cpu":
+        return ["cpu"] * ((spec.workers or 1) - 1)
+    if asked not in ("auto", "cuda") or info.index is None:
+        if spec.workers not in (None, 1):
+            raise SettingError(
+                f"a device has one worker, and {spec.device} is one device; found --workers {spec.workers}: name no "
+                "--device, or leave --workers out"
+            )
+        return []
+    present = [name for name in first.device_names() if name.startswith("cuda:")]
+    wanted = len(present) if spec.workers is None else spec.workers
+    if wanted > len(present):
+        raise SettingError(
+            f"a GPU has one worker, and this machine shows {len(present)}; found --workers {wanted}: take "
+            f"--workers {len(present)}"
+        )
+    return [name for name in present if name != f"cuda:{info.index}"] if wanted > 1 else []
+
+
+class _Team:
+    """The processes of one group, each a rank in the process group that they make.
+
+    Args:
+        spec: what each opens; its place and the meeting are the team's to say.
+        server: forks them; None to start a Python for each.
+        environment, log: of processes that are started; a server has its own.
+        exact: whether they count memory to the page.
+        collective_s: seconds that a collective may take.
+    """
+
+    def __init__(
+        self,
+        spec: RunnerSpec,
+        server: ForkServer | None,
+        environment: Mapping[str, str],
+        log: Path | None,
+        *,
+        exact: bool,
+        collective_s: float,
+    ) -> None:
+        size = spec.nproc
+        self._folder = Path(tempfile.mkdtemp(prefix="autobatch-"))
+        meeting = Meeting(file=self._folder / "ranks", port=_free_port(), limit_s=collective_s)
+        self._workers: list[LocalWorker] = []
+        for _ in range(size):
+            if server is not None:
+                self._workers.append(LocalWorker(server=server))
+            else:
+                self._workers.append(LocalWorker(environment=environment, log=log))
+        self._opening: list[Future[Any]] | None = [
+            self._submit(
+                rank,
+                open_runner,
+                replace(spec, place=Place(rank=rank, size=size, local_rank=rank, local_size=size), meeting=meeting),
+                exact=exact,
+            )
+            for rank in range(size)
+        ]
+
+    def _submit(self, rank: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
+        try:
+            return self._workers[rank].submit(function, *args, **kwargs)
+        except WorkerDied as death:
+            failed: Future[Any] = Future()
+            failed.set_exception(death)
+            return failed
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the ranks, in their order."""
+        return [worker.pid for worker in self._workers]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every rank can still take a call."""
+        return all(worker.alive for worker in self._workers)
+
+    def opened(self, deadline: float | None, straggler_s: float) -> list[Answer]:
+        """What came of opening the task on each rank; waited for once."""
+        if self._opening is None:
+            return []
+        opening, self._opening = self._opening, None
+        return _answers(opening, deadline, straggler_s)
+
+    def ask(
+        self,
+        ranks: int,
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        deadline: float | None,
+        wait_s: float,
+    ) -> list[Answer]:
+        """What the first `ranks` ranks answer, one entry for each, in their order."""
+        asked = [self._submit(rank, call, method, tuple(args), dict(kwargs)) for rank in range(ranks)]
+        return _answers(asked, deadline, wait_s)
+
+    def close(self) -> None:
+        """End all of it."""
+        for worker in self._workers:
+            worker.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _answers(asked: Sequence[Future[Any]], deadline: float | None, straggler_s: float) -> list[Answer]:
+    """What came of each call, as far as it came in time."""
+    limit, is_straggling = deadline, False
+    waiting = set(asked)
+    while waiting:
+        left_s = None if limit is None else max(0.0, limit - time.monotonic())
+        done, waiting = wait(waiting, timeout=left_s, return_when=FIRST_COMPLETED)
+        if not done:
+            break
+        failed = any(not _answer(future).is_good for future in done)
+        if not is_straggling and (failed or asked[0] in done):
+            is_straggling = True
+            soon = time.monotonic() + straggler_s
+            limit = soon if limit is None else min(limit, soon)
+    late = (
+        RankLost(f"no answer within {straggler_s:.0f} s of another rank's; its process was ended")
+        if is_straggling
+        else WorkerTimeout("no answer in the time there was; its process was ended")
+    )
+    return [Answer(error=late, is_late=True) if future in waiting else _answer(future) for future in asked]
+
+
+def _answer(future: Future[Any]) -> Answer:
+    error = future.exception()
+    if error is None:
+        return Answer(value=future.result())
+    if isinstance(error, AutobatchError):
+        return Answer(error=error)
+    raise error
+
+
+class GroupRunner(Runner):
+    """The runner that `spec` describes, in `spec.nproc` processes that take every step together.
+
+    A plan's batch size is that of each process; memory, peaks and times are of the process that has the least or needs
+    the most. Rank 0 alone evaluates, so that a score is what one process would give, whatever the task's `evaluate`
+    does, and nobody waits in a collective for as long as an evaluation takes.
+
+    Args:
+        spec: what to open. On a CPU the processes share its threads and, unless a limit was asked for, what is free.
+        log: file for everything the workers print; None for this process's stderr.
+        remaining_s: seconds that a call may still take; None for no limit.
+        environment: variables for the workers, on top of our own.
+        collective_s: seconds that a collective may take before it fails.
+        straggler_s: seconds for the others' answers when one rank has failed or rank 0 is done.
+    """
+
+    def __init__(
+        self,
+        spec: RunnerSpec,
+        *,
+        log: Path | None = None,
+        remaining_s: Callable[[], float] | None = None,
+        environment: Mapping[str, str] | None = None,
+        collective_s: float = COLLECTIVE_S,
+        straggler_s: float = STRAGGLER_S,
+    ) -> None:
+        size = spec.nproc
+        self._spec = spec = replace(spec, threads=max(1, spec.threads // size))
+        self._log, self._remaining_s = log, remaining_s
+        self._collective_s, self._straggler_s = collective_s, straggler_s
+        self._probers = [
+            RemoteRunner(
+                replace(spec, place=Place(rank=rank, size=size, local_rank=rank, local_size=size)),
+                log=log,
+                remaining_s=remaining_s,
+                environment=environment,
+            )
+            for rank in range(size)
+        ]
+        self._environment = worker_environment(spec.threads) | dict(environment or {})
+        self._server: ForkServer | None = None
+        self._team: _Team | None = None
+        self._facts: TaskFacts | None = None
+        self._limits: list[MemoryLimit] | None = None
+        self._threads = ThreadPoolExecutor(size, thread_name_prefix="autobatch-rank")
+
+    # -- each rank without the others ---------------------------------------------------------------------------------
+
+    def facts(self) -> TaskFacts:
+        if self._facts is None:
+            self._facts = self._probers[0].facts()
+            for other in self._probers[1:]:
+                other.learn(self._facts)
+        return self._facts
+
+    def device(self) -> DeviceInfo:
+        return self._probers[0].device()
+
+    def memory(self) -> MemoryLimit:
+        if self._limits is None:
+            self.facts()
+            self._ready_server()  # it imports while the ranks are probed
+            self._limits = self._each(lambda prober: prober.memory())
+        return agreed_limit(self._limits)
+
+    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        self.memory()
+        assert self._limits is not None
+        self._end_team()  # a device is never held twice
+        return agreed(self._each(lambda prober: prober.probe(plan, verdict=verdict)), self._limits)
+
+    def _each(self, ask: Callable[[RemoteRunner], T]) -> list[T]:
+        """What each rank's prober answers; they are asked at once."""
+        asked = [self._threads.submit(ask, prober) for prober in self._probers]
+        wait(asked)
+        answers = [_answer(future) for future in asked]
+        self._raise_for(answers)
+        return [answer.value for answer in answers]
+
+    @staticmethod
+    def _raise_for(answers: Sequence[Answer]) -> None:
+        errors = {rank: answer.error for rank, answer in enumerate(answers) if answer.error is not None}
+        for error in errors.values():
+            if isinstance(error, WorkerTimeout):  # it was the time for everything that ended
+                raise error
+        if errors:
+            told = [(type(error).__name__, str(error)) for error in errors.values()]
+            raise same_error(told, list(errors), len(answers))
+
+    # -- all ranks together -------------------------------------------------------------------------------------------
+
+    def _deadline(self, timeout_s: float | None) -> float | None:
+        limits = [timeout_s, self._remaining_s() if self._remaining_s is not None else None]
+        known = [limit for limit in limits if limit is not None]
+        return time.monotonic() + min(known) if known else None
+
+    def _ready_team(self) -> tuple[_Team, list[Answer]]:
+        """A whole team, and where it could not be opened, what came of it."""
+        if self._team is not None and not self._team.is_whole:
+            self._end_team()
+        if self._team is None:
+            facts, limit = self.facts(), self.memory()
+            spec = replace(self._spec, worst_cases=facts.worst_cases, find_unused=facts.leaves_out)
+            on_cpu = self.device().kind == "cpu"
+            if on_cpu:  # what is free changes from one process to the next
+                spec = replace(spec, memory_limit_bytes=limit.budget_bytes, headroom=0.0)
+            for prober in self._probers:
+                prober.close()  # a device is never held twice; one that is asked again starts again
+            exact = on_cpu and self._spec.memory_limit_bytes is not None
+            self._team = _Team(
+                spec,
+                self._ready_server(),
+                self._environment,
+                self._log,
+                exact=exact,
+                collective_s=self._collective_s,
+            )
+        opened = self._team.opened(self._deadline(self._collective_s), self._straggler_s)
+        if all(answer.is_good for answer in opened):
+            return self._team, []
+        unasked = Answer(error=RankLost("the others could not be opened"))
+        return self._team, [unasked if answer.is_good else answer for answer in opened]
+
+    def _ready_server(self) -> ForkServer | None:
+        if not sys.platform.startswith("linux"):
+            return None
+        if self._server is None or not self._server.alive:
+            self._server = ForkServer(["autobatch.worker.warm"], environment=self._environment, log=self._log)
+        return self._server
+
+    def _end_team(self) -> None:
+        if self._team is not None:
+            self._team.close()
+            self._team = None
+
+    def _ask(
+        self, method: str, *args: Any, ranks: int | None = None, timeout_s: float | None = None, **kwargs: Any
+    ) -> list[Answer]:
+        """What each rank answers, or the first `ranks` of them; a group that cannot go on is ended."""
+        answers: list[Answer] = []
+        try:
+            team, answers = self._ready_team()
+            if not answers:
+                asked = self._spec.nproc if ranks is None else ranks
+                answers = team.ask(asked, method, args, kwargs, self._deadline(timeout_s), self._straggler_s)
+        finally:  # Ctrl-C too: nobody knows where the ranks stand
+            if not answers or not all(answer.is_good for answer in answers):
+                self._end_team()
+        return answers
+
+    def _ask_first(self, method: str, *args: Any) -> Any:
+        """What rank 0 answers; the others take no part."""
+        answers = self._ask(method, *args, ranks=1)
+        error = cause(answers)
+        if error is not None:
+            raise error
+        return answers[0].value
+
+    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+        answers = self._ask("time", plan, budget_s=budget_s, loader=loader)
+        timed = joined_times(answers)
+        if timed is not None:
+            return timed
+        error = cause(answers)
+        assert error is not None
+        if isinstance(error, WorkerTimeout) or not isinstance(error, WorkerDied):
+            raise error
+        return Measurement(plan=plan, outcome="crashed", message=str(error))
+
+    def time_evaluation(self, batch_size: int) -> float:
+        return float(self._ask_first("time_evaluation", batch_size))
+
+    def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
+        answers = self._ask("sweep_lr", plan, lowest=lowest, highest=highest, steps=steps, seed=seed)
+        sweep = joined_sweep(answers)
+        if sweep is not None:
+            return sweep
+        error = cause(answers)
+        assert error is not None
+        raise error
+
+    def advance(self, rung: Rung) -> RungResult:
+        limit_s = None if rung.limit_s is None else rung.limit_s + GRACE_S
+        return joined_rung(rung, self._ask("advance", rung, timeout_s=limit_s))
+
+    def test_score(self, rung: Rung) -> float | None:
+        try:
+            score: float | None = self._ask_first("test_score", rung)
+        except WorkerDied:  # also for want of time: what was found stands without it
+            return None
+        return score
+
+    def forget(self, trial: int, before: int | None = None) -> None:
+        if self._spec.checkpoints is not None:
+            forget_checkpoints(self._spec.checkpoints, trial, before)
+        elif self._team is not None and self._team.is_whole:
+            with suppress(WorkerDied):
+                self._ask_first("forget", trial, before)
+
+    def close(self) -> None:
+        self._end_team()
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for prober in self._probers:
+            prober.close()
+        self._threads.shutdown(wait=False)

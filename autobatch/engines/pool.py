@@ -1,0 +1,229 @@
+"""`Pool`: runners of one task, each in a worker of its own on a like device, as one runner and as a crew for a race.
+
+What is found once holds for all: the facts of the task, the largest batch, the range test. Times are taken on all of
+them at once, as training will be: workers on one processor slow one another down, and cards of one kind may differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from ..errors import AutobatchError, DeviceError, first_line
+from ..plan import (
+    DeviceInfo,
+    LrSweep,
+    Measurement,
+    MemoryLimit,
+    Plan,
+    Rung,
+    RungResult,
+    Runner,
+    TaskFacts,
+    Workload,
+)
+from ..searching.crew import Alone, Crew, Several
+from ..units import format_size
+
+T = TypeVar("T")
+
+_ROOMY = 0.5  # of the memory that is free on the emptiest device, what another must have free. Assumed.
+_DIFFER = 0.05  # from which on it is told that workers take longer than others. Assumed, as for visits to one size.
+
+
+class Pool(Runner):
+    """Runners of one task on like devices; the first speaks for all.
+
+    Args:
+        runners: those that there are from the start, at least one.
+        open_others: given the first one, once it has opened its device, opens those on the others.
+        most: so many are kept; None for all that are like the first.
+    """
+
+    def __init__(
+        self,
+        runners: Sequence[Runner],
+        open_others: Callable[[Runner], Sequence[Runner]] = lambda first: (),
+        *,
+        most: int | None = None,
+    ) -> None:
+        self._runners, self._open_others = list(runners), open_others
+        self._all = list(runners)  # to be closed, those that were left out too
+        self._most = most
+        self._facts: TaskFacts | None = None
+        self._crew: Several | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._is_mustered = False
+        self._has_ranked = False
+        self._remarks: list[str] = []
+
+    @property
+    def size(self) -> int:
+        """Runners that there are."""
+        self._muster()
+        return len(self._runners)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """A sentence for each device that is left out, and why."""
+        return tuple(self._remarks)
+
+    def crew(self) -> Crew:
+        """All of them, for a race."""
+        if self.size == 1:
+            return Alone(self._runners[0])
+        self._crew = Several(self._runners)
+        return self._crew
+
+    def _muster(self) -> None:
+        """Open a runner on each device, and keep those that are alike: trials are only compared on one kind."""
+        if self._is_mustered:
+            return
+        info = self._runners[0].device()
+        others = [*self._runners[1:], *self._open_others(self._runners[0])]
+        self._all = [self._runners[0], *others]
+        self._threads = ThreadPoolExecutor(len(self._all), thread_name_prefix="autobatch-pool")
+        self._is_mustered = True
+        self._runners, found = self._runners[:1], self._each(_device_of, others)
+        for runner, device in zip(others, found, strict=True):
+            if isinstance(device, Exception):
+                self._remarks.append(f"a device was left out: {first_line(device)}")
+            elif _kind(device) != _kind(info):
+                self._remarks.append(
+                    f"{device.name} was left out: trials are compared on devices of one kind, here {info.name}"
+                )
+            elif self._most is None or len(self._runners) < self._most:
+                self._runners.append(runner)
+                continue
+            runner.close()
+
+    def _each(self, ask: Callable[[Runner], T], runners: Sequence[Runner]) -> list[T]:
+        """What each answers; they are asked at once."""
+        assert self._threads is not None
+        asked = [self._threads.submit(ask, runner) for runner in runners]
+        wait(asked)
+        return [future.result() for future in asked]
+
+    def _asked(self, ask: Callable[[Runner], T]) -> list[T]:
+        """What all answer; a worker whose device has gone is left out from then on."""
+        self._muster()
+
+        def answer(runner: Runner) -> T | DeviceError:
+            try:
+                return ask(runner)
+            except DeviceError as error:
+                return error
+
+        answers = self._each(answer, self._runners)
+        lost = [answer for answer in answers if isinstance(answer, DeviceError)]
+        if len(lost) == len(answers):
+            raise lost[0]
+        self._remarks += [f"a device was left out: {error}" for error in lost]
+        pairs = list(zip(self._runners, answers, strict=True))
+        self._runners = [runner for runner, answer in pairs if not isinstance(answer, DeviceError)]
+        return [answer for _, answer in pairs if not isinstance(answer, DeviceError)]
+
+    @property
+    def _first(self) -> Runner:
+        self._muster()
+        return self._runners[0]
+
+    def facts(self) -> TaskFacts:
+        if self._facts is None:
+            self._facts = self._first.facts()
+            for other in self._runners[1:]:
+                other.learn(self._facts)
+        return self._facts
+
+    def device(self) -> DeviceInfo:
+        return self._first.device()
+
+    def memory(self) -> MemoryLimit:
+        """The smallest of all: what fits there fits anywhere. Its runner speaks for all from then on.
+
+        A device of which others hold so much that it would make the batch small for all is left out.
+        """
+        if not self._has_ranked:
+            self.facts()
+            limits = self._asked(lambda runner: runner.memory())
+            pairs = list(zip(limits, self._runners, strict=True))
+            most = max(limit.budget_bytes for limit in limits)
+            roomy = [pair for pair in pairs if pair[0].budget_bytes >= _ROOMY * most]
+            self._remarks += [
+                f"a device was left out: {format_size(limit.budget_bytes)} are free on it, and {format_size(most)} on "
+                "another"
+                for limit, _ in pairs
+                if limit.budget_bytes < _ROOMY * most
+            ]
+            self._runners = [runner for _, runner in sorted(roomy, key=lambda pair: pair[0].budget_bytes)]
+            self._has_ranked = True
+        return self._first.memory()
+
+    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        self.memory()
+        return self._first.probe(plan, verdict=verdict)
+
+    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+        """The slowest of all, so that what is planned by it holds on each."""
+        found = self._asked(lambda runner: runner.time(plan, budget_s=budget_s, loader=loader))
+        failed = next((one for one in found if one.outcome != "ok" or not one.step_s), None)
+        if failed is not None:
+            return failed
+        slowest = max(found, key=lambda one: one.median_step_s)
+        fastest_s = min(one.median_step_s for one in found)
+        remarks = slowest.remarks
+        if (more := slowest.median_step_s / fastest_s - 1) > _DIFFER:
+            remarks += (f"of {len(found)} workers the slowest took {more:.0%} longer than the fastest",)
+        return replace(slowest, remarks=remarks, seconds=max(one.seconds for one in found))
+
+    def workload(self) -> Workload | None:
+        return self._first.workload()
+
+    def matmul_flops_per_s(self, *, budget_s: float) -> float | None:
+        return self._first.matmul_flops_per_s(budget_s=budget_s)
+
+    def time_evaluation(self, batch_size: int) -> float:
+        return max(self._asked(lambda runner: runner.time_evaluation(batch_size)))
+
+    def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
+        return self._first.sweep_lr(plan, lowest=lowest, highest=highest, steps=steps, seed=seed)
+
+    def advance(self, rung: Rung) -> RungResult:
+        return self._first.advance(rung)
+
+    def test_score(self, rung: Rung) -> float | None:
+        while True:
+            runner = self._first
+            try:
+                return runner.test_score(rung)
+            except DeviceError as error:
+                if len(self._runners) == 1:
+                    raise
+                self._runners.remove(runner)
+                self._remarks.append(f"a device was left out: {error}")
+
+    def forget(self, trial: int, before: int | None = None) -> None:
+        self._first.forget(trial, before)
+
+    def close(self) -> None:
+        if self._crew is not None:
+            self._crew.close()
+        for runner in self._all:
+            runner.close()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
+
+
+def _device_of(runner: Runner) -> DeviceInfo | Exception:
+    """The device; where it cannot be opened, why."""
+    try:
+        return runner.device()
+    except (AutobatchError, RuntimeError) as error:
+        return error
+
+
+def _kind(device: DeviceInfo) -> tuple[str, str, int | None]:
+    """What makes two devices alike."""
+    return device.kind, device.name, None if device.kind == "cpu" else device.memory_bytes

@@ -1,0 +1,378 @@
+"""`RemoteRunner`: a runner whose torch is in a worker process. The coordinator imports none of it.
+
+A probe's verdict, and on a CPU every probe, runs in a process that ran nothing before. On Linux that is a fork of one
+that has only imported (engines/processes.py): as fresh as a new Python, without the seconds that importing torch takes.
+On an accelerator the fresh process takes over as the worker, and the device is never held twice. On a CPU it lives for
+its one probe, beside the worker: it makes memory countable to the page, which slows it down and which the worker is
+spared unless a memory limit was asked for.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import forget_checkpoints
+from ..devices import host_memory
+from ..devices.environment import worker_environment
+from ..errors import DeviceLost, WorkerDied, WorkerTimeout
+from ..plan import (
+    DeviceInfo,
+    LrSweep,
+    Measurement,
+    MemoryLimit,
+    Outcome,
+    Plan,
+    Rung,
+    RungOutcome,
+    RungResult,
+    Runner,
+    TaskFacts,
+    Workload,
+)
+from ..tasks.libraries import Libraries
+from ..units import format_size
+from .local import LocalWorker
+from .processes import ForkServer
+from .served import RunnerSpec, call, imported_libraries, names_of_devices, open_runner
+
+_NOTHING = Libraries((), ())
+
+# Assumed: no few steps, their compilation and the reading of their samples take longer.
+_SOAK_STEPS_A_TIMEOUT = 100  # assumed: so many steps on real batches may take as long again, whatever came before
+PROBE_TIMEOUT_S = 600.0
+# A worker is replaced between two rungs when it has grown since its first one by more than this share of what the
+# machine has free, and by more than this many bytes. Both assumed: a new worker costs seconds, one that the kernel
+# kills costs its rung; and a task that fills a cache of its own is left alone while there is room for it.
+LEAK_SHARE = 0.25
+LEAK_LEAST_BYTES = 256 << 20
+GRACE_S = 2.0  # assumed: what a rung may need past its own limit to notice it, before its worker is killed
+
+
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    """A process, and the opening of its runner, which goes on while the coordinator does something else."""
+
+    process: LocalWorker
+    opening: Future[None]
+
+
+class RemoteRunner(Runner):
+    """The runner that `spec` describes, in worker processes.
+
+    Args:
+        spec: what to open.
+        log: file for everything the workers print; None for this process's stderr.
+        remaining_s: seconds that a call may still take; a call that outlasts it loses its worker. None for no limit.
+        environment: variables for the workers, on top of our own.
+        probe_timeout_s: after so long a probe is taken to hang, and its worker is ended; see `_patience_s`.
+    """
+
+    def __init__(
+        self,
+        spec: RunnerSpec,
+        *,
+        log: Path | None = None,
+        remaining_s: Callable[[], float] | None = None,
+        environment: Mapping[str, str] | None = None,
+        probe_timeout_s: float = PROBE_TIMEOUT_S,
+    ) -> None:
+        self._spec, self._log, self._remaining_s = spec, log, remaining_s
+        self._probe_timeout_s = probe_timeout_s
+        self._environment = worker_environment(spec.threads) | dict(environment or {})
+        self._is_limited = spec.memory_limit_bytes is not None
+        self._server: ForkServer | None = None
+        self._is_closed = False  # until it is asked again
+        self._libraries: Libraries | None = _NOTHING  # the latest that the server was told to load; None: never again
+        self._is_exact = False  # whether the worker counts memory to the page
+        self._worker = self._start(exact=False)
+        self._is_fresh = True  # the worker has run no plan yet
+        self._resident_bytes: tuple[int, int] | None = None  # a worker's number, and its memory after its first rung
+        self._slowest = (1, 0.0)  # samples of the last probe, and its seconds
+        self._facts: TaskFacts | None = None
+        self._device: DeviceInfo | None = None
+        self._memory: MemoryLimit | None = None
+
+    def _start(self, *, exact: bool) -> _Worker:
+        """A process that has run nothing."""
+        self._is_closed = False
+        if sys.platform.startswith("linux"):
+            if self._server is not None and not self._server.alive:
+                self._died_of_libraries()
+                self._server.close()
+                self._server = None
+            if self._server is None:
+                self._server = ForkServer(["autobatch.worker.warm"], environment=self._environment, log=self._log)
+            process = LocalWorker(server=self._server)
+        else:
+            process = LocalWorker(environment=self._environment, log=self._log)
+        # The task itself travels once.
+        try:
+            opening = process.submit(open_runner, self._spec, exact=exact)
+        except WorkerDied as death:  # with its server, just now
+            opening = Future()
+            opening.set_exception(death)
+        return _Worker(process, opening)
+
+    def _call(
+        self,
+        method: str,
+        *args: Any,
+        worker: _Worker | None = None,
+        timeout_s: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        asked = worker or self._worker
+        if worker is None and not asked.process.alive:
+            asked = self._worker = self._start(exact=self._is_exact)
+        remaining_s = self._remaining_s() if self._remaining_s else None
+        limits = [limit for limit in (timeout_s, remaining_s) if limit is not None]
+        deadline = time.monotonic() + min(limits) if limits else None
+        try:
+            _result(asked.opening, deadline)  # where it failed, that is the error, not that a call found no runner
+            return _result(asked.process.submit(call, method, args, kwargs), deadline)
+        except TimeoutError:
+            asked.process.kill()
+            raise WorkerTimeout(
+                f"{method} took longer than the {min(limits):.1f} s it had; its worker was ended"
+            ) from None
+        except DeviceLost:
+            asked.process.kill()
+            raise
+        except WorkerDied as death:
+            death.was_killed = asked.process.killed
+            # Closed by another thread meanwhile, it is not to be started again.
+            if worker is not None or self._is_closed or not self._died_of_libraries():
+                raise
+        return self._call(method, *args, timeout_s=timeout_s, **kwargs)
+
+    def _ask(self, method: str, *args: Any, work: bool = False, **kwargs: Any) -> Any:
+        """A call that is made once more where its worker was killed, which need not be the call's doing."""
+        call = self._work if work else self._call
+        try:
+            return call(method, *args, **kwargs)
+        except WorkerTimeout:
+            raise
+        except WorkerDied as death:
+            if self._is_closed or not death.was_killed:
+                raise
+        return call(method, *args, **kwargs)
+
+    def _died_of_libraries(self) -> bool:
+        """Whether the server has ended with libraries to share, which takes every worker with it: true once.
+
+        They may be the cause, where one crashes when it is imported or memory runs out. From then on none are shared.
+        """
+        if self._server is None or self._server.alive or self._libraries in (None, _NOTHING):
+            return False
+        self._libraries = None
+        return True
+
+    def _share_libraries(self) -> None:
+        """Spare the fresh processes of a CPU's probes what the task imports.
+
+        Not on an accelerator, where few are needed: a library may start the driver when it is imported, which does not
+        live through a fork.
+        """
+        if self._server is None or self._libraries is None or not self._on_cpu or not self._worker.process.alive:
+            return
+        with suppress(WorkerDied):
+            libraries = self._worker.process.submit(imported_libraries).result()
+            if libraries != self._libraries:
+                self._server.load(libraries)
+                self._libraries = libraries
+
+    def facts(self) -> TaskFacts:
+        if self._facts is None:
+            self.device()
+            self._share_libraries()  # the server loads them while the worker checks the task
+            self._is_fresh = False  # the check takes steps
+            facts: TaskFacts = self._ask("facts")
+            self._facts = facts
+            self._spec = replace(self._spec, worst_cases=facts.worst_cases)  # found once, not in every fresh process
+        return self._facts
+
+    def learn(self, facts: TaskFacts) -> None:
+        self._facts = facts
+        self._spec = replace(self._spec, worst_cases=facts.worst_cases)
+
+    def device(self) -> DeviceInfo:
+        if self._device is None:
+            device: DeviceInfo = self._ask("device")
+            self._device = device
+        return self._device
+
+    def device_names(self) -> list[str]:
+        """The devices that the worker sees, as a user would name them."""
+        self.device()  # it has been opened
+        names: list[str] = self._worker.process.submit(names_of_devices).result()
+        return names
+
+    def memory(self) -> MemoryLimit:
+        if self._memory is None:
+            memory: MemoryLimit = self._ask("memory")
+            self._memory = memory
+            if self._on_cpu and not self._is_limited:
+                # What is free changes from one process to the next; every later one gets the first one's wall.
+                self._spec = replace(self._spec, memory_limit_bytes=memory.budget_bytes, headroom=0.0)
+        return self._memory
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.device().kind == "cpu"
+
+    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        """Where the worker dies, the probe is run once more, since not every death is the batch's doing; that it was is
+        clear where the kernel counts one more process that it killed for want of memory.
+        """
+        kills, is_first = host_memory.kills(), True
+        while True:
+            try:
+                return self._probe(plan, verdict)
+            except WorkerTimeout:
+                raise
+            except WorkerDied as death:
+                if self._is_closed:  # by another thread meanwhile
+                    raise
+                if self._died_of_libraries():  # and the batch was not the cause
+                    continue
+                if is_first and (kills is None or host_memory.kills() == kills):
+                    is_first = False
+                    continue
+                outcome: Outcome = "oom" if death.was_killed else "crashed"
+                return Measurement(plan=plan, outcome=outcome, fresh=True, message=str(death))
+
+    def _probe(self, plan: Plan, verdict: bool) -> Measurement:
+        """The probe, in a worker that suits it."""
+        self.memory()
+        self._share_libraries()
+        if self._on_cpu:
+            worker = self._start(exact=True)
+        elif (verdict and not self._is_fresh) or not self._worker.process.alive:
+            self._worker.process.kill()
+            worker = self._worker = self._start(exact=False)
+            self._is_fresh = True
+        else:
+            worker = self._worker
+        is_fresh = self._on_cpu or self._is_fresh
+        self._is_fresh = False
+        begun, patience_s = time.monotonic(), self._patience_s(plan, self._spec.soak_steps if verdict else 0)
+        is_last = self._remaining_s is not None and self._remaining_s() < patience_s
+        try:
+            measurement: Measurement = self._call("probe", plan, worker=worker, timeout_s=patience_s, verdict=verdict)
+        except WorkerTimeout as hang:
+            if is_last:  # it was the time for everything that ended
+                raise
+            return Measurement(plan=plan, outcome="crashed", fresh=is_fresh, message=str(hang))
+        finally:
+            if worker is not self._worker:
+                worker.process.kill()
+        self._slowest = (plan.effective_batch_size, time.monotonic() - begun)
+        return replace(measurement, fresh=is_fresh)
+
+    def _patience_s(self, plan: Plan, soak_steps: int) -> float:
+        """Seconds after which a probe is taken to hang: more than a loss over all pairs could need, by the last one.
+
+        A probe has two steps at least, so each further one has more time than it needs.
+        """
+        size, seconds = self._slowest
+        steps_s = 2 * seconds * (plan.effective_batch_size / size) ** 2
+        return self._probe_timeout_s * (1 + soak_steps / _SOAK_STEPS_A_TIMEOUT) + steps_s * (1 + soak_steps)
+
+    def _work(self, method: str, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
+        """A call outside of probing."""
+        if self._is_limited and self._on_cpu and not self._is_exact:
+            self._worker.process.kill()
+            self._is_exact = True
+        self._is_fresh = False
+        return self._call(method, *args, timeout_s=timeout_s, **kwargs)
+
+    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+        try:
+            measurement: Measurement = self._work("time", plan, budget_s=budget_s, loader=loader)
+        except WorkerTimeout:
+            raise
+        except WorkerDied as death:
+            return Measurement(plan=plan, outcome="crashed", message=str(death))
+        return measurement
+
+    def workload(self) -> Workload | None:
+        found: Workload | None = self._work("workload")
+        return found
+
+    def matmul_flops_per_s(self, *, budget_s: float) -> float | None:
+        reached: float | None = self._work("matmul_flops_per_s", budget_s=budget_s)
+        return reached
+
+    def time_evaluation(self, batch_size: int) -> float:
+        return float(self._ask("time_evaluation", batch_size, work=True))
+
+    def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
+        sweep: LrSweep = self._ask("sweep_lr", plan, work=True, lowest=lowest, highest=highest, steps=steps, seed=seed)
+        return sweep
+
+    def advance(self, rung: Rung) -> RungResult:
+        limit_s = None if rung.limit_s is None else rung.limit_s + GRACE_S
+        begun = time.monotonic()
+        try:
+            result: RungResult = self._work("advance", rung, timeout_s=limit_s)
+        except WorkerDied as death:
+            return rung_of_dead(rung, death, time.monotonic() - begun)
+        self._replace_if_it_leaks()
+        return result
+
+    def _replace_if_it_leaks(self) -> None:
+        """End a worker whose memory has grown from rung to rung, before the kernel does it in the middle of one."""
+        if not self._worker.process.alive:
+            return
+        pid = self._worker.process.pid
+        now, free = host_memory.process_memory(pid=pid).get("VmRSS"), host_memory.available()
+        if now is None or free is None:
+            return
+        if self._resident_bytes is None or self._resident_bytes[0] != pid:
+            self._resident_bytes = pid, now
+        growth = now - self._resident_bytes[1]
+        if growth > max(LEAK_LEAST_BYTES, LEAK_SHARE * free.free_bytes):
+            self._worker.process.kill()  # the next call starts another
+            if self._log is not None:
+                with open(self._log, "a", encoding="utf-8") as log:
+                    log.write(
+                        f"autobatch: worker {pid} was replaced: it had grown by {format_size(growth)} since its first "
+                        f"rung, and {format_size(free.free_bytes)} are {free.source}\n"
+                    )
+
+    def test_score(self, rung: Rung) -> float | None:
+        try:
+            score: float | None = self._work("test_score", rung)
+        except WorkerDied:  # also for want of time: what was found stands without it
+            return None
+        return score
+
+    def forget(self, trial: int, before: int | None = None) -> None:
+        if self._spec.checkpoints is not None:
+            forget_checkpoints(self._spec.checkpoints, trial, before)
+        elif self._worker.process.alive:  # a folder of the worker's own has ended with it
+            with suppress(WorkerDied):
+                self._work("forget", trial, before)
+
+    def close(self) -> None:
+        self._is_closed = True
+        if self._server is not None:
+            self._server.close()  # first: it ends the workers, whatever it is doing
+        self._worker.process.kill()
+
+
+def rung_of_dead(rung: Rung, death: WorkerDied, spent_s: float) -> RungResult:
+    """What came of a rung whose worker died in it, or was ended because it took too long."""
+    outcome: RungOutcome = "timeout" if isinstance(death, WorkerTimeout) else "crashed"
+    return RungResult(rung=rung, outcome=outcome, message=str(death), train_s=spent_s, seconds=spent_s)
+
+
+def _result(future: Future[Any], deadline: float | None) -> Any:
+    return future.result(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))

@@ -1,0 +1,162 @@
+"""What a worker process serves: the runner that a `RunnerSpec` describes, opened there and called by name.
+
+This module is the coordinator's too, which has no use for torch, so what needs it is imported inside functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..arm import Arm
+from ..devices import host_memory
+from ..devices.environment import count_exactly, keep_freed_memory
+from ..errors import DeviceError, first_line
+from ..plan import Mode, Runner, WorstCase
+from ..tasks.libraries import Libraries, Watch
+from .ranks import Meeting, Place
+
+if TYPE_CHECKING:
+    from ..worker.data_parallel import DataParallel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerSpec:
+    """All that a worker needs to open the runner: data only, so that it travels to any process or machine.
+
+    Attributes:
+        path: of the task file; or
+        pickled: a task made in code, by `inputs.pickle_task`.
+        device: as the user names it: "auto", "cpu", "cuda:1".
+        memory_limit_bytes, headroom, mode: as `TorchRunner` takes them.
+        checkpoints: folder of paused trials.
+        threads: CPU threads of a training step.
+        place: among the ranks that train the model together; the worker's process group says the same, and holds
+            nobody else. None for training in one process.
+        arm: how it is computed, in place of what the task says; None for what it says.
+        nproc: processes that each trial is trained in together, the one at `place` and others (`group.py`).
+        workers: such groups that train trials at once (`pool.py`), and on a CPU share its threads and its memory; None
+            for one on each GPU.
+        meeting: where they find each other; None for one that takes its steps without the others.
+        find_unused: as `DataParallel` takes it.
+    """
+
+    path: Path | None = None
+    pickled: bytes | None = None
+    device: str = "auto"
+    memory_limit_bytes: int | None = None
+    headroom: float = 0.05
+    mode: Mode = "training"
+    checkpoints: Path | None = None
+    threads: int = 1
+    worst_cases: Mapping[str, WorstCase] = field(default_factory=dict)
+    soak_steps: int = 0
+    place: Place | None = None
+    arm: Arm | None = None
+    nproc: int = 1
+    workers: int | None = 1
+    meeting: Meeting | None = None
+    find_unused: bool = False
+
+
+# In a worker: the runner it has open, and what it began with.
+_runner: Runner | None = None
+_watch: Watch | None = None
+
+
+def _open(spec: RunnerSpec) -> Runner:
+    import torch
+
+    from ..devices import open_device
+    from ..tasks.inputs import unpickle_task
+    from ..tasks.task import load_task
+    from ..worker.torch_runner import TorchRunner
+
+    torch.set_num_threads(spec.threads)  # a fork has the server's one
+    try:
+        device = open_device(_device_of(spec))
+        if device.torch_device.type == "cuda":
+            # As the user's own script does: `.cuda()` and `fully_shard` take the current one.
+            torch.cuda.set_device(device.torch_device)
+    except DeviceError:
+        raise
+    except RuntimeError as error:  # a card that has gone, or that its driver no longer answers for, is still listed
+        raise DeviceError(f"{_device_of(spec)} cannot be opened: {first_line(error)}") from None
+    memory_limit_bytes = spec.memory_limit_bytes
+    sharing = spec.nproc * (spec.workers or 1)
+    if sharing > 1 and memory_limit_bytes is None and device.torch_device.type == "cpu":
+        free = host_memory.available()
+        memory_limit_bytes = None if free is None else free.free_bytes // sharing
+    group = _join(spec, on_cuda=device.torch_device.type == "cuda")
+    task = unpickle_task(spec.pickled) if spec.pickled is not None else load_task(spec.path or "")
+    if spec.arm is not None:
+        arm = spec.arm
+        task = replace(task, precision=arm.precision, channels_last=arm.channels_last, compile=arm.compile)
+    return TorchRunner(
+        task,
+        device,
+        memory_limit_bytes=memory_limit_bytes,
+        headroom=spec.headroom,
+        mode=spec.mode,
+        checkpoints=spec.checkpoints,
+        worst_cases=spec.worst_cases,
+        soak_steps=spec.soak_steps,
+        group=group,
+    )
+
+
+def _device_of(spec: RunnerSpec) -> str:
+    if spec.nproc == 1 or spec.place is None:
+        return spec.device
+    from ..worker.data_parallel import device_of_rank
+
+    return device_of_rank(spec.device, spec.place.local_rank, spec.place.local_size)
+
+
+def _join(spec: RunnerSpec, *, on_cuda: bool) -> DataParallel | None:
+    """Make this process a rank, where it is to be one; as what it sees of the others."""
+    if spec.place is None:
+        return None
+    rank, size, meeting = spec.place.rank, spec.place.size, spec.meeting
+    # Imported only here: torch.distributed is for who needs it.
+    from ..worker.data_parallel import DataParallel, meet, tell_environment
+    from .alone import stand_in
+
+    if spec.nproc > 1:
+        tell_environment(rank, size, meeting.port if meeting is not None else 0)
+    if meeting is None:
+        stand_in(rank, size)
+    else:
+        meet(rank, size, meeting.file, meeting.limit_s, on_cuda=on_cuda)
+    return DataParallel(rank=rank, size=size, find_unused=spec.find_unused) if spec.nproc > 1 else None
+
+
+def open_runner(spec: RunnerSpec, *, exact: bool) -> None:
+    """In a worker: open the runner that `spec` describes; with `exact`, memory is counted to the page from now on."""
+    global _runner, _watch
+    _watch = Watch()
+    if exact:
+        count_exactly()
+    else:
+        keep_freed_memory()
+    _runner = _open(spec)
+
+
+def imported_libraries() -> Libraries:
+    """In a worker: what the task has brought in."""
+    assert _watch is not None
+    return _watch.libraries()
+
+
+def names_of_devices() -> list[str]:
+    """In a worker: the devices that it sees."""
+    from ..devices import device_names
+
+    return device_names()
+
+
+def call(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """In a worker: what `method` of its runner returns."""
+    return getattr(_runner, method)(*args, **kwargs)

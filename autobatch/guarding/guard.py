@@ -1,0 +1,354 @@
+"""A guard for a training loop of the user's own: a batch that runs out of memory is run again in smaller pieces.
+
+The loss is a mean over samples, so the gradient of a batch of n is the sum of the gradients of its micro-batches, each
+times n_i / n. What a failed attempt leaves behind (gradients, buffers, random generators) is undone before the next.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..devices.oom import is_out_of_memory
+from ..errors import DoesNotFit, SettingError, TaskError
+from ..tasks.data import Batch, count_samples, to_device
+from ..tasks.state import rng_state, set_rng_state
+from ..tasks.task import Task, cross_entropy_loss
+from ..worker.training import autocast
+from .guard_ranks import Refused, check_layers, check_wrapping, ranks_of
+from .micro_batches import micro_batches
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+
+def oom_safe(
+    model: nn.Module,
+    loss: Callable[[nn.Module, Any], Tensor] | Task | None = None,
+    *,
+    accumulation: bool = True,
+    micro_batch_size: int | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    weight: Callable[[Any], Any] | None = None,
+) -> OomSafeBackward:
+    """A function `backward(batch)`: forward and backward of a whole batch, in as many micro-batches as memory asks for.
+
+    It returns the mean loss over the batch, a detached scalar, and adds the gradient of that mean to `.grad`, as
+    `loss(model, batch).backward()` does. When memory runs out, the attempt is undone, the micro-batch halved and the
+    whole batch run again; the size that was found stays for later batches. Effective batch and gradient are the same,
+    to rounding. The optimizer's step is the caller's:
+
+        backward = autobatch.oom_safe(model, loss)
+        for batch in loader:
+            mean_loss = backward(batch)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    The tensors of a batch, in whatever structure, are cut along dimension 0 and moved to the model's device piece by
+    piece: a batch that stays on the host is never on the device as a whole. A model on several devices gets its
+    batches as they are.
+
+    Micro-batches differ from the batch where samples meet: batch norm in training mode sees each apart (warned about).
+    Dropout draws another mask, and hooks of tensors run once for each.
+
+    Under DistributedDataParallel every rank calls it equally often; batches may differ in length. All ranks run the
+    same micro-batch size, and end with the mean of their gradients. It is taken after the backward pass and not during
+    it, since a rank that runs out of memory halfway would leave the others waiting: their overlap is what is given up,
+    and the wrapper's communication hooks and `no_sync()` have no effect.
+
+    Args:
+        model: in training; also compiled, or wrapped in DistributedDataParallel. What the loss learns or changes is
+            part of it, or of the loss where that is a module.
+        loss: `loss(model, batch)`, a scalar, the mean over the samples of the batch it is given; autocast is its own
+            affair. By default the cross-entropy of `model(x)` against `y`. Of a `Task`, its loss in its precision.
+        accumulation: False says that the loss couples the samples of a batch, and is refused.
+        micro_batch_size: samples at a time to begin with; None for whole batches.
+        scaler: scales each loss before its backward pass, for fp16; to unscale, step and update is the caller's.
+        weight: `weight(batch)`, the count of what the loss is a mean over where that is not samples, as in
+            `lambda batch: (batch["labels"] != -100).sum()` for tokens. Called with each micro-batch, when there are
+            several.
+
+    Raises:
+        SettingError: an argument has a value that cannot be used, the samples are coupled, or the model is sharded;
+            from a call, something in it acts on the gradients of a part, or waits for other ranks.
+        DoesNotFit: from a call, not even one sample at a time fits; the model is as it was.
+        TaskError: from a call, the batch has to be split and cannot be, or the loss is not a scalar.
+        AutobatchError: from a call, another rank failed.
+    """
+    return OomSafeBackward(
+        model, loss, accumulation=accumulation, micro_batch_size=micro_batch_size, scaler=scaler, weight=weight
+    )
+
+
+@final
+class OomSafeBackward:
+    """What `oom_safe` returns; its arguments are explained there.
+
+    Attributes:
+        micro_batch_size: the most samples at a time from now on; None while whole batches are run. It may be set.
+        accumulation_steps: micro-batches of the last batch; 0 before the first.
+        oom_count: how often memory ran out in this process so far.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[nn.Module, Any], Tensor] | Task | None = None,
+        *,
+        accumulation: bool = True,
+        micro_batch_size: int | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        weight: Callable[[Any], Any] | None = None,
+    ) -> None:
+        _check_size(micro_batch_size)
+        _check_model(model)
+        if not accumulation or (isinstance(loss, Task) and not loss.accumulation):
+            raise SettingError(
+                "a loss that couples the samples of a batch (accumulation = False) has another gradient when the batch "
+                "is split, so it cannot be guarded: find a batch that fits (autobatch.find_max_batch) and use that"
+            )
+        if isinstance(loss, Task):
+            _check_task(loss, scaler)
+        self.micro_batch_size, self.accumulation_steps, self.oom_count = micro_batch_size, 0, 0
+        self._model, self._scaler, self._weight = model, scaler, weight
+        self._loss = loss.loss if isinstance(loss, Task) else cross_entropy_loss if loss is None else loss
+        self._precision = loss.precision if isinstance(loss, Task) else "fp32"
+        self._parts = nn.ModuleList([model, *([self._loss] if isinstance(self._loss, nn.Module) else [])])
+        self._ranks = ranks_of(model)
+        self._warned_of_norms = False
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """The mean loss over the batch, whose gradient has been added to `.grad`; see `oom_safe`."""
+        _check_size(self.micro_batch_size)
+        self._ranks.check()
+        size_before, refusals = self.micro_batch_size, list[Refused]()
+        before = _Before(self._parts)
+        try:
+            while isinstance(outcome := self._attempt_on_all_ranks(batch, before), Refused):
+                if not outcome.here:
+                    before.restore()
+                refusals.append(outcome)
+                self._halve(refusals)
+            self._ranks.share()
+            before.keep_gradients()
+            self._warn(refusals)  # when all is done: where warnings are errors, no rank waits for the one that warns
+            return outcome
+        except BaseException as error:
+            before.put_gradients_back()
+            if refusals and not isinstance(error, DoesNotFit):
+                error.add_note(
+                    f"oom_safe ran this batch {self.micro_batch_size} samples at a time, because memory ran out with "
+                    f"{refusals[-1].size} ({refusals[-1].message})"
+                )
+            self.micro_batch_size = size_before
+            raise
+
+    def _attempt_on_all_ranks(self, batch: Batch, before: _Before) -> Tensor | Refused:
+        try:
+            outcome = self._attempt(batch, before)
+        except Exception:
+            self._ranks.tell_failure()
+            raise
+        return self._ranks.agree(outcome if isinstance(outcome, Refused) else None) or outcome
+
+    def _attempt(self, batch: Batch, before: _Before) -> Tensor | Refused:
+        """The mean loss, with the gradients ready to be shared; or that memory was refused."""
+        try:
+            before.remember()
+            with self._ranks.apart():
+                mean = self._run(batch)
+            before.add_gradients()
+            self._ranks.prepare()
+            return mean
+        except Exception as error:
+            if not is_out_of_memory(error, limited_cpu=_memory_is_limited()):
+                raise
+            message = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        # Here the except block is left: the traceback, and with it the failed attempt's tensors, is gone.
+        self.oom_count += 1
+        before.restore()
+        try:
+            count = count_samples(batch)
+        except TaskError as error:
+            raise TaskError(f"memory ran out ({message}), and this batch cannot be split: {error}") from None
+        return Refused(size=max(1, min(count, self.micro_batch_size or count)), message=message)
+
+    def _run(self, batch: Batch) -> Tensor:
+        _check_what_runs(self._parts)
+        devices = list({parameter.device for parameter in self._parts.parameters()}) or [torch.device("cpu")]
+        parts = [self._backward(piece, share, devices) for piece, share in self._pieces(batch)]
+        self.accumulation_steps = len(parts)
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+    def _pieces(self, batch: Batch) -> list[tuple[Batch, float]]:
+        """The micro-batches with their shares in the mean; one without a share (no token counts) is left out."""
+        size = self.micro_batch_size
+        if size is None or (count := count_samples(batch)) <= size:
+            return [(batch, 1.0)]
+        pieces = micro_batches(batch, count, size)
+        weights = [float(samples) for _, samples in pieces]
+        if self._weight is not None:
+            counted = [float(self._weight(piece)) for piece, _ in pieces]
+            weights = counted if any(counted) else weights  # a mean over nothing is for the loss to make sense of
+        total = sum(weights)
+        return [(piece, weight / total) for (piece, _), weight in zip(pieces, weights, strict=True) if weight]
+
+    def _backward(self, piece: Batch, share: float, devices: list[torch.device]) -> Tensor:
+        if len(devices) == 1:
+            piece = to_device(piece, devices[0])
+        with autocast(devices[0], self._precision):
+            mean = self._loss(self._model, piece)
+        if not isinstance(mean, Tensor) or mean.ndim:
+            found = f"a tensor of shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else type(mean).__name__
+            raise TaskError(f"loss(model, batch) returns a scalar tensor, the mean over the batch; it returned {found}")
+        part = mean if share == 1 else mean * share
+        (part if self._scaler is None else self._scaler.scale(part)).backward()
+        return part.detach()
+
+    def _halve(self, refusals: list[Refused]) -> None:
+        last = refusals[-1]
+        if last.size == 1:
+            tried = ", ".join(str(refused.size) for refused in refusals)
+            raise DoesNotFit(
+                f"not even one sample at a time fits: forward and backward ran out of memory with {tried} at a time "
+                f"({last.message}). Free memory, or use shorter samples, a lower precision, activation checkpointing "
+                "or a smaller model"
+            )
+        self.micro_batch_size = last.size // 2
+
+    def _warn(self, refusals: list[Refused]) -> None:
+        mine = [refused for refused in refusals if refused.here]  # of several ranks, those that ran out warn
+        for refused in mine:
+            warnings.warn(
+                f"memory ran out with {refused.size} samples at a time ({refused.message}); this batch and later ones "
+                f"run {refused.size // 2} at a time and accumulate: effective batch and gradient are the same",
+                stacklevel=3,
+            )
+        if mine and not self._warned_of_norms:
+            modules = self._model.named_modules()
+            norms = [name for name, module in modules if isinstance(module, _BatchNorm) and module.training]
+            if norms:
+                self._warned_of_norms = True
+                warnings.warn(
+                    f"batch norm in training mode ({len(norms)} layers, {norms[0]!r} the first) now sees at most "
+                    f"{self.micro_batch_size} samples at a time, so the gradient is not exactly that of the whole "
+                    "batch. It would be in eval mode, or with GroupNorm or LayerNorm",
+                    stacklevel=3,
+                )
+
+
+@final
+class _Before:
+    """What the model and the random generators were before a batch; the gradients are set aside at once."""
+
+    def __init__(self, parts: nn.Module) -> None:
+        self._parts = parts
+        self._gradients = [(parameter, parameter.grad) for parameter in parts.parameters()]
+        self._generators: dict[str, Any] | None = None
+        self._drop_gradients()
+
+    def remember(self) -> None:
+        """Copy what an attempt may change, once for all attempts; apart from the rest because memory may be refused.
+
+        All buffers are copied: batch norm changes its statistics without counting up their versions.
+        """
+        if self._generators is None:
+            self._buffers = [(module._buffers, dict(module._buffers)) for module in self._parts.modules()]
+            self._values = [(buffer, buffer.detach().clone()) for buffer in self._parts.buffers()]
+            self._generators = rng_state()
+
+    def restore(self) -> None:
+        """Undo an attempt, and give back the memory that it took."""
+        self._drop_gradients()
+        gc.collect()
+        for kind in {parameter.device.type for parameter, _ in self._gradients} - {"cpu"}:
+            torch.get_device_module(kind).empty_cache()
+        if self._generators is None:  # memory was refused to the copies, and nothing had changed yet
+            return
+        for slots, buffers in self._buffers:
+            slots.clear()
+            slots.update(buffers)
+        with torch.no_grad():
+            for buffer, value in self._values:
+                buffer.copy_(value)
+        set_rng_state(self._generators)
+
+    @torch.no_grad()
+    def add_gradients(self) -> None:
+        """Add what was set aside to the new gradients; itself it stays as it was, to be put back."""
+        for parameter, aside in self._gradients:
+            if aside is not None and parameter.grad is not None:
+                parameter.grad.add_(aside)
+            elif aside is not None:
+                parameter.grad = aside.clone()
+
+    @torch.no_grad()
+    def keep_gradients(self) -> None:
+        """Leave the sums in the very tensors that were there before: others may hold them, as one flat buffer."""
+        for parameter, aside in self._gradients:
+            if aside is not None and parameter.grad is not None:
+                aside.copy_(parameter.grad)
+                parameter.grad = aside
+
+    def put_gradients_back(self) -> None:
+        """Leave the gradients as they were before the batch."""
+        for parameter, aside in self._gradients:
+            parameter.grad = aside
+
+    def _drop_gradients(self) -> None:
+        for parameter, _ in self._gradients:
+            parameter.grad = None
+
+
+def _check_size(micro_batch_size: int | None) -> None:
+    is_size = isinstance(micro_batch_size, int) and not isinstance(micro_batch_size, bool) and micro_batch_size >= 1
+    if micro_batch_size is not None and not is_size:
+        raise SettingError(
+            f"micro_batch_size is a whole number, at least 1, or None for whole batches; got {micro_batch_size!r}"
+        )
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise SettingError(f"model is a torch.nn.Module; got {type(model).__name__}")
+    check_wrapping(model)
+
+
+def _check_task(task: Task, scaler: torch.amp.GradScaler | None) -> None:
+    if task.training_step is not None:
+        raise SettingError(
+            "a task with training_step(model, batch, scale) does its own backward pass, which may do anything with a "
+            "batch: pass a loss(model, batch)"
+        )
+    if task.precision == "fp16" and scaler is None:
+        raise SettingError('a task with precision = "fp16" needs scaler=torch.amp.GradScaler(), or gradients vanish')
+
+
+def _check_what_runs(parts: nn.Module) -> None:
+    """Nothing, if neither gradients of a part nor a rank that ran out of memory can do harm.
+
+    Raises:
+        SettingError: a hook acts on each gradient as it comes, or a layer waits for other ranks.
+    """
+    if any(parameter._post_accumulate_grad_hooks for parameter in parts.parameters()):
+        raise SettingError(
+            "a hook runs when gradients are accumulated (register_post_accumulate_grad_hook, an optimizer in the "
+            "backward pass) and would act on those of parts, and of attempts that failed: do it after backward(batch)"
+        )
+    check_layers(parts)
+
+
+def _memory_is_limited() -> bool:
+    """Whether `ulimit -d` or `-v` is set, so that the vague words of libraries mean a refusal too."""
+    if resource is None:
+        return False
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS))
+    return any(soft != resource.RLIM_INFINITY for soft in limits)

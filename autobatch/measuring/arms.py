@@ -1,0 +1,154 @@
+"""One task computed in several ways, side by side: how large a batch fits, how fast it is, what it does to the loss."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..arm import Arm
+from ..errors import AutobatchError, NoValidResult, TaskError
+from ..plan import LrSweep, Plan, Runner
+from .memory import MaxBatch
+from .throughput import ThroughputCurve
+
+# Training steps whose losses are compared, and the most samples in a batch of them. Assumed: enough for a difference to
+# grow where it grows, and few enough to cost nothing.
+_LOSS_STEPS, _LOSS_BATCH = 10, 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossDifference:
+    """How far losses are from those of another way of computing, relative to them.
+
+    Attributes:
+        steps: training steps that both took from the same weights on the same batches.
+        first: of the first loss: the same weights, computed otherwise.
+        largest: the largest of all, whatever its sign: what the weights have become is different too.
+    """
+
+    steps: int
+    first: float
+    largest: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"steps": self.steps, "first": self.first, "largest": self.largest}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmProfile:
+    """What one way of computing showed.
+
+    Attributes:
+        arm: which.
+        max_batch: the largest batch; None where it failed.
+        curve: its throughput; None where it failed.
+        losses: of the first training steps, from the weights and batches of seed 0; None where there are none.
+        message: why it failed; None where it did not.
+        seconds: that all of it took.
+    """
+
+    arm: Arm
+    max_batch: MaxBatch | None = None
+    curve: ThroughputCurve | None = None
+    losses: LrSweep | None = None
+    message: str | None = None
+    seconds: float = 0.0
+
+    def to_json(self, reference: ArmProfile | None) -> dict[str, Any]:
+        """Plain JSON values; the difference of the losses is from those of `reference`."""
+        difference = loss_difference(self.losses, reference.losses) if reference and reference is not self else None
+        return {
+            "arm": self.arm.name,
+            "outcome": "ok" if self.message is None else "failed",
+            "message": self.message,
+            "max_batch": self.max_batch.to_json() if self.max_batch is not None else None,
+            "throughput": self.curve.to_json() if self.curve is not None else None,
+            "loss_difference": difference.to_json() if difference else None,
+            "seconds": self.seconds,
+        }
+
+
+# Opens a runner of one arm: the runner, and the plan whose batch size is looked for.
+Open = Callable[[], AbstractContextManager[tuple[Runner, Plan]]]
+
+
+def profile_arm(
+    arm: Arm,
+    open_for_memory: Open,
+    open_for_time: Open | None,
+    *,
+    find: Callable[[Runner, Plan], MaxBatch],
+    time_it: Callable[[Runner, Plan, MaxBatch], ThroughputCurve],
+    also: Callable[[Runner], None] = lambda runner: None,
+) -> ArmProfile:
+    """One arm, from its largest batch to its losses; what goes wrong is told in the answer.
+
+    Args:
+        arm: that the runners compute in.
+        open_for_memory: opens the runner that the largest batch is found with.
+        open_for_time: opens another one to be timed, where that of the memory search is slowed down by counting; None
+            to go on with the first.
+        find: finds the largest batch.
+        time_it: makes the throughput curve up to it.
+        also: is called with the runner that was timed, before it is closed.
+    """
+    began = time.monotonic()
+    largest: MaxBatch | None = None
+    curve: ThroughputCurve | None = None
+    losses: LrSweep | None = None
+    message: str | None = None
+    try:
+        with open_for_memory() as (runner, plan):
+            largest = find(runner, plan)
+            if open_for_time is None:
+                curve, losses = time_it(runner, plan, largest), first_losses(runner, int(largest))
+                also(runner)
+        if open_for_time is not None:
+            with open_for_time() as (runner, plan):
+                curve, losses = time_it(runner, plan, largest), first_losses(runner, int(largest))
+                also(runner)
+    except AutobatchError as error:
+        largest = curve = None
+        message = str(error)
+    return ArmProfile(
+        arm=arm,
+        max_batch=largest,
+        curve=curve,
+        losses=losses,
+        message=message,
+        seconds=time.monotonic() - began,
+    )
+
+
+def first_losses(runner: Runner, max_batch: int) -> LrSweep | None:
+    """Losses of the first training steps at the baseline's rate, from the weights and batches of seed 0.
+
+    None where the task's `training_step` tells no loss.
+    """
+    baseline = runner.facts().baseline
+    plan = replace(baseline.plan, batch_size=min(_LOSS_BATCH, max_batch), accumulation_steps=1)
+    try:
+        return runner.sweep_lr(plan, lowest=baseline.lr, highest=baseline.lr, steps=_LOSS_STEPS, seed=0)
+    except (NoValidResult, TaskError):
+        return None
+
+
+def loss_difference(found: LrSweep | None, reference: LrSweep | None) -> LossDifference | None:
+    """How far losses are from those of a reference; None where one of them has none, or they are of other batches."""
+    if found is None or reference is None or found.plan.batch_size != reference.plan.batch_size:
+        return None
+    pairs = list(zip(found.losses, reference.losses, strict=False))
+    if not pairs or any(base == 0 for _, base in pairs):
+        return None
+    relative = [(loss - base) / abs(base) for loss, base in pairs]
+    return LossDifference(steps=len(pairs), first=relative[0], largest=max(relative, key=abs))
+
+
+def compared(profiles: Sequence[ArmProfile]) -> dict[str, Any]:
+    """All of them as plain JSON values, their losses against those of fp32, or of the first where fp32 is not there."""
+    reference = next((found for found in profiles if found.arm == Arm()), profiles[0])
+    return {"reference": reference.arm.name, "arms": [found.to_json(reference) for found in profiles]}

@@ -1,0 +1,282 @@
+"""Where to probe next: a bracket around the largest size that fits, guided by the peaks that were measured.
+
+Peak memory over the batch is a maximum of lines with intercepts above zero (parameters and optimizer state come first),
+so it grows at most in proportion to the batch; it is sometimes quadratic (losses over all pairs) and sometimes not
+monotone (algorithms change, allocators round). The curve guides; only runs decide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from ..plan import Measurement, MemoryLimit, Plan, Prober
+from ..units import format_size
+
+# While no size is known not to fit, the next one aims at `_AIMS[i]` of the budget, where i counts the `_STAGES` that
+# the peak has reached. Assumed: they leave room for a bend or a cliff above the last probe, and benchmarks/max_batch.py
+# shows what they cost in probes.
+_STAGES = (0.45, 0.80)
+_AIMS = (0.60, 0.90, 1.0)
+_GROWTH_CAP = 32  # assumed: times the last size, while proportional growth would allow more
+_NOISE = 0.002  # assumed: a rise of the peak below this share of the budget says nothing about the slope
+_LEFT_FLAT = 0.05  # assumed: share of the budget that the peak has risen by once the flat part is behind
+_SAME_SLOPE = 0.1  # assumed: two secants this close lie on one line
+_SLOW_STEPS, _SLOW_GROWTH = (
+    3,
+    0.005,
+)  # assumed: free steps below a doubling, then growth of at least 0.5 %, 1 %, 2 %, ...
+_NOTICED = 0.01  # assumed: a change of what other processes hold, as a share of the budget, that is worth a sentence
+_SHRINK = 4  # assumed: factor between steps down from a size that failed without telling its peak
+
+
+def fits(measurement: Measurement, limit: MemoryLimit, *, verdict: bool) -> bool:
+    """Whether a run shows that its size fits.
+
+    A loss that is not a number says nothing about memory: the peak decides. In a verdict, an allocator that had to give
+    memory back and ask again did not fit: every such step waits for the device.
+    """
+    if measurement.outcome == "nonfinite":
+        within = measurement.peak_bytes is None or measurement.peak_bytes <= limit.budget_bytes
+    else:
+        within = measurement.outcome == "ok"
+    return within and not (verdict and measurement.alloc_retries)
+
+
+def most_probes(num_sizes: int) -> int:
+    """The number of probes that no search among `num_sizes` sizes exceeds, whatever the runner answers.
+
+    With L = log2(num_sizes), rounded up: growing takes L doublings and, in each stage, at most `_SLOW_STEPS` + 9 slower
+    steps; of four splits one at least halves the bracket, and L more bring it within a factor of four; stepping down
+    takes L / 2 + 2. All that at most twice (the second time on verdicts alone), with a verdict and a proof each.
+    """
+    doublings = math.ceil(math.log2(num_sizes + 1))
+    growing = doublings + (len(_STAGES) + 1) * (_SLOW_STEPS + 9)
+    return 2 * (growing + 5 * (doublings + 2) + doublings // 2 + 4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """The batch sizes that an answer may have: multiples of `step`, or powers of two, up to `ceiling`."""
+
+    step: int
+    power_of_two: bool
+    ceiling: int
+
+    @property
+    def top(self) -> int:
+        return self.floor(self.ceiling)
+
+    @property
+    def count(self) -> int:
+        return self.top.bit_length() if self.power_of_two else self.top // self.step
+
+    def floor(self, batch: float) -> int:
+        """The largest size that is at most `batch`; 0 where all are above."""
+        whole = int(min(batch, self.ceiling))
+        if whole < self.step:
+            return 0
+        return 1 << (whole.bit_length() - 1) if self.power_of_two else whole // self.step * self.step
+
+    def above(self, size: int) -> int:
+        """The next size up, also past the ceiling; of 0, the smallest."""
+        return max(1, 2 * size) if self.power_of_two else size + self.step
+
+    def below(self, size: int) -> int:
+        """The next size down; of the smallest, 0."""
+        return size // 2 if self.power_of_two else size - self.step
+
+    def between(self, low: int, high: int) -> int:
+        """The middle of two sizes: of their logarithms while they are far apart."""
+        middle = math.sqrt(low * high) if high > 4 * low or self.power_of_two else (low + high) / 2
+        return self.floor(middle)
+
+
+@dataclass(slots=True, kw_only=True)
+class Search:
+    """What is known so far, and what to run next.
+
+    `low` and `high` are the bracket: the largest size known to fit below the smallest known not to. Invariants: nothing
+    outside the bracket is ever run, and a verdict is never run twice, so that every probe brings the end nearer.
+    """
+
+    runner: Prober
+    plan: Plan
+    limit: MemoryLimit
+    sizes: Sizes
+    on_probe: Callable[[Measurement], None] | None
+    probes: list[Measurement] = field(default_factory=list)
+    verdicts: dict[int, Measurement] = field(default_factory=dict)
+    fitting: dict[int, bool] = field(default_factory=dict)
+    peaks: dict[int, int] = field(default_factory=dict)
+    verdicts_only: bool = False
+    stage: int = 0
+    num_slow_steps: int = 0
+    num_steps_down: int = 0
+    widths: list[int] = field(default_factory=list)
+
+    @property
+    def high(self) -> int | None:
+        return min((size for size, fit in self.fitting.items() if not fit), default=None)
+
+    @property
+    def low(self) -> int:
+        high = self.high
+        return max((size for size, fit in self.fitting.items() if fit and (high is None or size < high)), default=0)
+
+    def settle(self, *, prove: bool) -> int:
+        """The answer: run as a verdict, with the next size up known not to fit or past the ceiling; 0 if none fits."""
+        while True:
+            assert len(self.probes) <= most_probes(self.sizes.count), "the search must end"
+            low, high = self.low, self.high
+            if low != self.sizes.top and (high is None or self.sizes.above(low) != high):
+                size = self._next(low, high)
+                closes = size == self.sizes.top or (high is not None and self.sizes.above(size) == high)
+                self._run(size, verdict=closes or self.verdicts_only)
+            elif low == 0:
+                return 0
+            elif low not in self.verdicts:
+                self._run(low, verdict=True)
+            elif prove and high is not None and high not in self.verdicts:
+                self._run(high, verdict=True)
+            else:
+                return low
+
+    def remarks(self) -> Iterable[str]:
+        """A sentence for each probe whose outcome needed an interpretation."""
+        for probe in self.probes:
+            size = probe.plan.batch_size
+            if probe.outcome == "nonfinite":
+                yield f"the loss at batch size {size} was not finite; its memory was measured and counts all the same"
+            elif probe.outcome == "crashed":
+                yield f"the worker crashed at batch size {size} ({probe.message}); it is taken as too large"
+            elif probe.outcome == "ok" and probe is self.verdicts.get(size) and probe.alloc_retries:
+                yield (
+                    f"batch size {size} fits, but thrashes: the allocator had to free memory and try again "
+                    f"{probe.alloc_retries} times; it is taken as too large"
+                )
+        others = [probe.others_bytes for probe in self.probes if probe.others_bytes is not None]
+        noticed = _NOTICED * self.limit.budget_bytes
+        if others and max(others) - min(others) <= noticed < max(others):
+            yield f"other processes held {format_size(max(others))} of the device: the answer is for what they left"
+        elif others and max(others) - min(others) > noticed:
+            yield (
+                f"other processes held between {format_size(min(others))} and {format_size(max(others))} of the device "
+                "while it was searched: the answer is for what they left"
+            )
+
+    def _run(self, size: int, *, verdict: bool) -> None:
+        probe = self.runner.probe(replace(self.plan, batch_size=size), verdict=verdict)
+        self.probes.append(probe)
+        if self.on_probe is not None:
+            self.on_probe(probe)
+        fit = fits(probe, self.limit, verdict=verdict)
+        if probe.peak_bytes is not None and probe.outcome != "oom":
+            self.peaks[size] = probe.peak_bytes
+        if verdict:
+            self.verdicts[size] = probe
+            if self.fitting.get(size, fit) != fit:
+                self.verdicts_only = True
+                self.stage = self.num_slow_steps = self.num_steps_down = 0
+                self.widths.clear()
+                self.fitting = {s: fits(p, self.limit, verdict=True) for s, p in self.verdicts.items()}
+        self.fitting[size] = fit
+
+    def _next(self, low: int, high: int | None) -> int:
+        """A size strictly inside the bracket."""
+        if high is None:
+            size = self._grow(low) if low else self.sizes.floor(max(2, self.sizes.step))
+            return max(self.sizes.floor(size), self.sizes.above(low))
+        size = self._split(low, high) if low else self._step_down(high)
+        return min(max(self.sizes.floor(size), self.sizes.above(low)), self.sizes.below(high))
+
+    def _grow(self, low: int) -> float:
+        """A larger size while none is known not to fit."""
+        peak, budget = self.peaks.get(low), self.limit.budget_bytes
+        if peak is None:
+            return 2 * low
+        if peak * self.sizes.top <= _AIMS[1] * budget * low:
+            return self.sizes.top
+        stage = sum(peak >= share * budget for share in _STAGES)
+        if stage > self.stage:
+            self.stage, self.num_slow_steps = stage, 0
+        straight = self._is_straight(low)
+        size = self._extrapolate(low, _AIMS[max(stage, 1) if straight else stage] * budget)
+        if not straight:  # a maximum of lines grows at most in proportion; two points cannot tell it from a parabola
+            proportional = low * _AIMS[stage if len(self.peaks) < 3 else -1] * budget / peak
+            size = min(size, max(2 * low, proportional) if stage == 1 and len(self.peaks) > 2 else proportional)
+        elif _AIMS[stage] == 1:
+            size = self.sizes.above(self.sizes.floor(size))  # closes the bracket from above; a verdict then ends it
+        size = min(size, _GROWTH_CAP * low)
+        if self.num_slow_steps >= _SLOW_STEPS:
+            size = max(size, low * (1 + _SLOW_GROWTH * 2 ** (self.num_slow_steps - _SLOW_STEPS)))
+        self.num_slow_steps += size < 2 * low
+        return size
+
+    def _split(self, low: int, high: int) -> float:
+        """A size between one that fits and one that does not."""
+        self.widths.append(high - low)
+        if len(self.widths) > 3 and 2 * self.widths[-1] > self.widths[-4]:
+            return self.sizes.between(low, high)
+        guess = self._interpolate(low, high)
+        if not low <= guess < high:
+            return self.sizes.between(low, high)
+        size = self.sizes.floor(guess)
+        return size if self.sizes.above(size) == high else self.sizes.above(size)
+
+    def _interpolate(self, low: int, high: int) -> float:
+        """Where the curve meets the budget between two sizes; infinite where nothing measured says."""
+        budget = self.limit.budget_bytes
+        if low not in self.peaks:
+            return math.inf
+        if high not in self.peaks:
+            # A refusal where the curve expects less than the capacity shows that the curve misleads here.
+            misled = self._extrapolate(low, self.limit.capacity_bytes) > high
+            return math.inf if misled else self._extrapolate(low, budget)
+        # The line through the two peaks nearest to the budget, on whichever sides they are: the secant method.
+        (here, peak), (other, other_peak) = sorted(self.peaks.items(), key=lambda point: abs(point[1] - budget))[:2]
+        if peak != other_peak:
+            guess = here + (budget - peak) * (other - here) / (other_peak - peak)
+            if low < guess < high:
+                return guess
+        rise = self.peaks[high] - self.peaks[low]
+        return low + (high - low) * (budget - self.peaks[low]) / rise if rise > 0 else math.inf
+
+    def _step_down(self, high: int) -> float:
+        """A smaller size while none is known to fit."""
+        self.num_steps_down += 1
+        below = max((size for size in self.peaks if size < high), default=None)
+        secant = None if below is None else self._secant(below)
+        excess = self.peaks.get(high, 0) - self.limit.budget_bytes
+        if secant is not None and excess > 0 and self.num_steps_down == 1:
+            return high - excess / secant[1]
+        return high - (high - self.sizes.below(high)) * int(_SHRINK ** (self.num_steps_down - 1))
+
+    def _secant(self, size: int) -> tuple[int, float] | None:
+        """The nearest smaller size with a peak lower by more than noise, and the bytes per sample from there on."""
+        for other in sorted((s for s in self.peaks if s < size), reverse=True):
+            rise = self.peaks[size] - self.peaks[other]
+            if rise >= _NOISE * self.limit.budget_bytes:
+                return other, rise / (size - other)
+        return None
+
+    def _extrapolate(self, size: int, target: float) -> float:
+        """Where the curve that ends at `size` meets `target`: a parabola if the last secants bend up, else a line."""
+        last = self._secant(size)
+        if last is None:
+            return math.inf
+        other, slope = last
+        before = self._secant(other)
+        bend = 0.0 if before is None else max(0.0, (slope - before[1]) / (size - before[0]))
+        steepness, rise = slope + bend * (size - other), target - self.peaks[size]
+        return size + 2 * rise / (steepness + math.sqrt(steepness**2 + 4 * bend * max(0.0, rise)))
+
+    def _is_straight(self, size: int) -> bool:
+        """Whether the curve has left its flat part, and its last two secants agree."""
+        rise = self.peaks[size] - min(self.peaks.values())
+        last = self._secant(size)
+        before = None if last is None else self._secant(last[0])
+        if last is None or before is None or rise < _LEFT_FLAT * self.limit.budget_bytes:
+            return False
+        return abs(last[1] - before[1]) <= _SAME_SLOPE * last[1]

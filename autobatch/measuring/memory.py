@@ -1,0 +1,224 @@
+"""The largest batch that ran, with its evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from ..errors import AutobatchError, DoesNotFit, SettingError, TaskError, WorkerDied
+from ..plan import Measurement, MemoryLimit, Plan, Prober
+from ..units import format_size
+from .bracket import Search, Sizes, fits
+
+LimitedBy = Literal["memory", "dataset", "ceiling"]
+
+
+class MaxBatch(int):
+    """The largest batch size that ran, as an int that carries its evidence; `int(x)` drops the evidence.
+
+    Attributes:
+        verdict: the run of this very size, whole steps on worst-case samples, that makes it the answer.
+        probes: everything that was run, in order.
+        limit: what a step was allowed to use.
+        limited_by: "memory", or what kept the search from going on: the "dataset" or a "ceiling".
+        assumed: a sentence for each thing that was taken for granted.
+        proof: the next size up in a verdict run of its own, shown not to fit; None where that was not shown.
+
+    Raises:
+        ValueError: the evidence does not show that this size ran and fits, or that `proof` did not.
+    """
+
+    verdict: Measurement
+    probes: tuple[Measurement, ...]
+    limit: MemoryLimit
+    limited_by: LimitedBy
+    assumed: tuple[str, ...]
+    proof: Measurement | None
+
+    def __new__(
+        cls,
+        batch_size: int,
+        *,
+        verdict: Measurement,
+        probes: Iterable[Measurement],
+        limit: MemoryLimit,
+        limited_by: LimitedBy,
+        assumed: Iterable[str] = (),
+        proof: Measurement | None = None,
+    ) -> MaxBatch:
+        probes = tuple(probes)
+        if verdict not in probes or verdict.plan.batch_size != batch_size or not fits(verdict, limit, verdict=True):
+            raise ValueError(
+                f"a batch size is an answer only if it ran within the memory limit; {batch_size} comes with a run of "
+                f"{verdict.plan.batch_size} that ended {verdict.outcome!r}"
+            )
+        if proof is not None and (proof.plan.batch_size <= batch_size or not _has_no_room(proof, limit)):
+            raise ValueError(
+                f"a proof is a larger size that does not fit; {batch_size} comes with a run of "
+                f"{proof.plan.batch_size} that ended {proof.outcome!r}"
+            )
+        answer = super().__new__(cls, batch_size)
+        answer.__dict__.update(
+            verdict=verdict, probes=probes, limit=limit, limited_by=limited_by, assumed=tuple(assumed), proof=proof
+        )
+        return answer
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"the evidence of a batch size does not change; {name} cannot be set")
+
+    def __getnewargs_ex__(self) -> tuple[tuple[int], dict[str, Any]]:
+        return (int(self),), dict(self.__dict__)
+
+    def __getstate__(self) -> None:
+        """Nothing beyond the arguments: a copy or a pickle is built, and checked, anew."""
+
+    def __repr__(self) -> str:
+        peak = "" if self.peak_bytes is None else f", peak {format_size(self.peak_bytes)}"
+        return (
+            f"MaxBatch({int(self)}, limited by {self.limited_by}{peak} of {format_size(self.limit.budget_bytes)}, "
+            f"{len(self.probes)} probes{', proved' if self.proof else ''})"
+        )
+
+    def __str__(self) -> str:
+        return int.__repr__(self)
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Peak memory of the run that made this the answer; None where the device has no counter."""
+        return self.verdict.peak_bytes
+
+    @property
+    def curve(self) -> tuple[tuple[int, int], ...]:
+        """(batch size, peak bytes) of every probe that told its peak, by size; the last run of a size counts."""
+        return tuple(sorted({p.plan.batch_size: p.peak_bytes for p in self.probes if p.peak_bytes is not None}.items()))
+
+    @property
+    def why_not_proved(self) -> str | None:
+        """One sentence where there is no proof that the next size fails; None where there is."""
+        if self.proof is not None:
+            return None
+        after = next((probe for probe in reversed(self.probes) if probe.plan.batch_size > self), None)
+        if self.limited_by == "memory" and after is not None and after.outcome == "crashed":
+            return f"the worker crashed at {after.plan.batch_size}, which need not be for want of memory"
+        if self.limited_by == "memory":
+            return "the next size did not fit while exploring; it was not run again in a process of its own"
+        return f"the {self.limited_by} ends the search at {int(self)}: no larger size was to be tried"
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer and its evidence as plain JSON values, sizes in bytes and times in seconds."""
+        return {
+            "batch_size": int(self),
+            "limited_by": self.limited_by,
+            "peak_bytes": self.peak_bytes,
+            "allocated_bytes": self.verdict.allocated_bytes,
+            "limit_bytes": self.limit.budget_bytes,
+            "probes": [
+                {
+                    "batch_size": probe.plan.batch_size,
+                    "outcome": probe.outcome,
+                    "peak_bytes": probe.peak_bytes,
+                    "allocated_bytes": probe.allocated_bytes,
+                    "alloc_retries": probe.alloc_retries,
+                    "seconds": probe.seconds,
+                    "fresh": probe.fresh,
+                }
+                for probe in self.probes
+            ],
+            "assumed": list(self.assumed),
+            "proved": self.proof is not None,
+        }
+
+
+def find_max_batch_size(
+    runner: Prober,
+    plan: Plan,
+    *,
+    ceiling: int,
+    ceiling_is: Literal["dataset", "ceiling"],
+    multiple_of: int = 1,
+    power_of_two: bool = False,
+    prove: bool = False,
+    assumed: Iterable[str] = (),
+    on_probe: Callable[[Measurement], None] | None = None,
+) -> MaxBatch:
+    """The largest batch size up to `ceiling` that ran within the runner's memory limit.
+
+    The first probe is 2, not the ceiling and not 1: the ceiling is a likely OOM, and batch normalisation cannot train
+    on one sample. The second is the ceiling at once wherever growth in proportion to the batch would still fit, so that
+    a ceiling of 200 or of 131072 costs two probes if memory is ample. A probe that would end the search is run as a
+    verdict straight away; a verdict that contradicts exploring discards what exploring said, and the search goes on
+    with verdicts alone. The number of probes never exceeds `bracket.most_probes`.
+
+    Args:
+        plan: accumulation steps and precision of every probe; its batch size is ignored.
+        ceiling: no larger size is tried, in samples.
+        ceiling_is: what the ceiling stands for, "dataset" or "ceiling"; `limited_by` of an answer that reaches it.
+        multiple_of: only multiples of this size are tried.
+        power_of_two: only powers of two are tried.
+        prove: run the next size up as a verdict too, and go on upwards should it fit after all.
+        assumed: sentences to carry in the answer.
+        on_probe: called with each measurement as it comes.
+
+    Raises:
+        SettingError: there is no size to try, or both `multiple_of` and `power_of_two` are given.
+        DoesNotFit: not even the smallest size fits.
+        WorkerDied: the worker crashed at the smallest size, so that its memory cannot be the reason.
+    """
+    if power_of_two and multiple_of != 1:
+        raise SettingError(f"power_of_two and multiple_of exclude each other; got multiple_of={multiple_of}: give one")
+    if not 1 <= multiple_of <= ceiling:
+        raise SettingError(
+            f"multiple_of is at least 1 and at most the {ceiling_is} of {ceiling}; got {multiple_of}: "
+            f"no batch size can be tried"
+        )
+    sizes = Sizes(step=multiple_of, power_of_two=power_of_two, ceiling=ceiling)
+    search = Search(runner=runner, plan=plan, limit=runner.memory(), sizes=sizes, on_probe=on_probe)
+    smallest = sizes.above(0)
+    try:
+        batch_size = search.settle(prove=prove)
+    except TaskError as error:
+        too_large = search.high
+        if too_large is None or too_large != sizes.above(smallest):
+            raise
+        # All but the smallest are too large, and with the smallest the task does not train: batch norm with one sample.
+        raise DoesNotFit(f"{_refusal(search, too_large)}. A batch of {smallest} does not train: {error}") from None
+    if batch_size == 0:
+        raise _refusal(search, smallest)
+    at_top = batch_size == sizes.top
+    after = None if at_top else search.verdicts.get(sizes.above(batch_size))
+    return MaxBatch(
+        batch_size,
+        verdict=search.verdicts[batch_size],
+        probes=search.probes,
+        limit=search.limit,
+        limited_by=ceiling_is if at_top else "memory",
+        assumed=(*assumed, *search.remarks()),
+        proof=after if after is not None and _has_no_room(after, search.limit) else None,
+    )
+
+
+def _has_no_room(verdict: Measurement, limit: MemoryLimit) -> bool:
+    """Whether a run shows that memory does not suffice; a crash may have any reason."""
+    return verdict.outcome != "crashed" and not fits(verdict, limit, verdict=True)
+
+
+def _refusal(search: Search, size: int) -> AutobatchError:
+    """The error that says why a size that ran does not fit."""
+    limit = search.limit
+    last = next(probe for probe in reversed(search.probes) if probe.plan.batch_size == size)
+    if last.outcome == "crashed":
+        return WorkerDied(
+            f"a worker must get through a batch of {size}; it crashed ({last.message}): memory cannot be found "
+            f"until that batch size runs"
+        )
+    found = f"needs {format_size(last.peak_bytes)}" if last.peak_bytes is not None else "was refused by the allocator"
+    if last.peak_bytes is None and last.message is not None:
+        found = f"{found}: {last.message}"
+    if last.outcome == "ok":
+        found = f"ran only after the allocator had freed memory and tried again {last.alloc_retries} times"
+    return DoesNotFit(
+        f"a batch of {size} must fit in {format_size(limit.budget_bytes)} "
+        f"({format_size(limit.capacity_bytes)} from {limit.source}, less headroom); it {found}. "
+        "Allow more memory or less headroom, or need less: bf16, gradient checkpointing, shorter samples, a small model"
+        + ("" if search.sizes.step == 1 else f", a multiple_of below {search.sizes.step}")
+    )

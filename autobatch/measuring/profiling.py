@@ -1,0 +1,231 @@
+"""Which batch sizes are timed, for how long, and what would help a loader that does not keep up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence, Set
+from contextlib import suppress
+from dataclasses import replace
+from itertools import chain
+from statistics import fmean
+from typing import Any
+
+from ..errors import NoValidResult, TaskError
+from ..medians import is_settled, likely_range
+from ..plan import Measurement, Plan, Runner
+from .throughput import Objective, Remedy, ThroughputCurve
+
+# Of the time: the first pass, then the neighbourhoods of the knee and the fastest, then further visits to all. Assumed.
+_FIRST_PASS_SHARE, _REFINE_SHARE = 0.2, 0.2
+_ROUNDS = 8  # of such visits, each to every size. Assumed: a machine's slow moments meet all sizes then.
+_FEWEST_VISITS = 3  # before a size is settled. Assumed: two moments may be alike by chance.
+_VISITS_DIFFER = 0.05  # from which on it is told that visits to one size came out otherwise. Assumed.
+_SPACING = 8  # tensor cores and vector units work in multiples of 8 (NVIDIA, Matrix Multiplication Background Guide)
+_FINEST = 0.1  # assumed: sizes that lie closer together than a tenth tell nothing new
+_SMALLEST_SIZE = 8  # assumed: below it an accelerator is idle and a step costs about the same
+_FEWEST_STEPS = 9  # that `Runner.time` takes of a slow step: warming up, three whole ones, one for each further time
+_MOST_WORKERS = 16  # assumed: beyond it a machine has other limits than the number of its loader's processes
+_HELPS = 1.05  # assumed: a smaller gain is not worth another process
+
+
+def profile(
+    runner: Runner,
+    plan: Plan,
+    *,
+    max_batch: int,
+    budget_s: float,
+    include: Iterable[int] = (),
+    refine: bool = False,
+    objective: Objective = "throughput",
+    on_measurement: Callable[[Measurement], None] | None = None,
+) -> ThroughputCurve:
+    """The throughput curve over the powers of two up to `max_batch`, `max_batch` itself and `include`.
+
+    Time is shared evenly among the sizes still to come, so that what a quick one leaves goes to the slow ones. The
+    sizes of `include` come first, then the smallest; when the budget is spent, the rest is skipped and said so.
+
+    Args:
+        plan: precision of every measurement; always one micro-batch a step, whatever its accumulation steps.
+        max_batch: the largest size that is known to run.
+        budget_s: wall seconds for all of it; one size at least is measured.
+        include: further sizes, such as the user's own; those above `max_batch` are left out.
+        refine: look closer where it tells most: at multiples of 8 around the knee and the best, and below `max_batch`;
+            and visit every size again and again, so that the interval of its median holds what the machine does from
+            one moment to the next.
+        objective: what the recommended size is to be best in.
+        on_measurement: called with each measurement as it comes.
+
+    Raises:
+        NoValidResult: not one size could be timed.
+    """
+    first = sorted({size for size in include if 1 <= size <= max_batch})
+    smallest = _SMALLEST_SIZE if max_batch >= _SMALLEST_SIZE else 1
+    powers = [1 << power for power in range(max_batch.bit_length()) if smallest <= 1 << power <= max_batch]
+    coarse = {*powers, max_batch}
+    if refine:
+        # The smallest sizes too: a processor is busy with few samples, and what a step costs there is no straight line.
+        coarse |= {size for size in (2, 4, max_batch // _SPACING * _SPACING) if 0 < size <= max_batch}
+    sizes = first + sorted(coarse - {*first})
+    visits: dict[int, list[Measurement]] = {}
+    left_s = budget_s
+
+    def measure(size: int, share_s: float) -> None:
+        nonlocal left_s
+        measurement = runner.time(replace(plan, batch_size=size, accumulation_steps=1), budget_s=share_s)
+        left_s -= measurement.seconds
+        visits.setdefault(size, []).append(measurement)
+        if on_measurement is not None:
+            on_measurement(_pooled(visits[size]))
+
+    def so_far() -> ThroughputCurve:
+        return ThroughputCurve(measurements=tuple(map(_pooled, visits.values())))
+
+    first_pass_s = _FIRST_PASS_SHARE * budget_s if refine else budget_s
+    for done, size in enumerate(sizes):
+        has_timed = any(first.outcome == "ok" and first.step_s for first, *_ in visits.values())
+        left_of_pass_s = left_s - (budget_s - first_pass_s)
+        if left_of_pass_s <= 0 and has_timed:
+            break
+        if refine and has_timed and _FEWEST_STEPS * so_far().step_s(size) > left_s:
+            continue  # even the fewest steps would outlast the budget; a neighbour of the knee tells more
+        measure(size, max(0.0, left_of_pass_s) / (len(sizes) - done))
+    if not any(first.outcome == "ok" and first.step_s for first, *_ in visits.values()):
+        found = "; ".join(f"{m.plan.batch_size}: {m.outcome} {m.message or ''}".strip() for m, *_ in visits.values())
+        raise NoValidResult(f"one batch size at least must run when it is timed; found {found}: see the messages")
+    skipped = tuple(sorted({*sizes} - {*visits}))
+    if refine:
+        share_s = first_pass_s / len(sizes)
+        while left_s > (1 - _FIRST_PASS_SHARE - _REFINE_SHARE) * budget_s:
+            telling = _most_telling(so_far(), {*visits})
+            if telling is None:
+                break
+            measure(telling, share_s)
+        if 1 not in visits:
+            with suppress(TaskError):  # batch norm refuses to train on one sample
+                measure(1, share_s)
+        again = sorted(size for size in visits if visits[size][0].outcome == "ok")
+        visit_s = left_s / (_ROUNDS * len(again))
+        while left_s > 0 and not all(map(_is_settled, visits.values())):
+            curve = so_far()
+            affordable = [size for size in again if _FEWEST_STEPS * curve.step_s(size) <= left_s]
+            if not affordable:
+                break
+            for size in affordable:
+                if left_s > 0:
+                    measure(size, visit_s)
+            again.reverse()
+    return replace(so_far(), skipped=skipped, objective=objective)
+
+
+def _is_settled(visits: Sequence[Measurement]) -> bool:
+    """Whether a size needs no further visit: its median is known to 2 %, over several moments; or it failed."""
+    pooled = _pooled(visits)
+    return pooled.outcome != "ok" or (len(visits) >= _FEWEST_VISITS and is_settled(pooled.step_s, pooled.visits_s))
+
+
+def _pooled(visits: Sequence[Measurement]) -> Measurement:
+    """All visits to one size as one measurement; the first where it is the only one that ran."""
+    first, *_ = visits
+    ran = [visit for visit in visits if visit.outcome == "ok" and visit.step_s]
+    if len(ran) < 2:
+        return first
+    medians = tuple(visit.median_step_s for visit in ran)
+    remarks = dict.fromkeys(remark for visit in ran for remark in visit.remarks)
+    if max(medians) > (1 + _VISITS_DIFFER) * min(medians):
+        remarks[f"visits differed by {max(medians) / min(medians) - 1:.0%}"] = None
+    joules = [visit.joules for visit in ran if visit.joules is not None]
+    watts = [visit.watts for visit in ran if visit.watts is not None]
+    return replace(
+        first,
+        step_s=tuple(chain.from_iterable(visit.step_s for visit in ran)),
+        compute_s=tuple(chain.from_iterable(visit.compute_s for visit in ran)),
+        loader_s=tuple(chain.from_iterable(visit.loader_s for visit in ran)),
+        phases_s={part: fmean(visit.phases_s.get(part, s) for visit in ran) for part, s in first.phases_s.items()},
+        visits_s=medians,
+        joules=fmean(joules) if joules else None,
+        watts=fmean(watts) if watts else None,
+        remarks=tuple(remarks),
+        seconds=sum(visit.seconds for visit in visits),
+    )
+
+
+def _most_telling(curve: ThroughputCurve, measured: Set[int]) -> int | None:
+    """The size to look at next: in the middle of the widest gap beside the fastest or the knee; None where all is seen.
+
+    Gaps are measured as ratios. A multiple of 8 where there is one.
+    """
+    sizes = sorted(measured)
+    gaps = []
+    for centre in {curve.fastest, curve.knee_batch_size}:
+        place = sizes.index(centre)
+        gaps += list(zip(sizes[max(0, place - 1) : place + 1], sizes[max(0, place - 1) + 1 : place + 2], strict=False))
+    for low, high in sorted(set(gaps), key=lambda gap: gap[0] / gap[1]):
+        middle = round(math.sqrt(low * high))
+        aligned = round(middle / _SPACING) * _SPACING
+        size = aligned if low < aligned < high else middle
+        if low < size < high and high >= (1 + _FINEST) * low and high - low > 1:
+            return size
+    return None
+
+
+def find_remedy(
+    runner: Runner, curve: ThroughputCurve, *, cores: int, on_cuda: bool, budget_s: float
+) -> ThroughputCurve:
+    """The curve with a change of the loader that was measured to help at its knee; as it is where none did.
+
+    Tried are more and fewer worker processes, by powers of two up to the number of cores, and on a CUDA device memory
+    that is pinned, with the number of workers that was best. A change helps where it is faster by more than 5 %, and
+    by more than both medians are uncertain.
+
+    Args:
+        runner: of the task that the curve is of.
+        curve: one whose loader does not keep up.
+        cores: that loader processes may use.
+        on_cuda: whether the device takes copies from pinned memory.
+        budget_s: seconds for all that is tried.
+    """
+    now = runner.facts().loader
+    if now is None:
+        return curve
+    plan = next(m.plan for m in curve.timed if m.plan.batch_size == curve.knee_batch_size)
+    counts = [0, *(1 << power for power in range(min(cores, _MOST_WORKERS).bit_length()))]
+    trials: list[dict[str, Any]] = [{"num_workers": count} for count in counts if count != now["num_workers"]]
+    share_s = budget_s / (len(trials) + 3)
+    # As it is, before and after the others: what is faster than both is not so because the machine has become so.
+    before = runner.time(plan, budget_s=share_s)
+    best, change = before, dict[str, Any]()
+    for trial in trials:
+        best, change = _better(runner, best, change, trial, share_s)
+    if on_cuda and not now["pin_memory"]:
+        best, change = _better(runner, best, change, change | {"pin_memory": True}, share_s)
+    if best is before:
+        return curve
+    after = runner.time(plan, budget_s=share_s)
+    as_it_is = [measured for measured in (before, after) if measured.outcome == "ok"]
+    if not all(_is_faster(best, measured) for measured in as_it_is):
+        return curve
+    samples_per_s = max(measured.samples_per_s for measured in as_it_is)
+    remedy = Remedy(
+        batch_size=plan.batch_size,
+        loader=change,
+        before={name: now[name] for name in change},
+        samples_per_s=best.samples_per_s,
+        samples_per_s_before=samples_per_s,
+    )
+    return replace(curve, remedy=remedy)
+
+
+def _better(
+    runner: Runner, best: Measurement, change: dict[str, Any], trial: dict[str, Any], budget_s: float
+) -> tuple[Measurement, dict[str, Any]]:
+    measured = runner.time(best.plan, budget_s=budget_s, loader=trial)
+    if measured.outcome == "ok" and (best.outcome != "ok" or measured.median_step_s < best.median_step_s):
+        return measured, trial
+    return best, change
+
+
+def _is_faster(one: Measurement, other: Measurement) -> bool:
+    """Whether by more than 5 %, and the intervals of the medians lie apart; of few steps, those that were seen."""
+    if one.samples_per_s < _HELPS * other.samples_per_s:
+        return False
+    return likely_range(one.step_s)[1] < likely_range(other.step_s)[0]

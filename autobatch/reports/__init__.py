@@ -1,0 +1,1 @@
+"""Everything found, as frozen data and as JSON with a schema version."""

@@ -1,0 +1,340 @@
+"""`Report`: everything a run found, the reason for each choice, and what it all cost; as JSON and back.
+
+A report is data. Reading one executes nothing, and a file that is not a whole report of a known schema is refused with
+what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from ..errors import ReportError
+from ..files import write_whole
+from ..plan import Config, DeviceInfo, Direction, Plan, Precision
+from ..searching.confirmation import ScoreSummary
+from ..shapes import NUMBER, NUMBER_OR_NULL, TEXT_OR_NULL, Reader
+
+# Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
+SCHEMA = 1
+
+Json = Mapping[str, Any]
+
+# What the evidence of a report must hold for it to be drawn.
+MAX_BATCH: Json = {
+    "batch_size": int,
+    "limited_by": str,
+    "peak_bytes": NUMBER_OR_NULL,
+    "limit_bytes": NUMBER_OR_NULL,
+    "proved": bool,
+    "assumed": [str],
+    "probes": [
+        {"batch_size": int, "outcome": str, "peak_bytes": NUMBER_OR_NULL, "seconds": NUMBER_OR_NULL, "fresh": bool}
+    ],
+}
+THROUGHPUT: Json = {
+    "knee_batch_size": int,
+    "knee": str,
+    "fastest_batch_size": int,
+    "samples_per_s": NUMBER,
+    "starvation": TEXT_OR_NULL,
+    "skipped": [int],
+    "measurements": [
+        {"batch_size": int, "outcome": str}
+        | dict.fromkeys(("samples_per_s", "step_s", "spread_s"), NUMBER_OR_NULL)
+        | dict.fromkeys(("compute_samples_per_s", "loader_samples_per_s"), NUMBER_OR_NULL)
+    ],
+}
+_LR: Json = {
+    "batch_size": int,
+    "accumulation_steps": int,
+    "rule": str,
+    "suggestion": NUMBER_OR_NULL,
+    "diverged_at": NUMBER_OR_NULL,
+    "lrs": [NUMBER],
+    "smoothed": [NUMBER],
+}
+_TRIAL: Json = {
+    **dict.fromkeys(("role", "state", "outcome", "precision"), str),
+    **dict.fromkeys(("batch_size", "accumulation_steps", "total_steps"), int),
+    "lr": NUMBER,
+    "scores": [[NUMBER]],
+}
+_LONG_RUN: Json = {
+    **dict.fromkeys(("horizon_s", "train_time_s", "confidence"), NUMBER),
+    "stability": [{"pairs": int} | dict.fromkeys(("early", "late", "kept"), NUMBER)],
+    "forecasts": [
+        {"against": str, "batch_size": int} | dict.fromkeys(("lr", "lead", "expected", "low", "high", "ahead"), NUMBER)
+    ],
+    "lr": dict.fromkeys(("lr", "low", "high", "slope"), NUMBER) | {"measured": NUMBER_OR_NULL, "rungs": [[NUMBER]]},
+}
+_LEDGER: Json = {"budget_s": NUMBER, "elapsed_s": NUMBER, "entries": dict}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What `tune` found.
+
+    Attributes:
+        task: its name.
+        created: when the run began, ISO 8601 in UTC.
+        command: how it was called.
+        version: of autobatch.
+        device: what it ran on.
+        direction: whether a higher or a lower score is better.
+        budget_s: seconds that the run was given.
+        horizon_s: T, seconds of training at which configurations were compared.
+        train_time_s: seconds that the user's real training takes; None where it was not said.
+        plan: the configuration recommended.
+        chose_baseline: the recommendation is what the user trains with already.
+        baseline_plan: what the user trains with, or the stated default.
+        baseline_is_users: False where the task declares no baseline.
+        score: of `plan`, on fresh seeds only; None where the time ended before one was run.
+        baseline: scores of `baseline_plan`; None where it never reached the end of its training.
+        test_score, test_baseline: on the test data, scored once; None where the task has none.
+        max_batch: evidence of the memory search, as `MaxBatch.to_json` gives it.
+        throughput: the profile, as `ThroughputCurve.to_json` gives it.
+        learning_rate: the range test, as `LrCurve.to_json` gives it; None where none was run.
+        trials: every trial, as `Trial.to_json` gives it.
+        ledger: where the time went, as `Ledger.to_json` gives it.
+        why: one sentence for each choice.
+        warnings: what the user should know and nobody asked.
+        interrupted: the run was stopped before its time was spent.
+        long_run: what is extrapolated to a training that is longer than T, as `LongRun.to_json` gives it; None where
+            there is none, and in reports from before it was.
+    """
+
+    task: str
+    created: str
+    command: str
+    version: str
+    device: DeviceInfo
+    direction: Direction
+    budget_s: float
+    horizon_s: float
+    train_time_s: float | None
+    plan: Config
+    chose_baseline: bool
+    baseline_plan: Config
+    baseline_is_users: bool
+    score: ScoreSummary | None
+    baseline: ScoreSummary | None
+    test_score: float | None
+    test_baseline: float | None
+    max_batch: Json
+    throughput: Json
+    learning_rate: Json | None
+    trials: tuple[Json, ...]
+    ledger: Json
+    why: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    interrupted: bool = False
+    long_run: Json | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON values; `schema` says how to read it."""
+        return {
+            "schema": SCHEMA,
+            "version": self.version,
+            "task": self.task,
+            "created": self.created,
+            "command": self.command,
+            "device": device_to_json(self.device),
+            "direction": self.direction,
+            "budget_s": self.budget_s,
+            "horizon_s": self.horizon_s,
+            "train_time_s": self.train_time_s,
+            "plan": config_to_json(self.plan),
+            "chose_baseline": self.chose_baseline,
+            "score": _score_to_json(self.score) | {"test": self.test_score},
+            "baseline": _score_to_json(self.baseline)
+            | {
+                "test": self.test_baseline,
+                "plan": config_to_json(self.baseline_plan),
+                "is_users": self.baseline_is_users,
+            },
+            "max_batch": self.max_batch,
+            "throughput": self.throughput,
+            "learning_rate": self.learning_rate,
+            "trials": list(self.trials),
+            "ledger": self.ledger,
+            "why": list(self.why),
+            "warnings": list(self.warnings),
+            "interrupted": self.interrupted,
+            "long_run": self.long_run,
+        }
+
+    @classmethod
+    def from_json(cls, data: object) -> Report:
+        """The report that `to_json` made `data` of.
+
+        Raises:
+            ReportError: it is not one, or of a schema that this version does not read.
+        """
+        found = Reader(data, "the report")
+        schema = found.get("schema", int)
+        if schema != SCHEMA:
+            raise ReportError(f"this version reads reports of schema {SCHEMA}; this one has schema {schema}")
+        score, baseline = found.inside("score"), found.inside("baseline")
+        return cls(
+            task=found.get("task", str),
+            created=found.get("created", str),
+            command=found.get("command", str),
+            version=found.get("version", str),
+            device=device_from_json(found.inside("device")),
+            direction=found.one_of("direction", Direction),
+            budget_s=found.number("budget_s"),
+            horizon_s=found.number("horizon_s"),
+            train_time_s=found.number_or_none("train_time_s"),
+            plan=_config(found.inside("plan")),
+            chose_baseline=found.get("chose_baseline", bool),
+            baseline_plan=_config(baseline.inside("plan")),
+            baseline_is_users=baseline.get("is_users", bool),
+            score=_score(score),
+            baseline=_score(baseline),
+            test_score=score.number_or_none("test"),
+            test_baseline=baseline.number_or_none("test"),
+            max_batch=found.get("max_batch", MAX_BATCH),
+            throughput=found.get("throughput", THROUGHPUT),
+            learning_rate=found.get("learning_rate", _LR, or_null=True),
+            trials=_trials(found),
+            ledger=_ledger(found),
+            why=found.list_of("why", str),
+            warnings=found.list_of("warnings", str),
+            interrupted=found.get("interrupted", bool),
+            long_run=_long_run(found),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the report as JSON, whole or not at all.
+
+        Raises:
+            ReportError: the file cannot be written.
+        """
+        write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """The report in a file.
+
+        Raises:
+            ReportError: there is none, or it cannot be read.
+        """
+        return cls.from_json(load_json(path))
+
+
+def config_to_json(config: Config) -> dict[str, Any]:
+    """A configuration as plain data: what to type into one's own training."""
+    return {
+        "batch_size": config.plan.batch_size,
+        "accumulation_steps": config.plan.accumulation_steps,
+        "ranks": config.plan.ranks,
+        "effective_batch_size": config.plan.effective_batch_size,
+        "lr": config.lr,
+        "precision": config.plan.precision,
+    }
+
+
+def _score_to_json(score: ScoreSummary | None) -> dict[str, Any]:
+    return {"mean": None, "stderr": None, "scores": []} if score is None else score.to_json()
+
+
+def load_json(path: Path) -> object:
+    """What a JSON file holds.
+
+    Raises:
+        ReportError: it is not there, not JSON, cut short, or holds NaN or an infinity, which JSON does not have.
+    """
+
+    def refuse(constant: str) -> object:
+        raise ReportError(f"{path}: a report holds finite numbers; found {constant}")
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except ReportError:
+        raise
+    except OSError as error:
+        raise ReportError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ReportError(f"{path} is not a text file") from None
+    except json.JSONDecodeError as error:
+        raise ReportError(f"{path} is not whole JSON: {error.msg} at line {error.lineno}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
+        raise ReportError(f"{path} is not a report: {error}") from None
+
+
+def _config(found: Reader) -> Config:
+    try:
+        plan = Plan(
+            batch_size=found.get("batch_size", int),
+            accumulation_steps=found.get("accumulation_steps", int),
+            precision=found.one_of("precision", Precision),
+            ranks=found.get("ranks", int) if "ranks" in found else 1,  # earlier reports do not say
+        )
+    except ReportError:
+        raise
+    except ValueError as error:
+        raise ReportError(f"the report's plan cannot be: {error}") from None
+    return Config(plan=plan, lr=found.number("lr"))
+
+
+def _score(found: Reader) -> ScoreSummary | None:
+    mean = found.number_or_none("mean")
+    if mean is None:
+        return None
+    scores = tuple(float(score) for score in found.list_of("scores", NUMBER))
+    return ScoreSummary(mean=mean, stderr=found.number_or_none("stderr"), scores=scores)
+
+
+def _trials(found: Reader) -> tuple[Json, ...]:
+    trials = found.list_of("trials", dict)
+    for number, trial in enumerate(found.get("trials", [_TRIAL])):
+        if trial["total_steps"] < 1 or any(len(score) != 2 for score in trial["scores"]):
+            raise ReportError(f"trial {number} of the report has steps, and scores as pairs of a step and a score")
+    return trials
+
+
+def _long_run(found: Reader) -> Json | None:
+    if "long_run" not in found:
+        return None
+    long_run: Json | None = found.get("long_run", _LONG_RUN, or_null=True)
+    if long_run is None:
+        return None
+    if any(share <= 0 for one in long_run["stability"] for share in (one["early"], one["late"])) or any(
+        len(rung) != 2 or rung[0] <= 0 for rung in long_run["lr"]["rungs"]
+    ):
+        raise ReportError("the rungs of 'long_run' of the report are shares above 0, in 'lr' each with a learning rate")
+    if min(long_run["horizon_s"], long_run["train_time_s"]) <= 0:
+        raise ReportError("the times of 'long_run' of the report are above 0")
+    return long_run
+
+
+def _ledger(found: Reader) -> Json:
+    ledger: Json = found.get("ledger", _LEDGER)
+    entries = found.inside("ledger").inside("entries")
+    for kind in ledger["entries"]:
+        entries.number(kind)
+    return ledger
+
+
+def device_to_json(device: DeviceInfo) -> dict[str, Any]:
+    """A device as plain data."""
+    return dataclasses.asdict(device) | {"notes": list(device.notes)}
+
+
+def device_from_json(found: Reader) -> DeviceInfo:
+    """The device that `device_to_json` wrote.
+
+    Raises:
+        ReportError: a fact is missing, or is not of its kind.
+    """
+    names = {field.name for field in dataclasses.fields(DeviceInfo)} - {"kind", "notes"}
+    texts = dict.fromkeys(("driver", "runtime", "torch", "python", "uuid"), TEXT_OR_NULL)
+    kinds = {"name": str, "power_limit_w": NUMBER_OR_NULL} | texts
+    known = {name: found.get(name, kinds.get(name, (int, type(None)))) for name in sorted(names)}
+    kind = found.one_of("kind", get_type_hints(DeviceInfo)["kind"])
+    return DeviceInfo(**known, kind=kind, notes=found.list_of("notes", str))

@@ -1,0 +1,101 @@
+"""Under which conditions a run was started, and what of them has changed when it is resumed.
+
+A condition is a name that a person understands and a plain value. Trials are only comparable under the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from .. import __version__
+from ..errors import RunError
+from ..plan import DeviceInfo, TaskFacts
+from ..units import format_duration, format_lr, format_size
+from .settings import TuneSettings
+
+Condition = str | int | float | bool | None
+
+# What a run cannot go on without, whatever the user says: its scores would mean something else.
+FIXED = ("direction",)
+
+
+def conditions_of_settings(settings: TuneSettings, sources: Mapping[str, str]) -> dict[str, Condition]:
+    """Those that are known before a worker is started.
+
+    The budget is none of them: a resumed run may get more time. Nor are `max_trials` and `keep_checkpoints`.
+
+    Args:
+        settings: of the run.
+        sources: hashes of the task's files by their names; none for a task made in code.
+    """
+    limit, hint = settings.memory_limit_bytes, settings.train_time_s
+    return {
+        "autobatch": __version__,
+        **{f"file {name}": digest for name, digest in sources.items()},
+        "training time": None if hint is None else format_duration(hint),
+        "memory limit": None if limit is None else format_size(limit),
+        "headroom": settings.headroom,
+        "seed": settings.seed,
+        "search": settings.search,
+        "processes": settings.nproc,
+        "warm starts": ", ".join(f"{one.batch} at {format_lr(one.config.lr)}" for one in settings.earlier) or None,
+    }
+
+
+def conditions_of_task(facts: TaskFacts, device: DeviceInfo) -> dict[str, Condition]:
+    """Those that a worker tells once it has opened the task on its device."""
+    plan = facts.baseline.plan
+    return {
+        "training samples": facts.train_size,
+        "validation samples": facts.val_size,
+        "direction": facts.direction,
+        "baseline": f"batch {plan.batch_size} x {plan.accumulation_steps} at {facts.baseline.lr!r}",
+        "precision": facts.precision,
+        "accumulation": facts.accumulates,
+        "test data": facts.has_test_data,
+        "peak of the schedule": facts.peak_lr_fraction,
+        "device": f"{device.name} ({device.kind})",
+        "threads": device.threads,
+        "torch": device.torch,
+    }
+
+
+def changes(before: Mapping[str, Condition], now: Mapping[str, Condition]) -> list[str]:
+    """One line for each condition that is another now; conditions that one side does not know are left out.
+
+    A file of the task that is only there now, or only was, is a change.
+    """
+    files = sorted({key for key in (*before, *now) if key.startswith("file ")})
+    lines = []
+    for key in files:
+        name = key.removeprefix("file ")
+        if key not in now or key not in before:
+            if any(other.startswith("file ") for other in now) and any(other.startswith("file ") for other in before):
+                lines.append(f"{name} is {'imported no longer' if key not in now else 'new'}")
+        elif before[key] != now[key]:
+            lines.append(f"{name} has changed")
+    for key, value in now.items():
+        if key in before and key not in files and before[key] != value:
+            lines.append(f"{key}: {_told(before[key])} then, {_told(value)} now")
+    return lines
+
+
+def check_conditions(path: Path, before: Mapping[str, Condition], now: Mapping[str, Condition], *, force: bool) -> None:
+    """Refuse to resume the run in `path` where something that its trials depend on is not what it was.
+
+    Raises:
+        RunError: it lists all that has changed, unless forced; what cannot be forced it lists in any case.
+    """
+    fixed = [key for key in FIXED if key in now and key in before and before[key] != now[key]]
+    lines = changes(before, now)
+    if fixed or (lines and not force):
+        listed = "\n".join(f"  {line}" for line in lines)
+        way = "start a new run" if fixed else "start a new run, or go on all the same with --force"
+        raise RunError(f"the run in {path} was started under other conditions:\n{listed}\n{way[0].upper()}{way[1:]}")
+
+
+def _told(value: Condition) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)

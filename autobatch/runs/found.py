@@ -1,0 +1,135 @@
+"""What the stages before the race found, as one frozen value that a resumed run reads instead of finding it again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import AutobatchError, ReportError
+from ..measuring.learning_rate import LrCurve
+from ..measuring.memory import LimitedBy, MaxBatch
+from ..measuring.throughput import ThroughputCurve
+from ..plan import LrSweep
+from ..shapes import NUMBER, NUMBER_OR_NULL, Reader
+from ..simulated.recording import limit_from_json, measurement_from_json, measurement_to_json, plan_from_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What is known before the race; None for a stage that has not ended.
+
+    Attributes:
+        largest, micro_batch: the largest batch, and the largest beside gradients that are kept.
+        curve: the throughput profile.
+        is_swept: the range test has ended, be it without a result.
+        sweep: what it found.
+        eval_s: seconds of an evaluation.
+        horizon_s: T.
+    """
+
+    largest: MaxBatch | None = None
+    micro_batch: int | None = None
+    curve: ThroughputCurve | None = None
+    is_swept: bool = False
+    sweep: LrCurve | None = None
+    eval_s: float | None = None
+    horizon_s: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """It as plain JSON values, from which every number comes back to the last bit."""
+        return {
+            "largest": None if self.largest is None else _largest_to_json(self.largest),
+            "micro_batch": self.micro_batch,
+            "curve": None if self.curve is None else _curve_to_json(self.curve),
+            "is_swept": self.is_swept,
+            "sweep": None if self.sweep is None else _sweep_to_json(self.sweep),
+            "eval_s": self.eval_s,
+            "horizon_s": self.horizon_s,
+        }
+
+    @classmethod
+    def from_json(cls, found: Reader) -> Found:
+        """What `to_json` made it of.
+
+        Raises:
+            ReportError: it is something else.
+        """
+
+        def inside(key: str) -> Reader | None:
+            return None if found.get(key, dict, or_null=True) is None else found.inside(key)
+
+        largest, curve, sweep = inside("largest"), inside("curve"), inside("sweep")
+        try:
+            return cls(
+                largest=None if largest is None else _largest(largest),
+                micro_batch=found.get("micro_batch", int, or_null=True),
+                curve=None if curve is None else _curve(curve),
+                is_swept=found.get("is_swept", bool),
+                sweep=None if sweep is None else _sweep(sweep),
+                eval_s=found.number_or_none("eval_s"),
+                horizon_s=found.number_or_none("horizon_s"),
+            )
+        except AutobatchError as error:
+            raise error if isinstance(error, ReportError) else ReportError(str(error)) from None
+        except ValueError as error:  # the values check themselves
+            raise ReportError(f"what a run found before its race does not hold together: {error}") from None
+
+
+def _largest_to_json(largest: MaxBatch) -> dict[str, Any]:
+    probes = list(largest.probes)
+    return {
+        "batch_size": int(largest),
+        "probes": [measurement_to_json(probe) for probe in probes],
+        "verdict": probes.index(largest.verdict),
+        "limit": asdict(largest.limit),
+        "limited_by": largest.limited_by,
+        "assumed": list(largest.assumed),
+    }
+
+
+def _largest(found: Reader) -> MaxBatch:
+    probes = [measurement_from_json(Reader(probe, "a probe")) for probe in found.list_of("probes", dict)]
+    verdict = found.get("verdict", int)
+    if not 0 <= verdict < len(probes):
+        raise ReportError(f"the run of the largest batch is one of its {len(probes)} probes; found number {verdict}")
+    return MaxBatch(
+        found.get("batch_size", int),
+        verdict=probes[verdict],
+        probes=probes,
+        limit=limit_from_json(found.inside("limit")),
+        limited_by=found.one_of("limited_by", LimitedBy),
+        assumed=found.list_of("assumed", str),
+    )
+
+
+def _curve_to_json(curve: ThroughputCurve) -> dict[str, Any]:
+    return {
+        "measurements": [measurement_to_json(measured) for measured in curve.measurements],
+        "skipped": list(curve.skipped),
+    }
+
+
+def _curve(found: Reader) -> ThroughputCurve:
+    measured = [measurement_from_json(Reader(one, "a timing")) for one in found.list_of("measurements", dict)]
+    return ThroughputCurve(measurements=tuple(measured), skipped=found.list_of("skipped", int))
+
+
+def _sweep_to_json(curve: LrCurve) -> dict[str, Any]:
+    sweep = asdict(curve.sweep)
+    return sweep | {
+        "losses": [loss if math.isfinite(loss) else None for loss in curve.sweep.losses],
+        "rule": curve.rule,
+    }
+
+
+def _sweep(found: Reader) -> LrCurve:
+    losses = found.list_of("losses", NUMBER_OR_NULL)
+    sweep = LrSweep(
+        plan=plan_from_json(found.inside("plan")),
+        lrs=found.list_of("lrs", NUMBER),
+        losses=tuple(math.nan if loss is None else loss for loss in losses),
+        diverged=found.get("diverged", bool),
+        seconds=found.number("seconds"),
+    )
+    return LrCurve(sweep=sweep, rule=found.get("rule", str))

@@ -1,0 +1,175 @@
+"""The runs of a folder: which there are and where each stands, which one to go on with, and how one is removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import ReportError, RunError
+from ..plan import Config, Direction
+from ..reports.report import config_to_json
+from ..searching.trials import Trial, oriented
+from .conditions import changes, check_conditions, conditions_of_settings
+from .run_folder import RunFolder, RunState, holder, is_run, read_state, task_folder
+
+RunStatus = Literal["running", "finished", "interrupted", "unreadable"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """One line about a run.
+
+    Attributes:
+        path: its folder.
+        status: "running" while a process holds it; "interrupted" where it can be resumed; "unreadable" where its files
+            are not what a run writes.
+        task: its name; None where it is unreadable, as all that follows.
+        created: when it began, ISO 8601 in UTC.
+        budget_s, spent_s: seconds it was given, and of those spent as far as its record goes.
+        trials: configurations tried so far, the baseline among them.
+        score, config: the best that was trained to the end so far; None before the first.
+        note: who is at work, or what is wrong.
+    """
+
+    path: Path
+    status: RunStatus
+    task: str | None = None
+    created: str | None = None
+    budget_s: float | None = None
+    spent_s: float | None = None
+    trials: int | None = None
+    score: float | None = None
+    config: Config | None = None
+    note: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The line as plain JSON values."""
+        return {
+            "path": str(self.path),
+            "status": self.status,
+            "task": self.task,
+            "created": self.created,
+            "budget_s": self.budget_s,
+            "spent_s": self.spent_s,
+            "trials": self.trials,
+            "score": self.score,
+            "plan": None if self.config is None else config_to_json(self.config),
+            "note": self.note,
+        }
+
+
+def run_folders(home: Path) -> list[Path]:
+    """The folders of runs in `home/<task>/<run>`, and `home` itself where it is one; links are not followed."""
+    return sorted(_folders(home, depth=2))
+
+
+def _folders(folder: Path, depth: int) -> Iterator[Path]:
+    if is_run(folder):
+        yield folder
+    elif depth and folder.is_dir() and not folder.is_symlink():
+        for inner in folder.iterdir():
+            yield from _folders(inner, depth - 1)
+
+
+def summary(path: Path) -> RunSummary:
+    """Where the run in a folder stands; one whose files cannot be read is told, not raised."""
+    from ..searching.record import read_kept  # optuna, which the commands that start a worker import later
+
+    try:
+        state = read_state(path)
+        kept = read_kept(path / "journal.log") if (path / "journal.log").exists() else None
+    except ReportError as error:
+        return RunSummary(path=path, status="unreadable", note=str(error))
+    who = holder(path)
+    best = None if kept is None else _best(kept.trials, minimize=state.conditions.get("direction") == "minimize")
+    return RunSummary(
+        path=path,
+        status="running" if who else "finished" if state.is_finished else "interrupted",
+        task=state.settings.name,
+        created=state.created,
+        budget_s=state.settings.budget_s,
+        spent_s=sum((state.charged if kept is None or state.is_finished else kept.state.charged).values()),
+        trials=0 if kept is None else sum(trial.role != "confirmation" for trial in kept.trials),
+        score=None if best is None else best.final_score,
+        config=None if best is None else best.config,
+        note=who,
+    )
+
+
+def _best(trials: tuple[Trial, ...], *, minimize: bool) -> Trial | None:
+    direction: Direction = "minimize" if minimize else "maximize"
+    scored = [(oriented(score, direction), trial) for trial in trials if (score := trial.final_score) is not None]
+    return max(scored, key=lambda pair: pair[0], default=(0.0, None))[1]
+
+
+def latest_unfinished(task: str, path: Path | None) -> Path:
+    """The folder of the latest run of a task that has not come to its end.
+
+    Args:
+        task: its name.
+        path: of its file, which tells it from others of the name; None for one made in code.
+
+    Raises:
+        RunError: there is none.
+    """
+    found = []
+    for folder in run_folders(task_folder(task)):
+        try:
+            state = read_state(folder)
+        except ReportError:  # not one that could be gone on with
+            continue
+        if not state.is_finished and state.path == (None if path is None else str(path)):
+            found.append((state.created, folder.name, folder))
+    if not found:
+        raise RunError(f"there is no unfinished run of {task} in {task_folder(task)}: leave --resume out to start one")
+    return max(found)[-1]
+
+
+def reopened(
+    path: Path, given: Mapping[str, Any], sources: Mapping[str, str], *, force: bool
+) -> tuple[RunFolder, RunState]:
+    """A run to go on with, held by this process, and where it stands, with the settings that were given anew.
+
+    Args:
+        path: of its folder.
+        given: fields of `TuneSettings` that the user named this time; all others are the run's own.
+        sources: hashes of the task's files by their names.
+        force: go on though conditions have changed.
+
+    Raises:
+        RunError: it is finished, held by another process, or its conditions have changed.
+        ReportError: its files cannot be read.
+    """
+    folder = RunFolder.opened(path)
+    try:
+        state = read_state(folder.path)
+        if state.is_finished:
+            raise RunError(
+                f"the run in {path} is finished, and its answer in {folder.report}: start a new one; with "
+                "--warm-start and that file it begins with that answer"
+            )
+        settings = replace(state.settings, **{name: value for name, value in given.items() if name != "command"})
+        now = conditions_of_settings(settings, sources)
+        check_conditions(path, state.conditions, now, force=force)
+        remarks = state.remarks
+        if lines := changes(state.conditions, now):
+            remarks += (f"the run was resumed under other conditions: {'; '.join(lines)}",)
+        known = {key: value for key, value in state.conditions.items() if not (sources and key.startswith("file "))}
+        return folder, replace(
+            state, settings=settings, conditions={**known, **now}, resumed=state.resumed + 1, remarks=remarks
+        )
+    except BaseException:
+        folder.close()
+        raise
+
+
+def remove_run(path: Path) -> None:
+    """Delete a run, and nothing but what the run has made.
+
+    Raises:
+        RunError: there is none, or a process is at work in it.
+        StorageError: something cannot be deleted.
+    """
+    RunFolder.opened(path).remove()

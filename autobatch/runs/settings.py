@@ -1,0 +1,133 @@
+"""What the user asked of `tune`, as plain data that a run keeps and is resumed with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..errors import ReportError
+from ..plan import Config
+from ..reports.report import Report, config_to_json
+from ..shapes import Reader
+from ..simulated.recording import plan_from_json
+
+Engine = Literal["local", "ray"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Earlier:
+    """What an earlier run chose, to be tried first.
+
+    Attributes:
+        config: its answer.
+        created: when that run began.
+        task: what it was of.
+    """
+
+    config: Config
+    created: str
+    task: str
+
+    @classmethod
+    def of(cls, report: Report) -> Earlier:
+        """The answer of a report."""
+        return cls(config=report.plan, created=report.created, task=report.task)
+
+    @property
+    def origin(self) -> str:
+        """In words, where it comes from."""
+        return f"the answer of the run of {self.created}"
+
+    @property
+    def batch(self) -> int:
+        """Its effective batch size."""
+        return self.config.plan.effective_batch_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneSettings:
+    """What the user asked of `tune`, in base units; see `api.tune`.
+
+    Of `storage` there is what may be shown; `study` is the run's name in that database.
+    """
+
+    name: str
+    budget_s: float = 600.0
+    train_time_s: float | None = None
+    device: str = "auto"
+    memory_limit_bytes: int | None = None
+    headroom: float = 0.05
+    seed: int = 0
+    search: str = "tpe"
+    earlier: tuple[Earlier, ...] = ()
+    max_trials: int | None = None
+    keep_checkpoints: int = 0
+    nproc: int = 1
+    workers: int | None = None
+    storage: str | None = None
+    study: str | None = None
+    engine: Engine = "local"
+    address: str | None = None
+    command: str = "autobatch.tune"
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as plain JSON values."""
+        return {
+            "name": self.name,
+            "budget_s": self.budget_s,
+            "train_time_s": self.train_time_s,
+            "device": self.device,
+            "memory_limit_bytes": self.memory_limit_bytes,
+            "headroom": self.headroom,
+            "seed": self.seed,
+            "search": self.search,
+            "earlier": [
+                {"plan": config_to_json(one.config), "created": one.created, "task": one.task} for one in self.earlier
+            ],
+            "max_trials": self.max_trials,
+            "keep_checkpoints": self.keep_checkpoints,
+            "nproc": self.nproc,
+            "workers": self.workers,
+            "storage": self.storage,
+            "study": self.study,
+            "engine": self.engine,
+            "address": self.address,
+            "command": self.command,
+        }
+
+    @classmethod
+    def from_json(cls, found: Reader) -> TuneSettings:
+        """The settings that `to_json` made.
+
+        Raises:
+            ReportError: they are not there, or something else.
+        """
+        if found.number("budget_s") <= 0:
+            raise ReportError(f"a run's budget is above zero; found {found.number('budget_s')}")
+        return cls(
+            name=found.get("name", str),
+            budget_s=found.number("budget_s"),
+            train_time_s=found.number_or_none("train_time_s"),
+            device=found.get("device", str),
+            memory_limit_bytes=found.get("memory_limit_bytes", int, or_null=True),
+            headroom=found.number("headroom"),
+            seed=found.get("seed", int),
+            search=found.get("search", str),
+            earlier=tuple(_earlier(Reader(one, "an earlier run")) for one in found.list_of("earlier", dict)),
+            max_trials=found.get("max_trials", int, or_null=True),
+            keep_checkpoints=found.get("keep_checkpoints", int),
+            nproc=found.get("nproc", int),
+            # Runs of before there was a choice had one worker.
+            workers=found.get("workers", int, or_null=True) if "workers" in found else 1,
+            storage=found.get("storage", str, or_null=True) if "storage" in found else None,
+            study=found.get("study", str, or_null=True) if "study" in found else None,
+            engine=found.one_of("engine", Engine) if "engine" in found else "local",
+            address=found.get("address", str, or_null=True) if "address" in found else None,
+            command=found.get("command", str),
+        )
+
+
+def _earlier(found: Reader) -> Earlier:
+    plan = found.inside("plan")
+    config = Config(plan=plan_from_json(plan), lr=plan.number("lr"))
+    return Earlier(config=config, created=found.get("created", str), task=found.get("task", str))

@@ -1,0 +1,137 @@
+"""What a race comes to: the choice, its scores on seeds that nothing selected, and the reasons in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..plan import Config
+from ..units import format_duration, format_lr
+from .confirmation import ScoreSummary, Sigma, Verdict
+from .trials import Space, Trial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """What the race found.
+
+    Attributes:
+        trials: all of them, in the order they were started.
+        horizon_s: seconds of training of a full trial; the answer holds at this horizon.
+        space: where the search looked.
+        equivalents: full trials that the time paid for.
+        finalist: what challenged the baseline; None where nothing scored above it.
+        chosen: the finalist if it won on fresh seeds, else the baseline.
+        chose_baseline: whether it is the baseline.
+        score: of the chosen, on seeds that nothing selected; None where it has none.
+        baseline, finalist_score: the same of both sides of the comparison.
+        sigma: the seed-to-seed standard deviation behind the standard errors, and its source.
+        why: the reasons for the choice, a sentence each.
+        interrupted: the race was stopped by the user before its end.
+        test_score, baseline_test_score: on the test data, one run of each; None where the task has none.
+    """
+
+    trials: tuple[Trial, ...]
+    horizon_s: float
+    space: Space
+    equivalents: float
+    finalist: Config | None
+    chosen: Config
+    chose_baseline: bool
+    score: ScoreSummary | None
+    baseline: ScoreSummary | None
+    finalist_score: ScoreSummary | None
+    sigma: Sigma | None
+    why: tuple[str, ...]
+    interrupted: bool
+    test_score: float | None = None
+    baseline_test_score: float | None = None
+
+
+def conclude(
+    trials: Sequence[Trial],
+    verdict: Verdict,
+    *,
+    baseline: Config,
+    space: Space,
+    horizon_s: float,
+    equivalents: float,
+    may_win: bool = True,
+    interrupted: str | None = None,
+    notes: Sequence[str] = (),
+    test_scores: tuple[float | None, float | None] = (None, None),
+) -> SearchResult:
+    """The result of a race.
+
+    Args:
+        trials: all of them.
+        verdict: on their full-length scores.
+        baseline: as it was raced.
+        space, horizon_s, equivalents: as in `SearchResult`.
+        may_win: False while the finalist has not had its reserved seeds.
+        interrupted: why the race did not come to its end; None where it did.
+        notes: further reasons.
+        test_scores: of the chosen and of the baseline.
+    """
+    baseline_failed = any(trial.role == "baseline" and trial.state == "failed" for trial in trials)
+    finalist = verdict.finalist
+    # Whatever trains to the end is better than a baseline that does not.
+    wins = finalist is not None and may_win and (verdict.finalist_wins or baseline_failed)
+    reasons = [
+        f"{len(trials)} trial{'s' if len(trials) > 1 else ''} of up to {format_duration(horizon_s)} of training each, "
+        "over effective batch sizes "
+        f"{space.effective_batch_sizes[0]} to {space.effective_batch_sizes[-1]} and learning rates "
+        f"{format_lr(space.lr_low)} to {format_lr(space.lr_high)} at batch {space.reference_batch}"
+    ]
+    if interrupted is not None:
+        reasons.append(interrupted)
+    if baseline_failed:
+        first = trials[0]
+        reasons.append(f"the baseline itself failed ({first.outcome}: {first.message or 'no message'})")
+    reasons += [
+        f"{_named(config)} scored best once and failed under a fresh seed, so it gave way"
+        for config in verdict.gave_way
+    ]
+    reasons += [
+        f"{_named(config)} scored higher once and was passed over: trainings around it diverged"
+        for config in verdict.passed_over
+    ]
+    reasons.append(_comparison(verdict, wins, ran=any(trial.final_score is not None for trial in trials)))
+    if verdict.sigma is not None:
+        reasons.append(f"a seed changes the score by {verdict.sigma.value:.2g}, from {verdict.sigma.source}")
+    return SearchResult(
+        trials=tuple(trials),
+        horizon_s=horizon_s,
+        space=space,
+        equivalents=equivalents,
+        finalist=finalist,
+        chosen=finalist if finalist is not None and wins else baseline,
+        chose_baseline=not wins,
+        score=verdict.finalist_score if wins else verdict.baseline_score,
+        baseline=verdict.baseline_score,
+        finalist_score=verdict.finalist_score,
+        sigma=verdict.sigma,
+        why=(*reasons, *notes),
+        interrupted=interrupted is not None,
+        test_score=test_scores[0],
+        baseline_test_score=test_scores[1],
+    )
+
+
+def _comparison(verdict: Verdict, wins: bool, ran: bool) -> str:
+    """The verdict as a sentence."""
+    if verdict.finalist is None:
+        return "nothing else scored above the baseline" if ran else "nothing was trained to the end, so nothing beat it"
+    who = _named(verdict.finalist)
+    if verdict.difference is None or verdict.stderr is None:
+        state = "there is nothing to compare it with" if wins else "it was not confirmed, so the baseline stays"
+        return f"{who} did best, and {state}"
+    what = "beat" if verdict.difference > 0 else "fell behind"
+    return (
+        f"on fresh seeds {who} {what} the baseline by {abs(verdict.difference):.4g}, standard error "
+        f"{verdict.stderr:.2g}: " + ("it is chosen" if wins else "not enough, the baseline stays")
+    )
+
+
+def _named(config: Config) -> str:
+    return f"batch {config.plan.effective_batch_size} at {format_lr(config.lr)}"

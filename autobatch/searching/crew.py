@@ -1,0 +1,147 @@
+"""Who trains the rungs of a race: one runner, each in its turn, or several at once, each on a device of its own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+from ..errors import DeviceError
+from ..plan import Rung, RungResult, Runner
+
+# Rungs in a row, of two trials at least, that crash on one worker before it is taken to be the cause. Assumed: one more
+# than a single trial is tried.
+_MOST_CRASHES = 4
+
+
+class Crew(ABC):
+    """Takes rungs as long as one of its workers is idle, and gives back what came of each as it ends."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Workers that can still take a rung."""
+
+    @property
+    @abstractmethod
+    def busy(self) -> int:
+        """Rungs that were submitted and have not been given back."""
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether another rung can be submitted now."""
+        return self.busy < self.size
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """A sentence for each worker that was lost."""
+        return ()
+
+    @abstractmethod
+    def submit(self, rung: Rung) -> None:
+        """Have an idle worker train a rung."""
+
+    @abstractmethod
+    def next(self) -> tuple[Rung, Future[RungResult]]:
+        """The rung that ends first, and its future, which is done; only where one is under way.
+
+        What `Runner.advance` raised is in the future.
+        """
+
+
+class Alone(Crew):
+    """One runner, which trains in this thread while its result is waited for."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._rung: Rung | None = None
+        self._is_lost = False
+
+    @property
+    def size(self) -> int:
+        return 0 if self._is_lost else 1
+
+    @property
+    def busy(self) -> int:
+        return int(self._rung is not None)
+
+    def submit(self, rung: Rung) -> None:
+        self._rung = rung
+
+    def next(self) -> tuple[Rung, Future[RungResult]]:
+        rung, self._rung = self._rung, None
+        assert rung is not None
+        done: Future[RungResult] = Future()
+        try:
+            done.set_result(self._runner.advance(rung))
+        except Exception as error:  # noqa: BLE001  # whoever takes the result gets it, as from any future
+            self._is_lost = isinstance(error, DeviceError)
+            done.set_exception(error)
+        return rung, done
+
+
+class Several(Crew):
+    """Several runners, each waited for in a thread of its own; whoever is idle takes the next rung.
+
+    A runner that raises `DeviceError` has lost its device and gets no further rung; the error is in the future. Nor
+    does one whose rungs of different trials keep crashing while there are others: it is the machine's fault then.
+
+    Args:
+        runners: of one task on like devices, which read one another's checkpoints. They stay their owner's to close.
+    """
+
+    def __init__(self, runners: Sequence[Runner]) -> None:
+        self._idle = list(runners)
+        self._threads = ThreadPoolExecutor(len(runners), thread_name_prefix="autobatch-worker")
+        self._running: dict[Future[RungResult], tuple[Rung, Runner]] = {}
+        self._crashed: dict[int, list[int]] = {}  # by runner: the trials of its latest rungs, if all have crashed
+        self._remarks: list[str] = []
+        self._is_closed = False
+
+    @property
+    def size(self) -> int:
+        return len(self._idle) + len(self._running)
+
+    @property
+    def busy(self) -> int:
+        return len(self._running)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return tuple(self._remarks)
+
+    def submit(self, rung: Rung) -> None:
+        # A rung that crashed is rather tried again elsewhere.
+        runner = min(self._idle, key=lambda one: len(self._crashed.get(id(one), ())))
+        self._idle.remove(runner)
+        self._running[self._threads.submit(self._advance, runner, rung)] = rung, runner
+
+    def _advance(self, runner: Runner, rung: Rung) -> RungResult:
+        if self._is_closed:  # it would start its worker again
+            return RungResult(rung=rung, outcome="crashed", message="the run was ended")
+        return runner.advance(rung)
+
+    def next(self) -> tuple[Rung, Future[RungResult]]:
+        done = next(iter(wait(self._running, return_when=FIRST_COMPLETED).done))
+        rung, runner = self._running.pop(done)
+        error = done.exception()
+        if isinstance(error, DeviceError):
+            self._remarks.append(f"a device was lost while trial {rung.trial} trained on it: {error}")
+            return rung, done
+        if error is None and done.result().outcome == "crashed":
+            trials = self._crashed.setdefault(id(runner), [])
+            trials.append(rung.trial)
+            if len(trials) >= _MOST_CRASHES and len(set(trials)) > 1 and self.size:
+                self._remarks.append(
+                    f"a worker got no more trials after {len(trials)} crashes in a row: {done.result().message}"
+                )
+                return rung, done
+        else:
+            self._crashed.pop(id(runner), None)
+        self._idle.append(runner)
+        return rung, done
+
+    def close(self) -> None:
+        """Take no more rungs; what is under way ends with its runner."""
+        self._is_closed = True
+        self._threads.shutdown(wait=False)

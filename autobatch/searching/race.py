@@ -1,0 +1,650 @@
+"""A race under way: which trial advances next, and what comes of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+
+from ..errors import BudgetTooShort, CheckpointError, DeviceError, NoValidResult, TaskError
+from ..plan import Config, Direction, Plan, Rung, RungResult, Runner
+from ..units import format_duration
+from .conclusion import SearchResult, conclude
+from .confirmation import Verdict, judge, leads_clearly, next_seed_for
+from .costs import EQUIVALENTS, Costs
+from .crew import Crew
+from .freeze_thaw import choose
+from .ledger import Ledger
+from .race_state import Paces, RaceState
+from .record import Kept, StudyRecord
+from .retention import needed_checkpoints
+from .study import propose
+from .trials import (
+    MIN_STEPS,
+    Event,
+    EventKind,
+    Role,
+    SearchSettings,
+    Space,
+    Trial,
+    last_rung,
+    paused_best_first,
+    promotable,
+    rounded_lr,
+    space_for,
+    warm_starts,
+)
+
+# Below this many full trials only one is reserved for confirmation. Assumed: else under half is left for the search.
+FEW_EQUIVALENTS = 6
+
+# A rung that takes this many times its prediction hangs; but nothing is called hung before the second figure, since the
+# first rung of a process may compile. Both assumed.
+HANG_FACTOR = 5.0
+HANG_LEAST_S = 30.0
+
+# A rung whose worker died is run again from its checkpoint; after this many deaths in a row never. Assumed.
+MOST_ATTEMPTS = 3
+
+# Failed trials in a row after which nothing new is tried: the fault is then not in the configurations. Assumed.
+MOST_FAILURES = 10
+
+# Proposals asked for in one place before the space counts as exhausted. Assumed.
+MOST_REPEATS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Leg:
+    """A rung under way: where it ends, its modelled seconds, when it began by the ledger, and which attempt it is."""
+
+    until_step: int
+    modelled_s: float
+    began_s: float = 0.0
+    attempt: int = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class Race:
+    """A race under way: the trials so far, the time they cost, and the next pieces of work.
+
+    Whoever of the crew is idle gets the next one, decided by what is known then.
+    """
+
+    runner: Runner
+    crew: Crew
+    ledger: Ledger
+    max_batch: int
+    max_micro_batch: int
+    costs: Costs
+    eval_batch_size: int
+    settings: SearchSettings
+    record: StudyRecord | None
+    on_event: Callable[[Event], None] | None
+
+    direction: Direction = field(init=False)
+    space: Space = field(init=False)
+    baseline: Config = field(init=False)
+    baseline_origin: str = field(init=False)
+    waiting: list[tuple[Config, str]] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+    # Modelled seconds that the race may spend, and has spent.
+    allotment_s: float = field(init=False)
+    spent_s: float = 0.0
+    paces: Paces = field(default_factory=Paces)
+    is_exhausted: bool = False
+    notes: list[str] = field(default_factory=list)
+    is_over: bool = False
+    test_scores: tuple[float | None, float | None] = (None, None)
+    checkpoints: dict[int, int] = field(default_factory=dict)  # the steps of those that are there, by trial
+    count: int = 0  # of the changes that were recorded
+    under_way: dict[int, _Leg] = field(default_factory=dict)  # by trial
+    again: list[int] = field(default_factory=list)  # trials of those that wait for a worker after theirs has died
+    is_confirming: bool = False
+    scored: int = 0  # rungs that ended well in this process
+
+    # Setting out
+
+    def prepare(self, lr_hint: float | None, lr_diverged: float | None, kept: Kept | None = None) -> None:
+        """Fix the baseline, the space and the warm starts, and go to where an earlier process was stopped."""
+        facts = self.runner.facts()
+        self.direction = facts.direction
+        whose = "your configuration" if facts.baseline_is_users else "the default configuration (assumed)"
+        self.baseline, self.baseline_origin = facts.baseline, f"{whose}, trained to the end"
+        if facts.baseline.plan.batch_size > self.max_batch:
+            plan = self._plan_for(facts.baseline.plan.effective_batch_size)
+            if plan is not None:
+                self.baseline = replace(facts.baseline, plan=plan)
+                self.baseline_origin += (
+                    f"; its batch of {facts.baseline.plan.batch_size} does not fit, so it is accumulated over "
+                    f"{plan.accumulation_steps} steps of {plan.batch_size}"
+                )
+        earlier = self._earlier()
+        space = space_for(
+            facts,
+            self.costs.times,
+            max_batch=self.max_batch,
+            max_micro_batch=self.max_micro_batch,
+            horizon_s=self.costs.horizon_s,
+            baseline=self.baseline,
+            lr_hint=lr_hint,
+            lr_diverged=lr_diverged,
+            earlier=[config for config, _ in earlier],
+        )
+        self.space = replace(space, lrs=self.settings.lrs)
+        self.allotment_s = self.crew.size * self.ledger.available_s
+        steps = self.costs.total_steps(self.baseline.plan)
+        is_new = kept is None or not kept.trials
+        if is_new and (steps < MIN_STEPS or self.costs.full_trial_s > self.ledger.available_s):
+            needed_s = EQUIVALENTS * self.costs.full_trial_s * max(1.0, MIN_STEPS / steps)
+            raise BudgetTooShort(
+                f"the baseline takes at least {MIN_STEPS} steps in a full trial that fits the budget; it would take "
+                f"{steps} in {format_duration(self.costs.full_trial_s)}, and "
+                f"{format_duration(self.ledger.available_s)} "
+                f"remain. Give at least {format_duration(needed_s)} more"
+            )
+        knee = self.space.nearest(self.space.reference_batch)
+        plan = self._plan_for(knee)
+        self.waiting = warm_starts(self.space, self.baseline, plan, lr_hint, earlier) if plan else earlier
+        if kept is not None and kept.trials:
+            self._restore(kept)
+
+    def _restore(self, kept: Kept) -> None:
+        state = kept.state
+        self.trials, self.baseline = list(kept.trials), kept.trials[0].config
+        self.allotment_s, self.spent_s, self.paces = state.allotment_s, state.spent_s, state.paces
+        self.max_batch, self.max_micro_batch = state.max_batch, state.max_micro_batch
+        self.is_exhausted, self.notes, self.count = state.is_exhausted, list(state.notes), state.count
+        self.is_over, self.test_scores = state.is_over, state.test_scores
+        started = {trial.config for trial in self.trials if trial.role == "warm start"}
+        self.waiting = [(c, origin) for c, origin in self.waiting if c not in started and self._holds(c.plan)]
+        if self.record is not None:  # what the last change had no time for: the states that others read
+            for trial in self.trials:
+                self.record.save(trial, self._state())
+        self.checkpoints = {trial.number: -1 for trial in self.trials}  # nobody knows what a kill has left
+        self._tidy()
+
+    def _state(self) -> RaceState:
+        return RaceState(
+            count=self.count,
+            allotment_s=self.allotment_s,
+            spent_s=self.spent_s,
+            max_batch=self.max_batch,
+            max_micro_batch=self.max_micro_batch,
+            paces=self.paces,
+            is_exhausted=self.is_exhausted,
+            notes=tuple(self.notes),
+            charged=self.ledger.entries(),
+            is_over=self.is_over,
+            test_scores=self.test_scores,
+        )
+
+    def _earlier(self) -> list[tuple[Config, str]]:
+        """What earlier runs found, as it can be run here."""
+        found = []
+        for config, origin in self.settings.earlier:
+            plan = self._plan_for(config.plan.effective_batch_size)
+            if plan is None:
+                self.notes.append(f"{origin} was not tried: batch {config.plan.effective_batch_size} does not fit here")
+            else:
+                found.append((replace(config, plan=plan), origin))
+        return found
+
+    def _plan_for(self, effective_batch: int) -> Plan | None:
+        precision = self.runner.facts().precision
+        return self.costs.times.plan_for(effective_batch, self.max_batch, precision, self.max_micro_batch)
+
+    # The race
+
+    def run(self) -> None:
+        """Race until nothing more fits, then confirm; from wherever the race stands."""
+        if not self.is_over:
+            self._race()
+        self._tidy()
+
+    def _race(self) -> None:
+        if not self.trials:
+            self._start(self.baseline, "baseline", self.baseline_origin)
+        while True:
+            while self.crew.has_idle:
+                if self.again:
+                    self._try_again(self.trials[self.again.pop(0)])
+                elif (leg := self._next_leg()) is not None:
+                    self._set_off(*leg)
+                else:
+                    break
+            if not self.under_way:
+                break
+            self._take_in()
+        self._test()
+        if self.trials[0].state in ("running", "paused") or not any(t.state == "complete" for t in self.trials):
+            return  # there is no result, and what there is may go on with more time
+        for trial in self.trials:
+            if trial.state == "paused":
+                self._update(replace(trial, state="dropped"))
+        self.is_over = True
+        if self.record is not None:
+            self.count += 1
+            self.record.end(self._state())
+
+    def _next_leg(self) -> tuple[Trial, int] | None:
+        """The trial to train next and the step until which; None where nothing fits, or what is under way decides.
+
+        The baseline goes first, then what was in flight when an earlier process of this run was stopped, then the
+        search, and when nothing more of that fits, the fresh seeds.
+        """
+        baseline = self.trials[0]
+        if baseline.state in ("running", "paused") and baseline.number not in self.under_way:
+            until_step = self._next_until(baseline)
+            if self._fits(self.costs.rung_s(baseline, until_step)):
+                return baseline, until_step
+        for trial in self.trials[1:]:
+            if trial.state == "running" and trial.number not in self.under_way:
+                until_step = trial.total_steps if trial.role == "confirmation" else self._next_until(trial)
+                if self._fits(self.costs.rung_s(trial, until_step)):
+                    return trial, until_step
+                self._set_aside(trial)
+        # Once fresh seeds have begun they end the race.
+        if not self.is_confirming and not any(trial.role == "confirmation" for trial in self.trials):
+            action = self._next_action()
+            while action is None and self._time_left_over():
+                action = self._next_action()
+            if action is None and self.under_way:
+                return None  # what it brings may be worth going on with
+            if action is not None:
+                return action, self._next_until(action)
+        if not self.is_confirming:
+            self.is_confirming = True
+            self._tell("confirming", None)
+        return self._next_confirmation()
+
+    def _next_action(self) -> Trial | None:
+        """The trial to advance by a rung, new or paused; None when nothing that could be finished fits."""
+        left_s = self._left_s(self.confirmations)
+        if left_s >= self.costs.full_trial_s and self.waiting:
+            return self._start(self.waiting[0][0], "warm start", self.waiting.pop(0)[1])
+        if self.settings.sampler == "freeze-thaw":
+            return self._thaw(left_s)
+        for trial in promotable(self.trials, self.costs.ladder, self.direction):
+            if self.costs.finish_s(trial) <= left_s:
+                return trial
+        if left_s >= self.costs.full_trial_s and (config := self._proposal()) is not None:
+            return self._start(config, "search", f"proposed after {len(self.trials)} trials")
+        for trial in paused_best_first(self.trials, self.direction):
+            if self.costs.finish_s(trial) <= left_s:
+                return trial
+        return None
+
+    def _next_confirmation(self) -> tuple[Trial, int] | None:
+        """The finalist, or the baseline where it is close, under a fresh seed; None once it is settled."""
+        if self._left_s(0) - self._tests_s < self.costs.confirmation_s:
+            return None
+        config = next_seed_for(self.trials, self.direction, self.confirmations)
+        if config is None:
+            return None
+        whose = "baseline" if config == self.baseline else "finalist"
+        trial = self._start(config, "confirmation", f"the {whose} under a fresh seed")
+        return trial, trial.total_steps
+
+    def _thaw(self, left_s: float) -> Trial | None:
+        """The trial to advance, new or paused, as the surrogate would have it."""
+        sizes = self._sizes()
+        with self.ledger.charge("deciding"):
+            choice = choose(
+                self.trials,
+                replace(self.space, effective_batch_sizes=sizes or self.space.effective_batch_sizes),
+                ladder=self.costs.ladder,
+                direction=self.direction,
+                resumable=[t for t in self.trials if t.state == "paused" and self.costs.finish_s(t) <= left_s],
+                may_start=left_s >= self.costs.full_trial_s and bool(sizes) and not self._is_hopeless,
+                seed=self.settings.seed,
+            )
+        if choice is None or isinstance(choice, Trial):
+            return choice
+        batch, lr = choice
+        plan = self._plan_for(batch)
+        assert plan is not None
+        return self._start(Config(plan=plan, lr=rounded_lr(lr)), "search", f"proposed after {len(self.trials)} trials")
+
+    def _sizes(self) -> tuple[int, ...]:
+        """The batch sizes of the space that can be run."""
+        return tuple(size for size in self.space.effective_batch_sizes if self._plan_for(size) is not None)
+
+    @property
+    def _is_hopeless(self) -> bool:
+        """Whether nothing new is to be tried."""
+        recent = [trial.state for trial in self.trials[-MOST_FAILURES:]]
+        failing = len(recent) == MOST_FAILURES and set(recent) == {"failed"}
+        return failing or len(self.trials) >= self.settings.most_trials
+
+    def _proposal(self) -> Config | None:
+        """A configuration that was not tried before; None where there is none to be had."""
+        sizes = self._sizes()
+        if self.is_exhausted or self._is_hopeless or not sizes:
+            return None
+        tried = {trial.config for trial in self.trials}
+        with self.ledger.charge("deciding"):
+            for repeat in range(MOST_REPEATS):
+                batch, lr = propose(
+                    self.trials,
+                    replace(self.space, effective_batch_sizes=sizes),
+                    direction=self.direction,
+                    seed=self.settings.seed * MOST_REPEATS + repeat,
+                    ladder=self.costs.ladder,
+                    sampler=self.settings.sampler,
+                )
+                plan = self._plan_for(batch)
+                assert plan is not None
+                config = Config(plan=plan, lr=rounded_lr(lr))
+                if config not in tried:
+                    return config
+        self.is_exhausted = True
+        return None
+
+    def _test(self) -> None:
+        """Score the winner and the baseline once on data that no choice was made by."""
+        if not self.runner.facts().has_test_data:
+            return
+        verdict = self._verdict()
+        runs = [next((t for t in self.trials if t.role == "baseline" and t.state == "complete"), None)]
+        if verdict.finalist_wins:
+            fresh = (t for t in self.trials if t.role == "confirmation" and t.config == verdict.finalist)
+            runs.insert(0, next((t for t in fresh if t.state == "complete"), None))
+        scores = [self._test_score(trial) for trial in runs]
+        self.test_scores = scores[0], scores[-1]
+
+    @property
+    def _tests_s(self) -> float:
+        """Modelled seconds of the test of the winner and of the baseline, which no trial may use up."""
+        return 2 * self.costs.eval_s if self.runner.facts().has_test_data else 0.0
+
+    def _test_score(self, trial: Trial | None) -> float | None:
+        # The test data is taken to be no longer to evaluate than the validation data.
+        if trial is None or not self._fits(self.costs.eval_s):
+            return None
+        with self.ledger.charge("evaluation"):
+            try:
+                return self.runner.test_score(last_rung(trial, self.eval_batch_size))
+            except TaskError as error:  # what was found stands without it
+                self.notes.append(f"there is no score on the test data: {error}")
+                return None
+
+    # One trial
+
+    def _start(self, config: Config, role: Role, origin: str) -> Trial:
+        number = len(self.trials)
+        trial = Trial(
+            number=number,
+            config=config,
+            # Distinct for every trial, and for the same trial of runs with neighbouring seeds.
+            seed=(self.settings.seed * 10_007 + number) % 2**31,
+            total_steps=self.costs.total_steps(config.plan),
+            role=role,
+            origin=origin,
+        )
+        self.trials.append(trial)
+        self._update(trial)
+        return trial
+
+    def _set_off(self, trial: Trial, until_step: int) -> None:
+        """Have one rung trained."""
+        modelled_s = self.costs.rung_s(trial, until_step)
+        trial = self._update(replace(trial, state="running"))
+        self.checkpoints.setdefault(trial.number, 0)
+        self.under_way[trial.number] = _Leg(until_step=until_step, modelled_s=modelled_s)
+        self._submit(trial)
+
+    def _submit(self, trial: Trial) -> None:
+        leg = self.under_way[trial.number] = replace(self.under_way[trial.number], began_s=self.ledger.elapsed_s)
+        predicted_s = leg.modelled_s * self.paces.correction
+        left_s = self.ledger.available_s - self._tests_s * self.paces.correction
+        rung = Rung(
+            trial=trial.number,
+            config=trial.config,
+            seed=trial.seed,
+            start_step=trial.steps_done,
+            until_step=leg.until_step,
+            total_steps=trial.total_steps,
+            eval_batch_size=self.eval_batch_size,
+            limit_s=min(max(0.0, left_s), max(HANG_FACTOR * predicted_s, HANG_LEAST_S)),
+        )
+        self._tell("rung started", trial, predicted_s)
+        self.crew.submit(rung)
+
+    def _try_again(self, trial: Trial) -> None:
+        """Have a rung trained anew whose worker has died; that no time is left for it is not the trial's fault."""
+        if self._fits(self.under_way[trial.number].modelled_s):
+            self._submit(trial)
+        else:
+            del self.under_way[trial.number]
+            self._set_aside(trial)
+
+    def _set_aside(self, trial: Trial) -> None:
+        """Leave a trial where it is for want of time; the baseline, which has no other place, until there is more."""
+        self._update(replace(trial, state="paused" if trial.scores or trial.role == "baseline" else "dropped"))
+
+    def _take_in(self) -> None:
+        """Wait for the rung that ends first, and draw the consequences."""
+        at_once = len(self.under_way)
+        is_confirmation = all(self.trials[number].role == "confirmation" for number in self.under_way)
+        kind = "confirmation" if is_confirmation else "training"
+        with self.ledger.charge(kind):
+            rung, done = self.crew.next()
+        leg = self.under_way[rung.trial]
+        trial = self.trials[rung.trial]
+        if isinstance(done.exception(), DeviceError) and self.crew.size:
+            self.again.append(trial.number)  # it counts as no attempt: others are there
+            return
+        result = _outcome(rung, done, trial.role)
+        # Of the time that passed, a rung among several has had its share.
+        self.ledger.transfer(kind, "evaluation", result.eval_s / at_once)
+        self.ledger.transfer(kind, "checkpoints", (result.seconds - result.train_s - result.eval_s) / at_once)
+        self.spent_s += leg.modelled_s
+        trial = replace(trial, seconds=trial.seconds + result.seconds, predicted_s=trial.predicted_s + leg.modelled_s)
+        if result.outcome == "crashed" and leg.attempt < MOST_ATTEMPTS and self._fits(leg.modelled_s):
+            self.trials[trial.number] = trial  # in the record it is in flight
+            self.under_way[trial.number] = replace(leg, attempt=leg.attempt + 1)
+            self.again.append(trial.number)
+            return
+        del self.under_way[trial.number]
+        norms = trial.grad_norms if result.grad_norms is None else (*trial.grad_norms, result.grad_norms)
+        trial = replace(trial, outcome=result.outcome, message=result.message, grad_norms=norms)
+        if result.score is not None:
+            # Each worker warms up in its first rung: the first of all says nothing for long, those of others nothing.
+            self.scored += 1
+            if self.scored == 1 or self.scored > self.crew.size:
+                self.paces = self.paces.with_rung(leg.modelled_s, result.seconds)
+            is_last = leg.until_step == trial.total_steps
+            scores = (*trial.scores, (leg.until_step, result.score))
+            trial = replace(trial, state="complete" if is_last else "paused", scores=scores)
+        else:
+            trial = replace(trial, state="failed")
+        self._remember_what_did_not_fit(trial)
+        self._update(trial)
+        self._tell("rung finished", trial)
+        self._tidy()
+
+    def _holds(self, plan: Plan) -> bool:
+        """Whether memory is thought to hold a plan."""
+        return plan.batch_size <= (self.max_batch if plan.accumulation_steps == 1 else self.max_micro_batch)
+
+    def _remember_what_did_not_fit(self, trial: Trial) -> None:
+        if trial.outcome == "oom":
+            plan = trial.config.plan
+            self.max_micro_batch = min(self.max_micro_batch, plan.batch_size - 1)
+            if plan.accumulation_steps == 1:
+                self.max_batch = min(self.max_batch, plan.batch_size - 1)
+            self.notes.append(
+                f"batch size {plan.batch_size} ran out of memory in training; only smaller ones were tried from then on"
+            )
+            self.waiting = [(config, origin) for config, origin in self.waiting if self._holds(config.plan)]
+
+    def _tidy(self) -> None:
+        """Drop the worst of too many that wait, and delete the checkpoints that nothing will need.
+
+        After the result is in the record: until then the rung may have to be run again.
+        """
+        waiting = [t for t in paused_best_first(self.trials, self.direction) if t.role != "baseline"]  # it goes on
+        for worst in waiting[self.settings.most_paused :]:
+            self._update(replace(worst, state="dropped"))
+        needed = needed_checkpoints(
+            self.trials,
+            self.direction,
+            keep=self.settings.keep_checkpoints,
+            tests=self.runner.facts().has_test_data,
+            is_over=self.is_over,
+        )
+        for number in self.checkpoints.keys() - needed.keys():
+            self.runner.forget(number)
+        for number, step in needed.items():
+            if step != self.checkpoints.get(number):
+                self.runner.forget(number, before=step)
+        self.checkpoints = needed
+
+    def _update(self, trial: Trial) -> Trial:
+        self.trials[trial.number] = trial
+        if self.record is not None:
+            self.count += 1
+            with self.ledger.charge("record"):
+                self.record.save(trial, self._state())
+        return trial
+
+    def _tell(self, kind: EventKind, trial: Trial | None, predicted_s: float = 0.0) -> None:
+        if self.on_event is not None:
+            self.on_event(Event(kind=kind, trial=trial, elapsed_s=self.ledger.elapsed_s, predicted_s=predicted_s))
+
+    # Time
+
+    @property
+    def equivalents(self) -> float:
+        """Full trials that the time pays for, spent or left, as far as is known by now."""
+        workers = max(1, self.crew.size)  # one that was lost may be there again for a resumed run
+        on_clock_s = self.spent_s + workers * self.ledger.available_s / self.paces.correction
+        return min(self.allotment_s, on_clock_s) / self.costs.full_trial_s
+
+    @property
+    def confirmations(self) -> int:
+        """Full trials reserved for fresh seeds: one where the time is short, or the lead is beyond doubt.
+
+        Not with several workers, which train them at once: a second one takes no longer.
+        """
+        if self.crew.size > 1:
+            return self.settings.confirmations
+        few = self.equivalents < FEW_EQUIVALENTS or leads_clearly(self.trials, self.direction)
+        return 1 if few else self.settings.confirmations
+
+    def _left_s(self, reserved: int) -> float:
+        """Modelled seconds of work that may still be begun, with so many confirmations kept for the end.
+
+        Of the allotment; of all workers' time on the clock; and of one worker's, since the rungs of one trial follow
+        one another.
+        """
+        kept_s, size = reserved * self.costs.confirmation_s, self.crew.size
+        begun_s = sum(leg.modelled_s for leg in self.under_way.values())
+        on_clock_s = self.ledger.available_s / self.paces.slowest_correction
+        now_s = self.ledger.elapsed_s
+        to_do_s = sum(
+            max(0.0, leg.modelled_s - (now_s - leg.began_s) / self.paces.slowest_correction)
+            for leg in self.under_way.values()
+        )
+        waves = math.ceil(reserved / size) if size else reserved
+        return min(
+            self.allotment_s - self.spent_s - begun_s - kept_s,
+            size * on_clock_s - to_do_s - kept_s,
+            on_clock_s - waves * self.costs.confirmation_s,
+        )
+
+    def _fits(self, modelled_s: float) -> bool:
+        return self.ledger.fits(modelled_s * self.paces.slowest_correction)
+
+    def _time_left_over(self) -> bool:
+        """Whether the clock pays for more than the model did, which is then allotted.
+
+        So it is after trials that failed early, and where training is faster than the profile said.
+        """
+        on_clock_s = self.crew.size * self.ledger.available_s / self.paces.correction
+        if self.spent_s + on_clock_s - self.allotment_s < self.costs.full_trial_s:
+            return False
+        self.allotment_s = self.spent_s + on_clock_s
+        return True
+
+    def _next_until(self, trial: Trial) -> int:
+        return self.costs.ladder.until(len(trial.scores), trial.total_steps)
+
+    # The end
+
+    def _verdict(self) -> Verdict:
+        return judge(self.trials, self.direction)
+
+    def interrupted(self, why: str = "stopped by the user before the end") -> SearchResult:
+        """The baseline, unless all the reserved seeds had spoken when the race was stopped.
+
+        What is under way is not waited for: whoever closes the runners ends it.
+        """
+        for trial in self.trials:
+            if trial.state == "running":  # not in the record: there it is in flight, to be taken up
+                stopped = replace(trial, message="interrupted")
+                self.trials[trial.number] = replace(stopped, state="paused" if trial.scores else "dropped")
+        fresh = self._verdict().finalist_score
+        spoken = fresh is not None and len(fresh.scores) >= self.confirmations
+        return self._result(interrupted=why, may_win=spoken)
+
+    def without_device(self, lost: DeviceError) -> SearchResult:
+        """The same, where nothing is left to train on.
+
+        Raises:
+            DeviceError: what was lost, where nothing was trained to the end.
+        """
+        if not any(trial.state == "complete" for trial in self.trials):
+            raise lost
+        return self.interrupted(f"ended early, as no device was left to train on: {lost}")
+
+    def result(self) -> SearchResult:
+        """The outcome of a race that ran to its end.
+
+        Raises:
+            NoValidResult: there is nothing to compare with, or nothing that ran at all.
+        """
+        taking_s = self.costs.full_trial_s * self.paces.correction
+        if not any(trial.state == "complete" for trial in self.trials):
+            said = sorted({f"{t.outcome}: {t.message or 'no message'}" for t in self.trials if t.state == "failed"})
+            raise NoValidResult(
+                f"a race needs a trial that is trained to the end; {len(self.trials)} were started and none was"
+                + (f" ({'; '.join(said)})" if said else "")
+                + f". A full one takes {format_duration(taking_s)}: mend the task, or give more time"
+            )
+        baseline = self.trials[0]
+        if baseline.state in ("running", "paused"):
+            raise NoValidResult(
+                f"the time ran out at step {baseline.steps_done} of {baseline.total_steps} of the baseline: training "
+                f"takes {self.paces.correction:.1f} times what the profile said. Give a budget of at least "
+                f"{format_duration(EQUIVALENTS * taking_s)}"
+            )
+        return self._result(interrupted=None, may_win=True)
+
+    def _result(self, *, interrupted: str | None, may_win: bool) -> SearchResult:
+        return conclude(
+            self.trials,
+            self._verdict(),
+            baseline=self.baseline,
+            space=self.space,
+            horizon_s=self.costs.horizon_s,
+            equivalents=self.equivalents,
+            may_win=may_win,
+            interrupted=interrupted,
+            notes=[*self.notes, *self.crew.remarks],
+            test_scores=self.test_scores,
+        )
+
+
+def _outcome(rung: Rung, done: Future[RungResult], role: Role) -> RungResult:
+    """What came of a rung, where what was raised says something of its trial alone."""
+    try:
+        return done.result()
+    except CheckpointError as error:
+        return RungResult(rung=rung, outcome="crashed", message=str(error))
+    except TaskError as error:
+        if role == "baseline":
+            raise
+        # The task trains with the user's settings, and gives up with these: many do when the loss blows up.
+        return RungResult(rung=rung, outcome="diverged", message=str(error))

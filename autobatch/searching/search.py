@@ -1,0 +1,108 @@
+"""The race for the best validation score at equal training time, on any `Runner`.
+
+The baseline runs to the end first. Then come the warm starts, proposals and promotions, by asynchronous successive
+halving with resume: a trial is paused at a rung by its checkpoint and goes on if it ranks among the best there. The
+last slice of the time goes to finishing what is paused. Then the finalist is trained again under fresh seeds.
+
+What is done next is decided by scores and by *modelled* cost, from the profile; so the same profile and the same scores
+give the same race, where one rung is trained at a time. Several workers train several: who becomes idle takes the next,
+and what is under way is believed to come out as the surrogate predicts. The clock is the guard: nothing starts whose
+predicted end does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import DeviceError
+from ..plan import Runner
+from .conclusion import SearchResult as SearchResult
+from .confirmation import ScoreSummary as ScoreSummary
+from .costs import Costs
+from .costs import horizon_s as horizon_s
+from .crew import Alone, Crew
+from .ledger import Ledger
+from .race import Race
+from .record import Kept as Kept
+from .record import StudyRecord as StudyRecord
+from .trials import Event as Event
+from .trials import Ladder as Ladder
+from .trials import SearchSettings as SearchSettings
+from .trials import Space as Space
+from .trials import StepTimes as StepTimes
+from .trials import Trial as Trial
+
+
+def search(
+    runner: Runner,
+    ledger: Ledger,
+    times: StepTimes,
+    *,
+    max_batch: int,
+    max_micro_batch: int | None = None,
+    horizon_s: float,
+    eval_s: float,
+    eval_batch_size: int,
+    overhead_s: float = 0.0,
+    lr_hint: float | None = None,
+    lr_diverged: float | None = None,
+    settings: SearchSettings | None = None,
+    record: StudyRecord | None = None,
+    kept: Kept | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    crew: Crew | None = None,
+) -> SearchResult:
+    """The best configuration found in what remains of the ledger's budget, which is never overrun.
+
+    Args:
+        runner: trains and evaluates.
+        ledger: charged for everything done here.
+        times: the throughput profile; the currency of every comparison.
+        max_batch: the most samples that fit in one forward and backward pass.
+        max_micro_batch: the same beside gradients that are kept, for steps that accumulate; None for `max_batch`.
+        horizon_s: seconds of training of a full trial, by the profile.
+        eval_s, eval_batch_size: seconds and batch size of one evaluation of the validation data.
+        overhead_s: seconds of writing and reading a checkpoint.
+        lr_hint, lr_diverged: what the range test at the knee suggests, and where it blew up.
+        settings: how the race is run.
+        record: where every trial is written as it happens.
+        kept: where an earlier process of this run was stopped, as its record has it: the race goes on from there.
+        on_event: called when a rung starts and ends.
+        crew: trains the rungs, on devices of the profile's kind; by default `runner`, one after the other.
+
+    Raises:
+        BudgetTooShort: the baseline could not be trained to the end at this horizon.
+        NoValidResult: the time ran out before the baseline was trained, or every trial failed.
+        DeviceError: no device was left before the baseline was trained.
+    """
+    settings = settings or SearchSettings()
+    facts = runner.facts()
+    if max_micro_batch is None:
+        max_micro_batch = max_batch
+    costs = Costs(
+        times=times,
+        ladder=settings.ladder.beyond(facts.peak_lr_fraction),
+        horizon_s=horizon_s,
+        eval_s=eval_s,
+        overhead_s=overhead_s,
+    )
+    race = Race(
+        runner=runner,
+        crew=crew or Alone(runner),
+        ledger=ledger,
+        max_batch=max_batch,
+        max_micro_batch=max_micro_batch if facts.accumulates else 0,
+        costs=costs,
+        eval_batch_size=eval_batch_size,
+        settings=settings,
+        record=record,
+        on_event=on_event,
+    )
+    race.prepare(lr_hint, lr_diverged, kept)
+    try:
+        race.run()
+    except KeyboardInterrupt:
+        return race.interrupted()
+    except DeviceError as lost:
+        return race.without_device(lost)
+    return race.result()

@@ -1,0 +1,146 @@
+"""What Optuna's samplers would try next.
+
+The search keeps its own trials; Optuna is asked what to try and, in record.py, told what happened. So a sampler is
+replaced by passing another `optuna.samplers.BaseSampler`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from ..errors import SettingError
+from ..plan import Direction
+from .trials import Ladder, Space, Trial, oriented, promotable
+
+
+def propose(
+    trials: Sequence[Trial],
+    space: Space,
+    *,
+    direction: Direction,
+    seed: int,
+    ladder: Ladder | None = None,
+    sampler: str | BaseSampler = "tpe",
+) -> tuple[int, float]:
+    """The (effective batch size, learning rate) to try next: a pure function of what was seen and the seed.
+
+    The sampler sees the index of the batch size and the learning rate carried over to the reference batch, where the
+    best rates of all batch sizes lie close together. A trial trained to the end is COMPLETE. One that is paused,
+    running or dropped is PRUNED with its rung scores: TPE ranks PRUNED trials by (last step, value) behind the
+    complete ones, while it would take RUNNING ones for bad (`constant_liar`). One that failed is PRUNED at the first
+    rung with the worst score so far, since what is told NaN or FAIL is hidden from samplers, and a COMPLETE trial with
+    a bad score would rank before every paused one. The baseline runs to the end whatever it scores, so it is shown
+    only up to the rung where halving would have stopped it: else its neighborhood would pass for good.
+
+    Args:
+        trials: all so far, in the order of their numbers; confirmations are left out.
+        space: where to look.
+        direction: of the scores.
+        seed: of the run; the draw depends on it and on how many trials there are.
+        ladder: the rungs; by default T/8, T/2, T.
+        sampler: "tpe", or any Optuna sampler, whose own state then takes the place of the seed.
+
+    Raises:
+        SettingError: an unknown name of a sampler.
+    """
+    if isinstance(sampler, str):
+        if sampler != "tpe":
+            raise SettingError(f'a search is "tpe", "freeze-thaw" or an optuna.samplers.BaseSampler; found {sampler!r}')
+        sampler = TPESampler(seed=(seed * 10_007 + len(trials)) % 2**32)
+    ladder = ladder or Ladder()
+    sizes = space.effective_batch_sizes
+    box: dict[str, BaseDistribution] = {
+        "batch": IntDistribution(0, len(sizes) - 1),
+        "lr": FloatDistribution(space.lr_low, space.lr_high, log=True),
+    }
+    racing = [trial for trial in trials if trial.role != "confirmation"]
+    seen = [oriented(score, direction) for trial in racing for _, score in trial.scores]
+    worst = oriented(min(seen, default=0.0), direction)
+    with quiet():
+        study = optuna.create_study(direction=direction, sampler=sampler)
+        for trial in racing:
+            if trial.scores or trial.state == "failed":
+                params = {
+                    "batch": sizes.index(space.nearest(trial.config.plan.effective_batch_size)),
+                    "lr": min(max(space.scaled_lr(trial.config), space.lr_low), space.lr_high),
+                }
+                study.add_trial(_as_seen(trial, racing, ladder, direction, worst, params, box))
+        asked = study.ask(box)
+    batch = sizes[asked.params["batch"]]
+    return batch, space.lr_at(batch, asked.params["lr"])
+
+
+def _as_seen(
+    trial: Trial,
+    racing: Sequence[Trial],
+    ladder: Ladder,
+    direction: Direction,
+    worst: float,
+    params: dict[str, int | float],
+    box: dict[str, BaseDistribution],
+) -> FrozenTrial:
+    """A trial as the sampler is to see it."""
+    levels = len(trial.scores)
+    if trial.role == "baseline":
+        levels = _stopped_by_halving(trial, racing, ladder, direction)
+    if trial.state == "complete" and levels == len(trial.scores):
+        return optuna.trial.create_trial(value=trial.final_score, params=params, distributions=box)
+    curve = {_step_of(ladder, level): trial.scores[level][1] for level in range(levels)}
+    if trial.state == "failed":
+        curve = {_step_of(ladder, 0): worst}
+    return optuna.trial.create_trial(
+        state=TrialState.PRUNED, params=params, distributions=box, intermediate_values=curve
+    )
+
+
+def _stopped_by_halving(trial: Trial, racing: Sequence[Trial], ladder: Ladder, direction: Direction) -> int:
+    """How many rungs of a trial successive halving would have paid for."""
+    for level in range(1, len(trial.scores)):
+        as_paused = Trial(
+            number=trial.number,
+            config=trial.config,
+            seed=trial.seed,
+            total_steps=trial.total_steps,
+            role=trial.role,
+            origin=trial.origin,
+            state="paused",
+            scores=trial.scores[:level],
+        )
+        others = [as_paused if other.number == trial.number else other for other in racing]
+        if as_paused not in promotable(others, ladder, direction):
+            return level
+    return len(trial.scores)
+
+
+def _step_of(ladder: Ladder, level: int) -> int:
+    """A rung as Optuna's integer step: thousandths of the schedule, the same whatever the batch size."""
+    return round(1000 * ladder.shares[level])
+
+
+_quiet = threading.Lock()
+_quiet_depth, _verbosity = 0, 0  # how many hold Optuna back, and what it was before the first
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back Optuna's line for each study and trial, and leave its verbosity as the user has it; in any thread."""
+    global _quiet_depth, _verbosity
+    with _quiet:
+        if not _quiet_depth:
+            _verbosity = optuna.logging.get_verbosity()
+            optuna.logging.set_verbosity(max(_verbosity, optuna.logging.WARNING))
+        _quiet_depth += 1
+    try:
+        yield
+    finally:
+        with _quiet:
+            _quiet_depth -= 1
+            if not _quiet_depth:
+                optuna.logging.set_verbosity(_verbosity)

@@ -1,0 +1,1 @@
+"""Runners without a device: curves of memory and score, tables and recordings that are played back."""

@@ -1,0 +1,263 @@
+"""Probes of a real device, kept in a file and replayed without it.
+
+What a search did on somebody's GPU can be looked at, sent along with a report of a fault, and run again as a test on a
+machine that has none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, final
+
+from ..errors import ReportError
+from ..files import write_whole
+from ..plan import Measurement, MemoryLimit, Outcome, Plan, Precision, Prober, TaskFacts
+from ..shapes import NUMBER, Reader
+
+# Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What came of one probe, and whether it was asked for as a verdict."""
+
+    verdict: bool
+    measurement: Measurement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """All probes of one search.
+
+    Attributes:
+        task: its name.
+        train_size: samples of its training data; None where it does not say.
+        limit: what a step was allowed to use.
+        probes: in order.
+        about: where they come from: device, versions, command, date, as plain JSON values.
+    """
+
+    task: str
+    train_size: int | None
+    limit: MemoryLimit
+    probes: tuple[Probe, ...]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, sizes in bytes and times in seconds; what was not measured is left out."""
+        return {
+            "schema": SCHEMA,
+            "task": self.task,
+            "train_size": self.train_size,
+            "limit": asdict(self.limit),
+            "probes": [{"verdict": probe.verdict, **measurement_to_json(probe.measurement)} for probe in self.probes],
+            "about": dict(self.about),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, whole or not at all.
+
+        Raises:
+            ReportError: the file cannot be written.
+        """
+        write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recording:
+        """The recording in a file that `save` wrote.
+
+        Raises:
+            ReportError: it cannot be read, or is no whole recording of this schema; the message says what is wrong.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ReportError(f"a recording is a readable JSON file; {path}: {error}") from error
+        found = Reader(data, str(path))
+        if found.get("schema", int) != SCHEMA:
+            raise ReportError(f"{path} is a recording of schema {SCHEMA}; found {data['schema']}")
+        limit = limit_from_json(found.inside("limit"))
+        return cls(
+            task=found.get("task", str),
+            train_size=found.get("train_size", int, or_null=True),
+            limit=limit,
+            probes=tuple(_probe(Reader(entry, f"a probe of {path}")) for entry in found.list_of("probes", dict)),
+            about=found.get("about", dict),
+        )
+
+
+def _probe(found: Reader) -> Probe:
+    measurement = measurement_from_json(found)
+    return Probe(verdict=found.get("verdict", bool), measurement=measurement)
+
+
+def plan_from_json(found: Reader) -> Plan:
+    """A plan from its batch size, accumulation steps and precision.
+
+    Raises:
+        ReportError: it cannot be.
+    """
+    try:
+        return Plan(
+            batch_size=found.get("batch_size", int),
+            accumulation_steps=found.get("accumulation_steps", int),
+            precision=found.one_of("precision", Precision),
+            ranks=found.get("ranks", int) if "ranks" in found else 1,
+        )
+    except ReportError:
+        raise
+    except ValueError as error:  # a Plan checks its numbers
+        raise ReportError(f"a recorded step has a plan that could be run; {error}") from None
+
+
+def measurement_to_json(measurement: Measurement) -> dict[str, Any]:
+    """A measurement as plain JSON values; what was not measured is left out."""
+    measured = asdict(measurement)
+    return {key: value for key, value in measured.items() if value is not None and value not in ((), {})}
+
+
+def measurement_from_json(found: Reader) -> Measurement:
+    """The measurement that `measurement_to_json` made, to the last bit.
+
+    Raises:
+        ReportError: it is not one.
+    """
+    known: dict[str, Any] = {
+        key: found.list_of(key, NUMBER) for key in ("step_s", "compute_s", "loader_s") if key in found
+    }
+    sizes = ("peak_bytes", "allocated_bytes", "others_bytes", "alloc_retries")
+    known |= {key: found.get(key, int) for key in sizes if key in found}
+    known |= {key: found.number(key) for key in ("joules", "watts") if key in found}
+    if "phases_s" in found:
+        phases = found.inside("phases_s")
+        known["phases_s"] = {part: phases.number(part) for part in found.get("phases_s", dict)}
+    if "remarks" in found:
+        known["remarks"] = found.list_of("remarks", str)
+    return Measurement(
+        plan=plan_from_json(found.inside("plan")),
+        outcome=found.one_of("outcome", Outcome),
+        seconds=found.number("seconds"),
+        fresh=found.get("fresh", bool),
+        message=found.get("message", str) if "message" in found else None,
+        **known,
+    )
+
+
+def limit_from_json(found: Reader) -> MemoryLimit:
+    """The memory limit of a file, from its fields.
+
+    Raises:
+        ReportError: it is not one.
+    """
+    return MemoryLimit(
+        capacity_bytes=found.get("capacity_bytes", int),
+        budget_bytes=found.get("budget_bytes", int),
+        source=found.get("source", str),
+    )
+
+
+def _size(measured: Measurement) -> int:
+    return measured.plan.batch_size
+
+
+@final
+class Recorder(Prober):
+    """Another prober, whose answers are noted down."""
+
+    def __init__(self, prober: Prober) -> None:
+        self._prober = prober
+        self._facts: TaskFacts | None = None
+        self._limit: MemoryLimit | None = None
+        self._probes: list[Probe] = []
+
+    def facts(self) -> TaskFacts:
+        self._facts = self._prober.facts()
+        return self._facts
+
+    def memory(self) -> MemoryLimit:
+        self._limit = self._prober.memory()
+        return self._limit
+
+    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        measurement = self._prober.probe(plan, verdict=verdict)
+        self._probes.append(Probe(verdict=verdict, measurement=measurement))
+        return measurement
+
+    def recording(self, about: Mapping[str, Any]) -> Recording | None:
+        """What has been noted so far; None before the prober has said what it may use."""
+        facts, limit = self._facts, self._limit
+        if facts is None or limit is None:
+            return None
+        probes = tuple(self._probes)
+        return Recording(task=facts.name, train_size=facts.train_size, limit=limit, probes=probes, about=about)
+
+
+@final
+class ReplayProber(Prober):
+    """Answers from a recording, in no time and on any machine.
+
+    A size that was probed gets its own answer, the first of that size and kind. Between two that ran the peak is on
+    the line through theirs. From the smallest size that did not run on, none does.
+
+    Args:
+        recording: what to answer from.
+        facts: of the task, with the recording's name and size in their place.
+    """
+
+    def __init__(self, recording: Recording, facts: TaskFacts) -> None:
+        self._recording = recording
+        self._facts = replace(facts, name=recording.task, train_size=recording.train_size)
+
+    def facts(self) -> TaskFacts:
+        return self._facts
+
+    def memory(self) -> MemoryLimit:
+        return self._recording.limit
+
+    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        """The recorded answer, or one between two recorded ones.
+
+        Raises:
+            ReportError: nothing that was recorded says what this size does.
+        """
+        like = [
+            probe.measurement
+            for probe in self._recording.probes
+            if (probe.measurement.plan.accumulation_steps, probe.measurement.plan.precision)
+            == (plan.accumulation_steps, plan.precision)
+        ]
+        asked = [p.measurement for p in self._recording.probes if p.verdict == verdict and p.measurement in like]
+        for measured in (*asked, *like):
+            if measured.plan == plan:
+                return replace(measured, fresh=measured.fresh or verdict)
+        size = plan.batch_size
+        ran = sorted((m for m in like if m.peak_bytes is not None and m.outcome != "oom"), key=_size)
+        below = [measured for measured in ran if _size(measured) < size]
+        above = [measured for measured in ran if _size(measured) > size]
+        if below and above:
+            return self._between(below[-1], above[0], plan, verdict)
+        refused = [m for m in like if m.outcome in ("oom", "crashed") and m.plan.batch_size < size]
+        if refused:
+            return replace(refused[0], plan=plan, fresh=verdict)
+        sizes = sorted({measured.plan.batch_size for measured in like})
+        raise ReportError(
+            f"the recording says nothing of a batch of {size}; it has {sizes or 'no probe of such a plan'}"
+        )
+
+    def _between(self, low: Measurement, high: Measurement, plan: Plan, verdict: bool) -> Measurement:
+        share = (plan.batch_size - low.plan.batch_size) / (high.plan.batch_size - low.plan.batch_size)
+        assert low.peak_bytes is not None
+        assert high.peak_bytes is not None
+        peak = round(low.peak_bytes + share * (high.peak_bytes - low.peak_bytes))
+        return Measurement(
+            plan=plan,
+            outcome="ok" if peak <= self.memory().budget_bytes else "over_limit",
+            peak_bytes=peak,
+            seconds=low.seconds + share * (high.seconds - low.seconds),
+            fresh=verdict,
+            message="between two recorded sizes",
+        )

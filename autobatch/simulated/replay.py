@@ -1,0 +1,293 @@
+"""A runner without torch that reads a table of trials that were run: what a search strategy is judged on."""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeVar
+
+from ..errors import CheckpointError, ReportError
+from ..plan import Config, DeviceInfo, LrSweep, Measurement, MemoryLimit, Plan, Rung, RungResult, Runner, TaskFacts
+from .recording import Recording, ReplayProber
+from .sim import VirtualClock
+
+_MIB = 1 << 20
+
+Value = TypeVar("Value", float, float | None)
+_Curve = Sequence[float | None]  # the scores of one seed, a rung each
+
+_TABLE_KEYS = (
+    *("name", "full_trial_s", "direction", "batch_sizes", "lrs", "rungs", "step_time_s"),
+    *("baseline", "lr_range_test_min_over_10_at_128", "score"),
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class ReplayRunner(Runner):
+    """A runner that reads a table of trials that were run: score over batch size, learning rate, seed and rung.
+
+    Only tabulated batch sizes have scores: another effective batch reads the nearest one by its logarithm. The
+    learning rate interpolates linearly in its logarithm, and so does the share of the schedule; both are clamped. A
+    score of null is a trial that diverged; between it and a number, whether a trial diverges depends on how far it is
+    and on its seed.
+
+    Cells may have different numbers of seeds. The last `truth_seeds` of a cell that has more than that many are shown
+    to no trial, and the truth is their mean; in other cells, and without that key, both are of all. Seed s reads the
+    column s modulo the number of those shown, so that neighbouring seeds differ.
+
+    Step times are the table's, of the micro-batch. What a table does not hold is made up and simple: memory (but for a
+    recording) of 1 MiB per sample, with room for the largest tabulated batch; an evaluation of `eval_s`; a range test
+    (see `sweep_lr`).
+
+    Attributes:
+        table: as in its JSON file; `load` checks it.
+        recording: probes of the same task, which `memory` and `probe` then answer from.
+    """
+
+    table: dict[str, Any]
+    clock: VirtualClock = field(default_factory=VirtualClock)
+    eval_s: float = 0.0
+    recording: Recording | None = None
+    kept: dict[int, set[int]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: str | Path, *, eval_s: float = 0.0) -> ReplayRunner:
+        """The runner of the table in a JSON file.
+
+        Raises:
+            ReportError: it cannot be read, lacks a key, or has a list or a number that cannot be used.
+        """
+        try:
+            table = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ReportError(f"a table is a readable JSON file; {path}: {error}") from error
+        problems = _table_problems(table)
+        if problems:
+            raise ReportError(f"{path} is not a table of trials: {'; '.join(problems)}")
+        return cls(table=table, eval_s=eval_s)
+
+    def truth(self, config: Config) -> float:
+        """The mean score at the end of the schedule, over the seeds that no trial sees; one that diverged counts as the
+        worst score there is.
+        """
+        means = [self._mean_end(cell) for cell in self._row(config)]
+        return _interpolate([math.log(lr) for lr in self.table["lrs"]], means, math.log(config.lr))
+
+    def best(self) -> float:
+        """The best `truth` of any tabulated cell; where seeds are held back, of one that has such."""
+        cells = [cell for row in self.table["score"] for cell in row]
+        truths = [self._mean_end(cell) for cell in cells if len(cell) > self._truth_seeds or not self._truth_seeds]
+        return max(truths) if self.table["direction"] == "maximize" else min(truths)
+
+    def worst(self) -> float:
+        """The worst finite score at the end of the schedule."""
+        ends: list[float] = [
+            seed[-1] for row in self.table["score"] for cell in row for seed in cell if seed[-1] is not None
+        ]
+        return min(ends) if self.table["direction"] == "maximize" else max(ends)
+
+    @property
+    def _truth_seeds(self) -> int:
+        return int(self.table.get("truth_seeds", 0))
+
+    def _shown(self, cell: Sequence[_Curve]) -> Sequence[_Curve]:
+        """The seeds of a cell that trials see."""
+        return cell[: -self._truth_seeds] if 0 < self._truth_seeds < len(cell) else cell
+
+    def _mean_end(self, cell: Sequence[_Curve]) -> float:
+        """The mean score at the end over the seeds that tell the truth."""
+        ends = [seed[-1] for seed in cell[-self._truth_seeds :]]  # of all where none are held back
+        return fmean(self.worst() if end is None else end for end in ends)
+
+    def _row(self, config: Config) -> Sequence[Sequence[_Curve]]:
+        """The cells of the tabulated batch size closest to the effective one, as a ratio: one for each rate."""
+        sizes, log_batch = self.table["batch_sizes"], math.log(config.plan.effective_batch_size)
+        row: Sequence[Sequence[_Curve]] = self.table["score"][
+            min(range(len(sizes)), key=lambda i: abs(math.log(sizes[i]) - log_batch))
+        ]
+        return row
+
+    def facts(self) -> TaskFacts:
+        baseline = self.table["baseline"]
+        return TaskFacts(
+            name=self.table["name"],
+            train_size=None,
+            val_size=None,
+            direction=self.table["direction"],
+            baseline=Config(plan=Plan(batch_size=baseline["batch_size"]), lr=baseline["lr"]),
+            baseline_is_users=True,
+            peak_lr_fraction=self.table.get("peak_lr_fraction", 0.0),
+        )
+
+    def device(self) -> DeviceInfo:
+        return DeviceInfo(name="a table", kind="cpu", notes=("step times and scores are read from a table",))
+
+    def memory(self) -> MemoryLimit:
+        if self.recording is not None:
+            return self.recording.limit
+        limit = self.table["batch_sizes"][-1] * _MIB
+        return MemoryLimit(capacity_bytes=limit, budget_bytes=limit, source="the end of the table, 1 MiB a sample")
+
+    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        if self.recording is not None:
+            replayed = ReplayProber(self.recording, self.facts()).probe(plan, verdict=verdict)
+            self.clock.advance(replayed.seconds)
+            return replayed
+        peak = plan.batch_size * _MIB
+        if peak > self.memory().capacity_bytes:
+            return Measurement(plan=plan, outcome="oom", fresh=verdict, message="simulated: past the end of the table")
+        seconds = (3 if verdict else 2) * self._step_s(plan)
+        self.clock.advance(seconds)
+        return Measurement(plan=plan, outcome="ok", peak_bytes=peak, seconds=seconds, fresh=verdict)
+
+    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+        step = self._step_s(plan)
+        repeats = max(3, min(20, int(budget_s / step)))
+        self.clock.advance(repeats * step)
+        return Measurement(plan=plan, outcome="ok", step_s=(step,) * repeats, seconds=repeats * step)
+
+    def time_evaluation(self, batch_size: int) -> float:
+        self.clock.advance(self.eval_s)
+        return self.eval_s
+
+    def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
+        """A made-up range test with the table's answer, since no losses are tabulated.
+
+        The loss falls up to ten times the tabulated min/10, scaled from batch 128 by the square root, and blows up at
+        the next step, so that every smoothing has its lowest loss there.
+        """
+        turn = 10 * self.table["lr_range_test_min_over_10_at_128"] * math.sqrt(plan.effective_batch_size / 128)
+        ratio = (highest / lowest) ** (1 / (steps - 1))
+        lrs, losses = [], []
+        for step in range(steps):
+            lrs.append(lowest * ratio**step)
+            losses.append(2.0 - step / steps if lrs[-1] <= turn else 20.0)
+            if lrs[-1] > turn:
+                break
+        seconds = len(lrs) * self._step_s(plan)
+        self.clock.advance(seconds)
+        diverged = lrs[-1] > turn
+        return LrSweep(plan=plan, lrs=tuple(lrs), losses=tuple(losses), diverged=diverged, seconds=seconds)
+
+    def advance(self, rung: Rung) -> RungResult:
+        if rung.start_step and rung.start_step not in self.kept.get(rung.trial, ()):
+            raise CheckpointError(f"trial {rung.trial} has no checkpoint at step {rung.start_step} to go on from")
+        train_s = (rung.until_step - rung.start_step) * self._step_s(rung.config.plan)
+        if rung.limit_s is not None and train_s + self.eval_s > rung.limit_s:
+            self.clock.advance(rung.limit_s)
+            return RungResult(rung=rung, outcome="timeout", seconds=rung.limit_s, message="simulated: out of time")
+        seconds = train_s + self.eval_s
+        self.clock.advance(seconds)
+        self.kept.setdefault(rung.trial, set()).add(rung.until_step)
+        score = self.score(rung.config, rung.until_step / rung.total_steps, rung.seed)
+        if score is None:
+            return RungResult(
+                rung=rung, outcome="diverged", train_s=train_s, seconds=seconds, message="tabulated as diverged"
+            )
+        return RungResult(rung=rung, outcome="ok", score=score, train_s=train_s, eval_s=self.eval_s, seconds=seconds)
+
+    def test_score(self, rung: Rung) -> float | None:
+        return None
+
+    def forget(self, trial: int, before: int | None = None) -> None:
+        steps = self.kept.pop(trial, set())
+        if before is not None and (left := {step for step in steps if step >= before}):
+            self.kept[trial] = left
+
+    def close(self) -> None:
+        self.kept.clear()
+
+    def _step_s(self, plan: Plan) -> float:
+        sizes, seconds = self.table["batch_sizes"], self.table["step_time_s"]
+        beyond: float = max(1.0, plan.batch_size / sizes[-1])
+        step_s: float = _interpolate(sizes, seconds, plan.batch_size)
+        return plan.accumulation_steps * beyond * step_s
+
+    def score(self, config: Config, share: float, seed: int) -> float | None:
+        """The score of a trial under `seed` after `share` of its schedule, in (0, 1]; None where it has diverged."""
+        shares = [math.log(rung) for rung in self.table["rungs"]]
+        shown = [self._shown(cell) for cell in self._row(config)]
+        at_share = [_interpolate(shares, curves[seed % len(curves)], math.log(share)) for curves in shown]
+        # A place between the two rates that differs from seed to seed: over many, the chance to diverge is linear.
+        border = (0.5 + seed * 0.6180339887498949) % 1.0
+        return _interpolate([math.log(lr) for lr in self.table["lrs"]], at_share, math.log(config.lr), border)
+
+
+def _interpolate(xs: Sequence[float], ys: Sequence[Value], x: float, border: float = 0.5) -> Value:
+    """Linear between the rising `xs`, constant beyond them; beside a None, the value on this side of the `border`, the
+    share of the way to the next.
+    """
+    place = bisect_left(xs, x)
+    if place == 0 or place == len(xs):
+        return ys[min(place, len(xs) - 1)]
+    low, high = ys[place - 1], ys[place]
+    share = (x - xs[place - 1]) / (xs[place] - xs[place - 1])
+    if low is None or high is None:
+        return low if share < border else high
+    return low + share * (high - low)
+
+
+def _table_problems(table: object) -> list[str]:
+    """What is wrong with a table, one phrase each; of the scores, the first only."""
+    if not isinstance(table, dict):
+        return [f"it holds a {type(table).__name__} instead of an object"]
+    missing = [key for key in _TABLE_KEYS if key not in table]
+    if missing:
+        return [f"it lacks {', '.join(missing)}"]
+    problems = []
+    if table["direction"] not in ("maximize", "minimize"):
+        problems.append(f'direction must be "maximize" or "minimize", not {table["direction"]!r}')
+    for key in ("batch_sizes", "lrs", "rungs", "step_time_s"):
+        values = table[key]
+        if not isinstance(values, list) or not values or not all(_is_number(v) and v > 0 for v in values):
+            problems.append(f"{key} must be a list of numbers above 0")
+        elif key != "step_time_s" and values != sorted(set(values)):
+            problems.append(f"{key} must rise")
+    for key in ("full_trial_s", "lr_range_test_min_over_10_at_128"):
+        if not (_is_number(table[key]) and table[key] > 0):
+            problems.append(f"{key} must be a number above 0, not {table[key]!r}")
+    baseline = table["baseline"]
+    if not isinstance(baseline, dict) or not all(_is_number(baseline.get(key)) for key in ("batch_size", "lr")):
+        problems.append("baseline must hold the numbers batch_size and lr")
+    if problems:
+        return problems
+    if len(table["step_time_s"]) != len(table["batch_sizes"]):
+        return ["step_time_s must have one number for each of batch_sizes"]
+    truth_seeds = table.get("truth_seeds", 0)
+    if not isinstance(truth_seeds, int) or truth_seeds < 0:
+        return [f"truth_seeds must be a whole number from 0 up, not {truth_seeds!r}"]
+    # None for the seeds: a cell may have any number of them.
+    problems = _score_problems(
+        table["score"], (len(table["batch_sizes"]), len(table["lrs"]), None, len(table["rungs"])), "score"
+    )
+    if problems:
+        return problems
+    cells = [cell for row in table["score"] for cell in row]
+    held = [cell for cell in cells if len(cell) > truth_seeds or not truth_seeds]
+    if not held:
+        return [f"score has no cell with more than truth_seeds = {truth_seeds} seeds"]
+    ends = [seed[-1] for cell in held for seed in cell[-truth_seeds:]]
+    return [] if any(end is not None for end in ends) else ["score holds no trial that came to its end"]
+
+
+def _score_problems(values: object, shape: tuple[int | None, ...], name: str) -> list[str]:
+    if not shape:
+        known = values is None or _is_number(values)
+        return [] if known else [f"{name} is {values!r}, neither a finite number nor null for a trial that diverged"]
+    if not isinstance(values, list) or len(values) != (shape[0] or max(1, len(values))):
+        found = len(values) if isinstance(values, list) else type(values).__name__
+        return [f"{name} must be a list of {shape[0] or 'at least 1'}, not {found}"]
+    for index, value in enumerate(values):
+        problems = _score_problems(value, shape[1:], f"{name}[{index}]")
+        if problems:
+            return problems
+    return []
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,277 @@
+"""A runner without torch: `SimRunner` is a formula (`ReplayRunner`, in replay.py, reads a table that was measured).
+
+Both are shipped, not hidden in the tests: whoever writes a search strategy debugs it here, in milliseconds. They live
+on a `VirtualClock`, so that an hour of training passes at once and a ledger on the same clock charges it exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import math
+import random
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import CheckpointError
+from ..plan import (
+    Config,
+    DeviceInfo,
+    LrSweep,
+    Measurement,
+    MemoryLimit,
+    Plan,
+    Rung,
+    RungResult,
+    Runner,
+    TaskFacts,
+)
+from ..searching.crew import Alone, Crew
+
+_MIB = 1 << 20
+
+
+@dataclass(slots=True)
+class VirtualClock:
+    """Seconds that pass only when told to; call it to read it, as one calls `time.monotonic`."""
+
+    now_s: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def advance(self, seconds: float) -> None:
+        """Let `seconds` pass."""
+        if seconds < 0:
+            raise ValueError(f"time runs forward; got {seconds} s")
+        self.now_s += seconds
+
+
+def draw(*key: object) -> random.Random:
+    """A random generator that is a function of `key`: the same in every process and on every run."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return random.Random(int.from_bytes(digest[:8], "big"))
+
+
+def sim_facts(**changes: object) -> TaskFacts:
+    """Facts of a made-up task, with `changes` to any of them."""
+    facts: dict[str, object] = {
+        "name": "simulated",
+        "train_size": 50_000,
+        "val_size": 10_000,
+        "direction": "maximize",
+        "baseline": Config(plan=Plan(batch_size=32), lr=1e-3),
+        "baseline_is_users": True,
+    }
+    return TaskFacts(**(facts | changes))  # type: ignore[arg-type]  # the dataclass itself rejects a wrong name
+
+
+@dataclass(slots=True, kw_only=True)
+class Landscape:
+    """A score over (batch, learning rate, share of the schedule), with a cliff at too high a rate.
+
+    Best at `best_lr * (batch / best_batch) ** alpha` for each batch, and at `best_batch` over all; it falls off by
+    `lr_curvature` for each squared e-fold of the rate, by `batch_curvature` for each squared doubling of the batch.
+    """
+
+    best_score: float = 0.95
+    best_batch: int = 256
+    best_lr: float = 3e-3
+    alpha: float = 0.5
+    lr_curvature: float = 0.01
+    batch_curvature: float = 0.004
+    unlearned: float = 0.4
+    noise: float = 0.003
+    diverges_at: float = 30.0
+
+    def __call__(self, config: Config, share: float, seed: int) -> float | None:
+        """The score after `share` of the schedule, in (0, 1]; None where training diverges."""
+        batch = config.plan.effective_batch_size
+        optimum = self.best_lr * (batch / self.best_batch) ** self.alpha
+        off = math.log(config.lr / optimum)
+        if config.lr > self.diverges_at * optimum:
+            return None
+        score = self.best_score - self.lr_curvature * off**2
+        score -= self.batch_curvature * math.log2(batch / self.best_batch) ** 2
+        score -= self.unlearned * (1 - share) ** 2 * math.exp(-0.1 * off)
+        return score + draw(seed, batch, config.lr, share).gauss(0, self.noise)
+
+
+@dataclass(slots=True, kw_only=True)
+class SimRunner(Runner):
+    """A runner that is formulas all through.
+
+    Attributes:
+        peak_bytes: peak memory of a step over its batch size.
+        step_s: seconds of one micro-batch over its batch size.
+        loader_share: the part of `step_s` that the loader costs.
+        landscape: score over (config, share of the schedule, seed); None where training diverges.
+        capacity_bytes, headroom: as in `MemoryLimit`.
+        eval_s: seconds of one evaluation.
+        slowdown: what training really costs over what `time` said; a profile that proves wrong.
+        reads_peak: False for a device without a peak counter.
+        faults: outcome of `advance` in place of the formula's, by (trial, until_step).
+    """
+
+    known: TaskFacts = field(default_factory=sim_facts)
+    clock: VirtualClock = field(default_factory=VirtualClock)
+    peak_bytes: Callable[[int], int] = lambda batch: (200 + 3 * batch) * _MIB
+    step_s: Callable[[int], float] = lambda batch: 0.002 + 2e-5 * batch
+    loader_share: float = 0.1
+    landscape: Callable[[Config, float, int], float | None] = field(default_factory=Landscape)
+    capacity_bytes: int = 8 << 30
+    headroom: float = 0.05
+    eval_s: float = 0.05
+    slowdown: float = 1.0
+    reads_peak: bool = True
+    faults: Callable[[Rung], RungResult | None] = lambda rung: None
+    probes: list[Plan] = field(default_factory=list)
+    rungs: list[Rung] = field(default_factory=list)
+    kept: dict[int, set[int]] = field(default_factory=dict)
+
+    def facts(self) -> TaskFacts:
+        return self.known
+
+    def device(self) -> DeviceInfo:
+        return DeviceInfo(name="a formula", kind="cpu", memory_bytes=self.capacity_bytes, notes=("nothing is real",))
+
+    def memory(self) -> MemoryLimit:
+        budget = int(self.capacity_bytes * (1 - self.headroom))
+        return MemoryLimit(capacity_bytes=self.capacity_bytes, budget_bytes=budget, source="a formula")
+
+    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        self.probes.append(plan)
+        steps = 3 if verdict else 2
+        seconds = steps * plan.accumulation_steps * self.step_s(plan.batch_size)
+        self.clock.advance(seconds)
+        peak, limit = self.peak_bytes(plan.batch_size), self.memory()
+        if peak > limit.capacity_bytes:
+            return Measurement(
+                plan=plan, outcome="oom", seconds=seconds, fresh=verdict, message="simulated: out of memory"
+            )
+        return Measurement(
+            plan=plan,
+            outcome="ok" if peak <= limit.budget_bytes else "over_limit",
+            peak_bytes=peak if self.reads_peak else None,
+            alloc_retries=0,
+            seconds=seconds,
+            fresh=verdict,
+        )
+
+    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+        step = plan.accumulation_steps * self.step_s(plan.batch_size)
+        repeats = max(3, min(20, int(budget_s / step)))
+        self.clock.advance(repeats * step)
+        return Measurement(
+            plan=plan,
+            outcome="ok",
+            step_s=(step,) * repeats,
+            compute_s=(step * (1 - self.loader_share),) * repeats,
+            loader_s=(step * self.loader_share,) * repeats,
+            seconds=repeats * step,
+        )
+
+    def time_evaluation(self, batch_size: int) -> float:
+        self.clock.advance(self.eval_s)
+        return self.eval_s
+
+    def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
+        seconds = steps * plan.accumulation_steps * self.step_s(plan.batch_size)
+        self.clock.advance(seconds)
+        ratio = (highest / lowest) ** (1 / (steps - 1))
+        lrs, losses, loss, learned = [], [], 2.3, False
+        for step in range(steps):
+            lr = lowest * ratio**step
+            score = self.landscape(Config(plan=plan, lr=lr), 1.0, seed)
+            lrs.append(lr)
+            losses.append(loss)
+            if score is None:
+                return LrSweep(plan=plan, lrs=tuple(lrs), losses=tuple(losses), diverged=True, seconds=seconds)
+            learned = learned or score > 0  # too low a rate leaves the loss where it is, too high a one raises it
+            loss = loss * 1.5 if learned and score <= 0 else max(0.1, loss - 0.1 * max(0.0, score))
+        return LrSweep(plan=plan, lrs=tuple(lrs), losses=tuple(losses), diverged=False, seconds=seconds)
+
+    def advance(self, rung: Rung) -> RungResult:
+        if rung.start_step and rung.start_step not in self.kept.get(rung.trial, ()):
+            raise CheckpointError(f"trial {rung.trial} has no checkpoint at step {rung.start_step} to go on from")
+        self.rungs.append(rung)
+        plan = rung.config.plan
+        train_s = (rung.until_step - rung.start_step) * plan.accumulation_steps * self.step_s(plan.batch_size)
+        train_s *= self.slowdown
+        if rung.limit_s is not None and train_s + self.eval_s > rung.limit_s:
+            self.clock.advance(rung.limit_s)
+            return RungResult(rung=rung, outcome="timeout", seconds=rung.limit_s, message="simulated: out of time")
+        fault = self.faults(rung)
+        if fault is not None:
+            self.clock.advance(fault.seconds)
+            return fault
+        self.clock.advance(train_s + self.eval_s)
+        score = self.landscape(rung.config, rung.until_step / rung.total_steps, rung.seed)
+        if score is None:
+            return RungResult(
+                rung=rung, outcome="diverged", train_s=train_s, seconds=train_s, message="simulated: diverged"
+            )
+        self.kept.setdefault(rung.trial, set()).add(rung.until_step)
+        return RungResult(
+            rung=rung,
+            outcome="ok",
+            score=score if self.known.direction == "maximize" else -score,
+            first_loss=2.3,
+            last_loss=2.3 * (1 - score / 2),
+            train_s=train_s,
+            eval_s=self.eval_s,
+            seconds=train_s + self.eval_s,
+        )
+
+    def test_score(self, rung: Rung) -> float | None:
+        if not self.known.has_test_data:
+            return None
+        return self.landscape(rung.config, 1.0, rung.seed + 1)
+
+    def forget(self, trial: int, before: int | None = None) -> None:
+        steps = self.kept.pop(trial, set())
+        if before is not None and (left := {step for step in steps if step >= before}):
+            self.kept[trial] = left
+
+    def close(self) -> None:
+        self.kept.clear()
+
+
+class SimCrew(Crew):
+    """Workers that train at once on a virtual clock, each as `runner` would alone.
+
+    Args:
+        runner: its answers are functions of the rung, whichever worker is asked.
+        clock: the runner's own.
+        size: workers.
+    """
+
+    def __init__(self, runner: Runner, clock: VirtualClock, size: int) -> None:
+        self._runner, self._clock, self._size = runner, clock, size
+        self._ends: list[tuple[float, int, Rung, Future[RungResult]]] = []
+        self._count = 0
+        self.busy_s = 0.0  # seconds that workers have trained, all of them together
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def busy(self) -> int:
+        return len(self._ends)
+
+    def submit(self, rung: Rung) -> None:
+        began_s, alone = self._clock.now_s, Alone(self._runner)
+        alone.submit(rung)
+        _, done = alone.next()
+        self.busy_s += self._clock.now_s - began_s
+        heapq.heappush(self._ends, (self._clock.now_s, self._count, rung, done))
+        self._count += 1
+        self._clock.now_s = began_s  # it has only begun
+
+    def next(self) -> tuple[Rung, Future[RungResult]]:
+        ends_s, _, rung, done = heapq.heappop(self._ends)
+        self._clock.now_s = max(ends_s, self._clock.now_s)
+        return rung, done

@@ -1,0 +1,224 @@
+"""A `Task` around a live model: what one sample looks like, found or assumed, and the way to another process."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import cloudpickle
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import TaskError
+from ..plan import Precision
+from .data import num_samples
+from .infer import inferred_inputs, inputs_from_data, inputs_given
+from .task import DEFAULT_BATCH_SIZE, DEFAULT_LR, Task, adamw, blame
+
+# Far above any batch that fits, and a permutation of so many indices is still only 8 MiB.
+_DATASET_LENGTH = 2**20
+
+
+class SampleDataset(Dataset[Any]):
+    """A dataset of `length` times the same sample, so that a batch of any size can be made."""
+
+    def __init__(self, sample: Any, length: int = _DATASET_LENGTH) -> None:
+        self.sample, self.length = sample, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Any:
+        if not -self.length <= index < self.length:
+            raise IndexError(f"index {index} of {self.length} samples")
+        return self.sample
+
+
+@dataclass(frozen=True, slots=True)
+class _LiveModel:
+    """`model()` of a live module: in the user's process the module itself, in any other a copy at each call.
+
+    The caller of the first borrows it (see `state.preserve`); the second is as fresh as a task file's `model()`.
+    """
+
+    module: nn.Module
+    is_users: bool = True
+
+    def __call__(self) -> nn.Module:
+        return self.module if self.is_users else copy.deepcopy(self.module)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _LiveModel, (self.module, False)
+
+
+def task_for_model(
+    model: nn.Module,
+    sample: Any = None,
+    data: Any = None,
+    loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    optimizer: Callable[[nn.Module, float], torch.optim.Optimizer] | type[torch.optim.Optimizer] | None = None,
+    precision: Precision = "fp32",
+) -> tuple[Task, tuple[str, ...]]:
+    """A task whose `model()` is this live module, and a sentence for each thing that was assumed about it.
+
+    Args:
+        model: handed out as it is, not copied: borrow it with `state.preserve`. After `pickle_task` it is copied.
+        sample: ONE sample, as a dataset gives it, without a batch dimension: a tensor, or tensors in a tuple, list or
+            dict. A torch `Dataset` or `DataLoader` is taken as `data`, whatever it holds.
+        data: a Dataset (or anything with a length and an index) or a DataLoader, whose `collate_fn` is used too. The
+            sample with most elements among its first 64 stands for all, and the task's data has the length of this.
+            Found from the model where neither is given.
+        loss: (model, batch) -> scalar; by default the `loss` of the model's output, or else the mean of its output.
+        optimizer: (model, lr) -> Optimizer, or an optimizer's class; by default AdamW.
+        precision: of the forward pass.
+
+    Raises:
+        TaskError: no sample is given and none can be found or assumed, or an argument cannot be used.
+    """
+    if not isinstance(model, nn.Module):
+        raise TaskError(f"model must be a torch.nn.Module; found {type(model).__name__}: a task file goes to load_task")
+    if isinstance(sample, (Dataset, DataLoader)):
+        if data is not None:
+            raise TaskError("sample= and data= are two ways to say one thing; found both")
+        sample, data = None, sample
+    if sample is not None and data is not None:
+        raise TaskError("sample= and data= are two ways to say one thing; found both")
+    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    if data is not None:
+        inputs = inputs_from_data(data)
+    elif sample is not None:
+        inputs = inputs_given(inner, sample)
+    else:
+        inputs = inferred_inputs(inner)
+    assumed = list(inputs.assumed)
+    if loss is None:
+        required = _required_inputs(inner)
+        loss = partial(_output_loss, required)
+        assumed.append("the loss is the model's own, or else the mean of its output")
+        parts = inputs.sample if isinstance(inputs.sample, (tuple, list)) else ()
+        if len(parts) > required:
+            assumed.append(f"the first {required} of the sample's {len(parts)} parts are the model's input")
+    if optimizer is None:
+        assumed.append("the optimizer is AdamW")
+    size = None if data is None else num_samples(data.dataset if isinstance(data, DataLoader) else data)
+    dataset = SampleDataset(inputs.sample) if size is None else SampleDataset(inputs.sample, size)
+    # Less data than the default baseline's batch is no fault of a model that declares no baseline.
+    is_small = len(dataset) < DEFAULT_BATCH_SIZE
+    task = Task(
+        model=_LiveModel(model),
+        train_data=partial(_same, dataset),
+        val_data=partial(_same, dataset),
+        loss=loss,
+        metric=partial(_no_score, loss),
+        direction="minimize",
+        optimizer=_optimizer_function(optimizer),
+        collate=inputs.collate,
+        precision=precision,
+        baseline={"batch_size": len(dataset), "lr": DEFAULT_LR} if is_small else None,
+        name=type(inner).__name__,
+    )
+    return task, tuple(assumed)
+
+
+def pickle_task(task: Task) -> bytes:
+    """The task, its live model and its functions as bytes, also where they are defined in a notebook or a script.
+
+    Raises:
+        TaskError: something in it cannot be pickled; with the reason.
+    """
+    buffer = io.BytesIO()
+    try:
+        # torch.save and not a plain pickle: tensors on a GPU are then read back on the host.
+        torch.save(task, buffer, pickle_module=cloudpickle)
+    except Exception as error:
+        raise TaskError(
+            f"the task {task.name!r} must be picklable to run in a process of its own; found {type(error).__name__}: "
+            f"{error}; put the model into a task file, which is reloaded by its path instead"
+        ) from error
+    return buffer.getvalue()
+
+
+def unpickle_task(pickled: bytes) -> Task:
+    """The task that `pickle_task` wrote, its tensors on the host; a live model is copied at each `model()` from now on.
+
+    Raises:
+        TaskError: the bytes hold no task, or what they refer to cannot be imported here.
+    """
+    try:
+        # Not `weights_only`: these are functions and classes, written by this program's own parent process.
+        task = torch.load(io.BytesIO(pickled), map_location="cpu", weights_only=False)
+    except (pickle.UnpicklingError, ImportError, AttributeError, EOFError, RuntimeError, ValueError) as error:
+        raise blame("unpickling the task", error, None) from error
+    if not isinstance(task, Task):
+        raise TaskError(f"a pickled task must hold a Task; found {type(task).__name__}")
+    return task
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _optimizer_function(optimizer: Any) -> Callable[[nn.Module, float], torch.optim.Optimizer]:
+    if optimizer is None:
+        return adamw
+    if isinstance(optimizer, torch.optim.Optimizer):
+        raise TaskError(
+            f"optimizer must be a function (model, lr) or an optimizer's class; found an instance of "
+            f"{type(optimizer).__name__}, which is bound to the parameters it was made with"
+        )
+    if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
+        return partial(_of_class, optimizer)
+    return optimizer  # type: ignore[no-any-return]  # Task says what is wrong with it, where something is
+
+
+def _of_class(optimizer: Any, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    made: torch.optim.Optimizer = optimizer(model.parameters(), lr=lr)
+    return made
+
+
+def _required_inputs(model: nn.Module) -> int:
+    """How many parts of a sample forward() needs: its positional parameters without a default, at least one."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return max(1, sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters))
+
+
+def _floating(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _floating(value)
+    elif isinstance(output, (tuple, list)):
+        for value in output:
+            yield from _floating(value)
+
+
+def _output_loss(required: int, model: nn.Module, batch: Any) -> Tensor:
+    """The loss in the model's output, or the mean over every floating tensor in it, so that the whole graph runs."""
+    if isinstance(batch, Mapping):
+        output = model(**batch)
+    elif isinstance(batch, (tuple, list)):
+        output = model(*batch[:required])
+    else:
+        output = model(batch)
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(own, Tensor) and own.ndim == 0:
+        return own
+    means = [tensor.mean() for tensor in _floating(output)]
+    if not means:
+        raise TaskError(f"the model's output ({type(output).__name__}) must hold a floating tensor; pass loss=")
+    return torch.stack(means).mean()
+
+
+def _no_score(loss: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch: Any) -> Tensor:
+    """The loss once more: a model without a task has no other score, and memory is what it is probed for."""
+    return loss(model, batch).detach()

@@ -1,0 +1,202 @@
+"""Everything that is the user's: `Task`, its defaults, and `load_task`, which makes one from a file.
+
+A `Task` holds functions and settings, never a model or data: those are made by calling them, in the process that needs
+them. What can be known without calling anything is checked here; `check.py` calls the functions and checks the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import TaskError
+from ..plan import Config, Direction, Plan, Precision
+from .task_file import blame as blame
+from .task_file import existing_file, gather, run_file
+from .task_file import user_traceback as user_traceback
+from .task_rules import FILE_NAMES, REQUIRED, missing, misspellings, value_problems
+
+# Assumed: the batch size most tutorials use and the rate AdamW is documented with. It stands in for a baseline that the
+# task does not declare, and is called "default" wherever it is shown.
+DEFAULT_BATCH_SIZE = 32
+DEFAULT_LR = 1e-3
+
+# A task in a file is called after the file, unless it has a name other than this one.
+DEFAULT_NAME = "task"
+
+
+def _pair(batch: Any, used_by: str) -> tuple[Any, Any]:
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    parts = (
+        f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list, dict)) else type(batch).__name__
+    )
+    raise TaskError(
+        f"the default {used_by} needs batches that are a pair (x, y); found a {parts}: let the dataset give (x, y), or "
+        f"define {used_by}(model, batch)"
+    )
+
+
+def _class_scores(model: nn.Module, x: Any, used_by: str) -> Tensor:
+    scores = model(x)
+    if isinstance(scores, Tensor) and scores.dim() >= 2:
+        return scores
+    found = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+    raise TaskError(
+        f"the default {used_by} needs model(x) to be class scores of shape (B, classes, ...); found {found}: define "
+        f"{used_by}(model, batch)"
+    )
+
+
+def cross_entropy_loss(model: nn.Module, batch: Any) -> Tensor:
+    """The mean cross-entropy of `model(x)`, shape (B, classes, ...), against `y`; the loss of a task that defines none.
+
+    Raises:
+        TaskError: the batch is not a pair (x, y), or the model's output is not class scores.
+    """
+    x, y = _pair(batch, "loss")
+    return nn.functional.cross_entropy(_class_scores(model, x, "loss"), y)
+
+
+def accuracy(model: nn.Module, batch: Any) -> Tensor:
+    """The share of right classes of each sample, shape (B,), in [0, 1]; the metric of a task that defines none.
+
+    `y` holds classes, or one probability per class in the shape of the scores.
+
+    Raises:
+        TaskError: the batch is not a pair (x, y), or the model's output is not class scores.
+    """
+    x, y = _pair(batch, "metric")
+    scores = _class_scores(model, x, "metric")
+    if y.is_floating_point() and y.shape == scores.shape:
+        y = y.argmax(dim=1)
+    right: Tensor = (scores.argmax(dim=1) == y).float()
+    return right.flatten(start_dim=1).mean(dim=1) if right.dim() > 1 else right
+
+
+def adamw(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """AdamW over all parameters at the rate `lr`, otherwise torch's defaults; for a task that defines no optimizer."""
+    return torch.optim.AdamW(model.parameters(), lr=lr)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Task:
+    """What is trained, on what data, judged how: the user's half.
+
+    Attributes:
+        model: () -> nn.Module, freshly initialised at each call.
+        train_data: () -> Dataset, map-style or iterable. Required unless `train_loader` is given.
+        val_data: () -> Dataset.
+        test_data: () -> Dataset, scored once for the winner and the baseline.
+        loss: (model, batch) -> scalar mean over the batch.
+        metric: (model, batch) -> scores of shape (B,), or their mean of shape ().
+        evaluate: (model, loader) -> float; replaces `metric` where a mean of per-sample scores will not do.
+        direction: "maximize" or "minimize".
+        optimizer: (model, lr) -> Optimizer; its parameter groups scale from `lr`.
+        scheduler: (optimizer, total_steps) -> an object whose step() is called once per optimizer step.
+        clip_grad_norm: largest norm of the gradient; None for no clipping.
+        precision: "fp32", "tf32", "bf16" or "fp16".
+        channels_last: whether images lie in memory with their channels side by side, the model's weights too.
+        compile: whether the model goes through torch.compile.
+        accumulation: False for a loss that couples the samples of a batch, which must not be split then.
+        after_step: (model, step) -> None, called after each optimizer step.
+        training_step: (model, batch, scale): forward and backward of one micro-batch, the loss times `scale`.
+            Under autocast, as `precision` says; in fp16 `scale` holds the gradient scaler's factor too.
+        loader: DataLoader arguments, apart from those that autobatch sets.
+        collate: (samples) -> batch.
+        train_loader: (batch_size, seed) -> an iterable of batches, in place of `train_data`.
+        sample_size: (sample) -> a number that grows with the memory a sample needs, for variable-length data.
+        baseline: what the user trains with today: "batch_size", "lr" and, optionally, "accumulation_steps".
+        name: for titles and folders.
+        path: the file that workers reload the task from; None for a task that lives in this process only.
+
+    Raises:
+        TaskError: listing every field that cannot be used.
+    """
+
+    model: Callable[[], nn.Module]
+    val_data: Callable[[], Any]
+    train_data: Callable[[], Any] | None = None
+    test_data: Callable[[], Any] | None = None
+    loss: Callable[[nn.Module, Any], Tensor] = cross_entropy_loss
+    metric: Callable[[nn.Module, Any], Tensor] = accuracy
+    evaluate: Callable[[nn.Module, Iterable[Any]], float] | None = None
+    direction: Direction = "maximize"
+    optimizer: Callable[[nn.Module, float], torch.optim.Optimizer] = adamw
+    scheduler: Callable[[torch.optim.Optimizer, int], Any] | None = None
+    clip_grad_norm: float | None = None
+    precision: Precision = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    accumulation: bool = True
+    after_step: Callable[[nn.Module, int], None] | None = None
+    training_step: Callable[[nn.Module, Any, float], Any] | None = None
+    loader: Mapping[str, Any] = field(default_factory=dict)
+    collate: Callable[[list[Any]], Any] | None = None
+    train_loader: Callable[[int, int], Iterable[Any]] | None = None
+    sample_size: Callable[[Any], float] | None = None
+    baseline: Mapping[str, Any] | None = None
+    name: str = DEFAULT_NAME
+    path: Path | None = None
+
+    def __post_init__(self) -> None:
+        values = {known.name: getattr(self, known.name) for known in dataclasses.fields(self)}
+        problems = [
+            *missing(values, [name for name in REQUIRED if values[name] is not None]),
+            *value_problems(values),
+        ]
+        if problems:
+            raise gather(f"the task {self.name!r}", problems)
+
+    def baseline_config(self) -> tuple[Config, bool]:
+        """What the user trains with today, and True; or batch 32 at a rate of 1e-3 (assumed), and False."""
+        given = self.baseline or {"batch_size": DEFAULT_BATCH_SIZE, "lr": DEFAULT_LR}
+        plan = Plan(
+            batch_size=given["batch_size"],
+            accumulation_steps=given.get("accumulation_steps", 1),
+            precision=self.precision,
+        )
+        return Config(plan=plan, lr=float(given["lr"])), self.baseline is not None
+
+
+def load_task(path: str | Path) -> Task:
+    """The task that the Python file at `path` defines, by functions and settings or as `task = autobatch.Task(...)`.
+
+    The file is run under a module name of its own (see `run_file`), which other processes can import too.
+
+    Raises:
+        TaskError: there is no such file, it cannot be run, or what it defines is no task; lists every problem.
+    """
+    file = existing_file(Path(path))
+    module = run_file(file)
+    given = getattr(module, "task", None)
+    if isinstance(given, Task):
+        name = file.stem if given.name == DEFAULT_NAME else given.name
+        return dataclasses.replace(given, path=given.path or file, name=name)
+    values = {
+        name: value for name, value in vars(module).items() if name in FILE_NAMES and not isinstance(value, ModuleType)
+    }
+    problems = [
+        *missing(values, _defined_names(module)),
+        *misspellings(module, values),
+        *value_problems(values),
+    ]
+    if problems:
+        raise gather(file.name, problems)
+    return Task(**({"name": file.stem} | values), path=file)
+
+
+def _defined_names(module: ModuleType) -> list[str]:
+    """Public functions and classes that the file itself defines, in its order."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__ and callable(value)
+    ]

@@ -1,0 +1,220 @@
+"""What a task may say, and what is wrong with what it says, as far as that can be known without calling anything.
+
+Problems are sentences, never exceptions, so that whoever reads a task can list all of them at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any, get_args
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..plan import Direction, Precision
+
+# Positional parameters each function is called with.
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    "model": (),
+    "train_data": (),
+    "val_data": (),
+    "test_data": (),
+    "loss": ("model", "batch"),
+    "metric": ("model", "batch"),
+    "evaluate": ("model", "loader"),
+    "optimizer": ("model", "lr"),
+    "scheduler": ("optimizer", "total_steps"),
+    "after_step": ("model", "step"),
+    "training_step": ("model", "batch", "scale"),
+    "collate": ("samples",),
+    "train_loader": ("batch_size", "seed"),
+    "sample_size": ("sample",),
+}
+REQUIRED = ("model", "train_data", "val_data")
+
+# What other tools call the same things, and too far from our names for a similarity to find them.
+_OTHER_NAMES = {
+    "validation_data": "val_data",
+    "valid_data": "val_data",
+    "training_data": "train_data",
+    "clip_grad": "clip_grad_norm",
+    "gradient_clip_val": "clip_grad_norm",
+    "collate_fn": "collate",
+    "loss_fn": "loss",
+    "lr_scheduler": "scheduler",
+}
+
+# DataLoader arguments that autobatch sets itself, and what to write in their place.
+_OWNED_LOADER_ARGUMENTS = {
+    "dataset": "return it from train_data() and val_data()",
+    "batch_size": "it is what autobatch searches; put today's value into `baseline`",
+    "shuffle": "training data is shuffled by the trial's seed",
+    "sampler": "write train_loader(batch_size, seed) for a sampler of your own",
+    "batch_sampler": "write train_loader(batch_size, seed) for a sampler of your own",
+    "generator": "the order of the data is a function of the trial's seed",
+    "drop_last": "every training batch is whole, every validation sample is scored",
+    "collate_fn": "define collate(samples)",
+}
+
+_SETTINGS = (
+    "direction",
+    "precision",
+    "channels_last",
+    "compile",
+    "accumulation",
+    "clip_grad_norm",
+    "loader",
+    "baseline",
+    "name",
+    "path",
+)
+# `path` is where a file lies, not something it says of itself.
+FILE_NAMES = frozenset({*PARAMETERS, *_SETTINGS} - {"path"})
+# None leaves these out; a required one that is None is missing, and told so apart.
+_MAY_BE_NONE = frozenset({*PARAMETERS, "clip_grad_norm", "baseline", "path"} - {"loss", "metric", "optimizer"})
+
+
+def missing(values: Mapping[str, Any], defined: Iterable[str]) -> list[str]:
+    required = [name for name in REQUIRED if name != "train_data" or values.get("train_loader") is None]
+    absent = [name for name in required if values.get(name) is None]
+    if not absent:
+        return []
+    found = ", ".join(defined)
+    return [f"it must define {', '.join(absent)}; it defines {found or 'no functions'}"]
+
+
+def misspellings(module: ModuleType, values: Mapping[str, Any]) -> list[str]:
+    """A sentence for each name that is nearly one of ours, stands for the same kind of thing, and would be ignored."""
+    problems = []
+    for name, value in vars(module).items():
+        if name.startswith("_") or name in FILE_NAMES:
+            continue
+        is_function = isinstance(value, FunctionType) and value.__module__ == module.__name__
+        candidates = [
+            known
+            for known in FILE_NAMES - set(values)
+            if (is_function if known in PARAMETERS else _setting_problem(known, value) is None and value is not None)
+        ]
+        # Assumed: 0.8 takes "optimiser" (0.89) and "test_dataset" (0.86), and leaves "make_model" (0.67) alone.
+        close = difflib.get_close_matches(name.lower(), candidates, n=1, cutoff=0.8)
+        if _OTHER_NAMES.get(name) in candidates:
+            close = [_OTHER_NAMES[name]]
+        if close:
+            problems.append(
+                f"{name} would be ignored; did you mean {close[0]}? Rename it, or call it _{name} if it is a helper"
+            )
+    return problems
+
+
+def value_problems(values: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for name, value in values.items():
+        if value is None and name in _MAY_BE_NONE:
+            continue
+        problem = _function_problem(name, value) if name in PARAMETERS else _setting_problem(name, value)
+        if problem:
+            problems.append(problem)
+    baseline = values.get("baseline")
+    if (
+        isinstance(baseline, Mapping)
+        and values.get("accumulation") is False
+        and baseline.get("accumulation_steps", 1) != 1
+    ):
+        problems.append("baseline has accumulation_steps, but accumulation = False says that a batch is never split")
+    return problems
+
+
+def _function_problem(name: str, value: Any) -> str | None:
+    parameters = PARAMETERS[name]
+    call = f"{name}({', '.join(parameters)})"
+    if isinstance(value, nn.Module) and name == "model":
+        return (
+            f"model must be a function that returns a new module at each call; found a {type(value).__name__}: "
+            f"every trial would go on training its weights; write `def model(): return {type(value).__name__}(...)`"
+        )
+    if isinstance(value, nn.Module) and type(value).__module__.startswith("torch.nn."):
+        return (
+            f"{name} must be a function {call}; found the module {type(value).__name__}: write "
+            f"`def {call}: x, y = batch; return criterion(model(x), y)`"
+        )
+    if not callable(value):
+        return f"{name} must be a function {call}; found {_shown(value)}"
+    try:
+        signature = inspect.signature(value)
+    except (ValueError, TypeError):  # some callables written in C have no signature to read
+        return None
+    try:
+        signature.bind(*parameters)
+    except TypeError as error:
+        return f"{name} is called as {call}; found {name}{signature}: {error}"
+    return None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _setting_problem(name: str, value: Any) -> str | None:
+    """What is wrong with the value of a setting; None where nothing is."""
+    if name in {"direction", "precision"}:
+        allowed = get_args(Direction if name == "direction" else Precision)
+        return None if value in allowed else _with_hint(f"{name} must be one of", value, allowed)
+    if name in {"channels_last", "compile", "accumulation"}:
+        return None if isinstance(value, bool) else f"{name} must be True or False; found {_shown(value)}"
+    if name == "clip_grad_norm":
+        usable = _is_number(value) and value > 0
+        return None if usable else f"clip_grad_norm must be a number above zero; found {_shown(value)}"
+    if name == "name":
+        usable = isinstance(value, str) and value.strip() != ""
+        return None if usable else f"name must be a text that is not empty; found {_shown(value)}"
+    if name == "path":
+        return None if isinstance(value, Path) else f"path must be a pathlib.Path; found {_shown(value)}"
+    return _loader_problem(value) if name == "loader" else _baseline_problem(value)
+
+
+def _with_hint(rule: str, value: Any, allowed: Iterable[str]) -> str:
+    names = list(allowed)
+    close = difflib.get_close_matches(str(value).lower(), names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{rule} {', '.join(map(repr, names))}; found {_shown(value)}{hint}"
+
+
+def _loader_problem(loader: Any) -> str | None:
+    if not isinstance(loader, Mapping):
+        return f"loader must be a dict of DataLoader arguments; found {_shown(loader)}"
+    allowed = set(inspect.signature(DataLoader).parameters) - set(_OWNED_LOADER_ARGUMENTS)
+    problems = []
+    for name in loader:
+        if name in _OWNED_LOADER_ARGUMENTS:
+            problems.append(f"loader must not set {name!r}: {_OWNED_LOADER_ARGUMENTS[name]}")
+        elif name not in allowed:
+            problems.append(_with_hint("loader takes the DataLoader arguments", name, sorted(allowed)))
+    return "; ".join(problems) or None
+
+
+def _baseline_problem(baseline: Any) -> str | None:
+    rule = 'baseline must be a dict such as {"batch_size": 32, "lr": 1e-3, "accumulation_steps": 1}'
+    if not isinstance(baseline, Mapping):
+        return f"{rule}; found {_shown(baseline)}"
+    known = ("batch_size", "lr", "accumulation_steps")
+    problems = [_with_hint("its keys are", key, known) for key in baseline if key not in known]
+    problems += [f"{key!r} is missing" for key in ("batch_size", "lr") if key not in baseline]
+    for key in ("batch_size", "accumulation_steps"):
+        value = baseline.get(key, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            problems.append(f"{key!r} must be a whole number of at least 1; found {_shown(value)}")
+    lr = baseline.get("lr", 1.0)
+    if not _is_number(lr) or lr <= 0:
+        problems.append(f"'lr' must be a number above zero; found {_shown(lr)}")
+    return f"{rule}: {'; '.join(problems)}" if problems else None

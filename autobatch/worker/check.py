@@ -1,0 +1,423 @@
+"""Call every part of a task once, on a few samples, and tell everything that is wrong with it together.
+
+What is checked is what would otherwise fail in the middle of a search: the model, the data, one training step, one
+evaluation, the optimizer, the schedule. Not checked: torch.compile, loader workers, and plain `after_step` functions,
+whose effects could not be undone.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..devices.oom import is_out_of_memory
+from ..errors import TaskError
+from ..tasks.data import DeviceLoader, collate_samples, count_samples, load_data, seed_everything, to_device
+from ..tasks.state import preserve, preserve_generators
+from ..tasks.task import Task, accuracy, blame
+from ..tasks.task_file import gather
+from ..tasks.worst_case import loader_batch
+from .check_data import Findings, check_dataset, describe_batch
+from .training import autocast
+
+# Samples of the batch that the model is run on: several, so that a vector of per-sample losses is told from a scalar.
+_BATCH = 4
+# Resolution of the schedule's dry run. Assumed: a warm-up of 0.1 % of training is still seen.
+_DRY_RUN_STEPS = 1000
+
+# Parts of the messages torch raises when tensors do not fit each other or the layer they meet (torch 2.6 to 2.13).
+_SHAPE_WORDS = (
+    "shape",
+    "size",
+    "channels",
+    "dimension",
+    "expected input",
+    "out of range",
+    "dtype",
+    "scalar type",
+    "target",
+    "out of bounds",
+)
+
+
+def check_task(
+    task: Task, device: torch.device, batch_size: int, load: Callable[[str], Any] | None = None
+) -> tuple[str, ...]:
+    """Warnings about the task, which do not stop it; it has no problem that a batch of a few samples could show.
+
+    The model is freshly made and thrown away (a task without a file may hand out a live one: that is given back as it
+    was), and the random generators are put back.
+
+    Args:
+        task: what to check.
+        device: where the step runs.
+        batch_size: of the baseline, which the training data must be able to fill.
+        load: gives a dataset by the name of its function, where the caller keeps them; by default the function is run.
+
+    Raises:
+        TaskError: listing every independent problem.
+    """
+    findings = Findings(task, load or partial(load_data, task))
+    with preserve_generators():
+        seed_everything(0)
+        train = val = None
+        train_samples: list[Any] = []
+        if task.train_loader is None:
+            train, train_samples = check_dataset(findings, "train_data", at_least=batch_size)
+        val, val_samples = check_dataset(findings, "val_data")
+        if task.test_data is not None:
+            check_dataset(findings, "test_data")
+        if train is not None and train is val:
+            findings.warnings.append(
+                "train_data() and val_data() return the same object: scores are of data trained on"
+            )
+        train_batch = _train_batch(findings, train_samples, batch_size)
+        model = _check_model(findings)
+        if model is not None:
+            with _borrowed(task, model):
+                model = model.to(device)
+                _check_evaluation(findings, model, val_samples, device)
+                stepped = train_batch is not None and _check_step(findings, model, to_device(train_batch, device))
+                _check_optimizer(findings, model, stepped=stepped)
+            _warn(findings, model, batch_size)
+    if findings.problems:
+        raise _gathered(findings)
+    return tuple(findings.warnings)
+
+
+def _gathered(findings: Findings) -> TaskError:
+    task = findings.task
+    return gather(task.path.name if task.path else f"the task {task.name!r}", findings.problems)
+
+
+def check_inference(task: Task, load: Callable[[str], Any]) -> tuple[str, ...]:
+    """Warnings about a task whose model only has to run forward, maybe frozen, maybe without an optimizer.
+
+    Args:
+        task: what to check.
+        load: gives a dataset by the name of its function.
+
+    Raises:
+        TaskError: listing every problem of the training data and of what `model()` returns.
+    """
+    findings = Findings(task, load)
+    with preserve_generators():
+        seed_everything(0)
+        if task.train_loader is None:
+            check_dataset(findings, "train_data")
+        _check_model(findings, trains=False)
+    if findings.problems:
+        raise _gathered(findings)
+    return tuple(findings.warnings)
+
+
+def peak_lr_fraction(task: Task, *, total_steps: int = _DRY_RUN_STEPS) -> float:
+    """Where in the schedule the learning rate first reaches its peak, in [0, 1); 0.0 for a constant or falling rate.
+
+    The user's scheduler is run over `total_steps` on an optimizer that never sees a gradient.
+
+    Raises:
+        TaskError: the model, the optimizer or the schedule cannot be made, or the rate is not a usable number.
+    """
+    if task.scheduler is None:
+        return 0.0
+    with preserve_generators():
+        try:
+            model = task.model()
+            with _borrowed(task, model):
+                model.zero_grad(set_to_none=True)
+                optimizer = task.optimizer(model, task.baseline_config()[0].lr)
+                rates = _scheduled_rates(task, optimizer, total_steps)
+        except TaskError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):  # no fault of the task: the memory probe says so, with figures
+                raise
+            raise blame("scheduler(optimizer, total_steps)", error, task.path) from error
+    peak = max(rates)
+    # Within rounding of the peak counts, so that a plateau is dated from its beginning.
+    return next(step for step, rate in enumerate(rates) if rate >= peak * (1 - 1e-6)) / total_steps
+
+
+@contextmanager
+def _borrowed(task: Task, model: nn.Module) -> Iterator[None]:
+    """Whatever is done to the model meanwhile, one that may be the user's live object is given back as it was."""
+    if task.path is not None:
+        yield
+        return
+    with preserve(model):
+        yield
+
+
+def _train_batch(findings: Findings, samples: list[Any], batch_size: int) -> Any:
+    """A few training samples as one batch; None where there is none to be had."""
+    task = findings.task
+    if task.train_loader is not None:
+        with findings.attempt("train_loader(batch_size, seed)"):
+            return loader_batch(task, max(2, min(_BATCH, batch_size)))
+    elif samples:
+        return collate_samples(task, samples[: max(2, min(_BATCH, batch_size))])
+    return None
+
+
+def _check_model(findings: Findings, *, trains: bool = True) -> nn.Module | None:
+    task = findings.task
+    with findings.attempt("model()"):
+        model: Any = task.model()
+        if not isinstance(model, nn.Module):
+            hint = ": is its `return` missing?" if model is None else ": write `return Net()`, with the brackets"
+            found = "None" if model is None else f"a {type(model).__name__}"
+            raise TaskError(
+                f"model() must return a torch.nn.Module; it returned {found}{hint if _explains(model) else ''}"
+            )
+        if trains and any(value is model for value in _reachable(task.model)):
+            raise TaskError(
+                "model() must return a new module at each call; it returned one that is kept outside the function, so "
+                "every trial would go on training the weights of the trial before"
+            )
+        if trains and not any(parameter.requires_grad for parameter in model.parameters()):
+            frozen = sum(1 for _ in model.parameters())
+            raise TaskError(
+                f"model() must return a module with a trainable parameter; {type(model).__name__} has "
+                f"{f'{frozen}, all with requires_grad=False' if frozen else 'none'}"
+            )
+        return model
+    return None
+
+
+def _explains(model: object) -> bool:
+    return model is None or (isinstance(model, type) and issubclass(model, nn.Module))
+
+
+def _reachable(function: Any) -> Iterator[object]:
+    """Values that a function holds on to between calls: globals of its file, and what it closes over."""
+    yield from getattr(function, "__globals__", {}).values()
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # the cell is empty: a name assigned later
+            continue
+
+
+def _first_layer(model: nn.Module) -> str:
+    for name, module in model.named_modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            return f"{name}: {module!r}" if name else repr(module)
+    return type(model).__name__
+
+
+def _shape_hint(model: nn.Module, batch: Any, error: BaseException) -> str:
+    """The batch's shapes and the model's first layer, where the error is about tensors that do not fit each other."""
+    if not any(word in str(error).lower() for word in _SHAPE_WORDS):
+        return ""
+    return f"the batch is {describe_batch(batch)}; the model's first layer is {_first_layer(model)}"
+
+
+def _check_step(findings: Findings, model: nn.Module, batch: Any) -> bool:
+    """Forward and backward on one batch; whether gradients are there to step with."""
+    task = findings.task
+    model.train()
+    model.zero_grad(set_to_none=True)
+    if task.training_step is not None:
+        with findings.attempt("training_step(model, batch, scale)", lambda error: _shape_hint(model, batch, error)):
+            task.training_step(model, batch, 1.0)
+            _check_gradients(findings, model, "training_step(model, batch, scale)")
+            return True
+        return False
+    with findings.attempt("loss(model, batch)", lambda error: _shape_hint(model, batch, error)):
+        device = next(model.parameters()).device
+        with autocast(device, task.precision):
+            loss: Any = task.loss(model, batch)
+        _require_loss(loss, batch)
+        loss.backward()
+        _check_gradients(findings, model, "loss(model, batch)")
+        return True
+    return False
+
+
+def _require_loss(loss: Any, batch: Any) -> None:
+    rule = "loss(model, batch) must return a scalar tensor, the mean over the batch; it returned "
+    if loss is None:
+        raise TaskError(f"{rule}None: is its `return` missing?")
+    if not isinstance(loss, Tensor):
+        raise TaskError(f"{rule}a {type(loss).__name__}: return the tensor itself, without .item() or float()")
+    if loss.ndim:
+        raise TaskError(f"{rule}a tensor of shape {tuple(loss.shape)}: reduce it with .mean()")
+    if not math.isfinite(float(loss.detach())):
+        raise TaskError(
+            f"loss(model, batch) must be finite; it is {float(loss.detach())} on the first batch, before any training: "
+            f"{_nonfinite_cause(batch)}"
+        )
+    if not loss.requires_grad:
+        raise TaskError(
+            "loss(model, batch) must depend on the model's parameters; no gradient flows back from it: look for "
+            ".detach(), torch.no_grad() or a tensor built anew from numbers"
+        )
+
+
+def _nonfinite_cause(batch: Any) -> str:
+    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else (batch,)
+    for part in parts:
+        if isinstance(part, Tensor) and part.is_floating_point() and not bool(torch.isfinite(part).all()):
+            return f"the batch itself holds values that are not finite ({describe_batch(batch)})"
+    return "the batch is finite, so look for log(0), a division by zero or an initialisation that overflows"
+
+
+def _check_gradients(findings: Findings, model: nn.Module, what: str) -> None:
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    without = [name for name, parameter in trainable.items() if parameter.grad is None]
+    if len(without) == len(trainable):
+        raise TaskError(f"{what} gives no parameter of model() a gradient: does it use the model it is handed?")
+    if without:
+        findings.warnings.append(
+            f"{len(without)} of {len(trainable)} trainable parameters get no gradient from {what} ({_some(without)})"
+        )
+    broken = [
+        name
+        for name, parameter in trainable.items()
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+    ]
+    # In fp16 the first steps may overflow; the scaler is there to find a scale that does not.
+    if broken and findings.task.precision != "fp16":
+        raise TaskError(
+            f"the gradients of {what} must be finite; on the first batch, before any training, those of "
+            f"{_some(broken)} are not"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _check_optimizer(findings: Findings, model: nn.Module, *, stepped: bool) -> None:
+    """Build the optimizer and the schedule and take a step; `stepped` says whether the parameters have gradients."""
+    task = findings.task
+    lr = task.baseline_config()[0].lr
+    optimizer: Any = None
+    with findings.attempt("optimizer(model, lr)"):
+        optimizer = _require_optimizer(task.optimizer(model, lr))
+        groups, doubled = optimizer.param_groups, _require_optimizer(task.optimizer(model, 2 * lr)).param_groups
+        if [group.get("lr") for group in groups] == [group.get("lr") for group in doubled]:
+            raise TaskError(
+                f"optimizer(model, lr) must use the lr it is given; its groups have lr = "
+                f"{', '.join(str(group.get('lr')) for group in groups)} for lr = {lr} as for lr = {2 * lr}"
+            )
+        covered = {id(parameter) for group in groups for parameter in group["params"]}
+        left_out = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in covered]
+        if left_out:
+            findings.warnings.append(f"optimizer(model, lr) leaves out {len(left_out)} parameters ({_some(left_out)})")
+    if optimizer is None:
+        return
+    with findings.attempt("optimizer.step()", lambda error: "it is called without arguments, once per optimizer step"):
+        if stepped and task.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), task.clip_grad_norm)
+        optimizer.step()
+    if task.scheduler is not None:
+        hint = "its step() is called without arguments, once per optimizer step"
+        with findings.attempt("scheduler(optimizer, total_steps)", lambda error: hint):
+            _scheduled_rates(task, optimizer, _DRY_RUN_STEPS)
+    if hasattr(task.after_step, "state_dict"):  # as the trainer does: an object of the trial's own
+        with findings.attempt("after_step(model, step)"):
+            copy.deepcopy(task.after_step)(model, 0)  # type: ignore[misc]
+
+
+def _require_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TaskError(
+            f"optimizer(model, lr) must return a torch.optim.Optimizer; it returned {type(optimizer).__name__}"
+        )
+    return optimizer
+
+
+def _scheduled_rates(task: Task, optimizer: torch.optim.Optimizer, total_steps: int) -> list[float]:
+    """The learning rate of each of `total_steps` steps, summed over parameter groups."""
+    assert task.scheduler is not None
+    schedule: Any = task.scheduler(optimizer, total_steps)
+    if not callable(getattr(schedule, "step", None)):
+        raise TaskError(
+            "scheduler(optimizer, total_steps) must return an object with a step(); it returned "
+            f"{type(schedule).__name__}"
+        )
+    # torch warns of a schedule that steps before its optimizer has; without gradients a step changes nothing.
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+    optimizer.step()
+    rates = []
+    for step in range(total_steps):
+        rates.append(sum(float(group["lr"]) for group in optimizer.param_groups))
+        if not math.isfinite(rates[-1]) or rates[-1] < 0:
+            raise TaskError(f"scheduler(optimizer, {total_steps}) sets the learning rate to {rates[-1]} at step {step}")
+        schedule.step()
+    if not any(rates):
+        raise TaskError(f"scheduler(optimizer, {total_steps}) keeps the learning rate at 0 for the whole schedule")
+    return rates
+
+
+def _check_evaluation(findings: Findings, model: nn.Module, samples: list[Any], device: torch.device) -> None:
+    if not samples:
+        return
+    task = findings.task
+    model.eval()
+    batch = to_device(collate_samples(task, samples[:_BATCH]), device)
+    with torch.no_grad(), autocast(device, task.precision):
+        if task.evaluate is None:
+            with findings.attempt("metric(model, batch)", lambda error: _shape_hint(model, batch, error)):
+                _require_scores(task.metric(model, batch), count_samples(batch))
+            return
+        batches = [collate_samples(task, samples[at : at + _BATCH]) for at in range(0, len(samples), _BATCH)]
+        with findings.attempt("evaluate(model, loader)", lambda error: _shape_hint(model, batch, error)):
+            try:
+                score: Any = task.evaluate(model, DeviceLoader(batches, device))
+            except ValueError as error:
+                # Many a score does not exist on a few samples, such as an area under the curve of one class.
+                findings.warnings.append(
+                    f"evaluate(model, loader) could not be checked: on the first {len(samples)} validation samples it "
+                    f"raised ValueError: {error}"
+                )
+                return
+            if isinstance(score, (str, bytes)) or not _is_one_number(score):
+                found = f"a tensor of shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+                raise TaskError(f"evaluate(model, loader) must return a float; it returned {found}")
+
+
+def _is_one_number(score: Any) -> bool:
+    try:
+        float(score)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return True
+
+
+def _require_scores(scores: Any, count: int) -> None:
+    rule = f"metric(model, batch) must return one score per sample, shape ({count},), or their mean, (); it returned "
+    try:
+        values = torch.as_tensor(scores)
+    except (TypeError, ValueError, RuntimeError):
+        found = "None: is its `return` missing?" if scores is None else f"a {type(scores).__name__}"
+        raise TaskError(f"{rule}{found}") from None
+    if values.shape not in {(), (count,)}:
+        raise TaskError(f"{rule}shape {tuple(values.shape)}")
+    if not bool(torch.isfinite(values).all()):
+        raise TaskError(f"metric(model, batch) must be finite; on the first batch it is {values.tolist()}")
+
+
+def _warn(findings: Findings, model: nn.Module, batch_size: int) -> None:
+    task = findings.task
+    if batch_size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        findings.warnings.append(
+            "the model has batch norm and the baseline a batch of 1: one sample has no variance, and "
+            "torch refuses to normalise a vector by it"
+        )
+    if task.direction == "minimize" and task.evaluate is None and task.metric is accuracy:
+        findings.warnings.append(
+            'direction is "minimize" and the metric is the default, accuracy: the worst classifier would win'
+        )

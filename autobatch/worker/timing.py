@@ -1,0 +1,197 @@
+"""How long an optimizer step takes on a device of this process, and where the time goes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import cycle, islice
+from statistics import median
+from time import perf_counter
+from typing import Any, Protocol, TypeVar
+
+from ..devices import Device
+from ..medians import drift, is_settled
+from ..tasks.data import Batch, to_device
+from ..units import format_size
+from .energy import Energy, energy_of
+from .training import Trainer
+
+_WARM_UP_STEPS = 2  # assumed: lazily made state, library handles; a compiled model compiles in the first
+_STEADY = 0.05  # assumed: warm when a block is within 5 % of the fastest one so far
+_BLOCK_S = 0.02  # assumed: long enough that reading the clock (about 0.1 us) and one scheduling hiccup are small in it
+_SMALL_PART = 0.02  # of the longest part of a step: one so small is not waited for to settle. Assumed.
+# Of the time allotted: steps as training takes them, the same on batches that are there, the loader alone, and the
+# parts of a step one by one; warming up takes what it needs of the first. Assumed: the first is what is compared.
+_STEP_SHARE, _COMPUTE_SHARE, _LOADER_SHARE, _PHASES_SHARE = 0.5, 0.2, 0.15, 0.15
+_WARM_UP_SHARE = 0.15
+_FEWEST_BLOCKS = 3  # what `Runner.time` promises of whole steps; of parts, one will do where a step is long
+# Waiting for a processor that others use, as a share of the time, from which on it is told. Assumed: what a median over
+# 95 % of undisturbed steps still hides.
+_WAITED = 0.05
+
+
+T = TypeVar("T", bool, int)
+
+
+class Lead(Protocol):
+    """Whose value counts: of one process its own, of ranks rank 0's."""
+
+    def __call__(self, value: T, /) -> T:
+        """That value; all ranks call it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """What was measured of one plan; the fields of `Measurement` of the same names."""
+
+    step_s: tuple[float, ...]
+    compute_s: tuple[float, ...]
+    loader_s: tuple[float, ...]
+    phases_s: dict[str, float]
+    energy: Energy | None
+    remarks: tuple[str, ...]
+
+
+def _own(value: T) -> T:
+    return value
+
+
+def time_step(bench: Trainer, device: Device, batches: Iterator[Batch], budget_s: float, lead: Lead = _own) -> Timing:
+    """Times of whole optimizer steps of `bench`, of their parts, of the loader alone and of the compute alone.
+
+    Args:
+        bench: whose plan is timed; it takes the steps.
+        device: where it trains.
+        batches: as the loader gives them, for ever.
+        budget_s: seconds for all of it, about; energy, which is only measured where it allows, comes on top.
+        lead: rank 0's value, where ranks take the steps together: all go by its clock, and so take equally many.
+    """
+    steps = bench.config.plan.accumulation_steps
+    host = list(islice(batches, steps))
+    held = [to_device(batch, device.torch_device) for batch in host]
+    for _ in range(_WARM_UP_STEPS):
+        bench.step(cycle(held))
+    next(batches)  # the loader's workers are up
+
+    def train() -> None:
+        bench.step(batches)
+
+    _warm_up(train, device, _WARM_UP_SHARE * budget_s, lead)
+    waited, begun = device.waited_s(), perf_counter()
+    step_s = repeat(train, device, _STEP_SHARE * budget_s, lead=lead)
+    slowed_by = set(device.slowed_by() or ())
+    compute_s = repeat(lambda: bench.step(cycle(held)), device, _COMPUTE_SHARE * budget_s, fewest=1, lead=lead)
+    slowed_by.update(device.slowed_by() or ())
+    still, elapsed = device.waited_s(), perf_counter() - begun
+    loader_s = repeat(
+        lambda: [to_device(batch, device.torch_device) for batch in islice(batches, steps)],
+        device,
+        _LOADER_SHARE * budget_s,
+        fewest=1,
+        lead=lead,
+    )
+    phases_s = _phases(bench, device, host, _PHASES_SHARE * budget_s, lead)
+    # By ticks of a counter that is each rank's own: several would not take equally many steps.
+    is_alone = bench.group is None
+    energy = energy_of(train, device, call_s=median(step_s), budget_s=budget_s) if is_alone else None
+    remarks = [f"the clocks were held back by {why}" for why in sorted(slowed_by)]
+    if others := device.others_bytes():
+        remarks.append(f"other processes held {format_size(others)} of the device")
+    if waited is not None and still is not None and still - waited > _WAITED * elapsed:
+        remarks.append(f"other processes had the processor {(still - waited) / elapsed:.0%} of the time")
+    if change := drift(step_s):
+        remarks.append(f"steps became {abs(change):.0%} {'slower' if change > 0 else 'faster'} while they were timed")
+    return Timing(
+        step_s=tuple(step_s),
+        compute_s=tuple(compute_s),
+        loader_s=tuple(loader_s),
+        phases_s=phases_s,
+        energy=energy,
+        remarks=tuple(remarks),
+    )
+
+
+def repeat(
+    work: Callable[[], object], device: Device, budget_s: float, *, fewest: int = _FEWEST_BLOCKS, lead: Lead = _own
+) -> list[float]:
+    """Seconds per call of `work`, one value a timed block of calls, until the median is settled or the time is spent.
+
+    Settled is a 95 % interval of the median within 2 % of it. At least `fewest` values.
+    """
+    begun = perf_counter()
+    first_s = _block(work, 1, device)
+    calls = lead(_calls_a_block(first_s))
+    times = [first_s] if calls == 1 else []
+    while lead(len(times) < fewest or (perf_counter() - begun < budget_s and not is_settled(times))):
+        times.append(_block(work, calls, device))
+    return times
+
+
+def _calls_a_block(call_s: float) -> int:
+    return max(1, round(_BLOCK_S / max(call_s, 1e-9)))
+
+
+def _block(work: Callable[[], object], calls: int, device: Device) -> float:
+    """Seconds per call, with the device waited for before and after."""
+    device.synchronize()
+    begun = perf_counter()
+    for _ in range(calls):
+        work()
+    device.synchronize()
+    return (perf_counter() - begun) / calls
+
+
+def _warm_up(work: Callable[[], object], device: Device, budget_s: float, lead: Lead) -> None:
+    """Work until a block is about as fast as the fastest so far: caches are filled, clocks are up."""
+    begun = perf_counter()
+    fastest = _block(work, 1, device)
+    calls = lead(_calls_a_block(fastest))
+    while lead(perf_counter() - begun < budget_s):
+        now = _block(work, calls, device)
+        if lead(fastest / (1 + _STEADY) <= now <= fastest * (1 + _STEADY)):
+            return
+        fastest = min(fastest, now)
+
+
+class _Laps:
+    """Called at the end of each part of a step, it notes what the part took."""
+
+    def __init__(self, device: Device) -> None:
+        self._device, self._at = device, 0.0
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def begin(self) -> None:
+        self.seconds.clear()
+        self._device.synchronize()
+        self._at = perf_counter()
+
+    def __call__(self, part: str) -> None:
+        self._device.synchronize()
+        now = perf_counter()
+        self.seconds[part] += now - self._at
+        self._at = now
+
+
+def _phases(bench: Trainer, device: Device, host: list[Any], budget_s: float, lead: Lead) -> dict[str, float]:
+    """Median seconds of each part of a step on batches that the loader has given."""
+    laps = _Laps(device)
+    found: dict[str, list[float]] = defaultdict(list)
+    begun, done = perf_counter(), 0
+    bench.on_part = laps
+    try:
+        while lead(done < 1 or (perf_counter() - begun < budget_s and _unsettled(found))):
+            laps.begin()
+            bench.step(cycle(host))
+            for part, seconds in laps.seconds.items():
+                found[part].append(seconds)
+            done += 1
+    finally:
+        bench.on_part = None
+    return {part: median(seconds) for part, seconds in found.items()}
+
+
+def _unsettled(found: dict[str, list[float]]) -> bool:
+    """Whether a part that matters is not known well enough: the small ones are told as so many microseconds."""
+    longest = max(median(seconds) for seconds in found.values())
+    return any(not is_settled(s) for s in found.values() if median(s) > _SMALL_PART * longest)

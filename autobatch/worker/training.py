@@ -1,0 +1,409 @@
+"""The optimizer step as the user's task takes it, and what a trial is made of between two steps.
+
+`Trainer` owns a model, its optimizer, schedule and scaler for one trial (or one probe). It knows nothing of budgets,
+rungs or searches; `torch_runner.py` asks it for steps.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import os
+import pickle
+import weakref
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from statistics import median
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, TaskError
+from ..files import sync_folder
+from ..plan import Config, GradNorms, Precision
+from ..tasks.data import Batch, DeviceLoader, count_samples, seed_everything, to_device
+from ..tasks.state import rng_state, set_rng_state
+from ..tasks.task import Task
+from .data_parallel import DataParallel
+
+# Without a clip the norm of the gradient is taken at every so many steps. Measured on three small models on a CPU: at
+# every step it takes 7 to 13 % of the steps per second, at every sixteenth 0.5 to 0.9 % (benchmarks/NOTES.md).
+NORM_EVERY = 16
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """The context a forward pass runs in: autocast to the precision's type, or nothing for fp32 and tf32."""
+    if precision not in _AUTOCAST:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_AUTOCAST[precision])
+
+
+class Trainer:
+    """One model in training under one configuration: the state between optimizer steps, and the step.
+
+    Args:
+        task: gives model, loss, optimizer, scheduler and the rest.
+        config: batch size, accumulation, precision and learning rate.
+        device: where the model trains.
+        seed: of initialisation, dropout and (through the caller) data order.
+        total_steps: the length of the schedule.
+        group: the ranks that train it together, each of which has a trainer like this one; None for one process.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        config: Config,
+        device: torch.device,
+        *,
+        seed: int,
+        total_steps: int,
+        group: DataParallel | None = None,
+    ) -> None:
+        seed_everything(seed)
+        self.group = group
+        self.task, self.config, self.device, self.total_steps = task, config, device, total_steps
+        self.step_count = self.scheduler_steps = 0
+        self.on_part: Callable[[str], None] | None = None  # told of each part of a step when it has been queued
+        self._layout = torch.channels_last if task.channels_last else None
+        # Of the last step's gradient before clipping, on the device; None where it was not looked at.
+        self.grad_norm: Tensor | None = None
+        self.model: nn.Module = task.model().to(device)
+        if self._layout is not None:
+            self.model.to(memory_format=self._layout)  # type: ignore[call-overload]  # torch's stub leaves it out
+        self.model.train()
+        self.optimizer = task.optimizer(self.model, config.lr)
+        self.scheduler = task.scheduler(self.optimizer, total_steps) if task.scheduler else None
+        self.scaler = torch.amp.GradScaler(device.type) if config.plan.precision == "fp16" else None
+        # A stateful hook (an EMA copy) belongs to one trial; a plain function is shared as it is.
+        stateful = hasattr(task.after_step, "state_dict")
+        self.after_step = copy.deepcopy(task.after_step) if stateful else task.after_step
+        # A compiled module keeps the parameters, buffers and attributes of the one it was made from.
+        self.forward = cast(nn.Module, torch.compile(self.model)) if task.compile else self.model
+        # Made for the first step, which all ranks take: one that only evaluates must not wait for the others.
+        self._together: nn.Module | None = None
+        if group is not None:
+            seed_everything(group.seed_of_rank(seed))  # one model, but dropout and augmentation of each rank's own
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The task's loss of a batch that is on the device, as a scalar tensor with its graph.
+
+        Raises:
+            TaskError: the loss is not a scalar tensor.
+        """
+        with autocast(self.device, self.config.plan.precision):
+            loss = self.task.loss(self.forward, batch)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise TaskError(f"loss(model, batch) returns a scalar tensor, the mean over the batch; it returned {found}")
+        return loss
+
+    def _synced(self) -> nn.Module:
+        """What the gradients are averaged over all ranks for: the loss, or the model where a task steps by itself.
+
+        DDP is put around the loss as a whole, so that it may use any attribute and any method of the model it is given.
+        """
+        assert self.group is not None
+        if self._together is None:
+            whole = self.forward if self.task.training_step is not None else _LossOf(self)
+            self._together = self.group.wrapped(whole)
+        return self._together
+
+    def backward(self, batch: Batch, *, is_last: bool = True) -> Tensor | None:
+        """Add the gradients of a batch on the device to what is there; its loss, where the task tells it.
+
+        Args:
+            batch: one micro-batch of an optimizer step.
+            is_last: of the step; before it, the ranks of a group keep their gradients to themselves.
+        """
+        if self.group is None:
+            return self._backward_with(self.forward, self.loss, batch)
+        synced = self._synced()
+        with nullcontext() if is_last else self.group.without_sync(synced):
+            return self._backward_with(synced, synced, batch)
+
+    def _backward_with(self, forward: nn.Module, loss_of: Callable[[Batch], Tensor], batch: Batch) -> Tensor | None:
+        scale = 1 / self.config.plan.accumulation_steps
+        if self.task.training_step is not None:
+            if (
+                self.scaler is not None
+            ):  # the backward pass is the user's, so the factor goes where they multiply by one
+                scale = float(self.scaler.scale(torch.tensor(scale, device=self.device)))
+            with autocast(self.device, self.config.plan.precision):
+                loss: Any = self.task.training_step(forward, batch, scale)
+            self._done("forward and backward")
+            return loss.detach() if isinstance(loss, Tensor) else None
+        mean = loss_of(batch)
+        self._done("forward")
+        scaled = mean * scale
+        (self.scaler.scale(scaled) if self.scaler else scaled).backward()
+        self._done("backward")
+        return mean.detach()
+
+    def _arrived(self, batch: Batch) -> Batch:
+        moved = to_device(batch, self.device, self._layout)
+        self._done("copy")
+        return moved
+
+    def _done(self, part: str) -> None:
+        if self.on_part is not None:
+            self.on_part(part)
+
+    def step(self, batches: Iterator[Batch]) -> Tensor | None:
+        """The mean loss over one optimizer step's micro-batches, still on the device; the step has been taken.
+
+        None where a `training_step` returns no loss.
+        """
+        last = self.config.plan.accumulation_steps - 1
+        losses = [self.backward(self._arrived(next(batches)), is_last=index == last) for index in range(last + 1)]
+        stepped = True
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if self.task.clip_grad_norm is not None:
+            self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.task.clip_grad_norm)
+        else:
+            self.grad_norm = self._norm() if self.step_count % NORM_EVERY == 0 else None
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            scale = self.scaler.get_scale()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            stepped = self.scaler.get_scale() >= scale  # a shrinking scale means that the step was skipped
+        # The schedule counts the steps that were taken; torch warns when it runs ahead of the optimizer.
+        if self.scheduler is not None and stepped:
+            self.scheduler.step()
+            self.scheduler_steps += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.after_step is not None:
+            self.after_step(self.model, self.step_count)
+        self.step_count += 1
+        self._done("optimizer")
+        known = [loss for loss in losses if loss is not None]
+        return torch.stack(known).mean() if known else None
+
+    def _norm(self) -> Tensor | None:
+        """The norm of the gradient, still on the device; None where there is no gradient, or a sparse one."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        if not gradients or any(gradient.layout is not torch.strided for gradient in gradients):
+            return None
+        return nn.utils.get_total_norm(gradients)
+
+    def step_with_zeros(self) -> None:
+        """An optimizer step on gradients of zero, so that its state is there where fp16 has skipped every step so far.
+
+        A gradient scaler begins at 65,536 and halves at each step that overflows; a measurement takes too few of them.
+        """
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def evaluate(self, batches: Iterable[Batch]) -> float:
+        """The task's score over an evaluation set: its `evaluate`, or the mean of `metric` over samples.
+
+        Raises:
+            TaskError: the metric is neither one score a sample nor their mean, or the result is no number.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        loader = DeviceLoader(batches, self.device, self._layout)
+        try:
+            with torch.no_grad(), autocast(self.device, self.config.plan.precision):
+                if self.task.evaluate is not None:
+                    return self._number(self.task.evaluate(self.forward, loader), "evaluate(model, loader)")
+                total, samples = torch.zeros((), dtype=torch.float64), 0
+                for batch in loader:
+                    size = count_samples(batch)
+                    values = torch.as_tensor(self.task.metric(self.forward, batch))
+                    if values.shape not in {(), (size,)}:
+                        raise TaskError(
+                            f"metric(model, batch) returns one score a sample, shape ({size},), or their mean, "
+                            f"shape (); it returned shape {tuple(values.shape)}"
+                        )
+                    total += values.detach().cpu().double().mean() * size  # on the host: MPS has no float64
+                    samples += size
+        finally:
+            self.model.train(was_training)
+        if not samples:
+            raise TaskError("val_data() gives no batch to evaluate on")
+        return float(total) / samples
+
+    @staticmethod
+    def _number(value: object, what: str) -> float:
+        try:
+            return float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise TaskError(f"{what} returns a number; it returned {type(value).__name__}") from None
+
+    def save(self, path: Path) -> None:
+        """Write all that a later process needs to go on as if nothing had happened; whole or not at all.
+
+        On the disk when this returns, under a name that outlives a loss of power. In a group, all ranks call it and
+        rank 0 writes: what they do not share is the state of their generators.
+
+        Raises:
+            OSError: it cannot be written; where the disk is full, some error that `files.full_disk` knows.
+        """
+        generators = rng_state() if self.group is None else self.group.gather(rng_state())
+        if self.group is not None and not self.group.is_first:
+            return
+        state: dict[str, Any] = {
+            "step": self.step_count,
+            "scheduler_steps": self.scheduler_steps,
+            "total_steps": self.total_steps,
+            "model": self.model.state_dict(),
+            "optimizer": _plain(self.optimizer.state_dict()),
+            "rng": generators,
+        }
+        for name in ("scheduler", "scaler"):
+            part = getattr(self, name)
+            if part is not None and hasattr(part, "state_dict"):
+                state[name] = _plain(part.state_dict())
+        if self.after_step is not None and hasattr(self.after_step, "state_dict"):
+            # Apart, to be read back onto the devices that its tensors are on: nobody else knows where it wants them.
+            buffer = io.BytesIO()
+            torch.save(_plain(self.after_step.state_dict()), buffer)
+            state["after_step"] = buffer.getvalue()
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sync_folder(path.parent.parent)
+        partial = path.with_suffix(path.suffix + ".partial")
+        try:
+            with open(partial, "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)  # on a full disk it is what takes the room
+            raise
+        sync_folder(path.parent)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `save` wrote and `read_checkpoint` read.
+
+        Call it after the batches were set up: it restores the random generators.
+
+        Raises:
+            CheckpointError: it was written by another number of ranks.
+        """
+        generators = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]
+        rank, ranks = (self.group.rank, self.group.size) if self.group is not None else (0, 1)
+        if len(generators) != ranks:
+            raise CheckpointError(f"the checkpoint is of {len(generators)} ranks; found {ranks} to go on with")
+        self.model.load_state_dict(state["model"])
+        self.step_count, self.scheduler_steps = state["step"], state["scheduler_steps"]
+        for name in ("scheduler", "scaler"):
+            if name in state:
+                getattr(self, name).load_state_dict(state[name])
+        if self.scheduler is not None and "scheduler" not in state:
+            for _ in range(self.scheduler_steps):  # one without a state is brought to where it stood
+                self.scheduler.step()
+        # After the schedule, which may set rates when it is stepped or read.
+        self.optimizer.load_state_dict(state["optimizer"])
+        if "after_step" in state:
+            cast(Any, self.after_step).load_state_dict(state["after_step"])
+        set_rng_state(generators[rank])
+
+
+class _LossOf(nn.Module):
+    """The loss of a batch as a module, which holds the model."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__()
+        self.model = trainer.model
+        self._loss = weakref.WeakMethod(trainer.loss)  # the trainer holds this module: no ring keeps its tensors
+
+    def forward(self, batch: Batch) -> Tensor:
+        loss = self._loss()
+        assert loss is not None
+        return loss(batch)
+
+
+class NormWatch:
+    """Collects the norms of the gradient of a rung without waiting for the device at every step.
+
+    Args:
+        clip: the task's `clip_grad_norm`.
+    """
+
+    def __init__(self, clip: float | None) -> None:
+        self._clip = clip
+        self._pending: list[Tensor] = []
+        self._seen: list[float] = []
+
+    def see(self, norm: Tensor | None) -> None:
+        """Keep the norm of a step where it is."""
+        if norm is not None:
+            self._pending.append(norm)
+
+    def read(self) -> None:
+        """Fetch what was kept, which waits for the device."""
+        if self._pending:
+            self._seen += torch.stack(self._pending).float().tolist()
+            self._pending.clear()
+
+    def summary(self) -> GradNorms | None:
+        """Of all that were read; None where none was finite. A step that fp16 skips has no finite norm."""
+        finite = [norm for norm in self._seen if math.isfinite(norm)]
+        if not finite:
+            return None
+        clipped = None if self._clip is None else sum(norm > self._clip for norm in finite) / len(finite)
+        return GradNorms(median=median(finite), largest=max(finite), clipped=clipped)
+
+
+def _plain(state: Any) -> Any:
+    """The same containers with NumPy's numbers as Python's: `np.cos` in a schedule puts them into parameter groups."""
+    if isinstance(state, np.generic):
+        return state.item()
+    if type(state) is dict:
+        return {_plain(key): _plain(value) for key, value in state.items()}
+    if type(state) in (list, tuple):
+        return type(state)(map(_plain, state))
+    return state
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `Trainer.save` wrote, the hook's tensors where they were and all others on the host.
+
+    "step" is how many optimizer steps were taken.
+
+    Raises:
+        CheckpointError: it is no whole checkpoint.
+        TaskError: the checkpoint holds objects that are not plain data, from the task's own optimizer or schedule.
+        FileNotFoundError: there is none.
+    """
+    if path.exists() and not zipfile.is_zipfile(path):
+        raise CheckpointError(f"the checkpoint {path} cannot be read: it is not whole")
+    try:
+        state: dict[str, Any] = _read(path, "cpu")
+        if "after_step" in state:
+            state["after_step"] = _read(io.BytesIO(state["after_step"]), None)
+        missing = {"step", "scheduler_steps", "total_steps", "model", "optimizer", "rng"} - set(state)
+    except (RuntimeError, EOFError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, TaskError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"the checkpoint {path} cannot be read: {reason}") from None
+    if missing:
+        raise CheckpointError(f"the checkpoint {path} cannot be read: it lacks {', '.join(sorted(missing))}")
+    return state
+
+
+def _read(file: Path | io.BytesIO, device: str | None) -> Any:
+    try:
+        return torch.load(file, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise TaskError(
+            "the state of this task's optimizer, scheduler or after_step holds more than tensors, numbers and "
+            f"plain containers, so a trial cannot be paused: {str(error).splitlines()[0]}"
+        ) from None
