@@ -264,12 +264,12 @@ def print_table(cases: Sequence[Case]) -> None:
 
 def really(path: Path, budget_s: float, fresh: int) -> dict[str, Any]:
     """`tune` on a task at T, and what it said of 4 T beside what 4 T of training came to."""
-    from tune_vs_peers import EQUIVALENTS as TRIALS  # here: it brings torch, which no table needs
-    from tune_vs_peers import FRESH_SEED, LONGER, Answer, enter
+    from tune_peers import EQUIVALENTS as TRIALS  # here: it brings torch, which no table needs
+    from tune_peers import FRESH_SEED, LONGER, Answer, enter, step_times
 
     import autobatch
 
-    field = enter(path, budget_s)
+    field = enter(path, budget_s, step_times(path))
     with tempfile.TemporaryDirectory() as folder:
         report = autobatch.tune(
             path, budget=budget_s, train_time=LONGER * budget_s / TRIALS, run_dir=Path(folder) / "run"

@@ -15,6 +15,10 @@ The best of many sizes that were all timed with an error is one that the error f
 every second round of the sweep and its speed taken from the others, and the other way round, and the recommended size
 is compared with it in those same rounds: the share is the mean of both, and may be a little over 100 %. The best by all
 rounds, with its error in it, is in the JSON too.
+
+A size's time in the sweep is that of its second fastest round of ten. A machine that others use too is slowed down by
+them and never sped up, by up to a factor of two for seconds on end; over sizes those times lie on a smooth curve where
+medians of all rounds do not. The medians are in the JSON too.
 """
 
 from __future__ import annotations
@@ -56,17 +60,17 @@ def sweep(runner: Runner, up_to: int, share_s: float) -> tuple[Times, float]:
     return found, time.perf_counter() - began
 
 
-def median_s(rounds: list[tuple[float, ...]]) -> float:
-    """The median step of some rounds."""
-    return median(chain.from_iterable(rounds))
+def undisturbed_s(rounds: list[tuple[float, ...]]) -> float:
+    """The median step in the second fastest of some rounds; in the fastest, where there are few."""
+    return sorted(map(median, rounds))[len(rounds) // 8]
 
 
 def share_of_best(times: Times, recommended: int) -> float:
     """The speed of that size as a share of the best one's, which half of the rounds choose and the other half time."""
     shares = []
     for half in (0, 1):
-        chosen_by = {size: size / median_s(rounds[half::2]) for size, rounds in times.items()}
-        timed_by = {size: size / median_s(rounds[1 - half :: 2]) for size, rounds in times.items()}
+        chosen_by = {size: size / undisturbed_s(rounds[half::2]) for size, rounds in times.items()}
+        timed_by = {size: size / undisturbed_s(rounds[1 - half :: 2]) for size, rounds in times.items()}
         shares.append(timed_by[recommended] / timed_by[max(chosen_by, key=lambda size: chosen_by[size])])
     return sum(shares) / 2
 
@@ -105,7 +109,7 @@ def judge(
 ) -> dict[str, Any]:
     """What came of it, as plain JSON values."""
     curve, again, later = profiles
-    truth = {size: median_s(rounds) for size, rounds in times.items()}
+    truth = {size: undisturbed_s(rounds) for size, rounds in times.items()}
     rates = {size: size / seconds for size, seconds in truth.items()}
     seen = {m.plan.batch_size for m in curve.timed}
     typical = median(curve.step_s(size) / truth[size] for size in seen)  # the machine's speed then and now
@@ -139,7 +143,8 @@ def judge(
         ],
         "sweep": {
             str(size): {
-                "median_s": truth[size],
+                "undisturbed_s": truth[size],
+                "median_s": median(chain.from_iterable(rounds)),
                 "rounds_s": [median(seconds) for seconds in rounds],
                 "steps": sum(map(len, rounds)),
             }

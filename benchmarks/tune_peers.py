@@ -31,6 +31,8 @@ from autobatch.worker.torch_runner import TorchRunner
 from autobatch.worker.training import Trainer
 
 EQUIVALENTS = 20  # full trials that the budget would pay for
+LONGER = 4  # times T, for which an answer is trained too
+FRESH_SEED = 1_000_000  # far from every seed that a search draws
 EVAL_BATCH = 1024
 TIMING_S = 0.5
 WORST = 1e9  # reported for what is not a number, which Optuna refuses

@@ -37,14 +37,12 @@ from typing import Any
 import optuna
 import torch
 from provenance import about
-from tune_peers import EQUIVALENTS, METHODS, Field, enter, missing, step_times
+from tune_peers import EQUIVALENTS, FRESH_SEED, LONGER, METHODS, Field, enter, missing, step_times
 
 from autobatch.devices.environment import keep_freed_memory
 from autobatch.units import parse_duration
 
 TASKS = sorted((Path(__file__).parent / "tasks").glob("[!_]*.py"))
-LONGER = 4
-FRESH_SEED = 1_000_000  # far from every seed that a search draws
 
 
 def run(field: Field, method: str, repeat: int, fresh: int) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def test_a_closer_look_goes_to_the_neighbours_of_the_knee_and_the_best() -> None
     step_s = saturating(0.02, 0.001)  # full speed from 160 on
     curve = profile(SimRunner(step_s=step_s), Plan(batch_size=1), max_batch=1000, budget_s=1e3, refine=True)
     sizes = [m.plan.batch_size for m in curve.timed]
-    coarse = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000}
+    coarse = {1, 2, 3, 4, 6, 8, 16, 32, 64, 128, 256, 512, 1000}
     assert coarse <= set(sizes)
     between = [size for size in sizes if size not in coarse]
     assert between
