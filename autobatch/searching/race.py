@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -10,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from ..errors import BudgetTooShort, CheckpointError, DeviceError, NoValidResult, TaskError
 from ..plan import Config, Direction, Plan, Rung, RungResult, Runner
 from ..units import format_duration
+from .account import Account, Leg
 from .conclusion import SearchResult, conclude
 from .confirmation import Verdict, judge, leads_clearly, next_seed_for
 from .costs import EQUIVALENTS, Costs
 from .crew import Crew
 from .freeze_thaw import choose
 from .ledger import Ledger
-from .race_state import Paces, RaceState
+from .race_state import RaceState
 from .record import Kept, StudyRecord
 from .retention import needed_checkpoints
 from .study import propose
@@ -54,16 +54,6 @@ MOST_FAILURES = 10
 MOST_REPEATS = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Leg:
-    """A rung under way: where it ends, its modelled seconds, when it began by the ledger, and which attempt it is."""
-
-    until_step: int
-    modelled_s: float
-    began_s: float = 0.0
-    attempt: int = 1
-
-
 @dataclass(slots=True, kw_only=True)
 class Race:
     """A race under way: the trials so far, the time they cost, and the next pieces of work.
@@ -82,26 +72,25 @@ class Race:
     record: StudyRecord | None
     on_event: Callable[[Event], None] | None
 
+    account: Account = field(init=False)
     direction: Direction = field(init=False)
     space: Space = field(init=False)
     baseline: Config = field(init=False)
     baseline_origin: str = field(init=False)
     waiting: list[tuple[Config, str]] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
-    # Modelled seconds that the race may spend, and has spent.
-    allotment_s: float = field(init=False)
-    spent_s: float = 0.0
-    paces: Paces = field(default_factory=Paces)
     is_exhausted: bool = False
     notes: list[str] = field(default_factory=list)
     is_over: bool = False
     test_scores: tuple[float | None, float | None] = (None, None)
     checkpoints: dict[int, int] = field(default_factory=dict)  # the steps of those that are there, by trial
     count: int = 0  # of the changes that were recorded
-    under_way: dict[int, _Leg] = field(default_factory=dict)  # by trial
     again: list[int] = field(default_factory=list)  # trials of those that wait for a worker after theirs has died
     is_confirming: bool = False
     scored: int = 0  # rungs that ended well in this process
+
+    def __post_init__(self) -> None:
+        self.account = Account(ledger=self.ledger, costs=self.costs, crew=self.crew)
 
     # Setting out
 
@@ -132,7 +121,7 @@ class Race:
             earlier=[config for config, _ in earlier],
         )
         self.space = replace(space, lrs=self.settings.lrs)
-        self.allotment_s = self.crew.size * self.ledger.available_s
+        self.account.allotment_s = self.crew.size * self.ledger.available_s
         steps = self.costs.total_steps(self.baseline.plan)
         is_new = kept is None or not kept.trials
         if is_new and (steps < MIN_STEPS or self.costs.full_trial_s > self.ledger.available_s):
@@ -152,7 +141,8 @@ class Race:
     def _restore(self, kept: Kept) -> None:
         state = kept.state
         self.trials, self.baseline = list(kept.trials), kept.trials[0].config
-        self.allotment_s, self.spent_s, self.paces = state.allotment_s, state.spent_s, state.paces
+        self.account.allotment_s, self.account.spent_s = state.allotment_s, state.spent_s
+        self.account.paces = state.paces
         self.max_batch, self.max_micro_batch = state.max_batch, state.max_micro_batch
         self.is_exhausted, self.notes, self.count = state.is_exhausted, list(state.notes), state.count
         self.is_over, self.test_scores = state.is_over, state.test_scores
@@ -167,11 +157,11 @@ class Race:
     def _state(self) -> RaceState:
         return RaceState(
             count=self.count,
-            allotment_s=self.allotment_s,
-            spent_s=self.spent_s,
+            allotment_s=self.account.allotment_s,
+            spent_s=self.account.spent_s,
             max_batch=self.max_batch,
             max_micro_batch=self.max_micro_batch,
-            paces=self.paces,
+            paces=self.account.paces,
             is_exhausted=self.is_exhausted,
             notes=tuple(self.notes),
             charged=self.ledger.entries(),
@@ -213,7 +203,7 @@ class Race:
                     self._set_off(*leg)
                 else:
                     break
-            if not self.under_way:
+            if not self.account.under_way:
                 break
             self._take_in()
         self._test()
@@ -234,22 +224,22 @@ class Race:
         search, and when nothing more of that fits, the fresh seeds.
         """
         baseline = self.trials[0]
-        if baseline.state in ("running", "paused") and baseline.number not in self.under_way:
+        if baseline.state in ("running", "paused") and baseline.number not in self.account.under_way:
             until_step = self._next_until(baseline)
-            if self._fits(self.costs.rung_s(baseline, until_step)):
+            if self.account.fits(self.costs.rung_s(baseline, until_step)):
                 return baseline, until_step
         for trial in self.trials[1:]:
-            if trial.state == "running" and trial.number not in self.under_way:
+            if trial.state == "running" and trial.number not in self.account.under_way:
                 until_step = trial.total_steps if trial.role == "confirmation" else self._next_until(trial)
-                if self._fits(self.costs.rung_s(trial, until_step)):
+                if self.account.fits(self.costs.rung_s(trial, until_step)):
                     return trial, until_step
                 self._set_aside(trial)
         # Once fresh seeds have begun they end the race.
         if not self.is_confirming and not any(trial.role == "confirmation" for trial in self.trials):
             action = self._next_action()
-            while action is None and self._time_left_over():
+            while action is None and self.account.allot_what_is_left():
                 action = self._next_action()
-            if action is None and self.under_way:
+            if action is None and self.account.under_way:
                 return None  # what it brings may be worth going on with
             if action is not None:
                 return action, self._next_until(action)
@@ -260,7 +250,7 @@ class Race:
 
     def _next_action(self) -> Trial | None:
         """The trial to advance by a rung, new or paused; None when nothing that could be finished fits."""
-        left_s = self._left_s(self.confirmations)
+        left_s = self.account.left_s(self.confirmations)
         if left_s >= self.costs.full_trial_s and self.waiting:
             return self._start(self.waiting[0][0], "warm start", self.waiting.pop(0)[1])
         if self.settings.sampler == "freeze-thaw":
@@ -277,7 +267,7 @@ class Race:
 
     def _next_confirmation(self) -> tuple[Trial, int] | None:
         """The finalist, or the baseline where it is close, under a fresh seed; None once it is settled."""
-        if self._left_s(0) - self._tests_s < self.costs.confirmation_s:
+        if self.account.left_s(0) - self._tests_s < self.costs.confirmation_s:
             return None
         config = next_seed_for(self.trials, self.direction, self.confirmations)
         if config is None:
@@ -360,7 +350,7 @@ class Race:
 
     def _test_score(self, trial: Trial | None) -> float | None:
         # The test data is taken to be no longer to evaluate than the validation data.
-        if trial is None or not self._fits(self.costs.eval_s):
+        if trial is None or not self.account.fits(self.costs.eval_s):
             return None
         with self.ledger.charge("evaluation"):
             try:
@@ -388,16 +378,14 @@ class Race:
 
     def _set_off(self, trial: Trial, until_step: int) -> None:
         """Have one rung trained."""
-        modelled_s = self.costs.rung_s(trial, until_step)
         trial = self._update(replace(trial, state="running"))
         self.checkpoints.setdefault(trial.number, 0)
-        self.under_way[trial.number] = _Leg(until_step=until_step, modelled_s=modelled_s)
-        self._submit(trial)
+        self._submit(trial, Leg(until_step=until_step, modelled_s=self.costs.rung_s(trial, until_step)))
 
-    def _submit(self, trial: Trial) -> None:
-        leg = self.under_way[trial.number] = replace(self.under_way[trial.number], began_s=self.ledger.elapsed_s)
-        predicted_s = leg.modelled_s * self.paces.correction
-        left_s = self.ledger.available_s - self._tests_s * self.paces.correction
+    def _submit(self, trial: Trial, leg: Leg) -> None:
+        leg = self.account.begin(trial.number, leg)
+        predicted_s = leg.modelled_s * self.account.paces.correction
+        left_s = self.ledger.available_s - self._tests_s * self.account.paces.correction
         rung = Rung(
             trial=trial.number,
             config=trial.config,
@@ -413,10 +401,11 @@ class Race:
 
     def _try_again(self, trial: Trial) -> None:
         """Have a rung trained anew whose worker has died; that no time is left for it is not the trial's fault."""
-        if self._fits(self.under_way[trial.number].modelled_s):
-            self._submit(trial)
+        leg = self.account.under_way[trial.number]
+        if self.account.fits(leg.modelled_s):
+            self._submit(trial, leg)
         else:
-            del self.under_way[trial.number]
+            del self.account.under_way[trial.number]
             self._set_aside(trial)
 
     def _set_aside(self, trial: Trial) -> None:
@@ -425,12 +414,12 @@ class Race:
 
     def _take_in(self) -> None:
         """Wait for the rung that ends first, and draw the consequences."""
-        at_once = len(self.under_way)
-        is_confirmation = all(self.trials[number].role == "confirmation" for number in self.under_way)
+        at_once = len(self.account.under_way)
+        is_confirmation = all(self.trials[number].role == "confirmation" for number in self.account.under_way)
         kind = "confirmation" if is_confirmation else "training"
         with self.ledger.charge(kind):
             rung, done = self.crew.next()
-        leg = self.under_way[rung.trial]
+        leg = self.account.under_way[rung.trial]
         trial = self.trials[rung.trial]
         if isinstance(done.exception(), DeviceError) and self.crew.size:
             self.again.append(trial.number)  # it counts as no attempt: others are there
@@ -439,21 +428,21 @@ class Race:
         # Of the time that passed, a rung among several has had its share.
         self.ledger.transfer(kind, "evaluation", result.eval_s / at_once)
         self.ledger.transfer(kind, "checkpoints", (result.seconds - result.train_s - result.eval_s) / at_once)
-        self.spent_s += leg.modelled_s
+        self.account.spent_s += leg.modelled_s
         trial = replace(trial, seconds=trial.seconds + result.seconds, predicted_s=trial.predicted_s + leg.modelled_s)
-        if result.outcome == "crashed" and leg.attempt < MOST_ATTEMPTS and self._fits(leg.modelled_s):
+        if result.outcome == "crashed" and leg.attempt < MOST_ATTEMPTS and self.account.fits(leg.modelled_s):
             self.trials[trial.number] = trial  # in the record it is in flight
-            self.under_way[trial.number] = replace(leg, attempt=leg.attempt + 1)
+            self.account.under_way[trial.number] = replace(leg, attempt=leg.attempt + 1)
             self.again.append(trial.number)
             return
-        del self.under_way[trial.number]
+        del self.account.under_way[trial.number]
         norms = trial.grad_norms if result.grad_norms is None else (*trial.grad_norms, result.grad_norms)
         trial = replace(trial, outcome=result.outcome, message=result.message, grad_norms=norms)
         if result.score is not None:
             # Each worker warms up in its first rung: the first of all says nothing for long, those of others nothing.
             self.scored += 1
             if self.scored == 1 or self.scored > self.crew.size:
-                self.paces = self.paces.with_rung(leg.modelled_s, result.seconds)
+                self.account.paces = self.account.paces.with_rung(leg.modelled_s, result.seconds)
             is_last = leg.until_step == trial.total_steps
             scores = (*trial.scores, (leg.until_step, result.score))
             trial = replace(trial, state="complete" if is_last else "paused", scores=scores)
@@ -516,13 +505,6 @@ class Race:
     # Time
 
     @property
-    def equivalents(self) -> float:
-        """Full trials that the time pays for, spent or left, as far as is known by now."""
-        workers = max(1, self.crew.size)  # one that was lost may be there again for a resumed run
-        on_clock_s = self.spent_s + workers * self.ledger.available_s / self.paces.correction
-        return min(self.allotment_s, on_clock_s) / self.costs.full_trial_s
-
-    @property
     def confirmations(self) -> int:
         """Full trials reserved for fresh seeds: one where the time is short, or the lead is beyond doubt.
 
@@ -530,43 +512,8 @@ class Race:
         """
         if self.crew.size > 1:
             return self.settings.confirmations
-        few = self.equivalents < FEW_EQUIVALENTS or leads_clearly(self.trials, self.direction)
+        few = self.account.equivalents < FEW_EQUIVALENTS or leads_clearly(self.trials, self.direction)
         return 1 if few else self.settings.confirmations
-
-    def _left_s(self, reserved: int) -> float:
-        """Modelled seconds of work that may still be begun, with so many confirmations kept for the end.
-
-        Of the allotment; of all workers' time on the clock; and of one worker's, since the rungs of one trial follow
-        one another.
-        """
-        kept_s, size = reserved * self.costs.confirmation_s, self.crew.size
-        begun_s = sum(leg.modelled_s for leg in self.under_way.values())
-        on_clock_s = self.ledger.available_s / self.paces.slowest_correction
-        now_s = self.ledger.elapsed_s
-        to_do_s = sum(
-            max(0.0, leg.modelled_s - (now_s - leg.began_s) / self.paces.slowest_correction)
-            for leg in self.under_way.values()
-        )
-        waves = math.ceil(reserved / size) if size else reserved
-        return min(
-            self.allotment_s - self.spent_s - begun_s - kept_s,
-            size * on_clock_s - to_do_s - kept_s,
-            on_clock_s - waves * self.costs.confirmation_s,
-        )
-
-    def _fits(self, modelled_s: float) -> bool:
-        return self.ledger.fits(modelled_s * self.paces.slowest_correction)
-
-    def _time_left_over(self) -> bool:
-        """Whether the clock pays for more than the model did, which is then allotted.
-
-        So it is after trials that failed early, and where training is faster than the profile said.
-        """
-        on_clock_s = self.crew.size * self.ledger.available_s / self.paces.correction
-        if self.spent_s + on_clock_s - self.allotment_s < self.costs.full_trial_s:
-            return False
-        self.allotment_s = self.spent_s + on_clock_s
-        return True
 
     def _next_until(self, trial: Trial) -> int:
         return self.costs.ladder.until(len(trial.scores), trial.total_steps)
@@ -605,7 +552,7 @@ class Race:
         Raises:
             NoValidResult: there is nothing to compare with, or nothing that ran at all.
         """
-        taking_s = self.costs.full_trial_s * self.paces.correction
+        taking_s = self.costs.full_trial_s * self.account.paces.correction
         if not any(trial.state == "complete" for trial in self.trials):
             said = sorted({f"{t.outcome}: {t.message or 'no message'}" for t in self.trials if t.state == "failed"})
             raise NoValidResult(
@@ -617,7 +564,7 @@ class Race:
         if baseline.state in ("running", "paused"):
             raise NoValidResult(
                 f"the time ran out at step {baseline.steps_done} of {baseline.total_steps} of the baseline: training "
-                f"takes {self.paces.correction:.1f} times what the profile said. Give a budget of at least "
+                f"takes {self.account.paces.correction:.1f} times what the profile said. Give a budget of at least "
                 f"{format_duration(EQUIVALENTS * taking_s)}"
             )
         return self._result(interrupted=None, may_win=True)
@@ -629,7 +576,7 @@ class Race:
             baseline=self.baseline,
             space=self.space,
             horizon_s=self.costs.horizon_s,
-            equivalents=self.equivalents,
+            equivalents=self.account.equivalents,
             may_win=may_win,
             interrupted=interrupted,
             notes=[*self.notes, *self.crew.remarks],
