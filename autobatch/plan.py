@@ -256,6 +256,11 @@ class Measurement:
         return sorted(self.visits_s)[len(self.visits_s) // 8] if self.visits_s else self.median_step_s
 
     @property
+    def step_beside_parts_s(self) -> float:
+        """Median seconds of one optimizer step at the moment at which its parts were timed, which was the first."""
+        return self.visits_s[0] if self.visits_s else self.median_step_s
+
+    @property
     def samples_per_s(self) -> float:
         """Samples per second at the median step. Only where `step_s` is not empty."""
         return self.plan.effective_batch_size / self.median_step_s
@@ -359,6 +364,21 @@ class RungResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Energy:
+    """What an optimizer step takes of a device's energy.
+
+    Attributes:
+        joules: of one step.
+        watts: average power while steps were repeated.
+        seconds: what measuring it cost in wall time.
+    """
+
+    joules: float
+    watts: float
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """What a model asks of a device.
 
@@ -411,7 +431,9 @@ class Runner(Prober):
         """The device that plans run on."""
 
     @abstractmethod
-    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+    def time(
+        self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
+    ) -> Measurement:
         """Synchronised times of whole optimizer steps, of the loader alone and of the compute alone.
 
         Repeats until the median is settled or about `budget_s` seconds are spent; never fewer than three steps.
@@ -420,7 +442,16 @@ class Runner(Prober):
             plan: whose steps are timed.
             budget_s: seconds for it, about.
             loader: DataLoader arguments to change from what the task says, such as "num_workers".
+            parts: also the compute alone, the loader alone and the parts of a step; without them whole steps are all
+                there is, and the time is theirs.
         """
+
+    def energy(self, plan: Plan, *, budget_s: float) -> Energy | None:
+        """The energy of one optimizer step, from steps repeated for `budget_s` seconds or a little more.
+
+        None where the device tells of none, or the seconds are too few for what it tells it by.
+        """
+        return None
 
     def workload(self) -> Workload | None:
         """What the model asks of a device; None where this runner has no model."""

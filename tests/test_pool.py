@@ -50,7 +50,9 @@ class Carded(SimRunner):
     def memory(self) -> MemoryLimit:
         return MemoryLimit(capacity_bytes=self.free_bytes, budget_bytes=self.free_bytes, source="made up")
 
-    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+    def time(
+        self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
+    ) -> Measurement:
         if self.is_lost:
             raise DeviceError("GPU is lost")
         measured = SimRunner.time(self, plan, budget_s=budget_s)
@@ -87,7 +89,9 @@ def test_times_are_of_the_slowest_and_a_difference_is_told() -> None:
 
 def test_a_worker_that_cannot_time_a_size_speaks_for_all() -> None:
     class Full(Carded):
-        def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+        def time(
+            self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
+        ) -> Measurement:
             return Measurement(plan=plan, outcome="oom", message="full")
 
     with closing(Pool([Carded(), Full()])) as pool:

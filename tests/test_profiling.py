@@ -99,7 +99,9 @@ class Starved(SimRunner):
     pinned_s: float = 0.0
     asked: list[Mapping[str, Any] | None] = field(default_factory=list)
 
-    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+    def time(
+        self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
+    ) -> Measurement:
         self.asked.append(loader)
         settings = dict(self.known.loader or {}) | dict(loader or {})
         workers = min(self.useful, settings["num_workers"])
@@ -148,7 +150,9 @@ def test_a_machine_that_has_become_faster_is_no_remedy() -> None:
     """Everything is quicker from the fourth measurement on, whatever the loader."""
 
     class Waking(Starved):
-        def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+        def time(
+            self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
+        ) -> Measurement:
             measured = Starved.time(self, plan, budget_s=budget_s, loader=None)
             factor = 1.0 if len(self.asked) < 8 else 0.3
             return replace(measured, step_s=tuple(factor * seconds for seconds in measured.step_s))
@@ -182,7 +186,9 @@ class Normed(SimRunner):
     tires_after: int = 10_000
     timings: int = 0
 
-    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+    def time(
+        self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
+    ) -> Measurement:
         if plan.batch_size == 1:
             raise TaskError("expected more than 1 value per channel when training")
         self.timings += 1

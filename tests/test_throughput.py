@@ -208,7 +208,9 @@ class Failing(SimRunner):
 
     most: int
 
-    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+    def time(
+        self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
+    ) -> Measurement:
         measured = SimRunner.time(self, plan, budget_s=budget_s)
         if plan.batch_size <= self.most:
             return measured

@@ -29,11 +29,15 @@ class Rapl:
 
         A counter begins again at zero beyond its range, after minutes to hours: call it more often than that.
         """
-        # A zone such as "intel-rapl:0" is a package; those below it, such as "intel-rapl:0:0", are parts of it.
-        packages = [zone for zone in sorted(self.root.glob("intel-rapl:*")) if zone.name.count(":") == 1]
-        if not packages:
+        # A zone such as "intel-rapl:0" is a package; those below it, such as "intel-rapl:0:0", are parts of it. One is
+        # called "psys" on machines of Intel's client line: the whole platform, with the package in it.
+        zones = [zone for zone in sorted(self.root.glob("intel-rapl:*")) if zone.name.count(":") == 1]
+        if not zones:
             return None
         try:
+            packages = [zone for zone in zones if (zone / "name").read_text().startswith("package")]
+            if not packages:
+                return None
             for zone in packages:
                 now = int((zone / "energy_uj").read_text())
                 before = self._last.setdefault(zone, now)

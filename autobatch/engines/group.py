@@ -390,8 +390,10 @@ class GroupRunner(Runner):
             raise error
         return answers[0].value
 
-    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
-        answers = self._ask("time", plan, budget_s=budget_s, loader=loader)
+    def time(
+        self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
+    ) -> Measurement:
+        answers = self._ask("time", plan, budget_s=budget_s, loader=loader, parts=parts)
         timed = joined_times(answers)
         if timed is not None:
             return timed

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ..errors import AutobatchError, DeviceError, first_line
 from ..plan import (
     DeviceInfo,
+    Energy,
     LrSweep,
     Measurement,
     MemoryLimit,
@@ -165,9 +166,11 @@ class Pool(Runner):
         self.memory()
         return self._first.probe(plan, verdict=verdict)
 
-    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+    def time(
+        self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
+    ) -> Measurement:
         """The slowest of all, so that what is planned by it holds on each."""
-        found = self._asked(lambda runner: runner.time(plan, budget_s=budget_s, loader=loader))
+        found = self._asked(lambda runner: runner.time(plan, budget_s=budget_s, loader=loader, parts=parts))
         failed = next((one for one in found if one.outcome != "ok" or not one.step_s), None)
         if failed is not None:
             return failed
@@ -177,6 +180,9 @@ class Pool(Runner):
         if (more := slowest.median_step_s / fastest_s - 1) > _DIFFER:
             remarks += (f"of {len(found)} workers the slowest took {more:.0%} longer than the fastest",)
         return replace(slowest, remarks=remarks, seconds=max(one.seconds for one in found))
+
+    def energy(self, plan: Plan, *, budget_s: float) -> Energy | None:
+        return self._first.energy(plan, budget_s=budget_s)
 
     def workload(self) -> Workload | None:
         return self._first.workload()

@@ -26,6 +26,7 @@ from ..errors import AutobatchError, DeviceError, ReportError, SettingError, Sto
 from ..files import write_whole
 from ..plan import (
     DeviceInfo,
+    Energy,
     LrSweep,
     Measurement,
     MemoryLimit,
@@ -227,9 +228,15 @@ class RayRunner(Runner):
         measured: Measurement = self._call("probe", plan, verdict=verdict)
         return measured
 
-    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
-        measured: Measurement = self._call("time", plan, budget_s=budget_s, loader=loader)
+    def time(
+        self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
+    ) -> Measurement:
+        measured: Measurement = self._call("time", plan, budget_s=budget_s, loader=loader, parts=parts)
         return measured
+
+    def energy(self, plan: Plan, *, budget_s: float) -> Energy | None:
+        found: Energy | None = self._call("energy", plan, budget_s=budget_s)
+        return found
 
     def workload(self) -> Workload | None:
         found: Workload | None = self._call("workload")

@@ -24,6 +24,7 @@ from ..devices.environment import worker_environment
 from ..errors import DeviceLost, WorkerDied, WorkerTimeout
 from ..plan import (
     DeviceInfo,
+    Energy,
     LrSweep,
     Measurement,
     MemoryLimit,
@@ -293,14 +294,25 @@ class RemoteRunner(Runner):
         self._is_fresh = False
         return self._call(method, *args, timeout_s=timeout_s, **kwargs)
 
-    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+    def time(
+        self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
+    ) -> Measurement:
         try:
-            measurement: Measurement = self._work("time", plan, budget_s=budget_s, loader=loader)
+            measurement: Measurement = self._work("time", plan, budget_s=budget_s, loader=loader, parts=parts)
         except WorkerTimeout:
             raise
         except WorkerDied as death:
             return Measurement(plan=plan, outcome="crashed", message=str(death))
         return measurement
+
+    def energy(self, plan: Plan, *, budget_s: float) -> Energy | None:
+        try:
+            found: Energy | None = self._work("energy", plan, budget_s=budget_s)
+        except WorkerTimeout:
+            raise
+        except WorkerDied:  # the times of the plan stand without it
+            return None
+        return found
 
     def workload(self) -> Workload | None:
         found: Workload | None = self._work("workload")

@@ -7,16 +7,20 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
-from statistics import fmean
 from typing import Any
 
 from ..errors import NoValidResult, TaskError
 from ..medians import is_settled, likely_range
-from ..plan import Measurement, Plan, Runner
+from ..plan import Energy, Measurement, Plan, Runner
 from .throughput import Objective, Remedy, ThroughputCurve
 
-# Of the time: the first pass, then the neighbourhoods of the knee and the fastest, then further visits to all. Assumed.
+# Of the time: the first pass, then the neighbourhoods of the knee and the fastest, then energy where the device tells
+# of any (more where it is what is asked for), then further visits to all. Assumed.
 _FIRST_PASS_SHARE, _REFINE_SHARE = 0.2, 0.2
+_ENERGY_SHARE, _ENERGY_SHARE_OF_ITS_OWN = 0.2, 0.4
+# Seconds in which the energy of a size is measured: ten ticks of the slowest counter, and no more than make it sure
+# (worker/energy.py has both).
+_ENERGY_LEAST_S, _ENERGY_MOST_S = 0.5, 2.0
 _ROUNDS = 8  # of such visits, each to every size. Assumed: a machine's slow moments meet all sizes then.
 _FEWEST_VISITS = 3  # before a size is settled. Assumed: two moments may be alike by chance.
 _VISITS_DIFFER = 0.05  # from which on it is told that visits to one size came out otherwise. Assumed.
@@ -26,7 +30,8 @@ _FINEST = 0.1  # assumed: sizes that lie closer together than a tenth tell nothi
 # models up to 32): without 3 and 6 the fitted time was up to 13 % off, nearly always at its worst between 2 and 8.
 _FEW_SAMPLES = (2, 3, 4, 6)
 _SMALLEST_SIZE = 8  # assumed: below it an accelerator is idle and a step costs about the same
-_FEWEST_STEPS = 9  # that `Runner.time` takes of a slow step: warming up, three whole ones, one for each further time
+# That `Runner.time` takes of a slow step: warming up and three whole ones; with the parts one for each of those too.
+_FEWEST_STEPS, _FEWEST_WITH_PARTS = 6, 9
 _MOST_WORKERS = 16  # assumed: beyond it a machine has other limits than the number of its loader's processes
 _HELPS = 1.05  # assumed: a smaller gain is not worth another process
 
@@ -69,18 +74,45 @@ def profile(
         coarse |= {size for size in (*_FEW_SAMPLES, max_batch // _SPACING * _SPACING) if 0 < size <= max_batch}
     sizes = first + sorted(coarse - {*first})
     visits: dict[int, list[Measurement]] = {}
+    energies: dict[int, Energy] = {}
     left_s = budget_s
 
     def measure(size: int, share_s: float) -> None:
         nonlocal left_s
-        measurement = runner.time(replace(plan, batch_size=size, accumulation_steps=1), budget_s=share_s)
+        asked = replace(plan, batch_size=size, accumulation_steps=1)
+        measurement = runner.time(asked, budget_s=share_s, parts=size not in visits)
         left_s -= measurement.seconds
         visits.setdefault(size, []).append(measurement)
         if on_measurement is not None:
             on_measurement(_pooled(visits[size]))
 
     def so_far() -> ThroughputCurve:
-        return ThroughputCurve(measurements=tuple(map(_pooled, visits.values())))
+        return ThroughputCurve(
+            measurements=tuple(
+                replace(_pooled(found), joules=energies[size].joules, watts=energies[size].watts)
+                if size in energies
+                else _pooled(found)
+                for size, found in visits.items()
+            )
+        )
+
+    def measure_energy(share: float) -> None:
+        """Of the sizes that matter most first; whatever a device without a counter leaves goes to further visits."""
+        nonlocal left_s
+        curve, spent_s = so_far(), 0.0
+        best = [curve.recommended, curve.knee_batch_size, curve.fastest]
+        wanted = list(dict.fromkeys([*best, *(m.plan.batch_size for m in reversed(curve.timed))]))
+        window_s = min(_ENERGY_MOST_S, max(_ENERGY_LEAST_S, share * budget_s / len(wanted)))
+        for size in wanted:
+            if spent_s + max(window_s, curve.step_s(size)) > share * budget_s:
+                continue
+            found = runner.energy(replace(plan, batch_size=size, accumulation_steps=1), budget_s=window_s)
+            if found is None and not energies:
+                return  # the device tells of none
+            if found is not None:
+                energies[size] = found
+            seconds = window_s if found is None else found.seconds
+            spent_s, left_s = spent_s + seconds, left_s - seconds
 
     first_pass_s = _FIRST_PASS_SHARE * budget_s if refine else budget_s
     for done, size in enumerate(sizes):
@@ -88,7 +120,7 @@ def profile(
         left_of_pass_s = left_s - (budget_s - first_pass_s)
         if left_of_pass_s <= 0 and has_timed:
             break
-        if refine and has_timed and _FEWEST_STEPS * so_far().step_s(size) > left_s:
+        if refine and has_timed and _FEWEST_WITH_PARTS * so_far().step_s(size) > left_s:
             continue  # even the fewest steps would outlast the budget; a neighbour of the knee tells more
         measure(size, max(0.0, left_of_pass_s) / (len(sizes) - done))
     if not any(first.outcome == "ok" and first.step_s for first, *_ in visits.values()):
@@ -105,6 +137,7 @@ def profile(
         if 1 not in visits:
             with suppress(TaskError):  # batch norm refuses to train on one sample
                 measure(1, share_s)
+        measure_energy(_ENERGY_SHARE if objective == "throughput" else _ENERGY_SHARE_OF_ITS_OWN)
         again = sorted(size for size in visits if visits[size][0].outcome == "ok")
         visit_s = left_s / (_ROUNDS * len(again))
         while left_s > 0 and not all(map(_is_settled, visits.values())):
@@ -126,7 +159,10 @@ def _is_settled(visits: Sequence[Measurement]) -> bool:
 
 
 def _pooled(visits: Sequence[Measurement]) -> Measurement:
-    """All visits to one size as one measurement; the first where it is the only one that ran."""
+    """All visits to one size as one measurement; the first where it is the only one that ran.
+
+    The parts of a step are the first visit's.
+    """
     first, *_ = visits
     ran = [visit for visit in visits if visit.outcome == "ok" and visit.step_s]
     if len(ran) < 2:
@@ -135,17 +171,10 @@ def _pooled(visits: Sequence[Measurement]) -> Measurement:
     remarks = dict.fromkeys(remark for visit in ran for remark in visit.remarks)
     if max(medians) > (1 + _VISITS_DIFFER) * min(medians):
         remarks[f"visits differed by {max(medians) / min(medians) - 1:.0%}"] = None
-    joules = [visit.joules for visit in ran if visit.joules is not None]
-    watts = [visit.watts for visit in ran if visit.watts is not None]
     return replace(
         first,
         step_s=tuple(chain.from_iterable(visit.step_s for visit in ran)),
-        compute_s=tuple(chain.from_iterable(visit.compute_s for visit in ran)),
-        loader_s=tuple(chain.from_iterable(visit.loader_s for visit in ran)),
-        phases_s={part: fmean(visit.phases_s.get(part, s) for visit in ran) for part, s in first.phases_s.items()},
         visits_s=medians,
-        joules=fmean(joules) if joules else None,
-        watts=fmean(watts) if watts else None,
         remarks=tuple(remarks),
         seconds=sum(visit.seconds for visit in visits),
     )
@@ -204,7 +233,7 @@ def find_remedy(
         return curve
     after = runner.time(plan, budget_s=share_s)
     as_it_is = [measured for measured in (before, after) if measured.outcome == "ok"]
-    if not all(_is_faster(best, measured) for measured in as_it_is):
+    if not as_it_is or not all(_is_faster(best, measured) for measured in as_it_is):
         return curve
     samples_per_s = max(measured.samples_per_s for measured in as_it_is)
     remedy = Remedy(
@@ -220,7 +249,12 @@ def find_remedy(
 def _better(
     runner: Runner, best: Measurement, change: dict[str, Any], trial: dict[str, Any], budget_s: float
 ) -> tuple[Measurement, dict[str, Any]]:
-    measured = runner.time(best.plan, budget_s=budget_s, loader=trial)
+    try:
+        measured = runner.time(best.plan, budget_s=budget_s, loader=trial)
+    except (
+        TaskError
+    ):  # data that cannot be read in another process, for one: no help, and no fault of the task as it is
+        return best, change
     if measured.outcome == "ok" and (best.outcome != "ok" or measured.median_step_s < best.median_step_s):
         return measured, trial
     return best, change

@@ -219,7 +219,10 @@ class ThroughputCurve:
             "energy": "the fewest joules a sample",
             "balanced": "the least product of seconds and joules a sample",
         }
-        return f"batch {self.recommended} is the smallest within 1 % of {reasons[self.objective]}"
+        said = f"batch {self.recommended} is the smallest within 1 % of {reasons[self.objective]}"
+        if self.objective != "throughput" and (without := [m for m in self.timed if not m.joules]):
+            said += f", of {len(self.timed) - len(without)} sizes whose energy there was time to measure"
+        return said
 
     @property
     def saturates(self) -> bool:
@@ -272,7 +275,7 @@ class ThroughputCurve:
         knee = self._at_knee
         if not knee.compute_s:
             return None
-        return max(0.0, 1 - median(knee.compute_s) / knee.median_step_s)
+        return max(0.0, 1 - median(knee.compute_s) / knee.step_beside_parts_s)
 
     @property
     def loader_bound(self) -> bool:
@@ -284,7 +287,7 @@ class ThroughputCurve:
         knee = self._at_knee
         if (self.wait_share or 0.0) < LOADER_BOUND_SHARE:
             return False
-        waited_s = knee.median_step_s - median(knee.compute_s)
+        waited_s = knee.step_beside_parts_s - median(knee.compute_s)
         return not knee.loader_s or median(knee.loader_s) >= _OF_THE_WAIT * waited_s
 
     def describe_starvation(self) -> str | None:

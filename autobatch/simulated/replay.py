@@ -145,7 +145,9 @@ class ReplayRunner(Runner):
         self.clock.advance(seconds)
         return Measurement(plan=plan, outcome="ok", peak_bytes=peak, seconds=seconds, fresh=verdict)
 
-    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+    def time(
+        self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
+    ) -> Measurement:
         step = self._step_s(plan)
         repeats = max(3, min(20, int(budget_s / step)))
         self.clock.advance(repeats * step)

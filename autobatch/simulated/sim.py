@@ -19,6 +19,7 @@ from ..errors import CheckpointError
 from ..plan import (
     Config,
     DeviceInfo,
+    Energy,
     LrSweep,
     Measurement,
     MemoryLimit,
@@ -106,6 +107,7 @@ class SimRunner(Runner):
     Attributes:
         peak_bytes: peak memory of a step over its batch size.
         step_s: seconds of one micro-batch over its batch size.
+        watts: average power over the batch size; None for a device that tells of no energy.
         loader_share: the part of `step_s` that the loader costs.
         landscape: score over (config, share of the schedule, seed); None where training diverges.
         capacity_bytes, headroom: as in `MemoryLimit`.
@@ -119,6 +121,7 @@ class SimRunner(Runner):
     clock: VirtualClock = field(default_factory=VirtualClock)
     peak_bytes: Callable[[int], int] = lambda batch: (200 + 3 * batch) * _MIB
     step_s: Callable[[int], float] = lambda batch: 0.002 + 2e-5 * batch
+    watts: Callable[[int], float] | None = None
     loader_share: float = 0.1
     landscape: Callable[[Config, float, int], float | None] = field(default_factory=Landscape)
     capacity_bytes: int = 8 << 30
@@ -160,7 +163,9 @@ class SimRunner(Runner):
             fresh=verdict,
         )
 
-    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+    def time(
+        self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
+    ) -> Measurement:
         step = plan.accumulation_steps * self.step_s(plan.batch_size)
         repeats = max(3, min(20, int(budget_s / step)))
         self.clock.advance(repeats * step)
@@ -172,6 +177,13 @@ class SimRunner(Runner):
             loader_s=(step * self.loader_share,) * repeats,
             seconds=repeats * step,
         )
+
+    def energy(self, plan: Plan, *, budget_s: float) -> Energy | None:
+        step = plan.accumulation_steps * self.step_s(plan.batch_size)
+        if self.watts is None:
+            return None
+        self.clock.advance(budget_s)
+        return Energy(joules=step * self.watts(plan.batch_size), watts=self.watts(plan.batch_size), seconds=budget_s)
 
     def time_evaluation(self, batch_size: int) -> float:
         self.clock.advance(self.eval_s)

@@ -230,6 +230,18 @@ class _Streamed(Dataset[Any]):
         return fetch(indices) if fetch else [self.data[index] for index in indices]
 
 
+# What a DataLoader takes only where it has workers.
+_OF_WORKERS = ("persistent_workers", "prefetch_factor", "timeout", "multiprocessing_context", "worker_init_fn")
+
+
+def _arguments(task: Task, change: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The task's DataLoader arguments with this change, and without what the change leaves no use for."""
+    arguments = {**task.loader, **(change or {})}
+    if change is not None and not arguments.get("num_workers"):
+        arguments = {name: value for name, value in arguments.items() if name not in _OF_WORKERS}
+    return arguments
+
+
 def _epochs(
     task: Task, data: Any, batch_size: int, seed: int, loader: Mapping[str, Any] | None
 ) -> Iterator[Iterable[Batch]]:
@@ -247,7 +259,7 @@ def _epochs(
                 drop_last=True,
                 collate_fn=task.collate,
                 generator=generator,
-                **(dict(task.loader) | dict(loader or {})),
+                **_arguments(task, loader),
             )
         epoch += 1
 
@@ -283,7 +295,7 @@ def training_batches(
             batch_sampler=SampleStream(len(data), plan.batch_size, seed=seed, start=start, rank=rank, ranks=plan.ranks),
             collate_fn=task.collate,
             generator=torch.Generator().manual_seed(seed),  # else each loader draws from the trial's own generator
-            **(dict(task.loader) | dict(loader or {})),
+            **_arguments(task, loader),
         )
         return
     if plan.ranks > 1 and task.train_loader is None:

@@ -14,6 +14,8 @@ from statistics import fmean
 from time import perf_counter
 from typing import Protocol
 
+from ..plan import Energy
+
 # A counter that has not moved for so long is taken not to work. Assumed: five times the slowest tick known.
 _STANDS_STILL_S = 0.5
 # Between the first tick and the last, at most; less where the budget is less, but never fewer than so many ticks: what
@@ -36,19 +38,6 @@ class PowerSource(Protocol):
 
     def synchronize(self) -> None:
         """Wait until what was queued has run."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Energy:
-    """What a call of some work took.
-
-    Attributes:
-        joules: of one call.
-        watts: average power while it was repeated.
-    """
-
-    joules: float
-    watts: float
 
 
 def energy_of(

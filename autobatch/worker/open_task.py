@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from ..devices import Device
 from ..devices.oom import is_device_lost
@@ -179,8 +180,8 @@ class OpenTask:
         return False if isinstance(found, Refused) else found
 
     def _loader(self) -> dict[str, Any] | None:
-        if self._task.train_loader is not None:
-            return None
+        if self._task.train_loader is not None or isinstance(self._train_data(), IterableDataset):
+            return None  # whether more workers share a stream or repeat it is the stream's to know
         return {"num_workers": 0, "pin_memory": False} | {
             name: value for name, value in self._task.loader.items() if name in ("num_workers", "pin_memory")
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from statistics import median
 from time import perf_counter
@@ -12,9 +12,10 @@ from typing import Any, Protocol, TypeVar
 
 from ..devices import Device
 from ..medians import drift, is_settled
+from ..plan import Energy
 from ..tasks.data import Batch, to_device
 from ..units import format_size
-from .energy import Energy, energy_of
+from .energy import energy_of
 from .training import Trainer
 
 _WARM_UP_STEPS = 2  # assumed: lazily made state, library handles; a compiled model compiles in the first
@@ -49,7 +50,6 @@ class Timing:
     compute_s: tuple[float, ...]
     loader_s: tuple[float, ...]
     phases_s: dict[str, float]
-    energy: Energy | None
     remarks: tuple[str, ...]
 
 
@@ -57,15 +57,24 @@ def _own(value: T) -> T:
     return value
 
 
-def time_step(bench: Trainer, device: Device, batches: Iterator[Batch], budget_s: float, lead: Lead = _own) -> Timing:
+def time_step(
+    bench: Trainer,
+    device: Device,
+    batches: Iterator[Batch],
+    budget_s: float,
+    lead: Lead = _own,
+    *,
+    parts: bool = True,
+) -> Timing:
     """Times of whole optimizer steps of `bench`, of their parts, of the loader alone and of the compute alone.
 
     Args:
         bench: whose plan is timed; it takes the steps.
         device: where it trains.
         batches: as the loader gives them, for ever.
-        budget_s: seconds for all of it, about; energy, which is only measured where it allows, comes on top.
+        budget_s: seconds for all of it, about.
         lead: rank 0's value, where ranks take the steps together: all go by its clock, and so take equally many.
+        parts: False for whole steps alone.
     """
     steps = bench.config.plan.accumulation_steps
     host = list(islice(batches, steps))
@@ -79,22 +88,19 @@ def time_step(bench: Trainer, device: Device, batches: Iterator[Batch], budget_s
 
     _warm_up(train, device, _WARM_UP_SHARE * budget_s, lead)
     waited, begun = device.waited_s(), perf_counter()
-    step_s = repeat(train, device, _STEP_SHARE * budget_s, lead=lead)
-    slowed_by = set(device.slowed_by() or ())
-    compute_s = repeat(lambda: bench.step(cycle(held)), device, _COMPUTE_SHARE * budget_s, fewest=1, lead=lead)
-    slowed_by.update(device.slowed_by() or ())
+    step_s = repeat(train, device, (_STEP_SHARE if parts else 1 - _WARM_UP_SHARE) * budget_s, lead=lead)
+    slowed_by = _slowed_by(train, median(step_s), device)
     still, elapsed = device.waited_s(), perf_counter() - begun
-    loader_s = repeat(
-        lambda: [to_device(batch, device.torch_device) for batch in islice(batches, steps)],
-        device,
-        _LOADER_SHARE * budget_s,
-        fewest=1,
-        lead=lead,
-    )
-    phases_s = _phases(bench, device, host, _PHASES_SHARE * budget_s, lead)
-    # By ticks of a counter that is each rank's own: several would not take equally many steps.
-    is_alone = bench.group is None
-    energy = energy_of(train, device, call_s=median(step_s), budget_s=budget_s) if is_alone else None
+    compute_s, loader_s, phases_s = list[float](), list[float](), dict[str, float]()
+    if parts:
+        compute_s = repeat(lambda: bench.step(cycle(held)), device, _COMPUTE_SHARE * budget_s, fewest=1, lead=lead)
+        loader_s = _loading(
+            lambda: [to_device(batch, device.torch_device) for batch in islice(batches, steps)],
+            device,
+            _LOADER_SHARE * budget_s,
+            lead,
+        )
+        phases_s = _phases(bench, device, host, _PHASES_SHARE * budget_s, lead)
     remarks = [f"the clocks were held back by {why}" for why in sorted(slowed_by)]
     if others := device.others_bytes():
         remarks.append(f"other processes held {format_size(others)} of the device")
@@ -107,9 +113,56 @@ def time_step(bench: Trainer, device: Device, batches: Iterator[Batch], budget_s
         compute_s=tuple(compute_s),
         loader_s=tuple(loader_s),
         phases_s=phases_s,
-        energy=energy,
         remarks=tuple(remarks),
     )
+
+
+def measure_energy(bench: Trainer, device: Device, batches: Iterator[Batch], budget_s: float) -> Energy | None:
+    """The energy of one step of `bench` as training takes it; None where the device tells of none.
+
+    Args:
+        bench: whose plan it is; it takes the steps, in one process alone: the ticks of each rank's counter are its own,
+            and by them ranks would not take equally many steps.
+        device, batches: as `time_step` takes them.
+        budget_s: seconds between the first tick that is counted and the last.
+    """
+
+    def train() -> None:
+        bench.step(batches)
+
+    begun = perf_counter()
+    for _ in range(_WARM_UP_STEPS):
+        train()
+    found = energy_of(train, device, call_s=_block(train, 1, device), budget_s=budget_s)
+    return None if found is None else replace(found, seconds=perf_counter() - begun)
+
+
+def _slowed_by(train: Callable[[], object], step_s: float, device: Device) -> set[str]:
+    """Why the clocks are held back, asked while the device is at work: an idle one has other reasons."""
+    if device.slowed_by() is None:
+        return set()
+    for _ in range(_calls_a_block(step_s)):
+        train()
+    reasons = set(device.slowed_by() or ())
+    device.synchronize()
+    return reasons
+
+
+def _loading(load: Callable[[], object], device: Device, budget_s: float, lead: Lead) -> list[float]:
+    """Seconds per call of `load`, one value for as many calls as take a block's time.
+
+    What the loader's workers had made ready is taken in the first block, which is left out where there is another: it
+    would look like a loader that costs nothing.
+    """
+    begun, times = perf_counter(), list[float]()
+    while lead(not times or (perf_counter() - begun < budget_s and not is_settled(times[1:]))):
+        started, calls = perf_counter(), 0
+        while calls == 0 or perf_counter() - started < _BLOCK_S:
+            load()
+            calls += 1
+        device.synchronize()
+        times.append((perf_counter() - started) / calls)
+    return times[1:] or times
 
 
 def repeat(

@@ -26,6 +26,7 @@ from ..errors import (
 from ..files import sync_folder
 from ..plan import (
     Config,
+    Energy,
     LrSweep,
     Measurement,
     Outcome,
@@ -47,7 +48,7 @@ from ..units import format_size
 from .data_parallel import is_rank_lost
 from .flops import matmul_flops_per_s, step_flops
 from .open_task import COUNTED_SAMPLES, OpenTask, Refused
-from .timing import Timing, time_step
+from .timing import Timing, measure_energy, time_step
 from .training import NormWatch, Trainer, autocast, read_checkpoint
 
 # Steps before the evaluation batch, the short batch and one more step. The first step allocates the optimizer's state,
@@ -159,10 +160,12 @@ class TorchRunner(OpenTask, Runner):
 
     # -- speed --------------------------------------------------------------------------------------------------------
 
-    def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
+    def time(
+        self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
+    ) -> Measurement:
         started = perf_counter()
         with self._borrow():
-            timed = self._guarded("a training step", lambda: self._time_step(plan, budget_s, loader))
+            timed = self._guarded("a training step", lambda: self._time_step(plan, budget_s, loader, parts))
             if self._live:
                 self._bench = None
         seconds = perf_counter() - started
@@ -175,18 +178,29 @@ class TorchRunner(OpenTask, Runner):
             compute_s=timed.compute_s,
             loader_s=timed.loader_s,
             phases_s=timed.phases_s,
-            joules=timed.energy.joules if timed.energy else None,
-            watts=timed.energy.watts if timed.energy else None,
             remarks=timed.remarks,
             seconds=seconds,
         )
 
-    def _time_step(self, plan: Plan, budget_s: float, loader: Mapping[str, Any] | None) -> Timing:
+    def _time_step(self, plan: Plan, budget_s: float, loader: Mapping[str, Any] | None, parts: bool) -> Timing:
         batches = training_batches(self._task, self._train_data(), plan, seed=0, loader=loader, rank=self._rank)
         bench = self._workbench(plan)
         if self._group is None:
-            return time_step(bench, self._device, batches, budget_s)
-        return time_step(bench, self._device, batches, budget_s, self._group.lead)
+            return time_step(bench, self._device, batches, budget_s, parts=parts)
+        return time_step(bench, self._device, batches, budget_s, self._group.lead, parts=parts)
+
+    def energy(self, plan: Plan, *, budget_s: float) -> Energy | None:
+        if self._group is not None or (self._device.joules() is None and self._device.watts() is None):
+            return None
+        with self._borrow():
+            found = self._guarded("a training step", lambda: self._measure_energy(plan, budget_s))
+            if self._live:
+                self._bench = None
+        return None if isinstance(found, Refused) else found
+
+    def _measure_energy(self, plan: Plan, budget_s: float) -> Energy | None:
+        batches = training_batches(self._task, self._train_data(), plan, seed=0)
+        return measure_energy(self._workbench(plan), self._device, batches, budget_s)
 
     def workload(self) -> Workload:
         with self._borrow():
