@@ -218,3 +218,80 @@ def test_every_size_is_visited_again_and_visits_that_differ_are_told_and_widen_t
         assert m.visits_s[0] == min(m.step_s)
     low, high = median_interval([1.0] * 20 + [1.5] * 20) or (0.0, 0.0)
     assert (low, high) == (1.0, 1.5)
+
+
+@pytest.mark.parametrize("budget_s", [3.0, 30.0])
+def test_the_energy_of_the_sizes_that_matter_is_measured_first(budget_s: float) -> None:
+    runner = SimRunner(step_s=saturating(0.02, 0.001), watts=lambda batch: 100.0 + batch)
+    curve = profile(runner, Plan(batch_size=1), max_batch=1000, budget_s=budget_s, refine=True)
+    told = {m.plan.batch_size: m for m in curve.timed if m.joules is not None}
+    assert curve.recommended in told
+    assert len(told) >= (12 if budget_s == 30 else 1)
+    for size, measured in told.items():
+        assert measured.watts == 100.0 + size
+        assert measured.joules == pytest.approx((100.0 + size) * saturating(0.02, 0.001)(size))
+    assert runner.clock() < 1.3 * budget_s
+
+
+def test_an_objective_of_energy_is_judged_in_a_short_profile_too_and_says_by_how_many_sizes() -> None:
+    runner = SimRunner(step_s=saturating(0.02, 0.001), watts=lambda batch: 100.0)
+    curve = profile(runner, Plan(batch_size=1), max_batch=1000, budget_s=3.0, refine=True, objective="energy")
+    without = [m for m in curve.timed if m.joules is None]
+    assert without
+    assert curve.recommended not in {m.plan.batch_size for m in without}
+    number = len(curve.timed) - len(without)
+    assert curve.describe_recommended().endswith(f"of {number} sizes whose energy there was time to measure")
+
+
+def test_a_device_without_a_counter_costs_no_time_for_it() -> None:
+    with_none, with_some = SimRunner(), SimRunner(watts=lambda batch: 1.0)
+    asked = [
+        sum(len(m.step_s) for m in profile(r, Plan(batch_size=1), max_batch=64, budget_s=1.0, refine=True).timed)
+        for r in (with_none, with_some)
+    ]
+    assert asked[0] >= asked[1]
+
+
+def test_a_loader_that_cannot_be_changed_is_no_reason_to_lose_the_profile() -> None:
+    class Unreadable(Starved):
+        def time(
+            self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
+        ) -> Measurement:
+            if loader:
+                raise TaskError("this data cannot be read in another process")
+            return Starved.time(self, plan, budget_s=budget_s)
+
+    runner = Unreadable(known=sim_facts(loader={"num_workers": 0, "pin_memory": False}))
+    curve = profile(runner, Plan(batch_size=1), max_batch=64, budget_s=1.0)
+    assert curve.loader_bound
+    assert find_remedy(runner, curve, cores=8, on_cuda=True, budget_s=1.0) is curve
+
+
+def test_a_machine_that_fails_while_a_remedy_is_sought_leaves_the_profile() -> None:
+    class Failing(Starved):
+        def time(
+            self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
+        ) -> Measurement:
+            measured = Starved.time(self, plan, budget_s=budget_s, loader=loader)
+            failed = Measurement(plan=plan, outcome="crashed", message="killed")
+            return failed if len(self.asked) > 1 and not loader else measured
+
+    runner = Failing(known=sim_facts(loader={"num_workers": 0, "pin_memory": False}))
+    curve = profile(runner, Plan(batch_size=1), max_batch=64, budget_s=1.0)
+    assert find_remedy(runner, curve, cores=8, on_cuda=False, budget_s=1.0) is curve
+
+
+def test_further_visits_time_whole_steps_alone() -> None:
+    asked: list[tuple[int, bool]] = []
+
+    class Watched(SimRunner):
+        def time(
+            self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
+        ) -> Measurement:
+            asked.append((plan.batch_size, parts))
+            return SimRunner.time(self, plan, budget_s=budget_s)
+
+    profile(Watched(), Plan(batch_size=1), max_batch=64, budget_s=5.0, refine=True)
+    first = [parts for index, (size, parts) in enumerate(asked) if size not in {s for s, _ in asked[:index]}]
+    assert all(first)
+    assert sum(parts for _, parts in asked) == len(first) < len(asked)

@@ -17,7 +17,7 @@ from autobatch.plan import Config, Plan
 from autobatch.tasks.data import training_batches
 from autobatch.tasks.task import Task
 from autobatch.worker.flops import matmul_flops_per_s, step_flops
-from autobatch.worker.timing import Timing, repeat, time_step
+from autobatch.worker.timing import Timing, measure_energy, repeat, time_step
 from autobatch.worker.torch_runner import TorchRunner
 from autobatch.worker.training import Trainer
 
@@ -218,3 +218,104 @@ def test_tf32_is_refused_where_there_are_no_tensor_cores() -> None:
     with pytest.raises(DeviceError, match="tf32 is a mode of NVIDIA's tensor cores; cpu has none: use bf16"):
         TorchRunner(task(precision="tf32"), open_device("cpu"))
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+class Slow(Dataset[Any]):
+    """Samples that take a while, in whichever process."""
+
+    def __len__(self) -> int:
+        return 4096
+
+    def __getitem__(self, index: int) -> Any:
+        time.sleep(0.01)
+        return torch.ones(4), index % 3
+
+
+def test_what_a_loaders_workers_had_ready_is_no_speed_of_theirs() -> None:
+    """A batch takes two workers 20 ms each, so 10 ms a batch; eight that lie ready take none."""
+    slow, plan = task(train_data=Slow, loader={"num_workers": 2, "prefetch_factor": 4}), Plan(batch_size=2)
+    bench = Trainer(slow, Config(plan=plan, lr=1e-3), CPU.torch_device, seed=0, total_steps=10_000)
+    batches = training_batches(slow, Slow(), plan, seed=0)
+    begun = time.perf_counter()
+    found = time_step(bench, CPU, batches, 0.4)
+    assert time.perf_counter() - begun < 20.0  # it took as long as 200 batches once
+    assert min(found.loader_s) >= 0.004
+
+
+def test_workers_arguments_are_left_out_where_a_measurement_has_none() -> None:
+    made = task(loader={"num_workers": 2, "persistent_workers": True, "prefetch_factor": 4})
+    batches = training_batches(made, rows(), Plan(batch_size=8), seed=0, loader={"num_workers": 0})
+    assert len(next(batches)[0]) == 8
+
+
+def test_whole_steps_alone_have_no_parts() -> None:
+    plan = Plan(batch_size=8)
+    bench = Trainer(task(), Config(plan=plan, lr=1e-3), CPU.torch_device, seed=0, total_steps=10_000)
+    found = time_step(bench, CPU, training_batches(task(), rows(), plan, seed=0), 0.1, parts=False)
+    assert len(found.step_s) >= 3
+    assert (found.compute_s, found.loader_s, found.phases_s) == ((), (), {})
+
+
+class Told:
+    """The processor, with what another device would tell of itself."""
+
+    def __init__(self, **answers: Any) -> None:
+        self._answers = answers
+
+    def __getattr__(self, name: str) -> Any:
+        answer = self._answers.get(name)
+        return getattr(CPU, name) if answer is None else answer
+
+
+def remarks_of(device: Any) -> tuple[str, ...]:
+    plan = Plan(batch_size=8)
+    bench = Trainer(task(), Config(plan=plan, lr=1e-3), CPU.torch_device, seed=0, total_steps=10_000)
+    return time_step(bench, device, training_batches(task(), rows(), plan, seed=0), 0.2).remarks
+
+
+def test_what_makes_a_time_doubtful_is_told() -> None:
+    queued: list[str] = []
+
+    def slowed_by() -> tuple[str, ...]:
+        queued.append("asked")
+        return ("its temperature",)
+
+    waited = iter([0.0, 1000.0])
+    found = remarks_of(
+        Told(slowed_by=slowed_by, others_bytes=lambda: 3 << 30, waited_s=lambda: next(waited), synchronize=lambda: None)
+    )
+    assert "the clocks were held back by its temperature" in found
+    assert "other processes held 3 GiB of the device" in found
+    assert any(said.startswith("other processes had the processor ") for said in found)
+    quiet = remarks_of(Told(slowed_by=lambda: (), others_bytes=lambda: None, waited_s=lambda: None))
+    assert not [said for said in quiet if "steps became" not in said]
+
+
+def test_the_clocks_are_asked_while_the_device_is_at_work() -> None:
+    happened: list[str] = []
+
+    def note(what: str, answer: Any = None) -> Any:
+        happened.append(what)
+        return answer
+
+    remarks_of(Told(slowed_by=lambda: note("asked", ()), synchronize=lambda: note("waited"), waited_s=lambda: None))
+    *_, last = (index for index, what in enumerate(happened) if what == "asked")
+    assert happened[last + 1] == "waited"  # for steps that were queued and not waited for before
+
+
+def test_energy_is_counted_over_steps_as_training_takes_them() -> None:
+    used = 0.0
+
+    def joules() -> float:
+        nonlocal used
+        used += 0.5  # each reading finds a tick more
+        return used
+
+    plan = Plan(batch_size=8)
+    bench = Trainer(task(), Config(plan=plan, lr=1e-3), CPU.torch_device, seed=0, total_steps=10_000_000)
+    batches = training_batches(task(), rows(), plan, seed=0)
+    found = measure_energy(bench, Told(joules=joules), batches, 0.5)  # type: ignore[arg-type]
+    assert found is not None
+    assert found.joules > 0
+    assert found.seconds >= 0.5
+    assert measure_energy(bench, Told(joules=joules), batches, 0.1) is None  # type: ignore[arg-type]

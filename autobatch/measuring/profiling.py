@@ -251,9 +251,7 @@ def _better(
 ) -> tuple[Measurement, dict[str, Any]]:
     try:
         measured = runner.time(best.plan, budget_s=budget_s, loader=trial)
-    except (
-        TaskError
-    ):  # data that cannot be read in another process, for one: no help, and no fault of the task as it is
+    except TaskError:  # such as data that cannot be read in another process: no help, and no fault of the task
         return best, change
     if measured.outcome == "ok" and (best.outcome != "ok" or measured.median_step_s < best.median_step_s):
         return measured, trial
