@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import autobatch
+from autobatch.engines.remote import RemoteRunner
 from autobatch.errors import DoesNotFit, SettingError, TaskError
 
 from .ready_python import run
@@ -100,6 +101,43 @@ def test_a_task_made_in_code_runs_in_workers() -> None:
     assert curve.step_s(16) > 0
     sweep = autobatch.find_lr(task, steps=30, device="cpu")
     assert len(sweep.sweep.lrs) <= 30
+
+
+class Waits(nn.Module):
+    """A model of next to no work, whose samples are large: stacking them takes longer than its steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * x[:, :1]
+
+
+def test_a_live_model_is_timed_without_the_stacking_of_a_stand_in() -> None:
+    curve = autobatch.profile(Waits(), torch.zeros(200_000), budget="1s", device="cpu", max_batch_size=16)
+    assert not curve.loader_bound
+    assert curve.remedy is None
+
+
+def test_what_a_profile_assumes_of_a_live_model_is_warned_about() -> None:
+    with pytest.warns(UserWarning, match="profile assumed: .*the optimizer is AdamW"):
+        autobatch.profile(small(), budget="0.2s", device="cpu", max_batch_size=8)
+
+
+def test_a_limit_of_memory_does_not_slow_down_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory is counted to the page each step asks the kernel for its pages again."""
+    timed_under: list[int | None] = []
+    time_it = RemoteRunner.time
+
+    def noted(self: RemoteRunner, *args: Any, **kwargs: Any) -> Any:
+        timed_under.append(self._spec.memory_limit_bytes)
+        return time_it(self, *args, **kwargs)
+
+    monkeypatch.setattr(RemoteRunner, "time", noted)
+    curve = autobatch.profile(TASKS / "minimal.py", budget="0.3s", device="cpu", memory_limit="64MiB", max_batch_size=8)
+    assert curve.step_s(8) > 0
+    assert set(timed_under) == {None}
 
 
 def test_nothing_fits_is_told_with_the_numbers() -> None:

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from autobatch.errors import TaskError
 from autobatch.tasks import worst_case
-from autobatch.tasks.data import collate_samples, to_device
-from autobatch.tasks.inputs import SampleDataset, pickle_task, task_for_model, unpickle_task
+from autobatch.tasks.data import SampleDataset, collate_samples, to_device
+from autobatch.tasks.inputs import pickle_task, task_for_model, unpickle_task
 from autobatch.tasks.task import Task, load_task
 
 from .ready_python import run

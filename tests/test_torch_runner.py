@@ -369,6 +369,19 @@ def test_what_cannot_run_forward_is_told_as_such(changes: dict[str, Any], messag
     runner.close()
 
 
+class Stream(IterableDataset[Any]):
+    """Each of its workers would give all of it."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(data(0))
+
+
+def test_nobody_is_told_to_have_a_stream_read_by_more_workers(tmp_path: Path) -> None:
+    runner = opened("cpu", tmp_path, train_data=Stream)
+    assert runner.facts().loader is None
+    runner.close()
+
+
 def test_training_data_without_a_size_is_counted_where_that_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     endless = task(train_loader=lambda batch_size, seed: iter(lambda: torch.zeros(batch_size, 2), None))
     finite = task(train_loader=lambda batch_size, seed: iter([torch.zeros(batch_size, 2)] * 50))

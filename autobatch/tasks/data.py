@@ -212,6 +212,25 @@ class _EveryNth(IterableDataset[Any]):
         return (group[self.rank] for group in zip(*[samples] * self.ranks, strict=False))
 
 
+# Far above any batch that fits, and a permutation of so many indices is still only 8 MiB.
+_DATASET_LENGTH = 2**20
+
+
+class SampleDataset(Dataset[Any]):
+    """A dataset of `length` times the same sample, so that a batch of any size can be made: a stand-in for data."""
+
+    def __init__(self, sample: Any, length: int = _DATASET_LENGTH) -> None:
+        self.sample, self.length = sample, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Any:
+        if not -self.length <= index < self.length:
+            raise IndexError(f"index {index} of {self.length} samples")
+        return self.sample
+
+
 class _Streamed(Dataset[Any]):
     """The user's dataset, fetched by (position, index).
 

@@ -18,27 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import TaskError
 from ..plan import Precision
-from .data import num_samples
+from .data import SampleDataset, num_samples
 from .infer import inferred_inputs, inputs_from_data, inputs_given
 from .task import DEFAULT_BATCH_SIZE, DEFAULT_LR, Task, adamw, blame
-
-# Far above any batch that fits, and a permutation of so many indices is still only 8 MiB.
-_DATASET_LENGTH = 2**20
-
-
-class SampleDataset(Dataset[Any]):
-    """A dataset of `length` times the same sample, so that a batch of any size can be made."""
-
-    def __init__(self, sample: Any, length: int = _DATASET_LENGTH) -> None:
-        self.sample, self.length = sample, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Any:
-        if not -self.length <= index < self.length:
-            raise IndexError(f"index {index} of {self.length} samples")
-        return self.sample
 
 
 @dataclass(frozen=True, slots=True)

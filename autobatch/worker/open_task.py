@@ -41,6 +41,7 @@ from ..plan import (
 )
 from ..tasks.data import (
     Batch,
+    SampleDataset,
     counted_samples,
     load_data,
     num_samples,
@@ -180,8 +181,8 @@ class OpenTask:
         return False if isinstance(found, Refused) else found
 
     def _loader(self) -> dict[str, Any] | None:
-        if self._task.train_loader is not None or isinstance(self._train_data(), IterableDataset):
-            return None  # whether more workers share a stream or repeat it is the stream's to know
+        if self._task.train_loader is not None or isinstance(self._train_data(), IterableDataset | SampleDataset):
+            return None  # whether more workers share a stream or repeat it is the stream's to know; a stand-in has none
         return {"num_workers": 0, "pin_memory": False} | {
             name: value for name, value in self._task.loader.items() if name in ("num_workers", "pin_memory")
         }
