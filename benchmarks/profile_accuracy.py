@@ -6,7 +6,8 @@ For each standard model in its small size: a profile, the same again, a sweep th
 `--up-to` ten times as often, going round all sizes ten times, so that a slow minute of the machine meets all of them,
 and a third profile. Printed are the speed of the recommended size as a share of the best one (the project asks for
 98 %), the time of the profile as a share of the sweep (10 %), how far the step times fitted by the profile are from
-those of the sweep at sizes that the profile did not see (5 % in the median and at worst), and the share of the reported
+those of the sweep at sizes that the profile did not see (5 % in the median and at worst), how far two halves of the
+sweep are from one another at worst ("noise": what the sweep itself is sure of), and the share of the reported
 medians that agree between the first two profiles, which is where their 95 % intervals overlap (90 %). Exit code 1 where
 one of them is missed. That share between the second profile and the third, with minutes of sweep between them, is
 printed as "later": it is the machine's as much as the profiler's, and nothing is asked of it.
@@ -16,9 +17,11 @@ every second round of the sweep and its speed taken from the others, and the oth
 is compared with it in those same rounds: the share is the mean of both, and may be a little over 100 %. The best by all
 rounds, with its error in it, is in the JSON too.
 
-A size's time in the sweep is that of its second fastest round of ten. A machine that others use too is slowed down by
-them and never sped up, by up to a factor of two for seconds on end; over sizes those times lie on a smooth curve where
-medians of all rounds do not. The medians are in the JSON too.
+Fitted times are compared after division by the median ratio of profile and sweep at the sizes that both timed, since a
+machine is faster at one time than at another; that ratio, and the errors without it, are in the JSON. A size's time in
+the sweep is that of its second fastest round of ten. A machine that others use too is slowed down by them and never
+sped up, by up to a factor of two for seconds on end; over sizes those times lie on a smooth curve where medians of all
+rounds do not. The medians are in the JSON too.
 """
 
 from __future__ import annotations
@@ -97,6 +100,13 @@ def measure(name: str, path: Path, up_to: int, budget_s: float) -> dict[str, Any
     return {"model": name, "up_to": up_to} | judge((curve, again, later), times, took_s, sweep_s)
 
 
+def between_halves(times: Times) -> float:
+    """How far the two halves of the sweep are from one another at worst, beside what the machine did to all sizes."""
+    one, other = ({size: undisturbed_s(rounds[half::2]) for size, rounds in times.items()} for half in (0, 1))
+    typical = median(one[size] / other[size] for size in times)
+    return max(abs(one[size] / other[size] / typical - 1) for size in times)
+
+
 def agreeing(one: ThroughputCurve, other: ThroughputCurve) -> tuple[int, int]:
     """How many medians agree, of how many sizes that both timed."""
     both = {m.plan.batch_size: m for m in other.timed}
@@ -125,6 +135,8 @@ def judge(
         "speed_between": typical,
         "fit_error_median": median(abs(error) for error in errors.values()),
         "fit_error_worst": max(abs(error) for error in errors.values()),
+        "fit_error_worst_unscaled": max(abs(typical * (1 + error) - 1) for error in errors.values()),
+        "sweep_between_halves": between_halves(times),
         "fit_errors": {str(size): error for size, error in errors.items()},
         "agree": agreeing(curve, again),
         "agree_later": agreeing(again, later),
@@ -163,7 +175,7 @@ def main() -> int:
     options = parser.parse_args()
     results = []
     print(
-        f"{'model':12} {'recommended':>11} {'best':>5} {'speed':>7} {'time':>6} {'fit':>6} {'worst':>6} "
+        f"{'model':12} {'recommended':>11} {'best':>5} {'speed':>7} {'time':>6} {'fit':>6} {'worst':>6} {'noise':>6} "
         f"{'agree':>8} {'later':>8}"
     )
     for name, path in standard_models().items():
@@ -174,8 +186,8 @@ def main() -> int:
         print(
             f"{name:12} {found['recommended']:>11} {found['best']:>5} {found['share_of_best']:>7.1%} "
             f"{found['profile_s'] / found['sweep_s']:>6.1%} {found['fit_error_median']:>6.1%} "
-            f"{found['fit_error_worst']:>6.1%} {' of '.join(map(str, found['agree'])):>8} "
-            f"{' of '.join(map(str, found['agree_later'])):>8}",
+            f"{found['fit_error_worst']:>6.1%} {found['sweep_between_halves']:>6.1%} "
+            f"{' of '.join(map(str, found['agree'])):>8} {' of '.join(map(str, found['agree_later'])):>8}",
             flush=True,
         )
         if options.json is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -182,7 +183,7 @@ def repeat(
 
 
 def _calls_a_block(call_s: float) -> int:
-    return max(1, round(_BLOCK_S / max(call_s, 1e-9)))
+    return max(1, math.ceil(_BLOCK_S / max(call_s, 1e-9)))
 
 
 def _block(work: Callable[[], object], calls: int, device: Device) -> float:
