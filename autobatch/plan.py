@@ -296,6 +296,7 @@ class Rung:
         total_steps: the length of the whole schedule, fixed when the trial starts.
         eval_batch_size: samples in one evaluation batch.
         limit_s: wall seconds after which the rung gives up, outcome "timeout"; None for no limit.
+        may_give_up: it ends, outcome "diverged", where the loss rises from where the trial began and stays up.
     """
 
     trial: int
@@ -306,6 +307,7 @@ class Rung:
     total_steps: int
     eval_batch_size: int
     limit_s: float | None = None
+    may_give_up: bool = False
 
     @property
     def is_last(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -138,6 +139,30 @@ def test_a_loss_that_blows_up_is_a_diverged_trial(tmp_path: Path) -> None:
     result = runner.advance(rung(config=config, until_step=60, total_steps=60))
     assert result.outcome == "diverged"
     assert "not finite" in str(result.message)
+    runner.close()
+
+
+@pytest.mark.parametrize("lr", [0.003, 0.005])
+def test_a_loss_that_rises_and_stays_up_is_given_up_at_half_of_the_first_rung(lr: float, tmp_path: Path) -> None:
+    def away(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=lr, maximize=True)
+
+    runner = opened("cpu", tmp_path, optimizer=away)
+    config = Config(plan=Plan(batch_size=8), lr=lr)
+    asked = rung(config=config, until_step=200, total_steps=400, may_give_up=True)
+    result = runner.advance(asked)
+    assert result.outcome == "diverged"
+    assert re.fullmatch(r"the loss rose from [\d.]+ to [\d.e+]+ and stayed up", str(result.message))
+    # The baseline and fresh seeds are trained on: they are compared, whatever they do.
+    assert runner.advance(replace(asked, may_give_up=False)).outcome == "ok"
+    runner.close()
+
+
+def test_a_loss_that_falls_or_wavers_is_no_reason_to_give_up(tmp_path: Path) -> None:
+    runner = opened("cpu", tmp_path)
+    for lr in (1e-6, 1e-2):
+        config = Config(plan=Plan(batch_size=1), lr=lr)  # each batch one sample: as noisy as can be
+        assert runner.advance(rung(config=config, until_step=200, total_steps=400, may_give_up=True)).outcome == "ok"
     runner.close()
 
 

@@ -395,6 +395,7 @@ class Race:
             total_steps=trial.total_steps,
             eval_batch_size=self.eval_batch_size,
             limit_s=min(max(0.0, left_s), max(HANG_FACTOR * predicted_s, HANG_LEAST_S)),
+            may_give_up=trial.role in ("search", "warm start"),
         )
         self._tell("rung started", trial, predicted_s)
         self.crew.submit(rung)

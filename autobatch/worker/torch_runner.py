@@ -56,6 +56,10 @@ from .training import NormWatch, Trainer, autocast, read_checkpoint
 # which the last one runs beside (+1241 MiB for GPT-2 small in FakeTensor traces).
 _EXPLORE_STEPS, _VERDICT_STEPS = 1, 3
 _EVALUATION_SAMPLE_S = 1.0  # an evaluation longer than this is timed in part
+# A trial is given up at half of its first rung where the mean loss of each tenth since the first is above the largest
+# loss of a step in that one, by this share. Assumed. Of fewer steps in the first tenth the largest says little: of 16
+# noisy ones (batches of one sample, exponential losses) all lie below 95 % of their mean once in 2,500 trials.
+_RISEN, _FEWEST_TO_JUDGE = 0.05, 16
 _SWEEP_BLOW_UP = (
     4.0  # a range test ends when the loss is this many times its lowest (as torch-lr-finder's diverge_th=5, assumed)
 )
@@ -353,6 +357,7 @@ class TorchRunner(OpenTask, Runner):
         begun = perf_counter()
         means: list[float] = []
         pending: list[Tensor] = []
+        gives_up, highest = rung.may_give_up and rung.start_step == 0, math.inf
         norms = NormWatch(self._task.clip_grad_norm)
         for index in range(1, steps + 1):
             loss = trainer.step(batches)
@@ -366,10 +371,18 @@ class TorchRunner(OpenTask, Runner):
             # Reading a loss or a norm waits for the device, so it is done ten times a rung, not at every step.
             norms.read()
             if pending:
+                if not means and gives_up and len(pending) >= _FEWEST_TO_JUDGE:
+                    highest = max(self._mean_of_ranks(loss[None]) for loss in pending)
                 means.append(self._mean_of_ranks(torch.stack(pending)))
                 pending.clear()
+                message = None
                 if not math.isfinite(means[-1]):
                     message = f"the loss was not finite by step {rung.start_step + index}"
+                elif gives_up and 2 * index >= steps:
+                    gives_up = False  # it is looked at once
+                    if 0 < (1 + _RISEN) * highest < min(means[1:]):
+                        message = f"the loss rose from {means[0]:.4g} to {means[-1]:.4g} and stayed up"
+                if message is not None:
                     return RungResult(
                         rung=rung,
                         outcome="diverged",
