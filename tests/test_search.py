@@ -672,3 +672,10 @@ def test_a_trial_is_plain_data() -> None:
     assert data["effective_batch_size"] == 32
     assert data["scores"] == [[10, 0.5]]
     assert data["state"] == "paused"
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_a_baseline_set_aside_before_its_first_score_comes_last_of_those_that_wait(direction: Direction) -> None:
+    waiting = [paused(0), paused(1, 0.2), paused(2, 0.1, 0.4), paused(3, 0.3)]
+    best_first = [2, 3, 1, 0] if direction == "maximize" else [2, 1, 3, 0]
+    assert [trial.number for trial in paused_best_first(waiting, direction)] == best_first
