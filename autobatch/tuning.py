@@ -33,7 +33,6 @@ from .runs.settings import TuneSettings
 from .searching.crew import Alone
 from .searching.ledger import Ledger
 from .searching.stability import norms_out_of_line
-from .searching.storage_url import HIDDEN
 from .units import format_duration, format_lr, format_size
 
 if TYPE_CHECKING:
@@ -85,8 +84,7 @@ def run_tune(
         listen: told what happens.
         started_s: `time.monotonic()` when the program began; a resumed run is not charged for that.
         force: go on though the conditions have changed.
-        storage: URL of a database that the race is recorded in too; by default the one of the settings, where that is
-            all there is to it.
+        storage: URL of a database that the race is recorded in too; the one in the settings is only for people.
     """
     kept = None
     if state.resumed:
@@ -163,7 +161,7 @@ class _Tune:
     ) -> None:
         self.runner, self.ledger, self.listen, self.folder = runner, ledger, listen, folder
         self.state, self.settings, self.kept, self.force = state, state.settings, kept, force
-        self.storage = storage or state.settings.storage
+        self.storage = storage
         self.central: CentralRecord | None = None
 
     def run(self) -> Report:
@@ -194,13 +192,13 @@ class _Tune:
     def open_central(self, facts: TaskFacts, device: DeviceInfo) -> None:
         """The database, if there is to be one: told now where it cannot be opened, and not after an hour."""
         if self.storage is None:
-            return
-        if HIDDEN in self.storage:
-            remark = (
-                f"the central record {self.storage} was not gone on with, as its password is not kept: give --storage "
-                "again"
-            )
-            self.save(remarks=(*self.state.remarks, remark))
+            if (earlier := self.settings.storage) is not None:
+                remark = (
+                    f"the central record {earlier} was not gone on with: a run's folder does not decide where data is "
+                    "written, and has no password. Give --storage again"
+                )
+                self.say("start", remark)
+                self.save(remarks=tuple(dict.fromkeys((*self.state.remarks, remark))))
             return
         from .searching.central import (
             CentralRecord,  # optuna, which a run without one imports while its worker is at work

@@ -436,6 +436,7 @@ def test_a_file_that_is_something_else_is_refused_and_runs_nothing(
         b"[]\n",
         b"{}\n",
         b'{"op_code": 99}\n',
+        b'{"op_code": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
         whole.replace(b'"', b"'"),
         whole[: len(whole) // 2] + b"\x00\n" + whole[len(whole) // 2 :],
         b"\xff\n",
@@ -445,6 +446,48 @@ def test_a_file_that_is_something_else_is_refused_and_runs_nothing(
         with pytest.raises(ReportError):
             read(path)
     assert not (tmp_path / "exploded").exists()
+
+
+def test_a_folder_does_not_say_where_the_race_is_recorded(tmp_path: Path) -> None:
+    treasure = tmp_path / "treasure.db"
+    path = started(tmp_path / "run", storage=f"sqlite:///{treasure}", study="theirs").path
+    for _ in range(2):
+        opened, state = reopened(path, {"budget_s": 70.0}, {}, force=False)
+        with opened:
+            run = _Tune(simulated(), Ledger(60.0, simulated().clock), lambda _: None, opened, state)
+            run.open_central(simulated().facts(), simulated().device())
+            assert run.central is None
+    opened, state = reopened(path, {}, {}, force=False)
+    with opened:
+        report = tuned(opened, state, simulated())
+    assert not treasure.exists()
+    told = [warning for warning in report.warnings if "was not gone on with" in warning]
+    assert len(told) == 1
+    assert f"sqlite:///{treasure}" in told[0]
+    assert "Give --storage again" in told[0]
+
+
+def test_a_folder_does_not_say_which_cluster_is_joined(tmp_path: Path) -> None:
+    path = started(tmp_path / "run", engine="ray", address="ray://evil:10001").path
+    with pytest.raises(RunError, match=r"'ray://evil:10001'.*Give --address again, or --engine local"):
+        reopened(path, {}, {}, force=True)
+    opened, state = reopened(path, {"address": "auto"}, {}, force=True)  # the folder was let go
+    opened.close()
+    assert state.settings.address == "auto"
+    started(tmp_path / "here", engine="ray")  # one that is started on this machine names none
+    opened, state = reopened(tmp_path / "here", {}, {}, force=True)
+    opened.close()
+    assert (state.settings.engine, state.settings.address) == ("ray", None)
+
+
+@pytest.mark.parametrize("name", ["trial-00001-000000016.pt", "trial-00001-000000032.pt.new", ".shared-folder"])
+def test_a_checkpoint_that_is_a_link_is_refused(name: str, tmp_path: Path) -> None:
+    path = started(tmp_path / "run").path
+    (path / "checkpoints").mkdir()
+    (tmp_path / "treasure").write_text("not a run's")
+    (path / "checkpoints" / name).symlink_to(tmp_path / "treasure")
+    with pytest.raises(RunError, match="is a link"):
+        reopened(path, {}, {}, force=True)
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
 
 import autobatch
+from autobatch.cli import cli
+from autobatch.errors import SettingError
 from autobatch.runs.run_folder import read_state
 from autobatch.searching import race
 from autobatch.searching.record import read_kept
@@ -173,6 +175,33 @@ def test_what_cannot_be_resumed_or_deleted_is_refused(
     arguments: list[str], message: str, task: Path, tmp_path: Path
 ) -> None:
     assert message in refused(autobatch_cli(*arguments, cwd=tmp_path))
+
+
+@pytest.mark.parametrize("way", ["typed", "exported", "in pyproject.toml"])
+def test_where_data_goes_is_given_again_in_any_way(
+    way: str, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside --resume other settings only count where they are typed."""
+
+    def tune(task: Path, **settings: object) -> NoReturn:
+        raise SettingError(json.dumps({name: settings.get(name) for name in ("storage", "address", "seed")}))
+
+    given = {"storage": "sqlite:///team.db", "address": "auto", "seed": "7"}
+    arguments = ["tune", "model.py", "--resume"]
+    if way == "typed":
+        arguments += [word for name, value in given.items() for word in (f"--{name}", value)]
+    elif way == "exported":
+        for name, value in given.items():
+            monkeypatch.setenv(f"AUTOBATCH_{name.upper()}", value)
+    else:
+        lines = [f"{name} = {value!r}" for name, value in given.items()]
+        (tmp_path / "pyproject.toml").write_text("\n".join(["[tool.autobatch]", *lines]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("autobatch.api.tune", tune)
+    with pytest.raises(SettingError) as told:
+        cli.main(arguments, standalone_mode=False)
+    seed = 7 if way == "typed" else None
+    assert json.loads(str(told.value)) == {"storage": "sqlite:///team.db", "address": "auto", "seed": seed}
 
 
 @contextlib.contextmanager

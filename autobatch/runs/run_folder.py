@@ -7,8 +7,8 @@
     report.json    the answer
     lock           held while a process is at work
 
-A folder is data and may come from anywhere: nothing in it is run, no path is read from it, and none of its own names
-may be a link.
+A folder is data and may come from anywhere: nothing in it is run, no path, database or cluster is taken from it, and
+none of its own names may be a link.
 """
 
 from __future__ import annotations
@@ -159,9 +159,10 @@ class RunFolder:
         """
         if not is_run(path):
             raise RunError(f"{path} is not the folder of a run: there is no {_STATE} in it")
-        for name in (*_FILES, _CHECKPOINTS):
-            if (path / name).is_symlink():
-                raise RunError(f"{path / name} is a link: the folder of a run holds its own files, and is used only so")
+        names = [path / name for name in (*_FILES, _CHECKPOINTS, f"{_CHECKPOINTS}/{SHARED}")]
+        for name in (*names, *(path / _CHECKPOINTS).glob("trial-*.pt*")):
+            if name.is_symlink():
+                raise RunError(f"{name} is a link: the folder of a run holds its own files, and is used only so")
         return cls(path.resolve(), _hold(path.resolve()))
 
     @property
