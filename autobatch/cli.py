@@ -83,6 +83,7 @@ def cli() -> None:
 @option(
     "--storage",
     metavar="URL",
+    show_default=False,  # one from pyproject.toml may have a password in it
     help="Record the run in this database too: postgresql+psycopg://user@host/name, or any that Optuna takes.",
 )
 @option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Default: .autobatch/<task>/<time>/")
@@ -112,6 +113,7 @@ def tune(task: Path | None, **options: Any) -> None:
     if task is None:
         raise click.MissingParameter(ctx=context, param=context.command.params[0])
     refuse_torchrun("tune")
+    os.environ.pop("AUTOBATCH_STORAGE", None)  # a password is the database's alone: what is started here inherits none
     from .files import check_writable
 
     for file in (options["output"], options["markdown"]):
