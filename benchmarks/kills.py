@@ -24,6 +24,7 @@ MARK = "AUTOBATCH_KILL_POINT"
 TARGETS = ("coordinator", "worker", "both")
 GONE_S = 5.0  # what the processes of a killed run may take to disappear
 _POLL_S = 0.02
+FILES = ("run.json", "journal.log", "worker.log", "report.json", "lock", "checkpoints")  # of a finished run
 
 # The time is ample, so that what ends the race is the number of trials: on a clock no two runs are the same.
 OPTIONS = ("--budget", "100s", "--train-time", "0.2s", "--max-trials", "5", "--device", "cpu")
@@ -165,7 +166,7 @@ class Runs:
         except RuntimeError as error:
             finished, message = False, str(error)
         left += [f"process {pid}" for pid in wait_until_gone(name)]
-        left += [str(path.relative_to(run)) for path in run.rglob("*.pt*")]
+        left += [name for path in run.rglob("*") if (name := str(path.relative_to(run))) not in FILES]
         shutil.rmtree(run)
         return Kill(
             target=target,

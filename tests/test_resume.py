@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from autobatch.checkpoints import checkpoint_path, forget_checkpoints
 from autobatch.errors import ReportError, RunError, StorageError
+from autobatch.files import write_whole
 from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.memory import find_max_batch_size
 from autobatch.measuring.profiling import profile
@@ -377,6 +378,52 @@ def test_only_what_a_run_made_is_deleted(tmp_path: Path) -> None:
     other = started(tmp_path / "other").path
     remove_run(other)
     assert not other.exists()
+
+
+def leave_half_written(path: Path) -> None:
+    """What a process leaves that is killed between two lines of `write_whole`, and of Optuna's lock."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", killed)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        for name in ("run.json", "report.json"):
+            with pytest.raises(Killed):
+                write_whole(path / name, "half")
+    lock = JournalFileSymlinkLock(str(path / "journal.log"))
+    lock.acquire()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "unlink", killed)
+        with pytest.raises(Killed):
+            lock.release()
+    lock.acquire()
+    assert len(list(path.glob("*.partial"))) == 2
+    assert len([name for name in os.listdir(path) if name.startswith("journal.log.lock")]) == 2
+
+
+@pytest.mark.parametrize("way", ["resumed", "removed", "begun anew"])
+def test_what_a_kill_left_half_written_is_deleted(way: str, tmp_path: Path) -> None:
+    path = started(tmp_path / "run").path
+    leave_half_written(path)
+    mine = ("report.json.partial", "report.json-of-mine.partial", "journal.log.mine")
+    for name in mine:
+        (path / name).write_text("mine")
+    known = {"run.json", "lock"}
+    if way == "removed":
+        remove_run(path)
+        known = set()
+    elif way == "resumed":
+        reopened(path, {}, {}, force=False)[0].close()
+    else:
+        (path / "run.json").unlink()
+        RunFolder.made(path, "simulated").close()
+        known = {"lock"}
+    assert set(os.listdir(path)) == {*known, *mine}
 
 
 def test_a_link_is_never_followed(tmp_path: Path) -> None:

@@ -145,6 +145,7 @@ def reopened(
     """
     folder = RunFolder.opened(path)
     try:
+        folder.tidy()
         state = read_state(folder.path)
         if state.is_finished:
             raise RunError(
