@@ -153,6 +153,8 @@ def tune(task: Path | None, **options: Any) -> None:
 
         write_whole(options["markdown"], to_markdown(report_document(report)))
     show_report(report, options)
+    if report.lost_device:
+        fail(f"ended early, as no device was left to train on. What was found is kept: go on with: {how}", FAILED)
     if report.interrupted:
         fail(f"interrupted. Go on with: {how}", INTERRUPTED)
 

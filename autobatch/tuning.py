@@ -18,7 +18,7 @@ from .checkpoints import checkpoint_path
 from .engines.group import open_workers
 from .engines.pool import Pool
 from .engines.served import RunnerSpec
-from .errors import BudgetTooShort, NoValidResult, SettingError, WorkerTimeout
+from .errors import BudgetTooShort, NoValidResult, ReportError, SettingError, StorageError, WorkerTimeout
 from .measuring.bracket import fits
 from .measuring.learning_rate import LrCurve, find_lr_curve
 from .measuring.memory import MaxBatch, find_max_batch_size
@@ -108,7 +108,10 @@ def run_tune(
             is_setting_out = False
         run = _Tune(runner, ledger, listen, folder, state, kept=kept, force=force, storage=storage)
         report = run.run()
-        report.save(folder.report)
+        try:
+            report.save(folder.report)
+        except ReportError as error:  # as for every other file of the run: it goes on when there is room
+            raise StorageError(str(error)) from None
         if not report.interrupted:
             run.finish()
         return report
@@ -455,6 +458,7 @@ class _Tune:
             why=(*result.why, *at_once, limits[largest.limited_by], curve.describe_knee()),
             warnings=tuple(warnings),
             interrupted=result.interrupted,
+            lost_device=result.lost_device,
             long_run=self.beyond(facts, result),
         )
 

@@ -17,7 +17,8 @@ import pytest
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from autobatch.checkpoints import checkpoint_path, forget_checkpoints
-from autobatch.errors import ReportError, RunError, StorageError
+from autobatch.engines.served import RunnerSpec
+from autobatch.errors import DeviceError, ReportError, RunError, StorageError
 from autobatch.files import write_whole
 from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.memory import find_max_batch_size
@@ -34,7 +35,7 @@ from autobatch.searching.record import StudyRecord, read_kept
 from autobatch.shapes import Reader
 from autobatch.simulated.sim import SimRunner, sim_facts
 from autobatch.tasks.task_sources import source_hashes
-from autobatch.tuning import _Tune
+from autobatch.tuning import _Tune, run_tune
 
 from .reports import example
 from .test_study import STATE, finished, paused
@@ -583,6 +584,47 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     again = StudyRecord(tmp_path / "journal.log", "t", "maximize").kept()
     assert again is not None
     assert len(again.trials) in (1, 2)
+
+
+def test_a_report_that_has_no_room_is_told_as_a_full_disk_and_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autobatch.tuning._opened", lambda *_: simulated())
+    spec = RunnerSpec(device="cpu")
+    with RunFolder.made(tmp_path / "run", "simulated") as folder:
+        folder.report.mkdir()  # nothing can be put there
+        with pytest.raises(StorageError, match=r"report\.json cannot be written"):
+            run_tune(folder, state_of(), spec, lambda _: None, started_s=None)
+    folder.report.rmdir()
+    opened, state = reopened(tmp_path / "run", {}, {}, force=False)
+    with opened:
+        report = run_tune(opened, state, spec, lambda _: None, started_s=None)
+    assert Report.load(folder.report) == report
+    assert summary(tmp_path / "run").status == "finished"
+
+
+class Fading(SimRunner):
+    """A device that is lost after seven rungs."""
+
+    def advance(self, rung: Rung) -> RungResult:
+        if len(self.rungs) == 7:
+            raise DeviceError("GPU is lost")
+        return super().advance(rung)
+
+
+def test_a_run_whose_device_was_lost_says_so_and_can_go_on(tmp_path: Path) -> None:
+    with RunFolder.made(tmp_path / "run", "simulated") as folder:
+        folder.save(state_of())
+        runner = Fading(known=sim_facts(has_test_data=True, train_size=4000))
+        report = _Tune(runner, Ledger(60.0, runner.clock), lambda _: None, folder, state_of()).run()
+    assert report.interrupted
+    assert report.lost_device
+    assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
+    earlier = {name: value for name, value in report.to_json().items() if name != "lost_device"}
+    assert not Report.from_json(earlier).lost_device
+    opened, state = reopened(tmp_path / "run", {}, {}, force=False)
+    with opened:
+        assert not tuned(opened, state, simulated(kept=runner.kept)).lost_device
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

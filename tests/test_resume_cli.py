@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +28,7 @@ from autobatch.searching.record import read_kept
 
 from .processes import marked
 from .ready_python import Started, run
+from .reports import example
 from .test_cli import MINIMAL, ROOT, environment, interrupt, refused
 
 pytestmark = pytest.mark.usefixtures("ready_python")
@@ -202,6 +204,33 @@ def test_where_data_goes_is_given_again_in_any_way(
         cli.main(arguments, standalone_mode=False)
     seed = 7 if way == "typed" else None
     assert json.loads(str(told.value)) == {"storage": "sqlite:///team.db", "address": "auto", "seed": seed}
+
+
+@pytest.mark.parametrize(
+    ("lost_device", "code", "words"),
+    [
+        (False, 130, "autobatch: interrupted. Go on with: autobatch tune model.py --resume"),
+        (True, 1, "autobatch: ended early, as no device was left to train on. What was found is kept: go on with: "),
+    ],
+)
+def test_why_a_run_ended_early_is_told_by_words_and_code(
+    lost_device: bool,
+    code: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = replace(example(), interrupted=True, lost_device=lost_device)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("autobatch.api.tune", lambda *_, **__: report)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["tune", "model.py", "--json"], standalone_mode=False)
+    assert end.value.code == code
+    told = capsys.readouterr()
+    assert words in told.err
+    assert "autobatch tune model.py --resume" in told.err
+    assert json.loads(told.out)["lost_device"] == lost_device
 
 
 @contextlib.contextmanager

@@ -561,7 +561,8 @@ class Race:
         """
         if not any(trial.state == "complete" for trial in self.trials):
             raise lost
-        return self.interrupted(f"ended early, as no device was left to train on: {lost}")
+        ended = self.interrupted(f"ended early, as no device was left to train on: {lost}")
+        return replace(ended, lost_device=True)
 
     def result(self) -> SearchResult:
         """The outcome of a race that ran to its end.
