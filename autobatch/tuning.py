@@ -173,7 +173,7 @@ class _Tune:
             device = self.runner.device()
             self.open_central(facts, device)
         self.say("start", f"{facts.name} on {device.name}")
-        self.go_on_under(conditions_of_task(facts, device))
+        self.go_on_under(conditions_of_task(facts, device, self.settings.workers or 1))
         if self.state.resumed:
             self.say("start", f"resumed, with {format_duration(self.ledger.elapsed_s)} of the budget spent")
         found = self.state.found

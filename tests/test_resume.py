@@ -23,7 +23,7 @@ from autobatch.files import write_whole
 from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.memory import find_max_batch_size
 from autobatch.measuring.profiling import profile
-from autobatch.plan import Plan, Rung, RungResult
+from autobatch.plan import DeviceInfo, Plan, Rung, RungResult
 from autobatch.reports.report import Report
 from autobatch.runs.conditions import changes, conditions_of_settings, conditions_of_task
 from autobatch.runs.found import Found
@@ -70,7 +70,7 @@ def started(path: Path, **changes: Any) -> RunFolder:
     folder.save(state_of(**changes))
     run = _Tune(runner, Ledger(60.0, runner.clock), lambda _: None, folder, state_of(**changes))
     facts = runner.facts()
-    run.go_on_under(conditions_of_task(facts, runner.device()))
+    run.go_on_under(conditions_of_task(facts, runner.device(), 1))
     run.keep(largest=run.largest_batch(facts))
     folder.close()
     return folder
@@ -256,6 +256,28 @@ def test_what_has_changed_is_listed_and_refused_unless_forced(tmp_path: Path) ->
         warning.startswith("the run was resumed under other conditions: training samples: 4000 then, 8000 now")
         for warning in report.warnings
     )
+
+
+def test_workers_that_share_a_processor_are_told_by_what_was_typed(tmp_path: Path) -> None:
+    path = started(tmp_path / "run").path
+    opened, state = reopened(path, {"workers": 2}, {}, force=False)
+    with opened, pytest.raises(RunError) as refused:
+        tuned(opened, state, simulated())
+    assert "\n  workers on the processor: 1 then, 2 now\n" in str(refused.value)
+    opened, state = reopened(path, {"workers": 1}, {}, force=False)  # what there is by default
+    with opened:
+        tuned(opened, state, simulated())
+
+
+def test_a_card_of_the_same_name_with_other_memory_is_another_one() -> None:
+    card = DeviceInfo(name="NVIDIA A100", kind="cuda", memory_bytes=40 << 30)
+    before = conditions_of_task(sim_facts(), card, 1)
+    larger = conditions_of_task(sim_facts(), replace(card, memory_bytes=80 << 30), 1)
+    assert changes(before, larger) == ["memory of the device: 40 GiB then, 80 GiB now"]
+    assert changes(before, conditions_of_task(sim_facts(), card, 4)) == []  # a card each
+    host = DeviceInfo(name="AMD EPYC", kind="cpu", memory_bytes=40 << 30)
+    container = replace(host, memory_bytes=8 << 30)
+    assert changes(conditions_of_task(sim_facts(), host, 1), conditions_of_task(sim_facts(), container, 1)) == []
 
 
 def test_another_direction_cannot_be_forced(tmp_path: Path) -> None:
