@@ -424,10 +424,10 @@ def tune(
         workers: trials that are trained at the same time, each in a process of its own; by default one on each GPU of
             the first one's kind, and one on a processor, whose cores several share.
         storage: URL of a database that the run is recorded in too, as Optuna takes it; the run's folder has everything
-            without it. Its password is neither shown nor kept, so that a resumed run needs it again.
+            without it. Its password is neither shown nor kept. A resumed run needs the URL again.
         engine: where workers run: "local", the default, on this machine; "ray" on a Ray cluster, a GPU for each.
         address: of that cluster, as `ray.init` takes it: "auto", "ray://host:10001"; by default one that is started
-            here.
+            here. A resumed run needs it again.
         command: to be noted in the report.
         on_progress: called as things begin and are found.
         started_s: `time.monotonic()` when the program began, where start-up is to count against the budget.

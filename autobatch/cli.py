@@ -83,6 +83,7 @@ def cli() -> None:
 @option(
     "--storage",
     metavar="URL",
+    show_default=False,  # one from pyproject.toml may have a password in it
     help="Record the run in this database too: postgresql+psycopg://user@host/name, or any that Optuna takes.",
 )
 @option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Default: .autobatch/<task>/<time>/")
@@ -112,6 +113,7 @@ def tune(task: Path | None, **options: Any) -> None:
     if task is None:
         raise click.MissingParameter(ctx=context, param=context.command.params[0])
     refuse_torchrun("tune")
+    os.environ.pop("AUTOBATCH_STORAGE", None)  # a password is the database's alone: what is started here inherits none
     from .files import check_writable
 
     for file in (options["output"], options["markdown"]):
@@ -125,11 +127,11 @@ def tune(task: Path | None, **options: Any) -> None:
     names += ("keep_checkpoints", "nproc", "workers", "storage", "engine", "address")
     settings = {name: options[name] for name in names}
     if resume is not None:  # the run's own, but for what was typed beside --resume
-        typed, exported = click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT
-        sources = {name: context.get_parameter_source(name) for name in settings}
-        # The password of a database is not kept, and often stands in the environment.
-        again = {name for name in settings if sources[name] == typed or (name, sources[name]) == ("storage", exported)}
-        settings = {name: given for name, given in settings.items() if name in again}
+        source = click.core.ParameterSource
+        # Where data goes is not taken from a run's folder, and often stands in the environment.
+        anywhere = {source.COMMANDLINE, source.ENVIRONMENT, source.DEFAULT_MAP}
+        counts = {name: anywhere if name in ("storage", "address") else {source.COMMANDLINE} for name in settings}
+        settings = {k: given for k, given in settings.items() if context.get_parameter_source(k) in counts[k]}
     budget_s = None if resume is not None else parse_duration(options["budget"])
     named = options["run_dir"] if resume in (None, LATEST) else resume
     how = shlex.join(["autobatch", "tune", str(task), "--resume", *([] if named is None else [str(named)])])
@@ -151,6 +153,8 @@ def tune(task: Path | None, **options: Any) -> None:
 
         write_whole(options["markdown"], to_markdown(report_document(report)))
     show_report(report, options)
+    if report.lost_device:
+        fail(f"ended early, as no device was left to train on. What was found is kept: go on with: {how}", FAILED)
     if report.interrupted:
         fail(f"interrupted. Go on with: {how}", INTERRUPTED)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from .errors import ReportError
 
 # What a full disk, a full quota and a limit on the size of files say.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+_PARTIAL = ".partial"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -28,7 +31,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
         if path.exists() and not path.is_file():
             path.write_bytes(content)
             return
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=_PARTIAL)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
@@ -44,6 +47,12 @@ def write_whole(path: Path, content: str | bytes) -> None:
     finally:
         if partial is not None:
             Path(partial).unlink(missing_ok=True)
+
+
+def half_written(path: Path) -> list[Path]:
+    """What processes that were killed while they wrote `path` have left beside it."""
+    name = re.compile(re.escape(path.name) + r"[a-z0-9_]{8}" + re.escape(_PARTIAL))  # as tempfile calls them
+    return [other for other in path.parent.iterdir() if name.fullmatch(other.name)]
 
 
 def make_folder(path: Path) -> None:
@@ -98,7 +107,7 @@ def check_writable(path: Path) -> None:
     if path.exists() and not path.is_file():
         return
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name):
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=_PARTIAL):
             pass
     except OSError as error:
         raise ReportError(f"{path} cannot be written: {error.strerror}") from None

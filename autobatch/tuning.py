@@ -18,7 +18,7 @@ from .checkpoints import checkpoint_path
 from .engines.group import open_workers
 from .engines.pool import Pool
 from .engines.served import RunnerSpec
-from .errors import BudgetTooShort, NoValidResult, SettingError, WorkerTimeout
+from .errors import BudgetTooShort, NoValidResult, ReportError, SettingError, StorageError, WorkerTimeout
 from .measuring.bracket import fits
 from .measuring.learning_rate import LrCurve, find_lr_curve
 from .measuring.memory import MaxBatch, find_max_batch_size
@@ -33,7 +33,6 @@ from .runs.settings import TuneSettings
 from .searching.crew import Alone
 from .searching.ledger import Ledger
 from .searching.stability import norms_out_of_line
-from .searching.storage_url import HIDDEN
 from .units import format_duration, format_lr, format_size
 
 if TYPE_CHECKING:
@@ -85,8 +84,7 @@ def run_tune(
         listen: told what happens.
         started_s: `time.monotonic()` when the program began; a resumed run is not charged for that.
         force: go on though the conditions have changed.
-        storage: URL of a database that the race is recorded in too; by default the one of the settings, where that is
-            all there is to it.
+        storage: URL of a database that the race is recorded in too; the one in the settings is only for people.
     """
     kept = None
     if state.resumed:
@@ -110,7 +108,10 @@ def run_tune(
             is_setting_out = False
         run = _Tune(runner, ledger, listen, folder, state, kept=kept, force=force, storage=storage)
         report = run.run()
-        report.save(folder.report)
+        try:
+            report.save(folder.report)
+        except ReportError as error:  # as for every other file of the run: it goes on when there is room
+            raise StorageError(str(error)) from None
         if not report.interrupted:
             run.finish()
         return report
@@ -163,7 +164,7 @@ class _Tune:
     ) -> None:
         self.runner, self.ledger, self.listen, self.folder = runner, ledger, listen, folder
         self.state, self.settings, self.kept, self.force = state, state.settings, kept, force
-        self.storage = storage or state.settings.storage
+        self.storage = storage
         self.central: CentralRecord | None = None
 
     def run(self) -> Report:
@@ -172,7 +173,7 @@ class _Tune:
             device = self.runner.device()
             self.open_central(facts, device)
         self.say("start", f"{facts.name} on {device.name}")
-        self.go_on_under(conditions_of_task(facts, device))
+        self.go_on_under(conditions_of_task(facts, device, self.settings.workers or 1))
         if self.state.resumed:
             self.say("start", f"resumed, with {format_duration(self.ledger.elapsed_s)} of the budget spent")
         found = self.state.found
@@ -194,13 +195,13 @@ class _Tune:
     def open_central(self, facts: TaskFacts, device: DeviceInfo) -> None:
         """The database, if there is to be one: told now where it cannot be opened, and not after an hour."""
         if self.storage is None:
-            return
-        if HIDDEN in self.storage:
-            remark = (
-                f"the central record {self.storage} was not gone on with, as its password is not kept: give --storage "
-                "again"
-            )
-            self.save(remarks=(*self.state.remarks, remark))
+            if (earlier := self.settings.storage) is not None:
+                remark = (
+                    f"the central record {earlier} was not gone on with: a run's folder does not decide where data is "
+                    "written, and has no password. Give --storage again"
+                )
+                self.say("start", remark)
+                self.save(remarks=tuple(dict.fromkeys((*self.state.remarks, remark))))
             return
         from .searching.central import (
             CentralRecord,  # optuna, which a run without one imports while its worker is at work
@@ -457,6 +458,7 @@ class _Tune:
             why=(*result.why, *at_once, limits[largest.limited_by], curve.describe_knee()),
             warnings=tuple(warnings),
             interrupted=result.interrupted,
+            lost_device=result.lost_device,
             long_run=self.beyond(facts, result),
         )
 

@@ -9,7 +9,8 @@ left, and no file in the temporary folder or in shared memory. When all is over,
 files as before, and the machine its memory back (printed). Exit code 1 where it is not so.
 
 With `--resume-runs N`, `tune` is killed N times too, and resumed (kills.py): every run must come to the trials of an
-undisturbed one, to the last bit of their scores.
+undisturbed one, to the last bit of their scores, or, where it is killed before its race, keep all that it had found.
+What the kill came too late for, or found no process for, is counted apart.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -29,15 +29,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from kills import TARGETS as RESUME_TARGETS
 from kills import Kill, kills
+from provenance import about
 
-from autobatch import __version__
 from autobatch.devices import host_memory
 from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
@@ -291,7 +290,7 @@ def main() -> int:
     options = parser.parse_args()
     begun = time.perf_counter()
     descriptors, free_bytes = open_files(), available_bytes()
-    with own_temporary_folder():
+    with own_temporary_folder() as temporary:
         points = kill_points(options.points, options.seed, lambda point: print(point, file=sys.stderr, flush=True))
         chance = random.Random(options.seed)
         whole_s = undisturbed_s()
@@ -316,25 +315,23 @@ def main() -> int:
         came = Counter(point.outcome.splitlines()[0][:60] for point in of)
         told = ", ".join(f"{outcome}: {count}" for outcome, count in came.most_common())
         print(f"{target:12} {len(of):>7} {sum(point.struck for point in of):>7}   {told}")
-    for target in RESUME_TARGETS if resumed else ():
-        ran = [kill for kill in resumed if kill.target == target]
+    for begins, target in product(("nothing", "race"), RESUME_TARGETS) if resumed else ():
+        ran = [kill for kill in resumed if (kill.begins, kill.target) == (begins, target)]
+        struck, missed = [kill for kill in ran if kill.struck], [kill for kill in ran if not kill.struck]
         print(
-            f"tune, {target:12} {len(ran):>4} killed, {sum(kill.struck for kill in ran):>4} in time: "
-            f"{sum(kill.finished for kill in ran)} finished, {sum(kill.same for kill in ran)} with the same trials"
+            f"tune from {begins:7} {target:12} {len(struck):>4} struck: {sum(kill.finished for kill in struck):>4} "
+            f"finished, {sum(kill.same for kill in struck):>4} the same; {len(missed):>4} not struck: "
+            f"{sum(kill.right for kill in missed):>4} right"
         )
     for point in (*bad, *(kill for kill in resumed if not kill.right)):
         print(f"NOT right: {point}")
     print(f"{len(points) - len(bad)} of {len(points)} right and clean, in {time.perf_counter() - begun:.0f} s")
     if options.json is not None:
-        about = {
-            "command": f"python benchmarks/faults.py --points {options.points} --coordinators {options.coordinators} "
-            f"--resume-runs {options.resume_runs}",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": {"processor": host_memory.processor_name() or platform.processor(), "cores": os.cpu_count()},
-            "versions": {"autobatch": __version__, "torch": version("torch"), "python": platform.python_version()},
-        }
         found = {"points": [asdict(point) for point in points], "resumed": [asdict(kill) for kill in resumed]}
-        options.json.write_text(json.dumps(about | found, indent=1) + "\n")
+        text = json.dumps(about() | found, indent=1) + "\n"
+        for here, shown in ((temporary, "TMP"), (TASK.parents[2], ".")):  # what an error says of this machine's paths
+            text = text.replace(str(here), shown)
+        options.json.write_text(text)
     return 1 if bad or still_open > 0 or not all(kill.right for kill in resumed) else 0
 
 

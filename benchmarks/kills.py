@@ -1,7 +1,10 @@
 """`tune` whose processes are killed at random moments and which is then resumed: does it come to the same trials?
 
-`faults.py --resume-runs N` runs this. All runs begin as copies of one folder, whose race has just begun: the profile in
-it is the same for all, so an undisturbed run and a disturbed one decide by the same modelled costs.
+`faults.py --resume-runs N` runs this. Half of the runs begin as copies of one folder, whose race has just begun: the
+profile in it is the same for all, so an undisturbed run and a disturbed one decide by the same modelled costs, and must
+come to the same trials. The other half begin from nothing and are killed before their race: in start-up, probes,
+profile or range test. Their own profile makes another race of each; so what was on the disk when the kill came must be
+there in the end, unchanged, and the largest batch must be that of the undisturbed run.
 """
 
 from __future__ import annotations
@@ -18,15 +21,23 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from autobatch.errors import ReportError
+from autobatch.runs.run_folder import read_state
+from autobatch.searching.record import read_kept
 
 MARK = "AUTOBATCH_KILL_POINT"
 TARGETS = ("coordinator", "worker", "both")
+Begins = Literal["nothing", "race"]
 GONE_S = 5.0  # what the processes of a killed run may take to disappear
 _POLL_S = 0.02
+FILES = ("run.json", "journal.log", "worker.log", "report.json", "lock", "checkpoints")  # of a finished run
 
 # The time is ample, so that what ends the race is the number of trials: on a clock no two runs are the same.
 OPTIONS = ("--budget", "100s", "--train-time", "0.2s", "--max-trials", "5", "--device", "cpu")
+# From nothing the speed is measured anew, and on a busy machine 0.2 s are fewer than 32 steps (measured).
+ANEW = (*OPTIONS, "--train-time", "1s")
 
 # Dropout and AdamW: what is resumed without its generators or its moments scores otherwise.
 TASK = """
@@ -63,15 +74,18 @@ class Kill:
     """One run with a kill in it, and what came of it.
 
     Attributes:
+        begins: what was there when the run was started: "nothing", or a race that has just begun.
         target: what was killed.
         delay_s: seconds after the start.
-        struck: whether it was still running then.
+        struck: whether it was still running then. Where it was not, nothing was put to the test.
         finished: the run, resumed where it had to be, came to its answer.
-        same: its trials are those of the undisturbed run, to the last bit of their scores.
-        left: processes that were still there after `GONE_S`, and files that are not whole.
-        message: the last words of a run that did not finish, or the first trial that differs.
+        same: its trials are those of the undisturbed run, to the last bit of their scores; of one from nothing, what
+            was on the disk at the kill is there in the end.
+        left: processes that were still there after `GONE_S`, and files that are not whole or nobody's.
+        message: the last words of a run that did not finish, or the first thing that differs.
     """
 
+    begins: Begins
     target: str
     delay_s: float
     struck: bool
@@ -100,27 +114,34 @@ class Runs:
     ) -> None:
         self.folder, self._start = folder, start
         self._environment = dict(os.environ if environment is None else environment)
+        self._instance = f"{os.getpid()}-{time.monotonic_ns()}"  # two of these at once strike their own alone
         folder.mkdir(exist_ok=True)
         (folder / "blobs.py").write_text(TASK)
         self._begun = folder / "begun"
-        process = self._tune("begun", *OPTIONS, "--run-dir", str(self._begun), mark="begun")
+        begun = time.monotonic()
+        process = self._tune("begun", *OPTIONS, "--run-dir", str(self._begun))
         while not (self._begun / "journal.log").exists() or b'"now"' not in (self._begun / "journal.log").read_bytes():
             if process.poll() is not None:
                 raise RuntimeError(self._words("begun"))
             time.sleep(_POLL_S)
+        self.begun_s = time.monotonic() - begun
         process.kill()
         process.wait()
-        wait_until_gone("begun")
+        wait_until_gone(self._mark("begun"))
         begun = time.monotonic()
         self.trials = self._resumed("undisturbed")
         self.undisturbed_s = time.monotonic() - begun
+        self.largest = largest_of(folder / "undisturbed")
 
-    def _tune(self, name: str, *options: str, mark: str) -> Any:
+    def _mark(self, name: str) -> str:
+        return f"{self._instance}-{name}"
+
+    def _tune(self, name: str, *options: str) -> Any:
         with open(self.folder / f"{name}.out", "w") as out, open(self.folder / f"{name}.err", "w") as err:
             return self._start(
                 [sys.executable, "-m", "autobatch", "tune", "blobs.py", "--json", *options],
                 cwd=self.folder,
-                env=self._environment | {MARK: mark},
+                env=self._environment | {MARK: self._mark(name)},
                 stdout=out,
                 stderr=err,
             )
@@ -129,31 +150,37 @@ class Runs:
         return (self.folder / f"{name}.err").read_text().strip()[-2000:]
 
     def _resumed(self, name: str) -> list[Any]:
-        """The trials of a copy of the run that is left to itself."""
+        """The trials of a run that is left to itself: one that is there, or a copy of the one that has begun."""
         run = self.folder / name
         if not run.exists():
             shutil.copytree(self._begun, run)
-        process = self._tune(name, "--resume", str(run), mark=name)
+        # One that was killed before it had written anything is no run yet.
+        options = ["--resume", str(run)] if (run / "run.json").exists() else [*ANEW, "--run-dir", str(run)]
+        process = self._tune(name, *options)
         if process.wait() != 0:
             raise RuntimeError(self._words(name))
         return trials_of(self.folder / f"{name}.out")
 
-    def killed(self, number: int, target: str, delay_s: float) -> Kill:
-        """A copy of the run, a kill after `delay_s`, and the run resumed."""
+    def killed(self, number: int, target: str, delay_s: float, begins: Begins = "race") -> Kill:
+        """A run, a copy of the one that has begun or a new one, with a kill after `delay_s`, and the run resumed."""
         name = f"killed-{number}"
-        run = self.folder / name
-        shutil.copytree(self._begun, run)
-        process = self._tune(name, "--resume", str(run), mark=name)
+        run, mark = self.folder / name, self._mark(name)
+        if begins == "race":
+            shutil.copytree(self._begun, run)
+            process = self._tune(name, "--resume", str(run))
+        else:
+            process = self._tune(name, *ANEW, "--run-dir", str(run))
         time.sleep(delay_s)
-        struck = process.poll() is None and strike(process.pid, name, target)
+        struck = process.poll() is None and strike(process.pid, mark, target)
         code = process.poll() if target != "worker" else process.wait()
         left: list[str] = []
-        if struck and target != "worker":
-            process.wait()
-            left += [f"process {pid}" for pid in wait_until_gone(name)]
-            left += [f"{path.name} is not whole" for path in (run / "run.json",) if not _is_json(path)]
+        known: dict[str, Any] = {}
         try:
-            if json.loads((run / "run.json").read_text())["is_finished"]:  # it was killed on its way out
+            if struck and target != "worker":
+                process.wait()
+                left += [f"process {pid}" for pid in wait_until_gone(mark)]
+                known = known_of(run)
+            if is_finished(run):  # it was killed on its way out
                 trials = trials_of(run / "report.json")
             elif struck and target != "worker":
                 trials = self._resumed(name)
@@ -161,13 +188,17 @@ class Runs:
                 trials = trials_of(self.folder / f"{name}.out")
             else:
                 raise RuntimeError(self._words(name))
-            finished, message = True, first_difference(self.trials, trials)
-        except RuntimeError as error:
+            finished = True
+            message = first_difference(self.trials, trials) if begins == "race" else first_loss(known, known_of(run))
+            if (largest := largest_of(run)) != self.largest:
+                message = f"expected batch {self.largest} to be the largest, found {largest}"
+        except (RuntimeError, ReportError) as error:
             finished, message = False, str(error)
-        left += [f"process {pid}" for pid in wait_until_gone(name)]
-        left += [str(path.relative_to(run)) for path in run.rglob("*.pt*")]
+        left += [f"process {pid}" for pid in wait_until_gone(mark)]
+        left += [name for path in run.rglob("*") if (name := str(path.relative_to(run))) not in FILES]
         shutil.rmtree(run)
         return Kill(
+            begins=begins,
             target=target,
             delay_s=delay_s,
             struck=struck,
@@ -179,12 +210,14 @@ class Runs:
 
 
 def kills(folder: Path, count: int, seed: int, told: Callable[[Kill], None] | None = None, **how: Any) -> list[Kill]:
-    """`count` runs, each with one kill at a random moment; `told` is called with each."""
+    """`count` runs, each with one kill at a random moment, every second one before its race; `told` hears of each."""
     chance = random.Random(seed)
     runs = Runs(folder, **how)
     done = []
     for number in range(count):
-        done.append(runs.killed(number, chance.choice(TARGETS), chance.uniform(0.0, runs.undisturbed_s)))
+        begins: Begins = "nothing" if number % 2 else "race"
+        longest_s = runs.begun_s if begins == "nothing" else runs.undisturbed_s
+        done.append(runs.killed(number, chance.choice(TARGETS), chance.uniform(0.0, longest_s), begins))
         if told is not None:
             told(done[-1])
     return done
@@ -198,10 +231,12 @@ def strike(pid: int, mark: str, target: str) -> bool:
     if target == "worker" and not workers:
         return False
     victims = {"coordinator": [pid], "worker": workers[-1:], "both": [*workers, pid]}[target]
+    struck = False
     for victim in victims:
         with suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
-    return True
+            struck = True
+    return struck
 
 
 def marked(mark: str) -> list[int]:
@@ -243,9 +278,32 @@ def first_difference(expected: list[Any], found: list[Any]) -> str:
     return "" if len(expected) == len(found) else f"expected {len(expected)} trials, found {len(found)}"
 
 
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text())
-    except ValueError:
-        return False
-    return True
+def is_finished(run: Path) -> bool:
+    """Whether the run in a folder has come to its end; False where there is none yet."""
+    return (run / "run.json").exists() and read_state(run).is_finished
+
+
+def known_of(run: Path) -> dict[str, Any]:
+    """What the files of a run hold: what each stage found, and the score of each rung.
+
+    Raises:
+        ReportError: a file is not whole.
+    """
+    if not (run / "run.json").exists():
+        return {}
+    known = {f"what was found of {stage}": value for stage, value in read_state(run).found.to_json().items() if value}
+    kept = read_kept(run / "journal.log") if (run / "journal.log").exists() else None
+    for trial in kept.trials if kept is not None else ():
+        known |= {f"trial {trial.number} at step {step}": score for step, score in trial.scores}
+    return known
+
+
+def first_loss(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """The first thing that is gone or another; empty where all is there."""
+    lost = [name for name, value in before.items() if after.get(name) != value]
+    return f"{lost[0]} is gone, or another" if lost else ""
+
+
+def largest_of(run: Path) -> int:
+    """The largest batch that a finished run found."""
+    return int(json.loads((run / "report.json").read_text())["max_batch"]["batch_size"])

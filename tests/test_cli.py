@@ -475,6 +475,27 @@ def test_every_flag_but_one_has_a_variable() -> None:
 # -- help
 
 
+def test_help_shows_what_the_file_sets_but_no_databases_url(tmp_path: Path) -> None:
+    table = '[tool.autobatch]\nstorage = "postgresql+psycopg://me:s3cret@host/db"\nbudget = "17m"\n'
+    (tmp_path / "pyproject.toml").write_text(table)
+    done = autobatch("tune", "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "default: 17m" in done.stdout
+    assert "AUTOBATCH_STORAGE" in done.stdout
+    assert "s3cret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", ["tune", "max-batch"])
+def test_the_databases_password_does_not_reach_the_task(command: str, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        "import os\nraise RuntimeError(sorted(n for n in os.environ if 'BATCH_' in n))\n"
+    )
+    exported = {"AUTOBATCH_STORAGE": "sqlite:///team.db", "AUTOBATCH_DEVICE": "cpu"}
+    told = refused(autobatch(command, "model.py", cwd=tmp_path, **exported))
+    assert "AUTOBATCH_DEVICE" in told
+    assert "AUTOBATCH_STORAGE" not in told
+
+
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["max-batch", "--help"]])
 def test_version_and_help_answer_without_the_slow_imports(arguments: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "autobatch", *arguments]

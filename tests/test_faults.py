@@ -25,8 +25,10 @@ def test_tune_comes_to_the_same_trials_whatever_is_killed(tmp_path: Path, monkey
         runs.killed(number, target, share * runs.undisturbed_s)
         for number, (target, share) in enumerate([("coordinator", 0.5), ("worker", 0.6), ("both", 0.8)])
     ]
+    found += [runs.killed(3, "both", 0.7 * runs.begun_s, "nothing"), runs.killed(4, "coordinator", 0.0, "nothing")]
     assert [kill for kill in found if not kill.right] == []
-    assert any(kill.struck for kill in found)
+    assert any(kill.struck and kill.begins == "race" for kill in found)
+    assert any(kill.struck and kill.begins == "nothing" for kill in found)
 
 
 @pytest.mark.usefixtures("ready_python")

@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from autobatch.checkpoints import checkpoint_path, forget_checkpoints
-from autobatch.errors import ReportError, RunError, StorageError
+from autobatch.engines.served import RunnerSpec
+from autobatch.errors import DeviceError, ReportError, RunError, StorageError
+from autobatch.files import write_whole
 from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.memory import find_max_batch_size
 from autobatch.measuring.profiling import profile
-from autobatch.plan import Plan, Rung, RungResult
+from autobatch.plan import DeviceInfo, Plan, Rung, RungResult
 from autobatch.reports.report import Report
 from autobatch.runs.conditions import changes, conditions_of_settings, conditions_of_task
 from autobatch.runs.found import Found
@@ -33,7 +35,7 @@ from autobatch.searching.record import StudyRecord, read_kept
 from autobatch.shapes import Reader
 from autobatch.simulated.sim import SimRunner, sim_facts
 from autobatch.tasks.task_sources import source_hashes
-from autobatch.tuning import _Tune
+from autobatch.tuning import _Tune, run_tune
 
 from .reports import example
 from .test_study import STATE, finished, paused
@@ -68,7 +70,7 @@ def started(path: Path, **changes: Any) -> RunFolder:
     folder.save(state_of(**changes))
     run = _Tune(runner, Ledger(60.0, runner.clock), lambda _: None, folder, state_of(**changes))
     facts = runner.facts()
-    run.go_on_under(conditions_of_task(facts, runner.device()))
+    run.go_on_under(conditions_of_task(facts, runner.device(), 1))
     run.keep(largest=run.largest_batch(facts))
     folder.close()
     return folder
@@ -256,6 +258,28 @@ def test_what_has_changed_is_listed_and_refused_unless_forced(tmp_path: Path) ->
     )
 
 
+def test_workers_that_share_a_processor_are_told_by_what_was_typed(tmp_path: Path) -> None:
+    path = started(tmp_path / "run").path
+    opened, state = reopened(path, {"workers": 2}, {}, force=False)
+    with opened, pytest.raises(RunError) as refused:
+        tuned(opened, state, simulated())
+    assert "\n  workers on the processor: 1 then, 2 now\n" in str(refused.value)
+    opened, state = reopened(path, {"workers": 1}, {}, force=False)  # what there is by default
+    with opened:
+        tuned(opened, state, simulated())
+
+
+def test_a_card_of_the_same_name_with_other_memory_is_another_one() -> None:
+    card = DeviceInfo(name="NVIDIA A100", kind="cuda", memory_bytes=40 << 30)
+    before = conditions_of_task(sim_facts(), card, 1)
+    larger = conditions_of_task(sim_facts(), replace(card, memory_bytes=80 << 30), 1)
+    assert changes(before, larger) == ["memory of the device: 40 GiB then, 80 GiB now"]
+    assert changes(before, conditions_of_task(sim_facts(), card, 4)) == []  # a card each
+    host = DeviceInfo(name="AMD EPYC", kind="cpu", memory_bytes=40 << 30)
+    container = replace(host, memory_bytes=8 << 30)
+    assert changes(conditions_of_task(sim_facts(), host, 1), conditions_of_task(sim_facts(), container, 1)) == []
+
+
 def test_another_direction_cannot_be_forced(tmp_path: Path) -> None:
     path = started(tmp_path / "run").path
     opened, state = reopened(path, {}, {}, force=True)
@@ -379,6 +403,52 @@ def test_only_what_a_run_made_is_deleted(tmp_path: Path) -> None:
     assert not other.exists()
 
 
+def leave_half_written(path: Path) -> None:
+    """What a process leaves that is killed between two lines of `write_whole`, and of Optuna's lock."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", killed)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        for name in ("run.json", "report.json"):
+            with pytest.raises(Killed):
+                write_whole(path / name, "half")
+    lock = JournalFileSymlinkLock(str(path / "journal.log"))
+    lock.acquire()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "unlink", killed)
+        with pytest.raises(Killed):
+            lock.release()
+    lock.acquire()
+    assert len(list(path.glob("*.partial"))) == 2
+    assert len([name for name in os.listdir(path) if name.startswith("journal.log.lock")]) == 2
+
+
+@pytest.mark.parametrize("way", ["resumed", "removed", "begun anew"])
+def test_what_a_kill_left_half_written_is_deleted(way: str, tmp_path: Path) -> None:
+    path = started(tmp_path / "run").path
+    leave_half_written(path)
+    mine = ("report.json.partial", "report.json-of-mine.partial", "journal.log.mine")
+    for name in mine:
+        (path / name).write_text("mine")
+    known = {"run.json", "lock"}
+    if way == "removed":
+        remove_run(path)
+        known = set()
+    elif way == "resumed":
+        reopened(path, {}, {}, force=False)[0].close()
+    else:
+        (path / "run.json").unlink()
+        RunFolder.made(path, "simulated").close()
+        known = {"lock"}
+    assert set(os.listdir(path)) == {*known, *mine}
+
+
 def test_a_link_is_never_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     treasure = tmp_path / "precious" / "trial-00001-000000008.pt"
@@ -436,6 +506,7 @@ def test_a_file_that_is_something_else_is_refused_and_runs_nothing(
         b"[]\n",
         b"{}\n",
         b'{"op_code": 99}\n',
+        b'{"op_code": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
         whole.replace(b'"', b"'"),
         whole[: len(whole) // 2] + b"\x00\n" + whole[len(whole) // 2 :],
         b"\xff\n",
@@ -445,6 +516,48 @@ def test_a_file_that_is_something_else_is_refused_and_runs_nothing(
         with pytest.raises(ReportError):
             read(path)
     assert not (tmp_path / "exploded").exists()
+
+
+def test_a_folder_does_not_say_where_the_race_is_recorded(tmp_path: Path) -> None:
+    treasure = tmp_path / "treasure.db"
+    path = started(tmp_path / "run", storage=f"sqlite:///{treasure}", study="theirs").path
+    for _ in range(2):
+        opened, state = reopened(path, {"budget_s": 70.0}, {}, force=False)
+        with opened:
+            run = _Tune(simulated(), Ledger(60.0, simulated().clock), lambda _: None, opened, state)
+            run.open_central(simulated().facts(), simulated().device())
+            assert run.central is None
+    opened, state = reopened(path, {}, {}, force=False)
+    with opened:
+        report = tuned(opened, state, simulated())
+    assert not treasure.exists()
+    told = [warning for warning in report.warnings if "was not gone on with" in warning]
+    assert len(told) == 1
+    assert f"sqlite:///{treasure}" in told[0]
+    assert "Give --storage again" in told[0]
+
+
+def test_a_folder_does_not_say_which_cluster_is_joined(tmp_path: Path) -> None:
+    path = started(tmp_path / "run", engine="ray", address="ray://evil:10001").path
+    with pytest.raises(RunError, match=r"'ray://evil:10001'.*Give --address again, or --engine local"):
+        reopened(path, {}, {}, force=True)
+    opened, state = reopened(path, {"address": "auto"}, {}, force=True)  # the folder was let go
+    opened.close()
+    assert state.settings.address == "auto"
+    started(tmp_path / "here", engine="ray")  # one that is started on this machine names none
+    opened, state = reopened(tmp_path / "here", {}, {}, force=True)
+    opened.close()
+    assert (state.settings.engine, state.settings.address) == ("ray", None)
+
+
+@pytest.mark.parametrize("name", ["trial-00001-000000016.pt", "trial-00001-000000032.pt.new", ".shared-folder"])
+def test_a_checkpoint_that_is_a_link_is_refused(name: str, tmp_path: Path) -> None:
+    path = started(tmp_path / "run").path
+    (path / "checkpoints").mkdir()
+    (tmp_path / "treasure").write_text("not a run's")
+    (path / "checkpoints" / name).symlink_to(tmp_path / "treasure")
+    with pytest.raises(RunError, match="is a link"):
+        reopened(path, {}, {}, force=True)
 
 
 @pytest.mark.parametrize(
@@ -493,6 +606,47 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     again = StudyRecord(tmp_path / "journal.log", "t", "maximize").kept()
     assert again is not None
     assert len(again.trials) in (1, 2)
+
+
+def test_a_report_that_has_no_room_is_told_as_a_full_disk_and_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autobatch.tuning._opened", lambda *_: simulated())
+    spec = RunnerSpec(device="cpu")
+    with RunFolder.made(tmp_path / "run", "simulated") as folder:
+        folder.report.mkdir()  # nothing can be put there
+        with pytest.raises(StorageError, match=r"report\.json cannot be written"):
+            run_tune(folder, state_of(), spec, lambda _: None, started_s=None)
+    folder.report.rmdir()
+    opened, state = reopened(tmp_path / "run", {}, {}, force=False)
+    with opened:
+        report = run_tune(opened, state, spec, lambda _: None, started_s=None)
+    assert Report.load(folder.report) == report
+    assert summary(tmp_path / "run").status == "finished"
+
+
+class Fading(SimRunner):
+    """A device that is lost after seven rungs."""
+
+    def advance(self, rung: Rung) -> RungResult:
+        if len(self.rungs) == 7:
+            raise DeviceError("GPU is lost")
+        return super().advance(rung)
+
+
+def test_a_run_whose_device_was_lost_says_so_and_can_go_on(tmp_path: Path) -> None:
+    with RunFolder.made(tmp_path / "run", "simulated") as folder:
+        folder.save(state_of())
+        runner = Fading(known=sim_facts(has_test_data=True, train_size=4000))
+        report = _Tune(runner, Ledger(60.0, runner.clock), lambda _: None, folder, state_of()).run()
+    assert report.interrupted
+    assert report.lost_device
+    assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
+    earlier = {name: value for name, value in report.to_json().items() if name != "lost_device"}
+    assert not Report.from_json(earlier).lost_device
+    opened, state = reopened(tmp_path / "run", {}, {}, force=False)
+    with opened:
+        assert not tuned(opened, state, simulated(kept=runner.kept)).lost_device
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -12,19 +12,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
 
 import autobatch
+from autobatch.cli import cli
+from autobatch.errors import SettingError
 from autobatch.runs.run_folder import read_state
 from autobatch.searching import race
 from autobatch.searching.record import read_kept
 
 from .processes import marked
 from .ready_python import Started, run
+from .reports import example
 from .test_cli import MINIMAL, ROOT, environment, interrupt, refused
 
 pytestmark = pytest.mark.usefixtures("ready_python")
@@ -173,6 +177,60 @@ def test_what_cannot_be_resumed_or_deleted_is_refused(
     arguments: list[str], message: str, task: Path, tmp_path: Path
 ) -> None:
     assert message in refused(autobatch_cli(*arguments, cwd=tmp_path))
+
+
+@pytest.mark.parametrize("way", ["typed", "exported", "in pyproject.toml"])
+def test_where_data_goes_is_given_again_in_any_way(
+    way: str, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside --resume other settings only count where they are typed."""
+
+    def tune(task: Path, **settings: object) -> NoReturn:
+        raise SettingError(json.dumps({name: settings.get(name) for name in ("storage", "address", "seed")}))
+
+    given = {"storage": "sqlite:///team.db", "address": "auto", "seed": "7"}
+    arguments = ["tune", "model.py", "--resume"]
+    if way == "typed":
+        arguments += [word for name, value in given.items() for word in (f"--{name}", value)]
+    elif way == "exported":
+        for name, value in given.items():
+            monkeypatch.setenv(f"AUTOBATCH_{name.upper()}", value)
+    else:
+        lines = [f"{name} = {value!r}" for name, value in given.items()]
+        (tmp_path / "pyproject.toml").write_text("\n".join(["[tool.autobatch]", *lines]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("autobatch.api.tune", tune)
+    with pytest.raises(SettingError) as told:
+        cli.main(arguments, standalone_mode=False)
+    seed = 7 if way == "typed" else None
+    assert json.loads(str(told.value)) == {"storage": "sqlite:///team.db", "address": "auto", "seed": seed}
+
+
+@pytest.mark.parametrize(
+    ("lost_device", "code", "words"),
+    [
+        (False, 130, "autobatch: interrupted. Go on with: autobatch tune model.py --resume"),
+        (True, 1, "autobatch: ended early, as no device was left to train on. What was found is kept: go on with: "),
+    ],
+)
+def test_why_a_run_ended_early_is_told_by_words_and_code(
+    lost_device: bool,
+    code: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = replace(example(), interrupted=True, lost_device=lost_device)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("autobatch.api.tune", lambda *_, **__: report)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["tune", "model.py", "--json"], standalone_mode=False)
+    assert end.value.code == code
+    told = capsys.readouterr()
+    assert words in told.err
+    assert "autobatch tune model.py --resume" in told.err
+    assert json.loads(told.out)["lost_device"] == lost_device
 
 
 @contextlib.contextmanager

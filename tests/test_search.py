@@ -30,8 +30,16 @@ from autobatch.searching.search import (
     horizon_s,
     search,
 )
-from autobatch.searching.trials import MIN_STEPS, promotable, same_config, space_for, total_steps, warm_starts
-from autobatch.simulated.sim import Landscape, SimRunner, sim_facts
+from autobatch.searching.trials import (
+    MIN_STEPS,
+    paused_best_first,
+    promotable,
+    same_config,
+    space_for,
+    total_steps,
+    warm_starts,
+)
+from autobatch.simulated.sim import Landscape, SimCrew, SimRunner, VirtualClock, sim_facts
 
 EVAL_BATCH = 256
 
@@ -379,6 +387,62 @@ def test_anything_that_trains_beats_a_baseline_that_does_not() -> None:
     assert any("the baseline itself failed (diverged: made up)" in reason for reason in result.why)
 
 
+def journal_of(folder: Path) -> StudyRecord:
+    return StudyRecord(folder / "journal.log", "task", "maximize")
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_baseline_that_ran_out_of_time_is_trained_to_the_end_when_there_is_more(
+    level: int, size: int, tmp_path: Path
+) -> None:
+    """Nothing may win uncompared because the clock, and no fault of the baseline, ended its training."""
+    runner = SimRunner()
+
+    def slow(rung: Rung) -> RungResult | None:
+        runner.slowdown = 1.0
+        if rung.trial or (rung.start_step > 0) != (level > 0) or runner.clock.now_s > 60.0:
+            return None
+        assert rung.limit_s is not None
+        return RungResult(rung=rung, outcome="timeout", seconds=rung.limit_s)
+
+    runner.faults = slow
+    with pytest.raises(NoValidResult, match="time"):
+        race(runner, budget_s=25.0, crew=SimCrew(runner, runner.clock, size), record=journal_of(tmp_path), **sampled())
+    kept = journal_of(tmp_path).kept()
+    assert kept is not None
+    assert (kept.trials[0].state, kept.trials[0].outcome) == ("paused", "timeout")
+    assert len(kept.trials[0].scores) == level
+
+    again = SimRunner(kept=runner.kept, clock=VirtualClock(1000.0))
+    record = journal_of(tmp_path)
+    result = race(again, budget_s=120.0, crew=SimCrew(again, again.clock, size), record=record, kept=kept).result
+    assert result.trials[0].state == "complete"
+    assert result.baseline is not None
+    assert not any("the baseline itself failed" in reason for reason in result.why)
+
+
+def test_a_baseline_that_hangs_once_is_trained_again_and_failed_when_it_hangs_twice() -> None:
+    attempts: list[Rung] = []
+
+    def hangs(times: int) -> Callable[[Rung], bool]:
+        def when(rung: Rung) -> bool:
+            if rung.trial == 0 and len(attempts) < times:
+                attempts.append(rung)
+                return True
+            return False
+
+        return when
+
+    mended = race(SimRunner(faults=fault("timeout", hangs(1))), budget_s=150.0, **sampled()).result
+    assert mended.trials[0].state == "complete"
+    assert mended.baseline is not None
+    attempts.clear()
+    failed = race(SimRunner(faults=fault("timeout", hangs(9))), budget_s=150.0, **sampled()).result
+    assert len(attempts) == 2
+    assert failed.trials[0].state == "failed"
+
+
 def test_a_task_that_gives_up_by_itself_costs_the_trial_unless_it_is_the_baseline() -> None:
     def gives_up(trial: int) -> Callable[[Rung], RungResult | None]:
         def fault(rung: Rung) -> RungResult | None:
@@ -672,3 +736,10 @@ def test_a_trial_is_plain_data() -> None:
     assert data["effective_batch_size"] == 32
     assert data["scores"] == [[10, 0.5]]
     assert data["state"] == "paused"
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_a_baseline_set_aside_before_its_first_score_comes_last_of_those_that_wait(direction: Direction) -> None:
+    waiting = [paused(0), paused(1, 0.2), paused(2, 0.1, 0.4), paused(3, 0.3)]
+    best_first = [2, 3, 1, 0] if direction == "maximize" else [2, 1, 3, 0]
+    assert [trial.number for trial in paused_best_first(waiting, direction)] == best_first

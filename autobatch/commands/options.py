@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def option(*names: str, **settings: Any) -> Callable[[F], F]:
     """A click option that may also stand in the environment: `--memory-limit` is AUTOBATCH_MEMORY_LIMIT."""
     variable = "AUTOBATCH_" + names[0].removeprefix("--").replace("-", "_").upper()
-    return click.option(*names, envvar=variable, show_envvar=True, show_default=True, **settings)
+    return click.option(*names, envvar=variable, **({"show_envvar": True, "show_default": True} | settings))
 
 
 def _note_debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -104,6 +104,7 @@ class Report:
         why: one sentence for each choice.
         warnings: what the user should know and nobody asked.
         interrupted: the run was stopped before its time was spent.
+        lost_device: it was, because no device was left to train on; False in reports from before this was told.
         long_run: what is extrapolated to a training that is longer than T, as `LongRun.to_json` gives it; None where
             there is none, and in reports from before it was.
     """
@@ -133,6 +134,7 @@ class Report:
     why: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     interrupted: bool = False
+    lost_device: bool = False
     long_run: Json | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -165,6 +167,7 @@ class Report:
             "why": list(self.why),
             "warnings": list(self.warnings),
             "interrupted": self.interrupted,
+            "lost_device": self.lost_device,
             "long_run": self.long_run,
         }
 
@@ -206,6 +209,7 @@ class Report:
             why=found.list_of("why", str),
             warnings=found.list_of("warnings", str),
             interrupted=found.get("interrupted", bool),
+            lost_device=found.get("lost_device", bool) if "lost_device" in found else False,
             long_run=_long_run(found),
         )
 

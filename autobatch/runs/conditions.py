@@ -23,7 +23,8 @@ FIXED = ("direction",)
 def conditions_of_settings(settings: TuneSettings, sources: Mapping[str, str]) -> dict[str, Condition]:
     """Those that are known before a worker is started.
 
-    The budget is none of them: a resumed run may get more time. Nor are `max_trials` and `keep_checkpoints`.
+    The budget is none of them: a resumed run may get more time. Nor are `max_trials` and `keep_checkpoints`, and where
+    the workers are: a trial is the same on a device of the same kind, whoever placed it there.
 
     Args:
         settings: of the run.
@@ -43,9 +44,16 @@ def conditions_of_settings(settings: TuneSettings, sources: Mapping[str, str]) -
     }
 
 
-def conditions_of_task(facts: TaskFacts, device: DeviceInfo) -> dict[str, Condition]:
-    """Those that a worker tells once it has opened the task on its device."""
-    plan = facts.baseline.plan
+def conditions_of_task(facts: TaskFacts, device: DeviceInfo, workers: int) -> dict[str, Condition]:
+    """Those that a worker tells once it has opened the task on its device.
+
+    Args:
+        facts, device: what it tells.
+        workers: that were asked for. They share a processor's cores, and each other device has one of its own.
+    """
+    plan, on_cpu = facts.baseline.plan, device.kind == "cpu"
+    # What a processor may use changes with what its container or its machine has free; a card's memory is its own.
+    memory = None if on_cpu or device.memory_bytes is None else format_size(device.memory_bytes)
     return {
         "training samples": facts.train_size,
         "validation samples": facts.val_size,
@@ -56,7 +64,9 @@ def conditions_of_task(facts: TaskFacts, device: DeviceInfo) -> dict[str, Condit
         "test data": facts.has_test_data,
         "peak of the schedule": facts.peak_lr_fraction,
         "device": f"{device.name} ({device.kind})",
-        "threads": device.threads,
+        "memory of the device": memory,
+        "workers on the processor": workers if on_cpu else None,
+        "threads of a worker": device.threads,
         "torch": device.torch,
     }
 

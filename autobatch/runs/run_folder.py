@@ -7,8 +7,8 @@
     report.json    the answer
     lock           held while a process is at work
 
-A folder is data and may come from anywhere: nothing in it is run, no path is read from it, and none of its own names
-may be a link.
+A folder is data and may come from anywhere: nothing in it is run, no path, database or cluster is taken from it, and
+none of its own names may be a link.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..errors import ReportError, RunError, StorageError
-from ..files import check_writable, sync_folder, write_whole
+from ..files import check_writable, half_written, sync_folder, write_whole
 from ..reports.report import load_json
 from ..shapes import Reader
 from .conditions import Condition
@@ -40,7 +40,7 @@ SCHEMA = 1
 HOME = Path(".autobatch")
 
 _STATE, _LOCK = "run.json", "lock"
-_FILES = (_STATE, "journal.log", "worker.log", "report.json", _LOCK)
+_FILES = (_STATE, "journal.log", "worker.log", "report.json", _LOCK)  # the lock last
 _CHECKPOINTS = "checkpoints"
 SHARED = ".shared-folder"  # there while a cluster is at work: workers elsewhere see by it that they see this folder
 # `autobatch runs` takes a lock for a moment to see whether it is free. Assumed: it is done within this.
@@ -148,6 +148,7 @@ class RunFolder:
         if any((path / name).exists() for name in (_STATE, "journal.log")):
             folder.close()
             raise RunError(f"{path} holds a run already: go on with it (--resume {path}), or name another folder")
+        folder.tidy()
         return folder
 
     @classmethod
@@ -159,9 +160,10 @@ class RunFolder:
         """
         if not is_run(path):
             raise RunError(f"{path} is not the folder of a run: there is no {_STATE} in it")
-        for name in (*_FILES, _CHECKPOINTS):
-            if (path / name).is_symlink():
-                raise RunError(f"{path / name} is a link: the folder of a run holds its own files, and is used only so")
+        names = [path / name for name in (*_FILES, _CHECKPOINTS, f"{_CHECKPOINTS}/{SHARED}")]
+        for name in (*names, *(path / _CHECKPOINTS).glob("trial-*.pt*")):
+            if name.is_symlink():
+                raise RunError(f"{name} is a link: the folder of a run holds its own files, and is used only so")
         return cls(path.resolve(), _hold(path.resolve()))
 
     @property
@@ -195,6 +197,19 @@ class RunFolder:
         except ReportError as error:
             raise StorageError(str(error)) from None
 
+    def tidy(self) -> None:
+        """Delete what a process left here that was killed while it wrote: half a file, or Optuna's lock.
+
+        Raises:
+            StorageError: something cannot be deleted.
+        """
+        locks = self.path.glob("journal.log.lock*")  # itself, and under the name that it is given to be let go
+        try:
+            for path in (*half_written(self.path / _STATE), *half_written(self.report), *locks):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{error.filename} cannot be deleted: {error.strerror}") from None
+
     def remove(self) -> None:
         """Delete what the run has made, nothing else: a folder that the user named may hold other files. It is closed.
 
@@ -202,11 +217,12 @@ class RunFolder:
             StorageError: something cannot be deleted.
         """
         try:
+            self.tidy()
             if not (self.path / _CHECKPOINTS).is_symlink():
                 for path in (*self.checkpoints.glob("trial-*.pt*"), self.checkpoints / SHARED):
                     path.unlink(missing_ok=True)
             # The state first: without it this is no run that could be resumed. The lock last.
-            for name in (*_FILES[:-1], "journal.log.lock", _LOCK):
+            for name in _FILES:
                 (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(f"{error.filename} cannot be deleted: {error.strerror}") from None

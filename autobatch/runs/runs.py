@@ -139,11 +139,13 @@ def reopened(
         force: go on though conditions have changed.
 
     Raises:
-        RunError: it is finished, held by another process, or its conditions have changed.
+        RunError: it is finished, held by another process, or its conditions have changed; or it was on a cluster,
+            which is only joined where it is named again.
         ReportError: its files cannot be read.
     """
     folder = RunFolder.opened(path)
     try:
+        folder.tidy()
         state = read_state(folder.path)
         if state.is_finished:
             raise RunError(
@@ -151,6 +153,11 @@ def reopened(
                 "--warm-start and that file it begins with that answer"
             )
         settings = replace(state.settings, **{name: value for name, value in given.items() if name != "command"})
+        if settings.engine == "ray" and settings.address is not None and "address" not in given:
+            raise RunError(
+                f"the run in {path} was on the Ray cluster at {settings.address!r}, to which the task's folder would "
+                "travel; that is not done because a run's folder says so. Give --address again, or --engine local"
+            )
         now = conditions_of_settings(settings, sources)
         check_conditions(path, state.conditions, now, force=force)
         remarks = state.remarks

@@ -48,7 +48,8 @@ class Earlier:
 class TuneSettings:
     """What the user asked of `tune`, in base units; see `api.tune`.
 
-    Of `storage` there is what may be shown; `study` is the run's name in that database.
+    Of `storage` there is what may be shown; `study` is the run's name in that database. A run that is resumed uses
+    neither `storage` nor `address` from here, which would let a folder say where data goes: they are given again.
     """
 
     name: str

@@ -13,12 +13,17 @@ from .race_state import Paces
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leg:
-    """A rung under way: where it ends, its modelled seconds, when it began by the ledger, and which attempt it is."""
+    """A rung under way: where it ends, its modelled seconds, when it began by the ledger, and which attempt it is.
+
+    Attributes:
+        is_cut_short: it may take the time that is left, which is less than what a hang is told by.
+    """
 
     until_step: int
     modelled_s: float
     began_s: float = 0.0
     attempt: int = 1
+    is_cut_short: bool = False
 
 
 @dataclass(slots=True, kw_only=True)

@@ -27,8 +27,9 @@ class SearchResult:
         baseline, finalist_score: the same of both sides of the comparison.
         sigma: the seed-to-seed standard deviation behind the standard errors, and its source.
         why: the reasons for the choice, a sentence each.
-        interrupted: the race was stopped by the user before its end.
+        interrupted: the race was stopped before its end: by the user, or because no device was left.
         test_score, baseline_test_score: on the test data, one run of each; None where the task has none.
+        lost_device: no device was left, which ended the race.
     """
 
     trials: tuple[Trial, ...]
@@ -46,6 +47,7 @@ class SearchResult:
     interrupted: bool
     test_score: float | None = None
     baseline_test_score: float | None = None
+    lost_device: bool = False
 
 
 def conclude(

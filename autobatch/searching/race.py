@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from ..errors import BudgetTooShort, CheckpointError, DeviceError, NoValidResult, TaskError
-from ..plan import Config, Direction, Plan, Rung, RungResult, Runner
+from ..plan import Config, Direction, Plan, Rung, RungOutcome, RungResult, Runner
 from ..units import format_duration
 from .account import Account, Leg
 from .conclusion import SearchResult, conclude
@@ -46,6 +46,9 @@ HANG_LEAST_S = 30.0
 
 # A rung whose worker died is run again from its checkpoint; after this many deaths in a row never. Assumed.
 MOST_ATTEMPTS = 3
+
+# A baseline that hangs is run once more: nothing can be compared without it, and a hang may be the machine's. Assumed.
+BASELINE_HANGS = 2
 
 # Failed trials in a row after which nothing new is tried: the fault is then not in the configurations. Assumed.
 MOST_FAILURES = 10
@@ -226,12 +229,12 @@ class Race:
         baseline = self.trials[0]
         if baseline.state in ("running", "paused") and baseline.number not in self.account.under_way:
             until_step = self._next_until(baseline)
-            if self.account.fits(self.costs.rung_s(baseline, until_step)):
+            if self._fits(self.costs.rung_s(baseline, until_step)):
                 return baseline, until_step
         for trial in self.trials[1:]:
             if trial.state == "running" and trial.number not in self.account.under_way:
                 until_step = trial.total_steps if trial.role == "confirmation" else self._next_until(trial)
-                if self.account.fits(self.costs.rung_s(trial, until_step)):
+                if self._fits(self.costs.rung_s(trial, until_step)):
                     return trial, until_step
                 self._set_aside(trial)
         # Once fresh seeds have begun they end the race.
@@ -385,7 +388,9 @@ class Race:
     def _submit(self, trial: Trial, leg: Leg) -> None:
         leg = self.account.begin(trial.number, leg)
         predicted_s = leg.modelled_s * self.account.paces.correction
-        left_s = self.ledger.available_s - self._tests_s * self.account.paces.correction
+        left_s = max(0.0, self.ledger.available_s - self._tests_s * self.account.paces.correction)
+        hang_s = max(HANG_FACTOR * predicted_s, HANG_LEAST_S)
+        self.account.under_way[trial.number] = replace(leg, is_cut_short=left_s < hang_s)
         rung = Rung(
             trial=trial.number,
             config=trial.config,
@@ -394,16 +399,16 @@ class Race:
             until_step=leg.until_step,
             total_steps=trial.total_steps,
             eval_batch_size=self.eval_batch_size,
-            limit_s=min(max(0.0, left_s), max(HANG_FACTOR * predicted_s, HANG_LEAST_S)),
+            limit_s=min(left_s, hang_s),
             may_give_up=trial.role in ("search", "warm start"),
         )
         self._tell("rung started", trial, predicted_s)
         self.crew.submit(rung)
 
     def _try_again(self, trial: Trial) -> None:
-        """Have a rung trained anew whose worker has died; that no time is left for it is not the trial's fault."""
+        """Have a rung trained anew whose worker has died or hung; want of time for it is not the trial's fault."""
         leg = self.account.under_way[trial.number]
-        if self.account.fits(leg.modelled_s):
+        if self._fits(leg.modelled_s):
             self._submit(trial, leg)
         else:
             del self.account.under_way[trial.number]
@@ -431,12 +436,20 @@ class Race:
         self.ledger.transfer(kind, "checkpoints", (result.seconds - result.train_s - result.eval_s) / at_once)
         self.account.spent_s += leg.modelled_s
         trial = replace(trial, seconds=trial.seconds + result.seconds, predicted_s=trial.predicted_s + leg.modelled_s)
-        if result.outcome == "crashed" and leg.attempt < MOST_ATTEMPTS and self.account.fits(leg.modelled_s):
-            self.trials[trial.number] = trial  # in the record it is in flight
-            self.account.under_way[trial.number] = replace(leg, attempt=leg.attempt + 1)
+        ran_out = result.outcome == "timeout" and leg.is_cut_short and not self._fits(leg.modelled_s)
+        if leg.attempt < _attempts(result.outcome, trial.role) and not ran_out:
+            self.trials[trial.number] = replace(trial, outcome=result.outcome, message=result.message)
+            self.account.under_way[trial.number] = replace(
+                leg, attempt=leg.attempt + 1
+            )  # in the record it is in flight
             self.again.append(trial.number)
             return
         del self.account.under_way[trial.number]
+        if ran_out:  # the end of the time says nothing of a trial
+            self._set_aside(replace(trial, outcome=result.outcome, message=result.message))
+            self._tell("rung finished", self.trials[trial.number])
+            self._tidy()
+            return
         norms = trial.grad_norms if result.grad_norms is None else (*trial.grad_norms, result.grad_norms)
         trial = replace(trial, outcome=result.outcome, message=result.message, grad_norms=norms)
         if result.score is not None:
@@ -505,6 +518,10 @@ class Race:
 
     # Time
 
+    def _fits(self, modelled_s: float) -> bool:
+        """Whether the clock pays for a rung, and for the test after it."""
+        return self.account.fits(modelled_s + self._tests_s)
+
     @property
     def confirmations(self) -> int:
         """Full trials reserved for fresh seeds: one where the time is short, or the lead is beyond doubt.
@@ -545,7 +562,8 @@ class Race:
         """
         if not any(trial.state == "complete" for trial in self.trials):
             raise lost
-        return self.interrupted(f"ended early, as no device was left to train on: {lost}")
+        ended = self.interrupted(f"ended early, as no device was left to train on: {lost}")
+        return replace(ended, lost_device=True)
 
     def result(self) -> SearchResult:
         """The outcome of a race that ran to its end.
@@ -583,6 +601,13 @@ class Race:
             notes=[*self.notes, *self.crew.remarks],
             test_scores=self.test_scores,
         )
+
+
+def _attempts(outcome: RungOutcome, role: Role) -> int:
+    """How often a rung is trained that comes to this."""
+    if outcome == "timeout" and role == "baseline":
+        return BASELINE_HANGS
+    return MOST_ATTEMPTS if outcome == "crashed" else 1
 
 
 def _outcome(rung: Rung, done: Future[RungResult], role: Role) -> RungResult:

@@ -194,7 +194,7 @@ def _reading(path: Path) -> Iterator[None]:
     """What Optuna makes of a file that is no journal, as an error of ours."""
     try:
         yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError, RecursionError) as error:
         if isinstance(error, ReportError):
             raise
         raise ReportError(f"{path} is no journal of a run: {type(error).__name__}: {error}") from None

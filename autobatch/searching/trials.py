@@ -365,9 +365,13 @@ def promotable(trials: Sequence[Trial], ladder: Ladder, direction: Direction) ->
 
 
 def paused_best_first(trials: Sequence[Trial], direction: Direction) -> list[Trial]:
-    """The paused trials, those on the highest rung first, and on each rung the best first."""
+    """The paused trials, those on the highest rung first, and on each rung the best first.
+
+    Last comes a baseline that was set aside before its first score.
+    """
     paused = [trial for trial in trials if trial.state == "paused"]
-    return sorted(paused, key=lambda trial: (-len(trial.scores), -oriented(trial.scores[-1][1], direction)))
+    latest = {trial.number: oriented(trial.scores[-1][1], direction) if trial.scores else 0.0 for trial in paused}
+    return sorted(paused, key=lambda trial: (-len(trial.scores), -latest[trial.number]))
 
 
 def last_rung(trial: Trial, eval_batch_size: int) -> Rung:
