@@ -672,3 +672,22 @@ def test_a_trial_is_plain_data() -> None:
     assert data["effective_batch_size"] == 32
     assert data["scores"] == [[10, 0.5]]
     assert data["state"] == "paused"
+
+
+class Restarted(SimRunner):
+    """Says of some rungs that they were the first of a process and took long; by the clock they did not."""
+
+    def advance(self, rung: Rung) -> RungResult:
+        result = SimRunner.advance(self, rung)
+        warms_up = len(self.rungs) in (1, 5, 6, 12)
+        return replace(result, is_first=True, seconds=40 * result.seconds) if warms_up else result
+
+
+def test_the_first_rung_of_a_process_says_nothing_of_the_pace() -> None:
+    restarted, undisturbed = Restarted(), SimRunner()
+    race(restarted, **sampled())
+    race(undisturbed, **sampled())
+    assert len(undisturbed.rungs) > 12
+    assert [rung.until_step for rung in restarted.rungs] == [rung.until_step for rung in undisturbed.rungs]
+    limits = [[rung.limit_s for rung in runner.rungs[2:]] for runner in (restarted, undisturbed)]
+    assert limits[0] == limits[1]
