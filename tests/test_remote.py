@@ -8,6 +8,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from autobatch.engines import leaks, patience
 from autobatch.engines.patience import PROBE_TIMEOUT_S, Patience
 from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
-from autobatch.errors import NoValidResult, TaskError, WorkerDied, WorkerTimeout
+from autobatch.errors import DeviceError, NoValidResult, TaskError, WorkerDied, WorkerTimeout
 from autobatch.plan import Config, Measurement, Plan, Rung
+from autobatch.searching.crew import Several
 
 from .processes import wait_until_gone
 from .ready_python import run
@@ -374,6 +377,40 @@ def test_a_crash_costs_a_rung_and_the_next_trial_runs(opened: Callable[..., Remo
     assert crashed.outcome == "crashed"
     assert "SIGSEGV" in str(crashed.message)
     assert runner.advance(rung(steps=5)).outcome == "ok"
+
+
+class Falling(RemoteRunner):
+    """On a card that falls off its bus: it is there for the first worker alone, and no device has the number later."""
+
+    def _start(self, *, exact: bool) -> Any:
+        if hasattr(self, "_worker"):
+            self._spec = replace(self._spec, device="cuda:99")
+        return super()._start(exact=exact)
+
+
+def test_a_card_that_falls_off_its_bus_is_a_lost_device_and_a_race_goes_on_with_others(
+    opened: Callable[..., RemoteRunner], tmp_path: Path
+) -> None:
+    spec = opened()._spec
+    gone = Falling(spec, log=tmp_path / "worker.log", environment={"FAULT": "bus"})
+    sound = opened()
+    try:
+        with closing(Several([gone, sound])) as crew:
+            crew.submit(rung(steps=30, total_steps=30))
+            crashed = crew.next()[1].result()  # no error of the user's, though their frames are told
+            assert crashed.outcome == "crashed"
+            assert "CUDA error: unknown error" in str(crashed.message)
+            crew.submit(rung(trial=5, steps=30, total_steps=30))
+            crew.submit(rung(trial=6, steps=30, total_steps=30))
+            ended = [crew.next() for _ in range(2)]
+            lost = [(rung, done) for rung, done in ended if done.exception() is not None]
+            assert len(lost) == 1
+            assert isinstance(lost[0][1].exception(), DeviceError)
+            assert crew.size == 1
+            crew.submit(lost[0][0])
+            assert crew.next()[1].result().outcome == "ok"
+    finally:
+        gone.close()
 
 
 def test_a_rung_that_hangs_is_cut_off(opened: Callable[..., RemoteRunner]) -> None:
