@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..checkpoints import forget_checkpoints
-from ..devices.environment import worker_environment
+from ..devices.environment import available_cores, worker_environment
 from ..errors import AutobatchError, NoValidResult, RankLost, SettingError, WorkerDied, WorkerTimeout
 from ..plan import (
     DeviceInfo,
@@ -37,7 +37,7 @@ from .answers import Answer, cause, joined_rung, joined_sweep, joined_times
 from .leaks import LeakWatch
 from .local import LocalWorker
 from .patience import Patience
-from .pool import Pool
+from .pool import Pool, check_workers
 from .processes import ForkServer
 from .ranks import Meeting, Place, agreed, agreed_limit, same_error
 from .remote import GRACE_S, LEAST_TIMED_STEPS, RemoteRunner
@@ -93,21 +93,14 @@ def other_devices(first: RemoteRunner, spec: RunnerSpec) -> list[str]:
     """
     info, asked = first.device(), spec.device.strip().lower()
     if info.kind == "cpu":
+        check_workers(spec.workers or 1, available_cores(), unit="core", where="this machine")
         return ["cpu"] * ((spec.workers or 1) - 1)
     if asked not in ("auto", "cuda") or info.index is None:
-        if spec.workers not in (None, 1):
-            raise SettingError(
-                f"a device has one worker, and {spec.device} is one device; found --workers {spec.workers}: name no "
-                "--device, or leave --workers out"
-            )
+        check_workers(spec.workers or 1, 1, unit="device", where=f"--device {spec.device}")
         return []
     present = [name for name in first.device_names() if name.startswith("cuda:")]
     wanted = len(present) if spec.workers is None else spec.workers
-    if wanted > len(present):
-        raise SettingError(
-            f"a GPU has one worker, and this machine shows {len(present)}; found --workers {wanted}: take "
-            f"--workers {len(present)}"
-        )
+    check_workers(wanted, len(present), unit="GPU", where="this machine")
     return [name for name in present if name != f"cuda:{info.index}"] if wanted > 1 else []
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ..errors import AutobatchError, DeviceError, first_line
+from ..errors import AutobatchError, DeviceError, SettingError, first_line
 from ..plan import (
     DeviceInfo,
     LrSweep,
@@ -31,6 +31,19 @@ T = TypeVar("T")
 
 _ROOMY = 0.5  # of the memory that is free on the emptiest device, what another must have free. Assumed.
 _DIFFER = 0.05  # from which on it is told that workers take longer than others. Assumed, as for visits to one size.
+
+
+def check_workers(wanted: int, most: int, *, unit: str, where: str) -> None:
+    """That each of so many workers has a unit of its own.
+
+    Raises:
+        SettingError: there are fewer.
+    """
+    if wanted > most:
+        remedy = f"take --workers {most}" if most else "see --device"
+        raise SettingError(
+            f"a worker has a {unit} of its own, and {where} has {most}; found --workers {wanted}: {remedy}"
+        )
 
 
 class Pool(Runner):

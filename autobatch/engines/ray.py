@@ -37,7 +37,7 @@ from ..plan import (
     Workload,
 )
 from ..runs.run_folder import SHARED
-from .pool import Pool
+from .pool import Pool, check_workers
 from .remote import GRACE_S, RemoteRunner, rung_of_dead
 from .served import RunnerSpec
 
@@ -339,11 +339,7 @@ class Cluster:
             raise SettingError(f"on a cluster a device is auto, cuda or cpu: Ray says which one; found {spec.device!r}")
         on_gpu = asked == "cuda" or (asked == "auto" and gpus > 0)
         wanted, most = spec.workers or (max(1, free_gpus) if on_gpu else 1), gpus if on_gpu else sum(nodes)
-        if wanted > most:
-            raise SettingError(
-                f"a worker has a {'GPU' if on_gpu else 'core'} of its own, and the cluster has {most}; found {wanted}: "
-                "see --workers and --device"
-            )
+        check_workers(wanted, most, unit="GPU" if on_gpu else "core", where="the cluster")
         threads = 1 if on_gpu else threads_for(wanted, nodes)
         spec = replace(spec, device="cuda" if on_gpu else "cpu", threads=threads, workers=wanted)
         needs = {"num_gpus": 1.0 if on_gpu else 0.0, "num_cpus": float(threads)}
