@@ -150,6 +150,18 @@ def test_a_device_that_is_lost_before_the_race_is_left_out() -> None:
         pool.time(Plan(batch_size=64), budget_s=1.0)
 
 
+def test_the_first_of_all_may_be_lost_before_the_race_too() -> None:
+    class Gone(Carded):
+        def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+            raise DeviceError("GPU is lost")
+
+    with closing(Pool([Gone(), Carded()])) as pool:
+        assert pool.probe(Plan(batch_size=64)).outcome == "ok"
+        assert (pool.size, pool.remarks) == (1, ("a device was left out: GPU is lost",))
+    with closing(Pool([Gone()])) as pool, pytest.raises(DeviceError, match="GPU is lost"):
+        pool.probe(Plan(batch_size=64))
+
+
 class Shown(Carded):
     """As a worker's runner, it tells which devices there are."""
 

@@ -138,6 +138,18 @@ class Pool(Runner):
         self._runners = [runner for runner, answer in pairs if not isinstance(answer, DeviceError)]
         return [answer for _, answer in pairs if not isinstance(answer, DeviceError)]
 
+    def _of_first(self, ask: Callable[[Runner], T]) -> T:
+        """What the first answers; where its device has gone it is left out, and the next one is the first."""
+        while True:
+            runner = self._first
+            try:
+                return ask(runner)
+            except DeviceError as error:
+                if len(self._runners) == 1:
+                    raise
+                self._runners.remove(runner)
+                self._remarks.append(f"a device was left out: {error}")
+
     @property
     def _first(self) -> Runner:
         self._muster()
@@ -176,7 +188,7 @@ class Pool(Runner):
 
     def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
         self.memory()
-        return self._first.probe(plan, verdict=verdict)
+        return self._of_first(lambda runner: runner.probe(plan, verdict=verdict))
 
     def time(self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None) -> Measurement:
         """The slowest of all, so that what is planned by it holds on each."""
@@ -192,30 +204,24 @@ class Pool(Runner):
         return replace(slowest, remarks=remarks, seconds=max(one.seconds for one in found))
 
     def workload(self) -> Workload | None:
-        return self._first.workload()
+        return self._of_first(lambda runner: runner.workload())
 
     def matmul_flops_per_s(self, *, budget_s: float) -> float | None:
-        return self._first.matmul_flops_per_s(budget_s=budget_s)
+        return self._of_first(lambda runner: runner.matmul_flops_per_s(budget_s=budget_s))
 
     def time_evaluation(self, batch_size: int) -> float:
         return max(self._asked(lambda runner: runner.time_evaluation(batch_size)))
 
     def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
-        return self._first.sweep_lr(plan, lowest=lowest, highest=highest, steps=steps, seed=seed)
+        return self._of_first(
+            lambda runner: runner.sweep_lr(plan, lowest=lowest, highest=highest, steps=steps, seed=seed)
+        )
 
     def advance(self, rung: Rung) -> RungResult:
         return self._first.advance(rung)
 
     def test_score(self, rung: Rung) -> float | None:
-        while True:
-            runner = self._first
-            try:
-                return runner.test_score(rung)
-            except DeviceError as error:
-                if len(self._runners) == 1:
-                    raise
-                self._runners.remove(runner)
-                self._remarks.append(f"a device was left out: {error}")
+        return self._of_first(lambda runner: runner.test_score(rung))
 
     def forget(self, trial: int, before: int | None = None) -> None:
         self._first.forget(trial, before)
