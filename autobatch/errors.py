@@ -70,7 +70,13 @@ class RankLost(WorkerDied):
 
 
 class WorkerTimeout(WorkerDied):
-    """A worker process did not answer in the time it had, and was ended."""
+    """A worker process did not answer in the time it had, and was ended.
+
+    Attributes:
+        is_hang: it was the call's own limit, and not the time for everything that ended.
+    """
+
+    is_hang: bool = False
 
 
 def first_line(error: BaseException) -> str:

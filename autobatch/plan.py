@@ -343,7 +343,9 @@ class RungResult:
         first_loss, last_loss: mean training loss over the first and the last tenth of this rung's steps.
         grad_norms: of this rung's steps; None where there are none, as on a runner without gradients.
         train_s, eval_s: wall seconds of the optimizer steps, and of the evaluation.
-        seconds: wall seconds of everything, checkpoints and start-up of the trial included.
+        seconds: wall seconds of everything, checkpoints and start-up of the trial included; not those in which a worker
+            was started and loaded the data.
+        is_first: of its process, which warmed up in it: kernels were compiled, caches filled.
         message: the error's own first line, where there was one.
     """
 
@@ -356,6 +358,7 @@ class RungResult:
     train_s: float = 0.0
     eval_s: float = 0.0
     seconds: float = 0.0
+    is_first: bool = False
     message: str | None = None
 
     def __post_init__(self) -> None:

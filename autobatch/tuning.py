@@ -117,9 +117,12 @@ def run_tune(
         return report
     except WorkerTimeout as error:
         # Rungs and the test answer for their own time: what the end of the budget cuts off is a stage before the race.
+        if error.is_hang:
+            raise
         raise BudgetTooShort(
             f"the budget of {format_duration(settings.budget_s)} ended before anything could be compared: {error}. "
-            f"Give at least {format_duration(_SETUP_SHARES * settings.budget_s)}"
+            f"Give at least {format_duration(_SETUP_SHARES * settings.budget_s)}; or see in {folder.log} what the task "
+            "printed, if that should have taken no such time"
         ) from None
     finally:
         if run is not None:

@@ -1,9 +1,15 @@
-"""Whether a process is still there, for tests of what is left behind."""
+"""Whether a process is still there, for tests of what is left behind; and whether there is a core for each of two."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
+
+import pytest
+
+from autobatch.devices.environment import available_cores
+
+on_two_cores = pytest.mark.skipif(available_cores() < 2, reason="on a processor a worker has a core of its own")
 
 
 def running(pid: int) -> bool:

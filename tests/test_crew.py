@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import threading
 from collections import Counter
 from concurrent.futures import Future
@@ -18,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.errors import DeviceError
+from autobatch.errors import DeviceError, TaskError
 from autobatch.plan import Config, Plan, Rung, RungResult
 from autobatch.searching.crew import Alone, Several
 from autobatch.searching.freeze_thaw import choose, observations
@@ -311,6 +312,40 @@ def test_a_worker_that_keeps_crashing_gets_no_more_trials(rungs: list[Rung]) -> 
             crew.submit(rung)
             crew.next()
         assert crew.size == 1
+
+
+class Raising(SimRunner):
+    """The task raises an error in every rung, as where a card computes nonsense."""
+
+    def advance(self, rung: Rung) -> RungResult:
+        raise TaskError("RuntimeError: CUBLAS_STATUS_EXECUTION_FAILED\nin model.py")
+
+
+def turns(crew: Several, rungs: list[Rung], times: int) -> None:
+    """As many rungs on each of two workers, in turns: who has failed is idle last."""
+    for turn in range(times):
+        for _ in range(crew.size):
+            crew.submit(rungs[turn % len(rungs)])
+        while crew.busy:
+            crew.next()
+
+
+def test_a_worker_on_which_alone_the_task_keeps_raising_gets_no_more_trials(rungs: list[Rung]) -> None:
+    with closing(Several([Raising(), SimRunner()])) as crew:
+        turns(crew, rungs, 3)
+        assert crew.size == 2
+        turns(crew, rungs, 2)
+        assert crew.size == 1
+        (remark,) = crew.remarks
+        assert re.fullmatch(
+            r"a worker got no more trials after [45] crashes in a row: RuntimeError: CUBLAS_STATUS_\w+", remark
+        )
+
+
+def test_a_task_that_raises_everywhere_costs_no_worker(rungs: list[Rung]) -> None:
+    with closing(Several([Raising(), Raising(), SimRunner()])) as crew:
+        turns(crew, rungs, 8)
+        assert (crew.size, crew.remarks) == (3, ())
 
 
 def test_what_crashed_is_tried_again_elsewhere(rungs: list[Rung]) -> None:

@@ -4,7 +4,9 @@ in vain.
 
 from __future__ import annotations
 
+import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from autobatch.devices import open_device
+from autobatch.devices import host_memory, open_device
+from autobatch.engines import leaks, patience
 from autobatch.engines.group import GroupRunner, open_workers
 from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
-from autobatch.errors import DeviceError, TaskError, WorkerDied
+from autobatch.errors import DeviceError, NoValidResult, TaskError, WorkerDied, WorkerTimeout
 from autobatch.plan import Config, Plan, Rung
 from autobatch.tasks.task import load_task
 from autobatch.worker.torch_runner import TorchRunner
@@ -68,6 +71,7 @@ def metric(model, batch):
     return (model.head(model.features(x)).argmax(1) == y).float()
 
 calls = 0
+leaked = []
 
 def loss(model, batch):
     global calls
@@ -80,6 +84,8 @@ def loss(model, batch):
             os._exit(3)
         if fault == "hang":
             time.sleep(600)
+        if fault == "leak":
+            leaked.append(torch.ones(1 << 20))
         if fault == "memory":
             raise MemoryError("as if there were none")
         if fault == "raise":
@@ -257,6 +263,71 @@ def test_a_rank_that_hangs_is_cut(
     result = runner.advance(rung(PAIR, limit_s=limit_s))
     assert result.outcome == "timeout", result.message
     assert runner.advance(rung(PAIR, 10)).outcome == "ok"
+
+
+def test_a_new_group_loads_the_data_in_no_rungs_time(opened: Callable[..., GroupRunner]) -> None:
+    slow = """
+_quick = train_data
+
+def train_data():
+    time.sleep(4.0 + 3.0 * (os.environ.get("RANK") == "1"))  # later than rank 0 by more than a straggler has
+    return _quick()
+"""
+    runner = opened(TASK + slow, straggler_s=1.0)
+    runner.memory()
+    for _ in range(2):
+        result = runner.advance(rung(PAIR, 5, limit_s=1.0))
+        assert result.outcome == "ok", result.message
+        assert (result.seconds < 4.0, result.is_first) == (True, True)
+        assert not runner.advance(rung(PAIR, 5, trial=5, limit_s=1.0)).is_first
+        runner._end_team()
+
+
+def test_a_hang_of_the_ranks_before_the_race_is_told_as_one(
+    opened: Callable[..., GroupRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "_HANG_LEAST_S", 3.0)
+    monkeypatch.setattr(patience, "_HANG_FACTOR", 0.01)
+    runner = opened(fault="hang:1:12", straggler_s=1.0, remaining_s=lambda: 300.0)
+    assert runner.probe(PAIR).outcome == "ok"
+    timed = runner.time(PAIR, budget_s=1.0)
+    assert timed.outcome == "crashed"
+    assert "no answer in the time there was" in str(timed.message)
+    with pytest.raises(NoValidResult, match="the range test at batch 8 hung"):
+        runner.sweep_lr(PAIR, lowest=1e-4, highest=1e-1, steps=40, seed=0)
+    runner._remaining_s = lambda: 2.0  # from here on it is the time for everything that ends
+    with pytest.raises(WorkerTimeout):
+        runner.time(PAIR, budget_s=1.0)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory of a process is looked for in /proc")
+def test_a_group_of_which_a_rank_leaks_is_replaced_between_two_rungs(
+    opened: Callable[..., GroupRunner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = opened(fault="leak:1:0")
+    assert runner.advance(rung(PAIR, 20)).outcome == "ok"
+    first = runner._team
+    little = host_memory.Available(free_bytes=400 << 20, total_bytes=1 << 30, source="available on the machine")
+    monkeypatch.setattr(leaks, "LEAK_LEAST_BYTES", 16 << 20)
+    monkeypatch.setattr(host_memory, "available", lambda: little)
+    assert runner.advance(rung(PAIR, 60, start=20)).outcome == "ok"  # 160 MiB on one rank, and 100 are too much
+    assert runner._team is None
+    assert runner.advance(rung(PAIR, 20, trial=5)).is_first
+    assert first is not runner._team
+    log = (tmp_path / "worker.log").read_text()
+    assert re.search(
+        r"workers \d+, \d+ were replaced: they had grown by 1\d\d MiB since their first rung, and 400", log
+    )
+
+
+def test_a_log_that_cannot_be_written_is_not_worth_failing_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = iter([1 << 30, 8 << 30])
+    little = host_memory.Available(free_bytes=1 << 30, total_bytes=1 << 34, source="available on the machine")
+    monkeypatch.setattr(host_memory, "process_memory", lambda pid: {"VmRSS": next(sizes)})
+    monkeypatch.setattr(host_memory, "available", lambda: little)
+    watch = leaks.LeakWatch(tmp_path / "gone" / "worker.log")
+    assert not watch.is_leaking([17])
+    assert watch.is_leaking([17])
 
 
 def test_timing_and_a_range_test_survive_the_loss_of_a_rank(opened: Callable[..., GroupRunner]) -> None:

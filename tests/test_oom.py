@@ -152,11 +152,19 @@ LOST = [
     RuntimeError("CUDA error: device-side assert triggered"),
     RuntimeError("HIP error: unspecified launch failure"),
     wrapped(RuntimeError("CUDA error: misaligned address"), by="cause"),
+    RuntimeError(
+        "CUDA error: unknown error\nCUDA kernel errors might be asynchronously reported at some other API call"
+    ),
+    RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable"),
+    RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\nFor debugging consider passing ..."),
+    RuntimeError("CUDA error: no CUDA-capable device is detected"),
+    RuntimeError("HIP error: no ROCm-capable device is detected"),
 ]
 NOT_LOST = [
     RuntimeError("CUDA error: out of memory"),
     RuntimeError("CUDA error: invalid configuration argument"),
     ValueError("CUDA error: device-side assert triggered"),  # somebody's own words
+    RuntimeError("CUDA error: invalid argument\nin spite of an unknown error before"),  # it is told in the first line
     RuntimeError("my kernel says: device-side assert triggered"),
     torch.OutOfMemoryError("CUDA out of memory."),
 ]

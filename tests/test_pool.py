@@ -11,8 +11,10 @@ from typing import Any, cast
 
 import pytest
 
+from autobatch.devices.environment import available_cores
+from autobatch.engines import group
 from autobatch.engines.group import open_workers, other_devices
-from autobatch.engines.pool import Pool
+from autobatch.engines.pool import Pool, check_workers
 from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
 from autobatch.errors import DeviceError, SettingError, TaskError
@@ -21,6 +23,7 @@ from autobatch.searching.crew import Alone, Several
 from autobatch.simulated.sim import SimRunner
 
 from .contracts import RunnerContract
+from .processes import on_two_cores
 from .test_cli import refused
 from .test_resume_cli import autobatch_cli, task
 
@@ -151,6 +154,18 @@ def test_a_device_that_is_lost_before_the_race_is_left_out() -> None:
         pool.time(Plan(batch_size=64), budget_s=1.0)
 
 
+def test_the_first_of_all_may_be_lost_before_the_race_too() -> None:
+    class Gone(Carded):
+        def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+            raise DeviceError("GPU is lost")
+
+    with closing(Pool([Gone(), Carded()])) as pool:
+        assert pool.probe(Plan(batch_size=64)).outcome == "ok"
+        assert (pool.size, pool.remarks) == (1, ("a device was left out: GPU is lost",))
+    with closing(Pool([Gone()])) as pool, pytest.raises(DeviceError, match="GPU is lost"):
+        pool.probe(Plan(batch_size=64))
+
+
 class Shown(Carded):
     """As a worker's runner, it tells which devices there are."""
 
@@ -177,8 +192,12 @@ def test_each_gpu_has_a_worker_unless_one_is_named(device: str, workers: int | N
 @pytest.mark.parametrize(
     ("device", "workers", "message"),
     [
-        ("auto", 4, "a GPU has one worker, and this machine shows 3; found --workers 4: take --workers 3"),
-        ("cuda:1", 2, "a device has one worker, and cuda:1 is one device; found --workers 2"),
+        ("auto", 4, "a worker has a GPU of its own, and this machine has 3; found --workers 4: take --workers 3"),
+        (
+            "cuda:1",
+            2,
+            "a worker has a device of its own, and --device cuda:1 has 1; found --workers 2",
+        ),
     ],
 )
 def test_more_workers_than_devices_are_refused(device: str, workers: int, message: str) -> None:
@@ -187,10 +206,19 @@ def test_more_workers_than_devices_are_refused(device: str, workers: int, messag
         other_devices(first, RunnerSpec(device=device, workers=workers))
 
 
-def test_workers_share_a_processor() -> None:
+def test_workers_share_a_processor_and_are_no_more_than_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "available_cores", lambda: 3)
     first = cast(RemoteRunner, Shown(info=DeviceInfo(name="Processor", kind="cpu")))
     assert other_devices(first, RunnerSpec(device="auto", workers=3)) == ["cpu", "cpu"]
     assert other_devices(first, RunnerSpec(device="auto", workers=None)) == []
+    with pytest.raises(SettingError, match="a worker has a core of its own, and this machine has 3; found --workers 4"):
+        other_devices(first, RunnerSpec(device="cpu", workers=4))
+
+
+def test_a_cluster_without_what_a_worker_needs_says_what_to_change() -> None:
+    check_workers(2, 2, unit="GPU", where="the cluster")
+    with pytest.raises(SettingError, match=r"a worker has a GPU of its own, and the cluster has 0; .*: see --device"):
+        check_workers(1, 0, unit="GPU", where="the cluster")
 
 
 def test_workers_and_ranks_are_one_or_the_other() -> None:
@@ -201,6 +229,7 @@ def test_workers_and_ranks_are_one_or_the_other() -> None:
 # For real
 
 
+@on_two_cores
 @pytest.mark.usefixtures("ready_python")
 def test_two_workers_train_at_the_same_time_on_one_processor(task: Path, tmp_path: Path) -> None:
     done = autobatch_cli(
@@ -216,6 +245,12 @@ def test_two_workers_train_at_the_same_time_on_one_processor(task: Path, tmp_pat
     assert {trial["state"] for trial in report["trials"]} <= {"complete", "dropped", "failed"}
     assert report["trials"][0]["state"] == "complete"
     assert not list(tmp_path.glob(".autobatch/model/*/checkpoints"))
+
+
+@pytest.mark.usefixtures("ready_python")
+def test_more_workers_than_cores_are_refused_at_the_command_line(task: Path, tmp_path: Path) -> None:
+    told = refused(autobatch_cli("tune", "model.py", "--workers", 999, "--device", "cpu", cwd=tmp_path))
+    assert f"a worker has a core of its own, and this machine has {available_cores()}; found --workers 999" in told
 
 
 @pytest.mark.usefixtures("ready_python")

@@ -150,3 +150,100 @@ def _shared(folder: Path) -> Any:
     folder.mkdir()
     (folder / SHARED).write_text("token")
     return _Home(folder=folder, token="token")
+
+
+# A cluster of which no worker sees the caller's folder, as on other machines. The task counts its calls, and waits at
+# the call at which its actor is to be killed.
+COUNTED = """
+import os, time
+import torch
+
+def loss(model, batch):
+    with open({calls!r}, "a") as file:
+        file.write("x")
+    while os.path.exists({wait!r}) and os.path.getsize({calls!r}) >= os.path.getsize({wait!r}):
+        time.sleep(0.05)
+    return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+"""
+
+# Says, as JSON, what came of calls of which each lost its actor.
+LOSING = """
+import json, os, signal, sys, threading, time
+from dataclasses import replace
+from pathlib import Path
+from autobatch.checkpoints import checkpoint_path
+from autobatch.engines.ray import Cluster
+from autobatch.engines.served import RunnerSpec
+from autobatch.plan import Config, Plan, Rung
+from autobatch.runs.run_folder import SHARED
+from tests.test_ray import hosts
+
+calls, wait, folder = Path("calls").absolute(), Path("wait").absolute(), Path("run").absolute()
+cluster = Cluster(RunnerSpec(path=Path("model.py"), device="cpu"), None, folder)
+(folder / SHARED).unlink()
+said = {}
+
+def losing(at, call):
+    # What the call returns whose actor is killed when the loss has been called so often in it.
+    calls.write_text("")
+    wait.write_text("x" * at)
+
+    def kill():
+        while len(calls.read_text()) < at:
+            time.sleep(0.05)
+        (host,) = hosts()
+        os.kill(host, signal.SIGKILL)
+        wait.unlink()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    answer = call()
+    killer.join()
+    return answer
+
+(runner,) = cluster.runners()
+runner.facts()
+said["shares"] = runner._settle()
+plan = Plan(batch_size=16)
+said["time"] = losing(2, lambda: runner.time(plan, budget_s=0.1)).outcome
+said["probe"] = losing(1, lambda: runner.probe(plan)).outcome
+first = Rung(
+    trial=3, config=Config(plan=plan, lr=1e-2), seed=5, start_step=0, until_step=8, total_steps=16, eval_batch_size=32
+)
+second = replace(first, start_step=8, until_step=16)
+said["first"] = runner.advance(first).outcome
+kept = checkpoint_path(folder, 3, 8)
+said["came back"] = kept.is_file()
+before = kept.read_bytes()
+calls.write_text("")
+said["lost"] = losing(4, lambda: runner.advance(second)).outcome
+said["left by the lost"] = checkpoint_path(folder, 3, 16).exists() or kept.read_bytes() != before
+calls.write_text("")
+again = runner.advance(second)
+said["again"], said["steps again"] = again.score, len(calls.read_text())
+said["came back again"] = checkpoint_path(folder, 3, 16).is_file()
+said["straight"] = runner.advance(replace(first, trial=4, until_step=16)).score
+runner.close()
+cluster.close()
+Path("said.json").write_text(json.dumps(said))
+"""
+
+
+@with_ray
+@pytest.mark.slow
+def test_an_actor_that_is_lost_costs_no_run_and_its_rung_is_trained_again_elsewhere(task: Path, tmp_path: Path) -> None:
+    calls, wait = str(tmp_path / "calls"), str(tmp_path / "wait")
+    task.write_text(task.read_text() + COUNTED.format(calls=calls, wait=wait))
+    (tmp_path / "losing.py").write_text(LOSING)
+    done = subprocess.run(
+        [sys.executable, "losing.py"], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert said["shares"] is False
+    assert (said["time"], said["probe"]) == ("ok", "ok")  # asked once more, of another actor
+    assert (said["first"], said["came back"]) == ("ok", True)
+    assert (said["lost"], said["left by the lost"]) == ("crashed", False)
+    assert said["steps again"] >= 8
+    assert said["came back again"]
+    assert said["again"] == said["straight"]

@@ -8,6 +8,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ import torch
 
 from autobatch.devices import host_memory
 from autobatch.devices.environment import default_threads
-from autobatch.engines import remote
-from autobatch.engines.remote import PROBE_TIMEOUT_S, RemoteRunner
+from autobatch.engines import leaks, patience
+from autobatch.engines.patience import PROBE_TIMEOUT_S, Patience
+from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
-from autobatch.errors import TaskError, WorkerDied, WorkerTimeout
-from autobatch.plan import Config, Plan, Rung
+from autobatch.errors import DeviceError, NoValidResult, TaskError, WorkerDied, WorkerTimeout
+from autobatch.plan import Config, Measurement, Plan, Rung
+from autobatch.searching.crew import Several
 
 from .processes import wait_until_gone
 from .ready_python import run
@@ -68,6 +72,8 @@ def loss(model, batch):
             sys.exit(0)
         if fault == "assert":
             raise RuntimeError("CUDA error: device-side assert triggered")
+        if fault == "bus":
+            raise RuntimeError("CUDA error: unknown error\\nCUDA kernel errors might be asynchronously reported")
         if fault == "raise":
             raise ValueError("a bug of the user's")
     x, y = batch
@@ -322,19 +328,32 @@ def test_where_the_kernel_counts_a_kill_for_want_of_memory_the_batch_is_not_run_
 def test_a_probe_that_hangs_is_one_failed_probe(opened: Callable[..., RemoteRunner]) -> None:
     runner = opened("hang")
     runner.memory()
-    runner._probe_timeout_s = 5.0
+    runner._patience.probe_timeout_s = 5.0
     hung = runner.probe(Plan(batch_size=2, accumulation_steps=20))
     assert hung.outcome == "crashed"
     assert "probe took longer than the 5.0 s it had" in str(hung.message)
-    runner._probe_timeout_s = 600.0
+    runner._patience.probe_timeout_s = 600.0
     assert runner.probe(Plan(batch_size=2)).outcome == "ok"
 
 
-def test_patience_grows_as_a_loss_over_all_pairs_does(opened: Callable[..., RemoteRunner]) -> None:
-    runner = opened()
-    runner._slowest = (10, 3.0)
-    assert runner._patience_s(Plan(batch_size=100), 0) == PROBE_TIMEOUT_S + 600.0
-    assert runner._patience_s(Plan(batch_size=100), 200) == 3 * PROBE_TIMEOUT_S + 201 * 600.0
+def test_patience_grows_as_a_loss_over_all_pairs_does() -> None:
+    patience = Patience()
+    patience.learn_probe(Plan(batch_size=10), 3.0)
+    assert patience.probe_s(Plan(batch_size=100), 0) == PROBE_TIMEOUT_S + 600.0
+    assert patience.probe_s(Plan(batch_size=100), 200) == 3 * PROBE_TIMEOUT_S + 201 * 600.0
+
+
+def test_patience_with_steps_is_by_what_they_are_known_to_take() -> None:
+    patience = Patience()
+    assert patience.steps_s(Plan(batch_size=8), 9, 2.0) == PROBE_TIMEOUT_S + 10.0  # nothing is known
+    patience.learn_probe(Plan(batch_size=10), 4.0)
+    assert patience.steps_s(Plan(batch_size=10), 9) == 5 * (4.0 + 9 * 2.0)
+    assert patience.steps_s(Plan(batch_size=1), 9) == 5 * (4.0 + 9 * 2.0)  # what is compiled does not grow smaller
+    assert patience.steps_s(Plan(batch_size=20), 9, 1.0) == 5 * (1.0 + 16.0 + 9 * 8.0)
+    patience.learn_time(Measurement(plan=Plan(batch_size=10), outcome="ok", step_s=(0.02,) * 3))
+    assert patience.steps_s(Plan(batch_size=10), 100) == 5 * (4.0 + 100 * 0.02)
+    patience.learn_probe(Plan(batch_size=10), 0.1)
+    assert patience.steps_s(Plan(batch_size=10), 100) == 30.0  # nothing is called hung before
 
 
 def test_a_step_that_breaks_the_device_is_one_failed_probe_in_a_worker_that_is_replaced(
@@ -360,12 +379,118 @@ def test_a_crash_costs_a_rung_and_the_next_trial_runs(opened: Callable[..., Remo
     assert runner.advance(rung(steps=5)).outcome == "ok"
 
 
+class Falling(RemoteRunner):
+    """On a card that falls off its bus: it is there for the first worker alone, and no device has the number later."""
+
+    def _start(self, *, exact: bool) -> Any:
+        if hasattr(self, "_worker"):
+            self._spec = replace(self._spec, device="cuda:99")
+        return super()._start(exact=exact)
+
+
+def test_a_card_that_falls_off_its_bus_is_a_lost_device_and_a_race_goes_on_with_others(
+    opened: Callable[..., RemoteRunner], tmp_path: Path
+) -> None:
+    spec = opened()._spec
+    gone = Falling(spec, log=tmp_path / "worker.log", environment={"FAULT": "bus"})
+    sound = opened()
+    try:
+        with closing(Several([gone, sound])) as crew:
+            crew.submit(rung(steps=30, total_steps=30))
+            crashed = crew.next()[1].result()  # no error of the user's, though their frames are told
+            assert crashed.outcome == "crashed"
+            assert "CUDA error: unknown error" in str(crashed.message)
+            crew.submit(rung(trial=5, steps=30, total_steps=30))
+            crew.submit(rung(trial=6, steps=30, total_steps=30))
+            ended = [crew.next() for _ in range(2)]
+            lost = [(rung, done) for rung, done in ended if done.exception() is not None]
+            assert len(lost) == 1
+            assert isinstance(lost[0][1].exception(), DeviceError)
+            assert crew.size == 1
+            crew.submit(lost[0][0])
+            assert crew.next()[1].result().outcome == "ok"
+    finally:
+        gone.close()
+
+
 def test_a_rung_that_hangs_is_cut_off(opened: Callable[..., RemoteRunner]) -> None:
     runner = opened("hang")
     runner.facts()
     hung = runner.advance(rung(limit_s=1.0))
     assert hung.outcome == "timeout"
     assert runner.advance(rung(steps=5)).outcome == "ok"
+
+
+SLOW_DATA = """
+_quick = train_data
+
+def train_data():
+    with open({calls!r}, "a") as file:
+        file.write("x")
+    time.sleep({seconds})
+    return _quick()
+"""
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_a_worker_that_is_new_in_mid_race_loads_the_data_in_no_rungs_time(
+    opened: Callable[..., RemoteRunner], tmp_path: Path, limited: bool
+) -> None:
+    """As one that was killed, that is another than the first, or that a memory limit on a processor asks for."""
+    calls = tmp_path / "calls"
+    (tmp_path / "model.py").write_text(TASK + SLOW_DATA.format(calls=str(calls), seconds=4.0))
+    runner = opened(**({"memory_limit_bytes": 4 << 30} if limited else {}))
+    known = None if limited else opened().facts()
+    if known is None:
+        runner.facts()
+    else:
+        runner.learn(known)
+    before = len(calls.read_text())
+    for trial in range(2):
+        begun = time.monotonic()
+        result = runner.advance(rung(trial=trial, steps=5, limit_s=0.9))
+        assert result.outcome == "ok", result.message
+        assert time.monotonic() - begun > 4.0
+        assert result.seconds < 4.0  # what is planned by it
+        assert result.is_first
+        again = runner.advance(rung(trial=trial + 10, steps=5, limit_s=0.9))
+        assert (again.outcome, again.is_first) == ("ok", False)
+        assert len(calls.read_text()) == before + trial + 1
+        runner._worker.process.kill()
+
+
+def test_what_a_new_worker_takes_ends_with_the_time_for_everything(
+    opened: Callable[..., RemoteRunner], tmp_path: Path
+) -> None:
+    (tmp_path / "model.py").write_text(TASK + SLOW_DATA.format(calls=str(tmp_path / "calls"), seconds=600))
+    runner = opened()
+    runner.device()
+    runner._remaining_s = lambda: 3.0
+    assert runner.advance(rung(steps=5, limit_s=60.0)).outcome == "timeout"
+    with pytest.raises(WorkerTimeout) as ended:
+        runner.time(Plan(batch_size=8), budget_s=1.0)
+    assert not ended.value.is_hang
+
+
+def test_a_hang_before_the_race_is_told_as_one(
+    opened: Callable[..., RemoteRunner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "_HANG_LEAST_S", 2.0)
+    monkeypatch.setattr(patience, "_HANG_FACTOR", 0.01)
+    metric = "\ndef metric(model, batch):\n    return -loss(model, batch).expand(len(batch[0]))\n"
+    (tmp_path / "model.py").write_text(TASK + metric)
+    runner = opened("hang")
+    runner._remaining_s = lambda: 300.0
+    assert runner.probe(Plan(batch_size=8)).outcome == "ok"
+    timed = runner.time(Plan(batch_size=8), budget_s=1.0)
+    assert (timed.outcome, timed.plan) == ("crashed", Plan(batch_size=8))
+    assert "time took longer than the 2.0 s it had" in str(timed.message)
+    with pytest.raises(NoValidResult, match=r"range test at batch 8 hung: sweep_lr took longer than the 2\.0 s"):
+        runner.sweep_lr(Plan(batch_size=8), lowest=1e-5, highest=1e-1, steps=40, seed=0)
+    runner._patience.probe_timeout_s = 2.0
+    with pytest.raises(WorkerTimeout, match=r"time_evaluation took longer than the 2\.0 s") as hung:
+        runner.time_evaluation(1)
+    assert hung.value.is_hang
 
 
 def test_a_bug_in_the_task_is_the_users_error_not_a_limit(opened: Callable[..., RemoteRunner]) -> None:
@@ -422,7 +547,7 @@ def test_a_worker_that_leaks_is_replaced_between_two_rungs(
         runner = opened(fault)
         runner.facts()
         with monkeypatch.context() as patch:
-            patch.setattr(remote, "LEAK_LEAST_BYTES", 16 << 20)
+            patch.setattr(leaks, "LEAK_LEAST_BYTES", 16 << 20)
             patch.setattr(host_memory, "available", lambda: little)  # 40 MiB a rung, and a quarter of this is too much
             workers[fault], scores[fault] = [], []
             for number in range(6):

@@ -26,7 +26,7 @@ from autobatch.runs.run_folder import read_state
 from autobatch.searching import race
 from autobatch.searching.record import read_kept
 
-from .processes import marked
+from .processes import marked, on_two_cores
 from .ready_python import Started, run
 from .reports import example
 from .test_cli import MINIMAL, ROOT, environment, interrupt, refused
@@ -97,6 +97,7 @@ def begun(tmp_path: Path, when: str = "search: trial 1", **changes: str) -> Path
     return the_run(tmp_path)
 
 
+@on_two_cores
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_race_of_two_workers_goes_on_too(task: Path, tmp_path: Path, number: int) -> None:
     code, _, stderr = interrupt(

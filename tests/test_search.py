@@ -743,3 +743,22 @@ def test_a_baseline_set_aside_before_its_first_score_comes_last_of_those_that_wa
     waiting = [paused(0), paused(1, 0.2), paused(2, 0.1, 0.4), paused(3, 0.3)]
     best_first = [2, 3, 1, 0] if direction == "maximize" else [2, 1, 3, 0]
     assert [trial.number for trial in paused_best_first(waiting, direction)] == best_first
+
+
+class Restarted(SimRunner):
+    """Says of some rungs that they were the first of a process and took long; by the clock they did not."""
+
+    def advance(self, rung: Rung) -> RungResult:
+        result = SimRunner.advance(self, rung)
+        warms_up = len(self.rungs) in (1, 5, 6, 12)
+        return replace(result, is_first=True, seconds=40 * result.seconds) if warms_up else result
+
+
+def test_the_first_rung_of_a_process_says_nothing_of_the_pace() -> None:
+    restarted, undisturbed = Restarted(), SimRunner()
+    race(restarted, **sampled())
+    race(undisturbed, **sampled())
+    assert len(undisturbed.rungs) > 12
+    assert [rung.until_step for rung in restarted.rungs] == [rung.until_step for rung in undisturbed.rungs]
+    limits = [[rung.limit_s for rung in runner.rungs[2:]] for runner in (restarted, undisturbed)]
+    assert limits[0] == limits[1]

@@ -67,6 +67,12 @@ _LOST_FRAGMENTS = (
     "unspecified launch failure",  # 719
     "uncorrectable ECC error encountered",  # 214
     "uncorrectable NVLink error detected",  # 220
+    # A card that has fallen off its bus, or that its driver answers for no longer.
+    "unknown error",  # 999
+    "CUDA-capable devices are busy or unavailable",  # 46, until CUDA 11
+    "CUDA-capable device(s) is/are busy or unavailable",  # 46, as torch 2.0 was seen to print it (pytorch#100691)
+    "no CUDA-capable device is detected",  # 100
+    "no ROCm-capable device is detected",  # 100 (hipGetErrorString)
 )
 
 
@@ -75,7 +81,7 @@ def is_device_lost(error: BaseException) -> bool:
     return any(
         isinstance(link, RuntimeError)
         and str(link).lstrip().startswith(("CUDA error: ", "HIP error: "))
-        and any(fragment in str(link) for fragment in _LOST_FRAGMENTS)
+        and any(fragment in str(link).lstrip().partition("\n")[0] for fragment in _LOST_FRAGMENTS)
         for link in _chain(error)
     )
 

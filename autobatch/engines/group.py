@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..checkpoints import forget_checkpoints
-from ..devices.environment import worker_environment
-from ..errors import AutobatchError, RankLost, SettingError, WorkerDied, WorkerTimeout
+from ..devices.environment import available_cores, worker_environment
+from ..errors import AutobatchError, NoValidResult, RankLost, SettingError, WorkerDied, WorkerTimeout
 from ..plan import (
     DeviceInfo,
     LrSweep,
@@ -34,11 +34,13 @@ from ..plan import (
     TaskFacts,
 )
 from .answers import Answer, cause, joined_rung, joined_sweep, joined_times
+from .leaks import LeakWatch
 from .local import LocalWorker
-from .pool import Pool
+from .patience import Patience
+from .pool import Pool, check_workers
 from .processes import ForkServer
 from .ranks import Meeting, Place, agreed, agreed_limit, same_error
-from .remote import GRACE_S, RemoteRunner
+from .remote import GRACE_S, LEAST_TIMED_STEPS, RemoteRunner
 from .served import RunnerSpec, call, open_runner
 
 T = TypeVar("T")
@@ -91,21 +93,14 @@ def other_devices(first: RemoteRunner, spec: RunnerSpec) -> list[str]:
     """
     info, asked = first.device(), spec.device.strip().lower()
     if info.kind == "cpu":
+        check_workers(spec.workers or 1, available_cores(), unit="core", where="this machine")
         return ["cpu"] * ((spec.workers or 1) - 1)
     if asked not in ("auto", "cuda") or info.index is None:
-        if spec.workers not in (None, 1):
-            raise SettingError(
-                f"a device has one worker, and {spec.device} is one device; found --workers {spec.workers}: name no "
-                "--device, or leave --workers out"
-            )
+        check_workers(spec.workers or 1, 1, unit="device", where=f"--device {spec.device}")
         return []
     present = [name for name in first.device_names() if name.startswith("cuda:")]
     wanted = len(present) if spec.workers is None else spec.workers
-    if wanted > len(present):
-        raise SettingError(
-            f"a GPU has one worker, and this machine shows {len(present)}; found --workers {wanted}: take "
-            f"--workers {len(present)}"
-        )
+    check_workers(wanted, len(present), unit="GPU", where="this machine")
     return [name for name in present if name != f"cuda:{info.index}"] if wanted > 1 else []
 
 
@@ -133,6 +128,7 @@ class _Team:
         size = spec.nproc
         self._folder = Path(tempfile.mkdtemp(prefix="autobatch-"))
         meeting = Meeting(file=self._folder / "ranks", port=_free_port(), limit_s=collective_s)
+        self._is_prepared = False
         self._workers: list[LocalWorker] = []
         for _ in range(size):
             if server is not None:
@@ -173,6 +169,13 @@ class _Team:
             return []
         opening, self._opening = self._opening, None
         return _answers(opening, deadline, straggler_s)
+
+    def prepared(self, deadline: float | None, wait_s: float) -> list[Answer]:
+        """What came of loading the data on each rank; waited for once."""
+        if self._is_prepared:
+            return []
+        self._is_prepared = True
+        return self.ask(len(self._workers), "prepare", (), {}, deadline, wait_s)
 
     def ask(
         self,
@@ -276,6 +279,8 @@ class GroupRunner(Runner):
         self._team: _Team | None = None
         self._facts: TaskFacts | None = None
         self._limits: list[MemoryLimit] | None = None
+        self._patience, self._leaks = Patience(), LeakWatch(log)
+        self._is_own_limit = False  # of the latest deadline: whether it came before the end of the time for everything
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="autobatch-rank")
 
     # -- each rank without the others ---------------------------------------------------------------------------------
@@ -301,7 +306,9 @@ class GroupRunner(Runner):
         self.memory()
         assert self._limits is not None
         self._end_team()  # a device is never held twice
-        return agreed(self._each(lambda prober: prober.probe(plan, verdict=verdict)), self._limits)
+        measured = agreed(self._each(lambda prober: prober.probe(plan, verdict=verdict)), self._limits)
+        self._patience.learn_probe(plan, measured.seconds)
+        return measured
 
     def _each(self, ask: Callable[[RemoteRunner], T]) -> list[T]:
         """What each rank's prober answers; they are asked at once."""
@@ -324,9 +331,10 @@ class GroupRunner(Runner):
     # -- all ranks together -------------------------------------------------------------------------------------------
 
     def _deadline(self, timeout_s: float | None) -> float | None:
-        limits = [timeout_s, self._remaining_s() if self._remaining_s is not None else None]
-        known = [limit for limit in limits if limit is not None]
-        return time.monotonic() + min(known) if known else None
+        remaining_s = self._remaining_s() if self._remaining_s is not None else None
+        self._is_own_limit = timeout_s is not None and (remaining_s is None or timeout_s <= remaining_s)
+        limit_s = timeout_s if self._is_own_limit else remaining_s
+        return None if limit_s is None else time.monotonic() + limit_s
 
     def _ready_team(self) -> tuple[_Team, list[Answer]]:
         """A whole team, and where it could not be opened, what came of it."""
@@ -350,6 +358,10 @@ class GroupRunner(Runner):
                 collective_s=self._collective_s,
             )
         opened = self._team.opened(self._deadline(self._collective_s), self._straggler_s)
+        if all(answer.is_good for answer in opened):
+            # With what is left of the time for everything: it says nothing of the steps that come, nor has it their
+            # limit.
+            opened = self._team.prepared(self._deadline(None), self._collective_s)
         if all(answer.is_good for answer in opened):
             return self._team, []
         unasked = Answer(error=RankLost("the others could not be opened"))
@@ -382,9 +394,13 @@ class GroupRunner(Runner):
                 self._end_team()
         return answers
 
-    def _ask_first(self, method: str, *args: Any) -> Any:
+    def _has_run_out(self, error: AutobatchError) -> bool:
+        """Whether the last call ended with the time for everything, rather than that it hung."""
+        return isinstance(error, WorkerTimeout) and not self._is_own_limit
+
+    def _ask_first(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
         """What rank 0 answers; the others take no part."""
-        answers = self._ask(method, *args, ranks=1)
+        answers = self._ask(method, *args, ranks=1, timeout_s=timeout_s)
         error = cause(answers)
         if error is not None:
             raise error
@@ -393,31 +409,45 @@ class GroupRunner(Runner):
     def time(
         self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
     ) -> Measurement:
-        answers = self._ask("time", plan, budget_s=budget_s, loader=loader, parts=parts)
+        limit_s = self._patience.steps_s(plan, LEAST_TIMED_STEPS, budget_s)
+        answers = self._ask("time", plan, timeout_s=limit_s, budget_s=budget_s, loader=loader, parts=parts)
         timed = joined_times(answers)
         if timed is not None:
+            self._patience.learn_time(timed)
             return timed
         error = cause(answers)
         assert error is not None
-        if isinstance(error, WorkerTimeout) or not isinstance(error, WorkerDied):
+        if self._has_run_out(error) or not isinstance(error, WorkerDied):
             raise error
         return Measurement(plan=plan, outcome="crashed", message=str(error))
 
     def time_evaluation(self, batch_size: int) -> float:
-        return float(self._ask_first("time_evaluation", batch_size))
+        limit_s = self._patience.probe_timeout_s
+        try:
+            return float(self._ask_first("time_evaluation", batch_size, timeout_s=limit_s))
+        except WorkerTimeout as hang:
+            hang.is_hang = not self._has_run_out(hang)
+            raise
 
     def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
-        answers = self._ask("sweep_lr", plan, lowest=lowest, highest=highest, steps=steps, seed=seed)
+        limit_s = self._patience.steps_s(plan, steps)
+        asked: dict[str, Any] = {"lowest": lowest, "highest": highest, "steps": steps, "seed": seed}
+        answers = self._ask("sweep_lr", plan, timeout_s=limit_s, **asked)
         sweep = joined_sweep(answers)
         if sweep is not None:
             return sweep
         error = cause(answers)
         assert error is not None
+        if isinstance(error, WorkerTimeout) and not self._has_run_out(error):
+            raise NoValidResult(f"the range test at batch {plan.effective_batch_size} hung: {error}")
         raise error
 
     def advance(self, rung: Rung) -> RungResult:
         limit_s = None if rung.limit_s is None else rung.limit_s + GRACE_S
-        return joined_rung(rung, self._ask("advance", rung, timeout_s=limit_s))
+        result = joined_rung(rung, self._ask("advance", rung, timeout_s=limit_s))
+        if self._team is not None and self._team.is_whole and self._leaks.is_leaking(self._team.pids):
+            self._end_team()  # the next call starts another
+        return result
 
     def test_score(self, rung: Rung) -> float | None:
         try:

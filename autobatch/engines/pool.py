@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ..errors import AutobatchError, DeviceError, first_line
+from ..errors import AutobatchError, DeviceError, SettingError, first_line
 from ..plan import (
     DeviceInfo,
     Energy,
@@ -32,6 +32,19 @@ T = TypeVar("T")
 
 _ROOMY = 0.5  # of the memory that is free on the emptiest device, what another must have free. Assumed.
 _DIFFER = 0.05  # from which on it is told that workers take longer than others. Assumed, as for visits to one size.
+
+
+def check_workers(wanted: int, most: int, *, unit: str, where: str) -> None:
+    """That each of so many workers has a unit of its own.
+
+    Raises:
+        SettingError: there are fewer.
+    """
+    if wanted > most:
+        remedy = f"take --workers {most}" if most else "see --device"
+        raise SettingError(
+            f"a worker has a {unit} of its own, and {where} has {most}; found --workers {wanted}: {remedy}"
+        )
 
 
 class Pool(Runner):
@@ -126,6 +139,18 @@ class Pool(Runner):
         self._runners = [runner for runner, answer in pairs if not isinstance(answer, DeviceError)]
         return [answer for _, answer in pairs if not isinstance(answer, DeviceError)]
 
+    def _of_first(self, ask: Callable[[Runner], T]) -> T:
+        """What the first answers; where its device has gone it is left out, and the next one is the first."""
+        while True:
+            runner = self._first
+            try:
+                return ask(runner)
+            except DeviceError as error:
+                if len(self._runners) == 1:
+                    raise
+                self._runners.remove(runner)
+                self._remarks.append(f"a device was left out: {error}")
+
     @property
     def _first(self) -> Runner:
         self._muster()
@@ -164,7 +189,7 @@ class Pool(Runner):
 
     def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
         self.memory()
-        return self._first.probe(plan, verdict=verdict)
+        return self._of_first(lambda runner: runner.probe(plan, verdict=verdict))
 
     def time(
         self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
@@ -185,30 +210,24 @@ class Pool(Runner):
         return self._first.energy(plan, budget_s=budget_s)
 
     def workload(self) -> Workload | None:
-        return self._first.workload()
+        return self._of_first(lambda runner: runner.workload())
 
     def matmul_flops_per_s(self, *, budget_s: float) -> float | None:
-        return self._first.matmul_flops_per_s(budget_s=budget_s)
+        return self._of_first(lambda runner: runner.matmul_flops_per_s(budget_s=budget_s))
 
     def time_evaluation(self, batch_size: int) -> float:
         return max(self._asked(lambda runner: runner.time_evaluation(batch_size)))
 
     def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
-        return self._first.sweep_lr(plan, lowest=lowest, highest=highest, steps=steps, seed=seed)
+        return self._of_first(
+            lambda runner: runner.sweep_lr(plan, lowest=lowest, highest=highest, steps=steps, seed=seed)
+        )
 
     def advance(self, rung: Rung) -> RungResult:
         return self._first.advance(rung)
 
     def test_score(self, rung: Rung) -> float | None:
-        while True:
-            runner = self._first
-            try:
-                return runner.test_score(rung)
-            except DeviceError as error:
-                if len(self._runners) == 1:
-                    raise
-                self._runners.remove(runner)
-                self._remarks.append(f"a device was left out: {error}")
+        return self._of_first(lambda runner: runner.test_score(rung))
 
     def forget(self, trial: int, before: int | None = None) -> None:
         self._first.forget(trial, before)

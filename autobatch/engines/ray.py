@@ -38,7 +38,7 @@ from ..plan import (
     Workload,
 )
 from ..runs.run_folder import SHARED
-from .pool import Pool
+from .pool import Pool, check_workers
 from .remote import GRACE_S, RemoteRunner, rung_of_dead
 from .served import RunnerSpec
 
@@ -124,8 +124,12 @@ class _Raised:
     error: AutobatchError
 
 
+class _ActorLost(WorkerDied):
+    """Ray lost the actor, and has been asked for another."""
+
+
 class RayRunner(Runner):
-    """A runner in an actor of Ray's, which is placed anew when it is lost.
+    """A runner in an actor of Ray's, which is placed anew when it is lost; a call is then made once more.
 
     Args:
         spec: what it opens.
@@ -165,7 +169,7 @@ class RayRunner(Runner):
             raise WorkerTimeout(f"no answer from the cluster within the {min(limits):.1f} s it had") from None
         except RayActorError as error:
             self._replace()
-            raise WorkerDied(f"Ray lost the worker: {_told(error)}") from None
+            raise _ActorLost(f"Ray lost the worker: {_told(error)}") from None
         except RayError as error:
             raise WorkerDied(f"Ray could not run the worker: {_told(error)}") from None
         if isinstance(found, _Raised):
@@ -202,7 +206,24 @@ class RayRunner(Runner):
         return self._shares
 
     def _call(self, method: str, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
+        """The answer of the actor that there is, or of the one in its place where it is lost meanwhile."""
+        try:
+            return self._get(self._actor.call.remote(method, args, kwargs), timeout_s)
+        except _ActorLost:
+            if self._is_closed:
+                raise
+        self._settle()  # where there is no other place it says so
         return self._get(self._actor.call.remote(method, args, kwargs), timeout_s)
+
+    def _measured(self, method: str, plan: Plan, **kwargs: Any) -> Measurement:
+        """A measurement; one that has cost two actors says that it crashed."""
+        try:
+            measured: Measurement = self._call(method, plan, **kwargs)
+        except _ActorLost as loss:
+            if self._is_closed:
+                raise
+            return Measurement(plan=plan, outcome="crashed", message=str(loss))
+        return measured
 
     def facts(self) -> TaskFacts:
         if self._facts is None:
@@ -225,14 +246,12 @@ class RayRunner(Runner):
         return memory
 
     def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
-        measured: Measurement = self._call("probe", plan, verdict=verdict)
-        return measured
+        return self._measured("probe", plan, verdict=verdict)
 
     def time(
         self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
     ) -> Measurement:
-        measured: Measurement = self._call("time", plan, budget_s=budget_s, loader=loader, parts=parts)
-        return measured
+        return self._measured("time", plan, budget_s=budget_s, loader=loader, parts=parts)
 
     def energy(self, plan: Plan, *, budget_s: float) -> Energy | None:
         found: Energy | None = self._call("energy", plan, budget_s=budget_s)
@@ -263,7 +282,8 @@ class RayRunner(Runner):
         limit_s = None if rung.limit_s is None else rung.limit_s + GRACE_S + _TRAVEL_S
         try:
             checkpoint = self._checkpoint(rung.trial, rung.start_step)
-            begun = time.monotonic()  # what placing a worker took says nothing of the rung
+            self._get(self._actor.call.remote("prepare", (), {}), None)
+            begun = time.monotonic()  # what placing a worker and loading the data took says nothing of the rung
             result, left = self._get(self._actor.advance.remote(rung, checkpoint), limit_s)
         except WorkerDied as death:
             return rung_of_dead(rung, death, time.monotonic() - begun)
@@ -346,11 +366,7 @@ class Cluster:
             raise SettingError(f"on a cluster a device is auto, cuda or cpu: Ray says which one; found {spec.device!r}")
         on_gpu = asked == "cuda" or (asked == "auto" and gpus > 0)
         wanted, most = spec.workers or (max(1, free_gpus) if on_gpu else 1), gpus if on_gpu else sum(nodes)
-        if wanted > most:
-            raise SettingError(
-                f"a worker has a {'GPU' if on_gpu else 'core'} of its own, and the cluster has {most}; found {wanted}: "
-                "see --workers and --device"
-            )
+        check_workers(wanted, most, unit="GPU" if on_gpu else "core", where="the cluster")
         threads = 1 if on_gpu else threads_for(wanted, nodes)
         spec = replace(spec, device="cuda" if on_gpu else "cpu", threads=threads, workers=wanted)
         needs = {"num_gpus": 1.0 if on_gpu else 0.0, "num_cpus": float(threads)}

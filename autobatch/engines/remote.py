@@ -21,7 +21,7 @@ from typing import Any
 from ..checkpoints import forget_checkpoints
 from ..devices import host_memory
 from ..devices.environment import worker_environment
-from ..errors import DeviceLost, WorkerDied, WorkerTimeout
+from ..errors import DeviceLost, NoValidResult, WorkerDied, WorkerTimeout
 from ..plan import (
     DeviceInfo,
     Energy,
@@ -38,21 +38,16 @@ from ..plan import (
     Workload,
 )
 from ..tasks.libraries import Libraries
-from ..units import format_size
+from .leaks import LeakWatch
 from .local import LocalWorker
+from .patience import PROBE_TIMEOUT_S, Patience
 from .processes import ForkServer
 from .served import RunnerSpec, call, imported_libraries, names_of_devices, open_runner
 
 _NOTHING = Libraries((), ())
 
-# Assumed: no few steps, their compilation and the reading of their samples take longer.
-_SOAK_STEPS_A_TIMEOUT = 100  # assumed: so many steps on real batches may take as long again, whatever came before
-PROBE_TIMEOUT_S = 600.0
-# A worker is replaced between two rungs when it has grown since its first one by more than this share of what the
-# machine has free, and by more than this many bytes. Both assumed: a new worker costs seconds, one that the kernel
-# kills costs its rung; and a task that fills a cache of its own is left alone while there is room for it.
-LEAK_SHARE = 0.25
-LEAK_LEAST_BYTES = 256 << 20
+LEAST_TIMED_STEPS = 9  # that `Runner.time` takes of a slow step, as in measuring/profiling.py
+OPENING_S = 600.0  # to open the task, where the call that waits for that has a limit; assumed, as for a probe
 GRACE_S = 2.0  # assumed: what a rung may need past its own limit to notice it, before its worker is killed
 
 
@@ -72,7 +67,7 @@ class RemoteRunner(Runner):
         log: file for everything the workers print; None for this process's stderr.
         remaining_s: seconds that a call may still take; a call that outlasts it loses its worker. None for no limit.
         environment: variables for the workers, on top of our own.
-        probe_timeout_s: after so long a probe is taken to hang, and its worker is ended; see `_patience_s`.
+        probe_timeout_s: after so long a probe is taken to hang, and its worker is ended; see `Patience`.
     """
 
     def __init__(
@@ -85,7 +80,7 @@ class RemoteRunner(Runner):
         probe_timeout_s: float = PROBE_TIMEOUT_S,
     ) -> None:
         self._spec, self._log, self._remaining_s = spec, log, remaining_s
-        self._probe_timeout_s = probe_timeout_s
+        self._patience, self._leaks = Patience(probe_timeout_s), LeakWatch(log)
         self._environment = worker_environment(spec.threads) | dict(environment or {})
         self._is_limited = spec.memory_limit_bytes is not None
         self._server: ForkServer | None = None
@@ -94,8 +89,7 @@ class RemoteRunner(Runner):
         self._is_exact = False  # whether the worker counts memory to the page
         self._worker = self._start(exact=False)
         self._is_fresh = True  # the worker has run no plan yet
-        self._resident_bytes: tuple[int, int] | None = None  # a worker's number, and its memory after its first rung
-        self._slowest = (1, 0.0)  # samples of the last probe, and its seconds
+        self._prepared: LocalWorker | None = None  # which holds the data
         self._facts: TaskFacts | None = None
         self._device: DeviceInfo | None = None
         self._memory: MemoryLimit | None = None
@@ -132,17 +126,18 @@ class RemoteRunner(Runner):
         asked = worker or self._worker
         if worker is None and not asked.process.alive:
             asked = self._worker = self._start(exact=self._is_exact)
-        remaining_s = self._remaining_s() if self._remaining_s else None
-        limits = [limit for limit in (timeout_s, remaining_s) if limit is not None]
-        deadline = time.monotonic() + min(limits) if limits else None
+        what, limit_s, is_hang = "opening the task", *self._limit(None if timeout_s is None else OPENING_S)
         try:
-            _result(asked.opening, deadline)  # where it failed, that is the error, not that a call found no runner
-            return _result(asked.process.submit(call, method, args, kwargs), deadline)
+            # Its own limit: none of a rung's is for a worker that starts. And where opening failed, that is the error,
+            # not that a call found no runner.
+            asked.opening.result(timeout=limit_s)
+            what, limit_s, is_hang = method, *self._limit(timeout_s)
+            return asked.process.submit(call, method, args, kwargs).result(timeout=limit_s)
         except TimeoutError:
             asked.process.kill()
-            raise WorkerTimeout(
-                f"{method} took longer than the {min(limits):.1f} s it had; its worker was ended"
-            ) from None
+            hang = WorkerTimeout(f"{what} took longer than the {limit_s:.1f} s it had; its worker was ended")
+            hang.is_hang = is_hang
+            raise hang from None
         except DeviceLost:
             asked.process.kill()
             raise
@@ -152,6 +147,13 @@ class RemoteRunner(Runner):
             if worker is not None or self._is_closed or not self._died_of_libraries():
                 raise
         return self._call(method, *args, timeout_s=timeout_s, **kwargs)
+
+    def _limit(self, timeout_s: float | None) -> tuple[float | None, bool]:
+        """Seconds that a call has, and whether to outlast them is to hang: else it is the time for everything."""
+        remaining_s = max(0.0, self._remaining_s()) if self._remaining_s else None
+        if timeout_s is not None and (remaining_s is None or timeout_s <= remaining_s):
+            return timeout_s, True
+        return remaining_s, False
 
     def _ask(self, method: str, *args: Any, work: bool = False, **kwargs: Any) -> Any:
         """A call that is made once more where its worker was killed, which need not be the call's doing."""
@@ -263,46 +265,51 @@ class RemoteRunner(Runner):
             worker = self._worker
         is_fresh = self._on_cpu or self._is_fresh
         self._is_fresh = False
-        begun, patience_s = time.monotonic(), self._patience_s(plan, self._spec.soak_steps if verdict else 0)
-        is_last = self._remaining_s is not None and self._remaining_s() < patience_s
+        begun, patience_s = time.monotonic(), self._patience.probe_s(plan, self._spec.soak_steps if verdict else 0)
         try:
             measurement: Measurement = self._call("probe", plan, worker=worker, timeout_s=patience_s, verdict=verdict)
         except WorkerTimeout as hang:
-            if is_last:  # it was the time for everything that ended
+            if not hang.is_hang:
                 raise
             return Measurement(plan=plan, outcome="crashed", fresh=is_fresh, message=str(hang))
         finally:
             if worker is not self._worker:
                 worker.process.kill()
-        self._slowest = (plan.effective_batch_size, time.monotonic() - begun)
+        self._patience.learn_probe(plan, time.monotonic() - begun)
         return replace(measurement, fresh=is_fresh)
 
-    def _patience_s(self, plan: Plan, soak_steps: int) -> float:
-        """Seconds after which a probe is taken to hang: more than a loss over all pairs could need, by the last one.
+    def prepare(self) -> None:
+        """Have a worker that holds the data: what that takes says nothing of the work that comes.
 
-        A probe has two steps at least, so each further one has more time than it needs.
+        It has what is left of the time for everything: a worker that is new in mid-race has to open the task and load
+        the data again, which may take longer than a rung may.
         """
-        size, seconds = self._slowest
-        steps_s = 2 * seconds * (plan.effective_batch_size / size) ** 2
-        return self._probe_timeout_s * (1 + soak_steps / _SOAK_STEPS_A_TIMEOUT) + steps_s * (1 + soak_steps)
-
-    def _work(self, method: str, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
-        """A call outside of probing."""
         if self._is_limited and self._on_cpu and not self._is_exact:
             self._worker.process.kill()
             self._is_exact = True
         self._is_fresh = False
+        if self._worker.process is not self._prepared or not self._worker.process.alive:
+            self._call("prepare")
+            self._prepared = self._worker.process
+
+    def _work(self, method: str, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
+        """A call outside of probing."""
+        self.prepare()
         return self._call(method, *args, timeout_s=timeout_s, **kwargs)
 
     def time(
         self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
     ) -> Measurement:
+        limit_s = self._patience.steps_s(plan, LEAST_TIMED_STEPS, budget_s)
         try:
-            measurement: Measurement = self._work("time", plan, budget_s=budget_s, loader=loader, parts=parts)
-        except WorkerTimeout:
-            raise
+            measurement: Measurement = self._work(
+                "time", plan, timeout_s=limit_s, budget_s=budget_s, loader=loader, parts=parts
+            )
         except WorkerDied as death:
+            if isinstance(death, WorkerTimeout) and not death.is_hang:
+                raise
             return Measurement(plan=plan, outcome="crashed", message=str(death))
+        self._patience.learn_time(measurement)
         return measurement
 
     def energy(self, plan: Plan, *, budget_s: float) -> Energy | None:
@@ -323,10 +330,17 @@ class RemoteRunner(Runner):
         return reached
 
     def time_evaluation(self, batch_size: int) -> float:
-        return float(self._ask("time_evaluation", batch_size, work=True))
+        return float(self._ask("time_evaluation", batch_size, work=True, timeout_s=self._patience.probe_timeout_s))
 
     def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
-        sweep: LrSweep = self._ask("sweep_lr", plan, work=True, lowest=lowest, highest=highest, steps=steps, seed=seed)
+        limit_s = self._patience.steps_s(plan, steps)
+        asked = {"lowest": lowest, "highest": highest, "steps": steps, "seed": seed}
+        try:
+            sweep: LrSweep = self._ask("sweep_lr", plan, work=True, timeout_s=limit_s, **asked)
+        except WorkerTimeout as hang:
+            if not hang.is_hang:
+                raise
+            raise NoValidResult(f"the range test at batch {plan.effective_batch_size} hung: {hang}") from None
         return sweep
 
     def advance(self, rung: Rung) -> RungResult:
@@ -336,28 +350,10 @@ class RemoteRunner(Runner):
             result: RungResult = self._work("advance", rung, timeout_s=limit_s)
         except WorkerDied as death:
             return rung_of_dead(rung, death, time.monotonic() - begun)
-        self._replace_if_it_leaks()
+        worker = self._worker.process
+        if worker.alive and self._leaks.is_leaking([worker.pid]):
+            worker.kill()  # the next call starts another
         return result
-
-    def _replace_if_it_leaks(self) -> None:
-        """End a worker whose memory has grown from rung to rung, before the kernel does it in the middle of one."""
-        if not self._worker.process.alive:
-            return
-        pid = self._worker.process.pid
-        now, free = host_memory.process_memory(pid=pid).get("VmRSS"), host_memory.available()
-        if now is None or free is None:
-            return
-        if self._resident_bytes is None or self._resident_bytes[0] != pid:
-            self._resident_bytes = pid, now
-        growth = now - self._resident_bytes[1]
-        if growth > max(LEAK_LEAST_BYTES, LEAK_SHARE * free.free_bytes):
-            self._worker.process.kill()  # the next call starts another
-            if self._log is not None:
-                with open(self._log, "a", encoding="utf-8") as log:
-                    log.write(
-                        f"autobatch: worker {pid} was replaced: it had grown by {format_size(growth)} since its first "
-                        f"rung, and {format_size(free.free_bytes)} are {free.source}\n"
-                    )
 
     def test_score(self, rung: Rung) -> float | None:
         try:
@@ -371,7 +367,7 @@ class RemoteRunner(Runner):
             forget_checkpoints(self._spec.checkpoints, trial, before)
         elif self._worker.process.alive:  # a folder of the worker's own has ended with it
             with suppress(WorkerDied):
-                self._work("forget", trial, before)
+                self._call("forget", trial, before)
 
     def close(self) -> None:
         self._is_closed = True
@@ -384,7 +380,3 @@ def rung_of_dead(rung: Rung, death: WorkerDied, spent_s: float) -> RungResult:
     """What came of a rung whose worker died in it, or was ended because it took too long."""
     outcome: RungOutcome = "timeout" if isinstance(death, WorkerTimeout) else "crashed"
     return RungResult(rung=rung, outcome=outcome, message=str(death), train_s=spent_s, seconds=spent_s)
-
-
-def _result(future: Future[Any], deadline: float | None) -> Any:
-    return future.result(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from ..errors import DeviceError
+from ..errors import DeviceError, TaskError, first_line
 from ..plan import Rung, RungResult, Runner
 
 # Rungs in a row, of two trials at least, that crash on one worker before it is taken to be the cause. Assumed: one more
@@ -84,7 +84,8 @@ class Several(Crew):
     """Several runners, each waited for in a thread of its own; whoever is idle takes the next rung.
 
     A runner that raises `DeviceError` has lost its device and gets no further rung; the error is in the future. Nor
-    does one whose rungs of different trials keep crashing while there are others: it is the machine's fault then.
+    does one whose rungs of different trials keep crashing while there are others: it is the machine's fault then. So it
+    is where they end in errors of the task's that no other runner has seen, though others have trained as many rungs.
 
     Args:
         runners: of one task on like devices, which read one another's checkpoints. They stay their owner's to close.
@@ -95,6 +96,8 @@ class Several(Crew):
         self._threads = ThreadPoolExecutor(len(runners), thread_name_prefix="autobatch-worker")
         self._running: dict[Future[RungResult], tuple[Rung, Runner]] = {}
         self._crashed: dict[int, list[int]] = {}  # by runner: the trials of its latest rungs, if all have crashed
+        self._trained: dict[int, int] = {}  # by runner: rungs that ended well
+        self._blamed: set[int] = set()  # runners on which the task has raised an error
         self._remarks: list[str] = []
         self._is_closed = False
 
@@ -128,18 +131,27 @@ class Several(Crew):
         if isinstance(error, DeviceError):
             self._remarks.append(f"a device was lost while trial {rung.trial} trained on it: {error}")
             return rung, done
-        if error is None and done.result().outcome == "crashed":
+        if isinstance(error, TaskError):
+            self._blamed.add(id(runner))
+        if isinstance(error, TaskError) or (error is None and done.result().outcome == "crashed"):
             trials = self._crashed.setdefault(id(runner), [])
             trials.append(rung.trial)
-            if len(trials) >= _MOST_CRASHES and len(set(trials)) > 1 and self.size:
-                self._remarks.append(
-                    f"a worker got no more trials after {len(trials)} crashes in a row: {done.result().message}"
-                )
+            if len(trials) >= _MOST_CRASHES and len(set(trials)) > 1 and self.size and self._is_the_cause(runner):
+                message = done.result().message if error is None else first_line(error)
+                self._remarks.append(f"a worker got no more trials after {len(trials)} crashes in a row: {message}")
                 return rung, done
         else:
             self._crashed.pop(id(runner), None)
+            self._trained[id(runner)] = self._trained.get(id(runner), 0) + 1
         self._idle.append(runner)
         return rung, done
+
+    def _is_the_cause(self, runner: Runner) -> bool:
+        """Whether a runner whose rungs keep failing is to blame: errors of the task's may be of what it was given."""
+        if id(runner) not in self._blamed:
+            return True
+        others = max((count for other, count in self._trained.items() if other != id(runner)), default=0)
+        return self._blamed == {id(runner)} and others >= _MOST_CRASHES
 
     def close(self) -> None:
         """Take no more rungs; what is under way ends with its runner."""

@@ -90,7 +90,6 @@ class Race:
     count: int = 0  # of the changes that were recorded
     again: list[int] = field(default_factory=list)  # trials of those that wait for a worker after theirs has died
     is_confirming: bool = False
-    scored: int = 0  # rungs that ended well in this process
 
     def __post_init__(self) -> None:
         self.account = Account(ledger=self.ledger, costs=self.costs, crew=self.crew)
@@ -453,9 +452,8 @@ class Race:
         norms = trial.grad_norms if result.grad_norms is None else (*trial.grad_norms, result.grad_norms)
         trial = replace(trial, outcome=result.outcome, message=result.message, grad_norms=norms)
         if result.score is not None:
-            # Each worker warms up in its first rung: the first of all says nothing for long, those of others nothing.
-            self.scored += 1
-            if self.scored == 1 or self.scored > self.crew.size:
+            # A process warms up in its first rung: that of the very first counts for a while, those of others never.
+            if self.account.paces.first is None or not result.is_first:
                 self.account.paces = self.account.paces.with_rung(leg.modelled_s, result.seconds)
             is_last = leg.until_step == trial.total_steps
             scores = (*trial.scores, (leg.until_step, result.score))

@@ -23,9 +23,9 @@ class Paces:
     """What finished rungs took over what the profile gave for them; for predictions only.
 
     Attributes:
-        first: of the very first rung, in which workers start and kernels are compiled; it counts only while it is the
-            only one. None before it.
-        total: of all later ones together.
+        first: of the very first rung, in which a worker warms up; it counts only while it is the only one. None before
+            it.
+        total: of all later ones together, those left out in which another process warmed up.
         latest: of the last `LATEST_RUNGS` of the later ones.
     """
 

@@ -113,6 +113,7 @@ class OpenTask:
         self._own_checkpoints: tempfile.TemporaryDirectory[str] | None = None
         self._probes = 0
         self._data: dict[str, Any] = {}
+        self._is_prepared = False
         self._worst_cases = dict(worst_cases or {})
         self._samples: dict[str, WorstSamples] = {}
         self._facts: TaskFacts | None = None
@@ -216,6 +217,15 @@ class OpenTask:
         if name not in self._data:
             self._data[name] = load_data(self._task, name)
         return self._data[name]
+
+    def prepare(self) -> None:
+        """Load what a rung needs, so that no limit of the rung's is spent on it; once in a process."""
+        if self._is_prepared:
+            return
+        self._guarded("loading the data", self._train_data)  # where there is no memory for it, the rung says so
+        if self._rank == 0:  # who evaluates
+            self._guarded("loading the data", partial(self._load, "val_data"))
+        self._is_prepared = True
 
     def _train_data(self) -> Any:
         return None if self._task.train_loader is not None else self._load("train_data")

@@ -68,6 +68,8 @@ _SWEEP_BLOW_UP = (
 class TorchRunner(OpenTask, Runner):
     """Runs a task on a device in this process; made as an `OpenTask` is."""
 
+    _has_trained = False  # a rung
+
     # -- memory -------------------------------------------------------------------------------------------------------
 
     def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
@@ -313,7 +315,9 @@ class TorchRunner(OpenTask, Runner):
     # -- trials -------------------------------------------------------------------------------------------------------
 
     def advance(self, rung: Rung) -> RungResult:
+        self.prepare()
         started = perf_counter()
+        is_first, self._has_trained = not self._has_trained, True
         self._drop_bench()
         state = self._paused(rung) if rung.start_step else None
         with self._borrow():
@@ -321,7 +325,7 @@ class TorchRunner(OpenTask, Runner):
         self._device.clean_up()
         if isinstance(done, Refused):
             done = RungResult(rung=rung, outcome="oom", message=done.message)
-        return replace(done, seconds=perf_counter() - started)
+        return replace(done, seconds=perf_counter() - started, is_first=is_first)
 
     def _paused(self, rung: Rung) -> dict[str, Any]:
         """The checkpoint that a rung goes on from."""
