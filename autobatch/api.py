@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .arm import Arm, parse_arms
-from .bench import BenchSettings, chosen_models, default_arms, default_memory_limit, file_for, run_bench
+from .bench import BenchSettings, begun, chosen_models, default_arms, default_memory_limit, run_bench
+from .bench_file import file_for, folder_for
 from .engines.ranks import Place, Ranks, in_process_group
-from .errors import SettingError
+from .errors import SettingError, TaskError
 from .files import check_writable, make_folder
 from .measuring.arms import ArmProfile, profile_arm
 from .measuring.learning_rate import LrCurve, find_lr_curve
@@ -251,7 +252,7 @@ def profile_arms(
         on_progress: called with each probe and each measurement.
 
     Raises:
-        TaskError: the task cannot be run in any way.
+        TaskError: the task cannot be run in any way: the same is wrong with it in every arm.
     """
     budget_s = parse_duration(budget)
     spec = spec_for(task, device, memory_limit, headroom)
@@ -269,6 +270,9 @@ def profile_arms(
                 ),
             )
         )
+    error = found[0].error if found else None
+    if isinstance(error, TaskError) and all(str(profiled.error) == str(error) for profiled in found):
+        raise error
     return tuple(found)
 
 
@@ -289,7 +293,9 @@ def bench(
     """What a device does with models that everybody knows, and the file that the report is in.
 
     The file is written after each model and precision. Where it is there already and is of the same device, software
-    and settings, what it holds is kept, and the rest is measured.
+    and settings, what it holds is kept, and the rest is measured: what failed, and all of a model whose task file, or a
+    module beside it that it imports, holds something else by now. A model that cannot be run is in the report with the
+    reason.
 
     Args:
         models: names of standard models, or paths of task files; all standard ones by default.
@@ -298,43 +304,43 @@ def bench(
         device, headroom, max_batch_size: as in `find_max_batch`.
         memory_limit: as in `find_max_batch`; on a processor 1 GiB by default, and 64 MiB where it is quick.
         objective: as in `profile`.
-        output: the report's file; by default `benchmarks/results/<device>/<date>.json`.
+        output: the report's file; by default `benchmarks/results/<device>/<date>.json`, or the newest file beside it
+            that the same call left unfinished.
         command: to be noted in the report.
         on_progress: called as things begin and are found.
 
     Raises:
         SettingError: there is no such model or precision.
+        TaskError: a file that was named is no Python file.
         ReportError: the file cannot be written, or holds another report.
     """
-    chosen = chosen_models(models, standard_models())
-    spec = spec_for(next(iter(chosen.values())), device, memory_limit, headroom)
+    if max_batch_size is not None and max_batch_size < 1:  # told now: later it would be each cell's failure
+        raise SettingError(f"max_batch_size is at least 1; got {max_batch_size}")
+    standard = standard_models()
+    chosen = chosen_models(models, standard)
+    # A task of ours tells the device: one that was asked for may be broken, which is for its cells to say.
+    spec = spec_for(next(iter(standard.values())), device, memory_limit, headroom)
     about = device_of(spec)
     if spec.memory_limit_bytes is None:
         spec = replace(spec, memory_limit_bytes=default_memory_limit(about.kind, quick))
-    path = file_for(about, spec.threads, Path("benchmarks/results")) if output is None else Path(output)
-    if output is None:
-        make_folder(path.parent)
-    check_writable(path)
     settings = BenchSettings(
         models=chosen,
         arms=parse_arms(precisions or default_arms(about.kind, quick)),
         quick=quick,
         objective=objective,
         size="small" if about.kind == "cpu" else "full",
+        max_batch_size=max_batch_size,
         command=command,
-        path=path,
     )
-    report = run_bench(
-        spec,
-        about,
-        settings,
-        find=partial(max_batch_of, max_batch_size=max_batch_size, prove=True),
-        time_it=lambda runner, plan, largest, budget_s: profile_of(
-            runner, plan, int(largest), budget_s=budget_s, objective=objective
-        ),
-        listen=on_progress,
-    )
-    return report, path
+    report = begun(spec, about, settings)
+    if output is None:
+        folder = folder_for(about, spec.threads, Path("benchmarks/results"))
+        make_folder(folder)
+        path = file_for(report, folder)
+    else:
+        path = Path(output)
+    check_writable(path)
+    return run_bench(spec, report, path, settings, listen=on_progress), path
 
 
 def find_lr(

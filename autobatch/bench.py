@@ -6,26 +6,32 @@ stood.
 
 from __future__ import annotations
 
-import re
+import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from . import __version__
 from .arm import Arm
+from .bench_file import with_earlier
 from .engines.served import RunnerSpec
-from .errors import AutobatchError, ReportError, SettingError
-from .measuring.arms import ArmProfile, first_losses, loss_difference, profile_arm
-from .measuring.memory import MaxBatch
-from .measuring.throughput import Objective, ThroughputCurve
+from .errors import AutobatchError, SettingError, first_line
+from .measuring.arms import ArmProfile, FirstLosses, first_losses, profile_arm, told_of_losses
+from .measuring.throughput import Objective
 from .opening import open_spec
-from .plan import DeviceInfo, LrSweep, Plan, Runner, Workload
+from .plan import DeviceInfo, Plan, Runner, Workload
 from .progress import Listener, Progress
+from .render.curves import recommended_point
+from .render.evidence import or_more
+from .render.numbers import speed_text
 from .reports.bench_report import BenchReport, Cell, Size
+from .stages import max_batch_of, profile_of
+from .tasks.task_file import existing_file
+from .tasks.task_sources import source_digest
 from .units import format_duration, format_size
 
 # Which of their two sizes the models take; see benchmarks/models/standard.
@@ -46,30 +52,14 @@ class BenchSettings:
     quick: bool
     objective: Objective
     size: Size
+    max_batch_size: int | None
     command: str
-    path: Path
 
 
-def file_for(device: DeviceInfo, cores: int, folder: Path) -> Path:
-    """Where the report of a device goes that was made today: `<folder>/<device>/<date>.json`."""
-    name = re.sub(r"[^a-z0-9]+", "-", device.name.lower()).strip("-") or device.kind
-    if device.kind == "cpu":
-        name += f"-{cores}-core" + ("s" if cores > 1 else "")
-    return folder / name / f"{datetime.now(UTC):%Y-%m-%d}.json"
-
-
-def run_bench(
-    spec: RunnerSpec,
-    device: DeviceInfo,
-    settings: BenchSettings,
-    *,
-    find: Callable[[Runner, Plan], MaxBatch],
-    time_it: Callable[[Runner, Plan, MaxBatch, float], ThroughputCurve],
-    listen: Listener,
-) -> BenchReport:
-    """The report, its file written after each cell; see `api.bench` for what it raises."""
-    planned = [(model, arm) for model in settings.models for arm in settings.arms]
-    report = BenchReport(
+def begun(spec: RunnerSpec, device: DeviceInfo, settings: BenchSettings) -> BenchReport:
+    """The report before its first cell."""
+    asked = tuple((model, arm.name) for model in settings.models for arm in settings.arms)
+    return BenchReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=settings.command,
         version=__version__,
@@ -78,28 +68,54 @@ def run_bench(
         quick=settings.quick,
         objective=settings.objective,
         cells=(),
-        planned=len(planned),
+        planned=len(asked),
         warnings=_warnings(spec, device),
+        asked=asked,
+        settings={
+            "memory_limit_bytes": spec.memory_limit_bytes,
+            "headroom": spec.headroom,
+            "max_batch_size": settings.max_batch_size,
+            "threads": spec.threads,
+        },
     )
-    report = _resumed(report, settings.path, planned)
+
+
+def run_bench(
+    spec: RunnerSpec, report: BenchReport, path: Path, settings: BenchSettings, *, listen: Listener
+) -> BenchReport:
+    """The report, its file written after each cell; see `api.bench` for what it raises.
+
+    Args:
+        spec: of every runner, but for the task and the arm.
+        report: as `begun` gives it.
+        path: of its file.
+        settings: as `begun` had them.
+        listen: is told what begins and what is found.
+    """
+    sources = {model: source_digest(file) for model, file in settings.models.items()}
+    report, other = with_earlier(report, path, sources)
     if report.cells:
-        listen(Progress(stage="bench", text=f"{len(report.cells)} of {len(planned)} are in {settings.path.name}"))
-    bench = _Bench(spec, device, settings, find=find, time_it=time_it, listen=listen)
-    for cell in report.cells:  # done before: a later arm may be compared with it, but its losses are not in the file
-        bench.known[cell.model, cell.arm] = cell
+        listen(Progress(stage="bench", text=f"{len(report.cells)} of {report.planned} are in {path.name}"))
+    for model in other:
+        text = f"{path.name} has {model} of a task file that held something else: it is measured again"
+        listen(Progress(stage="bench", text=text))
+    bench = _Bench(spec, report.device, settings)
+    known = {(cell.model, cell.arm) for cell in report.cells}  # a later arm may be compared with what is not among them
     took: list[float] = []
-    for model, arm in planned:
-        if (model, arm.name) in bench.known:
+    for model, arm in itertools.product(settings.models, settings.arms):
+        if (model, arm.name) in known:
             continue
-        left = len(planned) - len(report.cells)
+        number = len(report.cells) + 1
+        left = report.planned - len(report.cells)
         about = f", about {format_duration(left * sum(took) / len(took))} left" if took else ""
-        what = f"{len(report.cells) + 1} of {len(planned)}: {model} in {arm.name}{about}"
-        listen(Progress(stage="bench", text=what, predicted_s=sum(took) / len(took) if took else None))
-        cell = bench.cell(model, arm)
+        what = f"{number} of {report.planned}: {model} in {arm.name}{about}"
+        predicted_s = sum(took) / len(took) if took else None
+        listen(Progress(stage="bench", text=what, predicted_s=predicted_s, piece=number))
+        cell = bench.cell(model, arm, listen)
         took.append(cell.seconds)
         report = replace(report, cells=(*report.cells, cell))
-        report.save(settings.path)
-        listen(Progress(stage="bench", text=_told(cell)))
+        report.save(path)
+        listen(Progress(stage="bench", text=_told(cell), piece=number))
     return report
 
 
@@ -107,11 +123,11 @@ def _told(cell: Cell) -> str:
     """One line about a cell."""
     what = f"{cell.model} in {cell.arm}"
     if cell.max_batch is None or cell.throughput is None:
-        return f"{what}: failed: {(cell.message or '').splitlines()[0]}"
-    return (
-        f"{what}: up to batch {cell.max_batch['batch_size']:,}, {cell.throughput['samples_per_s']:,.0f} samples/s at "
-        f"batch {cell.throughput['fastest_batch_size']:,} ({format_duration(cell.seconds)})"
-    )
+        return f"{what}: failed: {(cell.message or 'nothing says why').splitlines()[0]}"
+    best = recommended_point(cell.throughput)
+    speed = "" if best is None else f", {speed_text(best['samples_per_s'])} samples/s at batch {best['batch_size']:,}"
+    largest = f"{cell.max_batch['batch_size']:,}{or_more(cell.max_batch)}"
+    return f"{what}: up to batch {largest}{speed} ({format_duration(cell.seconds)})"
 
 
 def _warnings(spec: RunnerSpec, device: DeviceInfo) -> tuple[str, ...]:
@@ -124,40 +140,6 @@ def _warnings(spec: RunnerSpec, device: DeviceInfo) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _resumed(report: BenchReport, path: Path, planned: Sequence[tuple[str, Arm]]) -> BenchReport:
-    """The report with the cells that an earlier run of the same left in its file; those that failed are run again.
-
-    Raises:
-        ReportError: what is in the file is another report.
-    """
-    if not path.exists():
-        return report
-    earlier = BenchReport.load(path)
-    same = {
-        "autobatch": (earlier.version, report.version),
-        "the device": (_identity(earlier.device), _identity(report.device)),
-        "the size of the models": (earlier.size, report.size),
-        "--quick": (earlier.quick, report.quick),
-        "--objective": (earlier.objective, report.objective),
-        "the memory limit or the threads": (earlier.warnings, report.warnings),
-    }
-    changed = [what for what, (before, now) in same.items() if before != now]
-    if changed:
-        raise ReportError(
-            f"{path} holds a report to go on with, but {' and '.join(changed)} changed since: name another --output, "
-            "or delete it"
-        )
-    wanted = {(model, arm.name) for model, arm in planned}
-    kept = tuple(cell for cell in earlier.cells if cell.outcome == "ok")
-    beside = sum((cell.model, cell.arm) not in wanted for cell in kept)
-    return replace(report, created=earlier.created, cells=kept, planned=report.planned + beside)
-
-
-def _identity(device: DeviceInfo) -> tuple[object, ...]:
-    """What must be the same for two cells to stand in one report."""
-    return device.name, device.uuid, device.threads, device.driver, device.runtime, device.torch
-
-
 class _Bench:
     """What the cells share."""
 
@@ -166,19 +148,15 @@ class _Bench:
         spec: RunnerSpec,
         device: DeviceInfo,
         settings: BenchSettings,
-        *,
-        find: Callable[[Runner, Plan], MaxBatch],
-        time_it: Callable[[Runner, Plan, MaxBatch, float], ThroughputCurve],
-        listen: Listener,
     ) -> None:
-        self.spec, self.device, self.settings, self.find, self.time_it = spec, device, settings, find, time_it
-        self.listen = listen
-        self.known: dict[tuple[str, str], Cell] = {}
-        self._reference: dict[str, LrSweep | None] = {}  # losses in fp32, by model
+        self.spec, self.device, self.settings = spec, device, settings
+        self._reference: dict[str, FirstLosses] = {}  # losses in fp32, by model
 
-    def cell(self, model: str, arm: Arm) -> Cell:
-        """One model in one arm, measured now."""
+    def cell(self, model: str, arm: Arm, listen: Listener) -> Cell:
+        """One model in one arm, measured now; `listen` is told each probe, and each size when it is timed first."""
         began = time.monotonic()
+        source = source_digest(self.settings.models[model])
+        heard = _within(f"{model} in {arm.name}", listen)
         spec = replace(self.spec, path=self.settings.models[model], arm=arm)
         # A limit on a processor is kept by counting memory to the page, which slows every step.
         counts = self.device.kind == "cpu" and spec.memory_limit_bytes is not None
@@ -187,16 +165,24 @@ class _Bench:
             arm,
             lambda: self._open(spec),
             (lambda: self._open(replace(spec, memory_limit_bytes=None))) if counts else None,
-            find=self.find,
-            time_it=lambda runner, plan, largest: self.time_it(runner, plan, largest, self._budget_s),
+            find=partial(max_batch_of, max_batch_size=self.settings.max_batch_size, prove=True, on_progress=heard),
+            time_it=lambda runner, plan, largest: profile_of(
+                runner,
+                plan,
+                int(largest),
+                budget_s=self._budget_s,
+                objective=self.settings.objective,
+                on_progress=heard,
+            ),
             also=also,
         )
+        reference = None
         if arm == Arm():
-            self._reference[model] = found.losses
-        difference = None
-        if arm != Arm() and found.message is None:
-            difference = loss_difference(found.losses, self._losses_in_fp32(model, found))
-        return _cell(model, found, also, difference and difference.to_json(), time.monotonic() - began)
+            self._reference[model] = found.losses or FirstLosses(message=f"it failed: {found.message}")
+        elif found.message is None:
+            reference = self._losses_in_fp32(model, found)
+        losses = told_of_losses(found.losses, reference, Arm())
+        return replace(_cell(model, found, also), **losses, source=source, seconds=time.monotonic() - began)
 
     @property
     def _budget_s(self) -> float:
@@ -205,15 +191,15 @@ class _Bench:
     def _open(self, spec: RunnerSpec) -> AbstractContextManager[tuple[Runner, Plan]]:
         return open_spec(spec, accumulation_steps=1, environment={_SIZE_VARIABLE: self.settings.size})
 
-    def _losses_in_fp32(self, model: str, found: ArmProfile) -> LrSweep | None:
+    def _losses_in_fp32(self, model: str, found: ArmProfile) -> FirstLosses:
         """From the cell in fp32 of this run, or computed now where that was an earlier one's, or is not wanted."""
         if model not in self._reference:
             spec = replace(self.spec, path=self.settings.models[model], arm=Arm(), memory_limit_bytes=None)
             try:
                 with self._open(spec) as (runner, _):
                     self._reference[model] = first_losses(runner, int(found.max_batch or 1))
-            except AutobatchError:  # a model that does not run in fp32 has nothing to be compared with
-                self._reference[model] = None
+            except AutobatchError as error:  # a model that does not run in fp32 has nothing to be compared with
+                self._reference[model] = FirstLosses(message=f"it failed: {first_line(error)}")
         return self._reference[model]
 
 
@@ -229,9 +215,23 @@ class _Extra:
         self.matmul_flops_per_s = runner.matmul_flops_per_s(budget_s=_MATMUL_S)
 
 
-def _cell(model: str, found: ArmProfile, also: _Extra, difference: Any, seconds: float) -> Cell:
+def _within(what: str, listen: Listener) -> Listener:
+    """Tells what happens within a cell; later visits to a size that was timed are left out, being many."""
+    seen: set[str] = set()
+
+    def heard(progress: Progress) -> None:
+        about = progress.text.partition(":")[0]
+        if progress.stage != "profile" or about not in seen:
+            seen.update({about} if progress.stage == "profile" else ())
+            # Of no piece that is under way: the cell goes on.
+            listen(Progress(stage="bench", text=f"{what}: {progress.text}", piece=0))
+
+    return heard
+
+
+def _cell(model: str, found: ArmProfile, also: _Extra) -> Cell:
     if found.message is not None or found.curve is None:
-        return Cell(model=model, arm=found.arm.name, outcome="failed", message=found.message, seconds=seconds)
+        return Cell(model=model, arm=found.arm.name, outcome="failed", message=found.message)
     flops = also.workload.flops_per_sample if also.workload else None
     per_s = found.curve.samples_per_s(found.curve.recommended)
     return Cell(
@@ -244,8 +244,6 @@ def _cell(model: str, found: ArmProfile, also: _Extra, difference: Any, seconds:
         flops_per_sample=flops,
         flops_per_s=None if flops is None else flops * per_s,
         matmul_flops_per_s=also.matmul_flops_per_s,
-        loss_difference=difference,
-        seconds=seconds,
     )
 
 
@@ -268,15 +266,18 @@ def chosen_models(asked: Sequence[str], standard: Mapping[str, Path]) -> dict[st
 
     Raises:
         SettingError: there is no such model, or two are called the same.
+        TaskError: a file is no Python file.
     """
     if not asked:
         return dict(standard)
     found: dict[str, Path] = {}
     for name in asked:
-        path = standard.get(name, Path(name))
-        if name not in standard and not path.is_file():
+        if name in standard:
+            title, path = name, standard[name]
+        elif Path(name).is_file():
+            title, path = Path(name).stem, existing_file(Path(name))
+        else:
             raise SettingError(f"{name!r} is no model: it is one of {', '.join(standard)}, or the path of a task file")
-        title = name if name in standard else path.stem
         if title in found:
             raise SettingError(f"two models are called {title}: a report tells them apart by their names")
         found[title] = path

@@ -308,7 +308,7 @@ def bench(**options: Any) -> None:
     """Measure what this device does with models that everybody knows, and write a report to compare.
 
     The report goes to --output, by default benchmarks/results/<device>/<date>.json, after each model. The same command
-    goes on where an earlier one was ended.
+    goes on where an earlier one was ended, on another day too.
     """
     refuse_torchrun("bench")
     if options["html"] is not None:
@@ -335,6 +335,8 @@ def bench(**options: Any) -> None:
     except KeyboardInterrupt:
         fail("interrupted. What was done is in the report's file: the same command goes on from there", INTERRUPTED)
     show_bench(report, path, options)
+    if report.found_nothing:
+        sys.exit(FOUND_NOTHING)
 
 
 @cli.command("find-lr")

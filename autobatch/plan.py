@@ -266,6 +266,10 @@ class Measurement:
         return self.plan.effective_batch_size / self.median_step_s
 
 
+# A range test ends when the loss is this many times its lowest (as torch-lr-finder's diverge_th=5, assumed).
+SWEEP_BLOW_UP = 4.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LrSweep:
     """One learning-rate range test: the rate rises geometrically, one optimizer step at each.
@@ -283,6 +287,17 @@ class LrSweep:
     losses: tuple[float, ...]
     diverged: bool
     seconds: float
+
+    @property
+    def diverged_step(self) -> int | None:
+        """The step, counted from 1, at which the loss blew up; None where it did not.
+
+        A loss that is far above the lowest is the last one told; one that is not finite is not told.
+        """
+        if not self.diverged:
+            return None
+        is_told = bool(self.losses) and self.losses[-1] > SWEEP_BLOW_UP * max(min(self.losses), 1e-12)
+        return len(self.losses) + (not is_told)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from .errors import ReportError
 # A shape is a type, several, `[shape]` for a list of one shape, or a mapping of keys to shapes; more keys are welcome.
 NUMBER = (int, float)
 NUMBER_OR_NULL = (int, float, type(None))
+WHOLE_OR_NULL = (int, type(None))
 TEXT_OR_NULL = (str, type(None))
 
 
@@ -38,6 +39,10 @@ class Reader:
         if not (or_null and value is None):
             check(value, shape, f"{key!r} of {self._where}")
         return value
+
+    def get_or_none(self, key: str, shape: Any) -> Any:
+        """The same, or None where it is null or not there."""
+        return None if self._data.get(key) is None else self.get(key, shape)
 
     def inside(self, key: str) -> Reader:
         """A reader of the object that is the value of a key."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
 
 from autobatch.arm import Arm
-from autobatch.errors import DoesNotFit
-from autobatch.measuring.arms import ArmProfile, compared, loss_difference, profile_arm
+from autobatch.errors import DoesNotFit, NoValidResult, TaskError
+from autobatch.measuring.arms import ArmProfile, FirstLosses, compared, first_losses, loss_difference, profile_arm
 from autobatch.plan import LrSweep, Plan, Runner
+from autobatch.render.terminal import print_arms
 from autobatch.simulated.sim import SimRunner
 from autobatch.stages import max_batch_of, profile_of
 
@@ -73,3 +79,84 @@ def test_losses_that_cannot_be_compared_are_not() -> None:
     assert loss_difference(sweep(1.0), None) is None
     assert loss_difference(sweep(1.0, batch_size=4), sweep(1.0)) is None
     assert loss_difference(sweep(1.0), sweep(0.0)) is None
+
+
+def drawn(*arms: ArmProfile) -> str:
+    file = io.StringIO()
+    print_arms(compared(arms), Console(file=file, width=200, color_system=None))
+    return " ".join(file.getvalue().split())
+
+
+def blown_up(*losses: float) -> FirstLosses:
+    return FirstLosses(sweep=replace(sweep(*losses), diverged=True))
+
+
+@given(st.lists(st.floats(0.5, 1.5), max_size=9), st.booleans())
+def test_a_sweep_tells_at_which_step_it_diverged(losses: list[float], is_finite: bool) -> None:
+    """A loss that is no number is not told, one that is far above the others is."""
+    told = [*losses, 100.0] if is_finite and losses else losses
+    assert replace(sweep(*told), diverged=True).diverged_step == len(losses) + 1
+    assert sweep(*told).diverged_step is None
+
+
+def test_a_loss_that_diverges_is_told_with_its_step_and_the_steps_that_were_compared() -> None:
+    fp32, bf16, fp16, tf32 = (measured(Arm.parse(name), SimRunner()) for name in ("fp32", "bf16", "fp16", "tf32"))
+    assert fp32.losses is not None
+    assert fp32.losses.sweep is not None
+    start, second = fp32.losses.sweep.losses[:2]
+    fp16, tf32 = replace(fp16, losses=blown_up(0.99 * start, second)), replace(tf32, losses=blown_up())
+    found = compared([fp32, bf16, fp16, tf32])["arms"]
+    assert [arm["losses"] for arm in found] == [
+        {"steps": 10, "diverged_at": None, "message": None},
+        {"steps": 10, "diverged_at": None, "message": None},
+        {"steps": 2, "diverged_at": 3, "message": None},
+        {"steps": 0, "diverged_at": 1, "message": None},
+    ]
+    assert found[2]["loss_difference"]["first"] == pytest.approx(-0.01)
+    assert found[3]["loss_difference"] is None
+    text = drawn(fp32, bf16, fp16, tf32)
+    assert "The loss is compared over 10 steps (2 in fp16) from the same weights" in text
+    assert "In fp16 the loss diverged at step 3." in text
+    assert "Before, the loss in fp16 differs from that of fp32 by 1.0% in the first step and by at most 1.0%" in text
+    assert "In tf32 the loss diverged at step 1." in text
+
+
+def test_a_reference_that_diverges_says_so_and_ends_what_is_compared() -> None:
+    fp32, bf16 = (measured(Arm.parse(name), SimRunner()) for name in ("fp32", "bf16"))
+    text = drawn(replace(fp32, losses=blown_up(2.3, 2.3)), bf16)
+    assert "In fp32 the loss diverged at step 3." in text
+    assert "The loss is compared over 2 steps from the same weights" in text
+    text = drawn(replace(fp32, losses=blown_up()), bf16)
+    assert "In bf16 the loss is not compared: that in fp32 diverged at step 1." in text
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (NoValidResult("a range test needs the loss"), "the task's training_step tells no loss"),
+        (TaskError("batch 8 does not fit in memory: no room\nmore"), "batch 8 does not fit in memory: no room"),
+    ],
+)
+def test_losses_that_could_not_be_had_say_why(error: Exception, told: str) -> None:
+    class Refusing(SimRunner):
+        def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
+            raise error
+
+    assert first_losses(Refusing(), 64) == FirstLosses(message=told)
+    fp32, bf16 = (measured(Arm.parse(name), SimRunner()) for name in ("fp32", "bf16"))
+    without = FirstLosses(message=told)
+    assert f"In bf16 the loss is not compared: {told}." in drawn(fp32, replace(bf16, losses=without))
+    text = drawn(replace(fp32, losses=without), bf16)
+    assert f"In fp32 the loss is not compared: {told}." in text
+    assert f"In bf16 the loss is not compared: there is none in fp32: {told}." in text
+
+
+def test_an_arm_that_nothing_can_be_compared_with_says_why() -> None:
+    fp32, bf16 = (measured(Arm.parse(name), SimRunner()) for name in ("fp32", "bf16"))
+    small = FirstLosses(sweep=sweep(1.0, batch_size=4))
+    told = "In bf16 the loss is not compared: its steps were of batch 4, those in fp32 of batch 8."
+    assert told in drawn(fp32, replace(bf16, losses=small))
+    zero = FirstLosses(sweep=sweep(1.0, 0.0))
+    assert "not compared: that in fp32 is zero in one of them." in drawn(replace(fp32, losses=zero), bf16)
+    failed = measured(Arm(), SimRunner(capacity_bytes=1 << 20))
+    assert "In bf16 the loss is not compared: there is none in fp32: it failed: a batch" in drawn(failed, bf16)

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from autobatch import api
-from autobatch.arm import Arm
-from autobatch.bench import BenchSettings, chosen_models, default_arms, default_memory_limit, file_for
+from autobatch.bench import BenchSettings, chosen_models, default_arms, default_memory_limit
+from autobatch.bench_file import file_for, folder_for, with_earlier
 from autobatch.cli import cli
 from autobatch.errors import ReportError, SettingError
 from autobatch.plan import DeviceInfo
-from autobatch.reports.bench_report import BenchReport
+from autobatch.reports.bench_report import BenchReport, Cell
 from autobatch.standard import standard_models
 
 from .test_cli import MINIMAL, TASKS, autobatch
@@ -67,6 +67,21 @@ def test_a_bench_measures_each_model_in_each_way_and_says_where_the_report_is(tm
     assert report.planned == 4
     assert any("64 MiB" in warning for warning in report.warnings)
     assert "2 of 4: minimal in bf16, about" in found.stderr
+    lines = found.stderr.splitlines()
+    began, ended = (next(i for i, line in enumerate(lines) if words in line) for words in ("in fp32", "up to batch"))
+    within = [line.partition("bench: minimal in fp32: ")[2] for line in lines[began + 1 : ended]]
+    assert within[0].startswith("batch 2: ok")  # a probe
+    sizes = [line.partition(":")[0] for line in within if line.endswith("samples/s")]
+    assert len(sizes) == len(set(sizes)) >= 1  # each size once, though each is timed again and again
+    assert report.asked == (("minimal", "fp32"), ("minimal", "bf16"), ("lstm", "fp32"), ("lstm", "bf16"))
+    assert report.settings == {
+        "memory_limit_bytes": 64 << 20,
+        "max_batch_size": 16,
+        "headroom": 0.05,
+        "threads": report.device.threads,
+    }
+    assert str(MINIMAL.parent) not in json.dumps([cell["source"] for cell in report.to_json()["cells"]])
+    assert [cell.losses and cell.losses["steps"] for cell in report.cells] == [10] * 4
 
 
 def test_a_bench_is_drawn_as_an_overview_and_as_a_page(tmp_path: Path) -> None:
@@ -99,46 +114,157 @@ def test_a_bench_that_was_ended_goes_on_where_it_stood(tmp_path: Path) -> None:
 
 
 def test_what_failed_is_told_and_run_again(tmp_path: Path) -> None:
-    found = bench(tmp_path, "--precisions", "tf32")
+    found = bench(tmp_path, "--precisions", "tf32", code=3)  # all that was tried failed
     assert found.cells[0].outcome == "failed"
     assert found.cells[0].message == "tf32 is a mode of NVIDIA's tensor cores; cpu has none: use bf16"
     mended = replace(found.cells[0], message="another reason")
     replace(found, cells=(mended,)).save(tmp_path / "r.json")
-    assert bench(tmp_path, "--precisions", "tf32").cells[0].message == found.cells[0].message
+    assert bench(tmp_path, "--precisions", "tf32", code=3).cells[0].message == found.cells[0].message
+    both = bench(tmp_path, "--precisions", "tf32", "fp32")
+    assert [(cell.arm, cell.outcome) for cell in both.cells] == [("tf32", "failed"), ("fp32", "ok")]
+    alone = bench(tmp_path, "--precisions", "fp32")
+    assert {(cell.arm, cell.outcome) for cell in alone.cells} == {("tf32", "failed"), ("fp32", "ok")}  # still told
+    assert bench(tmp_path, "--precisions", "tf32", code=3).planned == 2  # what was there before is none of its answers
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"version": "0.0.1"}, "autobatch changed since"),
-        ({"quick": False}, "--quick changed since"),
-        ({"objective": "energy"}, "--objective changed since"),
-        ({"size": "full"}, "the size of the models changed since"),
-        ({"warnings": ()}, "the memory limit or the threads changed since"),
-    ],
+@pytest.mark.parametrize("broken_first", [True, False])
+def test_a_model_that_is_broken_is_a_failed_cell_wherever_it_is_named(tmp_path: Path, broken_first: bool) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise RuntimeError('not today')\n")
+    models = [broken, MINIMAL] if broken_first else [MINIMAL, broken]
+    done = autobatch("bench", "--models", *models, *QUICK, "--output", "r.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    cells = {cell.model: cell for cell in BenchReport.load(tmp_path / "r.json").cells}
+    assert (cells["broken"].outcome, cells["minimal"].outcome) == ("failed", "ok")
+    assert "the import of broken.py failed: RuntimeError: not today" in (cells["broken"].message or "")
+
+
+def test_a_task_file_that_holds_something_else_is_measured_again(tmp_path: Path) -> None:
+    """Another file of the same name, or a module beside it edited; the same file in another folder is the same."""
+    for folder in ("a", "b", "c"):
+        (tmp_path / folder).mkdir()
+        width = 32 if folder == "b" else 16
+        (tmp_path / folder / "model.py").write_text(
+            "from sizes import WIDTH\n" + MINIMAL.read_text().replace("8, 16", "8, WIDTH").replace("16, 3", "WIDTH, 3")
+        )
+        (tmp_path / folder / "sizes.py").write_text(f"WIDTH = {width}\n")
+
+    def parameters(folder: str, *more: object) -> tuple[dict[str, int | None], str]:
+        ask = ("bench", "--models", f"{folder}/model.py", *more, *QUICK, "--output", "r.json")
+        done = autobatch(*ask, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return {cell.arm: cell.parameters for cell in BenchReport.load(tmp_path / "r.json").cells}, done.stderr
+
+    told = "r.json has model of a task file that held something else: it is measured again"
+    assert parameters("a", "--precisions", "fp32", "bf16")[0] == {"fp32": 195, "bf16": 195}
+    again, stderr = parameters("c", "--precisions", "fp32", "bf16")
+    assert again == {"fp32": 195, "bf16": 195}
+    assert "2 of 2 are in r.json" in stderr
+    assert told not in stderr
+    other, stderr = parameters("b")  # one arm: the other arm's figures were of the other file, and are gone
+    assert other == {"fp32": 387}
+    assert told in stderr
+    (tmp_path / "b" / "sizes.py").write_text("WIDTH = 64\n")
+    assert parameters("b")[0] == {"fp32": 771}
+
+
+def test_a_report_of_other_settings_is_refused_with_both(tmp_path: Path) -> None:
+    bench(tmp_path)
+    ask = ("bench", "--models", MINIMAL, "--quick", "--device", "cpu", "--output", "r.json")
+    whole = (tmp_path / "r.json").read_bytes()
+    for more, told in (
+        ((), "--max-batch-size (16 then, none now)"),
+        (("--max-batch-size", 16, "--memory-limit", "1GiB"), "the memory limit (64 MiB then, 1 GiB now)"),
+        (("--max-batch-size", 16, "--headroom", "0.2"), "--headroom (0.05 then, 0.2 now)"),
+    ):
+        done = autobatch(*ask, *more, cwd=tmp_path)
+        assert done.returncode == 2
+        assert f"but {told} changed since: name another --output, or delete it" in done.stderr
+    assert (tmp_path / "r.json").read_bytes() == whole
+
+
+def test_a_command_that_was_ended_before_midnight_goes_on_in_its_file(tmp_path: Path) -> None:
+    ask = ("bench", "--models", MINIMAL, "--precisions", "fp32", "bf16", *QUICK, "--json")
+    assert autobatch(*ask, cwd=tmp_path).returncode == 0
+    (today,) = tmp_path.glob("benchmarks/results/*/*.json")
+    whole = BenchReport.load(today)
+    yesterday = today.with_name("2026-01-01.json")
+    today.rename(yesterday)
+    replace(whole, cells=whole.cells[:1]).save(yesterday)
+    done = autobatch(*ask, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not today.exists()
+    assert BenchReport.load(yesterday).cells[0] == whole.cells[0]
+    assert len(BenchReport.load(yesterday).cells) == 2
+    assert autobatch(*ask, cwd=tmp_path).returncode == 0  # it is whole now: today has a report of its own
+    assert today.exists()
+
+
+CARD = DeviceInfo(name="NVIDIA H200", kind="cuda", uuid="GPU-1", power_limit_w=700.0, torch="2.13.0", runtime="12.8")
+BEGUN = BenchReport(
+    created="2026-01-01T00:00:00+00:00",
+    command="autobatch bench",
+    version="0.1.0",
+    device=CARD,
+    size="small",
+    quick=True,
+    objective="throughput",
+    cells=(),
+    planned=2,
+    asked=(("mlp", "fp32"), ("mlp", "bf16")),
+    settings={"memory_limit_bytes": None, "headroom": 0.05, "max_batch_size": None, "threads": 8},
 )
-def test_a_report_of_something_else_is_not_gone_on_with(tmp_path: Path, change: dict[str, Any], told: str) -> None:
-    from autobatch.bench import _resumed
+ELSE: list[tuple[dict[str, Any], str]] = [
+    ({"version": "0.0.1"}, "autobatch changed since"),
+    ({"quick": False}, "--quick changed since"),
+    ({"objective": "energy"}, "--objective changed since"),
+    ({"size": "full"}, "the size of the models changed since"),
+    ({"device": replace(CARD, uuid="GPU-2")}, "the device changed since"),
+    ({"device": replace(CARD, torch="2.12.0", runtime="12.6")}, "the runtime and torch changed since"),
+    ({"device": replace(CARD, python="3.12.1")}, "Python changed since"),
+    ({"device": replace(CARD, driver="1")}, "the driver changed since"),
+    ({"device": replace(CARD, power_limit_w=350.5)}, "the power limit (350.5 W then, 700 W now) changed since"),
+    (
+        {"settings": {**(BEGUN.settings or {}), "memory_limit_bytes": 8 << 30}},
+        "the memory limit (8 GiB then, none now) changed since",
+    ),
+    ({"settings": {**(BEGUN.settings or {}), "threads": 2}}, "the number of threads (2 then, 8 now) changed since"),
+]
 
-    device = DeviceInfo(name="a card", kind="cuda", uuid="GPU-1")
-    report = BenchReport(
-        created="2026-01-01T00:00:00+00:00",
-        command="autobatch bench",
-        version="0.1.0",
-        device=device,
-        size="small",
-        quick=True,
-        objective="throughput",
-        cells=(),
-        planned=1,
-        warnings=("steps were timed on 1 threads",),
-    )
-    replace(report, **change).save(tmp_path / "r.json")
-    with pytest.raises(ReportError, match=f"{told}: name another --output, or delete it"):
-        _resumed(report, tmp_path / "r.json", [("mlp", Arm())])
-    replace(report, device=replace(device, uuid="GPU-2")).save(tmp_path / "r.json")
-    with pytest.raises(ReportError, match="the device changed since"):
-        _resumed(report, tmp_path / "r.json", [("mlp", Arm())])
+
+@pytest.mark.parametrize(("change", "told"), ELSE)
+def test_a_report_of_something_else_is_not_gone_on_with(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    replace(BEGUN, **change).save(tmp_path / "r.json")
+    with pytest.raises(ReportError, match=re.escape(f"{told}: name another --output, or delete it")):
+        with_earlier(BEGUN, tmp_path / "r.json", {})
+    assert file_for(BEGUN, tmp_path) != tmp_path / "r.json"
+    BEGUN.save(tmp_path / "r.json")
+    assert with_earlier(BEGUN, tmp_path / "r.json", {}) == (BEGUN, ())
+    assert file_for(BEGUN, tmp_path) == tmp_path / "r.json"
+
+
+def test_an_older_report_that_does_not_tell_its_settings_is_read_and_not_gone_on_with(tmp_path: Path) -> None:
+    data = BEGUN.to_json()
+    del data["asked"], data["settings"]
+    (tmp_path / "r.json").write_text(json.dumps(data))
+    assert BenchReport.load(tmp_path / "r.json") == replace(BEGUN, asked=(), settings=None)
+    with pytest.raises(ReportError, match="does not say under which settings it was made: name another --output"):
+        with_earlier(BEGUN, tmp_path / "r.json", {})
+
+
+def test_the_newest_that_the_same_command_left_is_gone_on_with(tmp_path: Path) -> None:
+    done = tuple(Cell(model=model, arm=arm, outcome="failed", message="no") for model, arm in BEGUN.asked)
+    today = file_for(BEGUN, tmp_path)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d\.json", today.name)
+    replace(BEGUN, cells=done).save(tmp_path / "whole.json")
+    replace(BEGUN, asked=BEGUN.asked[:1]).save(tmp_path / "of-another-command.json")
+    (tmp_path / "other.json").write_text('{"kind": "something else"}')
+    (tmp_path / "torn.json").write_text('{"kind": "bench", "cells"')
+    assert file_for(BEGUN, tmp_path) == today
+    BEGUN.save(tmp_path / "older.json")
+    replace(BEGUN, created="2026-01-02T00:00:00+00:00", cells=done[:1]).save(tmp_path / "newer.json")
+    assert file_for(BEGUN, tmp_path) == tmp_path / "newer.json"
+    assert BenchReport.load(tmp_path / "newer.json").missing == (("mlp", "bf16"),)
 
 
 def test_models_are_standard_ones_or_files_and_a_name_is_one_models() -> None:
@@ -152,13 +278,11 @@ def test_models_are_standard_ones_or_files_and_a_name_is_one_models() -> None:
         chosen_models(["mlp", "mlp"], standard)
 
 
-def test_a_report_goes_where_its_device_and_day_are(tmp_path: Path) -> None:
-    card = DeviceInfo(name="NVIDIA H200", kind="cuda")
-    assert file_for(card, 8, tmp_path).parent == tmp_path / "nvidia-h200"
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d\.json", file_for(card, 8, tmp_path).name)
+def test_a_report_goes_where_its_device_is(tmp_path: Path) -> None:
+    assert folder_for(CARD, 8, tmp_path) == tmp_path / "nvidia-h200"
     processor = DeviceInfo(name="../AMD EPYC\n", kind="cpu")
-    assert file_for(processor, 2, tmp_path).parent == tmp_path / "amd-epyc-2-cores"
-    assert file_for(processor, 1, tmp_path).parent == tmp_path / "amd-epyc-1-core"
+    assert folder_for(processor, 2, tmp_path) == tmp_path / "amd-epyc-2-cores"
+    assert folder_for(processor, 1, tmp_path) == tmp_path / "amd-epyc-1-core"
 
 
 def test_defaults_fit_the_device() -> None:
@@ -174,6 +298,8 @@ def test_defaults_fit_the_device() -> None:
     [
         (("bench", "--models", "nothing"), "'nothing' is no model"),
         (("bench", "--models", MINIMAL, "--precisions", "int8"), "is no way to compute"),
+        (("bench", "--models", __file__, "README.md"), "'README.md' is no model"),
+        (("bench", "--models", MINIMAL.parent.parent / "recordings" / "made_table.json"), "name ends in .py; found"),
         (("bench", "--models", MINIMAL, "--output", "no/folder/r.json"), "there is no folder"),
         (("bench", "--models", MINIMAL, "--objective", "speed"), "'speed' is not one of"),
         (("profile", MINIMAL, "--precisions"), "requires an argument"),
@@ -206,6 +332,52 @@ def test_a_profile_in_which_no_precision_runs_finds_nothing(tmp_path: Path) -> N
     done = autobatch("profile", MINIMAL, "--precisions", "tf32", "--device", "cpu", "--budget", "1s", cwd=tmp_path)
     assert done.returncode == 3
     assert "tf32 failed: tf32 is a mode" in " ".join(done.stdout.split())
+
+
+def test_a_task_that_is_broken_is_told_as_it_is_without_precisions(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("raise RuntimeError('not today')\n")
+    plain, several = (
+        autobatch("profile", "broken.py", *more, "--device", "cpu", cwd=tmp_path)
+        for more in ((), ("--precisions", "fp32", "bf16"))
+    )
+    assert (plain.returncode, several.returncode) == (2, 2)
+    told = "autobatch: the import of broken.py failed: RuntimeError: not today"
+    assert told in plain.stderr
+    assert told in several.stderr
+    assert several.stdout == ""
+
+
+def test_a_loss_that_diverges_in_one_precision_is_told_with_its_step(tmp_path: Path) -> None:
+    """The task's loss is no number from the third training step on, where it is computed in bf16."""
+    (tmp_path / "model.py").write_text(
+        MINIMAL.read_text()
+        + """
+
+class Blows(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers, self.steps = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), 0
+
+    def forward(self, x):
+        found = self.layers(x)
+        self.steps += self.training
+        return found * float("nan") if found.dtype == torch.bfloat16 and self.steps > 2 else found
+
+
+def model():
+    return Blows()
+"""
+    )
+    ask = ("profile", "model.py", "--precisions", "fp32", "bf16", "--budget", "1s", "--device", "cpu")
+    found = json.loads(autobatch(*ask, "--json", cwd=tmp_path).stdout)["arms"][1]
+    assert found["losses"] == {"steps": 2, "diverged_at": 3, "message": None}
+    assert found["loss_difference"]["steps"] == 2
+    drawn = " ".join(autobatch(*ask, cwd=tmp_path).stdout.split())
+    assert "diverged at step 3" in drawn
+    assert "In bf16 the loss diverged at step 3." in drawn
+    assert "The loss is compared over 2 steps from the same weights" in drawn
+    done = autobatch("bench", "--models", "model.py", "--precisions", "fp32", "bf16", *QUICK, cwd=tmp_path)
+    assert "The loss diverged in the first steps: model in bf16." in " ".join(done.stdout.split()), done.stderr
 
 
 def test_an_objective_without_energy_is_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -79,13 +79,49 @@ def test_what_a_cell_says_is_told_in_words() -> None:
         "2,533 samples fit, limited by memory, and the next size was seen to fail.",
         "Speed saturates at batch 256: the smallest with 80 % of the highest samples/s.",
         "Batch 2048 is the smallest within 2 % of the highest samples/s.",
-        "The step-time model is within 2.1% of every measured time.",
+        "left out in turn, is predicted from the others within 2.1% of its undisturbed time.",
         "Its loss differs from that of fp32 by 0.031% in the first step and by at most 0.24% in 20 steps.",
         "With num_workers=4 it does 1.8 times as much",
         "In doubt at batch 16, 32, 64, 128, 176, 256, 360, 512, 1024, 2048, 2533: the card was throttled.",
         "Not timed, for lack of time: 7.",
     ):
         assert sentence in text, sentence
+
+
+def test_a_loss_differs_by_so_much_whatever_the_sign() -> None:
+    difference = {"steps": 10, "first": -3.1e-4, "largest": -2.4e-3}
+    cell = dataclasses.replace(GPU.cells[1], loss_difference=difference)
+    text = " ".join(to_markdown(bench_document(dataclasses.replace(GPU, cells=(cell,)))).split())
+    assert "from that of fp32 by 0.031% in the first step and by at most 0.24% in 10 steps." in text
+
+
+def test_a_loss_that_diverged_or_is_not_compared_is_told_and_older_reports_tell_neither() -> None:
+    diverged = {"steps": 2, "diverged_at": 3, "message": None}
+    unknown = {"steps": 0, "diverged_at": None, "message": "the task tells no loss"}
+    cells = (
+        dataclasses.replace(GPU.cells[1], losses=diverged),
+        dataclasses.replace(GPU.cells[3], losses=unknown, loss_difference=None),
+        GPU.cells[5],
+    )
+    report = dataclasses.replace(GPU, cells=cells)
+    text = " ".join(to_markdown(bench_document(BenchReport.from_json(report.to_json()))).split())
+    assert text.count("The loss diverged at step 3.") == 1
+    assert "The loss diverged in the first steps: resnet50 in bf16." in text
+    assert text.count("The loss is not compared: the task tells no loss.") == 1
+
+
+@pytest.mark.parametrize(
+    ("limited_by", "told"),
+    [("ceiling", "the size at which it was to stop"), ("dataset", "the number of training samples")],
+)
+def test_a_largest_batch_that_memory_did_not_set_is_no_largest(limited_by: str, told: str) -> None:
+    cell = GPU.cells[1]
+    found = {**(cell.max_batch or {}), "limited_by": limited_by, "proved": False}
+    document = bench_document(dataclasses.replace(GPU, cells=(dataclasses.replace(cell, max_batch=found),)))
+    assert row(drawn(document), "resnet50", "bf16")[2] == "2533 or more"
+    text = " ".join(to_markdown(document).split())
+    assert f"2,533 samples fit, and more may: {told} ended the search, not memory." in text
+    assert "at batch 2533, the largest that was looked at." in text
 
 
 def test_the_phases_of_a_step_are_shares_of_it() -> None:
@@ -101,7 +137,7 @@ def test_optional_keys_may_be_missing() -> None:
     report = dataclasses.replace(GPU, cells=(dataclasses.replace(cell, throughput=old),))
     text = drawn(bench_document(BenchReport.from_json(report.to_json())))
     assert row(text, "model")[7:9] == ["samples/s", "J/sample"]
-    assert "The step-time model" not in text
+    assert "left out in turn" not in text
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

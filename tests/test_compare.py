@@ -98,6 +98,16 @@ def test_a_ratio_of_what_has_no_known_error_has_no_interval(value: float) -> Non
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
+    [(None, 1.1, "unknown"), (None, 0.9, "less"), (0.9, None, "unknown"), (1.1, None, "more")],
+)
+def test_one_end_is_enough_where_one_lies_beyond_it(low: float | None, high: float | None, verdict: str) -> None:
+    found = Ratio(value=low or high or 0.0, low=low, high=high)
+    assert found.to_json()["verdict"] == verdict
+    assert ratio_text(found) == (f"at most {high:.2f}" if high else f"at least {low:.2f}")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
     [(0.9, 1.1, "no difference"), (1.0, 1.2, "no difference"), (1.01, 1.2, "more"), (0.5, 0.99, "less")],
 )
 def test_no_difference_is_where_one_lies_within(low: float, high: float, verdict: str) -> None:
@@ -120,11 +130,13 @@ def test_a_device_compared_with_itself_shows_no_difference_anywhere() -> None:
     (against,) = compare([("a", GPU), ("b", GPU)]).against
     assert len(against.pairs) == sum(cell.outcome == "ok" for cell in GPU.cells)
     for pair in against.pairs:
-        for found in (pair.at_recommended, pair.over_common, pair.energy, *pair.at_common.values()):
+        for found in (pair.at_recommended, pair.over_common, *pair.at_common.values()):
             assert found is not None
             assert found.value == pytest.approx(1)
             assert found.verdict == "no difference"
-        assert pair.largest == Ratio(value=1, low=1, high=1)
+        assert pair.energy == Ratio(value=1)
+        end = None if pair.model == "perceptron" else 1  # whose largest is where the search stopped, not the memory
+        assert pair.largest == Ratio(value=1, low=end, high=end)
 
 
 def test_a_faster_device_is_told_so_at_each_size_and_in_energy() -> None:
@@ -136,7 +148,7 @@ def test_a_faster_device_is_told_so_at_each_size_and_in_energy() -> None:
             assert found.verdict == "more"
         assert pair.energy is not None
         assert pair.energy.value == pytest.approx(1 / 1.5)
-        assert pair.energy.verdict == "less"
+        assert pair.energy.to_json()["verdict"] == "unknown"  # nobody tells the error of a counter
 
 
 def test_each_side_is_taken_at_its_own_recommended_batch() -> None:
@@ -182,8 +194,57 @@ def test_what_only_one_ran_and_what_else_differs_is_said() -> None:
     (against,) = compare([("a.json", GPU), ("b.json", other)]).against
     assert "torch is 2.13.0 in a.json and 2.14.0 in b.json" in against.remarks
     assert "b.json is of a quick run" in against.remarks
+    assert len(against.remarks) == 2
     (left_out,) = against.left_out
     assert left_out.startswith("only a.json ran vit (bf16), gpt2 (fp32, bf16)")
+
+
+def test_a_limit_and_software_that_differ_are_told() -> None:
+    def limited(limit_bytes: int, largest: int, **changes: Any) -> BenchReport:
+        cell = GPU.cells[0]
+        found = {**(cell.max_batch or {}), "limit_bytes": limit_bytes, "batch_size": largest}
+        device = dataclasses.replace(GPU.device, **changes)
+        return dataclasses.replace(GPU, cells=(dataclasses.replace(cell, max_batch=found),), device=device)
+
+    reports = [("a", limited(1 << 30, 64)), ("b", limited(8 << 30, 512, runtime="13.0", python="3.13.1"))]
+    (against,) = compare(reports).against
+    assert against.pairs[0].largest == Ratio(value=8, low=8, high=8)
+    assert against.remarks == (
+        "Python is 3.12.3 in a and 3.13.1 in b",
+        "the runtime is 12.8 in a and 13.0 in b",
+        "the memory that a batch may use is 1 GiB in a and 8 GiB in b",
+    )
+    drawn = to_markdown(comparison_document(compare(reports)))
+    assert "The memory that a batch may use is 1 GiB in a and 8 GiB in b." in drawn
+
+
+def test_models_of_one_name_from_other_task_files_are_told() -> None:
+    def of(source: str | None) -> BenchReport:
+        return dataclasses.replace(GPU, cells=tuple(dataclasses.replace(cell, source=source) for cell in GPU.cells[:1]))
+
+    (other, same, unknown) = compare([("a", of("1")), ("b", of("2")), ("c", of("1")), ("d", of(None))]).against
+    assert other.remarks == ("resnet50 is of task files that do not hold the same",)
+    assert same.remarks == unknown.remarks == ()
+
+
+def test_a_ceiling_that_differs_is_told_and_bounds_the_ratio_of_the_largest_batches() -> None:
+    def up_to(ceiling: int | None, largest: int) -> BenchReport:
+        cell = GPU.cells[0]
+        found = {**(cell.max_batch or {}), "batch_size": largest, "limited_by": "ceiling" if ceiling else "memory"}
+        settings = {"memory_limit_bytes": None, "headroom": 0.05, "max_batch_size": ceiling, "threads": 8}
+        return dataclasses.replace(GPU, cells=(dataclasses.replace(cell, max_batch=found),), settings=settings)
+
+    whole, held = up_to(None, 1000), up_to(100, 100)
+    (against,) = compare([("a", whole), ("b", held)]).against
+    assert against.remarks == ("--max-batch-size is not set in a and 100 in b",)
+    assert against.pairs[0].largest == Ratio(value=0.1, low=0.1)
+    (against,) = compare([("b", held), ("a", whole)]).against
+    assert against.pairs[0].largest == Ratio(value=10, high=10)
+    (against,) = compare([("b", held), ("c", held)]).against
+    assert against.pairs[0].largest == Ratio(value=1)
+    drawn = to_markdown(comparison_document(compare([("b", held), ("c", held)])))
+    assert "no difference | unknown | 1.00, interval unknown |" in drawn  # largest batch, J/sample
+    assert "| at least 0.10 |" in to_markdown(comparison_document(compare([("a", whole), ("b", held)])))
 
 
 def test_reports_without_a_common_model_name_what_each_has() -> None:

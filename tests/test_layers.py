@@ -39,7 +39,7 @@ ORDER = [
     "engines.leaks", "engines.ranks", "engines.answers", "engines.exchange", "engines.alone", "engines.together",
     "engines.served", "engines.remote", "engines.pool", "engines.ray", "engines.group",
     "commands", "commands.exits", "commands.options", "commands.defaults", "commands.output", "commands.torchrun",
-    "opening", "tuning", "stages", "bench", "api", "cli", "__main__",
+    "opening", "tuning", "stages", "bench_file", "bench", "api", "cli", "__main__",
 ]
 # fmt: on
 

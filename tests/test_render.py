@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from autobatch.plan import Config, DeviceInfo, Plan
+from autobatch.measuring.throughput import ThroughputCurve
+from autobatch.plan import Config, DeviceInfo, Measurement, Plan
 from autobatch.render.content import difference, report_document
 from autobatch.render.document import visible
 from autobatch.render.markdown import to_markdown as document_to_markdown
@@ -338,6 +339,17 @@ def test_the_profile_says_what_was_skipped_and_what_starves() -> None:
     assert "Fastest at batch 512: 41,830 samples/s." in text
     knee = f"Speed saturates at batch {found['knee_batch_size']}: the smallest with 80 % of the highest samples/s."
     assert knee in one_line(text)
+
+
+def test_the_fastest_size_is_told_with_the_figure_of_its_row() -> None:
+    """A stall makes the mean step longer and leaves the median, which the table shows, as it is."""
+    plans = {size: Plan(batch_size=size) for size in (8, 16)}
+    steps = {8: (1.0, 1.0, 99.0), 16: (1.0, 1.0, 1.0)}
+    measured = (Measurement(plan=plans[size], outcome="ok", step_s=steps[size]) for size in plans)
+    found = ThroughputCurve(measurements=tuple(measured)).to_json()
+    text = printed(lambda console: print_profile(found, console))
+    assert "Fastest at batch 16: 16 samples/s." in text
+    assert re.search(r"^ +16 +16 ", text, re.MULTILINE)
 
 
 def test_a_range_test_without_an_answer_says_so() -> None:

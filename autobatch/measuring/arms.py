@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..arm import Arm
-from ..errors import AutobatchError, NoValidResult, TaskError
+from ..errors import AutobatchError, NoValidResult, TaskError, first_line
 from ..plan import LrSweep, Plan, Runner
 from .memory import MaxBatch
 from .throughput import ThroughputCurve
@@ -20,11 +20,25 @@ _LOSS_STEPS, _LOSS_BATCH = 10, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FirstLosses:
+    """Losses of the first training steps, from the weights and batches of seed 0.
+
+    Attributes:
+        sweep: the steps, all at one rate; None where none was taken.
+        message: why there is none.
+    """
+
+    sweep: LrSweep | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LossDifference:
     """How far losses are from those of another way of computing, relative to them.
 
     Attributes:
-        steps: training steps that both took from the same weights on the same batches.
+        steps: training steps that both took from the same weights on the same batches; fewer than were asked for where
+            the loss of one of them diverged.
         first: of the first loss: the same weights, computed otherwise.
         largest: the largest of all, whatever its sign: what the weights have become is different too.
     """
@@ -46,28 +60,33 @@ class ArmProfile:
         arm: which.
         max_batch: the largest batch; None where it failed.
         curve: its throughput; None where it failed.
-        losses: of the first training steps, from the weights and batches of seed 0; None where there are none.
-        message: why it failed; None where it did not.
+        losses: of the first training steps; None where it failed.
+        error: why it failed; None where it did not.
         seconds: that all of it took.
     """
 
     arm: Arm
     max_batch: MaxBatch | None = None
     curve: ThroughputCurve | None = None
-    losses: LrSweep | None = None
-    message: str | None = None
+    losses: FirstLosses | None = None
+    error: AutobatchError | None = None
     seconds: float = 0.0
 
-    def to_json(self, reference: ArmProfile | None) -> dict[str, Any]:
+    @property
+    def message(self) -> str | None:
+        """Why it failed; None where it did not."""
+        return None if self.error is None else str(self.error)
+
+    def to_json(self, reference: ArmProfile) -> dict[str, Any]:
         """Plain JSON values; the difference of the losses is from those of `reference`."""
-        difference = loss_difference(self.losses, reference.losses) if reference and reference is not self else None
+        base = None if reference is self else reference.losses or FirstLosses(message=f"it failed: {reference.message}")
         return {
             "arm": self.arm.name,
             "outcome": "ok" if self.message is None else "failed",
             "message": self.message,
             "max_batch": self.max_batch.to_json() if self.max_batch is not None else None,
             "throughput": self.curve.to_json() if self.curve is not None else None,
-            "loss_difference": difference.to_json() if difference else None,
+            **told_of_losses(self.losses, base, reference.arm),
             "seconds": self.seconds,
         }
 
@@ -99,8 +118,8 @@ def profile_arm(
     began = time.monotonic()
     largest: MaxBatch | None = None
     curve: ThroughputCurve | None = None
-    losses: LrSweep | None = None
-    message: str | None = None
+    losses: FirstLosses | None = None
+    failure: AutobatchError | None = None
     try:
         with open_for_memory() as (runner, plan):
             largest = find(runner, plan)
@@ -112,36 +131,77 @@ def profile_arm(
                 curve, losses = time_it(runner, plan, largest), first_losses(runner, int(largest))
                 also(runner)
     except AutobatchError as error:
-        largest = curve = None
-        message = str(error)
+        largest = curve = losses = None
+        failure = error
     return ArmProfile(
         arm=arm,
         max_batch=largest,
         curve=curve,
         losses=losses,
-        message=message,
+        error=failure,
         seconds=time.monotonic() - began,
     )
 
 
-def first_losses(runner: Runner, max_batch: int) -> LrSweep | None:
-    """Losses of the first training steps at the baseline's rate, from the weights and batches of seed 0.
-
-    None where the task's `training_step` tells no loss.
-    """
+def first_losses(runner: Runner, max_batch: int) -> FirstLosses:
+    """Losses of the first training steps at the baseline's rate, from the weights and batches of seed 0."""
     baseline = runner.facts().baseline
     plan = replace(baseline.plan, batch_size=min(_LOSS_BATCH, max_batch), accumulation_steps=1)
     try:
-        return runner.sweep_lr(plan, lowest=baseline.lr, highest=baseline.lr, steps=_LOSS_STEPS, seed=0)
-    except (NoValidResult, TaskError):
+        sweep = runner.sweep_lr(plan, lowest=baseline.lr, highest=baseline.lr, steps=_LOSS_STEPS, seed=0)
+    except NoValidResult:
+        return FirstLosses(message="the task's training_step tells no loss")
+    except TaskError as error:
+        return FirstLosses(message=first_line(error))
+    return FirstLosses(sweep=sweep)
+
+
+def told_of_losses(found: FirstLosses | None, reference: FirstLosses | None, against: Arm) -> dict[str, Any]:
+    """What a report says of the losses of an arm: plain JSON values.
+
+    Args:
+        found: of the arm; None where it failed.
+        reference: what they are compared with; None for the reference itself.
+        against: the arm of the reference.
+
+    Returns:
+        `losses`, None where the arm failed: how many `steps` have a loss, at which step it `diverged_at`, and a
+        `message` where they are not compared. `loss_difference`: as `LossDifference.to_json` gives it, or None.
+    """
+    if found is None:
+        return {"losses": None, "loss_difference": None}
+    difference = None if reference is None else loss_difference(found.sweep, reference.sweep)
+    message = found.message
+    if message is None and reference is not None and difference is None:
+        message = _why_not_compared(found.sweep, reference, against.name)
+    losses = {
+        "steps": 0 if found.sweep is None else len(found.sweep.losses),
+        "diverged_at": None if found.sweep is None else found.sweep.diverged_step,
+        "message": message,
+    }
+    return {"losses": losses, "loss_difference": difference and difference.to_json()}
+
+
+def _why_not_compared(sweep: LrSweep | None, reference: FirstLosses, against: str) -> str | None:
+    """One clause; None where it is that the loss diverged in the first step, which is told of itself."""
+    if sweep is None or not sweep.losses:
         return None
+    base = reference.sweep
+    if base is None:
+        return f"there is none in {against}: {reference.message}"
+    if base.plan.batch_size != sweep.plan.batch_size:
+        return f"its steps were of batch {sweep.plan.batch_size}, those in {against} of batch {base.plan.batch_size}"
+    return f"that in {against} is zero in one of them" if base.losses else f"that in {against} diverged at step 1"
 
 
 def loss_difference(found: LrSweep | None, reference: LrSweep | None) -> LossDifference | None:
-    """How far losses are from those of a reference; None where one of them has none, or they are of other batches."""
+    """How far losses are from those of a reference, over the steps that both have.
+
+    None where one of them has none or is zero, or they are of other batches.
+    """
     if found is None or reference is None or found.plan.batch_size != reference.plan.batch_size:
         return None
-    pairs = list(zip(found.losses, reference.losses, strict=False))
+    pairs = list(zip(found.losses, reference.losses, strict=False))  # a loss that diverged ends its sequence
     if not pairs or any(base == 0 for _, base in pairs):
         return None
     relative = [(loss - base) / abs(base) for loss, base in pairs]

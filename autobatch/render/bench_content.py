@@ -11,7 +11,7 @@ from ..reports.bench_report import BenchReport, Cell
 from ..units import format_duration, format_size
 from .curves import charts_of, recommended_point
 from .document import Bullets, Column, Document, Facts, Paragraph, Part, Section, Table
-from .evidence import provenance
+from .evidence import loss_differs, losses_told, or_more, provenance
 from .numbers import capitalized, count_text, grouped, known, percent_text, share_text, si_text, speed_text
 
 Json = Mapping[str, Any]
@@ -27,6 +27,10 @@ _HOW = (
     "Energy is what the device says that it took while the steps ran, idle power included; where it says nothing, none "
     "is shown.",
 )
+
+
+# What ended a search for the largest batch that was not memory.
+_ENDS = {"ceiling": "the size at which it was to stop", "dataset": "the number of training samples"}
 
 
 def bench_summary(report: BenchReport) -> Document:
@@ -69,6 +73,9 @@ def _summary(report: BenchReport, models: Mapping[str, Sequence[Cell]], arms: Se
     failures = [cell for cell in report.cells if cell.outcome == "failed"]
     if failures:
         items.append(f"Failed: {_listed([f'{cell.model} in {cell.arm}' for cell in failures])}.")
+    blew_up = [cell for cell in report.cells if (cell.losses or {}).get("diverged_at") is not None]
+    if blew_up:
+        items.append(f"The loss diverged in the first steps: {_listed([f'{c.model} in {c.arm}' for c in blew_up])}.")
     if len(report.cells) < report.planned:
         done = f"{len(report.cells)} of {count_text(report.planned, 'cell')}"
         items.append(f"The run was stopped before its end: {done} are here.")
@@ -134,7 +141,7 @@ def _figures(cell: Cell) -> tuple[str, ...]:
         return ("failed", *("-",) * 8)
     best = recommended_point(cell.throughput)
     return (
-        str(cell.max_batch["batch_size"]),
+        f"{cell.max_batch['batch_size']}{or_more(cell.max_batch)}",
         known(cell.max_batch["peak_bytes"], format_size, "-"),
         str(cell.throughput["knee_batch_size"]),
         str(cell.throughput["fastest_batch_size"]),
@@ -170,20 +177,24 @@ def _said(cell: Cell) -> Iterator[str]:
         yield f"Failed: {cell.message or 'nothing says why'}"
         return
     proved = ", and the next size was seen to fail" if found["proved"] else ""
-    ended = "by memory" if found["limited_by"] == "memory" else f"by the {found['limited_by']}, not by memory"
-    yield f"{count_text(found['batch_size'], 'sample')} fit, limited {ended}{proved}."
+    fit = f"{count_text(found['batch_size'], 'sample')} fit"
+    if found["limited_by"] == "memory":
+        yield f"{fit}, limited by memory{proved}."
+    else:
+        ended = _ENDS.get(found["limited_by"], found["limited_by"])
+        yield f"{fit}, and more may: {ended} ended the search, not memory."
     yield capitalized(profiled["knee"]) + "."
     if profiled.get("recommended"):
         yield capitalized(profiled["recommended"]).removesuffix(".") + "."
     residual = (profiled.get("fit") or {}).get("largest_residual")
     if residual is not None:
-        yield f"The step-time model is within {percent_text(residual)} of every measured time."
-    if cell.loss_difference is not None:
-        loss = cell.loss_difference
         yield (
-            f"Its loss differs from that of fp32 by {percent_text(loss['first'])} in the first step and by at most "
-            f"{percent_text(loss['largest'])} in {count_text(loss['steps'], 'step')}."
+            "Each size between the smallest and the largest, left out in turn, is predicted from the others within "
+            f"{percent_text(residual)} of its undisturbed time."
         )
+    if cell.loss_difference is not None:
+        yield f"Its loss {loss_differs(cell.loss_difference, 'fp32')}."
+    yield from (capitalized(f"{clause}.") for clause in losses_told(cell.losses))
     for sentence in (profiled["starvation"], profiled.get("remedy")):
         if sentence:
             yield capitalized(sentence)

@@ -16,7 +16,8 @@ _HOW = (
     'Behind a ratio stands its 95 % interval; "no difference" is said where 1 lies within.',
     "The interval comes from those of the two median step times, taken as independent: on a logarithmic scale their "
     "half-widths add in squares. What differs from day to day, or from card to card of one kind, is not in it.",
-    "Largest batches are counted and have no interval. Of the error of an energy only the part of the time is known.",
+    "Largest batches are counted and have no interval; where it was not memory that ended a search, only a bound is "
+    "known. Nothing tells the error of an energy, so that no difference of energies is called one.",
 )
 
 
@@ -36,11 +37,18 @@ def comparison_document(comparison: Comparison) -> Document:
 
 
 def ratio_text(ratio: Ratio | None) -> str:
-    """`1.52 (1.49 to 1.55)`, `1.01 (0.98 to 1.03), no difference`; without errors `2.00`; "-" for None."""
+    """`1.52 (1.49 to 1.55)`, `1.01 (0.98 to 1.03), no difference`; without errors `2.00`; "-" for None.
+
+    With one end alone, `at least 2.00`.
+    """
     if ratio is None:
         return "-"
-    if ratio.low is None or ratio.high is None:
+    if ratio.low is None and ratio.high is None:
         return f"{_times(ratio.value, 2)}, interval unknown"
+    if ratio.high is None:
+        return f"at least {_times(ratio.low or 0.0, 2)}"
+    if ratio.low is None:
+        return f"at most {_times(ratio.high, 2)}"
     if ratio.low == ratio.high:
         return "the same" if ratio.value == 1 else _times(ratio.value, 2)
     # The interval to two digits, at most three decimals.
@@ -94,12 +102,17 @@ def _overview(pairs: Sequence[Pair]) -> Table:
             pair.arm,
             ratio_text(pair.at_recommended),
             ratio_text(pair.over_common),
-            ratio_text(pair.largest),
+            _largest_text(pair.largest),
             *([ratio_text(pair.energy)] if has_energy else []),
         )
         for pair in pairs
     ]
     return Table(columns=tuple(columns), rows=tuple(rows), caption="Ratios, each to the first report's value")
+
+
+def _largest_text(ratio: Ratio) -> str:
+    """The ratio of two counts, "unknown" where neither search came to the end of the memory."""
+    return "unknown" if ratio.low is None and ratio.high is None else ratio_text(ratio)
 
 
 def _charts(pairs: Sequence[Pair]) -> Iterator[Chart]:

@@ -69,7 +69,8 @@ def _memory(model: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> Char
         series += _series(cell, slots, points, (("largest", largest),), tuple(failed))
         limits.add(cell.max_batch["limit_bytes"])
         if peaks.get(largest):
-            found.append(f"{cell.arm} peaks at {format_size(peaks[largest])} at batch {largest}, the largest")
+            which = "the largest" if cell.max_batch["limited_by"] == "memory" else "the largest that was looked at"
+            found.append(f"{cell.arm} peaks at {format_size(peaks[largest])} at batch {largest}, {which}")
     return Chart(
         title="Peak memory",
         finding=_sentence(found),

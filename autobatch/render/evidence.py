@@ -13,7 +13,18 @@ from typing import Any
 from ..plan import DeviceInfo
 from ..units import format_duration, format_lr, format_size
 from .document import Bullets, Column, Facts, Paragraph, Part, Section, Table
-from .numbers import count_text, grouped, known, lr_text, score_decimals, score_text, share_text, speed_text
+from .numbers import (
+    capitalized,
+    count_text,
+    grouped,
+    known,
+    lr_text,
+    percent_text,
+    score_decimals,
+    score_text,
+    share_text,
+    speed_text,
+)
 
 Json = Mapping[str, Any]
 
@@ -78,6 +89,11 @@ def max_batch_section(found: Json) -> Section:
     return Section(title="Largest batch", parts=(*max_batch_summary(found), table))
 
 
+def or_more(found: Json) -> str:
+    """What belongs behind a largest batch: " or more" where it was not memory that ended the search."""
+    return "" if found["limited_by"] == "memory" else " or more"
+
+
 def throughput_summary(found: Json, marks: Mapping[int, str]) -> tuple[Part, ...]:
     """Samples per second over batch sizes.
 
@@ -98,10 +114,11 @@ def throughput_summary(found: Json, marks: Mapping[int, str]) -> tuple[Part, ...
 def throughput_section(found: Json) -> Section:
     """The whole profile."""
     points = found["measurements"]
-    summary = (
-        f"Fastest at batch {found['fastest_batch_size']}: {speed_text(found['samples_per_s'])} samples/s. "
-        f"{found['knee'].capitalize()}."
-    )
+    fastest = found["fastest_batch_size"]
+    # Of the table's row. `samples_per_s` beside it is of the mean step, stalls included, which no row has.
+    speed = next((point["samples_per_s"] for point in points if point["batch_size"] == fastest), None)
+    at_fastest = "" if speed is None else f": {speed_text(speed)} samples/s"
+    summary = f"Fastest at batch {fastest}{at_fastest}. {capitalized(found['knee'])}."
     if found.get("ranks", 1) > 1:
         summary += f" Batch sizes are those of each of {found['ranks']} processes, samples/s are of all."
     if "recommended" in found:  # older reports say less
@@ -177,6 +194,25 @@ def lr_section(found: Json) -> Section:
         scale = 2 * smoothed[0] if smoothed[0] > 0 else max(smoothed)
         parts += (Table(columns=columns, rows=rows, bars=_shares([min(smoothed[s], scale) for s in steps])),)
     return Section(title="Range test", parts=parts)
+
+
+def loss_differs(difference: Json, reference: str) -> str:
+    """A clause on how far a loss is from that of a reference; `difference` as `LossDifference.to_json` gives it."""
+    first, largest = percent_text(abs(difference["first"])), percent_text(abs(difference["largest"]))
+    steps = count_text(difference["steps"], "step")
+    return f"differs from that of {reference} by {first} in the first step and by at most {largest} in {steps}"
+
+
+def losses_told(losses: Json | None) -> Iterator[str]:
+    """Clauses on a loss that diverged, or that could not be compared; none where all went well.
+
+    Args:
+        losses: as `arms.told_of_losses` gives it; None where nothing is known, as in reports from before it was.
+    """
+    if losses is not None and losses["diverged_at"] is not None:
+        yield f"the loss diverged at step {losses['diverged_at']}"
+    if losses is not None and losses["message"] is not None:
+        yield f"the loss is not compared: {losses['message']}"
 
 
 def device_facts(device: DeviceInfo) -> tuple[tuple[str, str], ...]:

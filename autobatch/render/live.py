@@ -26,7 +26,7 @@ _DOES: dict[Stage, str] = {
     "search": "choosing what to try next",
     "confirmation": "training under fresh seeds",
     "report": "writing the report",
-    "bench": "opening the models",
+    "bench": "measuring a model",
 }
 
 _REFRESHES_PER_S = 4  # assumed: the clock is seen to run, and drawing takes no time from training

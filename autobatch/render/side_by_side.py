@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..units import format_size
 from .document import Bullets, Column, Paragraph, Part, Section, Table
-from .evidence import throughput_section
-from .numbers import known, speed_text
+from .evidence import loss_differs, losses_told, or_more, throughput_section
+from .numbers import count_text, known, speed_text
 
 Json = Mapping[str, Any]
 
@@ -25,16 +25,40 @@ def arms_sections(found: Json) -> tuple[Section, ...]:
     failed = [arm for arm in arms if arm["outcome"] != "ok"]
     if failed:
         parts.append(Bullets(items=tuple(f"{arm['arm']} failed: {arm['message']}" for arm in failed)))
-    if any(arm["loss_difference"] for arm in arms):
-        steps = max(arm["loss_difference"]["steps"] for arm in arms if arm["loss_difference"])
+    steps = {arm["arm"]: arm["loss_difference"]["steps"] for arm in arms if arm["loss_difference"]}
+    if steps:
+        most = max(steps.values())
+        fewer = ", ".join(f"{count} in {arm}" for arm, count in steps.items() if count < most)
+        over = count_text(most, "step") + (f" ({fewer})" if fewer else "")
         parts.append(
             Paragraph(
-                text=f"The loss is compared over {steps} steps from the same weights on the same batches, with that in "
+                text=f"The loss is compared over {over} from the same weights on the same batches, with that in "
                 f"{found['reference']}, relative to it: of the first step, and the largest of all."
             )
         )
+    remarks = [remark for arm in ran for remark in _remarks(arm, found["reference"])]
+    if remarks:
+        parts.append(Bullets(items=tuple(remarks)))
     each = [_titled(throughput_section(arm["throughput"]), arm["arm"]) for arm in ran]
     return (Section(title="Side by side", parts=tuple(parts)), *each)
+
+
+def _remarks(arm: Json, reference: str) -> Iterator[str]:
+    """What the column of the losses has no room for."""
+    losses, difference = arm["losses"], arm["loss_difference"]
+    for clause in losses_told(losses):
+        yield f"In {arm['arm']} {clause}."
+    if losses["diverged_at"] is not None and difference is not None:
+        yield f"Before, the loss in {arm['arm']} {loss_differs(difference, reference)}."
+
+
+def _loss_text(arm: Json) -> str:
+    losses, difference = arm["losses"], arm["loss_difference"]
+    if losses["diverged_at"] is not None:
+        return f"diverged at step {losses['diverged_at']}"
+    if difference is not None:
+        return f"{difference['first']:+.1e}, {difference['largest']:+.1e}"
+    return "unknown" if losses["message"] is not None else ""
 
 
 def _titled(section: Section, arm: str) -> Section:
@@ -64,14 +88,13 @@ def _row(arm: Json, base: float | None) -> tuple[str, ...]:
     if speed is None:
         return (arm["arm"], "failed", *[""] * 6)
     joules = _at_best(arm)["joules_per_sample"]
-    difference = arm["loss_difference"]
     return (
         arm["arm"],
-        f"{arm['max_batch']['batch_size']:,}",
+        f"{arm['max_batch']['batch_size']:,}{or_more(arm['max_batch'])}",
         f"{arm['throughput']['recommended_batch_size']:,}",
         speed_text(speed),
         "" if base is None else f"{speed / base:.2f}",
-        "" if difference is None else f"{difference['first']:+.1e}, {difference['largest']:+.1e}",
+        _loss_text(arm),
         known(arm["max_batch"]["peak_bytes"], format_size, "-"),
         known(joules, lambda value: f"{value:.3g}", "-"),
     )

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from ..errors import ReportError
 from ..files import write_whole
 from ..plan import DeviceInfo
-from ..shapes import NUMBER, NUMBER_OR_NULL, Reader, check
+from ..shapes import NUMBER, NUMBER_OR_NULL, TEXT_OR_NULL, WHOLE_OR_NULL, Reader, check
 from .report import MAX_BATCH, THROUGHPUT, Report, device_from_json, device_to_json, load_json
 
 KIND = "bench"
@@ -28,6 +28,13 @@ Size = Literal["small", "full"]
 CellOutcome = Literal["ok", "failed"]
 
 _LOSS: Json = {"steps": int, "first": NUMBER, "largest": NUMBER}
+_LOSSES: Json = {"steps": int, "diverged_at": WHOLE_OR_NULL, "message": TEXT_OR_NULL}
+_ASKED: Json = {"model": str, "arm": str}
+_SETTINGS: Json = {
+    **dict.fromkeys(("memory_limit_bytes", "max_batch_size"), WHOLE_OR_NULL),
+    "headroom": NUMBER,
+    "threads": int,
+}
 _PROFILE: Json = {
     **THROUGHPUT,
     "recommended_batch_size": int,
@@ -60,6 +67,10 @@ class Cell:
         matmul_flops_per_s: what one large matrix product reaches on this device in this precision.
         loss_difference: of the losses of the first `steps` training steps from those in fp32, relative to them: of the
             `first`, and the `largest` of all; None for fp32 itself and where one of them failed.
+        losses: of those steps, as `arms.told_of_losses` gives it: how many, the one at which the loss diverged, and why
+            they are not compared; None where it failed, and in reports from before it was.
+        source: what the task's file and the modules beside it that it imports held (`task_sources.source_digest`); None
+            in reports from before it was.
         seconds: that all of it took.
     """
 
@@ -74,6 +85,8 @@ class Cell:
     flops_per_s: float | None = None
     matmul_flops_per_s: float | None = None
     loss_difference: Json | None = None
+    losses: Json | None = None
+    source: str | None = None
     seconds: float = 0.0
 
 
@@ -92,6 +105,9 @@ class BenchReport:
         cells: one for each model and way of computing that is done, in the order they were run.
         planned: how many there are to be; a report with fewer cells was interrupted, and can be resumed.
         warnings: what its readers should know.
+        asked: (model, arm) of each cell that the command asked for. Others may stand beside them, from other commands.
+        settings: what else decides its figures: `memory_limit_bytes`, `max_batch_size` (null for what is there),
+            `headroom`, and `threads` on the host; None in reports from before it was.
     """
 
     created: str
@@ -104,6 +120,20 @@ class BenchReport:
     cells: tuple[Cell, ...]
     planned: int
     warnings: tuple[str, ...] = ()
+    asked: tuple[tuple[str, str], ...] = ()
+    settings: Json | None = None
+
+    @property
+    def missing(self) -> tuple[tuple[str, str], ...]:
+        """What was asked for and is not there yet, as where the command was ended."""
+        there = {(cell.model, cell.arm) for cell in self.cells}
+        return tuple(key for key in self.asked if key not in there)
+
+    @property
+    def found_nothing(self) -> bool:
+        """Whether all that was asked for is there, and failed."""
+        asked = [cell for cell in self.cells if (cell.model, cell.arm) in self.asked]
+        return bool(asked) and not self.missing and all(cell.outcome == "failed" for cell in asked)
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values; `kind` and `schema` say how to read it."""
@@ -119,6 +149,8 @@ class BenchReport:
             "objective": self.objective,
             "planned": self.planned,
             "warnings": list(self.warnings),
+            "asked": [{"model": model, "arm": arm} for model, arm in self.asked],
+            "settings": None if self.settings is None else dict(self.settings),
             "cells": [dataclasses.asdict(cell) for cell in self.cells],
         }
 
@@ -147,6 +179,8 @@ class BenchReport:
             cells=tuple(_cell(cell, f"cell {number} of the report") for number, cell in enumerate(cells)),
             planned=found.get("planned", int),
             warnings=found.list_of("warnings", str),
+            asked=tuple((one["model"], one["arm"]) for one in found.get_or_none("asked", [_ASKED]) or ()),
+            settings=found.get_or_none("settings", _SETTINGS),
         )
 
     def save(self, path: Path) -> None:
@@ -209,6 +243,8 @@ def _cell(data: Json, where: str) -> Cell:
         flops_per_s=found.number_or_none("flops_per_s"),
         matmul_flops_per_s=found.number_or_none("matmul_flops_per_s"),
         loss_difference=found.get("loss_difference", _LOSS, or_null=True),
+        losses=found.get_or_none("losses", _LOSSES),
+        source=found.get_or_none("source", str),
         seconds=found.number("seconds"),
     )
 

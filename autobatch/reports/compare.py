@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import ReportError
+from ..units import format_size
 from .bench_report import BenchReport, Cell
 from .report import device_to_json
 
@@ -29,8 +30,8 @@ class Ratio:
 
     Attributes:
         value: above zero.
-        low, high: ends of its 95 % interval; None where nothing is known of the errors; both equal to `value` where
-            there are none, as in a count.
+        low, high: ends of its 95 % interval, each None where it is not known; both equal to `value` where there are no
+            errors, as in a count.
     """
 
     value: float
@@ -39,12 +40,12 @@ class Ratio:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether it is above or below 1; "no difference" where 1 lies within the interval."""
-        if self.low is None or self.high is None:
-            return "unknown"
-        if self.low <= 1 <= self.high:
-            return "no difference"
-        return "more" if self.low > 1 else "less"
+        """Whether it is above or below 1, for which one end is enough; "no difference" where 1 lies within both."""
+        if self.low is not None and self.low > 1:
+            return "more"
+        if self.high is not None and self.high < 1:
+            return "less"
+        return "unknown" if self.low is None or self.high is None else "no difference"
 
     def to_json(self) -> dict[str, Any]:
         """The ratio as plain JSON values."""
@@ -70,9 +71,10 @@ class Pair:
         at_recommended: samples per second, each at its own recommended batch size; None where one was not timed.
         at_common: samples per second at each batch size that both timed.
         over_common: their geometric mean; None where there is no such size.
-        largest: the largest batches. They are counted and have no error.
-        energy: joules per sample at the recommended batch sizes; None where one does not tell. Of its errors only that
-            of the time is known, so that its interval is too narrow by what the power's is.
+        largest: the largest batches. They are counted and have no error; but where it was not memory that ended the
+            search in one report, its largest may be larger, and the ratio has one end at most.
+        energy: joules per sample at the recommended batch sizes; None where one does not tell. Nothing tells the error
+            of a counter of energy, so that there is no interval and no verdict.
     """
 
     model: str
@@ -235,7 +237,6 @@ def _pair(ours: Cell, theirs: Cell) -> Pair:
     both = our_best in our_points and their_best in their_points
     at_best = (their_points[their_best], our_points[our_best]) if both else None
     energies = None if at_best is None else tuple(map(_joules, at_best))
-    largest = _largest(theirs) / _largest(ours)
     return Pair(
         model=ours.model,
         arm=ours.arm,
@@ -243,7 +244,7 @@ def _pair(ours: Cell, theirs: Cell) -> Pair:
         at_recommended=None if at_best is None else ratio(*map(_speed, at_best)),
         at_common=common,
         over_common=geometric_mean(list(common.values())),
-        largest=Ratio(value=largest, low=largest, high=largest),
+        largest=_largest(theirs, ours),
         energy=None if energies is None or None in energies else ratio(*(e for e in energies if e is not None)),
     )
 
@@ -261,10 +262,12 @@ def _recommended(cell: Cell) -> int:
     return size
 
 
-def _largest(cell: Cell) -> int:
-    assert cell.max_batch is not None, "a cell that is ok has a largest batch"
-    size: int = cell.max_batch["batch_size"]
-    return size
+def _largest(over: Cell, under: Cell) -> Ratio:
+    assert over.max_batch is not None, "a cell that is ok has a largest batch"
+    assert under.max_batch is not None, "a cell that is ok has a largest batch"
+    value = over.max_batch["batch_size"] / under.max_batch["batch_size"]
+    above, below = (found["limited_by"] == "memory" for found in (over.max_batch, under.max_batch))
+    return Ratio(value=value, low=value if below else None, high=value if above else None)
 
 
 def _speed(point: Json) -> Estimate:
@@ -279,13 +282,9 @@ def _speed(point: Json) -> Estimate:
 
 
 def _joules(point: Json) -> Estimate | None:
-    """Joules a sample, with the error of the time in them; None where nothing told."""
-    joules, speed = point["joules_per_sample"], _speed(point)
-    if joules is None or not joules > 0:
-        return None
-    if speed.low is None or speed.high is None:
-        return Estimate(value=joules)
-    return Estimate(value=joules, low=joules * speed.value / speed.high, high=joules * speed.value / speed.low)
+    """Joules a sample; None where nothing told. The interval of the time is not theirs: a counter errs by itself."""
+    joules = point["joules_per_sample"]
+    return Estimate(value=joules) if joules is not None and joules > 0 else None
 
 
 def _left_out(
@@ -300,20 +299,46 @@ def _left_out(
 def _remarks(ours: tuple[str, BenchReport], theirs: tuple[str, BenchReport]) -> Iterator[str]:
     """What differs beside the device, and may be the reason for a difference."""
     (our_name, first), (their_name, second) = ours, theirs
-    facts = {
+    facts: dict[str, tuple[object, ...]] = {
         "torch": (first.device.torch, second.device.torch),
+        "Python": (first.device.python, second.device.python),
         "the driver": (first.device.driver, second.device.driver),
+        "the runtime": (first.device.runtime, second.device.runtime),
         "autobatch": (first.version, second.version),
         "the objective": (first.objective, second.objective),
         "the power limit in watts": (first.device.power_limit_w, second.device.power_limit_w),
         "the number of threads": (first.device.threads, second.device.threads),
+        "the memory that a batch may use": (_usable(first), _usable(second)),
     }
+    if first.settings is not None and second.settings is not None:
+        ceilings = (report.settings["max_batch_size"] for report in (first, second) if report.settings is not None)
+        facts["--max-batch-size"] = tuple("not set" if size is None else size for size in ceilings)
     for what, (our, their) in facts.items():
         if our != their:
             yield f"{what} is {_known(our)} in {our_name} and {_known(their)} in {their_name}"
+    our_sources, their_sources = _sources(first), _sources(second)
+    for model in sorted(our_sources.keys() & their_sources.keys()):
+        if our_sources[model] != their_sources[model]:
+            yield f"{model} is of task files that do not hold the same"
     for name, report in (ours, theirs):
         if report.quick:
             yield f"{name} is of a quick run"
+
+
+def _sources(report: BenchReport) -> dict[str, set[str]]:
+    """What the task file of each model held, where that is told."""
+    found: dict[str, set[str]] = {}
+    for (model, _), cell in _ran(report).items():
+        if cell.source is not None:
+            found.setdefault(model, set()).add(cell.source)
+    return found
+
+
+def _usable(report: BenchReport) -> str | None:
+    """The limit less the headroom, as older reports tell it too; what is free may differ from cell to cell a little."""
+    limits = [cell.max_batch["limit_bytes"] for cell in report.cells if cell.max_batch is not None]
+    known = [limit for limit in limits if limit is not None]
+    return format_size(max(known)) if known else None
 
 
 def _known(value: object) -> str:

@@ -8,6 +8,15 @@ from pathlib import Path
 from typing import Any
 
 
+def source_digest(path: Path) -> str:
+    """SHA-256 over `source_hashes`: another one where the task file or a module beside it that it imports is another.
+
+    It does not depend on the folder.
+    """
+    lines = (f"{name}\0{digest}\n" for name, digest in source_hashes(path).items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def source_hashes(path: Path) -> dict[str, str]:
     """SHA-256 of the task file and of all modules in its folder that it imports, by their path in that folder.
 

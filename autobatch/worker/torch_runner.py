@@ -25,6 +25,7 @@ from ..errors import (
 )
 from ..files import sync_folder
 from ..plan import (
+    SWEEP_BLOW_UP,
     Config,
     Energy,
     LrSweep,
@@ -60,9 +61,6 @@ _EVALUATION_SAMPLE_S = 1.0  # an evaluation longer than this is timed in part
 # loss of a step in that one, by this share. Assumed. Of fewer steps in the first tenth the largest says little: of 16
 # noisy ones (batches of one sample, exponential losses) all lie below 95 % of their mean once in 2,500 trials.
 _RISEN, _FEWEST_TO_JUDGE = 0.05, 16
-_SWEEP_BLOW_UP = (
-    4.0  # a range test ends when the loss is this many times its lowest (as torch-lr-finder's diverge_th=5, assumed)
-)
 
 
 class TorchRunner(OpenTask, Runner):
@@ -308,7 +306,7 @@ class TorchRunner(OpenTask, Runner):
                 return lrs, losses, True
             lrs.append(lr)
             losses.append(value)
-            if value > _SWEEP_BLOW_UP * max(min(losses), 1e-12) and index > steps // 10:
+            if value > SWEEP_BLOW_UP * max(min(losses), 1e-12) and index > steps // 10:
                 return lrs, losses, True
         return lrs, losses, False
 
