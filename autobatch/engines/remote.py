@@ -313,12 +313,13 @@ class RemoteRunner(Runner):
         return measurement
 
     def energy(self, plan: Plan, *, budget_s: float) -> Energy | None:
+        limit_s = self._patience.steps_s(plan, LEAST_TIMED_STEPS, budget_s)
         try:
-            found: Energy | None = self._work("energy", plan, budget_s=budget_s)
-        except WorkerTimeout:
-            raise
-        except WorkerDied:  # the times of the plan stand without it
-            return None
+            found: Energy | None = self._work("energy", plan, timeout_s=limit_s, budget_s=budget_s)
+        except WorkerDied as death:
+            if isinstance(death, WorkerTimeout) and not death.is_hang:
+                raise
+            return None  # the times of the plan stand without it
         return found
 
     def workload(self) -> Workload | None:
