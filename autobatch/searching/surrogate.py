@@ -31,9 +31,11 @@ _SHARE_LENGTHS = (6.0,)
 _NOISES = (0.02, 0.1)
 _OFFSET = 1.0  # of a rung: what all scores there have in common, beyond what the scaling has taken out
 
-# Beyond this many scales below the best of its rung a score is compressed by its logarithm: how bad a bad one is says
-# little of the best. Assumed.
-_SQUASH = 4.0
+# Beyond so many scales below the best of its rung a score is compressed by its logarithm: how bad a bad one is says
+# little of the best. Which of these it is the scores tell: they are averaged over by marginal likelihood as the
+# hyperparameters are, the likelihood being that of the scores before they were compressed (a warped Gaussian process,
+# Snelson et al. 2004). Assumed; what they bring is measured in benchmarks/NOTES.md.
+_SQUASHES = np.array([0.5, 1.0, 4.0])
 # The scale of a rung is how far the better third lies below its best: unit-free, and untouched by trials that failed.
 _SCALE_SHARE = 1 / 3
 _SCALE_LEAST = 3  # scores at a rung from which it has a scale of its own
@@ -105,7 +107,7 @@ class Surrogate:
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Mean and standard deviation of the true value at `points` (m, 3), each (h, m), a row for a hyperparameter.
 
-        In units of the standardised values; only differences between points of one share mean anything.
+        In scales of a rung near its best; only differences between points of one share mean anything.
         """
         kernel = _kernel(points, self.points, self.shears, self.lengths)
         mean = np.einsum("hmn,hn->hm", kernel, self.solved)
@@ -150,9 +152,10 @@ class Surrogate:
 def fit(observations: tuple[Observation, ...]) -> Surrogate:
     """The posterior of these scores, at least one; the same for the same scores."""
     points = np.array([[o.batch, o.rate, math.log2(o.share)] for o in observations])
-    values = _values(observations)
-    spread = float(values.std())
-    values = (values - values.mean()) / (spread if spread > 0 else 1.0)
+    values, log_slopes = _values(observations)
+    spreads = values.std(axis=0)
+    spreads[spreads == 0] = 1.0
+    values = (values - values.mean(axis=0)) / spreads
     grid = list(itertools.product(_SHEARS, _BATCH_LENGTHS, _RATE_LENGTHS, _SHARE_LENGTHS))
     shears = np.array([row[0] for row in grid])
     lengths = np.array([row[1:] for row in grid])
@@ -161,25 +164,27 @@ def fit(observations: tuple[Observation, ...]) -> Surrogate:
     lower = np.linalg.cholesky(np.concatenate([smooth + noise * np.eye(len(points)) for noise in _NOISES]))
     noises = np.repeat(_NOISES, len(grid))
     shears, lengths = np.tile(shears, len(_NOISES)), np.tile(lengths, (len(_NOISES), 1))
-    whitened = np.linalg.solve(lower, np.broadcast_to(values[:, None], (len(lower), len(values), 1)))[:, :, 0]
+    whitened = np.linalg.solve(lower, np.broadcast_to(values, (len(lower), *values.shape)))
     # The function's variance, integrated out under an inverse gamma prior that is worth two scores of variance 1.
-    fits = 2.0 + np.einsum("hn,hn->h", whitened, whitened)
+    fits = 2.0 + np.einsum("hnw,hnw->hw", whitened, whitened)
     count = len(values) + 2
-    logs = -0.5 * count * np.log(fits) - np.log(np.einsum("hnn->hn", lower)).sum(axis=1)
+    logs = -0.5 * count * np.log(fits) - np.log(np.einsum("hnn->hn", lower)).sum(axis=1)[:, None]
+    logs += (log_slopes - np.log(spreads)).sum(axis=0)  # of the scores, not of what compressing has made of them
     weights = np.exp(logs - logs.max())
     weights /= weights.sum()
-    order = np.argsort(-weights, kind="stable")
-    kept = order[: 1 + int(np.searchsorted(np.cumsum(weights[order]), _WEIGHT_KEPT))]
-    factors = np.linalg.inv(lower[kept])
+    rows, warps = np.unravel_index(np.argsort(-weights, axis=None, kind="stable"), weights.shape)
+    kept = 1 + int(np.searchsorted(np.cumsum(weights[rows, warps]), _WEIGHT_KEPT))
+    rows, warps = rows[:kept], warps[:kept]
+    factors = np.linalg.inv(lower[rows])
     return Surrogate(
         points=points,
-        shears=shears[kept],
-        lengths=lengths[kept],
-        weights=weights[kept] / weights[kept].sum(),
+        shears=shears[rows],
+        lengths=lengths[rows],
+        weights=weights[rows, warps] / weights[rows, warps].sum(),
         factors=factors,
-        solved=np.einsum("hji,hj->hi", factors, whitened[kept]),
-        variances=fits[kept] / count,
-        noises=noises[kept],
+        solved=np.einsum("hji,hj->hi", factors, whitened[rows, :, warps]) * spreads[warps][:, None],
+        variances=fits[rows, warps] / count * spreads[warps] ** 2,
+        noises=noises[rows],
     )
 
 
@@ -211,9 +216,12 @@ def _scaled(points: Array, shears: Array, lengths: Array) -> Array:
     return np.stack(columns, axis=2) / lengths[:, None, :]
 
 
-def _values(observations: Sequence[Observation]) -> Array:
-    """The scores of each rung on one scale: 0 for its best, -1 where its better third ends, then ever slower down."""
-    values = np.empty(len(observations))
+def _values(observations: Sequence[Observation]) -> tuple[Array, Array]:
+    """The scores of each rung on one scale: 0 for its best, -1 where its better third ends, then ever slower down.
+
+    (n, w), a column for each way of compressing, and the logarithm of what it shortens a small difference by.
+    """
+    values, log_slopes = np.empty((2, len(observations), len(_SQUASHES)))
     scale = None
     for share in sorted({o.share for o in observations}):
         here = [index for index, o in enumerate(observations) if o.share == share]
@@ -222,8 +230,9 @@ def _values(observations: Sequence[Observation]) -> Array:
         if len(here) >= _SCALE_LEAST or scale is None:
             third = float(np.sort(gaps)[max(1, math.ceil(_SCALE_SHARE * len(here)) - 1)]) if len(here) > 1 else 0.0
             scale = third or float(gaps.max()) or scale or 1.0
-        values[here] = -_SQUASH * np.log1p(gaps / (_SQUASH * scale))
-    return values
+        logs = np.log1p(gaps[:, None] / (_SQUASHES * scale))
+        values[here], log_slopes[here] = -_SQUASHES * logs, -logs
+    return values, log_slopes
 
 
 _erf = np.vectorize(math.erf, otypes=[float])
