@@ -120,6 +120,7 @@ def take(iterator: Any, count: int) -> list[list[float]]:
     return [batch.tolist() for batch in islice(iterator, count)]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where there is one core
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resuming_gives_the_batches_that_would_have_come_augmentation_included(workers: int) -> None:
     loaded = task(loader={"num_workers": workers})
