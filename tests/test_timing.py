@@ -303,6 +303,27 @@ def test_the_clocks_are_asked_while_the_device_is_at_work() -> None:
     assert happened[last + 1] == "waited"  # for steps that were queued and not waited for before
 
 
+def test_ranks_take_equally_many_steps_whatever_their_own_clocks_and_drivers_say() -> None:
+    """Rank 0's answers are followed by another whose steps take longer, and whose driver tells of no clocks."""
+    told: list[Any] = []
+
+    def steps_of(lead: Any, **answers: Any) -> int:
+        plan = Plan(batch_size=8)
+        bench = Trainer(task(), Config(plan=plan, lr=1e-3), CPU.torch_device, seed=0, total_steps=10_000)
+        batches = training_batches(task(), rows(), plan, seed=0)
+        time_step(bench, Told(**answers), batches, 0.05, lead, parts=False)  # type: ignore[arg-type]
+        return bench.step_count
+
+    def first(value: Any) -> Any:
+        told.append(value)
+        return value
+
+    taken = steps_of(first, slowed_by=lambda: ())
+    answers = iter(told)
+    assert steps_of(lambda value: next(answers), synchronize=lambda: time.sleep(0.001)) == taken
+    assert next(answers, None) is None
+
+
 def test_energy_is_counted_over_steps_as_training_takes_them() -> None:
     used = 0.0
 

@@ -90,7 +90,7 @@ def time_step(
     _warm_up(train, device, _WARM_UP_SHARE * budget_s, lead)
     waited, begun = device.waited_s(), perf_counter()
     step_s = repeat(train, device, (_STEP_SHARE if parts else 1 - _WARM_UP_SHARE) * budget_s, lead=lead)
-    slowed_by = _slowed_by(train, median(step_s), device)
+    slowed_by = _slowed_by(train, median(step_s), device, lead)
     still, elapsed = device.waited_s(), perf_counter() - begun
     compute_s, loader_s, phases_s = list[float](), list[float](), dict[str, float]()
     if parts:
@@ -138,11 +138,11 @@ def measure_energy(bench: Trainer, device: Device, batches: Iterator[Batch], bud
     return None if found is None else replace(found, seconds=perf_counter() - begun)
 
 
-def _slowed_by(train: Callable[[], object], step_s: float, device: Device) -> set[str]:
+def _slowed_by(train: Callable[[], object], step_s: float, device: Device, lead: Lead) -> set[str]:
     """Why the clocks are held back, asked while the device is at work: an idle one has other reasons."""
-    if device.slowed_by() is None:
+    if lead(device.slowed_by() is None):
         return set()
-    for _ in range(_calls_a_block(step_s)):
+    for _ in range(lead(_calls_a_block(step_s))):
         train()
     reasons = set(device.slowed_by() or ())
     device.synchronize()
