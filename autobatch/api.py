@@ -25,7 +25,7 @@ from .measuring.arms import ArmProfile, profile_arm
 from .measuring.learning_rate import LrCurve, find_lr_curve
 from .measuring.memory import MaxBatch
 from .measuring.throughput import Objective, ThroughputCurve
-from .opening import device_of, open_spec, open_task, spec_for
+from .opening import counts_memory, device_of, open_spec, open_task, spec_for
 from .plan import Mode, Plan, Precision, Prober, Runner
 from .progress import Listener, Progress, nobody
 from .reports.bench_report import BenchReport
@@ -36,7 +36,7 @@ from .runs.runs import latest_unfinished, reopened
 from .runs.settings import Earlier, Engine, TuneSettings
 from .searching.storage_url import check_url, shown_url
 from .simulated.recording import Recorder
-from .stages import max_batch_of, profile_of
+from .stages import check_max_batch_size, max_batch_of, profile_of
 from .standard import standard_models
 from .tasks.task_sources import source_hashes
 from .tuning import run_tune
@@ -216,12 +216,10 @@ def profile(
         if assumed and sample is None:
             warnings.warn(f"profile assumed: {'; '.join(assumed)}", stacklevel=2)
         largest = max_batch_of(runner, plan, max_batch_size=max_batch_size, on_progress=on_progress)
-        # Where a limit is asked for on a processor, its worker counts memory to the page, which slows it down.
-        counts = memory_limit is not None and runner.device().kind == "cpu"
         time_it = partial(
             profile_of, max_batch=int(largest), budget_s=budget_s, objective=objective, on_progress=on_progress
         )
-        if not counts:
+        if not counts_memory(runner.device(), memory_limit):
             return time_it(runner, plan)
     with open_task(task, sample=sample, device=device, headroom=headroom, nproc=nproc) as (runner, plan, _):
         return time_it(runner, plan)
@@ -314,8 +312,7 @@ def bench(
         TaskError: a file that was named is no Python file.
         ReportError: the file cannot be written, or holds another report.
     """
-    if max_batch_size is not None and max_batch_size < 1:  # told now: later it would be each cell's failure
-        raise SettingError(f"max_batch_size is at least 1; got {max_batch_size}")
+    check_max_batch_size(max_batch_size)  # told now: later it would be each cell's failure
     standard = standard_models()
     chosen = chosen_models(models, standard)
     # A task of ours tells the device: one that was asked for may be broken, which is for its cells to say.

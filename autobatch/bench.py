@@ -22,7 +22,7 @@ from .engines.served import RunnerSpec
 from .errors import AutobatchError, SettingError, first_line
 from .measuring.arms import ArmProfile, FirstLosses, first_losses, profile_arm, told_of_losses
 from .measuring.throughput import Objective
-from .opening import open_spec
+from .opening import counts_memory, open_spec
 from .plan import DeviceInfo, Plan, Runner, Workload
 from .progress import Listener, Progress
 from .render.curves import recommended_point
@@ -158,8 +158,7 @@ class _Bench:
         source = source_digest(self.settings.models[model])
         heard = _within(f"{model} in {arm.name}", listen)
         spec = replace(self.spec, path=self.settings.models[model], arm=arm)
-        # A limit on a processor is kept by counting memory to the page, which slows every step.
-        counts = self.device.kind == "cpu" and spec.memory_limit_bytes is not None
+        counts = counts_memory(self.device, spec.memory_limit_bytes)
         also = _Extra()
         found = profile_arm(
             arm,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import tempfile
@@ -14,6 +15,11 @@ from .errors import ReportError
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _PARTIAL = ".partial"
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write plain JSON values as `write_whole` does; what is not finite, which JSON does not have, is a ValueError."""
+    write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -183,6 +183,11 @@ def open_spec(
         yield runner, _plan_to_vary(runner.facts(), accumulation_steps)
 
 
+def counts_memory(device: DeviceInfo, memory_limit: object) -> bool:
+    """Whether a worker keeps a limit by counting memory to the page, which slows down each of its steps."""
+    return device.kind == "cpu" and memory_limit is not None
+
+
 def device_of(spec: RunnerSpec) -> DeviceInfo:
     """The device that a spec names, as a worker sees it."""
     with closing(RemoteRunner(spec)) as runner:

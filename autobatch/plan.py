@@ -300,6 +300,12 @@ class LrSweep:
         return len(self.losses) + (not is_told)
 
 
+# Work that takes this many times its prediction hangs; but nothing is called hung before the second figure, since what
+# a process does first may compile. Both assumed.
+HANG_FACTOR = 5.0
+HANG_LEAST_S = 30.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:
     """One leg of one trial: train `config` from `start_step` to `until_step` of a schedule of `total_steps`.

@@ -15,6 +15,16 @@ from .tuning import CEILING, describe_probe
 _REMEDY_SHARE = 0.5  # of the budget again, for a loader that does not keep up. Assumed.
 
 
+def check_max_batch_size(size: int | None) -> None:
+    """That a ceiling leaves something to look for.
+
+    Raises:
+        SettingError: it does not.
+    """
+    if size is not None and size < 1:
+        raise SettingError(f"max_batch_size is at least 1; got {size}")
+
+
 def max_batch_of(
     runner: Prober,
     plan: Plan,
@@ -27,8 +37,7 @@ def max_batch_of(
     on_progress: Listener = nobody,
 ) -> MaxBatch:
     """The largest batch of an open runner; the ceiling is `max_batch_size`, the training data, or 131072."""
-    if max_batch_size is not None and max_batch_size < 1:
-        raise SettingError(f"max_batch_size is at least 1; got {max_batch_size}")
+    check_max_batch_size(max_batch_size)
     facts = runner.facts()
     ranks = facts.baseline.plan.ranks
     train_size = facts.train_size and facts.train_size // ranks

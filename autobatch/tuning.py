@@ -206,9 +206,8 @@ class _Tune:
                 self.say("start", remark)
                 self.save(remarks=tuple(dict.fromkeys((*self.state.remarks, remark))))
             return
-        from .searching.central import (
-            CentralRecord,  # optuna, which a run without one imports while its worker is at work
-        )
+        # Imported here: a run without a database imports optuna while its worker is at work.
+        from .searching.central import CentralRecord
 
         self.central = CentralRecord(
             self.storage,

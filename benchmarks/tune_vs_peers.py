@@ -40,6 +40,7 @@ from provenance import about
 from tune_peers import EQUIVALENTS, FRESH_SEED, LONGER, METHODS, Field, enter, missing, step_times
 
 from autobatch.devices.environment import keep_freed_memory
+from autobatch.files import write_whole
 from autobatch.units import parse_duration
 
 TASKS = sorted((Path(__file__).parent / "tasks").glob("[!_]*.py"))
@@ -129,9 +130,7 @@ def main() -> None:
         if asked.json:
             packages = ("optuna", *(needs for method in methods if (needs := METHODS[method][1])))
             found = about(*packages) | terms | {"tasks": tasks}
-            written = asked.json.with_suffix(".new")
-            written.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-            written.replace(asked.json)
+            write_whole(asked.json, json.dumps(found, indent=1) + "\n")  # a diverged training's score is not finite
 
     for path in asked.tasks:
         if path.stem not in tasks:

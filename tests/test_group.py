@@ -286,8 +286,8 @@ def train_data():
 def test_a_hang_of_the_ranks_before_the_race_is_told_as_one(
     opened: Callable[..., GroupRunner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "_HANG_LEAST_S", 3.0)
-    monkeypatch.setattr(patience, "_HANG_FACTOR", 0.01)
+    monkeypatch.setattr(patience, "HANG_LEAST_S", 3.0)
+    monkeypatch.setattr(patience, "HANG_FACTOR", 0.01)
     runner = opened(fault="hang:1:12", straggler_s=1.0, remaining_s=lambda: 300.0)
     assert runner.probe(PAIR).outcome == "ok"
     timed = runner.time(PAIR, budget_s=1.0)

@@ -475,8 +475,8 @@ def test_what_a_new_worker_takes_ends_with_the_time_for_everything(
 def test_a_hang_before_the_race_is_told_as_one(
     opened: Callable[..., RemoteRunner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "_HANG_LEAST_S", 2.0)
-    monkeypatch.setattr(patience, "_HANG_FACTOR", 0.01)
+    monkeypatch.setattr(patience, "HANG_LEAST_S", 2.0)
+    monkeypatch.setattr(patience, "HANG_FACTOR", 0.01)
     metric = "\ndef metric(model, batch):\n    return -loss(model, batch).expand(len(batch[0]))\n"
     (tmp_path / "model.py").write_text(TASK + metric)
     runner = opened("hang")

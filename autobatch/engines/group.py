@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from ..checkpoints import forget_checkpoints
 from ..devices.environment import available_cores, worker_environment
 from ..errors import AutobatchError, NoValidResult, RankLost, SettingError, WorkerDied, WorkerTimeout
+from ..measuring.profiling import FEWEST_STEPS_WITH_PARTS
 from ..plan import (
     DeviceInfo,
     LrSweep,
@@ -36,11 +37,11 @@ from ..plan import (
 from .answers import Answer, cause, joined_rung, joined_sweep, joined_times
 from .leaks import LeakWatch
 from .local import LocalWorker
-from .patience import Patience
+from .patience import Patience, limit
 from .pool import Pool, check_workers
 from .processes import ForkServer
 from .ranks import Meeting, Place, agreed, agreed_limit, same_error
-from .remote import GRACE_S, LEAST_TIMED_STEPS, RemoteRunner
+from .remote import GRACE_S, RemoteRunner
 from .served import RunnerSpec, call, open_runner
 
 T = TypeVar("T")
@@ -332,8 +333,7 @@ class GroupRunner(Runner):
 
     def _deadline(self, timeout_s: float | None) -> float | None:
         remaining_s = self._remaining_s() if self._remaining_s is not None else None
-        self._is_own_limit = timeout_s is not None and (remaining_s is None or timeout_s <= remaining_s)
-        limit_s = timeout_s if self._is_own_limit else remaining_s
+        limit_s, self._is_own_limit = limit(timeout_s, remaining_s)
         return None if limit_s is None else time.monotonic() + limit_s
 
     def _ready_team(self) -> tuple[_Team, list[Answer]]:
@@ -409,7 +409,7 @@ class GroupRunner(Runner):
     def time(
         self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
     ) -> Measurement:
-        limit_s = self._patience.steps_s(plan, LEAST_TIMED_STEPS, budget_s)
+        limit_s = self._patience.steps_s(plan, FEWEST_STEPS_WITH_PARTS, budget_s)
         answers = self._ask("time", plan, timeout_s=limit_s, budget_s=budget_s, loader=loader, parts=parts)
         timed = joined_times(answers)
         if timed is not None:

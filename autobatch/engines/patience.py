@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from ..plan import Measurement, Plan
+from ..plan import HANG_FACTOR, HANG_LEAST_S, Measurement, Plan
 
 # Assumed: no few steps, their compilation and the reading of their samples take longer.
 PROBE_TIMEOUT_S = 600.0
 _SOAK_STEPS_A_TIMEOUT = 100  # assumed: so many steps on real batches may take as long again, whatever came before
-# Steps of which it is known what they take hang after this many times as long, and not before the second figure. Both
-# as for a rung (searching/race.py).
-_HANG_FACTOR = 5.0
-_HANG_LEAST_S = 30.0
 _PROBE_STEPS = 2  # at least
+
+
+def limit(own_s: float | None, left_s: float | None) -> tuple[float | None, bool]:
+    """Seconds that a call has, None for no limit; and whether to outlast them is to hang.
+
+    Args:
+        own_s: the call's own limit.
+        left_s: of the time for everything, which to outlast is no fault of the call.
+    """
+    if own_s is not None and (left_s is None or own_s <= left_s):
+        return own_s, True
+    return left_s, False
 
 
 class Patience:
@@ -51,9 +59,9 @@ class Patience:
         fewer samples.
         """
         if self._probe is None and self._step is None:
-            return self.probe_timeout_s + _HANG_FACTOR * budget_s
+            return self.probe_timeout_s + HANG_FACTOR * budget_s
         size, probe_s = self._probe or (1, 0.0)
         probe_s *= max(1.0, plan.effective_batch_size / size) ** 2
         size, step_s = self._step or (plan.effective_batch_size, probe_s / _PROBE_STEPS)
         step_s *= max(1.0, plan.effective_batch_size / size) ** 2
-        return max(_HANG_LEAST_S, _HANG_FACTOR * (budget_s + probe_s + steps * step_s))
+        return max(HANG_LEAST_S, HANG_FACTOR * (budget_s + probe_s + steps * step_s))

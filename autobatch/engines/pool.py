@@ -207,7 +207,7 @@ class Pool(Runner):
         return replace(slowest, remarks=remarks, seconds=max(one.seconds for one in found))
 
     def energy(self, plan: Plan, *, budget_s: float) -> Energy | None:
-        return self._first.energy(plan, budget_s=budget_s)
+        return self._of_first(lambda runner: runner.energy(plan, budget_s=budget_s))
 
     def workload(self) -> Workload | None:
         return self._of_first(lambda runner: runner.workload())

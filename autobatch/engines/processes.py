@@ -292,9 +292,8 @@ def _start(
     # In the caller's order, so that the worker finds the modules that the caller would. "" stands for the folder that
     # the caller is in, which `-m` would put before all others if `-P` did not forbid it.
     path = os.pathsep.join([*(entry or os.getcwd() for entry in sys.path), package])
-    inherited = {
-        name: value for name, value in os.environ.items() if name != "AUTOBATCH_STORAGE"
-    }  # may hold a password
+    # A database's password is for the coordinator alone.
+    inherited = {name: value for name, value in os.environ.items() if name != "AUTOBATCH_STORAGE"}
     output: IO[bytes] | None = open(log, "ab") if log is not None else None  # noqa: SIM115  # closed below
     try:
         return subprocess.Popen(

@@ -22,6 +22,7 @@ from ..checkpoints import forget_checkpoints
 from ..devices import host_memory
 from ..devices.environment import worker_environment
 from ..errors import DeviceLost, NoValidResult, WorkerDied, WorkerTimeout
+from ..measuring.profiling import FEWEST_STEPS_WITH_PARTS
 from ..plan import (
     DeviceInfo,
     Energy,
@@ -40,13 +41,12 @@ from ..plan import (
 from ..tasks.libraries import Libraries
 from .leaks import LeakWatch
 from .local import LocalWorker
-from .patience import PROBE_TIMEOUT_S, Patience
+from .patience import PROBE_TIMEOUT_S, Patience, limit
 from .processes import ForkServer
 from .served import RunnerSpec, call, imported_libraries, names_of_devices, open_runner
 
 _NOTHING = Libraries((), ())
 
-LEAST_TIMED_STEPS = 9  # that `Runner.time` takes of a slow step, as in measuring/profiling.py
 OPENING_S = 600.0  # to open the task, where the call that waits for that has a limit; assumed, as for a probe
 GRACE_S = 2.0  # assumed: what a rung may need past its own limit to notice it, before its worker is killed
 
@@ -149,11 +149,7 @@ class RemoteRunner(Runner):
         return self._call(method, *args, timeout_s=timeout_s, **kwargs)
 
     def _limit(self, timeout_s: float | None) -> tuple[float | None, bool]:
-        """Seconds that a call has, and whether to outlast them is to hang: else it is the time for everything."""
-        remaining_s = max(0.0, self._remaining_s()) if self._remaining_s else None
-        if timeout_s is not None and (remaining_s is None or timeout_s <= remaining_s):
-            return timeout_s, True
-        return remaining_s, False
+        return limit(timeout_s, max(0.0, self._remaining_s()) if self._remaining_s else None)
 
     def _ask(self, method: str, *args: Any, work: bool = False, **kwargs: Any) -> Any:
         """A call that is made once more where its worker was killed, which need not be the call's doing."""
@@ -297,30 +293,28 @@ class RemoteRunner(Runner):
         self.prepare()
         return self._call(method, *args, timeout_s=timeout_s, **kwargs)
 
+    def _take_steps(self, method: str, plan: Plan, budget_s: float, **kwargs: Any) -> Any:
+        """What a call that takes steps of a plan answers, or that it cost its worker."""
+        limit_s = self._patience.steps_s(plan, FEWEST_STEPS_WITH_PARTS, budget_s)
+        try:
+            return self._work(method, plan, timeout_s=limit_s, budget_s=budget_s, **kwargs)
+        except WorkerDied as death:
+            if isinstance(death, WorkerTimeout) and not death.is_hang:
+                raise
+            return death
+
     def time(
         self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
     ) -> Measurement:
-        limit_s = self._patience.steps_s(plan, LEAST_TIMED_STEPS, budget_s)
-        try:
-            measurement: Measurement = self._work(
-                "time", plan, timeout_s=limit_s, budget_s=budget_s, loader=loader, parts=parts
-            )
-        except WorkerDied as death:
-            if isinstance(death, WorkerTimeout) and not death.is_hang:
-                raise
-            return Measurement(plan=plan, outcome="crashed", message=str(death))
-        self._patience.learn_time(measurement)
-        return measurement
+        found: Measurement | WorkerDied = self._take_steps("time", plan, budget_s, loader=loader, parts=parts)
+        if isinstance(found, WorkerDied):
+            return Measurement(plan=plan, outcome="crashed", message=str(found))
+        self._patience.learn_time(found)
+        return found
 
     def energy(self, plan: Plan, *, budget_s: float) -> Energy | None:
-        limit_s = self._patience.steps_s(plan, LEAST_TIMED_STEPS, budget_s)
-        try:
-            found: Energy | None = self._work("energy", plan, timeout_s=limit_s, budget_s=budget_s)
-        except WorkerDied as death:
-            if isinstance(death, WorkerTimeout) and not death.is_hang:
-                raise
-            return None  # the times of the plan stand without it
-        return found
+        found: Energy | WorkerDied | None = self._take_steps("energy", plan, budget_s)
+        return None if isinstance(found, WorkerDied) else found  # the times of the plan stand without it
 
     def workload(self) -> Workload | None:
         found: Workload | None = self._work("workload")

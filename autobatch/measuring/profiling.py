@@ -31,7 +31,7 @@ _FINEST = 0.1  # assumed: sizes that lie closer together than a tenth tell nothi
 _FEW_SAMPLES = (2, 3, 4, 6)
 _SMALLEST_SIZE = 8  # assumed: below it an accelerator is idle and a step costs about the same
 # That `Runner.time` takes of a slow step: warming up and three whole ones; with the parts one for each of those too.
-_FEWEST_STEPS, _FEWEST_WITH_PARTS = 6, 9
+_FEWEST_STEPS, FEWEST_STEPS_WITH_PARTS = 6, 9
 _MOST_WORKERS = 16  # assumed: beyond it a machine has other limits than the number of its loader's processes
 _HELPS = 1.05  # assumed: a smaller gain is not worth another process
 
@@ -120,7 +120,7 @@ def profile(
         left_of_pass_s = left_s - (budget_s - first_pass_s)
         if left_of_pass_s <= 0 and has_timed:
             break
-        if refine and has_timed and _FEWEST_WITH_PARTS * so_far().step_s(size) > left_s:
+        if refine and has_timed and FEWEST_STEPS_WITH_PARTS * so_far().step_s(size) > left_s:
             continue  # even the fewest steps would outlast the budget; a neighbour of the knee tells more
         measure(size, max(0.0, left_of_pass_s) / (len(sizes) - done))
     if not any(first.outcome == "ok" and first.step_s for first, *_ in visits.values()):

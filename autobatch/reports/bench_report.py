@@ -7,14 +7,13 @@ refused with what is wrong with it.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ReportError
-from ..files import write_whole
+from ..files import write_json
 from ..plan import DeviceInfo
 from ..shapes import NUMBER, NUMBER_OR_NULL, TEXT_OR_NULL, WHOLE_OR_NULL, Reader, check
 from .report import MAX_BATCH, THROUGHPUT, Report, device_from_json, device_to_json, load_json
@@ -189,7 +188,7 @@ class BenchReport:
         Raises:
             ReportError: the file cannot be written.
         """
-        write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+        write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> BenchReport:

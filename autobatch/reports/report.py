@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from ..errors import ReportError
-from ..files import write_whole
+from ..files import write_json
 from ..plan import Config, DeviceInfo, Direction, Plan, Precision
 from ..searching.confirmation import ScoreSummary
 from ..shapes import NUMBER, NUMBER_OR_NULL, TEXT_OR_NULL, Reader
@@ -219,7 +219,7 @@ class Report:
         Raises:
             ReportError: the file cannot be written.
         """
-        write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+        write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> Report:

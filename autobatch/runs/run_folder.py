@@ -14,7 +14,6 @@ none of its own names may be a link.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import socket
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..errors import ReportError, RunError, StorageError
-from ..files import check_writable, half_written, sync_folder, write_whole
+from ..files import check_writable, half_written, sync_folder, write_json
 from ..reports.report import load_json
 from ..shapes import Reader
 from .conditions import Condition
@@ -193,7 +192,7 @@ class RunFolder:
             StorageError: it cannot be written.
         """
         try:
-            write_whole(self.path / _STATE, json.dumps(state.to_json(), indent=1, allow_nan=False) + "\n")
+            write_json(self.path / _STATE, state.to_json())
         except ReportError as error:
             raise StorageError(str(error)) from None
 

@@ -45,10 +45,9 @@ class Account:
     paces: Paces = field(default_factory=Paces)
     under_way: dict[int, Leg] = field(default_factory=dict)
 
-    def begin(self, trial: int, leg: Leg) -> Leg:
-        """The leg, begun now."""
-        self.under_way[trial] = begun = replace(leg, began_s=self.ledger.elapsed_s)
-        return begun
+    def begin(self, trial: int, leg: Leg) -> None:
+        """Note that a leg of this trial is under way from now on."""
+        self.under_way[trial] = replace(leg, began_s=self.ledger.elapsed_s)
 
     @property
     def equivalents(self) -> float:

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from ..errors import BudgetTooShort, CheckpointError, DeviceError, NoValidResult, TaskError
-from ..plan import Config, Direction, Plan, Rung, RungOutcome, RungResult, Runner
+from ..plan import HANG_FACTOR, HANG_LEAST_S, Config, Direction, Plan, Rung, RungOutcome, RungResult, Runner
 from ..units import format_duration
 from .account import Account, Leg
 from .conclusion import SearchResult, conclude
@@ -38,11 +38,6 @@ from .trials import (
 
 # Below this many full trials only one is reserved for confirmation. Assumed: else under half is left for the search.
 FEW_EQUIVALENTS = 6
-
-# A rung that takes this many times its prediction hangs; but nothing is called hung before the second figure, since the
-# first rung of a process may compile. Both assumed.
-HANG_FACTOR = 5.0
-HANG_LEAST_S = 30.0
 
 # A rung whose worker died is run again from its checkpoint; after this many deaths in a row never. Assumed.
 MOST_ATTEMPTS = 3
@@ -385,11 +380,10 @@ class Race:
         self._submit(trial, Leg(until_step=until_step, modelled_s=self.costs.rung_s(trial, until_step)))
 
     def _submit(self, trial: Trial, leg: Leg) -> None:
-        leg = self.account.begin(trial.number, leg)
         predicted_s = leg.modelled_s * self.account.paces.correction
         left_s = max(0.0, self.ledger.available_s - self._tests_s * self.account.paces.correction)
         hang_s = max(HANG_FACTOR * predicted_s, HANG_LEAST_S)
-        self.account.under_way[trial.number] = replace(leg, is_cut_short=left_s < hang_s)
+        self.account.begin(trial.number, replace(leg, is_cut_short=left_s < hang_s))
         rung = Rung(
             trial=trial.number,
             config=trial.config,
@@ -438,9 +432,8 @@ class Race:
         ran_out = result.outcome == "timeout" and leg.is_cut_short and not self._fits(leg.modelled_s)
         if leg.attempt < _attempts(result.outcome, trial.role) and not ran_out:
             self.trials[trial.number] = replace(trial, outcome=result.outcome, message=result.message)
-            self.account.under_way[trial.number] = replace(
-                leg, attempt=leg.attempt + 1
-            )  # in the record it is in flight
+            # In the record it is in flight.
+            self.account.under_way[trial.number] = replace(leg, attempt=leg.attempt + 1)
             self.again.append(trial.number)
             return
         del self.account.under_way[trial.number]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, final
 
 from ..errors import ReportError
-from ..files import write_whole
+from ..files import write_json
 from ..plan import Measurement, MemoryLimit, Outcome, Plan, Precision, Prober, TaskFacts
 from ..shapes import NUMBER, Reader
 
@@ -64,7 +64,7 @@ class Recording:
         Raises:
             ReportError: the file cannot be written.
         """
-        write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+        write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Recording:
