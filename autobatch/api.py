@@ -254,6 +254,7 @@ def profile_arms(
     """
     budget_s = parse_duration(budget)
     spec = spec_for(task, device, memory_limit, headroom)
+    counts = memory_limit is not None and counts_memory(device_of(spec), memory_limit)
     found = []
     for arm in arms:
         on_progress(Progress(stage="start", text=f"in {arm.name}"))
@@ -261,7 +262,7 @@ def profile_arms(
             profile_arm(
                 arm,
                 partial(open_spec, replace(spec, arm=arm)),
-                None,
+                partial(open_spec, replace(spec, arm=arm, memory_limit_bytes=None)) if counts else None,
                 find=partial(max_batch_of, max_batch_size=max_batch_size, on_progress=on_progress),
                 time_it=lambda runner, plan, largest: profile_of(
                     runner, plan, int(largest), budget_s=budget_s, objective=objective, on_progress=on_progress

@@ -14,6 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import autobatch
+from autobatch.api import profile_arms
+from autobatch.arm import parse_arms
 from autobatch.engines.remote import RemoteRunner
 from autobatch.errors import DoesNotFit, SettingError, TaskError
 
@@ -135,8 +137,13 @@ def test_a_limit_of_memory_does_not_slow_down_what_is_timed(monkeypatch: pytest.
         return time_it(self, *args, **kwargs)
 
     monkeypatch.setattr(RemoteRunner, "time", noted)
-    curve = autobatch.profile(TASKS / "minimal.py", budget="0.3s", device="cpu", memory_limit="64MiB", max_batch_size=8)
+    how: dict[str, Any] = {"budget": "0.3s", "device": "cpu", "memory_limit": "64MiB", "max_batch_size": 8}
+    curve = autobatch.profile(TASKS / "minimal.py", **how)
     assert curve.step_s(8) > 0
+    assert set(timed_under) == {None}
+    timed_under.clear()
+    (profiled,) = profile_arms(TASKS / "minimal.py", parse_arms(["fp32"]), **how)
+    assert profiled.curve is not None
     assert set(timed_under) == {None}
 
 
