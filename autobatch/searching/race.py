@@ -14,24 +14,22 @@ from .conclusion import SearchResult, conclude
 from .confirmation import Verdict, judge, leads_clearly, next_seed_for
 from .costs import EQUIVALENTS, Costs
 from .crew import Crew
-from .freeze_thaw import choose
 from .ledger import Ledger
+from .limits import MemoryLimits
+from .proposals import Proposals, runnable
 from .race_state import RaceState
 from .record import Kept, StudyRecord
 from .retention import needed_checkpoints
-from .study import propose
 from .trials import (
     MIN_STEPS,
     Event,
     EventKind,
     Role,
     SearchSettings,
-    Space,
     Trial,
     last_rung,
     paused_best_first,
     promotable,
-    rounded_lr,
     space_for,
     warm_starts,
 )
@@ -45,12 +43,6 @@ MOST_ATTEMPTS = 3
 # A baseline that hangs is run once more: nothing can be compared without it, and a hang may be the machine's. Assumed.
 BASELINE_HANGS = 2
 
-# Failed trials in a row after which nothing new is tried: the fault is then not in the configurations. Assumed.
-MOST_FAILURES = 10
-
-# Proposals asked for in one place before the space counts as exhausted. Assumed.
-MOST_REPEATS = 8
-
 
 @dataclass(slots=True, kw_only=True)
 class Race:
@@ -62,8 +54,7 @@ class Race:
     runner: Runner
     crew: Crew
     ledger: Ledger
-    max_batch: int
-    max_micro_batch: int
+    limits: MemoryLimits
     costs: Costs
     eval_batch_size: int
     settings: SearchSettings
@@ -72,12 +63,10 @@ class Race:
 
     account: Account = field(init=False)
     direction: Direction = field(init=False)
-    space: Space = field(init=False)
+    proposals: Proposals = field(init=False)
     baseline: Config = field(init=False)
     baseline_origin: str = field(init=False)
-    waiting: list[tuple[Config, str]] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
-    is_exhausted: bool = False
     notes: list[str] = field(default_factory=list)
     is_over: bool = False
     test_scores: tuple[float | None, float | None] = (None, None)
@@ -97,27 +86,28 @@ class Race:
         self.direction = facts.direction
         whose = "your configuration" if facts.baseline_is_users else "the default configuration (assumed)"
         self.baseline, self.baseline_origin = facts.baseline, f"{whose}, trained to the end"
-        if facts.baseline.plan.batch_size > self.max_batch:
-            plan = self._plan_for(facts.baseline.plan.effective_batch_size)
+        if facts.baseline.plan.batch_size > self.limits.max_batch:
+            plan = self.limits.plan_for(facts.baseline.plan.effective_batch_size)
             if plan is not None:
                 self.baseline = replace(facts.baseline, plan=plan)
                 self.baseline_origin += (
                     f"; its batch of {facts.baseline.plan.batch_size} does not fit, so it is accumulated over "
                     f"{plan.accumulation_steps} steps of {plan.batch_size}"
                 )
-        earlier = self._earlier()
+        earlier, not_here = runnable(self.settings.earlier, self.limits)
+        self.notes += not_here
         space = space_for(
             facts,
             self.costs.times,
-            max_batch=self.max_batch,
-            max_micro_batch=self.max_micro_batch,
+            max_batch=self.limits.max_batch,
+            max_micro_batch=self.limits.max_micro_batch,
             horizon_s=self.costs.horizon_s,
             baseline=self.baseline,
             lr_hint=lr_hint,
             lr_diverged=lr_diverged,
             earlier=[config for config, _ in earlier],
         )
-        self.space = replace(space, lrs=self.settings.lrs)
+        space = replace(space, lrs=self.settings.lrs)
         self.account.allotment_s = self.crew.size * self.ledger.available_s
         steps = self.costs.total_steps(self.baseline.plan)
         is_new = kept is None or not kept.trials
@@ -129,9 +119,16 @@ class Race:
                 f"{format_duration(self.ledger.available_s)} "
                 f"remain. Give at least {format_duration(needed_s)} more"
             )
-        knee = self.space.nearest(self.space.reference_batch)
-        plan = self._plan_for(knee)
-        self.waiting = warm_starts(self.space, self.baseline, plan, lr_hint, earlier) if plan else earlier
+        plan = self.limits.plan_for(space.nearest(space.reference_batch))
+        self.proposals = Proposals(
+            space=space,
+            limits=self.limits,
+            ladder=self.costs.ladder,
+            direction=self.direction,
+            settings=self.settings,
+            ledger=self.ledger,
+            waiting=warm_starts(space, self.baseline, plan, lr_hint, earlier) if plan else earlier,
+        )
         if kept is not None and kept.trials:
             self._restore(kept)
 
@@ -140,11 +137,13 @@ class Race:
         self.trials, self.baseline = list(kept.trials), kept.trials[0].config
         self.account.allotment_s, self.account.spent_s = state.allotment_s, state.spent_s
         self.account.paces = state.paces
-        self.max_batch, self.max_micro_batch = state.max_batch, state.max_micro_batch
-        self.is_exhausted, self.notes, self.count = state.is_exhausted, list(state.notes), state.count
+        self.limits.max_batch, self.limits.max_micro_batch = state.max_batch, state.max_micro_batch
+        self.notes, self.count = list(state.notes), state.count
         self.is_over, self.test_scores = state.is_over, state.test_scores
         started = {trial.config for trial in self.trials if trial.role == "warm start"}
-        self.waiting = [(c, origin) for c, origin in self.waiting if c not in started and self._holds(c.plan)]
+        self.proposals.waiting = [start for start in self.proposals.waiting if start[0] not in started]
+        self.proposals.keep_what_fits()
+        self.proposals.is_exhausted = state.is_exhausted
         if self.record is not None:  # what the last change had no time for: the states that others read
             for trial in self.trials:
                 self.record.save(trial, self._state())
@@ -156,30 +155,15 @@ class Race:
             count=self.count,
             allotment_s=self.account.allotment_s,
             spent_s=self.account.spent_s,
-            max_batch=self.max_batch,
-            max_micro_batch=self.max_micro_batch,
+            max_batch=self.limits.max_batch,
+            max_micro_batch=self.limits.max_micro_batch,
             paces=self.account.paces,
-            is_exhausted=self.is_exhausted,
+            is_exhausted=self.proposals.is_exhausted,
             notes=tuple(self.notes),
             charged=self.ledger.entries(),
             is_over=self.is_over,
             test_scores=self.test_scores,
         )
-
-    def _earlier(self) -> list[tuple[Config, str]]:
-        """What earlier runs found, as it can be run here."""
-        found = []
-        for config, origin in self.settings.earlier:
-            plan = self._plan_for(config.plan.effective_batch_size)
-            if plan is None:
-                self.notes.append(f"{origin} was not tried: batch {config.plan.effective_batch_size} does not fit here")
-            else:
-                found.append((replace(config, plan=plan), origin))
-        return found
-
-    def _plan_for(self, effective_batch: int) -> Plan | None:
-        precision = self.runner.facts().precision
-        return self.costs.times.plan_for(effective_batch, self.max_batch, precision, self.max_micro_batch)
 
     # The race
 
@@ -248,15 +232,19 @@ class Race:
     def _next_action(self) -> Trial | None:
         """The trial to advance by a rung, new or paused; None when nothing that could be finished fits."""
         left_s = self.account.left_s(self.confirmations)
-        if left_s >= self.costs.full_trial_s and self.waiting:
-            return self._start(self.waiting[0][0], "warm start", self.waiting.pop(0)[1])
+        may_start = left_s >= self.costs.full_trial_s
+        if may_start and self.proposals.waiting:
+            config, origin = self.proposals.waiting.pop(0)
+            return self._start(config, "warm start", origin)
         if self.settings.sampler == "freeze-thaw":
-            return self._thaw(left_s)
+            resumable = [t for t in self.trials if t.state == "paused" and self.costs.finish_s(t) <= left_s]
+            choice = self.proposals.chosen(self.trials, resumable, may_start=may_start)
+            return self._start_sampled(choice) if isinstance(choice, Config) else choice
         for trial in promotable(self.trials, self.costs.ladder, self.direction):
             if self.costs.finish_s(trial) <= left_s:
                 return trial
-        if left_s >= self.costs.full_trial_s and (config := self._proposal()) is not None:
-            return self._start(config, "search", f"proposed after {len(self.trials)} trials")
+        if may_start and (found := self.proposals.sampled(self.trials)) is not None:
+            return self._start_sampled(found)
         for trial in paused_best_first(self.trials, self.direction):
             if self.costs.finish_s(trial) <= left_s:
                 return trial
@@ -272,61 +260,6 @@ class Race:
         whose = "baseline" if config == self.baseline else "finalist"
         trial = self._start(config, "confirmation", f"the {whose} under a fresh seed")
         return trial, trial.total_steps
-
-    def _thaw(self, left_s: float) -> Trial | None:
-        """The trial to advance, new or paused, as the surrogate would have it."""
-        sizes = self._sizes()
-        with self.ledger.charge("deciding"):
-            choice = choose(
-                self.trials,
-                replace(self.space, effective_batch_sizes=sizes or self.space.effective_batch_sizes),
-                ladder=self.costs.ladder,
-                direction=self.direction,
-                resumable=[t for t in self.trials if t.state == "paused" and self.costs.finish_s(t) <= left_s],
-                may_start=left_s >= self.costs.full_trial_s and bool(sizes) and not self._is_hopeless,
-                seed=self.settings.seed,
-            )
-        if choice is None or isinstance(choice, Trial):
-            return choice
-        batch, lr = choice
-        plan = self._plan_for(batch)
-        assert plan is not None
-        return self._start(Config(plan=plan, lr=rounded_lr(lr)), "search", f"proposed after {len(self.trials)} trials")
-
-    def _sizes(self) -> tuple[int, ...]:
-        """The batch sizes of the space that can be run."""
-        return tuple(size for size in self.space.effective_batch_sizes if self._plan_for(size) is not None)
-
-    @property
-    def _is_hopeless(self) -> bool:
-        """Whether nothing new is to be tried."""
-        recent = [trial.state for trial in self.trials[-MOST_FAILURES:]]
-        failing = len(recent) == MOST_FAILURES and set(recent) == {"failed"}
-        return failing or len(self.trials) >= self.settings.most_trials
-
-    def _proposal(self) -> Config | None:
-        """A configuration that was not tried before; None where there is none to be had."""
-        sizes = self._sizes()
-        if self.is_exhausted or self._is_hopeless or not sizes:
-            return None
-        tried = {trial.config for trial in self.trials}
-        with self.ledger.charge("deciding"):
-            for repeat in range(MOST_REPEATS):
-                batch, lr = propose(
-                    self.trials,
-                    replace(self.space, effective_batch_sizes=sizes),
-                    direction=self.direction,
-                    seed=self.settings.seed * MOST_REPEATS + repeat,
-                    ladder=self.costs.ladder,
-                    sampler=self.settings.sampler,
-                )
-                plan = self._plan_for(batch)
-                assert plan is not None
-                config = Config(plan=plan, lr=rounded_lr(lr))
-                if config not in tried:
-                    return config
-        self.is_exhausted = True
-        return None
 
     def _test(self) -> None:
         """Score the winner and the baseline once on data that no choice was made by."""
@@ -373,6 +306,9 @@ class Race:
         self._update(trial)
         return trial
 
+    def _start_sampled(self, config: Config) -> Trial:
+        return self._start(config, "search", f"proposed after {len(self.trials)} trials")
+
     def _set_off(self, trial: Trial, until_step: int) -> None:
         """Have one rung trained."""
         trial = self._update(replace(trial, state="running"))
@@ -418,8 +354,7 @@ class Race:
         kind = "confirmation" if is_confirmation else "training"
         with self.ledger.charge(kind):
             rung, done = self.crew.next()
-        leg = self.account.under_way[rung.trial]
-        trial = self.trials[rung.trial]
+        leg, trial = self.account.under_way[rung.trial], self.trials[rung.trial]
         if isinstance(done.exception(), DeviceError) and self.crew.size:
             self.again.append(trial.number)  # it counts as no attempt: others are there
             return
@@ -428,50 +363,49 @@ class Race:
         self.ledger.transfer(kind, "evaluation", result.eval_s / at_once)
         self.ledger.transfer(kind, "checkpoints", (result.seconds - result.train_s - result.eval_s) / at_once)
         self.account.spent_s += leg.modelled_s
-        trial = replace(trial, seconds=trial.seconds + result.seconds, predicted_s=trial.predicted_s + leg.modelled_s)
+        trial = replace(
+            trial,
+            seconds=trial.seconds + result.seconds,
+            predicted_s=trial.predicted_s + leg.modelled_s,
+            outcome=result.outcome,
+            message=result.message,
+        )
         ran_out = result.outcome == "timeout" and leg.is_cut_short and not self._fits(leg.modelled_s)
         if leg.attempt < _attempts(result.outcome, trial.role) and not ran_out:
-            self.trials[trial.number] = replace(trial, outcome=result.outcome, message=result.message)
-            # In the record it is in flight.
+            self.trials[trial.number] = trial  # in the record it is in flight
             self.account.under_way[trial.number] = replace(leg, attempt=leg.attempt + 1)
             self.again.append(trial.number)
             return
         del self.account.under_way[trial.number]
         if ran_out:  # the end of the time says nothing of a trial
-            self._set_aside(replace(trial, outcome=result.outcome, message=result.message))
-            self._tell("rung finished", self.trials[trial.number])
-            self._tidy()
-            return
-        norms = trial.grad_norms if result.grad_norms is None else (*trial.grad_norms, result.grad_norms)
-        trial = replace(trial, outcome=result.outcome, message=result.message, grad_norms=norms)
-        if result.score is not None:
+            self._set_aside(trial)
+        else:
+            self._end_rung(trial, leg, result)
+        self._tell("rung finished", self.trials[trial.number])
+        self._tidy()
+
+    def _end_rung(self, trial: Trial, leg: Leg, result: RungResult) -> None:
+        """Take down what a rung came to, and what it says of the time and of the memory."""
+        state, scores = trial.state, trial.scores
+        if result.score is None:
+            state = "failed"
+        else:
             # A process warms up in its first rung: that of the very first counts for a while, those of others never.
             if self.account.paces.first is None or not result.is_first:
                 self.account.paces = self.account.paces.with_rung(leg.modelled_s, result.seconds)
-            is_last = leg.until_step == trial.total_steps
-            scores = (*trial.scores, (leg.until_step, result.score))
-            trial = replace(trial, state="complete" if is_last else "paused", scores=scores)
-        else:
-            trial = replace(trial, state="failed")
-        self._remember_what_did_not_fit(trial)
-        self._update(trial)
-        self._tell("rung finished", trial)
-        self._tidy()
+            state = "complete" if leg.until_step == trial.total_steps else "paused"
+            scores = (*scores, (leg.until_step, result.score))
+        norms = trial.grad_norms if result.grad_norms is None else (*trial.grad_norms, result.grad_norms)
+        if result.outcome == "oom":
+            self._remember_what_did_not_fit(trial.config.plan)
+        self._update(replace(trial, state=state, scores=scores, grad_norms=norms))
 
-    def _holds(self, plan: Plan) -> bool:
-        """Whether memory is thought to hold a plan."""
-        return plan.batch_size <= (self.max_batch if plan.accumulation_steps == 1 else self.max_micro_batch)
-
-    def _remember_what_did_not_fit(self, trial: Trial) -> None:
-        if trial.outcome == "oom":
-            plan = trial.config.plan
-            self.max_micro_batch = min(self.max_micro_batch, plan.batch_size - 1)
-            if plan.accumulation_steps == 1:
-                self.max_batch = min(self.max_batch, plan.batch_size - 1)
-            self.notes.append(
-                f"batch size {plan.batch_size} ran out of memory in training; only smaller ones were tried from then on"
-            )
-            self.waiting = [(config, origin) for config, origin in self.waiting if self._holds(config.plan)]
+    def _remember_what_did_not_fit(self, plan: Plan) -> None:
+        self.limits.lower_below(plan)
+        self.proposals.keep_what_fits()
+        self.notes.append(
+            f"batch size {plan.batch_size} ran out of memory in training; only smaller ones were tried from then on"
+        )
 
     def _tidy(self) -> None:
         """Drop the worst of too many that wait, and delete the checkpoints that nothing will need.
@@ -584,7 +518,7 @@ class Race:
             self.trials,
             self._verdict(),
             baseline=self.baseline,
-            space=self.space,
+            space=self.proposals.space,
             horizon_s=self.costs.horizon_s,
             equivalents=self.account.equivalents,
             may_win=may_win,

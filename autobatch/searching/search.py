@@ -22,6 +22,7 @@ from .costs import Costs
 from .costs import horizon_s as horizon_s
 from .crew import Alone, Crew
 from .ledger import Ledger
+from .limits import MemoryLimits
 from .race import Race
 from .record import Kept as Kept
 from .record import StudyRecord as StudyRecord
@@ -90,8 +91,12 @@ def search(
         runner=runner,
         crew=crew or Alone(runner),
         ledger=ledger,
-        max_batch=max_batch,
-        max_micro_batch=max_micro_batch if facts.accumulates else 0,
+        limits=MemoryLimits(
+            times=times,
+            precision=facts.precision,
+            max_batch=max_batch,
+            max_micro_batch=max_micro_batch if facts.accumulates else 0,
+        ),
         costs=costs,
         eval_batch_size=eval_batch_size,
         settings=settings,

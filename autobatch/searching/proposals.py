@@ -1,0 +1,111 @@
+"""What a race has not tried yet: first what is known beforehand, then what its sampler proposes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from ..plan import Config, Direction
+from .freeze_thaw import choose
+from .ledger import Ledger
+from .limits import MemoryLimits
+from .study import propose
+from .trials import Ladder, SearchSettings, Space, Trial, rounded_lr
+
+# Failed trials in a row after which nothing new is tried: the fault is then not in the configurations. Assumed.
+MOST_FAILURES = 10
+
+# Proposals asked for in one place before the space counts as exhausted. Assumed.
+MOST_REPEATS = 8
+
+Start = tuple[Config, str]  # what to try, and why in one sentence
+
+
+def runnable(earlier: Sequence[Start], limits: MemoryLimits) -> tuple[list[Start], list[str]]:
+    """What earlier runs found, as it can be run here; and a note on each that cannot."""
+    starts, notes = [], []
+    for config, origin in earlier:
+        batch = config.plan.effective_batch_size
+        plan = limits.plan_for(batch)
+        if plan is None:
+            notes.append(f"{origin} was not tried: batch {batch} does not fit here")
+        else:
+            starts.append((replace(config, plan=plan), origin))
+    return starts, notes
+
+
+@dataclass(slots=True, kw_only=True)
+class Proposals:
+    """The configurations to come.
+
+    Attributes:
+        space: where the sampler looks.
+        limits, ladder, direction, settings, ledger: the race's own.
+        waiting: what is tried before anything is sampled, in this order.
+        is_exhausted: nothing was proposed that had not been tried.
+    """
+
+    space: Space
+    limits: MemoryLimits
+    ladder: Ladder
+    direction: Direction
+    settings: SearchSettings
+    ledger: Ledger
+    waiting: list[Start] = field(default_factory=list)
+    is_exhausted: bool = False
+
+    def keep_what_fits(self) -> None:
+        """Forget what memory is not thought to hold any more."""
+        self.waiting = [(config, origin) for config, origin in self.waiting if self.limits.holds(config.plan)]
+
+    def sampled(self, trials: Sequence[Trial]) -> Config | None:
+        """A configuration that was not tried before; None where there is none to be had."""
+        sizes = self._sizes()
+        if self.is_exhausted or self._is_hopeless(trials) or not sizes:
+            return None
+        tried = {trial.config for trial in trials}
+        with self.ledger.charge("deciding"):
+            for repeat in range(MOST_REPEATS):
+                batch, lr = propose(
+                    trials,
+                    replace(self.space, effective_batch_sizes=sizes),
+                    direction=self.direction,
+                    seed=self.settings.seed * MOST_REPEATS + repeat,
+                    ladder=self.ladder,
+                    sampler=self.settings.sampler,
+                )
+                config = self._config(batch, lr)
+                if config not in tried:
+                    return config
+        self.is_exhausted = True
+        return None
+
+    def chosen(self, trials: Sequence[Trial], resumable: list[Trial], *, may_start: bool) -> Trial | Config | None:
+        """What freeze-thaw would train next, one of `resumable` or something new; None where there is neither."""
+        sizes = self._sizes()
+        with self.ledger.charge("deciding"):
+            choice = choose(
+                trials,
+                replace(self.space, effective_batch_sizes=sizes or self.space.effective_batch_sizes),
+                ladder=self.ladder,
+                direction=self.direction,
+                resumable=resumable,
+                may_start=may_start and bool(sizes) and not self._is_hopeless(trials),
+                seed=self.settings.seed,
+            )
+        return choice if choice is None or isinstance(choice, Trial) else self._config(*choice)
+
+    def _config(self, batch: int, lr: float) -> Config:
+        plan = self.limits.plan_for(batch)
+        assert plan is not None  # only sizes that can be run are asked for
+        return Config(plan=plan, lr=rounded_lr(lr))
+
+    def _sizes(self) -> tuple[int, ...]:
+        """The batch sizes of the space that can be run."""
+        return tuple(size for size in self.space.effective_batch_sizes if self.limits.plan_for(size) is not None)
+
+    def _is_hopeless(self, trials: Sequence[Trial]) -> bool:
+        """Whether nothing new is to be tried."""
+        recent = [trial.state for trial in trials[-MOST_FAILURES:]]
+        failing = len(recent) == MOST_FAILURES and set(recent) == {"failed"}
+        return failing or len(trials) >= self.settings.most_trials
