@@ -25,7 +25,7 @@ ORDER = [
     "measuring", "measuring.bracket", "measuring.memory", "measuring.throughput", "measuring.profiling",
     "measuring.arms", "measuring.learning_rate",
     "searching", "searching.storage_url", "searching.crew", "searching.ledger", "searching.trials", "searching.limits",
-    "searching.retention", "searching.race_state", "searching.study", "searching.study_writer", "searching.central",
+    "searching.retention", "searching.paces", "searching.race_state", "searching.study", "searching.study_writer", "searching.central",
     "searching.record", "searching.surrogate", "searching.freeze_thaw", "searching.costs", "searching.account",
     "searching.proposals", "searching.stability", "searching.confirmation", "searching.conclusion", "searching.race",
     "searching.search", "searching.long_run",

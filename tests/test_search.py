@@ -200,6 +200,31 @@ def test_a_slow_profile_changes_no_choice_until_the_time_runs_out() -> None:
     assert [t.config for t in right][: len(searched) - 2] == searched[:-2]
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "freeze-thaw"])
+@pytest.mark.parametrize("off", [0.7, 1.5])
+def test_a_size_that_the_profile_is_wrong_about_is_compared_after_the_same_time(off: float, sampler: str) -> None:
+    class Wrong(SimRunner):
+        def advance(self, rung: Rung) -> RungResult:
+            self.slowdown = off if rung.config.plan.batch_size == 256 else 1.0
+            return super().advance(rung)
+
+    run = race(Wrong(landscape=Landscape(noise=0.001)), budget_s=600.0, sampler=sampler)
+    runner, result = run.runner, run.result
+    own = [trial for trial in result.trials if trial.config.plan.batch_size == 256]
+    first, last = own[0], own[-1]
+    assert first.total_steps == total_steps(first.config.plan, Profile(runner), result.horizon_s)
+    assert last.total_steps * off == pytest.approx(first.total_steps, rel=0.05)
+    for trial in result.trials:  # what has begun keeps its schedule
+        assert {rung.total_steps for rung in runner.rungs if rung.trial == trial.number} <= {trial.total_steps}
+    others = [trial for trial in result.trials if trial.config.plan.batch_size != 256]
+    for trial in others:
+        due = total_steps(trial.config.plan, Profile(runner), result.horizon_s)
+        assert trial.total_steps == pytest.approx(due, rel=0.05)
+    (said,) = [why for why in result.why if "what the profile gave" in why]
+    assert said.startswith(f"a step at batch size 256 took {off:.2f} times what the profile gave")
+    assert ("had fewer steps" if off > 1 else "had more steps") in said
+
+
 @pytest.mark.parametrize("slowdown", [1.5, 3.0])
 @pytest.mark.parametrize("at_s", [18.0, 30.0])
 def test_a_machine_that_becomes_slower_has_time_left_for_the_fresh_seeds(slowdown: float, at_s: float) -> None:

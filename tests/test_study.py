@@ -104,6 +104,15 @@ def test_a_failed_trial_is_shown_with_the_worst_score_so_far() -> None:
     assert shown([paused(0, 0.7), paused(1, 0.4), failed], "minimize")[-1].intermediate_values == {125: 0.7}
 
 
+def test_what_is_under_way_elsewhere_is_shown_as_nothing_to_go_after() -> None:
+    """Else workers that ask at once are told the same, and train what cannot be told apart."""
+    under_way = replace(paused(2, 0.0), state="running", scores=())
+    (*_, last) = shown([paused(0, 0.7), paused(1, 0.4), under_way])
+    assert (last.state, last.intermediate_values) == (TrialState.PRUNED, {125: 0.4})
+    promoted = replace(paused(2, 0.6), state="running")
+    assert shown([paused(0, 0.7), promoted])[-1].intermediate_values == {125: 0.6}
+
+
 def test_a_baseline_that_halving_would_have_stopped_is_not_shown_as_complete() -> None:
     baseline, *others = race(8)
     assert shown([baseline, *others])[0].state == TrialState.PRUNED

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from .costs import Costs
 from .crew import Crew
 from .ledger import Ledger
-from .race_state import Paces
+from .paces import Paces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

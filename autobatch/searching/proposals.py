@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ..plan import Config, Direction
 from .freeze_thaw import choose
 from .ledger import Ledger
 from .limits import MemoryLimits
 from .study import propose
-from .trials import Ladder, SearchSettings, Space, Trial, rounded_lr
+from .trials import SAME_LR, Ladder, SearchSettings, Space, Trial, rounded_lr, same_config
 
 # Failed trials in a row after which nothing new is tried: the fault is then not in the configurations. Assumed.
 MOST_FAILURES = 10
@@ -42,7 +44,7 @@ class Proposals:
         space: where the sampler looks.
         limits, ladder, direction, settings, ledger: the race's own.
         waiting: what is tried before anything is sampled, in this order.
-        is_exhausted: nothing was proposed that had not been tried.
+        is_exhausted: all that can be proposed was tried.
     """
 
     space: Space
@@ -64,6 +66,7 @@ class Proposals:
         if self.is_exhausted or self._is_hopeless(trials) or not sizes:
             return None
         tried = {trial.config for trial in trials}
+        under_way = [trial.config for trial in trials if trial.state == "running"]
         with self.ledger.charge("deciding"):
             for repeat in range(MOST_REPEATS):
                 batch, lr = propose(
@@ -72,13 +75,14 @@ class Proposals:
                     direction=self.direction,
                     seed=self.settings.seed * MOST_REPEATS + repeat,
                     ladder=self.ladder,
-                    sampler=self.settings.sampler,
+                    sampler="tpe" if self.settings.sampler == "auto" else self.settings.sampler,
                 )
                 config = self._config(batch, lr)
-                if config not in tried:
+                if config not in tried and not any(same_config(config, other) for other in under_way):
                     return config
-        self.is_exhausted = True
-        return None
+            untried = [cell for cell in self._cells(sizes) if cell not in tried]
+        self.is_exhausted = not untried
+        return min(untried, key=partial(_distance, config), default=None)
 
     def chosen(self, trials: Sequence[Trial], resumable: list[Trial], *, may_start: bool) -> Trial | Config | None:
         """What freeze-thaw would train next, one of `resumable` or something new; None where there is neither."""
@@ -95,6 +99,12 @@ class Proposals:
             )
         return choice if choice is None or isinstance(choice, Trial) else self._config(*choice)
 
+    def _cells(self, sizes: Sequence[int]) -> list[Config]:
+        """All that can be proposed where the learning rates are on a grid; nothing where any may be."""
+        cells = (self._config(size, lr) for size in sizes for lr in self.space.lrs)
+        low, high = self.space.lr_low / SAME_LR, self.space.lr_high * SAME_LR
+        return [cell for cell in cells if low <= self.space.scaled_lr(cell) <= high]
+
     def _config(self, batch: int, lr: float) -> Config:
         plan = self.limits.plan_for(batch)
         assert plan is not None  # only sizes that can be run are asked for
@@ -109,3 +119,9 @@ class Proposals:
         recent = [trial.state for trial in trials[-MOST_FAILURES:]]
         failing = len(recent) == MOST_FAILURES and set(recent) == {"failed"}
         return failing or len(trials) >= self.settings.most_trials
+
+
+def _distance(one: Config, other: Config) -> float:
+    """Between two configurations: doublings of the batch and e-folds of the learning rate, which matter about alike."""
+    doublings = math.log2(one.plan.effective_batch_size / other.plan.effective_batch_size)
+    return math.hypot(doublings, math.log(one.lr / other.lr))

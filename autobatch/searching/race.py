@@ -16,6 +16,7 @@ from .costs import EQUIVALENTS, Costs
 from .crew import Crew
 from .ledger import Ledger
 from .limits import MemoryLimits
+from .paces import CorrectedTimes
 from .proposals import Proposals, runnable
 from .race_state import RaceState
 from .record import Kept, StudyRecord
@@ -28,6 +29,7 @@ from .trials import (
     SearchSettings,
     Trial,
     last_rung,
+    optimizer_step_s,
     paused_best_first,
     promotable,
     space_for,
@@ -137,6 +139,7 @@ class Race:
         self.trials, self.baseline = list(kept.trials), kept.trials[0].config
         self.account.allotment_s, self.account.spent_s = state.allotment_s, state.spent_s
         self.account.paces = state.paces
+        self._correct_times()
         self.limits.max_batch, self.limits.max_micro_batch = state.max_batch, state.max_micro_batch
         self.notes, self.count = list(state.notes), state.count
         self.is_over, self.test_scores = state.is_over, state.test_scores
@@ -236,7 +239,7 @@ class Race:
         if may_start and self.proposals.waiting:
             config, origin = self.proposals.waiting.pop(0)
             return self._start(config, "warm start", origin)
-        if self.settings.sampler == "freeze-thaw":
+        if self._thaws:
             resumable = [t for t in self.trials if t.state == "paused" and self.costs.finish_s(t) <= left_s]
             choice = self.proposals.chosen(self.trials, resumable, may_start=may_start)
             return self._start_sampled(choice) if isinstance(choice, Config) else choice
@@ -249,6 +252,13 @@ class Race:
             if self.costs.finish_s(trial) <= left_s:
                 return trial
         return None
+
+    @property
+    def _thaws(self) -> bool:
+        """Whether freeze-thaw decides, and not a sampler with successive halving."""
+        if self.settings.sampler == "auto":
+            return self.account.spent_s < self.settings.thaws * self.costs.full_trial_s
+        return self.settings.sampler == "freeze-thaw"
 
     def _next_confirmation(self) -> tuple[Trial, int] | None:
         """The finalist, or the baseline where it is close, under a fresh seed; None once it is settled."""
@@ -393,12 +403,26 @@ class Race:
             # A process warms up in its first rung: that of the very first counts for a while, those of others never.
             if self.account.paces.first is None or not result.is_first:
                 self.account.paces = self.account.paces.with_rung(leg.modelled_s, result.seconds)
+            if not result.is_first:
+                profiled_s = (leg.until_step - trial.steps_done) * optimizer_step_s(trial.config.plan, self.limits.times)
+                batch_size = trial.config.plan.batch_size
+                self.account.paces = self.account.paces.with_steps(batch_size, profiled_s, result.train_s)
+                self._correct_times()
             state = "complete" if leg.until_step == trial.total_steps else "paused"
             scores = (*scores, (leg.until_step, result.score))
         norms = trial.grad_norms if result.grad_norms is None else (*trial.grad_norms, result.grad_norms)
         if result.outcome == "oom":
             self._remember_what_did_not_fit(trial.config.plan)
         self._update(replace(trial, state=state, scores=scores, grad_norms=norms))
+
+    def _correct_times(self) -> None:
+        """Give the batch sizes that the profile is wrong about their own time in trials to come.
+
+        Else a trial at such a size would be compared after more training than others, or less. A trial that has begun
+        keeps its steps: its schedule was drawn over them.
+        """
+        times = CorrectedTimes(self.limits.times, self.account.paces.off_by)
+        self.costs = self.account.costs = replace(self.costs, times=times)
 
     def _remember_what_did_not_fit(self, plan: Plan) -> None:
         self.limits.lower_below(plan)
@@ -513,6 +537,14 @@ class Race:
             )
         return self._result(interrupted=None, may_win=True)
 
+    def _corrections(self) -> list[str]:
+        """What the profile was wrong about."""
+        return [
+            f"a step at batch size {batch} took {off:.2f} times what the profile gave for it beside the others: trials "
+            f"begun after this was seen had {'fewer' if off > 1 else 'more'} steps, for the same time"
+            for batch, off in self.account.paces.off_by.items()
+        ]
+
     def _result(self, *, interrupted: str | None, may_win: bool) -> SearchResult:
         return conclude(
             self.trials,
@@ -523,7 +555,7 @@ class Race:
             equivalents=self.account.equivalents,
             may_win=may_win,
             interrupted=interrupted,
-            notes=[*self.notes, *self.crew.remarks],
+            notes=[*self.notes, *self._corrections(), *self.crew.remarks],
             test_scores=self.test_scores,
         )
 

@@ -36,7 +36,9 @@ def propose(
     running or dropped is PRUNED with its rung scores: TPE ranks PRUNED trials by (last step, value) behind the
     complete ones, while it would take RUNNING ones for bad (`constant_liar`). One that failed is PRUNED at the first
     rung with the worst score so far, since what is told NaN or FAIL is hidden from samplers, and a COMPLETE trial with
-    a bad score would rank before every paused one. The baseline runs to the end whatever it scores, so it is shown
+    a bad score would rank before every paused one. So is one that is under way to its first score, on another worker:
+    who asks next is to look elsewhere, and is not told that it was good (the constant liar of Ginsbourger et al. 2010).
+    The baseline runs to the end whatever it scores, so it is shown
     only up to the rung where halving would have stopped it: else its neighborhood would pass for good.
 
     Args:
@@ -66,7 +68,7 @@ def propose(
     with quiet():
         study = optuna.create_study(direction=direction, sampler=sampler)
         for trial in racing:
-            if trial.scores or trial.state == "failed":
+            if trial.scores or trial.state in ("failed", "running"):
                 params = {
                     "batch": sizes.index(space.nearest(trial.config.plan.effective_batch_size)),
                     "lr": min(max(space.scaled_lr(trial.config), space.lr_low), space.lr_high),
@@ -93,7 +95,7 @@ def _as_seen(
     if trial.state == "complete" and levels == len(trial.scores):
         return optuna.trial.create_trial(value=trial.final_score, params=params, distributions=box)
     curve = {_step_of(ladder, level): trial.scores[level][1] for level in range(levels)}
-    if trial.state == "failed":
+    if trial.state == "failed" or not trial.scores:
         curve = {_step_of(ladder, 0): worst}
     return optuna.trial.create_trial(
         state=TrialState.PRUNED, params=params, distributions=box, intermediate_values=curve

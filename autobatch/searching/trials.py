@@ -198,7 +198,9 @@ class SearchSettings:
             Assumed: successive halving hardly ever returns to a trial beyond the best sixteen.
         most_trials: configurations tried at most. Assumed: far beyond what is measured to help.
         keep_checkpoints: so many of the best complete trials keep theirs when the race is over.
-        sampler: "tpe" or any Optuna sampler, promoted by successive halving; or "freeze-thaw".
+        sampler: "tpe" or any Optuna sampler, promoted by successive halving; "freeze-thaw"; or "auto", which begins
+            with freeze-thaw and goes over to "tpe".
+        thaws: full trials' worth of modelled time after which "auto" does.
         lrs: the only learning rates to propose, rising; any where it is empty.
         earlier: what earlier runs found, each with where it comes from: tried first, as far as memory holds it.
     """
@@ -209,7 +211,8 @@ class SearchSettings:
     most_paused: int = 16
     most_trials: int = 256
     keep_checkpoints: int = 0
-    sampler: str | BaseSampler = "tpe"
+    sampler: str | BaseSampler = "auto"
+    thaws: float = 16.0
     lrs: tuple[float, ...] = ()
     earlier: tuple[tuple[Config, str], ...] = ()
 
