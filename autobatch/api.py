@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from . import __version__
 from .arm import Arm, parse_arms
@@ -35,6 +35,7 @@ from .runs.run_folder import RunFolder, RunState
 from .runs.runs import latest_unfinished, reopened
 from .runs.settings import Earlier, Engine, TuneSettings
 from .searching.storage_url import check_url, shown_url
+from .searching.trials import Search
 from .simulated.recording import Recorder
 from .stages import check_max_batch_size, max_batch_of, profile_of
 from .standard import standard_models
@@ -385,7 +386,7 @@ def tune(
     memory_limit: str | int | None = None,
     headroom: float | None = None,
     seed: int | None = None,
-    search: str | None = None,
+    search: Search | None = None,
     warm_start: Sequence[Report | str | Path] = (),
     max_trials: int | None = None,
     keep_checkpoints: int | None = None,
@@ -412,8 +413,9 @@ def tune(
             16th of the budget where that is less.
         device, memory_limit, headroom: as in `find_max_batch`.
         seed: of everything that is drawn; 0 by default.
-        search: how the next trial is chosen. "tpe", the default: Optuna's TPE proposes, successive halving promotes.
-            "freeze-thaw": a Gaussian process over all rungs weighs what is new against what is paused.
+        search: how the next trial is chosen. "freeze-thaw": a Gaussian process over all rungs weighs what is new
+            against what is paused. "tpe": Optuna's TPE proposes, successive halving promotes. "auto", the default:
+            first the one, then the other (docs/search.md).
         warm_start: reports of earlier runs, or their files; what they chose is tried first.
         max_trials: configurations tried at most, before the fresh seeds; none by default but what the time ends.
         keep_checkpoints: so many of the best trials that were trained to the end keep their last checkpoint in the
@@ -478,6 +480,9 @@ def tune(
     headroom = 0.05 if headroom is None else headroom
     if workers is not None and workers < 1:
         raise SettingError(f"workers is a number of processes, at least 1; got {workers}")
+    for what, word, words in (("search", search, get_args(Search)), ("engine", engine, get_args(Engine))):
+        if word is not None and word not in words:
+            raise SettingError(f"{what} is one of {', '.join(words)}; got {word!r}")
     if storage is not None:
         check_url(storage)
     if address is not None and engine != "ray" and not resume:

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -38,6 +38,7 @@ from .commands.output import check_output, progress_on_stderr, show, show_bench,
 from .commands.torchrun import on_each_rank, refuse_torchrun
 from .errors import AutobatchError, SettingError
 from .searching.storage_url import shown_url
+from .searching.trials import Search
 
 
 @click.group(cls=ConfiguredGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -64,7 +65,7 @@ def cli() -> None:
     help="Train N trials at the same time, a GPU for each; by default one on each GPU there is.",
 )
 @option("--seed", type=int, default=0, help="Of everything that is drawn.")
-@option("--search", type=click.Choice(["tpe", "freeze-thaw"]), default="tpe", help="How the next trial is chosen.")
+@option("--search", type=click.Choice(get_args(Search)), default="auto", help="How the next trial is chosen.")
 @option(
     "--warm-start",
     type=click.Path(path_type=Path),

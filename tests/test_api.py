@@ -264,3 +264,12 @@ def test_settings_that_mean_nothing_are_refused() -> None:
         autobatch.find_max_batch(small(), torch.zeros(64), device="cpu", soak=-1)
     with pytest.raises(SettingError, match="soak takes training steps, and mode='inference' takes none"):
         autobatch.find_max_batch(small(), torch.zeros(64), device="cpu", soak=2, mode="inference")
+
+
+def test_a_search_or_an_engine_that_there_is_none_of_is_told_at_once(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"run_dir": tmp_path / "run"}
+    with pytest.raises(SettingError, match="search is one of auto, freeze-thaw, tpe; got 'gp'"):
+        autobatch.tune(tmp_path / "model.py", search="gp", **asked)  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="engine is one of local, ray; got 'rey'"):
+        autobatch.tune(tmp_path / "model.py", engine="rey", **asked)  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()

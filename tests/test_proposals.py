@@ -36,7 +36,7 @@ def proposals(lrs: tuple[float, ...] = (), max_batch: int = 64, **changes: objec
         limits=MemoryLimits(times=Times(), precision="fp32", max_batch=max_batch, max_micro_batch=max_batch),
         ladder=Ladder(),
         direction="maximize",
-        settings=replace(SearchSettings(), **changes),
+        settings=SearchSettings(**changes),  # type: ignore[arg-type]
         ledger=Ledger(60.0, VirtualClock()),
     )
 
@@ -71,7 +71,9 @@ def test_on_a_grid_every_cell_is_tried_before_the_end(seed: int) -> None:
 def test_sizes_that_no_longer_fit_are_not_proposed() -> None:
     ours = proposals(max_batch=32)
     assert {ours.sampled([tried(0, Config(plan=Plan(batch_size=16), lr=n * 1e-3))]) is None for n in (1, 2)} == {False}
-    found = [ours.sampled([tried(n, Config(plan=Plan(batch_size=16), lr=1e-3)) for n in range(count)]) for count in (3, 7)]
+    found = [
+        ours.sampled([tried(n, Config(plan=Plan(batch_size=16), lr=1e-3)) for n in range(count)]) for count in (3, 7)
+    ]
     assert all(config is not None and config.plan.batch_size <= 32 for config in found)
     ours.limits.lower_below(Plan(batch_size=16))
     assert ours.sampled([]) is None

@@ -131,7 +131,7 @@ def test_a_configuration_outside_the_space_is_shown_at_its_edge() -> None:
 
 
 def test_an_unknown_sampler_is_named() -> None:
-    with pytest.raises(SettingError, match=r'"tpe", "freeze-thaw" or an optuna\.samplers\.BaseSampler; found \'gp\''):
+    with pytest.raises(SettingError, match=r'"tpe" or an optuna\.samplers\.BaseSampler; found \'gp\''):
         propose([], SPACE, direction="maximize", seed=0, sampler="gp")
 
 

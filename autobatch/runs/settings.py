@@ -8,6 +8,7 @@ from typing import Any, Literal
 from ..errors import ReportError
 from ..plan import Config
 from ..reports.report import Report, config_to_json
+from ..searching.trials import Search
 from ..shapes import Reader
 from ..simulated.recording import plan_from_json
 
@@ -59,7 +60,7 @@ class TuneSettings:
     memory_limit_bytes: int | None = None
     headroom: float = 0.05
     seed: int = 0
-    search: str = "tpe"
+    search: Search = "auto"
     earlier: tuple[Earlier, ...] = ()
     max_trials: int | None = None
     keep_checkpoints: int = 0
@@ -113,7 +114,7 @@ class TuneSettings:
             memory_limit_bytes=found.get("memory_limit_bytes", int, or_null=True),
             headroom=found.number("headroom"),
             seed=found.get("seed", int),
-            search=found.get("search", str),
+            search=found.one_of("search", Search),
             earlier=tuple(_earlier(Reader(one, "an earlier run")) for one in found.list_of("earlier", dict)),
             max_trials=found.get("max_trials", int, or_null=True),
             keep_checkpoints=found.get("keep_checkpoints", int),

@@ -404,7 +404,9 @@ class Race:
             if self.account.paces.first is None or not result.is_first:
                 self.account.paces = self.account.paces.with_rung(leg.modelled_s, result.seconds)
             if not result.is_first:
-                profiled_s = (leg.until_step - trial.steps_done) * optimizer_step_s(trial.config.plan, self.limits.times)
+                profiled_s = (leg.until_step - trial.steps_done) * optimizer_step_s(
+                    trial.config.plan, self.limits.times
+                )
                 batch_size = trial.config.plan.batch_size
                 self.account.paces = self.account.paces.with_steps(batch_size, profiled_s, result.train_s)
                 self._correct_times()
@@ -421,7 +423,7 @@ class Race:
         Else a trial at such a size would be compared after more training than others, or less. A trial that has begun
         keeps its steps: its schedule was drawn over them.
         """
-        times = CorrectedTimes(self.limits.times, self.account.paces.off_by)
+        times = CorrectedTimes(self.limits.times, self._off_by)
         self.costs = self.account.costs = replace(self.costs, times=times)
 
     def _remember_what_did_not_fit(self, plan: Plan) -> None:
@@ -537,12 +539,17 @@ class Race:
             )
         return self._result(interrupted=None, may_win=True)
 
+    @property
+    def _off_by(self) -> dict[int, float]:
+        """What the profile is wrong about; T is what the baseline's own size takes."""
+        return self.account.paces.off_by(self.baseline.plan.batch_size)
+
     def _corrections(self) -> list[str]:
         """What the profile was wrong about."""
         return [
-            f"a step at batch size {batch} took {off:.2f} times what the profile gave for it beside the others: trials "
-            f"begun after this was seen had {'fewer' if off > 1 else 'more'} steps, for the same time"
-            for batch, off in self.account.paces.off_by.items()
+            f"a step at batch size {batch} took {off:.2f} times what the profile gave for it beside the baseline's: "
+            f"trials begun after this was seen had {'fewer' if off > 1 else 'more'} steps, for the same time"
+            for batch, off in self._off_by.items()
         ]
 
     def _result(self, *, interrupted: str | None, may_win: bool) -> SearchResult:

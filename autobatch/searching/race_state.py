@@ -13,6 +13,7 @@ from ..errors import ReportError
 from ..shapes import NUMBER, Reader
 from .paces import Paces
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RaceState:
     """A race between two pieces of work.

@@ -54,7 +54,7 @@ def propose(
     """
     if isinstance(sampler, str):
         if sampler != "tpe":
-            raise SettingError(f'a search is "tpe", "freeze-thaw" or an optuna.samplers.BaseSampler; found {sampler!r}')
+            raise SettingError(f'a sampler is "tpe" or an optuna.samplers.BaseSampler; found {sampler!r}')
         sampler = TPESampler(seed=(seed * 10_007 + len(trials)) % 2**32)
     ladder = ladder or Ladder()
     sizes = space.effective_batch_sizes

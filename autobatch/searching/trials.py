@@ -16,6 +16,7 @@ from ..plan import Config, Direction, GradNorms, Plan, Precision, Rung, RungOutc
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
+Search = Literal["auto", "freeze-thaw", "tpe"]  # as a user names it
 Role = Literal["baseline", "warm start", "search", "confirmation"]
 EventKind = Literal["rung started", "rung finished", "confirming"]
 Number = TypeVar("Number", int, float)
