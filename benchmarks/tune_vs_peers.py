@@ -199,7 +199,9 @@ def verdict(tasks: dict[str, dict[str, Any]], method: str, at: str) -> str:
 
     The best is that of the others: our two searches are no rivals. Tasks that it, or none of them, was run on are out.
     """
-    near, strictly, judged_on = [], [], []
+    near: list[str] = []
+    strictly: list[str] = []
+    judged_on: list[str] = []
     for name, task in tasks.items():
         sign = sign_of(task)
         figures = {of: Figure.of(runs, at) for of, runs in by_method(task["runs"]).items()}
@@ -265,7 +267,8 @@ def joined(paths: Sequence[Path]) -> tuple[dict[str, Any], list[str]]:
     Raises:
         ValueError: one cannot be read, was made on other terms, or holds a run that one before it has.
     """
-    whole, notes = read(paths[0]), []
+    whole = read(paths[0])
+    notes: list[str] = []
     tasks = whole["tasks"]
     for path in paths[1:]:
         piece = read(path)

@@ -79,6 +79,11 @@ def misses(run: dict[str, Any]) -> list[str]:
     return found
 
 
+def shown(score: float | None) -> str:
+    """A score, or a dash where there is none: not every baseline can be trained."""
+    return "-" if score is None else f"{score:.4f}"
+
+
 def line(run: dict[str, Any]) -> str:
     """A run and its verdict."""
     verdict = "; ".join(misses(run)) or "kept"
@@ -87,7 +92,8 @@ def line(run: dict[str, Any]) -> str:
     return (
         f"{run['budget']:>7} {run['wall_s']:>8.2f}s {run['elapsed_s']:>8.2f}s "
         f"{run['wall_s'] / run['budget_s'] - 1:>7.1%} "
-        f"{run['training_s'] / run['budget_s']:>9.1%} {run['trials']:>7} {run['score']:>8.4f} {run['baseline']:>9.4f}  "
+        f"{run['training_s'] / run['budget_s']:>9.1%} {run['trials']:>7} "
+        f"{shown(run['score']):>8} {shown(run['baseline']):>9}  "
         f"{verdict}"
     )
 
