@@ -4,7 +4,7 @@ The space is the one that `autobatch tune` would search. For Optuna the same fun
 what the range test at the knee suggests and clipped where that blew up. The test is run anew in each repeat, under its
 seed and with as many steps as `tune` would give it, and its seconds are the method's. What is a present to everyone but
 `tune`, which pays for its own: the profile, measured once for all, and the start of the process. Batch sizes end where
-those of `tune` do, at an eighth of the samples; the profile ran them all, so memory holds them.
+those of `tune` do, at an eighth of the samples or at the baseline's; the profile ran them, so memory holds them.
 
 The packages of others are used as they come, each through its public entry point.
 """
@@ -91,8 +91,8 @@ class Field:
 
     @property
     def _largest(self) -> tuple[int, int]:
-        """The largest batch, and the largest of several that a step accumulates."""
-        largest = self.curve.timed[-1].plan.batch_size
+        """The largest batch, where `tune` looks no further, and the largest of several that a step accumulates."""
+        largest = max(self.curve.timed[-1].plan.batch_size, self.baseline.plan.batch_size)
         return largest, largest if self.facts.accumulates else 0
 
     def plan(self, batch: int) -> Plan:
