@@ -37,8 +37,6 @@ def versus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     optuna.logging.set_verbosity(verbosity)
 
 
-
-
 @pytest.fixture
 def field(versus: Any) -> Any:
     """A task under a budget of 2 s, T = 0.1 s, by a made-up profile."""
@@ -201,5 +199,3 @@ def test_a_comparison_is_gone_on_with_and_joined(
     old.write_text("half of a fi")
     assert "is no JSON" in refused("--summary", old)
     assert "cannot be read" in refused("--summary", tmp_path / "nowhere.json")
-
-
