@@ -126,7 +126,15 @@ def test_everyone_trains_with_as_many_threads(versus: Any) -> None:
 
 def runs_of(method: str, *scores: float | None) -> list[dict[str, Any]]:
     """A run for each repeat, with one seed."""
-    row = {"method": method, "error": None, "seconds": 1.0, "trials": 3, "batch_size": 8, "lr": 0.1, "why": []}
+    row: dict[str, Any] = {
+        "method": method,
+        "error": None,
+        "seconds": 1.0,
+        "trials": 3,
+        "batch_size": 8,
+        "lr": 0.1,
+        "why": [],
+    }
     return [
         row | {"repeat": repeat, "at_T": [score], "at_4T": [None if score is None else score / 2]}
         for repeat, score in enumerate(scores)
@@ -135,7 +143,7 @@ def runs_of(method: str, *scores: float | None) -> list[dict[str, Any]]:
 
 def test_the_goal_is_judged_against_the_others(versus: Any, capsys: pytest.CaptureFixture[str]) -> None:
     ours, rival = "autobatch tpe", "autobatch freeze-thaw"
-    tasks = {
+    tasks: dict[str, dict[str, Any]] = {
         "up": {"direction": "maximize", "runs": [*runs_of(ours, 0.9, 0.9), *runs_of("baseline", 0.8, 0.8)]},
         "down": {
             "direction": "minimize",  # 0.32 +- 0.02 against 0.31, and the other search is no rival
