@@ -1,5 +1,11 @@
 """The ways to settings that `tune_vs_peers.py` compares: the same task, the same space, the same seconds.
 
+The space is the one that `autobatch tune` would search. For Optuna the same function of the package makes it, around
+what the range test at the knee suggests and clipped where that blew up. The test is run anew in each repeat, under its
+seed and with as many steps as `tune` would give it, and its seconds are the method's. What is a present to everyone but
+`tune`, which pays for its own: the profile, measured once for all, and the start of the process. Batch sizes end where
+those of `tune` do, at an eighth of the samples or at the baseline's; the profile ran them, so memory holds them.
+
 The packages of others are used as they come, each through its public entry point.
 """
 
@@ -8,12 +14,12 @@ from __future__ import annotations
 import importlib.util
 import math
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import optuna
@@ -22,11 +28,14 @@ from torch.utils.data import DataLoader
 
 import autobatch
 from autobatch.devices import open_device
+from autobatch.errors import NoValidResult
+from autobatch.measuring.learning_rate import LrCurve, find_lr_curve
 from autobatch.measuring.throughput import ThroughputCurve
-from autobatch.plan import Config, Measurement, Plan
-from autobatch.searching.trials import Space, space_for, total_steps
+from autobatch.plan import Config, Measurement, Plan, TaskFacts
+from autobatch.searching.trials import Space, space_for, total_steps, warm_starts
 from autobatch.tasks.data import training_batches, val_loader
 from autobatch.tasks.task import Task, load_task
+from autobatch.tuning import _SWEEP_SHARE, _SWEEP_STEPS
 from autobatch.worker.torch_runner import TorchRunner
 from autobatch.worker.training import Trainer
 
@@ -55,17 +64,16 @@ class Field:
     """What all methods share for one task.
 
     Attributes:
-        task, path: what is trained.
+        task, path, facts: what is trained.
         curve: step times.
-        space: where to search.
         budget_s, horizon_s: what a search may take, and what one training takes.
         train_data, val_data: loaded once.
     """
 
     task: Task
     path: Path
+    facts: TaskFacts
     curve: ThroughputCurve
-    space: Space
     budget_s: float
     horizon_s: float
     train_data: Any
@@ -74,12 +82,58 @@ class Field:
     @property
     def baseline(self) -> Config:
         """What the task file trains with."""
-        return self.task.baseline_config()[0]
+        return self.facts.baseline
 
     @property
     def sign(self) -> int:
         """By which a score is multiplied so that higher is better."""
         return 1 if self.task.direction == "maximize" else -1
+
+    @property
+    def _largest(self) -> tuple[int, int]:
+        """The largest batch, where `tune` looks no further, and the largest of several that a step accumulates."""
+        largest = max(self.curve.timed[-1].plan.batch_size, self.baseline.plan.batch_size)
+        return largest, largest if self.facts.accumulates else 0
+
+    def plan(self, batch: int) -> Plan:
+        """What `autobatch tune` takes for this effective batch size."""
+        largest, micro_batch = self._largest
+        found = self.curve.plan_for(batch, largest, self.facts.precision, micro_batch)
+        assert found is not None  # asked for sizes of the space only
+        return found
+
+    def range_test(self, seed: int) -> LrCurve | None:
+        """The range test of `autobatch tune`: at the knee, of as many steps as its share of the budget pays for.
+
+        None where that is too few, or where the task tells no loss.
+        """
+        knee = self.curve.knee_batch_size
+        fewest, most = _SWEEP_STEPS
+        affordable = int(_SWEEP_SHARE * self.budget_s / self.curve.step_s(knee))
+        if affordable < fewest:
+            return None
+        # The data is there already: loading it again would count as time of the test.
+        runner = TorchRunner(replace(self.task, train_data=lambda: self.train_data), open_device("cpu"))
+        try:
+            return find_lr_curve(runner, self.plan(knee), steps=min(most, affordable), seed=seed)
+        except NoValidResult:
+            return None
+        finally:
+            runner.close()
+
+    def space(self, swept: LrCurve | None) -> Space:
+        """Where `autobatch tune` would search after this range test."""
+        largest, micro_batch = self._largest
+        return space_for(
+            self.facts,
+            self.curve,
+            max_batch=largest,
+            max_micro_batch=micro_batch,
+            horizon_s=self.horizon_s,
+            baseline=self.baseline,
+            lr_hint=swept.suggestion if swept else None,
+            lr_diverged=swept.diverged_at if swept else None,
+        )
 
     def train(
         self, answer: Answer, seed: int, horizon_s: float, keep_on: Callable[[int, float], bool] | None = None
@@ -120,7 +174,7 @@ def step_times(path: Path) -> dict[int, float]:
 
 
 def enter(path: Path, budget_s: float, step_s: dict[int, float]) -> Field:
-    """The task with its space, and a profile of these step times by batch size."""
+    """The task with its facts, and a profile of these step times by batch size."""
     task = load_task(path)
     runner = TorchRunner(task, open_device("cpu"))
     facts = runner.facts()
@@ -131,17 +185,13 @@ def enter(path: Path, budget_s: float, step_s: dict[int, float]) -> Field:
             Measurement(plan=Plan(batch_size=size), outcome="ok", step_s=(seconds,)) for size, seconds in step_s.items()
         )
     )
-    baseline = task.baseline_config()[0]
-    horizon_s, largest = budget_s / EQUIVALENTS, max(step_s)
     return Field(
         task=task,
         path=path,
+        facts=facts,
         curve=curve,
-        space=space_for(
-            facts, curve, max_batch=largest, max_micro_batch=largest, horizon_s=horizon_s, baseline=baseline
-        ),
         budget_s=budget_s,
-        horizon_s=horizon_s,
+        horizon_s=budget_s / EQUIVALENTS,
         train_data=task.train_data(),
         val_data=task.val_data(),
     )
@@ -158,36 +208,50 @@ def ours(field: Field, repeat: int, search: str) -> Answer:
             search=search,
             run_dir=Path(folder) / "run",
         )
+    if report.interrupted:  # it ends a comparison, and is nobody's answer
+        raise KeyboardInterrupt
     return Answer(task=field.task, config=report.plan, trials=len(report.trials), why=report.why)
 
 
-def tpe(field: Field, repeat: int, halving: bool) -> Answer:
-    """Optuna's TPE until the time is up: full-length trials, or the baseline first and successive halving."""
-    ends = time.perf_counter() + field.budget_s
+def tpe(field: Field, repeat: int, warm: bool) -> Answer:
+    """Optuna's TPE until the time is up, the range test included: full-length trials, or `warm`.
+
+    That is with successive halving, and with what `autobatch tune` tries first: the baseline, the baseline scaled to
+    the knee, and what the range test suggests there.
+    """
+    swept = field.range_test(repeat)
+    ends = perf_counter() + field.budget_s - (swept.sweep.seconds if swept else 0.0)
+    space = field.space(swept)
+    sizes = space.effective_batch_sizes
+    waiting: list[Config] = []
+    if warm:
+        at_knee = field.plan(space.nearest(space.reference_batch))
+        starts = warm_starts(space, field.baseline, at_knee, swept.suggestion if swept else None)
+        waiting = [field.baseline, *(config for config, _ in starts)]
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=4)
     study = optuna.create_study(
         direction=field.task.direction,
         sampler=optuna.samplers.TPESampler(seed=repeat),
-        pruner=pruner if halving else optuna.pruners.NopPruner(),
+        pruner=pruner if warm else optuna.pruners.NopPruner(),
     )
-    sizes = field.space.effective_batch_sizes
-    if halving:
-        start = field.space.nearest(field.baseline.plan.effective_batch_size)
-        scaled = min(max(field.space.scaled_lr(field.baseline), field.space.lr_low), field.space.lr_high)
-        study.enqueue_trial({"batch": sizes.index(start), "lr": scaled})
+    for config in waiting:
+        lr = min(max(space.scaled_lr(config), space.lr_low), space.lr_high)
+        study.enqueue_trial({"batch": sizes.index(space.nearest(config.plan.effective_batch_size)), "lr": lr})
     best, trials = Answer(task=field.task, config=field.baseline), 0
     best_score = -math.inf
-    while time.perf_counter() + field.horizon_s < ends:
+    while perf_counter() + field.horizon_s < ends:
         trial = study.ask()
         batch = sizes[trial.suggest_int("batch", 0, len(sizes) - 1)]
-        lr = field.space.lr_at(batch, trial.suggest_float("lr", field.space.lr_low, field.space.lr_high, log=True))
-        answer = Answer(task=field.task, config=Config(plan=Plan(batch_size=batch), lr=lr))
+        lr = space.lr_at(batch, trial.suggest_float("lr", space.lr_low, space.lr_high, log=True))
+        # What was enqueued is trained as it is, though the sampler sees it at the nearest point of the space.
+        config = waiting.pop(0) if waiting else Config(plan=field.plan(batch), lr=lr)
+        answer = Answer(task=field.task, config=config)
 
         def keep_on(eighths: int, score: float, trial: optuna.Trial = trial) -> bool:
             trial.report(score if math.isfinite(score) else -field.sign * WORST, eighths)
             return not trial.should_prune()
 
-        score = field.train(answer, 10_007 * repeat + trials, field.horizon_s, keep_on if halving else None)
+        score = field.train(answer, 10_007 * repeat + trials, field.horizon_s, keep_on if warm else None)
         trials += 1
         if math.isfinite(score):
             study.tell(trial, score)
@@ -260,8 +324,8 @@ METHODS: dict[str, tuple[Callable[[Field, int], Answer], str | None]] = {
     "baseline": (lambda field, repeat: Answer(task=field.task, config=field.baseline), None),
     "autobatch tpe": (partial(ours, search="tpe"), None),
     "autobatch freeze-thaw": (partial(ours, search="freeze-thaw"), None),
-    "Optuna TPE": (partial(tpe, halving=False), None),
-    "Optuna TPE, halving": (partial(tpe, halving=True), None),
+    "Optuna TPE": (partial(tpe, warm=False), None),
+    "Optuna TPE, warm, halving": (partial(tpe, warm=True), None),
     "Lightning": (lightning, "lightning"),
     "Schedule-Free": (schedule_free, "schedulefree"),
     "Prodigy": (prodigy, "prodigyopt"),
