@@ -32,7 +32,7 @@ from autobatch.errors import NoValidResult
 from autobatch.measuring.learning_rate import LrCurve, find_lr_curve
 from autobatch.measuring.throughput import ThroughputCurve
 from autobatch.plan import Config, Measurement, Plan, TaskFacts
-from autobatch.searching.trials import Space, space_for, total_steps, warm_starts
+from autobatch.searching.trials import Search, Space, space_for, total_steps, warm_starts
 from autobatch.tasks.data import training_batches, val_loader
 from autobatch.tasks.task import Task, load_task
 from autobatch.tuning import _SWEEP_SHARE, _SWEEP_STEPS
@@ -197,7 +197,7 @@ def enter(path: Path, budget_s: float, step_s: dict[int, float]) -> Field:
     )
 
 
-def ours(field: Field, repeat: int, search: str) -> Answer:
+def ours(field: Field, repeat: int, search: Search) -> Answer:
     """`autobatch tune`."""
     with tempfile.TemporaryDirectory() as folder:
         report = autobatch.tune(
@@ -322,6 +322,7 @@ def lightning(field: Field, repeat: int) -> Answer:
 
 METHODS: dict[str, tuple[Callable[[Field, int], Answer], str | None]] = {
     "baseline": (lambda field, repeat: Answer(task=field.task, config=field.baseline), None),
+    "autobatch": (partial(ours, search="auto"), None),
     "autobatch tpe": (partial(ours, search="tpe"), None),
     "autobatch freeze-thaw": (partial(ours, search="freeze-thaw"), None),
     "Optuna TPE": (partial(tpe, warm=False), None),

@@ -59,7 +59,7 @@ TASKS = sorted((Path(__file__).parent / "tasks").glob("[!_]*.py"))
 SCHEMA = 2  # of the JSON file; the first had no number
 TERMS = ("budget_s", "horizon_s", "fresh_seeds", "threads")  # what runs must share to be compared
 HORIZONS = {"at_T": 1, "at_4T": LONGER}  # times T that an answer is trained for
-OURS = tuple(method for method in METHODS if method.startswith("autobatch "))
+OURS = tuple(method for method in METHODS if method.startswith("autobatch"))
 
 Run = dict[str, Any]  # one method's answer in one repeat, as plain JSON values
 
