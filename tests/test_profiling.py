@@ -223,14 +223,20 @@ class Paired(SimRunner):
         self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
     ) -> Measurement:
         self.asked.append(plan.batch_size)
-        if plan.batch_size % self.of or (plan.batch_size == self.fails_again and self.asked[:-1].count(self.fails_again)):
+        if plan.batch_size % self.of or (
+            plan.batch_size == self.fails_again and self.asked[:-1].count(self.fails_again)
+        ):
             raise TaskError(f"{plan.batch_size} samples cannot be paired")
         return SimRunner.time(self, plan, budget_s=budget_s)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    of=st.integers(2, 5), pairs=st.integers(1, 300), fixed_s=st.floats(1e-3, 0.1), refine=st.booleans(), own=st.booleans()
+    of=st.integers(2, 5),
+    pairs=st.integers(1, 300),
+    fixed_s=st.floats(1e-3, 0.1),
+    refine=st.booleans(),
+    own=st.booleans(),
 )
 def test_sizes_that_nobody_asked_for_and_the_task_cannot_take_are_left_out(
     of: int, pairs: int, fixed_s: float, refine: bool, own: bool

@@ -394,8 +394,8 @@ def test_steps_count_from_when_they_have_become_steady_and_until_they_are_known(
 
 
 def test_warming_up_ends_with_its_share_of_the_time_where_steps_never_become_steady() -> None:
-    found, before_s = paced(lambda n: 0.9**n, 10.0)
-    first_two_s, share_s, one_more_s = 1 + 0.9, 0.15 * 10, 0.9**2
+    found, before_s = paced(lambda n: 0.93**n, 10.0)
+    first_two_s, share_s, one_more_s = 1 + 0.93, 0.15 * 10, 0.93**2
     assert first_two_s + share_s <= before_s <= first_two_s + share_s + one_more_s
     assert len(found.step_s) > 3
 

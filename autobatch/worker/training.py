@@ -55,8 +55,8 @@ def _with_a_compiler() -> Iterator[None]:
         if "InvalidCxxCompiler" not in f"{type(error).__name__}: {error}":
             raise
         raise TaskError(
-            "torch.compile needs a C++ compiler and found none: install g++, name another in the variable CXX, or leave "
-            "compile out"
+            "torch.compile needs a C++ compiler and found none: install g++, name another in the variable CXX, or "
+            "leave compile out"
         ) from None
 
 
