@@ -445,17 +445,17 @@ def test_pinned_memory_goes_to_the_real_loader_and_is_told_where_its_copies_are_
         copy_s = 3 / 32  # in binary, so that equal times are equal
 
         def pin_memory(self, device: Any = None) -> Tensor:
-            return self.as_subclass(Pinned)  # type: ignore[no-any-return]
+            return self.as_subclass(Pinned)
 
         def to(self, *arguments: Any, **changes: Any) -> Tensor:
             clock.advance(self.copy_s)
-            return self.as_subclass(Tensor)  # type: ignore[no-any-return]
+            return self.as_subclass(Tensor)
 
     class Pinned(Hosted):
         copy_s = 1 / 32
 
     def collate(samples: list[Any]) -> Tensor:
-        return torch.stack([x for x, _ in samples]).as_subclass(Hosted)  # type: ignore[no-any-return]
+        return torch.stack([x for x, _ in samples]).as_subclass(Hosted)
 
     def loss(model: nn.Module, batch: Tensor) -> Tensor:
         clock.advance(1 / 32)
