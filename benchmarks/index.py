@@ -29,7 +29,7 @@ BEGIN = "<!-- devices: begin, made by python benchmarks/index.py -->"
 END = "<!-- devices: end -->"
 
 # Models that have a column of their own: as many as `autobatch bench` runs by itself. Measured (Chromium, a README in
-# the style of GitHub): with six both tables fit into 830 pixels, one table of all of it needs 1,128 and GitHub gives 1,012.
+# the style of GitHub): with six both tables fit into 830 pixels; one table of all needs 1,128, GitHub gives 1,012.
 _COLUMNS = 6
 
 
