@@ -1,4 +1,4 @@
-"""Makes the table of devices in README.md, and the pages beside each stored bench report.
+"""Makes the tables of devices in README.md, and the pages beside each stored bench report.
 
     python benchmarks/index.py           write what is not up to date
     python benchmarks/index.py --check   only say what is not, and exit with 1 if anything is
@@ -28,8 +28,9 @@ HERE = Path(__file__).parent
 BEGIN = "<!-- devices: begin, made by python benchmarks/index.py -->"
 END = "<!-- devices: end -->"
 
-# Models that have a column of their own in the table. Assumed: more do not fit on a screen.
-_COLUMNS = 3
+# Models that have a column of their own: as many as `autobatch bench` runs by itself. Measured (Chromium, a README in
+# the style of GitHub): with six both tables fit into 830 pixels; one table of all needs 1,128, GitHub gives 1,012.
+_COLUMNS = 6
 
 
 def outdated(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -52,7 +53,7 @@ def outdated(folder: Path) -> Iterator[tuple[Path, str]]:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ReportError(f"{readme} needs the lines {BEGIN} and {END}: the table goes between them")
-    yield from _differs(readme, f"{before}{BEGIN}\n\n{device_table(reports, folder)}\n\n{END}{after}")
+    yield from _differs(readme, f"{before}{BEGIN}\n\n{device_tables(reports, folder)}\n\n{END}{after}")
 
 
 def bench_reports(results: Path) -> list[tuple[Path, BenchReport]]:
@@ -73,33 +74,54 @@ def bench_reports(results: Path) -> list[tuple[Path, BenchReport]]:
     return sorted(found, key=lambda one: (one[1].device.kind == "cpu", one[1].device.name))
 
 
-def device_table(reports: Sequence[tuple[Path, BenchReport]], folder: Path) -> str:
-    """The table as Markdown; a sentence where there is no report."""
+def device_tables(reports: Sequence[tuple[Path, BenchReport]], folder: Path) -> str:
+    """As Markdown: what each report is of and where it lies, then the speeds; a sentence where there is no report."""
     if not reports:
         return "No report is stored yet."
     ran = Counter(model for _, report in reports for model in {c.model for c in report.cells if c.outcome == "ok"})
     models = sorted(sorted(ran), key=lambda model: -ran[model])[:_COLUMNS]
-    lines = [
-        ["device", "date", "models", "cells", "torch", "matrix product", *(f"{model}, samples/s" for model in models)],
-        ["---"] * 3 + ["---:", "---", "---:"] + ["---:"] * len(models),
-        *(_row(path, report, models, folder) for path, report in reports),
+    about = [
+        ["device", "date", "models", "cells", "torch", "matrix product"],
+        ["---"] * 3 + ["---:", "---", "---:"],
+        *(_about(path, report, folder) for path, report in reports),
     ]
+    speeds = [
+        ["device", "date", "models", *map(escaped, models)],
+        ["---"] * 3 + ["---:"] * len(models),
+        *([*_which(report), *(_fastest(report, model) for model in models)] for _, report in reports),
+    ]
+    return "\n\n".join((_markdown(about), _OF_THE_SPEEDS, _markdown(speeds)) if models else (_markdown(about),))
+
+
+_OF_THE_SPEEDS = (
+    "Samples per second at the recommended batch size, computed in the way that was fastest (in brackets). A small\n"
+    "model is another one than the full one of its name: compare like with like."
+)
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _row(path: Path, report: BenchReport, models: Sequence[str], folder: Path) -> list[str]:
+def _which(report: BenchReport) -> list[str]:
+    """What tells a report from the others."""
+    size = f"{report.size}{', quick' if report.quick else ''}"
+    return [escaped(report.device.name), escaped(report.created[:10]), size]
+
+
+def _about(path: Path, report: BenchReport, folder: Path) -> list[str]:
     here = path.relative_to(folder)
     links = ", ".join(f"[{word}]({here.with_suffix(end).as_posix()})" for word, end in _LINKS.items())
     done = sum(cell.outcome == "ok" for cell in report.cells)
     products = [cell.matmul_flops_per_s for cell in report.cells if cell.matmul_flops_per_s is not None]
+    device, date, size = _which(report)
     return [
-        escaped(report.device.name),
-        f"{escaped(report.created[:10])}: {links}",
-        f"{report.size}{', quick' if report.quick else ''}",
+        device,
+        f"{date}: {links}",
+        size,
         f"{done} of {report.planned}",
         escaped(known(report.device.torch)),
         known(max(products, default=None), lambda flops: si_text(flops, "FLOP/s"), "-"),
-        *(_fastest(report, model) for model in models),
     ]
 
 

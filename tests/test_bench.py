@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import shutil
+import subprocess
+import sysconfig
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from autobatch import api
 from autobatch.bench import BenchSettings, chosen_models, default_arms, default_memory_limit
@@ -16,6 +21,7 @@ from autobatch.bench_file import file_for, folder_for, with_earlier
 from autobatch.cli import cli
 from autobatch.errors import ReportError, SettingError
 from autobatch.plan import DeviceInfo
+from autobatch.render.terminal import print_arms
 from autobatch.reports.bench_report import BenchReport, Cell
 from autobatch.standard import standard_models
 
@@ -378,6 +384,68 @@ def model():
     assert "The loss is compared over 2 steps from the same weights" in drawn
     done = autobatch("bench", "--models", "model.py", "--precisions", "fp32", "bf16", *QUICK, cwd=tmp_path)
     assert "The loss diverged in the first steps: model in bf16." in " ".join(done.stdout.split()), done.stderr
+
+
+def compiling(folder: Path, *more: object, **changes: str) -> subprocess.CompletedProcess[str]:
+    """A profile of the minimal task as it is and compiled, what torch.compile keeps being kept in the folder."""
+    ask = ("profile", MINIMAL, "--precisions", "fp32", "fp32+compile", "--max-batch-size", 2, "--device", "cpu")
+    changes = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"), "CXX": "g++"} | changes
+    return autobatch(*ask, "--budget", "1s", *more, cwd=folder, **changes)
+
+
+HEADERS = Path(sysconfig.get_path("include")) / "Python.h"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which("g++") is None or not HEADERS.exists(),
+    reason="on a processor torch.compile needs g++ and Python's headers, and one of them is not here",
+)
+def test_a_compiled_model_stands_beside_the_one_that_is_not(tmp_path: Path) -> None:
+    done = compiling(tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    plain, compiled = found["arms"]
+    assert (plain["arm"], compiled["arm"], found["reference"]) == ("fp32", "fp32+compile", "fp32")
+    assert compiled["message"] is None
+    assert compiled["max_batch"]["batch_size"] == 2
+    assert compiled["throughput"]["measurements"]
+    assert compiled["loss_difference"]["steps"] == 10
+    assert abs(compiled["loss_difference"]["largest"]) < 1e-3
+    assert list((tmp_path / "compiled").rglob("*.so"))  # it was compiled, and did not run as it was written
+    drawn = io.StringIO()
+    print_arms(found, Console(file=drawn, width=80, color_system=None))
+    assert "Throughput in fp32+compile" in drawn.getvalue()
+    assert all(len(line) <= 80 for line in drawn.getvalue().splitlines())
+
+
+def test_without_a_compiler_the_compiled_one_says_so_and_the_other_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    done = compiling(tmp_path, PATH=str(tmp_path / "nothing"))
+    assert done.returncode == 0, done.stderr
+    told = " ".join(done.stdout.split())
+    assert "fp32+compile failed: torch.compile needs a C++ compiler and found none: install g++" in told
+    assert "Throughput in fp32" in told
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+
+
+def test_a_loss_that_takes_samples_in_pairs_is_profiled_at_even_sizes(tmp_path: Path) -> None:
+    """As a user finds it: the largest batch is found without an odd one, and one or three samples are our own idea."""
+    (tmp_path / "model.py").write_text(
+        MINIMAL.read_text()
+        + """
+
+def loss(model, batch):
+    left, right = model(batch[0]).reshape(-1, 2, 3).unbind(1)
+    return (left - right).square().mean()
+"""
+    )
+    ask = ("profile", "model.py", "--max-batch-size", 4, "--budget", "1s", "--device", "cpu", "--json")
+    done = autobatch(*ask, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    sizes = [point["batch_size"] for point in json.loads(done.stdout)["measurements"]]
+    assert sizes
+    assert all(size % 2 == 0 for size in sizes)
 
 
 def test_an_objective_without_energy_is_refused_with_what_to_do(tmp_path: Path) -> None:

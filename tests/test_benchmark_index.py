@@ -1,4 +1,4 @@
-"""The table of devices: made from the stored reports, and what is committed is what is made."""
+"""The tables of devices: made from the stored reports, and what is committed is what is made."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def index(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def folder(tmp_path: Path, index: Any) -> Path:
-    """A README.md with a place for the table, and no report yet."""
+    """A README.md with a place for the tables, and no report yet."""
     (tmp_path / "README.md").write_text(f"before\n\n{index.BEGIN}\n{index.END}\n\nafter\n")
     (tmp_path / "results").mkdir()
     return tmp_path
@@ -68,12 +68,16 @@ def test_without_a_report_the_table_says_so(index: Any, folder: Path) -> None:
 def test_each_report_has_a_line_with_links_that_lead_somewhere(index: Any, folder: Path) -> None:
     gpu, cpu = stored(folder, "nvidia-h200", gpu_report()), stored(folder, "amd-epyc", cpu_report())
     lines = [line for line in written(index, folder).splitlines() if line.startswith("|")]
-    assert lines[0].split(" | ")[:6] == ["| device", "date", "models", "cells", "torch", "matrix product"]
-    assert lines[2].startswith("| NVIDIA H200 | 2026-11-22: [JSON](results/nvidia-h200/2026-11-22.json), [Markdown](")
-    assert lines[2].split(" | ")[2:6] == ["full", "11 of 12", "2.13.0", "243 TFLOP/s"]
-    assert lines[3].split(" | ")[2:4] == ["small, quick", "6 of 8"]
-    assert "2,768 (bf16)" in lines[2]
-    assert len(lines) == 4
+    about, speeds = lines[:4], lines[4:]
+    assert about[0] == "| device | date | models | cells | torch | matrix product |"
+    assert about[2].startswith("| NVIDIA H200 | 2026-11-22: [JSON](results/nvidia-h200/2026-11-22.json), [Markdown](")
+    assert about[2].split(" | ")[2:] == ["full", "11 of 12", "2.13.0", "243 TFLOP/s |"]
+    assert about[3].split(" | ")[2:4] == ["small, quick", "6 of 8"]
+    assert [line.count("|") for line in speeds] == [10] * 4  # each of the six models has a column
+    assert speeds[2].startswith("| NVIDIA H200 | 2026-11-22 | full | ")
+    assert "2,768 (bf16)" in speeds[2]
+    assert speeds[3].split(" | ")[2] == "small, quick"
+    assert " - " in speeds[3]  # not all of them ran there
     for path in (gpu, cpu):
         assert path.with_suffix(".md").read_text().startswith("# ")
         assert Page(path.with_suffix(".html").read_text()).problems == []

@@ -205,6 +205,71 @@ def test_a_model_that_cannot_take_one_sample_is_profiled_all_the_same() -> None:
     )
 
 
+def test_the_multiple_of_eight_below_a_largest_size_that_is_none_is_timed() -> None:
+    """Without it the largest would stand alone among sizes that tensor cores are not made for."""
+    curve = profile(SimRunner(), Plan(batch_size=1), max_batch=1003, budget_s=1e3, refine=True)
+    assert {1000, 1003} <= {m.plan.batch_size for m in curve.timed}
+
+
+@dataclass(slots=True, kw_only=True)
+class Paired(SimRunner):
+    """A loss over neighbours: it takes `of` samples or a multiple of that, and at some sizes fails in later timings."""
+
+    of: int = 2
+    fails_again: int = 0
+    asked: list[int] = field(default_factory=list)
+
+    def time(
+        self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
+    ) -> Measurement:
+        self.asked.append(plan.batch_size)
+        if plan.batch_size % self.of or (
+            plan.batch_size == self.fails_again and self.asked[:-1].count(self.fails_again)
+        ):
+            raise TaskError(f"{plan.batch_size} samples cannot be paired")
+        return SimRunner.time(self, plan, budget_s=budget_s)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    of=st.integers(2, 5),
+    pairs=st.integers(1, 300),
+    fixed_s=st.floats(1e-3, 0.1),
+    refine=st.booleans(),
+    own=st.booleans(),
+)
+def test_sizes_that_nobody_asked_for_and_the_task_cannot_take_are_left_out(
+    of: int, pairs: int, fixed_s: float, refine: bool, own: bool
+) -> None:
+    runner = Paired(of=of, step_s=saturating(fixed_s, 0.001))
+    include = [of] if own else []
+    plan = Plan(batch_size=1)
+    curve = profile(runner, plan, max_batch=of * pairs, budget_s=1e3, include=include, refine=refine)
+    timed = {m.plan.batch_size for m in curve.timed}
+    assert timed == {size for size in runner.asked if size % of == 0}
+    assert of * pairs in timed
+    refused = [size for size in runner.asked if size % of]
+    assert len(refused) == len(set(refused))  # each is tried once
+    assert not {*curve.skipped} & {*refused}  # they were not left out for want of time
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_a_size_that_was_asked_for_or_has_run_is_not_left_out_quietly(refine: bool) -> None:
+    def profiled(runner: Paired, max_batch: int, *include: int) -> ThroughputCurve:
+        plan = Plan(batch_size=1)
+        return profile(runner, plan, max_batch=max_batch, budget_s=1e3, include=include, refine=refine)
+
+    with pytest.raises(TaskError, match="3 samples cannot be paired"):
+        profiled(Paired(), 64, 3)
+    with pytest.raises(TaskError, match="63 samples cannot be paired"):  # a memory probe has run it
+        profiled(Paired(), 63)
+    with pytest.raises(TaskError, match="63 samples cannot be paired"):  # the task fails at every size
+        profiled(Paired(of=1000), 63)
+    if refine:
+        with pytest.raises(TaskError, match="16 samples cannot be paired"):
+            profiled(Paired(fails_again=16), 64)
+
+
 def test_every_size_is_visited_again_and_visits_that_differ_are_told_and_widen_the_interval() -> None:
     once = profile(Normed(), Plan(batch_size=1), max_batch=64, budget_s=100.0, refine=True)
     number = len(once.timed)

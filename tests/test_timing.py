@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
+import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import cycle
+from statistics import median
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from autobatch.devices import open_device
+from autobatch.measuring.profiling import find_remedy
+from autobatch.measuring.throughput import ThroughputCurve
+from autobatch.medians import median_interval
 from autobatch.plan import Config, Plan
+from autobatch.simulated.sim import VirtualClock
 from autobatch.tasks.data import training_batches
 from autobatch.tasks.task import Task
+from autobatch.worker import torch_runner
 from autobatch.worker.flops import matmul_flops_per_s, step_flops
 from autobatch.worker.timing import Timing, measure_energy, repeat, time_step
 from autobatch.worker.torch_runner import TorchRunner
@@ -340,3 +352,123 @@ def test_energy_is_counted_over_steps_as_training_takes_them() -> None:
     assert found.joules > 0
     assert found.seconds >= 0.5
     assert measure_energy(bench, Told(joules=joules), batches, 0.1) is None  # type: ignore[arg-type]
+
+
+# -- by a clock that only steps move
+
+
+class Paced:
+    """Takes steps as a trainer does; the n-th takes `seconds(n)` of a clock that nothing else moves."""
+
+    def __init__(self, clock: VirtualClock, seconds: Callable[[int], float]) -> None:
+        self.config, self.on_part = Config(plan=Plan(batch_size=1), lr=1e-3), None
+        self._clock, self._seconds, self._taken = clock, seconds, 0
+
+    def step(self, batches: Iterator[Any]) -> None:
+        next(batches)
+        self._clock.advance(self._seconds(self._taken))
+        self._taken += 1
+
+
+def paced(seconds: Callable[[int], float], budget_s: float) -> tuple[Timing, float]:
+    """What is told of whole steps that take so long, and the seconds before the first of those that count."""
+    clock = VirtualClock()
+    bench: Any = Paced(clock, seconds)
+    quiet: Any = Told(waited_s=lambda: None, others_bytes=lambda: None)
+    found = time_step(bench, quiet, cycle([torch.zeros(1)]), budget_s, parts=False, clock=clock)
+    return found, clock() - sum(found.step_s)
+
+
+@given(
+    slower=st.lists(st.floats(1.06, 3.0), max_size=12),  # each than the one after it
+    steady_s=st.floats(0.02, 1.0),  # from where a block is one step
+)
+def test_steps_count_from_when_they_have_become_steady_and_until_they_are_known(
+    slower: list[float], steady_s: float
+) -> None:
+    first_s = [steady_s * math.prod(slower[index:]) for index in range(len(slower))]
+    found, before_s = paced(lambda n: first_s[n] if n < len(first_s) else steady_s, 100 * (sum(first_s) + steady_s))
+    assert found.step_s == pytest.approx([steady_s] * 6)  # the fewest that have an interval
+    assert before_s >= sum(first_s) * (1 - 1e-9)
+    assert found.remarks == ()
+
+
+def test_warming_up_ends_with_its_share_of_the_time_where_steps_never_become_steady() -> None:
+    found, before_s = paced(lambda n: 0.93**n, 10.0)
+    first_two_s, share_s, one_more_s = 1 + 0.93, 0.15 * 10, 0.93**2
+    assert first_two_s + share_s <= before_s <= first_two_s + share_s + one_more_s
+    assert len(found.step_s) > 3
+
+
+@pytest.mark.parametrize(("rate", "word"), [(1.01, "slower"), (0.99, "faster")])
+def test_steps_that_drift_are_told_with_how_much(rate: float, word: str) -> None:
+    """Each step takes a hundredth more or less than the one before; half of them lie between the two medians."""
+    found, _ = paced(lambda n: 0.1 * rate**n, 10.0)
+    change = rate ** (len(found.step_s) / 2) - 1
+    assert abs(change) > 0.2
+    assert found.remarks == (f"steps became {abs(change):.0%} {word} while they were timed",)
+
+
+@given(step_s=st.sampled_from([1e-4, 0.03, 2.0]), spread=st.floats(0, 0.3), seed=st.integers(0, 2**16))
+def test_steps_are_repeated_until_the_median_is_known_to_two_percent_and_no_longer(
+    step_s: float, spread: float, seed: int
+) -> None:
+    clock, noise = VirtualClock(), random.Random(seed)
+    times = repeat(lambda: clock.advance(step_s * (1 + spread * noise.random())), CPU, 1e5, clock=clock)
+
+    def is_known(values: list[float]) -> bool:
+        interval = median_interval(values)
+        return interval is not None and (interval[1] - interval[0]) / 2 <= 0.02 * median(values)
+
+    assert is_known(times)
+    assert not is_known(times[:-1])
+    assert clock() < 1e5
+
+
+def test_steps_whose_median_stays_unknown_end_with_their_time() -> None:
+    clock, seconds = VirtualClock(), cycle([0.03, 0.05])
+    times = repeat(lambda: clock.advance(next(seconds)), CPU, 10.0, clock=clock)
+    assert 10.0 <= clock() < 10.05
+    assert sum(times) == pytest.approx(clock())
+
+
+# -- what would help a loader
+
+
+def test_pinned_memory_goes_to_the_real_loader_and_is_told_where_its_copies_are_quicker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only the accelerator is made up: the loader pins what it gives, and the copy of a pinned batch takes a third."""
+    clock = VirtualClock()
+
+    class Hosted(Tensor):
+        copy_s = 3 / 32  # in binary, so that equal times are equal
+
+        def pin_memory(self, device: Any = None) -> Tensor:
+            return self.as_subclass(Pinned)
+
+        def to(self, *arguments: Any, **changes: Any) -> Tensor:
+            clock.advance(self.copy_s)
+            return self.as_subclass(Tensor)
+
+    class Pinned(Hosted):
+        copy_s = 1 / 32
+
+    def collate(samples: list[Any]) -> Tensor:
+        return torch.stack([x for x, _ in samples]).as_subclass(Hosted)
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        clock.advance(1 / 32)
+        return model(batch).mean()  # type: ignore[no-any-return]
+
+    made = task(collate=collate, loss=loss, metric=lambda model, batch: torch.zeros(len(batch)))
+    monkeypatch.setattr(torch_runner, "time_step", partial(time_step, clock=clock))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    runner = TorchRunner(made, open_device("cpu"))
+    curve = ThroughputCurve(measurements=(runner.time(Plan(batch_size=4), budget_s=10.0),))
+    assert curve.loader_bound
+    found = find_remedy(runner, curve, cores=0, on_cuda=True, budget_s=30.0).remedy
+    runner.close()
+    assert found is not None
+    assert (found.loader, found.before) == ({"pin_memory": True}, {"pin_memory": False})
+    assert (found.samples_per_s, found.samples_per_s_before) == (4 * 16, 4 * 8)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence, Set
-from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -50,7 +49,8 @@ def profile(
     """The throughput curve over the powers of two up to `max_batch`, `max_batch` itself and `include`.
 
     Time is shared evenly among the sizes still to come, so that what a quick one leaves goes to the slow ones. The
-    sizes of `include` come first, then the smallest; when the budget is spent, the rest is skipped and said so.
+    sizes of `include` come first, then the smallest; when the budget is spent, the rest is skipped and said so. A size
+    that nobody asked for and the task cannot train on, as batch norm cannot on one sample, is left out.
 
     Args:
         plan: precision of every measurement; always one micro-batch a step, whatever its accumulation steps.
@@ -65,6 +65,7 @@ def profile(
 
     Raises:
         NoValidResult: not one size could be timed.
+        TaskError: the task failed at a size of `include`, at `max_batch`, or at one that it had trained on before.
     """
     first = sorted({size for size in include if 1 <= size <= max_batch})
     smallest = _SMALLEST_SIZE if max_batch >= _SMALLEST_SIZE else 1
@@ -74,13 +75,22 @@ def profile(
         coarse |= {size for size in (*_FEW_SAMPLES, max_batch // _SPACING * _SPACING) if 0 < size <= max_batch}
     sizes = first + sorted(coarse - {*first})
     visits: dict[int, list[Measurement]] = {}
+    refused: set[int] = set()
     energies: dict[int, Energy] = {}
     left_s = budget_s
 
     def measure(size: int, share_s: float) -> None:
         nonlocal left_s
         asked = replace(plan, batch_size=size, accumulation_steps=1)
-        measurement = runner.time(asked, budget_s=share_s, parts=size not in visits)
+        try:
+            measurement = runner.time(asked, budget_s=share_s, parts=size not in visits)
+        except TaskError:
+            # A loss over pairs cannot take three samples, and nobody had asked for three. Where the task itself is at
+            # fault, a size that it is known to run at tells.
+            if size in visits or size in first or size == max_batch:
+                raise
+            refused.add(size)
+            return
         left_s -= measurement.seconds
         visits.setdefault(size, []).append(measurement)
         if on_measurement is not None:
@@ -126,17 +136,16 @@ def profile(
     if not any(first.outcome == "ok" and first.step_s for first, *_ in visits.values()):
         found = "; ".join(f"{m.plan.batch_size}: {m.outcome} {m.message or ''}".strip() for m, *_ in visits.values())
         raise NoValidResult(f"one batch size at least must run when it is timed; found {found}: see the messages")
-    skipped = tuple(sorted({*sizes} - {*visits}))
+    skipped = tuple(sorted({*sizes} - {*visits} - refused))
     if refine:
         share_s = first_pass_s / len(sizes)
         while left_s > (1 - _FIRST_PASS_SHARE - _REFINE_SHARE) * budget_s:
-            telling = _most_telling(so_far(), {*visits})
+            telling = _most_telling(so_far(), {*visits} | refused)
             if telling is None:
                 break
             measure(telling, share_s)
-        if 1 not in visits:
-            with suppress(TaskError):  # batch norm refuses to train on one sample
-                measure(1, share_s)
+        if 1 not in {*visits} | refused:
+            measure(1, share_s)
         measure_energy(_ENERGY_SHARE if objective == "throughput" else _ENERGY_SHARE_OF_ITS_OWN)
         again = sorted(size for size in visits if visits[size][0].outcome == "ok")
         visit_s = left_s / (_ROUNDS * len(again))
@@ -180,12 +189,16 @@ def _pooled(visits: Sequence[Measurement]) -> Measurement:
     )
 
 
-def _most_telling(curve: ThroughputCurve, measured: Set[int]) -> int | None:
+def _most_telling(curve: ThroughputCurve, seen: Set[int]) -> int | None:
     """The size to look at next: in the middle of the widest gap beside the fastest or the knee; None where all is seen.
 
     Gaps are measured as ratios. A multiple of 8 where there is one.
+
+    Args:
+        curve: of the sizes that were timed.
+        seen: those, and the ones that could not be.
     """
-    sizes = sorted(measured)
+    sizes = sorted(seen)
     gaps = []
     for centre in {curve.fastest, curve.knee_batch_size}:
         place = sizes.index(centre)

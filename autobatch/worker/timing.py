@@ -34,6 +34,7 @@ _WAITED = 0.05
 
 
 T = TypeVar("T", bool, int)
+Clock = Callable[[], float]  # seconds
 
 
 class Lead(Protocol):
@@ -66,6 +67,7 @@ def time_step(
     lead: Lead = _own,
     *,
     parts: bool = True,
+    clock: Clock = perf_counter,
 ) -> Timing:
     """Times of whole optimizer steps of `bench`, of their parts, of the loader alone and of the compute alone.
 
@@ -76,6 +78,7 @@ def time_step(
         budget_s: seconds for all of it, about.
         lead: rank 0's value, where ranks take the steps together: all go by its clock, and so take equally many.
         parts: False for whole steps alone.
+        clock: that everything is timed by.
     """
     steps = bench.config.plan.accumulation_steps
     host = list(islice(batches, steps))
@@ -87,21 +90,24 @@ def time_step(
     def train() -> None:
         bench.step(batches)
 
-    _warm_up(train, device, _WARM_UP_SHARE * budget_s, lead)
-    waited, begun = device.waited_s(), perf_counter()
-    step_s = repeat(train, device, (_STEP_SHARE if parts else 1 - _WARM_UP_SHARE) * budget_s, lead=lead)
+    _warm_up(train, device, _WARM_UP_SHARE * budget_s, lead, clock)
+    waited, begun = device.waited_s(), clock()
+    share = _STEP_SHARE if parts else 1 - _WARM_UP_SHARE
+    step_s = repeat(train, device, share * budget_s, lead=lead, clock=clock)
     slowed_by = _slowed_by(train, median(step_s), device, lead)
-    still, elapsed = device.waited_s(), perf_counter() - begun
+    still, elapsed = device.waited_s(), clock() - begun
     compute_s, loader_s, phases_s = list[float](), list[float](), dict[str, float]()
     if parts:
-        compute_s = repeat(lambda: bench.step(cycle(held)), device, _COMPUTE_SHARE * budget_s, fewest=1, lead=lead)
+        share_s = _COMPUTE_SHARE * budget_s
+        compute_s = repeat(lambda: bench.step(cycle(held)), device, share_s, fewest=1, lead=lead, clock=clock)
         loader_s = _loading(
             lambda: [to_device(batch, device.torch_device) for batch in islice(batches, steps)],
             device,
             _LOADER_SHARE * budget_s,
             lead,
+            clock,
         )
-        phases_s = _phases(bench, device, host, _PHASES_SHARE * budget_s, lead)
+        phases_s = _phases(bench, device, host, _PHASES_SHARE * budget_s, lead, clock)
     remarks = [f"the clocks were held back by {why}" for why in sorted(slowed_by)]
     if others := device.others_bytes():
         remarks.append(f"other processes held {format_size(others)} of the device")
@@ -134,7 +140,7 @@ def measure_energy(bench: Trainer, device: Device, batches: Iterator[Batch], bud
     begun = perf_counter()
     for _ in range(_WARM_UP_STEPS):
         train()
-    found = energy_of(train, device, call_s=_block(train, 1, device), budget_s=budget_s)
+    found = energy_of(train, device, call_s=_block(train, 1, device, perf_counter), budget_s=budget_s)
     return None if found is None else replace(found, seconds=perf_counter() - begun)
 
 
@@ -149,36 +155,42 @@ def _slowed_by(train: Callable[[], object], step_s: float, device: Device, lead:
     return reasons
 
 
-def _loading(load: Callable[[], object], device: Device, budget_s: float, lead: Lead) -> list[float]:
+def _loading(load: Callable[[], object], device: Device, budget_s: float, lead: Lead, clock: Clock) -> list[float]:
     """Seconds per call of `load`, one value for as many calls as take a block's time.
 
     What the loader's workers had made ready is taken in the first block, which is left out where there is another: it
     would look like a loader that costs nothing.
     """
-    begun, times = perf_counter(), list[float]()
-    while lead(not times or (perf_counter() - begun < budget_s and not is_settled(times[1:]))):
-        started, calls = perf_counter(), 0
-        while calls == 0 or perf_counter() - started < _BLOCK_S:
+    begun, times = clock(), list[float]()
+    while lead(not times or (clock() - begun < budget_s and not is_settled(times[1:]))):
+        started, calls = clock(), 0
+        while calls == 0 or clock() - started < _BLOCK_S:
             load()
             calls += 1
         device.synchronize()
-        times.append((perf_counter() - started) / calls)
+        times.append((clock() - started) / calls)
     return times[1:] or times
 
 
 def repeat(
-    work: Callable[[], object], device: Device, budget_s: float, *, fewest: int = _FEWEST_BLOCKS, lead: Lead = _own
+    work: Callable[[], object],
+    device: Device,
+    budget_s: float,
+    *,
+    fewest: int = _FEWEST_BLOCKS,
+    lead: Lead = _own,
+    clock: Clock = perf_counter,
 ) -> list[float]:
     """Seconds per call of `work`, one value a timed block of calls, until the median is settled or the time is spent.
 
     Settled is a 95 % interval of the median within 2 % of it. At least `fewest` values.
     """
-    begun = perf_counter()
-    first_s = _block(work, 1, device)
+    begun = clock()
+    first_s = _block(work, 1, device, clock)
     calls = lead(_calls_a_block(first_s))
     times = [first_s] if calls == 1 else []
-    while lead(len(times) < fewest or (perf_counter() - begun < budget_s and not is_settled(times))):
-        times.append(_block(work, calls, device))
+    while lead(len(times) < fewest or (clock() - begun < budget_s and not is_settled(times))):
+        times.append(_block(work, calls, device, clock))
     return times
 
 
@@ -186,23 +198,23 @@ def _calls_a_block(call_s: float) -> int:
     return max(1, math.ceil(_BLOCK_S / max(call_s, 1e-9)))
 
 
-def _block(work: Callable[[], object], calls: int, device: Device) -> float:
+def _block(work: Callable[[], object], calls: int, device: Device, clock: Clock) -> float:
     """Seconds per call, with the device waited for before and after."""
     device.synchronize()
-    begun = perf_counter()
+    begun = clock()
     for _ in range(calls):
         work()
     device.synchronize()
-    return (perf_counter() - begun) / calls
+    return (clock() - begun) / calls
 
 
-def _warm_up(work: Callable[[], object], device: Device, budget_s: float, lead: Lead) -> None:
+def _warm_up(work: Callable[[], object], device: Device, budget_s: float, lead: Lead, clock: Clock) -> None:
     """Work until a block is about as fast as the fastest so far: caches are filled, clocks are up."""
-    begun = perf_counter()
-    fastest = _block(work, 1, device)
+    begun = clock()
+    fastest = _block(work, 1, device, clock)
     calls = lead(_calls_a_block(fastest))
-    while lead(perf_counter() - begun < budget_s):
-        now = _block(work, calls, device)
+    while lead(clock() - begun < budget_s):
+        now = _block(work, calls, device, clock)
         if lead(fastest / (1 + _STEADY) <= now <= fastest * (1 + _STEADY)):
             return
         fastest = min(fastest, now)
@@ -211,30 +223,32 @@ def _warm_up(work: Callable[[], object], device: Device, budget_s: float, lead: 
 class _Laps:
     """Called at the end of each part of a step, it notes what the part took."""
 
-    def __init__(self, device: Device) -> None:
-        self._device, self._at = device, 0.0
+    def __init__(self, device: Device, clock: Clock) -> None:
+        self._device, self._clock, self._at = device, clock, 0.0
         self.seconds: dict[str, float] = defaultdict(float)
 
     def begin(self) -> None:
         self.seconds.clear()
         self._device.synchronize()
-        self._at = perf_counter()
+        self._at = self._clock()
 
     def __call__(self, part: str) -> None:
         self._device.synchronize()
-        now = perf_counter()
+        now = self._clock()
         self.seconds[part] += now - self._at
         self._at = now
 
 
-def _phases(bench: Trainer, device: Device, host: list[Any], budget_s: float, lead: Lead) -> dict[str, float]:
+def _phases(
+    bench: Trainer, device: Device, host: list[Any], budget_s: float, lead: Lead, clock: Clock
+) -> dict[str, float]:
     """Median seconds of each part of a step on batches that the loader has given."""
-    laps = _Laps(device)
+    laps = _Laps(device, clock)
     found: dict[str, list[float]] = defaultdict(list)
-    begun, done = perf_counter(), 0
+    begun, done = clock(), 0
     bench.on_part = laps
     try:
-        while lead(done < 1 or (perf_counter() - begun < budget_s and _unsettled(found))):
+        while lead(done < 1 or (clock() - begun < budget_s and _unsettled(found))):
             laps.begin()
             bench.step(cycle(host))
             for part, seconds in laps.seconds.items():

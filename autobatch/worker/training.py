@@ -14,7 +14,7 @@ import pickle
 import weakref
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
@@ -43,6 +43,21 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     if precision not in _AUTOCAST:
         return nullcontext()
     return torch.autocast(device.type, dtype=_AUTOCAST[precision])
+
+
+@contextmanager
+def _with_a_compiler() -> Iterator[None]:
+    """What torch.compile says of a missing C++ compiler, over a dozen lines, as what to do about it."""
+    try:
+        yield
+    except Exception as error:
+        # By its name: the class is torch's own affair, and comes wrapped in others that quote it.
+        if "InvalidCxxCompiler" not in f"{type(error).__name__}: {error}":
+            raise
+        raise TaskError(
+            "torch.compile needs a C++ compiler and found none: install g++, name another in the variable CXX, or "
+            "leave compile out"
+        ) from None
 
 
 class Trainer:
@@ -116,6 +131,7 @@ class Trainer:
             self._together = self.group.wrapped(whole)
         return self._together
 
+    @_with_a_compiler()
     def backward(self, batch: Batch, *, is_last: bool = True) -> Tensor | None:
         """Add the gradients of a batch on the device to what is there; its loss, where the task tells it.
 
@@ -207,6 +223,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    @_with_a_compiler()
     def evaluate(self, batches: Iterable[Batch]) -> float:
         """The task's score over an evaluation set: its `evaluate`, or the mean of `metric` over samples.
 
