@@ -369,7 +369,7 @@ class RungResult:
         seconds: wall seconds of everything, checkpoints and start-up of the trial included; not those in which a worker
             was started and loaded the data.
         is_first: of its process, which warmed up in it: kernels were compiled, caches filled.
-        fresh: its process had run nothing before, so that what it ran out of was its own need. False where nobody knows.
+        fresh: its process had run nothing before, so that it ran out of memory by itself; False where nobody knows.
         message: the error's own first line, where there was one.
     """
 
