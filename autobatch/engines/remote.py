@@ -152,14 +152,17 @@ class RemoteRunner(Runner):
         return limit(timeout_s, max(0.0, self._remaining_s()) if self._remaining_s else None)
 
     def _ask(self, method: str, *args: Any, work: bool = False, **kwargs: Any) -> Any:
-        """A call that is made once more where its worker was killed, which need not be the call's doing."""
+        """A call that is made once more where its worker was killed or lost its device, which need not be its doing.
+
+        A device that is gone is told as such by the worker in the place of the lost one, which cannot open it.
+        """
         call = self._work if work else self._call
         try:
             return call(method, *args, **kwargs)
         except WorkerTimeout:
             raise
         except WorkerDied as death:
-            if self._is_closed or not death.was_killed:
+            if self._is_closed or not (death.was_killed or isinstance(death, DeviceLost)):
                 raise
         return call(method, *args, **kwargs)
 
