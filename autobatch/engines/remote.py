@@ -21,7 +21,7 @@ from typing import Any
 from ..checkpoints import forget_checkpoints
 from ..devices import host_memory
 from ..devices.environment import worker_environment
-from ..errors import DeviceLost, NoValidResult, WorkerDied, WorkerTimeout
+from ..errors import DeviceLost, NoValidResult, TaskError, WorkerDied, WorkerTimeout
 from ..measuring.profiling import FEWEST_STEPS_WITH_PARTS
 from ..plan import (
     DeviceInfo,
@@ -194,7 +194,10 @@ class RemoteRunner(Runner):
         if self._facts is None:
             self.device()
             self._share_libraries()  # the server loads them while the worker checks the task
-            facts: TaskFacts = self._ask("facts")
+            try:
+                facts: TaskFacts = self._ask("facts")
+            except DeviceLost as lost:  # twice, on a device that could be opened in between: it is the task's doing
+                raise TaskError(str(lost)) from None
             self._used = self._worker.process  # the check takes steps
             self._facts = facts
             self._spec = replace(self._spec, worst_cases=facts.worst_cases)  # found once, not in every fresh process
