@@ -393,7 +393,7 @@ def test_a_loader_that_is_stuck_is_cut_and_the_search_goes_on(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(race, "HANG_LEAST_S", 1.0)
     task.write_text(f"{task.read_text()}\n{STUCK}")
-    report = autobatch.tune(task, budget="100s", train_time="0.3s", max_trials=4, device="cpu")
+    report = autobatch.tune(task, budget="100s", train_time="0.3s", max_trials=5, device="cpu")
     failed = [trial for trial in report.trials if trial["state"] == "failed"]
     assert failed
     assert {trial["outcome"] for trial in failed} == {"timeout"}
