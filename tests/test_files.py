@@ -1,4 +1,4 @@
-"""What outlives a loss of power: contents before the name that stands for them, and the name before what rests on it."""
+"""What outlives a loss of power: contents before the name that stands for them, that name before what it is for."""
 
 from __future__ import annotations
 

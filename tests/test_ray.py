@@ -222,21 +222,23 @@ def test_a_worker_takes_its_share_of_its_own_machine_and_not_of_the_cluster(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As Ray tells it of eight nodes, on each of which there is room for one worker."""
-    from autobatch.engines import ray as engine
+    import ray
+
+    from autobatch.engines.ray import _Host
 
     class Context:
         def get_node_id(self) -> str:
             return "node 3"
 
     nodes = [{"NodeID": f"node {number}", "Resources": {"CPU": 2.0}} for number in range(8)]
-    monkeypatch.setattr(engine.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(engine.ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(engine.ray, "get_runtime_context", Context)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "get_runtime_context", Context)
     monkeypatch.chdir(tmp_path)
     spec = RunnerSpec(path=task, device="cpu", workers=8, threads=2)
-    alone = engine._Host(spec, _shared(tmp_path / "here"))
+    alone = _Host(spec, _shared(tmp_path / "here"))
     nodes[3]["Resources"] = {"CPU": 16.0}
-    crowded = engine._Host(spec, _shared(tmp_path / "there"))
+    crowded = _Host(spec, _shared(tmp_path / "there"))
     try:
         free = host_memory.available()
         assert free is not None

@@ -598,8 +598,8 @@ def test_what_a_task_keeps_from_rung_to_rung_costs_a_rung_and_then_its_worker(
     """40 MiB a rung are below what is looked for between two rungs, and run into a limit of 256."""
     runner = opened("leak", memory_limit_bytes=256 << 20, headroom=0.0)
 
-    def trained(trial: int, **changes: object) -> RungResult:
-        return runner.advance(rung(trial=trial, steps=30, total_steps=30, **changes))
+    def trained(trial: int, *, fresh: bool = False) -> RungResult:
+        return runner.advance(rung(trial=trial, steps=30, total_steps=30, fresh=fresh))
 
     results = [trained(0)]
     while results[-1].outcome == "ok" and len(results) < 12:
