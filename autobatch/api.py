@@ -19,6 +19,7 @@ from .arm import Arm, parse_arms
 from .bench import BenchSettings, begun, chosen_models, default_arms, default_memory_limit, run_bench
 from .bench_file import file_for, folder_for
 from .engines.ranks import Place, Ranks, in_process_group
+from .engines.worker_log import kept_short
 from .errors import SettingError, TaskError
 from .files import check_writable, make_folder
 from .measuring.arms import ArmProfile, profile_arm
@@ -519,5 +520,5 @@ def tune(
             workers=settings.workers,
         )
         # What Ray has to say of workers that died it prints, from a thread of its own, to where results go.
-        with redirect_stdout(sys.stderr) if settings.engine == "ray" else nullcontext():
+        with kept_short(opened.log), redirect_stdout(sys.stderr) if settings.engine == "ray" else nullcontext():
             return run_tune(opened, state, spec, on_progress, started_s=started_s, force=force, storage=storage)

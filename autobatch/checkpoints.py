@@ -2,17 +2,30 @@
 
 A rung reads the file of the step it starts from and leaves one of the step it ends at. The older one goes only when the
 result is in the run's record: whatever is killed in between, the rung is run again from where it began, with the same
-result. Nothing here reads a checkpoint; that is training.py's.
+result. What is in a checkpoint is training.py's to read; that one is all there is known without torch.
 """
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 
 def checkpoint_path(folder: Path, trial: int, step: int) -> Path:
     """The file of a trial that has taken `step` optimizer steps."""
     return folder / f"trial-{trial:05d}-{step:09d}.pt"
+
+
+def is_whole(path: Path) -> bool:
+    """Whether there is a file that can be a checkpoint: an archive with its list of contents, which is written last.
+
+    One that was copied in part has none.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return bool(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def forget_checkpoints(folder: Path, trial: int, before: int | None = None) -> None:

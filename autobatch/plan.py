@@ -318,6 +318,7 @@ class Rung:
         eval_batch_size: samples in one evaluation batch.
         limit_s: wall seconds after which the rung gives up, outcome "timeout"; None for no limit.
         may_give_up: it ends, outcome "diverged", where the loss rises from where the trial began and stays up.
+        fresh: it is to be trained in a process that has run nothing before.
     """
 
     trial: int
@@ -329,6 +330,7 @@ class Rung:
     eval_batch_size: int
     limit_s: float | None = None
     may_give_up: bool = False
+    fresh: bool = False
 
     @property
     def is_last(self) -> bool:
@@ -367,6 +369,7 @@ class RungResult:
         seconds: wall seconds of everything, checkpoints and start-up of the trial included; not those in which a worker
             was started and loaded the data.
         is_first: of its process, which warmed up in it: kernels were compiled, caches filled.
+        fresh: its process had run nothing before, so that it ran out of memory by itself; False where nobody knows.
         message: the error's own first line, where there was one.
     """
 
@@ -380,6 +383,7 @@ class RungResult:
     eval_s: float = 0.0
     seconds: float = 0.0
     is_first: bool = False
+    fresh: bool = False
     message: str | None = None
 
     def __post_init__(self) -> None:

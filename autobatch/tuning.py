@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .checkpoints import checkpoint_path
+from .checkpoints import checkpoint_path, is_whole
 from .engines.group import open_workers
 from .engines.pool import Pool
 from .engines.served import RunnerSpec
@@ -373,15 +373,18 @@ class _Tune:
         )
 
     def with_checkpoints(self, kept: Kept) -> Kept:
-        """The trials of a record, without hope for those whose checkpoint is gone; the baseline begins again."""
+        """The trials of a record, without hope for those whose checkpoint is gone, or there in part alone; the baseline
+        begins again.
+        """
         trials = []
         for trial in kept.trials:
             path = checkpoint_path(self.folder.checkpoints, trial.number, trial.steps_done)
-            if trial.state in ("running", "paused") and trial.scores and not path.is_file():
+            if trial.state in ("running", "paused") and trial.scores and not is_whole(path):
                 if trial.role == "baseline":
                     trial = replace(trial, state="running", scores=())
                 else:
-                    trial = replace(trial, state="failed", outcome="crashed", message=f"its checkpoint is gone: {path}")
+                    lost = f"its checkpoint is {'not whole' if path.exists() else 'gone'}: {path}"
+                    trial = replace(trial, state="failed", outcome="crashed", message=lost)
             trials.append(trial)
         return replace(kept, trials=tuple(trials))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +25,8 @@ from autobatch.searching.search import StudyRecord, Trial
 from autobatch.searching.storage_url import HIDDEN, check_url, shown_url, without_secrets
 
 from .postgres import PASSWORD, QUOTED, Server, programs, running
-from .test_cli import refused
+from .ready_python import Started
+from .test_cli import environment, refused
 from .test_resume_cli import QUICK, autobatch_cli, task, the_run
 from .test_search import race, sampled
 
@@ -255,6 +258,41 @@ def test_a_team_sees_the_run_and_nobody_the_password(server: Server, task: Path,
     for text in (done.stdout.encode(), done.stderr.encode(), *written):
         assert PASSWORD.encode() not in text
         assert QUOTED.encode() not in text
+
+
+@pytest.mark.usefixtures("ready_python")
+def test_a_database_that_goes_away_in_mid_run_loses_nothing(server: Server, task: Path, tmp_path: Path) -> None:
+    """It is stopped in the first trial after the baseline, and started again when another one has ended."""
+    given = [*QUICK, "--max-trials", "10", "--storage", server.url, "--json"]
+    command = [sys.executable, "-m", "autobatch", "tune", "model.py", *given]
+    stopped = started = False
+    with open(tmp_path / "out", "w") as out, open(tmp_path / "err", "w") as err:
+        process = Started(command, cwd=tmp_path, env=environment(), stdout=out, stderr=err)
+        try:
+            while process.poll() is None and not started:
+                said = (tmp_path / "err").read_text()
+                if not stopped and "search: trial 1" in said:
+                    server.stop()
+                    stopped = True
+                elif stopped and re.search("search: trial 2: [^:\n]*: ", said):
+                    server.start()
+                    started = True
+                time.sleep(0.02)
+            code = process.wait(timeout=120)
+        finally:
+            process.kill()
+            if stopped and not started:
+                server.start()
+    assert code == 0, (tmp_path / "err").read_text()
+    assert started
+    report = json.loads((tmp_path / "out").read_text())
+    assert not any("central record" in warning for warning in report["warnings"])
+    path = the_run(tmp_path)
+    there = studied(server.url, json.loads((path / "run.json").read_text())["settings"]["study"])
+    storage = optuna.storages.journal.JournalFileBackend(str(path / "journal.log"))
+    here = seen(optuna.storages.JournalStorage(storage), "model")
+    assert len(here.trials) == len(report["trials"])
+    assert [one for one in here.told() if one not in there.told()] == []
 
 
 @pytest.mark.usefixtures("ready_python")

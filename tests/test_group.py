@@ -265,6 +265,16 @@ def test_a_rank_that_hangs_is_cut(
     assert runner.advance(rung(PAIR, 10)).outcome == "ok"
 
 
+def test_a_rung_that_is_to_be_believed_gets_a_group_that_has_run_nothing(opened: Callable[..., GroupRunner]) -> None:
+    runner = opened()
+    assert runner.advance(rung(PAIR, 10)).fresh
+    first = runner._team
+    assert not runner.advance(rung(PAIR, 10, trial=5)).fresh
+    assert runner._team is first
+    assert runner.advance(rung(PAIR, 10, trial=5, fresh=True)).fresh
+    assert runner._team is not first
+
+
 def test_a_new_group_loads_the_data_in_no_rungs_time(opened: Callable[..., GroupRunner]) -> None:
     slow = """
 _quick = train_data

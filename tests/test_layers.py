@@ -36,8 +36,8 @@ ORDER = [
     "render.charts", "render.terminal", "render.markdown", "render.html", "render.live", "render",
     "runs", "runs.settings", "runs.conditions", "runs.found", "runs.run_folder", "runs.runs",
     "engines", "engines._worker", "engines.processes", "engines.local", "engines.patience",
-    "engines.leaks", "engines.ranks", "engines.answers", "engines.exchange", "engines.alone", "engines.together",
-    "engines.served", "engines.remote", "engines.pool", "engines.ray", "engines.group",
+    "engines.leaks", "engines.worker_log", "engines.ranks", "engines.answers", "engines.exchange", "engines.alone",
+    "engines.together", "engines.served", "engines.remote", "engines.pool", "engines.ray", "engines.group",
     "commands", "commands.exits", "commands.options", "commands.defaults", "commands.output", "commands.torchrun",
     "opening", "tuning", "stages", "bench_file", "bench", "api", "cli", "__main__",
 ]

@@ -18,9 +18,15 @@ from autobatch.engines.pool import Pool, check_workers
 from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
 from autobatch.errors import DeviceError, SettingError, TaskError
-from autobatch.plan import DeviceInfo, Measurement, MemoryLimit, Plan, TaskFacts
+from autobatch.plan import Config, DeviceInfo, Measurement, MemoryLimit, Plan, Rung, RungResult, TaskFacts
+from autobatch.render.content import report_document
+from autobatch.render.markdown import to_markdown
+from autobatch.runs.run_folder import RunFolder, RunState
+from autobatch.runs.settings import TuneSettings
 from autobatch.searching.crew import Alone, Several
-from autobatch.simulated.sim import SimRunner
+from autobatch.searching.ledger import Ledger
+from autobatch.simulated.sim import SimRunner, VirtualClock, sim_facts
+from autobatch.tuning import _Tune
 
 from .contracts import RunnerContract
 from .processes import on_two_cores
@@ -164,6 +170,119 @@ def test_the_first_of_all_may_be_lost_before_the_race_too() -> None:
         assert (pool.size, pool.remarks) == (1, ("a device was left out: GPU is lost",))
     with closing(Pool([Gone()])) as pool, pytest.raises(DeviceError, match="GPU is lost"):
         pool.probe(Plan(batch_size=64))
+
+
+def test_a_first_that_is_lost_in_the_check_is_left_out_and_so_is_one_that_cannot_be_told() -> None:
+    class Gone(Carded):
+        def facts(self) -> TaskFacts:
+            raise DeviceError("GPU is lost")
+
+    class Deaf(Carded):
+        def learn(self, facts: TaskFacts) -> None:
+            raise DeviceError("Ray found no place")
+
+    last = Carded()
+    with closing(Pool([Gone(), Carded(), Deaf(), last])) as pool:
+        assert pool.facts().name == "simulated"
+        assert pool.size == 2
+        assert pool.remarks == ("a device was left out: GPU is lost", "a device was left out: Ray found no place")
+        assert len(last.learned) == 1
+    with closing(Pool([Gone(), Gone()])) as pool, pytest.raises(DeviceError, match="GPU is lost"):
+        pool.facts()
+
+
+class Scored(Carded):
+    """Counts what it is asked for on the test data; its worker dies then, or when it trains."""
+
+    asked = 0
+    dies: str = "never"
+
+    def advance(self, rung: Rung) -> RungResult:
+        if self.dies == "in training":
+            return RungResult(rung=rung, outcome="crashed", message="ECC error", seconds=0.01)
+        return SimRunner.advance(self, rung)
+
+    def test_score(self, rung: Rung) -> float | None:
+        self.asked += 1
+        return SimRunner.test_score(self, rung) if self.dies == "never" else None
+
+
+def scored(*dies: str, **facts: object) -> list[Scored]:
+    runners = [Scored(known=sim_facts(has_test_data=True, **facts)) for _ in dies]
+    for runner, when in zip(runners, dies, strict=True):
+        runner.dies = when
+    return runners
+
+
+def last(trial: int = 0, step: int = 10) -> Rung:
+    config = Config(plan=Plan(batch_size=8), lr=1e-3)
+    return Rung(trial=trial, config=config, seed=0, start_step=0, until_step=step, total_steps=step, eval_batch_size=8)
+
+
+def test_a_worker_that_the_crew_gave_up_is_asked_for_no_test_score() -> None:
+    runners = scored("in training", "never")
+    with closing(Pool(runners)) as pool:
+        crew = pool.crew()
+        for trial in range(12):
+            while crew.has_idle:
+                crew.submit(last(trial))
+            crew.next()
+        while crew.busy:
+            crew.next()
+        assert crew.size == 1
+        assert pool.test_score(last()) is not None
+        assert [runner.asked for runner in runners] == [0, 1]
+        assert pool.remarks == ()
+
+
+WHY = "no score on the test data (it died, or memory or the time ran out)"
+
+
+@pytest.mark.parametrize(
+    ("dies", "asked", "remarks"),
+    [
+        (["in the test", "never"], [1, 1], (f"a worker gave trial 3 {WHY}: another one was asked",)),
+        (["in the test"] * 3, [1, 1, 0], (f"a worker gave trial 3 {WHY}: nor did another one",)),
+        (["in the test"], [1], (f"a worker gave trial 3 {WHY}: there is no other",)),
+        (["never"] * 2, [1, 0], ()),
+    ],
+)
+def test_a_test_score_that_a_worker_does_not_give_is_asked_of_another_and_told(
+    dies: list[str], asked: list[int], remarks: tuple[str, ...]
+) -> None:
+    runners = scored(*dies)
+    with closing(Pool(runners)) as pool:
+        assert (pool.test_score(last(3)) is None) == ("never" not in dies)
+    assert [runner.asked for runner in runners] == asked
+    assert pool.remarks == remarks
+
+
+def test_a_task_without_test_data_is_asked_once() -> None:
+    runners = [Carded(), Carded()]
+    with closing(Pool(runners)) as pool:
+        assert pool.test_score(last()) is None
+        assert pool.remarks == ()
+
+
+def test_what_a_pool_left_out_is_in_the_report(tmp_path: Path) -> None:
+    """Devices of another kind, one that is lost in mid-race, and a test score that a worker did not give."""
+    clock, kept = VirtualClock(), dict[int, set[int]]()
+    runners = scored("in the test", "never")
+    for runner in runners:
+        runner.clock, runner.kept = clock, kept
+    small = Carded(info=replace(CARD, name="Small card"))
+    settings = TuneSettings(name="simulated", max_trials=3)
+    state = RunState(created="2026-01-02T03:04:05+00:00", settings=settings)
+    pool = Pool(runners[:1], lambda first: [small, runners[1]])
+    with closing(pool), RunFolder.made(tmp_path / "run", "simulated") as folder:
+        report = _Tune(pool, Ledger(600.0, clock=clock), lambda _: None, folder, state).run()
+    assert "Small card was left out: trials are compared on devices of one kind, here Card" in report.warnings
+    assert any("no score on the test data" in warning for warning in report.warnings)
+    assert any("another one was asked" in warning for warning in report.warnings)
+    assert "2 workers trained a trial each at the same time" in report.why
+    assert report.test_baseline is not None
+    page = to_markdown(report_document(report))
+    assert "Small card was left out" in page
 
 
 class Shown(Carded):

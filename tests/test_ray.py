@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from autobatch.devices import host_memory
 from autobatch.engines.served import RunnerSpec
-from autobatch.errors import CheckpointError, SettingError
+from autobatch.errors import CheckpointError, DeviceError, SettingError, StorageError
 from autobatch.plan import Config, Plan, Rung
 from autobatch.runs.run_folder import SHARED
 
@@ -161,6 +163,91 @@ def _shared(folder: Path) -> Any:
     folder.mkdir()
     (folder / SHARED).write_text("token")
     return _Home(folder=folder, token="token")
+
+
+@with_ray
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the size of a process's files")
+def test_a_disk_of_its_own_that_is_full_is_the_machines_fault_and_names_it(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that may not grow is refused as on a full disk. Where the folder is shared, the caller's disk is full."""
+    from autobatch.engines.ray import _Home, _Host
+
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))\n"
+    task.write_text(limit + task.read_text())
+    monkeypatch.chdir(tmp_path)
+    spec = RunnerSpec(path=task, device="cpu")
+    rung = Rung(
+        trial=3,
+        config=Config(plan=Plan(batch_size=16), lr=1e-2),
+        seed=5,
+        start_step=0,
+        until_step=8,
+        total_steps=16,
+        eval_batch_size=32,
+    )
+    elsewhere = _Host(spec, _Home(folder=tmp_path / "not-here", token="x"))
+    here = _Host(spec, _shared(tmp_path / "here"))
+    try:
+        (lost, left), (full, _) = elsewhere.advance(rung, None), here.advance(rung, None)
+        assert isinstance(lost.error, DeviceError)
+        assert str(lost.error).startswith(f"{socket.gethostname()}, where Ray placed a worker, has no room: ")
+        assert "File too large" in str(lost.error)
+        assert left is None
+        assert isinstance(full.error, StorageError)
+        # A checkpoint that comes with its rung is written by the host itself.
+        folder, elsewhere._folder = elsewhere._folder, tmp_path / "gone"
+        (came, _), scored = elsewhere.advance(replace(rung, start_step=4), b"x"), elsewhere.test_score(rung, b"x")
+        elsewhere._folder = folder
+        assert isinstance(came.error, DeviceError)
+        assert isinstance(scored.error, DeviceError)
+    finally:
+        elsewhere.close()
+        here.close()
+
+
+@with_ray
+@pytest.mark.parametrize(
+    ("workers", "threads", "cores", "sharing"), [(8, 8, 8, 1), (4, 4, 8, 2), (3, 1, 2, 2), (2, 1, 16, 2), (5, 4, 3, 1)]
+)
+def test_a_node_is_shared_by_those_that_it_has_room_for(workers: int, threads: int, cores: int, sharing: int) -> None:
+    from autobatch.engines.ray import most_on_node
+
+    assert most_on_node(workers, threads, cores) == sharing
+
+
+@with_ray
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is looked for in /proc")
+def test_a_worker_takes_its_share_of_its_own_machine_and_not_of_the_cluster(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ray tells it of eight nodes, on each of which there is room for one worker."""
+    import ray
+
+    from autobatch.engines.ray import _Host
+
+    class Context:
+        def get_node_id(self) -> str:
+            return "node 3"
+
+    nodes = [{"NodeID": f"node {number}", "Resources": {"CPU": 2.0}} for number in range(8)]
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "get_runtime_context", Context)
+    monkeypatch.chdir(tmp_path)
+    spec = RunnerSpec(path=task, device="cpu", workers=8, threads=2)
+    alone = _Host(spec, _shared(tmp_path / "here"))
+    nodes[3]["Resources"] = {"CPU": 16.0}
+    crowded = _Host(spec, _shared(tmp_path / "there"))
+    try:
+        free = host_memory.available()
+        assert free is not None
+        shares = [host.call("memory", (), {}).capacity_bytes / free.free_bytes for host in (alone, crowded)]
+    finally:
+        alone.close()
+        crowded.close()
+    assert shares[0] > 0.5
+    assert shares[1] == pytest.approx(1 / 8, rel=0.5)
 
 
 # A cluster of which no worker sees the caller's folder, as on other machines. The task counts its calls, and waits at

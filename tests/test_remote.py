@@ -20,10 +20,11 @@ from autobatch.devices import host_memory
 from autobatch.devices.environment import default_threads
 from autobatch.engines import leaks, patience
 from autobatch.engines.patience import PROBE_TIMEOUT_S, Patience
+from autobatch.engines.pool import Pool
 from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
 from autobatch.errors import DeviceError, NoValidResult, TaskError, WorkerDied, WorkerTimeout
-from autobatch.plan import Config, Measurement, Plan, Rung
+from autobatch.plan import Config, Measurement, Plan, Rung, RungResult
 from autobatch.searching.crew import Several
 
 from .processes import wait_until_gone
@@ -413,6 +414,33 @@ def test_a_card_that_falls_off_its_bus_is_a_lost_device_and_a_race_goes_on_with_
         gone.close()
 
 
+@pytest.mark.parametrize("remedy", ["another device", "none"])
+def test_a_card_that_falls_off_its_bus_in_the_check_is_left_out_where_there_is_another(
+    opened: Callable[..., RemoteRunner], tmp_path: Path, remedy: str
+) -> None:
+    (tmp_path / "model.py").write_text(TASK.replace("calls > 12", "calls > 1"))
+    spec = opened()._spec
+    gone = Falling(spec, log=tmp_path / "worker.log", environment={"FAULT": "bus"})
+    with closing(Pool([gone, opened()] if remedy == "another device" else [gone])) as pool:
+        if remedy == "none":
+            with pytest.raises(DeviceError, match="cuda:99"):
+                pool.facts()
+            return
+        assert pool.facts().val_size == 30
+        assert pool.size == 1
+        (remark,) = pool.remarks
+        assert remark.startswith("a device was left out: ")
+
+
+def test_a_step_of_the_check_that_breaks_the_device_each_time_is_told(
+    opened: Callable[..., RemoteRunner], tmp_path: Path
+) -> None:
+    """A bug of the task's as a rule: an index out of range."""
+    (tmp_path / "model.py").write_text(TASK.replace("calls > 12", "calls > 1"))
+    with pytest.raises(TaskError, match=r"device-side assert triggered(.|\n)*model.py"):
+        opened("assert").facts()
+
+
 def test_a_rung_that_hangs_is_cut_off(opened: Callable[..., RemoteRunner]) -> None:
     runner = opened("hang")
     runner.facts()
@@ -561,6 +589,43 @@ def test_a_worker_that_leaks_is_replaced_between_two_rungs(
     assert scores["leak"] == scores[""]
     log = (tmp_path / "worker.log").read_text()
     assert re.search(r"worker \d+ was replaced: it had grown by 1\d\d MiB since its first rung, and 400 MiB are", log)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory of a process")
+def test_what_a_task_keeps_from_rung_to_rung_costs_a_rung_and_then_its_worker(
+    opened: Callable[..., RemoteRunner],
+) -> None:
+    """40 MiB a rung are below what is looked for between two rungs, and run into a limit of 256."""
+    runner = opened("leak", memory_limit_bytes=256 << 20, headroom=0.0)
+
+    def trained(trial: int, *, fresh: bool = False) -> RungResult:
+        return runner.advance(rung(trial=trial, steps=30, total_steps=30, fresh=fresh))
+
+    results = [trained(0)]
+    while results[-1].outcome == "ok" and len(results) < 12:
+        results.append(trained(len(results)))
+    full = runner._worker.process
+    assert [result.outcome for result in results] == ["ok"] * (len(results) - 1) + ["oom"]
+    assert [result.fresh for result in results] == [True] + [False] * (len(results) - 1)
+    assert not full.alive
+    again = trained(len(results) - 1, fresh=True)
+    assert (again.outcome, again.fresh) == ("ok", True)
+
+
+def test_a_worker_is_as_new_to_a_rung_until_it_has_taken_a_step(opened: Callable[..., RemoteRunner]) -> None:
+    runner = opened()
+    runner.facts()  # its check takes some
+    checked = runner._worker.process
+    assert not runner.advance(rung(steps=5)).fresh
+    assert runner._worker.process is checked
+    runner.prepare(fresh=True)  # as a cluster does beforehand
+    prepared = runner._worker.process
+    assert prepared is not checked
+    assert runner.advance(rung(steps=5, fresh=True)).fresh
+    assert runner._worker.process is prepared
+    assert runner.advance(rung(steps=5, fresh=True)).fresh
+    assert runner._worker.process is not prepared
+    assert not runner.advance(rung(steps=5)).fresh
 
 
 def test_a_call_ends_when_the_time_for_everything_does(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import pickle
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-from autobatch.checkpoints import checkpoint_path, forget_checkpoints
+from autobatch.checkpoints import checkpoint_path, forget_checkpoints, is_whole
 from autobatch.engines.served import RunnerSpec
 from autobatch.errors import DeviceError, ReportError, RunError, StorageError
-from autobatch.files import write_whole
+from autobatch.files import sync_folder, write_whole
 from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.memory import find_max_batch_size
 from autobatch.measuring.profiling import profile
@@ -30,6 +32,7 @@ from autobatch.runs.found import Found
 from autobatch.runs.run_folder import RunFolder, RunState, holder, read_state
 from autobatch.runs.runs import latest_unfinished, remove_run, reopened, run_folders, summary
 from autobatch.runs.settings import Earlier, TuneSettings
+from autobatch.searching.central import CentralRecord
 from autobatch.searching.ledger import Ledger
 from autobatch.searching.record import StudyRecord, read_kept
 from autobatch.shapes import Reader
@@ -38,6 +41,7 @@ from autobatch.tasks.task_sources import source_hashes
 from autobatch.tuning import _Tune, run_tune
 
 from .reports import example
+from .test_central import studied
 from .test_study import STATE, finished, paused
 
 CREATED = "2026-01-02T03:04:05+00:00"
@@ -201,7 +205,23 @@ def test_an_interrupted_run_keeps_what_may_be_resumed_and_more_time_gives_more_t
     assert 30.0 < found[60.0].ledger["elapsed_s"] <= 60.0
 
 
-def test_a_trial_whose_checkpoint_is_gone_is_failed_and_the_baseline_begins_again(tmp_path: Path) -> None:
+def checkpoint() -> bytes:
+    file = io.BytesIO()
+    torch.save({"step": 10, "model": {"weight": torch.zeros(3)}}, file)
+    return file.getvalue()
+
+
+CHECKPOINT = checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("of_the_baseline", "of_the_first", "told"),
+    [(None, None, "gone"), (0.5, 0.9, "not whole"), (0.99, 0.0, "not whole")],
+)
+def test_a_trial_whose_checkpoint_is_not_there_is_failed_and_the_baseline_begins_again(
+    of_the_baseline: float | None, of_the_first: float | None, told: str, tmp_path: Path
+) -> None:
+    """Gone, or copied in part."""
     with RunFolder.made(tmp_path / "run", "simulated") as folder:
         runner = simulated()
         run = _Tune(runner, Ledger(60.0, runner.clock), lambda _: None, folder, state_of())
@@ -210,14 +230,27 @@ def test_a_trial_whose_checkpoint_is_gone_is_failed_and_the_baseline_begins_agai
         for trial in (baseline, paused(1, 0.6), paused(2, 0.7), finished(paused(3, 0.8), 0.8, 0.9)):
             record.save(trial, STATE)
         folder.checkpoints.mkdir()
-        checkpoint_path(folder.checkpoints, 2, 10).touch()
+        for number, share in ((0, of_the_baseline), (1, of_the_first), (2, 1.0)):
+            if share is not None:
+                path = checkpoint_path(folder.checkpoints, number, 10)
+                path.write_bytes(CHECKPOINT[: int(share * len(CHECKPOINT))])
         kept = record.kept()
         assert kept is not None
         trials = run.with_checkpoints(kept).trials
     assert [trial.state for trial in trials] == ["running", "failed", "paused", "complete"]
     assert trials[0].scores == ()
     assert trials[1].message is not None
-    assert "its checkpoint is gone" in trials[1].message
+    assert f"its checkpoint is {told}" in trials[1].message
+
+
+def test_a_checkpoint_is_whole_to_its_last_byte(tmp_path: Path) -> None:
+    path = checkpoint_path(tmp_path, 1, 8)
+    assert not is_whole(path)
+    for size in range(len(CHECKPOINT)):
+        path.write_bytes(CHECKPOINT[:size])
+        assert not is_whole(path), size
+    path.write_bytes(CHECKPOINT)
+    assert is_whole(path)
 
 
 def test_old_checkpoints_are_forgotten_by_step(tmp_path: Path) -> None:
@@ -278,6 +311,18 @@ def test_a_card_of_the_same_name_with_other_memory_is_another_one() -> None:
     host = DeviceInfo(name="AMD EPYC", kind="cpu", memory_bytes=40 << 30)
     container = replace(host, memory_bytes=8 << 30)
     assert changes(conditions_of_task(sim_facts(), host, 1), conditions_of_task(sim_facts(), container, 1)) == []
+
+
+def test_threads_are_a_condition_where_they_compute() -> None:
+    """Whoever placed a worker, and beside how many others: on a card they only feed it."""
+    card = DeviceInfo(name="NVIDIA A100", kind="cuda", memory_bytes=40 << 30, threads=16)
+    fewer = conditions_of_task(sim_facts(), replace(card, threads=1), 4)
+    before = conditions_of_task(sim_facts(), card, 1)
+    assert changes(before, fewer) == []
+    assert changes(before | {"threads of a worker": 16}, fewer) == []  # of a run that noted them
+    host = DeviceInfo(name="AMD EPYC", kind="cpu", threads=4)
+    fewer = conditions_of_task(sim_facts(), replace(host, threads=2), 1)
+    assert changes(conditions_of_task(sim_facts(), host, 1), fewer) == ["threads of a worker: 4 then, 2 now"]
 
 
 def test_another_direction_cannot_be_forced(tmp_path: Path) -> None:
@@ -364,6 +409,75 @@ def test_a_folder_with_a_run_in_it_takes_no_other(tmp_path: Path) -> None:
         RunFolder.made(folder.path, "simulated")
     with pytest.raises(RunError, match=r"is not the folder of a run: there is no run\.json in it"):
         RunFolder.opened(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["report.json", "worker.log", "lock", "checkpoints", "run.json", "journal.log"])
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "link to nowhere"])
+def test_a_new_run_takes_no_name_that_is_taken(name: str, kind: str, tmp_path: Path) -> None:
+    """It would write over the user's file, or be led out of its folder; `clean` would delete what was there."""
+    folder, precious = tmp_path / "mine", tmp_path / "precious"
+    folder.mkdir()
+    precious.write_text("mine")
+    if kind == "file":
+        (folder / name).write_text("mine")
+    elif kind == "folder":
+        (folder / name).mkdir()
+    else:
+        (folder / name).symlink_to(precious if kind == "link" else tmp_path / "nowhere")
+    is_a_runs = name in ("run.json", "journal.log") and kind != "link to nowhere"
+    told = "holds a run already" if is_a_runs else "is there already, and `autobatch clean` would delete it"
+    with pytest.raises(RunError, match=told):
+        RunFolder.made(folder, "simulated")
+    if kind == "file":
+        assert (folder / name).read_text() == "mine"
+    assert precious.read_text() == "mine"
+    assert not (tmp_path / "nowhere").exists()
+    assert set(os.listdir(folder)) - {"lock"} == {name} - {"lock"}
+
+
+def test_a_lock_that_is_not_a_runs_is_left_alone_beside_any_other_name(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("mine")
+    (tmp_path / "lock").write_text("mine")
+    with pytest.raises(RunError, match="lock, which is there already"):
+        RunFolder.made(tmp_path, "simulated")
+    assert (tmp_path / "lock").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["", "process 17 on somewhere.example\n"])
+def test_the_lock_of_a_run_that_was_killed_at_once_is_taken_over(content: str, tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text(content)
+    with RunFolder.made(tmp_path, "simulated") as folder:
+        assert holder(folder.path) == f"process {os.getpid()} on {os.uname().nodename}"
+
+
+def test_every_new_folder_is_on_the_disk_and_one_that_cannot_be_read_needs_not_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home may lie in a folder that its owner may pass through and not list."""
+    home, open_file = tmp_path / "home", os.open
+    synced: list[Path] = []
+    home.mkdir()
+
+    def refusing(path: Any, *arguments: Any, **more: Any) -> int:
+        if Path(path) == tmp_path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return open_file(path, *arguments, **more)
+
+    def noted(folder: Path) -> None:
+        synced.append(folder)
+        sync_folder(folder)
+
+    monkeypatch.setattr(os, "open", refusing)
+    monkeypatch.setattr("autobatch.runs.run_folder.sync_folder", noted)
+    RunFolder.made(home / "run", "simulated").close()
+    assert synced == [home]
+    synced.clear()
+    RunFolder.made(tmp_path / "new" / "run", "simulated").close()  # in a folder that may be written and not read
+    assert synced == [tmp_path / "new", tmp_path]
+    synced.clear()
+    monkeypatch.chdir(home)
+    RunFolder.made(None, "simulated").close()
+    assert synced == [home / ".autobatch" / "simulated", home / ".autobatch", home]
 
 
 def test_the_latest_unfinished_run_of_this_very_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -659,7 +773,9 @@ def test_a_signal_in_the_middle_of_a_write_waits_for_its_end(
     def stop(*_: object) -> None:
         raise Stopped
 
-    record = StudyRecord(tmp_path / "journal.log", "t", "maximize")
+    url = f"sqlite:///{tmp_path}/studies.db"
+    central = CentralRecord(url, "t", "maximize", {})
+    record = StudyRecord(tmp_path / "journal.log", "t", "maximize", central=central)
     append = JournalFileBackend.append_logs
 
     def interrupted(backend: Any, logs: Any) -> None:
@@ -677,3 +793,5 @@ def test_a_signal_in_the_middle_of_a_write_waits_for_its_end(
     kept = read_kept(tmp_path / "journal.log")
     assert kept is not None
     assert kept.trials[0] == replace(paused(0, 0.5), role="baseline")
+    assert central.close(30.0) is None
+    assert [trial.intermediate_values for trial in studied(url, "t").trials] == [{125: 0.5}]  # which it says it has

@@ -26,7 +26,7 @@ from autobatch.runs.run_folder import read_state
 from autobatch.searching import race
 from autobatch.searching.record import read_kept
 
-from .processes import marked, on_two_cores
+from .processes import marked, on_two_cores, wait_until_gone
 from .ready_python import Started, run
 from .reports import example
 from .test_cli import MINIMAL, ROOT, environment, interrupt, refused
@@ -88,6 +88,31 @@ def test_after_ctrl_c_the_command_that_is_told_goes_on(task: Path, tmp_path: Pat
     assert (cleaned.returncode, cleaned.stdout) == (0, f"deleted {run_path.relative_to(tmp_path)}\n")
     assert not list(tmp_path.glob(".autobatch/*"))
     assert autobatch_cli("clean", "--all", cwd=tmp_path).stdout == "there is nothing to delete\n"
+
+
+def test_a_run_that_was_terminated_in_mid_race_goes_on(task: Path, tmp_path: Path) -> None:
+    """As a cluster ends its jobs, and a system its services."""
+    code, stdout, stderr = interrupt(
+        tmp_path, "search: trial 2", "tune", "model.py", *QUICK, "--json", number=signal.SIGTERM, MARK="terminated-run"
+    )
+    assert code == 130, stderr
+    stopped = json.loads(stdout)
+    assert stopped["interrupted"]
+    assert stderr.rstrip().endswith("autobatch: interrupted. Go on with: autobatch tune model.py --resume")
+    assert not marked("terminated-run")
+    kept = read_kept(the_run(tmp_path) / "journal.log")
+    assert kept is not None
+    done = {(trial.number, step): score for trial in kept.trials for step, score in trial.scores}
+    assert done
+    assert any(trial.state == "running" for trial in kept.trials)  # it was in a rung
+    resumed = autobatch_cli("tune", "--resume", "model.py", "--json", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    report = json.loads(resumed.stdout)
+    assert not report["interrupted"]
+    assert not any("stopped by the user" in reason for reason in report["why"])
+    scores = {(trial["number"], step): score for trial in report["trials"] for step, score in trial["scores"]}
+    assert done.items() <= scores.items()
+    assert len(scores) > len(done)
 
 
 def begun(tmp_path: Path, when: str = "search: trial 1", **changes: str) -> Path:
@@ -325,6 +350,60 @@ def test_a_configuration_that_hangs_or_dies_is_counted_as_failed_and_never_tried
     assert {lr: tried.count(lr) for lr in tried} == {str(trial["lr"]): attempts for trial in failed}
     if outcome == "timeout":
         assert all(trial["seconds"] >= 1.0 for trial in failed)
+    assert read_state(the_run(tmp_path)).is_finished
+
+
+# A loader whose worker process waits for ever, as for a file system that has gone, where the rate is above 2e-3.
+STUCK = """
+import os, time
+
+baseline = {"batch_size": 16, "lr": 1e-3}
+loader = {"num_workers": 1}
+rate = 0.0
+
+def optimizer(model, lr):
+    global rate
+    rate = lr
+    return torch.optim.AdamW(model.parameters(), lr)
+
+class Data(torch.utils.data.Dataset):
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        if rate > 2e-3 and torch.utils.data.get_worker_info() is not None:
+            with open("stuck", "a") as file:
+                file.write(f"{rate} {os.getpid()}\\n")
+            time.sleep(600)
+        return self.data[index]
+
+_plain = train_data
+
+def train_data():
+    return Data(_plain())
+"""
+
+
+def test_a_loader_that_is_stuck_is_cut_and_the_search_goes_on(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(race, "HANG_LEAST_S", 1.0)
+    task.write_text(f"{task.read_text()}\n{STUCK}")
+    report = autobatch.tune(task, budget="100s", train_time="0.3s", max_trials=5, device="cpu")
+    failed = [trial for trial in report.trials if trial["state"] == "failed"]
+    assert failed
+    assert {trial["outcome"] for trial in failed} == {"timeout"}
+    assert all(trial["lr"] > 2e-3 for trial in failed)
+    assert report.trials[0]["state"] == "complete"
+    assert any(trial["state"] != "failed" and trial["number"] > failed[0]["number"] for trial in report.trials)
+    tried = [line.split() for line in (tmp_path / "stuck").read_text().splitlines()]
+    assert {rate for rate, _ in tried} == {str(trial["lr"]) for trial in failed}
+    assert len(tried) == len(failed)  # each once
+    assert all(wait_until_gone(int(pid)) for _, pid in tried)
     assert read_state(the_run(tmp_path)).is_finished
 
 

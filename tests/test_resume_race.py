@@ -57,6 +57,11 @@ def failing(rung: Rung) -> RungResult | None:
     return None if outcome is None else fault(outcome, lambda _: True)(rung)
 
 
+def full(rung: Rung) -> RungResult | None:
+    """Now and then memory runs out where others were trained before."""
+    return None if rung.fresh or rung.trial not in (0, 3) else fault("oom", lambda _: True)(rung)
+
+
 # The runner, the settings, and at every how-manieth moment the race is cut.
 CASES: dict[str, tuple[Callable[[], Any], dict[str, Any], int]] = {
     "tpe": (simulated, {"most_trials": 6}, 1),
@@ -67,6 +72,7 @@ CASES: dict[str, tuple[Callable[[], Any], dict[str, Any], int]] = {
         {"most_trials": 9, "keep_checkpoints": 2, "most_paused": 2},
         2,
     ),
+    "full workers": (functools.partial(simulated, faults=full), {"most_trials": 6}, 3),
     "a table": (lambda: ReplayRunner.load(TABLE), {"most_trials": 6}, 5),
 }
 

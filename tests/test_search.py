@@ -390,6 +390,77 @@ def test_what_ran_out_of_memory_is_not_asked_of_again() -> None:
     assert any("ran out of memory" in reason for reason in run.result.why)
 
 
+@pytest.mark.parametrize("where", ["the first rung", "a later rung", "the baseline"])
+def test_what_a_worker_kept_of_other_work_costs_an_attempt_and_no_batch(where: str) -> None:
+    """It runs out of memory where others were trained before, and not in a process of its own."""
+    number = 0 if where == "the baseline" else 1
+
+    def is_full(rung: Rung) -> bool:
+        return rung.trial == number and (rung.start_step > 0) == (where == "a later rung") and not rung.fresh
+
+    calm, run = race(**sampled()), race(SimRunner(faults=fault("oom", is_full, seconds=0.01)), **sampled())
+    tried = [rung for rung in run.runner.rungs if rung.trial == number]
+    twice = [rung for rung in tried if [other.until_step for other in tried].count(rung.until_step) == 2]
+    assert [rung.fresh for rung in twice] == [False, True] * (len(twice) // 2)
+    assert twice
+    assert all(not rung.fresh for rung in tried if rung not in twice)  # only what had run out
+    assert [trial.config for trial in run.result.trials[:10]] == [trial.config for trial in calm.result.trials[:10]]
+    assert run.result.trials[number].scores == calm.result.trials[number].scores
+    assert not any("ran out of memory" in reason for reason in run.result.why)
+    assert run.result.trials[number].outcome == "ok"
+
+
+def test_what_ran_out_of_memory_by_itself_is_believed() -> None:
+    """At once of a process that had run nothing else, and of any other once it has happened in such a one too."""
+
+    def full(rung: Rung, fresh: bool) -> RungResult | None:
+        if rung.trial != 2:
+            return None
+        return RungResult(rung=rung, outcome="oom", seconds=0.01, message="made up", fresh=fresh or rung.fresh)
+
+    for fresh, attempts in ((True, [False]), (False, [False, True])):
+        run = race(SimRunner(faults=functools.partial(full, fresh=fresh)), **sampled())
+        assert [rung.fresh for rung in run.runner.rungs if rung.trial == 2] == attempts
+        assert (run.result.trials[2].state, run.result.trials[2].outcome) == ("failed", "oom")
+        size = run.result.trials[2].config.plan.batch_size
+        assert any(f"batch size {size} ran out of memory" in reason for reason in run.result.why)
+        later = [trial for trial in run.result.trials[3:] if trial.role == "search"]
+        assert later
+        assert all(trial.config.plan.batch_size < size for trial in later)
+
+
+def test_a_rung_that_crashes_before_it_runs_out_of_memory_still_gets_a_process_of_its_own() -> None:
+    outcomes = iter(["crashed", "crashed", "oom"])
+
+    def faults(rung: Rung) -> RungResult | None:
+        outcome: Any = next(outcomes, None) if rung.trial == 2 else None
+        return None if outcome is None else RungResult(rung=rung, outcome=outcome, seconds=0.01, message="made up")
+
+    run = race(SimRunner(faults=faults), **sampled())
+    first = [rung.fresh for rung in run.runner.rungs if rung.trial == 2][:4]
+    assert first == [False, False, False, True]
+    assert run.result.trials[2].outcome == "ok"
+
+
+def test_a_rung_may_take_five_times_its_prediction_half_a_minute_at_least_and_never_more_than_is_left() -> None:
+    predicted: list[tuple[float, float]] = []
+
+    def watch(event: Event) -> None:
+        if event.kind == "rung started":
+            predicted.append((event.predicted_s, event.elapsed_s))
+
+    budget_s, kinds = 400.0, set[str]()
+    run = race(SimRunner(slowdown=1.5), budget_s=budget_s, on_event=watch, **sampled() | {"most_trials": 40})
+    assert len(predicted) == len(run.runner.rungs)
+    for (predicted_s, elapsed_s), rung in zip(predicted, run.runner.rungs, strict=True):
+        left_s = budget_s - 1.0 - elapsed_s  # a second is kept back for the report
+        assert rung.limit_s == pytest.approx(min(left_s, max(5 * predicted_s, 30.0)), abs=1e-3)
+        kinds.add("left" if left_s < max(5 * predicted_s, 30.0) else "least" if predicted_s < 6.0 else "prediction")
+    assert kinds == {"prediction", "least", "left"}
+    first = run.runner.rungs[0]
+    assert predicted[0][0] == pytest.approx(first.until_step * run.runner.step_s(32) + run.runner.eval_s)
+
+
 def test_a_crashed_rung_is_run_again_from_its_checkpoint_three_times_at_most() -> None:
     attempts: list[Rung] = []
 

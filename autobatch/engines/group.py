@@ -444,10 +444,13 @@ class GroupRunner(Runner):
 
     def advance(self, rung: Rung) -> RungResult:
         limit_s = None if rung.limit_s is None else rung.limit_s + GRACE_S
+        if rung.fresh or (self._team is not None and not self._team.is_whole):
+            self._end_team()
+        is_fresh = self._team is None
         result = joined_rung(rung, self._ask("advance", rung, timeout_s=limit_s))
         if self._team is not None and self._team.is_whole and self._leaks.is_leaking(self._team.pids):
             self._end_team()  # the next call starts another
-        return result
+        return replace(result, fresh=is_fresh)
 
     def test_score(self, rung: Rung) -> float | None:
         try:

@@ -148,8 +148,11 @@ class Pool(Runner):
             except DeviceError as error:
                 if len(self._runners) == 1:
                     raise
-                self._runners.remove(runner)
-                self._remarks.append(f"a device was left out: {error}")
+                self._leave_out(runner, error)
+
+    def _leave_out(self, runner: Runner, error: DeviceError) -> None:
+        self._runners = [other for other in self._runners if other is not runner]
+        self._remarks.append(f"a device was left out: {error}")
 
     @property
     def _first(self) -> Runner:
@@ -158,9 +161,13 @@ class Pool(Runner):
 
     def facts(self) -> TaskFacts:
         if self._facts is None:
-            self._facts = self._first.facts()
+            facts = self._of_first(lambda runner: runner.facts())
+            self._facts = facts
             for other in self._runners[1:]:
-                other.learn(self._facts)
+                try:
+                    other.learn(facts)
+                except DeviceError as error:
+                    self._leave_out(other, error)
         return self._facts
 
     def device(self) -> DeviceInfo:
@@ -185,7 +192,7 @@ class Pool(Runner):
             ]
             self._runners = [runner for _, runner in sorted(roomy, key=lambda pair: pair[0].budget_bytes)]
             self._has_ranked = True
-        return self._first.memory()
+        return self._of_first(lambda runner: runner.memory())
 
     def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
         self.memory()
@@ -227,7 +234,21 @@ class Pool(Runner):
         return self._first.advance(rung)
 
     def test_score(self, rung: Rung) -> float | None:
-        return self._of_first(lambda runner: runner.test_score(rung))
+        """Of a worker that still takes rungs; where it gives no score, which may be its own fault, of another one."""
+        at_work = () if self._crew is None else self._crew.at_work
+        self._runners.sort(key=lambda runner: not any(runner is other for other in at_work))
+        score = self._of_first(lambda runner: runner.test_score(rung))
+        if score is not None or not self.facts().has_test_data:
+            return score
+        if len(self._runners) > 1:
+            self._runners.append(self._runners.pop(0))
+            score = self._of_first(lambda runner: runner.test_score(rung))
+            asked = "another one was asked" if score is not None else "nor did another one"
+        else:
+            asked = "there is no other"
+        why = "it died, or memory or the time ran out"
+        self._remarks.append(f"a worker gave trial {rung.trial} no score on the test data ({why}): {asked}")
+        return score
 
     def forget(self, trial: int, before: int | None = None) -> None:
         self._first.forget(trial, before)

@@ -278,7 +278,9 @@ class _Log:
             return ""
         try:
             with open(self.path, "rb") as log:
-                log.seek(max(self._start, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+                end = log.seek(0, os.SEEK_END)
+                start = self._start if self._start <= end else 0  # it was shortened since
+                log.seek(max(start, end - _TAIL_BYTES))
                 text = log.read().decode(errors="replace")
         except OSError:  # it was taken away
             return ""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import time
 import uuid
@@ -72,22 +73,30 @@ class _Host:
     def __init__(self, spec: RunnerSpec, home: _Home) -> None:
         self._shares = _sees(home)
         self._folder = home.folder if self._shares else Path(tempfile.mkdtemp(prefix="autobatch-"))
+        if ray.is_initialized():  # outside of a cluster there are none beside it
+            spec = replace(spec, workers=_workers_here(spec))
         if spec.path is not None:  # the task's folder is the working directory here
             spec = replace(spec, path=Path(spec.path.name).absolute())
         self._runner = RemoteRunner(replace(spec, checkpoints=self._folder))
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the runner answers, or what it raised: an error of ours travels as data, and comes out as it is."""
+        return self._answer(lambda: getattr(self._runner, method)(*args, **kwargs))
+
+    def _answer(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns, or what it raised. A disk of this machine's own that is full is this machine's fault."""
         try:
-            return getattr(self._runner, method)(*args, **kwargs)
+            return work()
+        except StorageError as error:
+            if self._shares:
+                return _Raised(error)
+            return _Raised(DeviceError(f"{socket.gethostname()}, where Ray placed a worker, has no room: {error}"))
         except AutobatchError as error:
             return _Raised(error)
 
     def advance(self, rung: Rung, checkpoint: bytes | None) -> Any:
         """What came of a rung, and the checkpoint that it left, where it has to travel."""
-        if checkpoint is not None:
-            _write_checkpoint(checkpoint_path(self._folder, rung.trial, rung.start_step), checkpoint)
-        result = self.call("advance", (rung,), {})
+        result = self._answer(lambda: self._on_checkpoint("advance", rung, rung.start_step, checkpoint))
         left = checkpoint_path(self._folder, rung.trial, rung.until_step)
         content = left.read_bytes() if not self._shares and left.is_file() else None
         if not self._shares:
@@ -96,9 +105,12 @@ class _Host:
 
     def test_score(self, rung: Rung, checkpoint: bytes | None) -> Any:
         """The score on the test data of the checkpoint that a rung left."""
+        return self._answer(lambda: self._on_checkpoint("test_score", rung, rung.until_step, checkpoint))
+
+    def _on_checkpoint(self, method: str, rung: Rung, step: int, checkpoint: bytes | None) -> Any:
         if checkpoint is not None:
-            _write_checkpoint(checkpoint_path(self._folder, rung.trial, rung.until_step), checkpoint)
-        return self.call("test_score", (rung,), {})
+            _write_checkpoint(checkpoint_path(self._folder, rung.trial, step), checkpoint)
+        return getattr(self._runner, method)(rung)
 
     def shares(self) -> bool:
         """Whether checkpoints are in the caller's folder as they are written."""
@@ -282,7 +294,7 @@ class RayRunner(Runner):
         limit_s = None if rung.limit_s is None else rung.limit_s + GRACE_S + _TRAVEL_S
         try:
             checkpoint = self._checkpoint(rung.trial, rung.start_step)
-            self._get(self._actor.call.remote("prepare", (), {}), None)
+            self._get(self._actor.call.remote("prepare", (), {"fresh": rung.fresh}), None)
             begun = time.monotonic()  # what placing a worker and loading the data took says nothing of the rung
             result, left = self._get(self._actor.advance.remote(rung, checkpoint), limit_s)
         except WorkerDied as death:
@@ -386,6 +398,22 @@ def threads_for(workers: int, nodes: Sequence[int]) -> int:
         if sum(cores // threads for cores in nodes) >= workers:
             return threads
     return 1
+
+
+def most_on_node(workers: int, threads: int, cores: int) -> int:
+    """Of so many workers with so many cores each those that a node of `cores` has room for; at least one."""
+    return max(1, min(workers, cores // threads))
+
+
+def _workers_here(spec: RunnerSpec) -> int:
+    """In an actor: the workers of this run that may come to share its machine.
+
+    Ray places them, and places one anew that was lost, so each takes no more of the memory than if all were here that
+    have room.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    cores = sum(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["NodeID"] == here)
+    return most_on_node(spec.workers or 1, spec.threads, cores)
 
 
 class _OnCluster(Pool):

@@ -21,7 +21,7 @@ from typing import Any
 from ..checkpoints import forget_checkpoints
 from ..devices import host_memory
 from ..devices.environment import worker_environment
-from ..errors import DeviceLost, NoValidResult, WorkerDied, WorkerTimeout
+from ..errors import DeviceLost, NoValidResult, TaskError, WorkerDied, WorkerTimeout
 from ..measuring.profiling import FEWEST_STEPS_WITH_PARTS
 from ..plan import (
     DeviceInfo,
@@ -88,7 +88,7 @@ class RemoteRunner(Runner):
         self._libraries: Libraries | None = _NOTHING  # the latest that the server was told to load; None: never again
         self._is_exact = False  # whether the worker counts memory to the page
         self._worker = self._start(exact=False)
-        self._is_fresh = True  # the worker has run no plan yet
+        self._used: LocalWorker | None = None  # the latest that has taken steps of the task
         self._prepared: LocalWorker | None = None  # which holds the data
         self._facts: TaskFacts | None = None
         self._device: DeviceInfo | None = None
@@ -152,14 +152,17 @@ class RemoteRunner(Runner):
         return limit(timeout_s, max(0.0, self._remaining_s()) if self._remaining_s else None)
 
     def _ask(self, method: str, *args: Any, work: bool = False, **kwargs: Any) -> Any:
-        """A call that is made once more where its worker was killed, which need not be the call's doing."""
+        """A call that is made once more where its worker was killed or lost its device, which need not be its doing.
+
+        A device that is gone is told as such by the worker in the place of the lost one, which cannot open it.
+        """
         call = self._work if work else self._call
         try:
             return call(method, *args, **kwargs)
         except WorkerTimeout:
             raise
         except WorkerDied as death:
-            if self._is_closed or not death.was_killed:
+            if self._is_closed or not (death.was_killed or isinstance(death, DeviceLost)):
                 raise
         return call(method, *args, **kwargs)
 
@@ -191,8 +194,11 @@ class RemoteRunner(Runner):
         if self._facts is None:
             self.device()
             self._share_libraries()  # the server loads them while the worker checks the task
-            self._is_fresh = False  # the check takes steps
-            facts: TaskFacts = self._ask("facts")
+            try:
+                facts: TaskFacts = self._ask("facts")
+            except DeviceLost as lost:  # twice, on a device that could be opened in between: it is the task's doing
+                raise TaskError(str(lost)) from None
+            self._used = self._worker.process  # the check takes steps
             self._facts = facts
             self._spec = replace(self._spec, worst_cases=facts.worst_cases)  # found once, not in every fresh process
         return self._facts
@@ -221,6 +227,11 @@ class RemoteRunner(Runner):
                 # What is free changes from one process to the next; every later one gets the first one's wall.
                 self._spec = replace(self._spec, memory_limit_bytes=memory.budget_bytes, headroom=0.0)
         return self._memory
+
+    @property
+    def _is_fresh(self) -> bool:
+        """Whether the worker, or the one that a call would start in its place, has taken no step of the task."""
+        return not self._worker.process.alive or self._worker.process is not self._used
 
     @property
     def _on_cpu(self) -> bool:
@@ -256,11 +267,11 @@ class RemoteRunner(Runner):
         elif (verdict and not self._is_fresh) or not self._worker.process.alive:
             self._worker.process.kill()
             worker = self._worker = self._start(exact=False)
-            self._is_fresh = True
         else:
             worker = self._worker
-        is_fresh = self._on_cpu or self._is_fresh
-        self._is_fresh = False
+        is_fresh = worker is not self._worker or self._is_fresh
+        if worker is self._worker:
+            self._used = worker.process
         begun, patience_s = time.monotonic(), self._patience.probe_s(plan, self._spec.soak_steps if verdict else 0)
         try:
             measurement: Measurement = self._call("probe", plan, worker=worker, timeout_s=patience_s, verdict=verdict)
@@ -274,16 +285,20 @@ class RemoteRunner(Runner):
         self._patience.learn_probe(plan, time.monotonic() - begun)
         return replace(measurement, fresh=is_fresh)
 
-    def prepare(self) -> None:
+    def prepare(self, *, fresh: bool = False) -> None:
         """Have a worker that holds the data: what that takes says nothing of the work that comes.
 
         It has what is left of the time for everything: a worker that is new in mid-race has to open the task and load
         the data again, which may take longer than a rung may.
+
+        Args:
+            fresh: and has taken no step yet.
         """
         if self._is_limited and self._on_cpu and not self._is_exact:
             self._worker.process.kill()
             self._is_exact = True
-        self._is_fresh = False
+        if fresh and not self._is_fresh:
+            self._worker.process.kill()
         if self._worker.process is not self._prepared or not self._worker.process.alive:
             self._call("prepare")
             self._prepared = self._worker.process
@@ -291,7 +306,10 @@ class RemoteRunner(Runner):
     def _work(self, method: str, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
         """A call outside of probing."""
         self.prepare()
-        return self._call(method, *args, timeout_s=timeout_s, **kwargs)
+        try:
+            return self._call(method, *args, timeout_s=timeout_s, **kwargs)
+        finally:
+            self._used = self._worker.process
 
     def _take_steps(self, method: str, plan: Plan, budget_s: float, **kwargs: Any) -> Any:
         """What a call that takes steps of a plan answers, or that it cost its worker."""
@@ -342,13 +360,16 @@ class RemoteRunner(Runner):
         limit_s = None if rung.limit_s is None else rung.limit_s + GRACE_S
         begun = time.monotonic()
         try:
+            self.prepare(fresh=rung.fresh)
+            is_fresh = self._is_fresh
             result: RungResult = self._work("advance", rung, timeout_s=limit_s)
         except WorkerDied as death:
             return rung_of_dead(rung, death, time.monotonic() - begun)
         worker = self._worker.process
-        if worker.alive and self._leaks.is_leaking([worker.pid]):
+        # What has run out of memory may be what it kept of other work: nothing else is to be charged with that.
+        if worker.alive and (result.outcome == "oom" or self._leaks.is_leaking([worker.pid])):
             worker.kill()  # the next call starts another
-        return result
+        return replace(result, fresh=is_fresh)
 
     def test_score(self, rung: Rung) -> float | None:
         try:

@@ -38,7 +38,7 @@ class RunnerSpec:
         arm: how it is computed, in place of what the task says; None for what it says.
         nproc: processes that each trial is trained in together, the one at `place` and others (`group.py`).
         workers: such groups that train trials at once (`pool.py`), and on a CPU share its threads and its memory; None
-            for one on each GPU.
+            for one on each GPU. In an actor of Ray's those of its machine.
         meeting: where they find each other; None for one that takes its steps without the others.
         find_unused: as `DataParallel` takes it.
     """

@@ -24,7 +24,8 @@ def conditions_of_settings(settings: TuneSettings, sources: Mapping[str, str]) -
     """Those that are known before a worker is started.
 
     The budget is none of them: a resumed run may get more time. Nor are `max_trials` and `keep_checkpoints`, and where
-    the workers are: a trial is the same on a device of the same kind, whoever placed it there.
+    the workers are: a trial is the same on a device of the same kind, whoever placed it there. (On a processor that is
+    one of as many threads, which its worker tells.)
 
     Args:
         settings: of the run.
@@ -66,7 +67,9 @@ def conditions_of_task(facts: TaskFacts, device: DeviceInfo, workers: int) -> di
         "device": f"{device.name} ({device.kind})",
         "memory of the device": memory,
         "workers on the processor": workers if on_cpu else None,
-        "threads of a worker": device.threads,
+        # How a sum is split over threads decides its last bits. On a card they only feed it, and their number changes
+        # with how many workers there are and who places them; runs of before have it among their conditions there too.
+        **({"threads of a worker": device.threads} if on_cpu else {}),
         "torch": device.torch,
     }
 

@@ -19,7 +19,7 @@ import re
 import socket
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,8 +38,8 @@ SCHEMA = 1
 
 HOME = Path(".autobatch")
 
-_STATE, _LOCK = "run.json", "lock"
-_FILES = (_STATE, "journal.log", "worker.log", "report.json", _LOCK)  # the lock last
+_STATE, _JOURNAL, _LOCK = "run.json", "journal.log", "lock"
+_FILES = (_STATE, _JOURNAL, "worker.log", "report.json", _LOCK)  # the lock last
 _CHECKPOINTS = "checkpoints"
 SHARED = ".shared-folder"  # there while a cluster is at work: workers elsewhere see by it that they see this folder
 # `autobatch runs` takes a lock for a moment to see whether it is free. Assumed: it is done within this.
@@ -125,11 +125,12 @@ class RunFolder:
         """A new one: `asked`, which may hold other files, or `.autobatch/<task>/<time>`.
 
         Raises:
-            RunError: there is a run in it already.
+            RunError: there is a run in it already, or something else that has the name of one of a run's files.
             ReportError: it cannot be made or written.
         """
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         path = asked or task_folder(task) / stamp
+        new = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
             path.mkdir(parents=True, exist_ok=asked is not None)
         except FileExistsError:
@@ -137,14 +138,18 @@ class RunFolder:
                 raise ReportError(f"the run's folder {path} cannot be made: there is a file of that name") from None
             # Two runs in one second.
             path = path.with_name(f"{stamp}-{time.time_ns() % 10**9}")
+            new = [path]
             path.mkdir(parents=True)
         except OSError as error:
             raise ReportError(f"the run's folder {path} cannot be made: {error.strerror}") from None
+        _check_names(path)
         check_writable(path / "report.json")
-        for parent in (path.resolve().parent, path.resolve().parent.parent):
-            sync_folder(parent)
+        for made in new:
+            # The folder that the first of them lies in is not ours, and may be one that we cannot read.
+            with nullcontext() if made.parent in new else suppress(OSError):
+                sync_folder(made.resolve().parent)
         folder = cls(path.resolve(), _hold(path.resolve()))
-        if any((path / name).exists() for name in (_STATE, "journal.log")):
+        if _has_run(path):
             folder.close()
             raise RunError(f"{path} holds a run already: go on with it (--resume {path}), or name another folder")
         folder.tidy()
@@ -168,7 +173,7 @@ class RunFolder:
     @property
     def journal(self) -> Path:
         """The record of the race."""
-        return self.path / "journal.log"
+        return self.path / _JOURNAL
 
     @property
     def log(self) -> Path:
@@ -202,7 +207,7 @@ class RunFolder:
         Raises:
             StorageError: something cannot be deleted.
         """
-        locks = self.path.glob("journal.log.lock*")  # itself, and under the name that it is given to be let go
+        locks = self.path.glob(f"{_JOURNAL}.lock*")  # itself, and under the name that it is given to be let go
         try:
             for path in (*half_written(self.path / _STATE), *half_written(self.report), *locks):
                 path.unlink(missing_ok=True)
@@ -256,6 +261,33 @@ def is_run(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink() and (path / _STATE).is_file()
 
 
+def _has_run(path: Path) -> bool:
+    return any((path / name).exists() for name in (_STATE, _JOURNAL))
+
+
+def _check_names(path: Path) -> None:
+    """Refuse a folder in which a new run would write over what is no run's, and `clean` would delete it.
+
+    Raises:
+        RunError: something there has the name of one of a run's files, be it a link to nowhere.
+    """
+    # What else is in the folder of a run is that run's, and refused as such once nobody is at work in it.
+    for name in (_LOCK,) if _has_run(path) else (*_FILES, _CHECKPOINTS):
+        there = path / name
+        if os.path.lexists(there) and not (name == _LOCK and _is_lock(there)):
+            raise RunError(
+                f"a run would write over {there}, which is there already, and `autobatch clean` would delete it: name "
+                "another folder"
+            )
+
+
+def _is_lock(path: Path) -> bool:
+    """Whether a run has made this file, be it one that was killed in the middle of that."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    return not path.stat().st_size or _last_holder(path.parent) is not None
+
+
 def read_state(path: Path) -> RunState:
     """Where the run in a folder stands, whoever holds it.
 
@@ -304,7 +336,12 @@ def _hold(path: Path) -> int:
 
 
 def _told(path: Path) -> str:
+    return _last_holder(path) or "another process"
+
+
+def _last_holder(path: Path) -> str | None:
+    """What the lock of a folder says; None where it is no run's lock."""
     with suppress(OSError, UnicodeDecodeError):
         if re.fullmatch(r"process \d+ on [\w.-]+", text := (path / _LOCK).read_text(encoding="ascii").strip()):
             return text
-    return "another process"
+    return None

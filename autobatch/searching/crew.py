@@ -110,6 +110,11 @@ class Several(Crew):
         return len(self._running)
 
     @property
+    def at_work(self) -> tuple[Runner, ...]:
+        """The runners that still take rungs."""
+        return (*self._idle, *(runner for _, runner in self._running.values()))
+
+    @property
     def remarks(self) -> tuple[str, ...]:
         return tuple(self._remarks)
 

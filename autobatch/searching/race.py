@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from ..errors import BudgetTooShort, CheckpointError, DeviceError, NoValidResult, TaskError
-from ..plan import HANG_FACTOR, HANG_LEAST_S, Config, Direction, Plan, Rung, RungOutcome, RungResult, Runner
+from ..plan import HANG_FACTOR, HANG_LEAST_S, Config, Direction, Plan, Rung, RungResult, Runner
 from ..units import format_duration
 from .account import Account, Leg
 from .conclusion import SearchResult, conclude
@@ -340,12 +340,13 @@ class Race:
             eval_batch_size=self.eval_batch_size,
             limit_s=min(left_s, hang_s),
             may_give_up=trial.role in ("search", "warm start"),
+            fresh=trial.outcome == "oom",  # it was not believed yet
         )
         self._tell("rung started", trial, predicted_s)
         self.crew.submit(rung)
 
     def _try_again(self, trial: Trial) -> None:
-        """Have a rung trained anew whose worker has died or hung; want of time for it is not the trial's fault."""
+        """Have a rung trained anew whose worker died, hung or may have been full; want of time is not its fault."""
         leg = self.account.under_way[trial.number]
         if self._fits(leg.modelled_s):
             self._submit(trial, leg)
@@ -381,7 +382,7 @@ class Race:
             message=result.message,
         )
         ran_out = result.outcome == "timeout" and leg.is_cut_short and not self._fits(leg.modelled_s)
-        if leg.attempt < _attempts(result.outcome, trial.role) and not ran_out:
+        if leg.attempt < _attempts(result, trial.role) and not ran_out:
             self.trials[trial.number] = trial  # in the record it is in flight
             self.account.under_way[trial.number] = replace(leg, attempt=leg.attempt + 1)
             self.again.append(trial.number)
@@ -567,11 +568,13 @@ class Race:
         )
 
 
-def _attempts(outcome: RungOutcome, role: Role) -> int:
+def _attempts(result: RungResult, role: Role) -> int:
     """How often a rung is trained that comes to this."""
-    if outcome == "timeout" and role == "baseline":
+    if result.outcome == "timeout" and role == "baseline":
         return BASELINE_HANGS
-    return MOST_ATTEMPTS if outcome == "crashed" else 1
+    if result.outcome == "oom" and not (result.fresh or result.rung.fresh):
+        return MOST_ATTEMPTS + 1  # what its process kept of other work may have taken the room: once more, without that
+    return MOST_ATTEMPTS if result.outcome == "crashed" else 1
 
 
 def _outcome(rung: Rung, done: Future[RungResult], role: Role) -> RungResult:

@@ -82,8 +82,8 @@ class StudyRecord:
         """
         with _held_back(), quiet(), self._stored():
             self._writer.write(trial, {"race": state.to_json()})
-        if self._central is not None:
-            self._central.note(trial)
+            if self._central is not None:  # before a signal that was held back takes effect
+                self._central.note(trial)
 
     def end(self, state: RaceState) -> None:
         """Note that the race is over."""

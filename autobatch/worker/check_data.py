@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from ..devices.oom import is_out_of_memory
+from ..devices.oom import is_device_lost, is_out_of_memory
 from ..errors import TaskError
 from ..tasks.data import collate_samples, count_samples, num_samples
 from ..tasks.task import Task, blame
@@ -39,6 +39,8 @@ class Findings:
     def attempt(self, what: str, hint: Callable[[BaseException], str] = lambda error: "") -> Iterator[None]:
         """Run a block that calls the user's code; what it raises becomes a problem, and the check goes on.
 
+        A device that is lost ends the check.
+
         Args:
             what: the part of the task that the block calls, such as "model()".
             hint: a line to add to the problem, from the error.
@@ -47,7 +49,9 @@ class Findings:
             yield
         except TaskError as error:
             self.problems.append(str(error))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - told with the other problems, in the user's frames
+        except (Exception, SystemExit) as error:
+            if is_device_lost(error):  # nothing more can be checked here, and it may be the device that is at fault
+                raise
             # Too little memory is no fault of the task: the memory probe says so, with figures.
             if is_out_of_memory(error):
                 self.warnings.append(f"{what} ran out of memory in the check with a few samples and was not checked")

@@ -12,7 +12,6 @@ import math
 import os
 import pickle
 import weakref
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints import is_whole
 from ..errors import CheckpointError, TaskError
 from ..files import sync_folder
 from ..plan import Config, GradNorms, Precision
@@ -399,7 +399,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         TaskError: the checkpoint holds objects that are not plain data, from the task's own optimizer or schedule.
         FileNotFoundError: there is none.
     """
-    if path.exists() and not zipfile.is_zipfile(path):
+    if path.exists() and not is_whole(path):
         raise CheckpointError(f"the checkpoint {path} cannot be read: it is not whole")
     try:
         state: dict[str, Any] = _read(path, "cpu")
