@@ -1,4 +1,4 @@
-"""How a learning-rate range test is driven and when it ends, for every runner alike; here are only numbers, no training.
+"""How a learning-rate range test is driven and when it ends, for every runner alike: numbers only, nothing is trained.
 
 It ends where a step tells no finite loss, or where the smoothed loss has blown up. A single batch says little: the raw
 loss of a flat curve whose noise is that of a squared error (the mean of 4 to 16 draws of chi-squared) exceeds four
@@ -18,11 +18,15 @@ SMOOTHING = 0.9  # assumed: weight of the past; the average looks back over abou
 # at 5 (diverge_th). The figure is assumed.
 BLOW_UP = 4.0
 
-# It must also have risen by this many median changes between two steps, which is what noise does, whatever the loss is
-# measured in: near zero, or below, a multiple says nothing. Assumed, and simulated: see tests/test_sweep.py.
-CLEAR_RISE = 4.0
+# It must also have risen by so many median changes between two steps, which are what noise does, whatever the loss is
+# measured in: near zero, or below, a multiple says nothing. Simulated, 1,000 flat losses of 100 steps each. Of squared
+# errors 4 % "blow up" at batch 1, .4 % at 2 and none from 4 up; of log-normal ones (sigma 1.5) 38, 16, 8 and 2 % at
+# batch 1, 2, 4 and 8. Without it 40, 6, .7 and 0 %, and 77, 49, 23 and 5 %. A loss at batch 4 that jumps to thirty
+# times where it was is found after 0 to 5 steps; with 6 in place of 5, more of those that jump to ten times are missed.
+CLEAR_RISE = 5.0
 
-SETTLED_STEPS = 5  # assumed: an average over fewer losses is no level to compare with
+LOOK_BACK_STEPS = round(1 / (1 - SMOOTHING))  # what the smoothed loss is the average of
+SETTLED_STEPS = 5  # an average over fewer losses is no level to compare with: with 3, twice as many at batch 1 blow up
 
 _LEAST_CHANGE = 1e-3  # assumed: a smaller change, as a share of the first losses, is rounding
 
@@ -56,13 +60,17 @@ def noise_of(losses: Sequence[float]) -> float:
 def blew_up(losses: Sequence[float]) -> bool:
     """Whether the loss, smoothed, is far above its lowest at the last of these steps, all of them finite.
 
-    By `BLOW_UP` - 1 times the lowest, and by `CLEAR_RISE` times the noise.
+    By `BLOW_UP` - 1 times the lowest, and by `CLEAR_RISE` times the noise of the steps before those that are averaged:
+    once it has blown up, it changes by more.
     """
     if len(losses) <= SETTLED_STEPS:
         return False
     *before, now = smooth(losses)[SETTLED_STEPS - 1 :]
     lowest = min(before)
-    return now - lowest > max((BLOW_UP - 1) * abs(lowest), CLEAR_RISE * noise_of(losses))
+    rise = now - lowest
+    if rise <= (BLOW_UP - 1) * abs(lowest):
+        return False
+    return rise > CLEAR_RISE * noise_of(losses[: max(LOOK_BACK_STEPS, len(losses) - LOOK_BACK_STEPS)])
 
 
 def drive(

@@ -1,5 +1,5 @@
-"""What every `Runner` keeps to. Subclass `RunnerContract` in a test file and give it the fixture `runner`; where it runs
-task files, `RangeTestContract` and the fixture `opened` too.
+"""What every `Runner` keeps to. Subclass `RunnerContract` in a test file and give it the fixture `runner`; where task
+files are run, `RangeTestContract` and the fixture `opened` too.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def loss(model, batch):
 
 def metric(model, batch):
     x, y = batch
-    return (model(x) - y).square()
+    return (model(x) - y).square().mean()
 """
 
 

@@ -207,7 +207,7 @@ def test_a_baseline_is_put_into_the_cell_that_races_are_judged_by(replay: Any, s
     """One cell leads by the seeds that a search sees, another by those that tell the truth, a third lost one seed."""
     lrs = [1e-3, 1e-2, 1e-1, 1.0]
     seen = [[0.9, 0.9], [0.5, 0.5], [0.8, 0.8], [0.3, 0.3]]
-    held = [[0.6, 0.62], [0.8, 0.82], [0.95, None], [0.7, 0.72]]
+    held: list[list[float | None]] = [[0.6, 0.62], [0.8, 0.82], [0.95, None], [0.7, 0.72]]
     cells = [[[s if s is None else sign * s] for s in (*a, *b)] for a, b in zip(seen, held, strict=True)]
     table = json.loads(MADE.read_text()) | {
         **{"batch_sizes": [16], "step_time_s": [0.001], "lrs": lrs, "rungs": [1.0], "truth_seeds": 2},

@@ -316,8 +316,8 @@ def space_for(
         sizes |= {size for size in near if size <= max(most, batch) and can_run(size)}
     hints = [baseline.lr * scale(batch, knee)] + ([lr_hint] if lr_hint else [])
     lr_low, lr_high = min(hints) / 10**LR_DECADES, max(hints) * 10**LR_DECADES
-    # Where the loss never fell, nothing shows that the test trained at all: what ended it may have been a bad batch at a
-    # rate far too low. A bound too high costs trials that diverge on their first rung, one too low the best rates.
+    # Where the loss never fell, nothing shows that the test trained at all: what ended it may be a bad batch at a rate
+    # far too low. A bound too high costs trials that diverge on their first rung, one too low the best rates.
     if lr_diverged is not None and lr_hint is not None:
         # A rate that somebody trains with, or that the test itself suggests, stays inside whatever the test says.
         lr_high = max(min(lr_high, lr_diverged), 2 * max(hints))
