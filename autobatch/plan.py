@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
 
+from .sweep import blew_up
+
 Direction = Literal["maximize", "minimize"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Mode = Literal["training", "inference"]
@@ -266,10 +268,6 @@ class Measurement:
         return self.plan.effective_batch_size / self.median_step_s
 
 
-# A range test ends when the loss is this many times its lowest (as torch-lr-finder's diverge_th=5, assumed).
-SWEEP_BLOW_UP = 4.0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LrSweep:
     """One learning-rate range test: the rate rises geometrically, one optimizer step at each.
@@ -296,8 +294,7 @@ class LrSweep:
         """
         if not self.diverged:
             return None
-        is_told = bool(self.losses) and self.losses[-1] > SWEEP_BLOW_UP * max(min(self.losses), 1e-12)
-        return len(self.losses) + (not is_told)
+        return len(self.losses) + (not blew_up(self.losses))
 
 
 # Work that takes this many times its prediction hangs; but nothing is called hung before the second figure, since what

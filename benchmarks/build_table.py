@@ -155,7 +155,7 @@ def main() -> None:
         "step_time_s": [curve.step_s(size) for size in asked.batch_sizes],
         "peak_lr_fraction": facts.peak_lr_fraction,
         "baseline": {"batch_size": baseline.plan.batch_size, "lr": baseline.lr},
-        "lr_range_test_min_over_10_at_128": hint or middle,
+        "lr_range_test_min_over_10_at_128": hint,  # null where the test suggested nothing
         "truth_seeds": asked.truth_seeds,
         "score": [[score[batch, column] for column in range(len(lrs))] for batch in asked.batch_sizes],
     }

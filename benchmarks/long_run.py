@@ -321,7 +321,7 @@ def main() -> None:
     parser.add_argument("--fresh", type=int, default=3, help="seeds that judge an answer of a task")
     parser.add_argument("--long", type=Path, help="folder of the tables that continue some of them")
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--searches", nargs="+", default=["tpe"])
+    parser.add_argument("--searches", nargs="+", default=["auto"])
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--json", type=Path, metavar="OUT")
     asked = parser.parse_args()

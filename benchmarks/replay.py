@@ -4,7 +4,7 @@
 
 A table holds the score of a task over batch size, learning rate, seed and share of the schedule
 (`autobatch.simulated.replay.ReplayRunner` says how it is read). On it runs the search itself, nothing of which is
-copied here, on a clock that the table moves: baseline, warm starts, rungs, confirmation on fresh seeds, everything
+copied here, on a clock that the table moves: range test, baseline, warm starts, rungs, confirmation on fresh seeds, all
 charged. Beside it run searches as people write them with Optuna alone: full-length trials over the same batch sizes and
 rates, the best one observed is the answer.
 
@@ -84,9 +84,11 @@ class Race:
 
     @property
     def recovered(self) -> float:
-        """Share of the way from the baseline to the best; 1 where the baseline is the best and was kept."""
+        """Share of the way from the baseline to the best; where the baseline is the best, 1 if what was chosen is as
+        good and 0 if it is worse.
+        """
         gap = self.best - self.baseline
-        return (self.truth - self.baseline) / gap if gap > 0 else 1.0
+        return (self.truth - self.baseline) / gap if gap > 0 else float(self.truth >= self.baseline)
 
     @property
     def is_worse(self) -> bool:
@@ -112,10 +114,14 @@ def seed_sd(table: dict[str, Any]) -> float:
 
 
 def with_baseline(table: dict[str, Any], where: str) -> dict[str, Any]:
-    """The table with its baseline in the best cell ("best"), or in one a seed's deviation below it ("near")."""
+    """The table with its baseline in the best cell ("best"), or in one a seed's deviation below it ("near").
+
+    Best is what races are judged by (`ReplayRunner.truths`), so that beside the best there is nothing to win.
+    """
     if where == "own":
         return table
-    means = {cell: fmean(scores) for cell, scores in ends(table).items()}
+    sign = 1 if table["direction"] == "maximize" else -1
+    means = {cell: sign * truth for cell, truth in ReplayRunner(table=table).truths().items()}
     aim = max(means.values()) - (seed_sd(table) if where == "near" else 0.0)
     batch, lr = min(means, key=lambda cell: abs(means[cell] - aim))
     return table | {"baseline": {"batch_size": batch, "lr": lr}}
@@ -130,15 +136,16 @@ def curve_of(batch_sizes: Sequence[int], step_time_s: Sequence[float]) -> Throug
 
 
 def searched(table: dict[str, Any], equivalents: int, settings: SearchSettings) -> SearchResult:
-    """The product's search on a table, everything charged."""
+    """The product's search on a table, everything charged but for the largest batch and the profile."""
     runner = ReplayRunner(table=table)
-    curve = curve_of(table["batch_sizes"], table["step_time_s"])
-    sweep = find_lr_curve(runner, Plan(batch_size=curve.knee_batch_size), steps=SWEEP_STEPS, seed=settings.seed)
     seconds = equivalents * table["full_trial_s"]
-    budget_s = min(seconds / (1 - REPORT_SHARE), seconds + REPORT_MOST_S) * (1 + 1e-6)
+    ledger = Ledger(min(seconds / (1 - REPORT_SHARE), seconds + REPORT_MOST_S) * (1 + 1e-6), runner.clock)
+    curve = curve_of(table["batch_sizes"], table["step_time_s"])
+    with ledger.charge("range test"):
+        sweep = find_lr_curve(runner, Plan(batch_size=curve.knee_batch_size), steps=SWEEP_STEPS, seed=settings.seed)
     return search(
         runner,
-        Ledger(budget_s, runner.clock),
+        ledger,
         curve,
         max_batch=table["batch_sizes"][-1],
         horizon_s=table["full_trial_s"],
@@ -192,6 +199,7 @@ def lr_grid(table: dict[str, Any], parts: int) -> tuple[float, ...]:
 
 
 SEARCHES: dict[str, Callable[[dict[str, Any], int, int, tuple[float, ...]], tuple[Config, float | None, int]]] = {
+    "auto": partial(ours, sampler="auto"),
     "freeze-thaw": partial(ours, sampler="freeze-thaw"),
     "tpe": partial(ours, sampler="tpe"),
     "optuna TPE": partial(stock, make=lambda seed: TPESampler(seed=seed)),
@@ -277,7 +285,9 @@ def main() -> None:
     parser.add_argument("--tables", type=Path, nargs="+", required=True, help="JSON files, or folders of them")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS), help="in full trials")
-    parser.add_argument("--searches", nargs="+", choices=list(SEARCHES), default=["tpe", "optuna TPE", "optuna random"])
+    parser.add_argument(
+        "--searches", nargs="+", choices=list(SEARCHES), default=["auto", "freeze-thaw", "tpe", "optuna TPE"]
+    )
     parser.add_argument("--baseline", choices=["own", "best", "near"], default="own")
     parser.add_argument(
         "--lr-parts", type=int, default=0, metavar="N", help="see above; 3 for the tabulated and two between"

@@ -147,7 +147,7 @@ def main() -> None:
     """Both tables."""
     parser = argparse.ArgumentParser(description="one coordinator, many simulated workers")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 4, 16, 64, 256])
-    parser.add_argument("--searches", nargs="*", default=["tpe", "freeze-thaw"])
+    parser.add_argument("--searches", nargs="*", default=["auto", "tpe"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -1,13 +1,17 @@
-"""What every `Runner` keeps to. Subclass `RunnerContract` in a test file and give it the fixture `runner`."""
+"""What every `Runner` keeps to. Subclass `RunnerContract` in a test file and give it the fixture `runner`; where task
+files are run, `RangeTestContract` and the fixture `opened` too.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from autobatch.errors import CheckpointError
 from autobatch.plan import Config, Plan, Rung, RungResult, Runner
+from autobatch.sweep import blew_up
 
 
 class RunnerContract:
@@ -96,6 +100,11 @@ class RunnerContract:
         ratios = [after / before for before, after in zip(sweep.lrs, sweep.lrs[1:], strict=False)]
         assert ratios == pytest.approx([1e4 ** (1 / 19)] * len(ratios))
 
+    def test_a_range_test_goes_on_until_the_loss_has_blown_up(self, runner: Runner) -> None:
+        sweep = runner.sweep_lr(self.small_config().plan, lowest=1e-5, highest=1e2, steps=50, seed=0)
+        assert not any(blew_up(sweep.losses[:steps]) for steps in range(len(sweep.losses)))
+        assert sweep.diverged == (len(sweep.losses) < 50 or blew_up(sweep.losses))
+
     def test_a_rung_scores_and_charges_its_time(self, runner: Runner) -> None:
         result = runner.advance(self.rung())
         assert result.outcome == "ok"
@@ -157,3 +166,74 @@ class RunnerContract:
     def _score(result: RungResult) -> float:
         assert result.score is not None, result.message
         return result.score
+
+
+# A regression of noise on one weight, by plain gradient descent: its loss is that of the noise whatever the rate, up to
+# a rate of 1, where the weight's distance from the data begins to grow from step to step.
+NOISE_TASK = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+direction = "minimize"
+baseline = {"batch_size": 4, "lr": 1e-2}
+
+def model():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    return model
+
+def data(seed):
+    y = torch.randn(4096, 1, generator=torch.Generator().manual_seed(seed))
+    return TensorDataset(torch.ones(4096, 1), y)
+
+def train_data():
+    return data(0)
+
+def val_data():
+    return data(1)
+
+def optimizer(model, lr):
+    return torch.optim.SGD(model.parameters(), lr)
+
+LARGEST = float("inf")
+
+def loss(model, batch):
+    x, y = batch
+    found = (model(x) - y).square().mean()
+    return found if found < LARGEST else found * float("nan")
+
+def metric(model, batch):
+    x, y = batch
+    return (model(x) - y).square().mean()
+"""
+
+
+class RangeTestContract:
+    """When the range test of a task file ends, in whatever processes it is run; the subclass opens the runner."""
+
+    plan = Plan(batch_size=4)
+
+    @pytest.fixture
+    def opened(self) -> Callable[[str], Runner]:
+        raise NotImplementedError("the subclass opens a task file's text, and closes what it opened")
+
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_noise_does_not_end_it(self, opened: Callable[[str], Runner], seed: int) -> None:
+        sweep = opened(NOISE_TASK).sweep_lr(self.plan, lowest=1e-7, highest=1e-1, steps=100, seed=seed)
+        assert (len(sweep.losses), sweep.diverged, sweep.diverged_step) == (100, False, None)
+        assert max(sweep.losses) > 4 * min(sweep.losses)  # it is noise
+
+    def test_a_blow_up_ends_it_within_a_few_steps(self, opened: Callable[[str], Runner]) -> None:
+        sweep = opened(NOISE_TASK).sweep_lr(self.plan, lowest=1e-2, highest=1e2, steps=100, seed=0)
+        assert sweep.diverged
+        assert 0.7 < sweep.lrs[-1] < 5.0
+        assert sweep.diverged_step == len(sweep.losses)
+        assert [blew_up(sweep.losses[:n]) for n in range(len(sweep.losses) + 1)] == [False] * len(sweep.losses) + [True]
+
+    def test_a_loss_that_is_no_number_ends_it_at_once(self, opened: Callable[[str], Runner]) -> None:
+        task = NOISE_TASK.replace('LARGEST = float("inf")', "LARGEST = 8.0")
+        sweep = opened(task).sweep_lr(self.plan, lowest=1e-1, highest=1e3, steps=60, seed=0)
+        assert sweep.diverged
+        assert max(sweep.losses) < 8.0
+        assert sweep.diverged_step == len(sweep.losses) + 1

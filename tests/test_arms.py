@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from autobatch.plan import LrSweep, Plan, Runner
 from autobatch.render.terminal import print_arms
 from autobatch.simulated.sim import SimRunner
 from autobatch.stages import max_batch_of, profile_of
+from autobatch.sweep import SETTLED_STEPS, drive
 
 
 def sweep(*losses: float, batch_size: int = 8) -> LrSweep:
@@ -94,9 +96,11 @@ def blown_up(*losses: float) -> FirstLosses:
 @given(st.lists(st.floats(0.5, 1.5), max_size=9), st.booleans())
 def test_a_sweep_tells_at_which_step_it_diverged(losses: list[float], is_finite: bool) -> None:
     """A loss that is no number is not told, one that is far above the others is."""
-    told = [*losses, 100.0] if is_finite and losses else losses
-    assert replace(sweep(*told), diverged=True).diverged_step == len(losses) + 1
-    assert sweep(*told).diverged_step is None
+    told = iter([*losses, 1e9 if is_finite and len(losses) >= SETTLED_STEPS else math.nan])
+    lrs, ended, diverged = drive(lambda lr: next(told), lowest=1e-3, highest=1e-3, steps=10)
+    found = LrSweep(plan=Plan(batch_size=8), lrs=lrs, losses=ended, diverged=diverged, seconds=1.0)
+    assert found.diverged_step == len(losses) + 1
+    assert replace(found, diverged=False).diverged_step is None
 
 
 def test_a_loss_that_diverges_is_told_with_its_step_and_the_steps_that_were_compared() -> None:

@@ -1,5 +1,6 @@
 """The benchmarks run, judge what is compared with us by what it did, and their task files can be trained."""
 
+import json
 import math
 import random
 import re
@@ -7,15 +8,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from autobatch.devices import open_device
-from autobatch.plan import Plan
+from autobatch.measuring.learning_rate import find_lr_curve
+from autobatch.plan import Config, Plan
+from autobatch.searching.ledger import Ledger
+from autobatch.searching.trials import SearchSettings
 from autobatch.simulated.replay import ReplayRunner
 from autobatch.tasks.task import load_task
 from autobatch.worker.torch_runner import TorchRunner
@@ -144,6 +150,119 @@ def test_a_table_is_built_and_can_be_replayed(monkeypatch: pytest.MonkeyPatch, t
     for one, other in zip(cells, [cell for row in tables["stacked"]["score"] for cell in row], strict=True):
         for scores, others in zip(one, other, strict=False):
             assert scores == pytest.approx(others, abs=0.03)  # three of 96 samples: what rounding may turn
+
+
+def test_a_table_says_where_the_range_test_suggested_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    build = import_module("build_table")
+    monkeypatch.setattr(build, "find_lr_curve", lambda runner, plan: SimpleNamespace(suggestion=None))
+    task, out = Path(__file__).parent / "tasks" / "minimal.py", tmp_path / "table.json"
+    said = f"build_table.py {task} --train-time 0.04 --step-ms 1 0.01 --batch-sizes 16 --rates 3 --seeds 2"
+    monkeypatch.setattr(sys, "argv", [*said.split(), "--more-seeds", "0", "--truth-seeds", "0", "--json", str(out)])
+    build.main()
+    runner = ReplayRunner.load(out)
+    assert runner.table["lr_range_test_min_over_10_at_128"] is None
+    baseline = runner.facts().baseline  # the rates lie around the baseline's alone
+    assert runner.table["lrs"][1] == pytest.approx(baseline.lr * (128 / baseline.plan.batch_size) ** 0.5, rel=1e-5)
+    assert find_lr_curve(runner, Plan(batch_size=16)).suggestion is None
+
+
+@pytest.fixture
+def replay(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(FOLDER)
+    return import_module("replay")
+
+
+MADE = Path(__file__).parent / "recordings" / "made_table.json"  # the baseline: batch 16 at a rate of 1e-3
+
+
+def made_table(tmp_path: Path, **changes: Any) -> Path:
+    path = tmp_path / "made.json"
+    path.write_text(json.dumps(json.loads(MADE.read_text()) | changes))
+    return path
+
+
+def raced(replay: Any, **changes: Any) -> Any:
+    known = {"search": "tpe", "table": "made", "seed": 0, "equivalents": 8, "truth": 0.8, "best": 0.9, "baseline": 0.7}
+    return replay.Race(**(known | {"reported": None, "stderr": 0.01, "trials": 9, "decision_s": 0.0} | changes))
+
+
+def test_what_is_recovered_is_the_share_of_the_gap_that_was_closed(replay: Any) -> None:
+    assert raced(replay).recovered == pytest.approx(0.5)
+    assert raced(replay, truth=0.9).recovered == pytest.approx(1.0)
+    assert raced(replay, truth=0.65).recovered == pytest.approx(-0.25)
+    for best in (0.7, 0.6):  # nothing is better than the baseline
+        assert raced(replay, best=best, truth=0.7).recovered == 1.0
+        assert raced(replay, best=best, truth=0.6).recovered == 0.0  # and something worse was chosen
+
+
+def test_a_choice_is_worse_beyond_a_standard_error(replay: Any) -> None:
+    assert not raced(replay, truth=0.7).is_worse
+    assert not raced(replay, truth=0.691).is_worse
+    assert raced(replay, truth=0.689).is_worse
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_baseline_is_put_into_the_cell_that_races_are_judged_by(replay: Any, sign: int) -> None:
+    """One cell leads by the seeds that a search sees, another by those that tell the truth, a third lost one seed."""
+    lrs = [1e-3, 1e-2, 1e-1, 1.0]
+    seen = [[0.9, 0.9], [0.5, 0.5], [0.8, 0.8], [0.3, 0.3]]
+    held: list[list[float | None]] = [[0.6, 0.62], [0.8, 0.82], [0.95, None], [0.7, 0.72]]
+    cells = [[[s if s is None else sign * s] for s in (*a, *b)] for a, b in zip(seen, held, strict=True)]
+    table = json.loads(MADE.read_text()) | {
+        **{"batch_sizes": [16], "step_time_s": [0.001], "lrs": lrs, "rungs": [1.0], "truth_seeds": 2},
+        **{"direction": "maximize" if sign == 1 else "minimize", "score": [cells]},
+    }
+    assert replay.with_baseline(table, "own") is table
+    best = replay.with_baseline(table, "best")
+    assert best["baseline"] == {"batch_size": 16, "lr": 1e-2}
+    runner = ReplayRunner(table=best)
+    assert runner.truth(runner.facts().baseline) == runner.best()
+    # A seed's deviation below it lies the last one; the first has no seeds left that tell the truth.
+    cells[0] = [[sign * 0.65]] * 2
+    assert 0.05 < replay.seed_sd(table) < 0.2
+    assert replay.with_baseline(table, "near")["baseline"]["lr"] == 1.0
+
+
+def test_a_race_is_judged_by_the_table(replay: Any, tmp_path: Path) -> None:
+    path = made_table(tmp_path)
+    truth = ReplayRunner.load(path).truth
+    race = replay.run_race("tpe", path, "own", 0, 8, parts=1)
+    baseline = Config(plan=Plan(batch_size=16), lr=1e-3)
+    assert (race.search, race.table, race.seed, race.equivalents) == ("tpe", "made", 0, 8)
+    assert (race.best, race.baseline) == (truth(Config(plan=Plan(batch_size=64), lr=1e-2)), truth(baseline))
+    assert race.baseline < race.truth <= race.best
+    assert race.recovered == pytest.approx((race.truth - race.baseline) / (race.best - race.baseline))
+    assert race.reported == pytest.approx(race.truth, abs=0.011)  # each seed is 0.005 off the mean of the two
+    again = replay.run_race("tpe", path, "own", 0, 8, parts=1)
+    assert replace(again, decision_s=race.decision_s) == race
+
+
+def test_beside_a_baseline_that_is_the_best_there_is_nothing_to_win(replay: Any, tmp_path: Path) -> None:
+    for name in ("tpe", "freeze-thaw"):
+        race = replay.run_race(name, made_table(tmp_path), "best", 1, 8, parts=1)
+        assert (race.baseline, race.regret, race.recovered, race.is_worse) == (race.best, 0.0, 1.0, False)
+
+
+def test_a_race_pays_for_its_range_test(replay: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, ledgers = json.loads(MADE.read_text()), []
+
+    def kept(*said: Any) -> Ledger:
+        ledgers.append(Ledger(*said))
+        return ledgers[-1]
+
+    monkeypatch.setattr(replay, "Ledger", kept)
+    for hint in (5e-3, None):
+        changed = table | {"lr_range_test_min_over_10_at_128": hint}
+        result = replay.searched(changed, 8, SearchSettings(seed=0))
+        assert any("range test" in trial.origin for trial in result.trials) == (hint is not None)
+    charged = [ledger.entries() for ledger in ledgers]
+    step_s = 0.001 + 1e-5 * 256  # at the knee
+    assert 50 * step_s < charged[0]["range test"] < 100 * step_s  # it ended where the loss blew up
+    assert charged[1]["range test"] == pytest.approx(100 * step_s, abs=1e-4)
+    for ledger, entries in zip(ledgers, charged, strict=True):
+        assert entries["other"] == pytest.approx(0.0, abs=1e-3)
+        assert sum(entries.values()) <= ledger.budget_s
 
 
 @pytest.fixture

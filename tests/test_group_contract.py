@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from autobatch.engines.group import GroupRunner
 from autobatch.engines.served import RunnerSpec
-from autobatch.plan import Config, Plan
+from autobatch.plan import Config, Plan, Runner
 
-from .contracts import RunnerContract
+from .contracts import RangeTestContract, RunnerContract
 from .test_remote_contract import TASK
 
 pytestmark = pytest.mark.usefixtures("ready_python")
@@ -39,3 +39,22 @@ class TestInAGroupOfProcesses(RunnerContract):
 
     def huge_plan(self) -> Plan:
         return Plan(batch_size=1 << 17, ranks=2)
+
+
+class TestRangeTestsOfAGroup(RangeTestContract):
+    plan = Plan(batch_size=2, ranks=2)
+
+    @pytest.fixture
+    def opened(self, tmp_path: Path) -> Iterator[Callable[[str], Runner]]:
+        runners: list[GroupRunner] = []
+
+        def opened(text: str) -> Runner:
+            file = tmp_path / "model.py"
+            file.write_text(text)
+            spec = RunnerSpec(path=file, device="cpu", checkpoints=tmp_path / "checkpoints", nproc=2)
+            runners.append(GroupRunner(spec, log=tmp_path / "worker.log"))
+            return runners[-1]
+
+        yield opened
+        for runner in runners:
+            runner.close()

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "autobatch"
 
 # fmt: off
 ORDER = [
-    "errors", "units", "medians", "files", "checkpoints", "standard", "shapes", "plan", "arm", "progress",
+    "errors", "units", "medians", "files", "checkpoints", "standard", "shapes", "sweep", "plan", "arm", "progress",
     "devices.environment", "devices.oom", "devices.host_memory", "devices.base", "devices.nvml", "devices.cuda",
     "devices.rapl", "devices.cpu", "devices.mps", "devices",
     "tasks", "tasks.libraries", "tasks.task_file", "tasks.task_rules", "tasks.task", "tasks.state", "tasks.data",

@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 from autobatch.errors import SettingError
 from autobatch.measuring.learning_rate import (
     RULES,
-    SMOOTHING,
     LrCurve,
     find_lr_curve,
     min_over_10,
     scale_lr,
-    smooth,
     steepest,
     valley,
 )
@@ -41,20 +39,6 @@ def sigmoid_drop(lr: float, *, at: float = 1e-3) -> float:
 def dip(lr: float, *, at: float = 1e-2) -> float:
     """Lowest at `at`."""
     return 1 + abs(math.log10(lr / at)) / 6
-
-
-@cheap
-@given(loss=st.floats(0.1, 10), count=st.integers(1, 50))
-def test_a_constant_loss_stays_the_same_from_the_first_step_on(loss: float, count: int) -> None:
-    assert smooth([loss] * count) == pytest.approx([loss] * count)
-
-
-@cheap
-@given(st.lists(st.floats(-5, 5), min_size=1, max_size=60))
-def test_smoothing_is_the_weighted_mean_of_the_past(losses: list[float]) -> None:
-    weights = [SMOOTHING ** (len(losses) - 1 - i) for i in range(len(losses))]
-    mean = sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
-    assert smooth(losses)[-1] == pytest.approx(mean, abs=1e-9)
 
 
 def test_min_over_10_is_a_tenth_of_the_rate_of_the_lowest_loss() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from autobatch.searching.search import (
 )
 from autobatch.searching.trials import (
     MIN_STEPS,
+    Space,
     paused_best_first,
     promotable,
     same_config,
@@ -82,6 +84,7 @@ def race(
     budget_s: float = 60.0,
     max_batch: int = 2048,
     lr_hint: float | None = 1e-3,
+    lr_diverged: float | None = None,
     record: StudyRecord | None = None,
     on_event: Callable[[Event], None] | None = None,
     crew: Crew | None = None,
@@ -110,6 +113,7 @@ def race(
         eval_s=runner.eval_s,
         eval_batch_size=EVAL_BATCH,
         lr_hint=lr_hint,
+        lr_diverged=lr_diverged,
         settings=SearchSettings(**changes),
         record=record,
         kept=kept,
@@ -705,24 +709,90 @@ def test_a_horizon_at_which_the_baseline_hardly_moves_is_refused() -> None:
 # The space, the ladder and the promotions
 
 
-@given(st.integers(1, 4096), st.integers(8, 100_000), st.integers(1, 4096), st.integers(0, 4096), st.integers(1, 512))
+def space_at(
+    knee: int,
+    *,
+    baseline: int = 32,
+    train_size: int | None = 50_000,
+    max_batch: int = 1 << 14,
+    micro: int | None = None,
+    horizon_s: float = 50.0,
+) -> Space:
+    """The space of a simulated task with its knee there."""
+    config = Config(plan=Plan(batch_size=baseline), lr=1e-3)
+    return space_for(
+        sim_facts(train_size=train_size, baseline=config),
+        Profile(SimRunner(), knee_batch_size=knee),
+        max_batch=max_batch,
+        max_micro_batch=max_batch if micro is None else micro,
+        horizon_s=horizon_s,
+        baseline=config,
+    )
+
+
+@pytest.mark.parametrize(
+    ("knee", "sizes"),
+    [
+        (1, (1, 2, 4)),
+        (2, (1, 2, 4, 8)),
+        (4, (1, 2, 4, 8, 16)),
+        (8, (2, 4, 8, 16, 32)),
+        (16, (4, 8, 16, 32, 64)),
+        (32, (8, 16, 32, 64, 128)),
+        (64, (8, 16, 32, 64, 128, 256)),
+        (256, (32, 64, 128, 256, 512, 1024)),
+    ],
+)
+def test_the_sizes_around_a_knee(knee: int, sizes: tuple[int, ...]) -> None:
+    assert space_at(knee).effective_batch_sizes == sizes
+
+
+def test_a_space_too_small_to_search_takes_in_what_lies_around_the_baseline() -> None:
+    # The knee is far above what the data allow, and far below; three sizes are enough.
+    assert space_at(512, train_size=300).effective_batch_sizes == (16, 32)
+    assert space_at(512, train_size=800).effective_batch_sizes == (16, 32, 64)
+    assert space_at(2, train_size=40, baseline=24).effective_batch_sizes == (1, 2, 4)
+    assert space_at(2, train_size=24, baseline=12).effective_batch_sizes == (1, 2, 8)  # 16 is more than the user has
+    # Memory: what does not fit is accumulated, or else is not there.
+    assert space_at(1, max_batch=2).effective_batch_sizes == (1, 2, 4)
+    assert space_at(1, max_batch=2, micro=0).effective_batch_sizes == (1, 2)
+    assert space_at(64, train_size=100, baseline=1).effective_batch_sizes == (1, 2, 8)
+    # In a horizon of 0.1 s there are 32 steps of no more than some 56 samples.
+    assert space_at(512, horizon_s=0.1).effective_batch_sizes == (16, 32)
+    # Nothing can be run: the baseline alone is left.
+    assert space_at(512, horizon_s=1e-3).effective_batch_sizes == (32,)
+
+
+@given(
+    st.integers(0, 12).map(lambda exponent: 2**exponent),
+    st.integers(8, 100_000),
+    st.integers(1, 4096),
+    st.integers(0, 4096),
+    st.integers(1, 512),
+)
 def test_the_space_always_holds_something_that_can_be_run(
     knee: int, train_size: int, max_batch: int, micro: int, baseline: int
 ) -> None:
-    runner = SimRunner()
-    facts, micro = sim_facts(train_size=train_size), min(micro, max_batch)
-    config = Config(plan=Plan(batch_size=baseline), lr=1e-3)
-    times = Profile(runner, knee_batch_size=knee)
-    space = space_for(facts, times, max_batch=max_batch, max_micro_batch=micro, horizon_s=5.0, baseline=config)
-    assert space.effective_batch_sizes
+    micro = min(micro, max_batch)
+    times = Profile(SimRunner(), knee_batch_size=knee)
+    space = space_at(knee, train_size=train_size, max_batch=max_batch, micro=micro, baseline=baseline, horizon_s=5.0)
     assert space.lr_low < 1e-3 * (knee / baseline) ** 0.5 < space.lr_high
-    for size in space.effective_batch_sizes:
+    sizes = set(space.effective_batch_sizes)
+    assert list(space.effective_batch_sizes) == sorted(sizes)
+
+    def can_run(size: int) -> bool:
         plan = times.plan_for(size, max_batch, "fp32", micro)
-        assert size == baseline or (
-            plan is not None
-            and total_steps(plan, times, 5.0) >= MIN_STEPS
-            and max(8, knee / 8) <= size <= min(4 * knee, train_size / 8)
-        )
+        return plan is not None and total_steps(plan, times, 5.0) >= MIN_STEPS
+
+    assert sizes == {baseline} or all(can_run(size) and size & (size - 1) == 0 for size in sizes)
+    # Where the best batch was measured to be, with room in the data for eight steps an epoch, nothing is left out.
+    measured = {size for size in (2**exponent for exponent in range(15)) if knee <= 4 * size <= 8 * knee}
+    assert {size for size in measured if 8 * size <= train_size and can_run(size)} <= sizes
+    # Few sizes are those that there are: around the baseline there is none to add.
+    if len(sizes) < 3 and sizes != {baseline}:
+        own = min((2**exponent for exponent in range(15)), key=lambda size: abs(math.log(size / baseline)))
+        around = {size for size in (own // 2, own, 2 * own) if size and (size <= baseline or 8 * size <= train_size)}
+        assert {size for size in around if can_run(size)} <= sizes
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])
@@ -744,29 +814,27 @@ def test_the_space_of_several_processes_is_of_batches_that_all_of_them_share(ran
 
 
 def test_the_range_test_cuts_the_learning_rates_off_above() -> None:
-    runner = SimRunner()
     baseline = Config(plan=Plan(batch_size=256), lr=1e-3)
-    cut = space_for(
+    around = functools.partial(
+        space_for,
         sim_facts(),
-        Profile(runner),
+        Profile(SimRunner()),
         max_batch=999,
         max_micro_batch=999,
         horizon_s=5,
         baseline=baseline,
-        lr_hint=2e-3,
-        lr_diverged=0.05,
     )
-    assert cut.lr_high == 0.05
-    kept = space_for(
-        sim_facts(),
-        Profile(runner),
-        max_batch=999,
-        max_micro_batch=999,
-        horizon_s=5,
-        baseline=baseline,
-        lr_diverged=1e-4,
-    )
-    assert kept.lr_high == 2e-3
+    assert around(lr_hint=2e-3, lr_diverged=0.05).lr_high == 0.05
+    assert around(lr_hint=2e-3, lr_diverged=1e-4).lr_high == 4e-3  # what it suggests itself stays inside
+    assert around(lr_hint=2e-3).lr_high == pytest.approx(0.2)
+
+
+def test_a_range_test_that_suggests_nothing_cuts_nothing_off() -> None:
+    """A baseline ten times too low, and a test that a bad batch ended at once: what is right is still found."""
+    runner = SimRunner(known=sim_facts(baseline=Config(plan=Plan(batch_size=256), lr=3e-4)))
+    run = race(runner, lr_hint=None, lr_diverged=2e-7, budget_s=120.0)
+    assert run.result.space.lr_high == pytest.approx(3e-2)
+    assert run.result.chosen.lr * (256 / run.result.chosen.plan.effective_batch_size) ** 0.5 > 1e-3
 
 
 def test_warm_starts_that_cannot_be_told_apart_are_one() -> None:

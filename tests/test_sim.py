@@ -242,6 +242,42 @@ def test_a_replayed_range_test_reads_as_the_tabulated_rate(batch_size: int, expe
     assert curve.diverged_at is not None
 
 
+def test_a_simulated_range_test_ends_where_the_loss_has_blown_up() -> None:
+    """Its loss grows by half at each step from a rate of 1e-2 on, and never comes to infinity."""
+    sweep = SimRunner(landscape=lambda config, share, seed: 0.5 if config.lr < 1e-2 else -1.0).sweep_lr(
+        Plan(batch_size=8), lowest=1e-7, highest=10.0, steps=100, seed=0
+    )
+    assert sweep.diverged
+    assert sweep.diverged_step == len(sweep.losses)
+    assert 1e-2 < sweep.lrs[-1] < 1e-1
+
+
+@pytest.mark.parametrize("has_key", [True, False])
+def test_a_table_without_a_range_test_replays_one_that_suggests_nothing(tmp_path: Path, has_key: bool) -> None:
+    table = json.loads(TABLE.read_text())
+    del table["lr_range_test_min_over_10_at_128"]
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(table | ({"lr_range_test_min_over_10_at_128": None} if has_key else {})))
+    runner = ReplayRunner.load(path)
+    curve = find_lr_curve(runner, Plan(batch_size=64))
+    assert (curve.suggestion, curve.diverged_at, len(curve.sweep.losses)) == (None, None, 100)
+    assert runner.clock() == pytest.approx(100 * 0.00164)
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_the_truths_of_the_cells_are_what_the_best_is_the_best_of(direction: str) -> None:
+    table = json.loads(TABLE.read_text()) | {"direction": direction}
+    runner = ReplayRunner(table=table)
+    truths = runner.truths()
+    assert list(truths) == [(batch, lr) for batch in table["batch_sizes"] for lr in table["lrs"]]
+    for (batch, lr), truth in truths.items():
+        assert runner.truth(config(batch, lr)) == truth  # to the last bit
+    assert runner.best() == (max if direction == "maximize" else min)(truths.values())
+    cell_of(table).extend([[0.5, 0.6, 0.99], [0.5, 0.6, 0.97]])
+    table["truth_seeds"] = 2
+    assert runner.truths() == {(64, 1e-2): pytest.approx(0.98)}  # no other cell has seeds to tell
+
+
 def drop(key: str) -> Callable[[dict[str, Any]], object]:
     return lambda table: table.pop(key)
 
@@ -266,7 +302,8 @@ def shorten_a_column(table: dict[str, Any]) -> None:
         (put("lrs", [1e-1, 1e-2, 1e-3, 1e-4]), "lrs must rise"),
         (put("rungs", [0.0, 0.5, 1.0]), "rungs must be a list of numbers above 0"),
         (put("step_time_s", [0.1]), "step_time_s must have one number for each of batch_sizes"),
-        (put("lr_range_test_min_over_10_at_128", None), "must be a number above 0, not None"),
+        (put("lr_range_test_min_over_10_at_128", 0), "min_over_10_at_128 must be a number above 0, or null, not 0"),
+        (put("full_trial_s", None), "full_trial_s must be a number above 0, not None"),
         (put("baseline", {"lr": 1}), "baseline must hold the numbers batch_size and lr"),
         (put("score", "none"), "score must be a list of 3, not str"),
         (spoil_a_score, r"score\[1\]\[2\]\[0\]\[1\] is nan, neither a finite number nor null"),

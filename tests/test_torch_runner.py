@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +21,14 @@ from autobatch import Task
 from autobatch.checkpoints import checkpoint_path
 from autobatch.devices import open_device
 from autobatch.errors import CheckpointError, DeviceLost, NoValidResult, StorageError, TaskError
-from autobatch.plan import Config, Plan, Rung, RungResult
+from autobatch.plan import Config, Plan, Rung, RungResult, Runner
 from autobatch.tasks.data import counted_samples, load_data
 from autobatch.tasks.task import accuracy, load_task
 from autobatch.worker import open_task
 from autobatch.worker.torch_runner import TorchRunner
 from autobatch.worker.training import read_checkpoint
 
-from .contracts import RunnerContract
+from .contracts import RangeTestContract, RunnerContract
 
 
 def data(seed: int) -> TensorDataset:
@@ -66,6 +66,22 @@ class TorchContract(RunnerContract):
 
 class TestOnTheCpu(TorchContract):
     device = "cpu"
+
+
+class TestRangeTestsInThisProcess(RangeTestContract):
+    @pytest.fixture
+    def opened(self, tmp_path: Path) -> Iterator[Callable[[str], Runner]]:
+        runners: list[TorchRunner] = []
+
+        def opened(text: str) -> Runner:
+            file = tmp_path / "model.py"
+            file.write_text(text)
+            runners.append(TorchRunner(load_task(file), open_device("cpu"), checkpoints=tmp_path / "checkpoints"))
+            return runners[-1]
+
+        yield opened
+        for runner in runners:
+            runner.close()
 
 
 @pytest.mark.gpu

@@ -10,35 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from statistics import median
 from typing import Any
 
 from ..errors import SettingError
 from ..plan import LrSweep, Plan, Runner
+from ..sweep import noise_of, smooth, start_of
 
-SMOOTHING = 0.9  # assumed: weight of the past; the average looks back over about ten steps, a tenth of a sweep of 100
 FEWEST_STEPS = 20  # assumed: below it the smoothing sees no shape
-
-_LEAST_FALL = 1e-3  # assumed: a smaller fall, as a share of the first losses, is rounding
 
 # Best rate over the batch, as a power of it. Measured on six tables of two tasks (96 cells of batch and rate, 5 seeds
 # each): SGD 0.60 to 0.82, AdamW 0.27 to 0.40; 0.5 is the safest single prior.
 SCALING_EXPONENT = 0.5
 
 Rule = Callable[[Sequence[float], Sequence[float]], float | None]
-
-
-def smooth(losses: Sequence[float]) -> tuple[float, ...]:
-    """The exponential moving average of `losses`, with the bias towards its start at zero corrected.
-
-    The average after step i, divided by 1 - SMOOTHING ** (i + 1), as Adam does for its moments (Kingma and Ba 2015).
-    """
-    average, smoothed = 0.0, []
-    for step, loss in enumerate(losses, start=1):
-        average = SMOOTHING * average + (1 - SMOOTHING) * loss
-        smoothed.append(average / (1 - SMOOTHING**step))
-    return tuple(smoothed)
 
 
 def fell(losses: Sequence[float], smoothed: Sequence[float]) -> bool:
@@ -49,9 +33,7 @@ def fell(losses: Sequence[float], smoothed: Sequence[float]) -> bool:
     """
     if len(losses) < 3:
         return False
-    start = median(losses[: max(3, len(losses) // 10)])
-    noise = median(abs(after - before) for before, after in pairwise(losses))
-    return start - min(smoothed) > max(noise, _LEAST_FALL * abs(start))
+    return start_of(losses) - min(smoothed) > noise_of(losses)
 
 
 def min_over_10(lrs: Sequence[float], smoothed: Sequence[float]) -> float | None:

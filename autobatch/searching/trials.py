@@ -33,6 +33,11 @@ LR_EXPONENT = 0.5
 # Decades of learning rate on either side of the hints. Assumed: with hints a decade apart, a space of five decades.
 LR_DECADES = 2.0
 
+# Batch sizes start here where the knee is well above it, and a space of fewer sizes than that is no search. Both
+# assumed; the tables that were measured have their knees at 128 and above, where the first says nothing.
+FEWEST_SAMPLES = 8
+FEWEST_SIZES = 3
+
 # Two learning rates closer than this factor are one configuration. Assumed: far inside the narrowest basin measured
 # (0.4 of a decade within one point of accuracy).
 SAME_LR = 1.1
@@ -200,8 +205,7 @@ class SearchSettings:
         most_trials: configurations tried at most. Assumed: far beyond what is measured to help.
         keep_checkpoints: so many of the best complete trials keep theirs when the race is over.
         sampler: "tpe" or any Optuna sampler, promoted by successive halving; "freeze-thaw"; or "auto", which begins
-            with freeze-thaw and goes over to "tpe".
-        thaws: full trials' worth of modelled time after which "auto" does.
+            with freeze-thaw and goes over to "tpe" (`race.THAWS`).
         lrs: the only learning rates to propose, rising; any where it is empty.
         earlier: what earlier runs found, each with where it comes from: tried first, as far as memory holds it.
     """
@@ -213,7 +217,6 @@ class SearchSettings:
     most_trials: int = 256
     keep_checkpoints: int = 0
     sampler: str | BaseSampler = "auto"
-    thaws: float = 16.0
     lrs: tuple[float, ...] = ()
     earlier: tuple[tuple[Config, str], ...] = ()
 
@@ -281,9 +284,10 @@ def space_for(
     """The space around a profile and the hints about the learning rate; it holds at least one batch size.
 
     Batch sizes are the powers of two, times the processes, in [knee / 8, 4 knee] (measured: the best one under equal
-    time was within [knee / 4, 2 knee] on eight of eight tables), from 8 up, at most an eighth of the training data
-    (assumed: fewer than eight steps an epoch are hardly a stochastic method), that fit and take at least `MIN_STEPS`
-    steps in the horizon.
+    time was within [knee / 4, 2 knee] on eight of eight tables), from `FEWEST_SAMPLES` up where that cuts nothing off
+    the measured range, at most an eighth of the training data (assumed: fewer than eight steps an epoch are hardly a
+    stochastic method), that fit and take at least `MIN_STEPS` steps in the horizon. Where they are fewer than
+    `FEWEST_SIZES`, the baseline's own size, half and twice it come in, as powers of two, as far as they can be run.
 
     Args:
         facts, times: the task and its throughput profile.
@@ -292,27 +296,38 @@ def space_for(
         horizon_s: seconds of training of one full trial.
         baseline: its learning rate is a hint, its batch size the last resort where no power of two fits.
         lr_hint: the range test's suggestion at the knee; None without one.
-        lr_diverged: the rate at which the range test at the knee blew up; None where it did not.
+        lr_diverged: the rate at which the range test at the knee blew up, believed where it also suggests one; None
+            where it did not.
         earlier: configurations that earlier runs found; their rates lie in the space.
     """
     ranks = facts.baseline.plan.ranks
-    knee = ranks * times.knee_batch_size
-    high = 4 * knee if facts.train_size is None else min(4 * knee, facts.train_size / 8)
-    sizes = []
-    for exponent in range(1 + math.floor(math.log2(max(8, high)))):
-        size = ranks * 2**exponent
+    knee, batch = ranks * times.knee_batch_size, baseline.plan.effective_batch_size
+    most = math.inf if facts.train_size is None else facts.train_size / 8
+    low, high = max(knee / 8, min(FEWEST_SAMPLES, knee / 4)), min(4 * knee, most)
+
+    def can_run(size: int) -> bool:
         plan = times.plan_for(size, max_batch, facts.precision, max_micro_batch)
-        if max(8, knee / 8) <= size <= high and plan and total_steps(plan, times, horizon_s) >= MIN_STEPS:
-            sizes.append(size)
-    batch = baseline.plan.effective_batch_size
+        return plan is not None and total_steps(plan, times, horizon_s) >= MIN_STEPS
+
+    exponents = range(1 + math.floor(math.log2(4 * times.knee_batch_size)))
+    sizes = {size for exponent in exponents if low <= (size := ranks * 2**exponent) <= high and can_run(size)}
+    if len(sizes) < FEWEST_SIZES:
+        own = max(0, round(math.log2(batch / ranks)))
+        near = {ranks * 2**exponent for exponent in range(max(0, own - 1), own + 2)}
+        # What the user trains with is not too much for the data, whatever share of them it is.
+        sizes |= {size for size in near if size <= max(most, batch) and can_run(size)}
     hints = [baseline.lr * scale(batch, knee)] + ([lr_hint] if lr_hint else [])
     lr_low, lr_high = min(hints) / 10**LR_DECADES, max(hints) * 10**LR_DECADES
-    if lr_diverged is not None:
+    # Where the loss never fell, nothing shows that the test trained at all: what ended it may be a bad batch at a rate
+    # far too low. A bound too high costs trials that diverge on their first rung, one too low the best rates.
+    if lr_diverged is not None and lr_hint is not None:
         # A rate that somebody trains with, or that the test itself suggests, stays inside whatever the test says.
         lr_high = max(min(lr_high, lr_diverged), 2 * max(hints))
     found = [config.lr * scale(config.plan.effective_batch_size, knee) for config in earlier]
     lr_low, lr_high = min([lr_low, *found]), max([lr_high, *found])
-    return Space(effective_batch_sizes=tuple(sizes) or (batch,), lr_low=lr_low, lr_high=lr_high, reference_batch=knee)
+    return Space(
+        effective_batch_sizes=tuple(sorted(sizes)) or (batch,), lr_low=lr_low, lr_high=lr_high, reference_batch=knee
+    )
 
 
 def warm_starts(

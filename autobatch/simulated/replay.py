@@ -7,12 +7,14 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count, repeat
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
 from ..errors import CheckpointError, ReportError
 from ..plan import Config, DeviceInfo, LrSweep, Measurement, MemoryLimit, Plan, Rung, RungResult, Runner, TaskFacts
+from ..sweep import drive
 from .recording import Recording, ReplayProber
 from .sim import VirtualClock
 
@@ -21,10 +23,8 @@ _MIB = 1 << 20
 Value = TypeVar("Value", float, float | None)
 _Curve = Sequence[float | None]  # the scores of one seed, a rung each
 
-_TABLE_KEYS = (
-    *("name", "full_trial_s", "direction", "batch_sizes", "lrs", "rungs", "step_time_s"),
-    *("baseline", "lr_range_test_min_over_10_at_128", "score"),
-)
+_RANGE_TEST = "lr_range_test_min_over_10_at_128"  # null, or not there, where none was run or it suggested nothing
+_TABLE_KEYS = ("name", "full_trial_s", "direction", "batch_sizes", "lrs", "rungs", "step_time_s", "baseline", "score")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,11 +78,21 @@ class ReplayRunner(Runner):
         means = [self._mean_end(cell) for cell in self._row(config)]
         return _interpolate([math.log(lr) for lr in self.table["lrs"]], means, math.log(config.lr))
 
+    def truths(self) -> dict[tuple[int, float], float]:
+        """The `truth` of each tabulated cell, by batch size and rate; where seeds are held back, of those that have
+        such.
+        """
+        return {
+            (batch, lr): self._mean_end(cell)
+            for batch, row in zip(self.table["batch_sizes"], self.table["score"], strict=True)
+            for lr, cell in zip(self.table["lrs"], row, strict=True)
+            if len(cell) > self._truth_seeds or not self._truth_seeds
+        }
+
     def best(self) -> float:
-        """The best `truth` of any tabulated cell; where seeds are held back, of one that has such."""
-        cells = [cell for row in self.table["score"] for cell in row]
-        truths = [self._mean_end(cell) for cell in cells if len(cell) > self._truth_seeds or not self._truth_seeds]
-        return max(truths) if self.table["direction"] == "maximize" else min(truths)
+        """The best of the `truths`."""
+        means = self.truths().values()
+        return max(means) if self.table["direction"] == "maximize" else min(means)
 
     def worst(self) -> float:
         """The worst finite score at the end of the schedule."""
@@ -161,20 +171,20 @@ class ReplayRunner(Runner):
         """A made-up range test with the table's answer, since no losses are tabulated.
 
         The loss falls up to ten times the tabulated min/10, scaled from batch 128 by the square root, and blows up at
-        the next step, so that every smoothing has its lowest loss there.
+        the next step, so that every smoothing has its lowest loss there. Without a tabulated one it stays where it is,
+        and the test suggests nothing.
         """
-        turn = 10 * self.table["lr_range_test_min_over_10_at_128"] * math.sqrt(plan.effective_batch_size / 128)
-        ratio = (highest / lowest) ** (1 / (steps - 1))
-        lrs, losses = [], []
-        for step in range(steps):
-            lrs.append(lowest * ratio**step)
-            losses.append(2.0 - step / steps if lrs[-1] <= turn else 20.0)
-            if lrs[-1] > turn:
-                break
+        hint = self.table.get(_RANGE_TEST)
+        turn = math.inf if hint is None else 10 * hint * math.sqrt(plan.effective_batch_size / 128)
+        falls = repeat(2.0) if hint is None else (2.0 - step / steps for step in count())
+
+        def loss_at(lr: float) -> float:
+            return next(falls) if lr <= turn else 1000.0
+
+        lrs, losses, diverged = drive(loss_at, lowest=lowest, highest=highest, steps=steps)
         seconds = len(lrs) * self._step_s(plan)
         self.clock.advance(seconds)
-        diverged = lrs[-1] > turn
-        return LrSweep(plan=plan, lrs=tuple(lrs), losses=tuple(losses), diverged=diverged, seconds=seconds)
+        return LrSweep(plan=plan, lrs=lrs, losses=losses, diverged=diverged, seconds=seconds)
 
     def advance(self, rung: Rung) -> RungResult:
         if rung.start_step and rung.start_step not in self.kept.get(rung.trial, ()):
@@ -225,7 +235,7 @@ def _interpolate(xs: Sequence[float], ys: Sequence[Value], x: float, border: flo
     share of the way to the next.
     """
     place = bisect_left(xs, x)
-    if place == 0 or place == len(xs):
+    if place == 0 or place == len(xs) or xs[place] == x:  # to the last bit where it is tabulated
         return ys[min(place, len(xs) - 1)]
     low, high = ys[place - 1], ys[place]
     share = (x - xs[place - 1]) / (xs[place] - xs[place - 1])
@@ -250,9 +260,11 @@ def _table_problems(table: object) -> list[str]:
             problems.append(f"{key} must be a list of numbers above 0")
         elif key != "step_time_s" and values != sorted(set(values)):
             problems.append(f"{key} must rise")
-    for key in ("full_trial_s", "lr_range_test_min_over_10_at_128"):
-        if not (_is_number(table[key]) and table[key] > 0):
-            problems.append(f"{key} must be a number above 0, not {table[key]!r}")
+    if not (_is_number(table["full_trial_s"]) and table["full_trial_s"] > 0):
+        problems.append(f"full_trial_s must be a number above 0, not {table['full_trial_s']!r}")
+    hint = table.get(_RANGE_TEST)
+    if hint is not None and not (_is_number(hint) and hint > 0):
+        problems.append(f"{_RANGE_TEST} must be a number above 0, or null, not {hint!r}")
     baseline = table["baseline"]
     if not isinstance(baseline, dict) or not all(_is_number(baseline.get(key)) for key in ("batch_size", "lr")):
         problems.append("baseline must hold the numbers batch_size and lr")

@@ -30,6 +30,7 @@ from ..plan import (
     TaskFacts,
 )
 from ..searching.crew import Alone, Crew
+from ..sweep import drive
 
 _MIB = 1 << 20
 
@@ -192,18 +193,20 @@ class SimRunner(Runner):
     def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
         seconds = steps * plan.accumulation_steps * self.step_s(plan.batch_size)
         self.clock.advance(seconds)
-        ratio = (highest / lowest) ** (1 / (steps - 1))
-        lrs, losses, loss, learned = [], [], 2.3, False
-        for step in range(steps):
-            lr = lowest * ratio**step
-            score = self.landscape(Config(plan=plan, lr=lr), 1.0, seed)
-            lrs.append(lr)
-            losses.append(loss)
+        loss, learned = 2.3, False
+
+        def loss_at(lr: float) -> float:
+            nonlocal loss, learned
+            before, score = loss, self.landscape(Config(plan=plan, lr=lr), 1.0, seed)
             if score is None:
-                return LrSweep(plan=plan, lrs=tuple(lrs), losses=tuple(losses), diverged=True, seconds=seconds)
-            learned = learned or score > 0  # too low a rate leaves the loss where it is, too high a one raises it
-            loss = loss * 1.5 if learned and score <= 0 else max(0.1, loss - 0.1 * max(0.0, score))
-        return LrSweep(plan=plan, lrs=tuple(lrs), losses=tuple(losses), diverged=False, seconds=seconds)
+                loss = math.inf
+            else:
+                learned = learned or score > 0  # too low a rate leaves the loss where it is, too high a one raises it
+                loss = loss * 1.5 if learned and score <= 0 else max(0.1, loss - 0.1 * max(0.0, score))
+            return before
+
+        lrs, losses, diverged = drive(loss_at, lowest=lowest, highest=highest, steps=steps)
+        return LrSweep(plan=plan, lrs=lrs, losses=losses, diverged=diverged, seconds=seconds)
 
     def advance(self, rung: Rung) -> RungResult:
         if rung.start_step and rung.start_step not in self.kept.get(rung.trial, ()):

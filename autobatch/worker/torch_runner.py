@@ -25,7 +25,6 @@ from ..errors import (
 )
 from ..files import sync_folder
 from ..plan import (
-    SWEEP_BLOW_UP,
     Config,
     Energy,
     LrSweep,
@@ -37,6 +36,7 @@ from ..plan import (
     Runner,
     Workload,
 )
+from ..sweep import drive
 from ..tasks.data import (
     Batch,
     SampleDataset,
@@ -275,40 +275,35 @@ class TorchRunner(OpenTask, Runner):
             raise TaskError(f"the range test at batch {plan.batch_size} does not fit in memory: {swept.message}")
         lrs, losses, diverged = swept
         seconds = perf_counter() - started
-        return LrSweep(plan=plan, lrs=tuple(lrs), losses=tuple(losses), diverged=diverged, seconds=seconds)
+        return LrSweep(plan=plan, lrs=lrs, losses=losses, diverged=diverged, seconds=seconds)
 
     def _sweep(
         self, plan: Plan, lowest: float, highest: float, steps: int, seed: int
-    ) -> tuple[list[float], list[float], bool]:
+    ) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
         # Without the task's schedule: the sweep sets the rate itself. Groups keep their ratio to the rate asked for.
         task = replace(self._task, scheduler=None)
         config = Config(plan=plan, lr=lowest)
         trainer = Trainer(task, config, self._device.torch_device, seed=seed, total_steps=steps, group=self._group)
         groups = [group["lr"] / lowest for group in trainer.optimizer.param_groups]
         batches = training_batches(task, self._train_data(), plan, seed=seed, rank=self._rank)
-        ratio = (highest / lowest) ** (1 / (steps - 1))
-        lrs: list[float] = []
-        losses: list[float] = []
-        for index in range(steps):
-            lr = lowest * ratio**index
+        has_trained = False
+
+        def loss_at(lr: float) -> float | None:
+            nonlocal has_trained
             for group, share in zip(trainer.optimizer.param_groups, groups, strict=True):
                 group["lr"] = lr * share
             try:
                 loss = trainer.step(batches)
             except (Exception, SystemExit) as error:
-                if not losses or self._device.is_out_of_memory(error) or is_rank_lost(error):
+                if not has_trained or self._device.is_out_of_memory(error) or is_rank_lost(error):
                     raise
-                return lrs, losses, True  # many a training loop gives up by itself when the loss blows up
+                return None  # many a training loop gives up by itself when the loss blows up
             if loss is None:
                 raise NoValidResult("a range test needs the loss: let training_step return it")
-            value = self._mean_of_ranks(loss)
-            if not math.isfinite(value):
-                return lrs, losses, True
-            lrs.append(lr)
-            losses.append(value)
-            if value > SWEEP_BLOW_UP * max(min(losses), 1e-12) and index > steps // 10:
-                return lrs, losses, True
-        return lrs, losses, False
+            has_trained = True
+            return self._mean_of_ranks(loss)
+
+        return drive(loss_at, lowest=lowest, highest=highest, steps=steps)
 
     # -- trials -------------------------------------------------------------------------------------------------------
 
