@@ -124,6 +124,11 @@ def _at(space: Space, point: Array) -> tuple[int, float]:
     return batch, space.lr_at(batch, math.exp(float(point[1])))
 
 
+def untried(trials: Sequence[Trial], space: Space, seed: int) -> list[tuple[int, float]]:
+    """(effective batch size, learning rate) at every size, the rates evenly over the range; but none that was tried."""
+    return [_at(space, point) for point in _candidates(trials, space, seed)]
+
+
 def _candidates(trials: Sequence[Trial], space: Space, seed: int) -> Array:
     """(m, 3): every batch size with rates evenly over the range, shifted from choice to choice, but none tried."""
     low, high = math.log(space.lr_low), math.log(space.lr_high)

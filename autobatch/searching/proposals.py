@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ..plan import Config, Direction
-from .freeze_thaw import choose
+from .freeze_thaw import choose, untried
 from .ledger import Ledger
 from .limits import MemoryLimits
 from .study import propose
@@ -80,9 +80,9 @@ class Proposals:
                 config = self._config(batch, lr)
                 if config not in tried and not any(same_config(config, other) for other in under_way):
                     return config
-            untried = [cell for cell in self._cells(sizes) if cell not in tried]
-        self.is_exhausted = not untried
-        return min(untried, key=partial(_distance, config), default=None)
+            left = self._left(trials, sizes)
+        self.is_exhausted = not left
+        return min(left, key=partial(_distance, config), default=None)
 
     def chosen(self, trials: Sequence[Trial], resumable: list[Trial], *, may_start: bool) -> Trial | Config | None:
         """What freeze-thaw would train next, one of `resumable` or something new; None where there is neither."""
@@ -99,11 +99,15 @@ class Proposals:
             )
         return choice if choice is None or isinstance(choice, Trial) else self._config(*choice)
 
-    def _cells(self, sizes: Sequence[int]) -> list[Config]:
-        """All that can be proposed where the learning rates are on a grid; nothing where any may be."""
-        cells = (self._config(size, lr) for size in sizes for lr in self.space.lrs)
+    def _left(self, trials: Sequence[Trial], sizes: tuple[int, ...]) -> list[Config]:
+        """What was not tried: of a grid all cells, else what can be told apart from all that was."""
+        if not self.space.lrs:
+            space = replace(self.space, effective_batch_sizes=sizes)
+            return [self._config(*place) for place in untried(trials, space, self.settings.seed)]
         low, high = self.space.lr_low / SAME_LR, self.space.lr_high * SAME_LR
-        return [cell for cell in cells if low <= self.space.scaled_lr(cell) <= high]
+        cells = (self._config(size, lr) for size in sizes for lr in self.space.lrs)
+        tried = {trial.config for trial in trials}
+        return [cell for cell in cells if low <= self.space.scaled_lr(cell) <= high and cell not in tried]
 
     def _config(self, batch: int, lr: float) -> Config:
         plan = self.limits.plan_for(batch)
