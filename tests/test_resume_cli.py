@@ -21,6 +21,7 @@ import torch
 
 import autobatch
 from autobatch.cli import cli
+from autobatch.engines import remote
 from autobatch.errors import SettingError
 from autobatch.runs.run_folder import read_state
 from autobatch.searching import race
@@ -392,8 +393,9 @@ def test_a_loader_that_is_stuck_is_cut_and_the_search_goes_on(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(race, "HANG_LEAST_S", 1.0)
+    monkeypatch.setattr(remote, "GRACE_S", 0.2)
     task.write_text(f"{task.read_text()}\n{STUCK}")
-    report = autobatch.tune(task, budget="100s", train_time="0.3s", max_trials=5, device="cpu")
+    report = autobatch.tune(task, budget="100s", train_time="0.3s", max_trials=4, device="cpu")
     failed = [trial for trial in report.trials if trial["state"] == "failed"]
     assert failed
     assert {trial["outcome"] for trial in failed} == {"timeout"}
