@@ -263,7 +263,7 @@ def test_a_team_sees_the_run_and_nobody_the_password(server: Server, task: Path,
 @pytest.mark.usefixtures("ready_python")
 def test_a_database_that_goes_away_in_mid_run_loses_nothing(server: Server, task: Path, tmp_path: Path) -> None:
     """It is stopped in the first trial after the baseline, and started again when another one has ended."""
-    given = [*QUICK, "--max-trials", "10", "--storage", server.url, "--json"]
+    given = [*QUICK, "--max-trials", "7", "--storage", server.url, "--json"]
     command = [sys.executable, "-m", "autobatch", "tune", "model.py", *given]
     stopped = started = False
     with open(tmp_path / "out", "w") as out, open(tmp_path / "err", "w") as err:

@@ -21,6 +21,7 @@ import torch
 
 import autobatch
 from autobatch.cli import cli
+from autobatch.engines import remote
 from autobatch.errors import SettingError
 from autobatch.runs.run_folder import read_state
 from autobatch.searching import race
@@ -353,7 +354,7 @@ def test_a_configuration_that_hangs_or_dies_is_counted_as_failed_and_never_tried
     assert read_state(the_run(tmp_path)).is_finished
 
 
-# A loader whose worker process waits for ever, as for a file system that has gone, where the rate is above 2e-3.
+# A loader whose worker process waits for ever, as for a file system that has gone, at the first rate of a trial's own.
 STUCK = """
 import os, time
 
@@ -374,10 +375,14 @@ class Data(torch.utils.data.Dataset):
         return len(self.data)
 
     def __getitem__(self, index):
-        if rate > 2e-3 and torch.utils.data.get_worker_info() is not None:
-            with open("stuck", "a") as file:
-                file.write(f"{rate} {os.getpid()}\\n")
-            time.sleep(600)
+        if rate > 1.2e-3 and torch.utils.data.get_worker_info() is not None:
+            with open("stuck", "a+") as file:
+                file.seek(0)
+                is_mine = file.read().split()[:1] in ([], [str(rate)])
+                if is_mine:
+                    file.write(f"{rate} {os.getpid()}\\n")
+            if is_mine:
+                time.sleep(600)
         return self.data[index]
 
 _plain = train_data
@@ -391,19 +396,16 @@ def test_a_loader_that_is_stuck_is_cut_and_the_search_goes_on(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(race, "HANG_LEAST_S", 1.0)
+    monkeypatch.setattr(race, "HANG_LEAST_S", 4.0)
+    monkeypatch.setattr(remote, "GRACE_S", 0.2)
     task.write_text(f"{task.read_text()}\n{STUCK}")
-    report = autobatch.tune(task, budget="100s", train_time="0.3s", max_trials=5, device="cpu")
-    failed = [trial for trial in report.trials if trial["state"] == "failed"]
-    assert failed
-    assert {trial["outcome"] for trial in failed} == {"timeout"}
-    assert all(trial["lr"] > 2e-3 for trial in failed)
+    report = autobatch.tune(task, budget="100s", train_time="0.3s", max_trials=4, device="cpu")
+    ((rate, loader),) = [line.split() for line in (tmp_path / "stuck").read_text().splitlines()]  # it was tried once
+    (stuck,) = [trial for trial in report.trials if trial["outcome"] == "timeout"]
+    assert (stuck["state"], stuck["lr"], stuck["scores"]) == ("failed", float(rate), [])
     assert report.trials[0]["state"] == "complete"
-    assert any(trial["state"] != "failed" and trial["number"] > failed[0]["number"] for trial in report.trials)
-    tried = [line.split() for line in (tmp_path / "stuck").read_text().splitlines()]
-    assert {rate for rate, _ in tried} == {str(trial["lr"]) for trial in failed}
-    assert len(tried) == len(failed)  # each once
-    assert all(wait_until_gone(int(pid)) for _, pid in tried)
+    assert any(trial["scores"] for trial in report.trials[stuck["number"] + 1 :])
+    assert wait_until_gone(int(loader))
     assert read_state(the_run(tmp_path)).is_finished
 
 
