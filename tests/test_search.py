@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.errors import BudgetTooShort, NoValidResult, SettingError, TaskError
+from autobatch.errors import BudgetTooShort, CheckpointError, NoValidResult, SettingError, TaskError
 from autobatch.measuring.profiling import profile
 from autobatch.plan import Config, Direction, GradNorms, Plan, Precision, Rung, RungResult
 from autobatch.searching.costs import EQUIVALENTS
@@ -496,6 +496,7 @@ def test_an_interrupt_leaves_the_baseline_unless_the_seeds_had_spoken(at: int) -
     assert (result.baseline is None) == (stop <= 3)
     assert all(trial.state != "running" for trial in result.trials)
     assert any("stopped by the user" in reason for reason in result.why)
+    assert not any("not enough" in reason for reason in result.why)
 
 
 def test_test_data_is_scored_once_for_each_side() -> None:
@@ -506,10 +507,11 @@ def test_test_data_is_scored_once_for_each_side() -> None:
     assert race(**sampled()).result.test_score is None
 
 
-def test_a_test_that_fails_costs_its_score_and_nothing_else() -> None:
+@pytest.mark.parametrize("error", [TaskError("labels out of range"), CheckpointError("it is torn: out of range")])
+def test_a_test_that_fails_costs_its_score_and_nothing_else(error: Exception) -> None:
     class Untestable(SimRunner):
         def test_score(self, rung: Rung) -> float | None:
-            raise TaskError("the labels of test_data() are out of range")
+            raise error
 
     run = race(Untestable(known=sim_facts(has_test_data=True)), **sampled())
     assert run.result.score is not None

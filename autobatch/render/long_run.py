@@ -81,6 +81,11 @@ def _leads(found: Json, baseline: str, decimals: int) -> list[Part]:
         for one in found["forecasts"]
     )
     text = 'A lead is positive where what is recommended is better; "ahead" is the chance that it still is.'
+    if any(one.get("is_picked", False) for one in found["forecasts"]):  # a report of before does not know
+        text += (
+            " The runner-up was picked by the one score that it has: by luck that is rather too high, and the lead "
+            "over it too small."
+        )
     return [Paragraph(text=text), Table(columns=columns, rows=rows)]
 
 
@@ -92,7 +97,14 @@ def _stability(found: list[Json]) -> str:
         f"{_rung(one['early'])} to {_rung(one['late'])} {share_text(one['kept'])} of {count_text(one['pairs'], 'pair')}"
         for one in found
     )
-    return f"Pairs of trials in the same order at two rungs (half would be chance): {seen}."
+    text = f"Pairs of trials in the same order at two rungs (half would be chance): {seen}."
+    last = max(found, key=lambda one: (one["late"], one["early"]))
+    if last["kept"] <= 0.5:
+        text += (
+            f" From {_rung(last['early'])} to {_rung(last['late'])} no more than half kept it: which of these trials "
+            "is ahead says nothing of a longer training. A lead above rests on the scores and their noise, not on this."
+        )
+    return text
 
 
 def _times_text(times: float) -> str:

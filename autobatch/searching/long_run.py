@@ -22,8 +22,9 @@ import numpy as np
 from ..plan import Config, Direction
 from . import surrogate
 from .conclusion import SearchResult
-from .confirmation import ScoreSummary, pooled_sigma
+from .confirmation import ScoreSummary
 from .freeze_thaw import observations
+from .seed_noise import pooled_sigma, score_resolution
 from .stability import SAFE_RISK, divergence_risk
 from .surrogate import Array, Observation
 from .trials import Ladder, Space, Trial, oriented
@@ -81,6 +82,8 @@ class Forecast:
         lead: at T; positive where the choice is better, in units of the score.
         expected, low, high: the median and the bounds of the interval after the long training.
         ahead: the chance that the choice is better then.
+        is_picked: the other was picked by the one score that it has, which is then rather too high, and the lead too
+            small (benchmarks/NOTES.md).
     """
 
     against: str
@@ -91,6 +94,7 @@ class Forecast:
     low: float
     high: float
     ahead: float
+    is_picked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +195,8 @@ def rank_stability(trials: Sequence[Trial], ladder: Ladder, direction: Direction
 def _forecasts(result: SearchResult, direction: Direction, doublings: float) -> list[Forecast]:
     """The lead of the choice over the baseline, and over the best of the others that were trained to the end."""
     full = [t for t in result.trials if t.role != "confirmation" and t.final_score is not None]
-    sigma = result.sigma or pooled_sigma([], [t.final_score for t in full if t.final_score is not None], direction)
+    scores = [t.final_score for t in full if t.final_score is not None]
+    sigma = result.sigma or pooled_sigma([], scores, direction, resolution=score_resolution(result.trials))
     chosen = next((trial for trial in full if trial.config == result.chosen), None)
     if chosen is None or sigma is None:
         return []
@@ -223,6 +228,7 @@ def _forecasts(result: SearchResult, direction: Direction, doublings: float) -> 
                 low=low,
                 high=high,
                 ahead=float((drawn > 0).mean()),
+                is_picked=name == "runner-up" and theirs is None,
             )
         )
     return found
