@@ -478,6 +478,26 @@ def test_a_finalist_that_fails_under_a_fresh_seed_gives_way() -> None:
     assert any("failed under a fresh seed" in reason for reason in run.result.why)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 3])
+def test_a_fresh_seed_that_fails_at_once_leaves_its_time_to_the_next_best(seed: int) -> None:
+    """The model has charged it in full; what the clock has left of that pays for the runner-up's."""
+    baseline = sim_facts().baseline
+    failed: list[Config] = []
+
+    def fails(rung: Rung) -> bool:
+        fresh = rung.config != baseline and rung.start_step == 0 and rung.is_last
+        if fresh and rung.config not in failed and len(failed) < 2:
+            failed.append(rung.config)
+        return fresh and rung.config in failed
+
+    sampler = optuna.samplers.RandomSampler(seed=seed)
+    run = race(SimRunner(faults=fault("diverged", fails, seconds=0.05)), sampler=sampler, most_trials=200, seed=seed)
+    assert len(failed) == 2
+    assert run.result.finalist_score is not None
+    assert run.result.finalist not in failed
+    assert run.ledger.elapsed_s <= 60
+
+
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 9, 20, -1])
 def test_an_interrupt_leaves_the_baseline_unless_the_seeds_had_spoken(at: int) -> None:
     rungs = len(race(**sampled()).runner.rungs)

@@ -11,7 +11,7 @@ from ..plan import HANG_FACTOR, HANG_LEAST_S, Config, Direction, Plan, Rung, Run
 from ..units import format_duration
 from .account import Account, Leg
 from .conclusion import SearchResult, conclude
-from .confirmation import Verdict, as_believed, failed_afresh, judge, leads_clearly, next_seed_for
+from .confirmation import Verdict, judge, leads_clearly, next_seed_for
 from .costs import EQUIVALENTS, Costs
 from .crew import Crew
 from .ledger import Ledger
@@ -215,16 +215,15 @@ class Race:
                 if self._fits(self.costs.rung_s(trial, until_step)):
                     return trial, until_step
                 self._set_aside(trial)
-        # Once fresh seeds have begun they end the race; where all of them failed, the search was misled, and what they
-        # left of the time may pay for going on with it.
-        if failed_afresh(self.trials) or not any(trial.role == "confirmation" for trial in self.trials):
+        # Once fresh seeds have begun they end the race, those that failed too: what these leave of the time is the next
+        # best one's, and hardly ever enough for another trial beside the reserve (benchmarks/NOTES.md).
+        if not self.is_confirming and not any(trial.role == "confirmation" for trial in self.trials):
             action = self._next_action()
             while action is None and self.account.allot_what_is_left():
                 action = self._next_action()
             if action is None and self.account.under_way:
                 return None  # what it brings may be worth going on with
             if action is not None:
-                self.is_confirming = False
                 return action, self._next_until(action)
         if not self.is_confirming:
             self.is_confirming = True
@@ -233,22 +232,21 @@ class Race:
 
     def _next_action(self) -> Trial | None:
         """The trial to advance by a rung, new or paused; None when nothing that could be finished fits."""
-        trials = as_believed(self.trials)
         left_s = self.account.left_s(self.confirmations)
         may_start = left_s >= self.costs.full_trial_s
         if may_start and self.proposals.waiting:
             config, origin = self.proposals.waiting.pop(0)
             return self._start(config, "warm start", origin)
         if self.settings.sampler == "freeze-thaw":
-            resumable = [t for t in trials if t.state == "paused" and self.costs.finish_s(t) <= left_s]
-            choice = self.proposals.chosen(trials, resumable, may_start=may_start)
+            resumable = [t for t in self.trials if t.state == "paused" and self.costs.finish_s(t) <= left_s]
+            choice = self.proposals.chosen(self.trials, resumable, may_start=may_start)
             return self._start_sampled(choice) if isinstance(choice, Config) else choice
-        for trial in promotable(trials, self.costs.ladder, self.direction):
+        for trial in promotable(self.trials, self.costs.ladder, self.direction):
             if self.costs.finish_s(trial) <= left_s:
                 return trial
-        if may_start and (found := self.proposals.sampled(trials)) is not None:
+        if may_start and (found := self.proposals.sampled(self.trials)) is not None:
             return self._start_sampled(found)
-        for trial in paused_best_first(trials, self.direction):
+        for trial in paused_best_first(self.trials, self.direction):
             if self.costs.finish_s(trial) <= left_s:
                 return trial
         return None
@@ -259,8 +257,8 @@ class Race:
         if config is None:
             return None
         needed_s = self.costs.confirmation_s + self._tests_s
-        # One that failed early cost the clock less than the model: the next may be trained in its place.
-        if self.account.left_s(0) < needed_s and failed_afresh(self.trials):
+        # What failed early cost the clock less than the model, which pays for another in its place.
+        if self.account.left_s(0) < needed_s:
             self.account.allot_what_is_left(self.costs.confirmation_s / 2)
         if self.account.left_s(0) < needed_s:
             return None
