@@ -229,6 +229,7 @@ def test_a_baseline_that_something_came_close_to_is_trained_again_and_then_chall
     assert verdict.baseline_score.scores == (0.5,)  # the first run was the best of all, and may be so by luck
     assert verdict.difference == pytest.approx(0.48)
     assert verdict.stderr is not None
+    assert verdict.difference is not None
     assert 2 * verdict.stderr < verdict.difference < 2.5 * verdict.stderr
     assert not verdict.finalist_wins  # luck let it in, so it has to be ahead by more
     assert next_seed_for(confirmed(again, config(1), 0.98), "maximize", 2) == config(1)

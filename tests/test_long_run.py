@@ -168,6 +168,25 @@ def test_a_finalist_that_did_not_win_is_compared_by_its_fresh_seeds() -> None:
     assert only.lead == pytest.approx(race.baseline.mean - 0.5)
 
 
+def turned(trials: tuple[Trial, ...], count: int) -> tuple[Trial, ...]:
+    """The first complete trials, those that were ahead at T/2 being behind at T, and all others as they were at T/2."""
+    full = [trial for trial in trials if trial.state == "complete"][:count]
+    ends = sorted((trial.scores[-1][1] for trial in full), reverse=True)
+    by_half = sorted(full, key=lambda trial: trial.scores[1][1])
+    new = {t.number: replace(t, scores=(*t.scores[:2], (STEPS[2], e))) for t, e in zip(by_half, ends, strict=True)}
+    return tuple(new[trial.number] for trial in full)
+
+
+@pytest.mark.parametrize(("count", "is_said"), [(3, True), (4, False), (6, False)])
+def test_no_lead_is_said_of_later_where_the_order_turned_before_the_end(count: int, is_said: bool) -> None:
+    trials = turned(raced(), count)
+    best = max(trials[1:], key=lambda t: t.scores[-1][1])
+    found = look_ahead(result(trials, best), LADDER, "maximize", 240.0)
+    last = found.stability[-1]
+    assert (last.early, last.late, last.kept, last.pairs) == (1 / 2, 1.0, 0.0, count * (count - 1) // 2)
+    assert bool(found.forecasts) == is_said
+
+
 def test_a_runner_up_that_is_likely_to_diverge_is_none() -> None:
     trials = raced()
     best, second, *_ = sorted((t for t in trials[1:] if t.state == "complete"), key=lambda t: -t.scores[-1][1])

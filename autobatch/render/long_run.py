@@ -39,7 +39,7 @@ def long_run_section(found: Json, baseline: str, decimals: int) -> Section:
     parts: list[Part] = [Paragraph(text=text), Paragraph(text=_lr(found))]
     if found["forecasts"]:
         parts += _leads(found, baseline, decimals)
-    parts.append(Paragraph(text=_stability(found["stability"])))
+    parts.append(Paragraph(text=_stability(found["stability"], leads_are_said=bool(found["forecasts"]))))
     return Section(title="Beyond T (extrapolated)", parts=tuple(parts))
 
 
@@ -89,7 +89,7 @@ def _leads(found: Json, baseline: str, decimals: int) -> list[Part]:
     return [Paragraph(text=text), Table(columns=columns, rows=rows)]
 
 
-def _stability(found: list[Json]) -> str:
+def _stability(found: list[Json], *, leads_are_said: bool) -> str:
     """How much of the order at one rung was there at a later one."""
     if not found:
         return "No two trials reached two rungs: nothing is known of how stable the ranking is."
@@ -99,10 +99,10 @@ def _stability(found: list[Json]) -> str:
     )
     text = f"Pairs of trials in the same order at two rungs (half would be chance): {seen}."
     last = max(found, key=lambda one: (one["late"], one["early"]))
-    if last["kept"] <= 0.5:
+    if last["kept"] <= 0.5 and not leads_are_said:
         text += (
-            f" From {_rung(last['early'])} to {_rung(last['late'])} no more than half kept it: which of these trials "
-            "is ahead says nothing of a longer training. A lead above rests on the scores and their noise, not on this."
+            f" From {_rung(last['early'])} to {_rung(last['late'])} no more than half kept it, so nothing is said of "
+            "who is ahead later."
         )
     return text
 

@@ -17,17 +17,19 @@ from .trials import Trial, oriented
 
 # Degrees of freedom below which the spread between configurations stands in for repeats: it counts as many as these
 # lack. Two fresh seeds leave one or two degrees, at which a lucky pair of equal scores would pass for certainty; from
-# here on repeats speak for themselves, and what another configuration scored says no more. Assumed; that it lets no
-# worse finalist win more often was simulated (benchmarks/NOTES.md, 2026-11-22).
+# here on repeats speak for themselves, and what another configuration scored says no more. Simulated: at 4 a race with
+# two seeds to spare ends in a false win by 1 % more often than at 6, at 8 fewer true ones are seen
+# (benchmarks/NOTES.md, 2026-11-22).
 ENOUGH_REPEATS = 6
 
 # The spread is taken over the better third of the full-length scores, at least three of them. Assumed.
 SPREAD_LEAST = 3
 
-# A score farther below the best than so many times the second counts as that far. Assumed: of equal configurations the
-# last of these lies two to three times as far on average (expected order statistics of 3 to 16 normal draws), and what
-# lies much farther is worse by more than its seed.
-FARTHEST = 8.0
+# A score farther below the best than so many times the second counts as that far. Of equal configurations the last of
+# these lies two to three times as far on average (expected order statistics of 3 to 16 normal draws), and what lies
+# much farther is worse by more than its seed. Simulated: at 5 false wins are as rare as without; at 8 one bad score of
+# three still hides half of the wins that are seen at 5 (benchmarks/NOTES.md, 2026-11-22).
+FARTHEST = 5.0
 
 # Scores that differ by less than this share of the larger are equal: a mean in single precision has seven digits.
 _SAME_SCORE = 1e-6
