@@ -18,8 +18,6 @@ from autobatch.searching.confirmation import (
     judge,
     leads_clearly,
     next_seed_for,
-    pooled_sigma,
-    variance_of_the_top,
 )
 from autobatch.searching.trials import Role, Trial
 
@@ -180,33 +178,109 @@ def test_anything_finite_beats_a_baseline_that_failed() -> None:
     assert next_seed_for(trials, "maximize", 1) is None
 
 
-def test_sigma_is_the_pooled_one_where_only_repeats_are_there() -> None:
-    sigma = pooled_sigma([[1.0, 3.0], [5.0, 5.0, 8.0]], [], "maximize")
-    assert sigma is not None
-    assert sigma.value == pytest.approx(math.sqrt((2 + 6) / 3))
-    assert (sigma.repeats, sigma.spread_of) == (3, 0)
-    assert "3 degrees of freedom" in sigma.source
-
-
-def test_sigma_is_unknown_where_nothing_was_repeated() -> None:
-    assert pooled_sigma([[1.0], []], [0.5, 0.6], "maximize") is None
-
-
-def test_the_spread_of_equal_configurations_estimates_the_noise_of_a_seed() -> None:
-    rng = random.Random(0)
-    draws = [pooled_sigma([], [rng.gauss(0, 1) for _ in range(12)], "maximize") for _ in range(2000)]
-    mean_square = sum(sigma.value**2 for sigma in draws if sigma) / len(draws)
-    # A finite sample's top third is a little wider than the normal's: the estimate errs upwards, as it should.
-    assert 0.9 <= mean_square <= 1.5
-
-
-def test_the_top_of_a_normal_sample_is_narrower_than_the_whole() -> None:
-    assert variance_of_the_top(1.0) == 1.0
-    assert variance_of_the_top(0.5) == pytest.approx(1 - 2 / math.pi)  # the half-normal distribution
-    assert variance_of_the_top(0.1) < variance_of_the_top(1 / 3) < variance_of_the_top(0.5)
-
-
 def test_a_baseline_that_fails_under_a_fresh_seed_is_not_asked_again() -> None:
     trials = confirmed(searched(0.5, 0.6), config(1), 0.45, 0.56)
     trials.append(replace(trial(9, config(0), "confirmation", None), number=4))
     assert next_seed_for(trials, "maximize", 2) == config(1)
+
+
+# One bad score, and scores that tie
+
+
+@pytest.mark.parametrize(("direction", "sign", "bad"), [("maximize", 1, 0.60), ("minimize", -1, -1e6)])
+def test_one_bad_score_does_not_veto_what_every_fresh_seed_confirms(
+    direction: Direction, sign: int, bad: float
+) -> None:
+    trials = confirmed(searched(sign * 0.80, sign * 0.95, sign * 0.94, sign * bad), config(1), sign * 0.95)
+    verdict = judge(trials, direction)
+    assert verdict.finalist_wins
+    assert verdict.is_settled
+    assert verdict.sigma is not None
+    assert verdict.sigma.value < 0.06
+
+
+def test_scores_that_tie_are_no_certainty() -> None:
+    """Fifty samples: one of them more is no clear lead, and one seed that ties does not settle it."""
+    trials = searched(0.96, 0.98, 0.98, 0.98)
+    assert not leads_clearly(trials, "maximize")
+    trials = confirmed(trials, config(1), 0.98)
+    verdict = judge(trials, "maximize")
+    assert not verdict.is_settled
+    assert not verdict.finalist_wins
+    assert verdict.sigma is not None
+    assert verdict.sigma.value == pytest.approx(0.02)
+    assert next_seed_for(trials, "maximize", 1) is not None
+    far = confirmed(searched(0.70, 0.98, 0.98, 0.96), config(1), 0.98)
+    assert judge(far, "maximize").is_settled
+
+
+# Close from below
+
+
+def test_a_baseline_that_something_came_close_to_is_trained_again_and_then_challenged() -> None:
+    trials = searched(1.0, 0.99, 0.95, 0.90)
+    assert next_seed_for(trials, "maximize", 2) == config(0)
+    again = confirmed(trials, config(0), 0.5)
+    assert next_seed_for(again, "maximize", 2) == config(1)
+    verdict = judge(confirmed(again, config(1), 0.98), "maximize")
+    assert verdict.from_below
+    assert verdict.finalist == config(1)
+    assert verdict.baseline_score is not None
+    assert verdict.baseline_score.scores == (0.5,)  # the first run was the best of all, and may be so by luck
+    assert verdict.difference == pytest.approx(0.48)
+    assert verdict.stderr is not None
+    assert verdict.difference is not None
+    assert 2 * verdict.stderr < verdict.difference < 2.5 * verdict.stderr
+    assert not verdict.finalist_wins  # luck let it in, so it has to be ahead by more
+    assert next_seed_for(confirmed(again, config(1), 0.98), "maximize", 2) == config(1)
+    assert judge(confirmed(again, config(1), 1.05), "maximize").finalist_wins
+
+
+def test_a_baseline_that_is_as_good_again_ends_it() -> None:
+    trials = confirmed(searched(1.0, 0.99, 0.95, 0.90), config(0), 0.995)
+    verdict = judge(trials, "maximize")
+    assert verdict.finalist is None
+    assert not verdict.from_below
+    assert verdict.baseline_score is not None
+    assert verdict.baseline_score.scores == (1.0, 0.995)
+    assert next_seed_for(trials, "maximize", 2) is None
+
+
+@pytest.mark.parametrize(("scores", "reserved"), [((1.0, 0.99, 0.95, 0.90), 1), ((1.0, 0.5, 0.49, 0.48), 2)])
+def test_what_is_far_below_or_cannot_be_confirmed_costs_the_baseline_no_seed(
+    scores: tuple[float, ...], reserved: int
+) -> None:
+    assert next_seed_for(searched(*scores), "maximize", reserved) is None
+
+
+def test_two_workers_train_the_baseline_again_and_who_came_close_at_once() -> None:
+    trials = searched(1.0, 0.99, 0.95, 0.90)
+    trials.append(replace(trial(4, config(0), "confirmation", 0.5), state="running", scores=()))
+    assert next_seed_for(trials, "maximize", 2) == config(1)
+    trials.append(replace(trial(5, config(1), "confirmation", 0.98), state="running", scores=()))
+    assert next_seed_for(trials, "maximize", 2) is None
+    trials[5] = trial(5, config(1), "confirmation", 1.05)
+    assert judge(trials, "maximize").finalist is None
+    trials[4] = trial(4, config(0), "confirmation", 0.5)
+    assert judge(trials, "maximize").finalist_wins
+
+
+def test_a_baseline_that_fails_when_it_is_trained_again_stays() -> None:
+    trials = confirmed(searched(1.0, 0.99, 0.95, 0.90), config(0), None)
+    assert judge(trials, "maximize").finalist is None
+    assert next_seed_for(trials, "maximize", 2) is None
+
+
+@given(st.floats(-1, 1), st.lists(st.floats(-1, 1), min_size=3, max_size=8), st.lists(st.floats(-1, 1), max_size=6))
+def test_a_finalist_from_below_stays_one_whatever_comes(first: float, others: list[float], later: list[float]) -> None:
+    """Else a lucky second seed of the baseline's would leave what was trained under fresh seeds without a verdict."""
+    trials = searched(max([first, *others]), *others)
+    finalist = None
+    for score in later:
+        chosen = next_seed_for(trials, "maximize", 2)
+        if chosen is None:
+            break
+        trials = confirmed(trials, chosen, score)
+        now = judge(trials, "maximize").finalist
+        assert finalist is None or now == finalist
+        finalist = now if chosen != config(0) else finalist

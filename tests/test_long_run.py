@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from autobatch.plan import Config, Direction, Plan
 from autobatch.searching.conclusion import SearchResult
-from autobatch.searching.confirmation import ScoreSummary, Sigma
+from autobatch.searching.confirmation import ScoreSummary
 from autobatch.searching.long_run import lead_growth, look_ahead, lr_trend, rank_stability
+from autobatch.searching.seed_noise import Sigma
 from autobatch.searching.trials import Ladder, Space, Trial, oriented
 
 LADDER = Ladder()
@@ -138,6 +139,7 @@ def test_a_forecast_is_less_sure_the_further_it_goes(direction: Direction) -> No
     race = result(trials, best)
     near, far = (look_ahead(race, LADDER, direction, 60.0 * times) for times in (2, 16))
     assert [one.against for one in near.forecasts] == ["baseline", "runner-up"]
+    assert [one.is_picked for one in near.forecasts] == [False, True]
     for soon, late in zip(near.forecasts, far.forecasts, strict=True):
         assert soon.lead == late.lead > 0
         assert late.high - late.low > soon.high - soon.low
@@ -161,9 +163,28 @@ def test_a_finalist_that_did_not_win_is_compared_by_its_fresh_seeds() -> None:
     race = result(trials, best)
     kept = replace(race, chosen=trials[0].config, chose_baseline=True, score=race.baseline, finalist_score=fresh)
     (only,) = look_ahead(kept, LADDER, "maximize", 240.0).forecasts
-    assert (only.against, only.lr) == ("runner-up", best.config.lr)
+    assert (only.against, only.lr, only.is_picked) == ("runner-up", best.config.lr, False)
     assert race.baseline is not None
     assert only.lead == pytest.approx(race.baseline.mean - 0.5)
+
+
+def turned(trials: tuple[Trial, ...], count: int) -> tuple[Trial, ...]:
+    """The first complete trials, those that were ahead at T/2 being behind at T, and all others as they were at T/2."""
+    full = [trial for trial in trials if trial.state == "complete"][:count]
+    ends = sorted((trial.scores[-1][1] for trial in full), reverse=True)
+    by_half = sorted(full, key=lambda trial: trial.scores[1][1])
+    new = {t.number: replace(t, scores=(*t.scores[:2], (STEPS[2], e))) for t, e in zip(by_half, ends, strict=True)}
+    return tuple(new[trial.number] for trial in full)
+
+
+@pytest.mark.parametrize(("count", "is_said"), [(3, True), (4, False), (6, False)])
+def test_no_lead_is_said_of_later_where_the_order_turned_before_the_end(count: int, is_said: bool) -> None:
+    trials = turned(raced(), count)
+    best = max(trials[1:], key=lambda t: t.scores[-1][1])
+    found = look_ahead(result(trials, best), LADDER, "maximize", 240.0)
+    last = found.stability[-1]
+    assert (last.early, last.late, last.kept, last.pairs) == (1 / 2, 1.0, 0.0, count * (count - 1) // 2)
+    assert bool(found.forecasts) == is_said
 
 
 def test_a_runner_up_that_is_likely_to_diverge_is_none() -> None:

@@ -206,6 +206,25 @@ def test_a_rate_without_a_fall_is_left_as_it_is(changes: dict[str, Any], sentenc
     assert "nothing is known of how stable the ranking is" in text
 
 
+def test_a_runner_up_that_was_picked_by_its_one_score_is_said_to_look_too_good() -> None:
+    lead = LONG_RUN["forecasts"][0]
+    said = "The runner-up was picked by the one score that it has"
+    for is_picked in (True, False):
+        found = LONG_RUN | {"forecasts": [lead, lead | {"against": "runner-up", "is_picked": is_picked}]}
+        assert (said in one_line(drawn(changed(train_time_s=14.0, long_run=found)))) == is_picked
+    before = {key: value for key, value in lead.items() if key != "is_picked"}
+    assert said not in one_line(drawn(changed(train_time_s=14.0, long_run=LONG_RUN | {"forecasts": [before]})))
+
+
+@pytest.mark.parametrize(("kept", "is_said"), [(0.5, True), (0.2, True), (0.51, False)])
+def test_where_the_order_did_not_last_it_is_said_that_nothing_is_said_of_the_leads(kept: float, is_said: bool) -> None:
+    early = LONG_RUN["stability"][0] | {"early": 0.125, "late": 1.0, "kept": 0.1}
+    found = LONG_RUN | {"stability": [early, LONG_RUN["stability"][0] | {"kept": kept}], "forecasts": []}
+    text = one_line(drawn(changed(train_time_s=14.0, long_run=found)))
+    assert ("From T/2 to T no more than half kept it, so nothing is said of who is ahead later" in text) == is_said
+    assert "lead over" not in text
+
+
 def test_test_scores_are_shown_where_there_are_some() -> None:
     assert "test score" not in drawn(EXAMPLE)
     assert re.search(r"this +0\.9718 +0\.0021 +3 +0\.9600", drawn(changed(test_score=0.96, test_baseline=0.95)))

@@ -62,6 +62,12 @@ def full(rung: Rung) -> RungResult | None:
     return None if rung.fresh or rung.trial not in (0, 3) else fault("oom", lambda _: True)(rung)
 
 
+def broken_afresh(rung: Rung) -> RungResult | None:
+    """What is trained in one go at a high rate diverges at once, so that fresh seeds fail and leave their time."""
+    in_one_go = rung.start_step == 0 and rung.until_step == rung.total_steps
+    return fault("diverged", lambda _: True, 0.05)(rung) if in_one_go and rung.config.lr > 1e-3 else None
+
+
 # The runner, the settings, and at every how-manieth moment the race is cut.
 CASES: dict[str, tuple[Callable[[], Any], dict[str, Any], int]] = {
     "tpe": (simulated, {"most_trials": 6}, 1),
@@ -73,6 +79,7 @@ CASES: dict[str, tuple[Callable[[], Any], dict[str, Any], int]] = {
         2,
     ),
     "full workers": (functools.partial(simulated, faults=full), {"most_trials": 6}, 3),
+    "fresh seeds that fail": (functools.partial(simulated, faults=broken_afresh), {"seed": 2}, 13),
     "a table": (lambda: ReplayRunner.load(TABLE), {"most_trials": 6}, 5),
 }
 

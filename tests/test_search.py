@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.errors import BudgetTooShort, NoValidResult, SettingError, TaskError
+from autobatch.errors import BudgetTooShort, CheckpointError, NoValidResult, SettingError, TaskError
 from autobatch.measuring.profiling import profile
 from autobatch.plan import Config, Direction, GradNorms, Plan, Precision, Rung, RungResult
 from autobatch.searching.costs import EQUIVALENTS
@@ -205,16 +205,29 @@ def test_a_slow_profile_changes_no_choice_until_the_time_runs_out() -> None:
     assert [t.config for t in right][: len(searched) - 2] == searched[:-2]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "auto"])
 @pytest.mark.parametrize("off", [0.7, 1.5])
-def test_a_size_that_the_profile_is_wrong_about_is_compared_after_the_same_time(off: float, sampler: str) -> None:
+def test_the_search_begins_with_freeze_thaw_and_goes_over_to_tpe(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tried(sampler: str) -> list[Config]:
+        return [trial.config for trial in race(sampler=sampler, budget_s=40.0).result.trials]
+
+    assert tried("auto") == tried("freeze-thaw")  # 16 full trials
+    monkeypatch.setattr("autobatch.searching.race.THAWS", 4.0)
+    short, frozen = tried("auto"), tried("freeze-thaw")
+    assert short[:5] == frozen[:5]
+    assert short != frozen
+    monkeypatch.setattr("autobatch.searching.race.THAWS", 0.0)
+    assert tried("auto") == tried("tpe")
+
+
+@pytest.mark.parametrize("off", [0.7, 1.5])
+def test_a_size_that_the_profile_is_wrong_about_is_compared_after_the_same_time(off: float) -> None:
     class Wrong(SimRunner):
         def advance(self, rung: Rung) -> RungResult:
             self.slowdown = off if rung.config.plan.batch_size == 256 else 1.0
             return super().advance(rung)
 
     known = sim_facts(baseline=Config(plan=Plan(batch_size=512), lr=1e-3))  # a size that is tried again and again
-    run = race(Wrong(known=known, landscape=Landscape(noise=0.001)), budget_s=600.0, sampler=sampler)
+    run = race(Wrong(known=known, landscape=Landscape(noise=0.001)), budget_s=600.0, sampler="tpe")
     runner, result = run.runner, run.result
 
     def really_s(trial: Trial) -> float:
@@ -583,6 +596,26 @@ def test_a_finalist_that_fails_under_a_fresh_seed_gives_way() -> None:
     assert any("failed under a fresh seed" in reason for reason in run.result.why)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 3])
+def test_a_fresh_seed_that_fails_at_once_leaves_its_time_to_the_next_best(seed: int) -> None:
+    """The model has charged it in full; what the clock has left of that pays for the runner-up's."""
+    baseline = sim_facts().baseline
+    failed: list[Config] = []
+
+    def fails(rung: Rung) -> bool:
+        fresh = rung.config != baseline and rung.start_step == 0 and rung.is_last
+        if fresh and rung.config not in failed and len(failed) < 2:
+            failed.append(rung.config)
+        return fresh and rung.config in failed
+
+    sampler = optuna.samplers.RandomSampler(seed=seed)
+    run = race(SimRunner(faults=fault("diverged", fails, seconds=0.05)), sampler=sampler, most_trials=200, seed=seed)
+    assert len(failed) == 2
+    assert run.result.finalist_score is not None
+    assert run.result.finalist not in failed
+    assert run.ledger.elapsed_s <= 60
+
+
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 9, 20, -1])
 def test_an_interrupt_leaves_the_baseline_unless_the_seeds_had_spoken(at: int) -> None:
     rungs = len(race(**sampled()).runner.rungs)
@@ -601,6 +634,7 @@ def test_an_interrupt_leaves_the_baseline_unless_the_seeds_had_spoken(at: int) -
     assert (result.baseline is None) == (stop <= 3)
     assert all(trial.state != "running" for trial in result.trials)
     assert any("stopped by the user" in reason for reason in result.why)
+    assert not any("not enough" in reason for reason in result.why)
 
 
 def test_test_data_is_scored_once_for_each_side() -> None:
@@ -611,10 +645,11 @@ def test_test_data_is_scored_once_for_each_side() -> None:
     assert race(**sampled()).result.test_score is None
 
 
-def test_a_test_that_fails_costs_its_score_and_nothing_else() -> None:
+@pytest.mark.parametrize("error", [TaskError("labels out of range"), CheckpointError("it is torn: out of range")])
+def test_a_test_that_fails_costs_its_score_and_nothing_else(error: Exception) -> None:
     class Untestable(SimRunner):
         def test_score(self, rung: Rung) -> float | None:
-            raise TaskError("the labels of test_data() are out of range")
+            raise error
 
     run = race(Untestable(known=sim_facts(has_test_data=True)), **sampled())
     assert run.result.score is not None

@@ -39,7 +39,7 @@ def long_run_section(found: Json, baseline: str, decimals: int) -> Section:
     parts: list[Part] = [Paragraph(text=text), Paragraph(text=_lr(found))]
     if found["forecasts"]:
         parts += _leads(found, baseline, decimals)
-    parts.append(Paragraph(text=_stability(found["stability"])))
+    parts.append(Paragraph(text=_stability(found["stability"], leads_are_said=bool(found["forecasts"]))))
     return Section(title="Beyond T (extrapolated)", parts=tuple(parts))
 
 
@@ -81,10 +81,15 @@ def _leads(found: Json, baseline: str, decimals: int) -> list[Part]:
         for one in found["forecasts"]
     )
     text = 'A lead is positive where what is recommended is better; "ahead" is the chance that it still is.'
+    if any(one.get("is_picked", False) for one in found["forecasts"]):  # a report of before does not know
+        text += (
+            " The runner-up was picked by the one score that it has: by luck that is rather too high, and the lead "
+            "over it too small."
+        )
     return [Paragraph(text=text), Table(columns=columns, rows=rows)]
 
 
-def _stability(found: list[Json]) -> str:
+def _stability(found: list[Json], *, leads_are_said: bool) -> str:
     """How much of the order at one rung was there at a later one."""
     if not found:
         return "No two trials reached two rungs: nothing is known of how stable the ranking is."
@@ -92,7 +97,14 @@ def _stability(found: list[Json]) -> str:
         f"{_rung(one['early'])} to {_rung(one['late'])} {share_text(one['kept'])} of {count_text(one['pairs'], 'pair')}"
         for one in found
     )
-    return f"Pairs of trials in the same order at two rungs (half would be chance): {seen}."
+    text = f"Pairs of trials in the same order at two rungs (half would be chance): {seen}."
+    last = max(found, key=lambda one: (one["late"], one["early"]))
+    if last["kept"] <= 0.5 and not leads_are_said:
+        text += (
+            f" From {_rung(last['early'])} to {_rung(last['late'])} no more than half kept it, so nothing is said of "
+            "who is ahead later."
+        )
+    return text
 
 
 def _times_text(times: float) -> str:

@@ -81,13 +81,13 @@ class Account:
         """Whether the clock pays for a piece of work at the pace of late."""
         return self.ledger.fits(modelled_s * self.paces.slowest_correction)
 
-    def allot_what_is_left(self) -> bool:
-        """Whether the clock pays for more than the model did, which is then allotted.
+    def allot_what_is_left(self, least_s: float | None = None) -> bool:
+        """Whether the clock pays for more than the model did, by `least_s` or a full trial; it is then allotted.
 
         So it is after trials that failed early, and where training is faster than the profile said.
         """
         on_clock_s = self.crew.size * self.ledger.available_s / self.paces.correction
-        if self.spent_s + on_clock_s - self.allotment_s < self.costs.full_trial_s:
+        if self.spent_s + on_clock_s - self.allotment_s < (self.costs.full_trial_s if least_s is None else least_s):
             return False
         self.allotment_s = self.spent_s + on_clock_s
         return True

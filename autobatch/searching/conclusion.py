@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ..plan import Config
 from ..units import format_duration, format_lr
-from .confirmation import ScoreSummary, Sigma, Verdict
+from .confirmation import ScoreSummary, Verdict
+from .seed_noise import Sigma
 from .trials import Space, Trial
 
 
@@ -98,7 +99,18 @@ def conclude(
         f"{_named(config)} scored higher once and was passed over: trainings around it diverged"
         for config in verdict.passed_over
     ]
-    reasons.append(_comparison(verdict, wins, ran=any(trial.final_score is not None for trial in trials)))
+    failed = [trial for trial in trials if _is_baseline_again(trial, trials) and trial.state == "failed"]
+    if failed:
+        reasons.append(
+            f"the baseline failed under a fresh seed ({failed[0].outcome}: {failed[0].message or 'no message'}); its "
+            "score is of the seeds under which it came to the end"
+        )
+    if verdict.from_below and finalist is not None:
+        reasons.append(
+            f"nothing scored above the baseline's first run, but {_named(finalist)} came close and the baseline scored "
+            "lower under a fresh seed, so both are compared on fresh seeds alone"
+        )
+    reasons.append(_comparison(verdict, wins, may_win, trials))
     if verdict.sigma is not None:
         reasons.append(f"a seed changes the score by {verdict.sigma.value:.2g}, from {verdict.sigma.source}")
     return SearchResult(
@@ -120,19 +132,38 @@ def conclude(
     )
 
 
-def _comparison(verdict: Verdict, wins: bool, ran: bool) -> str:
+def _comparison(verdict: Verdict, wins: bool, may_win: bool, trials: Sequence[Trial]) -> str:
     """The verdict as a sentence."""
     if verdict.finalist is None:
-        return "nothing else scored above the baseline" if ran else "nothing was trained to the end, so nothing beat it"
+        if all(trial.final_score is None for trial in trials):
+            return "nothing was trained to the end, so nothing beat it"
+        again = any(_is_baseline_again(trial, trials) and trial.final_score is not None for trial in trials)
+        close = ", which was trained again under a fresh seed because something came close" if again else ""
+        return f"nothing else scored above the baseline{close}"
     who = _named(verdict.finalist)
     if verdict.difference is None or verdict.stderr is None:
         state = "there is nothing to compare it with" if wins else "it was not confirmed, so the baseline stays"
         return f"{who} did best, and {state}"
-    what = "beat" if verdict.difference > 0 else "fell behind"
-    return (
-        f"on fresh seeds {who} {what} the baseline by {abs(verdict.difference):.4g}, standard error "
-        f"{verdict.stderr:.2g}: " + ("it is chosen" if wins else "not enough, the baseline stays")
-    )
+    if verdict.difference > 0:
+        what = f"{'beat' if wins else 'was ahead of'} the baseline by {verdict.difference:.4g}"
+    elif verdict.difference < 0:
+        what = f"fell behind the baseline by {-verdict.difference:.4g}"
+    else:
+        what = "scored as much as the baseline"
+    if wins:
+        end = ": it is chosen"
+    elif not may_win:
+        end = ", when the run ended before all reserved seeds had spoken: the baseline stays"
+    elif verdict.difference > 0:
+        end = ": not enough, the baseline stays"
+    else:
+        end = ": the baseline stays"
+    return f"on fresh seeds {who} {what}, standard error {verdict.stderr:.2g}{end}"
+
+
+def _is_baseline_again(trial: Trial, trials: Sequence[Trial]) -> bool:
+    """Whether it is the baseline under a fresh seed."""
+    return trial.role == "confirmation" and any(t.role == "baseline" and t.config == trial.config for t in trials)
 
 
 def _named(config: Config) -> str:

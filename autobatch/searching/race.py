@@ -39,12 +39,11 @@ from .trials import (
 # Below this many full trials only one is reserved for confirmation. Assumed: else under half is left for the search.
 FEW_EQUIVALENTS = 6
 
-# Full trials' worth of modelled time after which "auto" goes over from freeze-thaw to TPE with successive halving. The
-# surrogate knows soonest where to look; what it draws smooth it does not look at again, and there TPE finds the best.
-# Tuned on six tables (20 seeds): after 4, 6, 8 and 10, .183, .180, .163 and .181 points of regret are left at 16 full
-# trials and .125, .098, .105 and .101 at 32 (standard errors .009 to .017); freeze-thaw leaves .184 and .154, TPE .257
-# and .124. With several workers it bounds what a decision takes, which grows with the cube of the rungs.
-THAWS = 8.0
+# Full trials' worth of modelled time after which "auto" goes over from freeze-thaw to TPE with successive halving. What
+# the surrogate takes for a decision grows with the cube of the rungs, and until there freeze-thaw leaves no more than TPE
+# (docs/search.md). Going over after 8 was better than both on the six tables that it was tuned on, and worse than both
+# on five others (benchmarks/NOTES.md).
+THAWS = 32.0
 
 # A rung whose worker died is run again from its checkpoint; after this many deaths in a row never. Assumed.
 MOST_ATTEMPTS = 3
@@ -225,7 +224,8 @@ class Race:
                 if self._fits(self.costs.rung_s(trial, until_step)):
                     return trial, until_step
                 self._set_aside(trial)
-        # Once fresh seeds have begun they end the race.
+        # Once fresh seeds have begun they end the race, those that failed too: what these leave of the time is the next
+        # best one's, and hardly ever enough for another trial beside the reserve (benchmarks/NOTES.md).
         if not self.is_confirming and not any(trial.role == "confirmation" for trial in self.trials):
             action = self._next_action()
             while action is None and self.account.allot_what_is_left():
@@ -269,10 +269,14 @@ class Race:
 
     def _next_confirmation(self) -> tuple[Trial, int] | None:
         """The finalist, or the baseline where it is close, under a fresh seed; None once it is settled."""
-        if self.account.left_s(0) - self._tests_s < self.costs.confirmation_s:
-            return None
         config = next_seed_for(self.trials, self.direction, self.confirmations)
         if config is None:
+            return None
+        needed_s = self.costs.confirmation_s + self._tests_s
+        # What failed early cost the clock less than the model, which pays for another in its place.
+        if self.account.left_s(0) < needed_s:
+            self.account.allot_what_is_left(self.costs.confirmation_s / 2)
+        if self.account.left_s(0) < needed_s:
             return None
         whose = "baseline" if config == self.baseline else "finalist"
         trial = self._start(config, "confirmation", f"the {whose} under a fresh seed")
@@ -302,7 +306,7 @@ class Race:
         with self.ledger.charge("evaluation"):
             try:
                 return self.runner.test_score(last_rung(trial, self.eval_batch_size))
-            except TaskError as error:  # what was found stands without it
+            except (TaskError, CheckpointError) as error:  # what was found stands without it
                 self.notes.append(f"there is no score on the test data: {error}")
                 return None
 

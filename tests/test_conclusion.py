@@ -1,0 +1,86 @@
+"""What a race comes to, in words that agree with its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from autobatch.searching.conclusion import SearchResult, conclude
+from autobatch.searching.confirmation import judge
+from autobatch.searching.trials import Space, Trial
+
+from .test_confirmation import config, confirmed, searched, trial
+
+
+def concluded(trials: Sequence[Trial], *, may_win: bool = True) -> SearchResult:
+    space = Space(effective_batch_sizes=(16, 32), lr_low=1e-4, lr_high=1.0, reference_batch=32)
+    return conclude(
+        trials,
+        judge(trials, "maximize"),
+        baseline=config(0),
+        space=space,
+        horizon_s=60.0,
+        equivalents=16.0,
+        may_win=may_win,
+    )
+
+
+def sentence(result: SearchResult) -> str:
+    """The one that says how the comparison ended."""
+    (found,) = (reason for reason in result.why if reason.startswith("on fresh seeds "))
+    return found
+
+
+CLEAR = confirmed(searched(0.80, 0.90, 0.89, 0.88), config(1), 0.86, 0.85)
+
+
+def test_a_winner_is_said_to_beat_the_baseline() -> None:
+    result = concluded(CLEAR)
+    assert not result.chose_baseline
+    assert "beat the baseline by 0.055, standard error" in sentence(result)
+    assert sentence(result).endswith(": it is chosen")
+
+
+def test_a_lead_that_was_cut_short_is_not_said_to_be_too_small() -> None:
+    result = concluded(CLEAR[:-1], may_win=False)
+    assert result.chose_baseline
+    assert "was ahead of the baseline by 0.06" in sentence(result)
+    assert sentence(result).endswith("when the run ended before all reserved seeds had spoken: the baseline stays")
+    assert "not enough" not in sentence(result)
+
+
+@pytest.mark.parametrize(
+    ("fresh", "said"),
+    [
+        (0.805, "was ahead of the baseline by 0.005, standard error 0.0XX: not enough, the baseline stays"),
+        (0.800, "scored as much as the baseline, standard error 0.0XX: the baseline stays"),
+        (0.795, "fell behind the baseline by 0.005, standard error 0.0XX: the baseline stays"),
+    ],
+)
+def test_what_does_not_win_is_said_as_it_came(fresh: float, said: str) -> None:
+    result = concluded(confirmed(searched(0.80, 0.90, 0.89, 0.88), config(1), fresh))
+    assert result.chose_baseline
+    start, _, end = said.partition("0.0XX")
+    assert start in sentence(result)
+    assert sentence(result).endswith(end)
+    assert "beat" not in sentence(result)
+
+
+def test_a_baseline_that_fails_under_a_fresh_seed_is_not_dropped_in_silence() -> None:
+    close = confirmed(searched(0.80, 0.84, 0.83, 0.82), config(1), 0.80, 0.81)
+    result = concluded([*close, trial(6, config(0), "confirmation", None)])
+    (said,) = (reason for reason in result.why if "the baseline failed under a fresh seed" in reason)
+    assert "diverged" in said
+    assert not any("the baseline failed" in reason for reason in concluded(close).why)
+
+
+def test_a_race_decided_from_below_says_why_the_first_run_of_the_baseline_does_not_count() -> None:
+    trials = confirmed(searched(1.0, 0.99, 0.95, 0.90), config(0), 0.5)
+    result = concluded(confirmed(trials, config(1), 1.05))
+    assert result.chosen == config(1)
+    assert any("both are compared on fresh seeds alone" in reason for reason in result.why)
+    stayed = concluded(confirmed(trials[:-1], config(0), 1.0))
+    assert stayed.chose_baseline
+    assert any("trained again under a fresh seed because something came close" in reason for reason in stayed.why)
+    assert "nothing else scored above the baseline" in concluded(searched(1.0, 0.5, 0.4)).why
