@@ -205,7 +205,6 @@ def test_a_slow_profile_changes_no_choice_until_the_time_runs_out() -> None:
     assert [t.config for t in right][: len(searched) - 2] == searched[:-2]
 
 
-@pytest.mark.parametrize("off", [0.7, 1.5])
 def test_the_search_begins_with_freeze_thaw_and_goes_over_to_tpe(monkeypatch: pytest.MonkeyPatch) -> None:
     def tried(sampler: str) -> list[Config]:
         return [trial.config for trial in race(sampler=sampler, budget_s=40.0).result.trials]

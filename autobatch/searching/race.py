@@ -40,9 +40,9 @@ from .trials import (
 FEW_EQUIVALENTS = 6
 
 # Full trials' worth of modelled time after which "auto" goes over from freeze-thaw to TPE with successive halving. What
-# the surrogate takes for a decision grows with the cube of the rungs, and until there freeze-thaw leaves no more than TPE
-# (docs/search.md). Going over after 8 was better than both on the six tables that it was tuned on, and worse than both
-# on five others (benchmarks/NOTES.md).
+# the surrogate takes for a decision grows with the cube of the rungs, and until there freeze-thaw leaves about as much
+# as TPE or less (docs/search.md). Going over after 8 was better than both on the six tables that it was tuned on, and
+# worse than both on five others (benchmarks/NOTES.md).
 THAWS = 32.0
 
 # A rung whose worker died is run again from its checkpoint; after this many deaths in a row never. Assumed.
