@@ -90,6 +90,21 @@ def test_a_peer_that_hangs_is_ended_and_its_steps_are_known(judge: Callable[...,
     assert (result.ending, result.found, result.steps) == ("timeout", None, 1)
 
 
+def test_simulated_finalists_win_as_their_gain_deserves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    false_wins = import_module("false_wins")
+
+    def won(kind: str, gain: float, count: int) -> float:
+        races = [false_wins.race(random.Random(f"{gain} {seed}"), kind, gain, count, 2, 0) for seed in range(60)]
+        assert all(by is None or by == gain for by in races)
+        return sum(by is not None for by in races) / len(races)
+
+    assert won("equal", -4.0, 8) == 0
+    assert won("equal", 6.0, 8) >= 0.9
+    assert won("one bad", 6.0, 3) >= 0.5  # hidden in every race before a bad score was bounded
+    assert won("steps", 0.0, 8) <= 0.25
+
+
 TASKS = sorted([*(FOLDER / "models").glob("*.py"), *(FOLDER / "tasks").glob("[!_]*.py")])
 
 
