@@ -337,7 +337,7 @@ def test_another_direction_cannot_be_forced(tmp_path: Path) -> None:
     ("given", "line"),
     [
         ({"seed": 1}, "seed: 0 then, 1 now"),
-        ({"search": "freeze-thaw"}, "search: tpe then, freeze-thaw now"),
+        ({"search": "freeze-thaw"}, "search: auto then, freeze-thaw now"),
         ({"train_time_s": 60.0}, "training time: none then, 1m 00s now"),
         ({"memory_limit_bytes": 1 << 30}, "memory limit: none then, 1 GiB now"),
         ({"headroom": 0.1}, "headroom: 0.05 then, 0.1 now"),
