@@ -9,7 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,12 +38,16 @@ with_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="R
 RUN = ("tune", "model.py", "--budget", "120s", "--train-time", "2s", "--max-trials", "5", "--device", "cpu", "--json")
 
 
-def on_ray(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+# What `ray start` asks for by default (Ray 2.60): a token, which a user has in ~/.ray.
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+
+
+def on_ray(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
     """The command, started for real: Ray starts processes that import the caller's modules anew."""
     return subprocess.Popen(
         [sys.executable, "-m", "autobatch", *RUN, "--engine", "ray", "--workers", "2", *arguments],
         cwd=folder,
-        env=environment(),
+        env={**environment(), **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -96,6 +103,61 @@ def test_a_cluster_gives_the_same_report_though_a_worker_is_killed(task: Path, t
         time.sleep(0.2)
     assert len(seen) >= 3  # with the one in the place of the killed
     assert not any(map(running, seen))
+
+
+@contextmanager
+def running_cluster() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A cluster that somebody else has started on this machine, and its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"127.0.0.1:{port}"
+    # Its sockets lie there, and a socket's path is at most 107 characters.
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        options = ["--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2", f"--temp-dir={folder}"]
+        ray = Path(sys.executable).with_name("ray")
+        env = {**environment(), **TOKEN}
+        process = subprocess.Popen(
+            [ray, "start", *options, "--include-dashboard=false", "--disable-usage-stats", "--block"],
+            cwd=folder,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            deadline = time.monotonic() + 60
+            while subprocess.run([ray, "status", "--address", address], env=env, capture_output=True).returncode != 0:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+            yield process, address
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+@with_ray
+@pytest.mark.slow
+def test_a_cluster_that_is_there_is_joined_and_left_as_it_was(task: Path, tmp_path: Path) -> None:
+    with running_cluster() as (cluster, address):
+        with on_ray(tmp_path, "--address", address, **TOKEN) as command:
+            seen = set[int]()
+            while command.poll() is None:
+                seen |= {*hosts(cluster.pid)}
+                time.sleep(0.2)
+            assert command.stdout is not None
+            assert command.stderr is not None
+            stdout, stderr = command.stdout.read(), command.stderr.read()
+        assert command.returncode == 0, stderr
+        report = json.loads(stdout)
+        assert "2 workers trained a trial each at the same time" in report["why"]
+        assert report["trials"][0]["state"] == "complete"
+        assert len(seen) >= 2  # they ran there, and not in a cluster of the command's own
+        deadline = time.monotonic() + 30
+        while any(map(running, seen)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not any(map(running, seen))
+        assert cluster.poll() is None
 
 
 @with_ray
@@ -267,6 +329,8 @@ def loss(model, batch):
 # Says, as JSON, what came of calls of which each lost its actor.
 LOSING = """
 import json, os, signal, sys, threading, time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from autobatch.checkpoints import checkpoint_path

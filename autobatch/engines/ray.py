@@ -357,8 +357,9 @@ class Cluster:
         except (ConnectionError, RayError, RuntimeError, ValueError) as error:
             where = "started on this machine" if address is None else f"reached at {address}"
             raise DeviceError(
-                f"Ray cannot be {where}: {_told(error)}. `ray start --head` starts a cluster, and without --address "
-                "there is one on this machine alone"
+                f"Ray cannot be {where}: {_told(error)}. `ray start --head` starts a cluster; where it asks for a "
+                "token, as by default, set RAY_AUTH_MODE=token here too; and without --address there is one on this "
+                "machine alone"
             ) from None
         checkpoints.mkdir(parents=True, exist_ok=True)
         self._home = _Home(folder=checkpoints.absolute(), token=uuid.uuid4().hex)
