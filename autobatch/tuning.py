@@ -65,6 +65,13 @@ def describe_probe(probe: Measurement) -> str:
     return text if probe.peak_bytes is None else f"{text}, peak {format_size(probe.peak_bytes)}"
 
 
+def sweep_steps(curve: ThroughputCurve, left_s: float) -> int | None:
+    """Steps of a range test at the knee that its share of the time that is left pays for; None where too few."""
+    fewest, most = _SWEEP_STEPS
+    affordable = int(_SWEEP_SHARE * left_s / curve.step_s(curve.knee_batch_size))
+    return min(most, affordable) if affordable >= fewest else None
+
+
 def run_tune(
     folder: RunFolder,
     state: RunState,
@@ -305,14 +312,14 @@ class _Tune:
     def range_test(self, facts: TaskFacts, curve: ThroughputCurve, largest: int, micro_batch: int) -> LrCurve | None:
         """At the knee; as many steps as its share of the budget pays for, none where that is too few."""
         plan = curve.plan_for(curve.ranks * curve.knee_batch_size, largest, facts.precision, micro_batch)
-        fewest, most = _SWEEP_STEPS
-        affordable = int(_SWEEP_SHARE * self.ledger.available_s / curve.step_s(curve.knee_batch_size))
-        if plan is None or affordable < fewest:
+        steps = sweep_steps(curve, self.ledger.available_s)
+        if plan is None or steps is None:
+            fewest, _ = _SWEEP_STEPS
             self.say("range test", f"left out: {fewest} steps would take more than {_SWEEP_SHARE:.0%} of what is left")
             return None
         try:
             with self.ledger.charge("range test"):
-                found = find_lr_curve(self.runner, plan, steps=min(most, affordable), seed=self.settings.seed)
+                found = find_lr_curve(self.runner, plan, steps=steps, seed=self.settings.seed)
         except NoValidResult as error:  # the search can do without
             self.say("range test", f"left out: {error}")
             return None

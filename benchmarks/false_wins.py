@@ -18,10 +18,12 @@ A win at a gain of 0 or less is a false one, at 0 it costs nobody anything. Abov
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from pathlib import Path
 
+from provenance import about
+
+from autobatch.files import write_json
 from autobatch.plan import Config, Plan
 from autobatch.searching.confirmation import judge, leads_clearly, next_seed_for
 from autobatch.searching.trials import Role, Trial
@@ -91,7 +93,7 @@ def main() -> None:
                     shares = " ".join(f"{100 * share:5.1f}%" for share in won)
                     print(f"{kind:8} {count:6} {reserved:8} {spare:5} {shares}", flush=True)
     if asked.json:
-        asked.json.write_text(json.dumps({"races": asked.races, "gains": GAINS, "rows": rows}, indent=1) + "\n")
+        write_json(asked.json, about() | {"races": asked.races, "gains": GAINS, "rows": rows})
 
 
 if __name__ == "__main__":

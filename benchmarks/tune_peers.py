@@ -35,7 +35,7 @@ from autobatch.plan import Config, Measurement, Plan, TaskFacts
 from autobatch.searching.trials import Search, Space, space_for, total_steps, warm_starts
 from autobatch.tasks.data import training_batches, val_loader
 from autobatch.tasks.task import Task, load_task
-from autobatch.tuning import _SWEEP_SHARE, _SWEEP_STEPS
+from autobatch.tuning import sweep_steps
 from autobatch.worker.torch_runner import TorchRunner
 from autobatch.worker.training import Trainer
 
@@ -107,15 +107,13 @@ class Field:
 
         None where that is too few, or where the task tells no loss.
         """
-        knee = self.curve.knee_batch_size
-        fewest, most = _SWEEP_STEPS
-        affordable = int(_SWEEP_SHARE * self.budget_s / self.curve.step_s(knee))
-        if affordable < fewest:
+        steps = sweep_steps(self.curve, self.budget_s)
+        if steps is None:
             return None
         # The data is there already: loading it again would count as time of the test.
         runner = TorchRunner(replace(self.task, train_data=lambda: self.train_data), open_device("cpu"))
         try:
-            return find_lr_curve(runner, self.plan(knee), steps=min(most, affordable), seed=seed)
+            return find_lr_curve(runner, self.plan(self.curve.knee_batch_size), steps=steps, seed=seed)
         except NoValidResult:
             return None
         finally:

@@ -63,13 +63,12 @@ class Race:
     crew: Crew
     ledger: Ledger
     limits: MemoryLimits
-    costs: Costs
+    account: Account
     eval_batch_size: int
     settings: SearchSettings
     record: StudyRecord | None
     on_event: Callable[[Event], None] | None
 
-    account: Account = field(init=False)
     direction: Direction = field(init=False)
     proposals: Proposals = field(init=False)
     baseline: Config = field(init=False)
@@ -83,8 +82,10 @@ class Race:
     again: list[int] = field(default_factory=list)  # trials of those that wait for a worker after theirs has died
     is_confirming: bool = False
 
-    def __post_init__(self) -> None:
-        self.account = Account(ledger=self.ledger, costs=self.costs, crew=self.crew)
+    @property
+    def costs(self) -> Costs:
+        """What work costs, as far as is known by now."""
+        return self.account.costs
 
     # Setting out
 
@@ -436,7 +437,7 @@ class Race:
         keeps its steps: its schedule was drawn over them.
         """
         times = CorrectedTimes(self.limits.times, self._off_by)
-        self.costs = self.account.costs = replace(self.costs, times=times)
+        self.account.costs = replace(self.costs, times=times)
 
     def _remember_what_did_not_fit(self, plan: Plan) -> None:
         self.limits.lower_below(plan)

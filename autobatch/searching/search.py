@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from ..errors import DeviceError
 from ..plan import Runner
+from .account import Account
 from .conclusion import SearchResult as SearchResult
 from .confirmation import ScoreSummary as ScoreSummary
 from .costs import Costs
@@ -87,9 +88,10 @@ def search(
         eval_s=eval_s,
         overhead_s=overhead_s,
     )
+    crew = crew or Alone(runner)
     race = Race(
         runner=runner,
-        crew=crew or Alone(runner),
+        crew=crew,
         ledger=ledger,
         limits=MemoryLimits(
             times=times,
@@ -97,7 +99,7 @@ def search(
             max_batch=max_batch,
             max_micro_batch=max_micro_batch if facts.accumulates else 0,
         ),
-        costs=costs,
+        account=Account(ledger=ledger, costs=costs, crew=crew),
         eval_batch_size=eval_batch_size,
         settings=settings,
         record=record,

@@ -52,7 +52,7 @@ from ..tasks.task import Task, blame
 from ..tasks.worst_case import WorstSamples, find_worst_case, loader_batch
 from .check import check_inference, check_task, peak_lr_fraction
 from .data_parallel import DataParallel, is_rank_lost
-from .training import Trainer
+from .training import Trainer, without_compiler
 
 T = TypeVar("T")
 
@@ -279,7 +279,7 @@ class OpenTask:
                 where = refusal.filename or self._folder()
                 raise StorageError(f"{where} cannot be written: {refusal.strerror}") from None
             if not self._device.is_out_of_memory(error):
-                raise blame(what, error, self._task.path) from None
+                raise without_compiler(error) or blame(what, error, self._task.path) from None
             message = _first_line(error)
         # Here the except block is left: the traceback, and with it the failed step's tensors, is gone.
         self._bench = None

@@ -13,7 +13,7 @@ import os
 import pickle
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
@@ -45,19 +45,15 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, dtype=_AUTOCAST[precision])
 
 
-@contextmanager
-def _with_a_compiler() -> Iterator[None]:
-    """What torch.compile says of a missing C++ compiler, over a dozen lines, as what to do about it."""
-    try:
-        yield
-    except Exception as error:
-        # By its name: the class is torch's own affair, and comes wrapped in others that quote it.
-        if "InvalidCxxCompiler" not in f"{type(error).__name__}: {error}":
-            raise
-        raise TaskError(
-            "torch.compile needs a C++ compiler and found none: install g++, name another in the variable CXX, or "
-            "leave compile out"
-        ) from None
+def without_compiler(error: BaseException) -> TaskError | None:
+    """What torch.compile says of a missing C++ compiler, over a dozen lines, as what to do about it; None of others."""
+    # By its name: the class is torch's own affair, and comes wrapped in others that quote it.
+    if "InvalidCxxCompiler" not in f"{type(error).__name__}: {error}":
+        return None
+    return TaskError(
+        "torch.compile needs a C++ compiler and found none: install g++, name another in the variable CXX, or leave "
+        "compile out"
+    )
 
 
 class Trainer:
@@ -131,7 +127,6 @@ class Trainer:
             self._together = self.group.wrapped(whole)
         return self._together
 
-    @_with_a_compiler()
     def backward(self, batch: Batch, *, is_last: bool = True) -> Tensor | None:
         """Add the gradients of a batch on the device to what is there; its loss, where the task tells it.
 
@@ -223,7 +218,6 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    @_with_a_compiler()
     def evaluate(self, batches: Iterable[Batch]) -> float:
         """The task's score over an evaluation set: its `evaluate`, or the mean of `metric` over samples.
 
