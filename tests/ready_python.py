@@ -95,7 +95,6 @@ class Forked:
                 if self.returncode is None and ready and select.select([self._line], [], [], 0)[0]:
                     told = self._line.recv(64)
                     self.returncode = pickle.loads(told) if told else -signal.SIGKILL
-                    self._line.close()
             if self.returncode is None and not ready:
                 assert timeout is not None
                 raise subprocess.TimeoutExpired(self.args, timeout)
@@ -109,7 +108,7 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
     def __del__(self) -> None:
-        self._line.close()
+        self._line.close()  # no sooner: another thread may be about to look at it
 
 
 class Subprocess:
