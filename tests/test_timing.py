@@ -57,7 +57,7 @@ def test_the_parts_of_a_step_are_told_and_the_slow_one_is_the_longest() -> None:
     def slow_optimizer(model: nn.Module, lr: float) -> torch.optim.Optimizer:
         class Slow(torch.optim.SGD):
             def step(self, closure: Any = None) -> Any:
-                time.sleep(0.01)
+                time.sleep(0.05)
                 return super().step(closure)
 
         return Slow(model.parameters(), lr)
@@ -65,9 +65,9 @@ def test_the_parts_of_a_step_are_told_and_the_slow_one_is_the_longest() -> None:
     found = timed(task(optimizer=slow_optimizer), Plan(batch_size=8, accumulation_steps=2))
     assert set(found.phases_s) == {"copy", "forward", "backward", "optimizer"}
     assert max(found.phases_s, key=lambda part: found.phases_s[part]) == "optimizer"
-    assert found.phases_s["optimizer"] >= 0.01
+    assert found.phases_s["optimizer"] >= 0.05
     assert len(found.step_s) >= 3
-    assert min(found.step_s) >= 0.01
+    assert min(found.step_s) >= 0.05
 
 
 def test_a_training_step_of_the_users_is_one_part() -> None:
@@ -232,28 +232,6 @@ def test_tf32_is_refused_where_there_are_no_tensor_cores() -> None:
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-class Slow(Dataset[Any]):
-    """Samples that take a while, in whichever process."""
-
-    def __len__(self) -> int:
-        return 4096
-
-    def __getitem__(self, index: int) -> Any:
-        time.sleep(0.01)
-        return torch.ones(4), index % 3
-
-
-def test_what_a_loaders_workers_had_ready_is_no_speed_of_theirs() -> None:
-    """A batch takes two workers 20 ms each, so 10 ms a batch; eight that lie ready take none."""
-    slow, plan = task(train_data=Slow, loader={"num_workers": 2, "prefetch_factor": 4}), Plan(batch_size=2)
-    bench = Trainer(slow, Config(plan=plan, lr=1e-3), CPU.torch_device, seed=0, total_steps=10_000)
-    batches = training_batches(slow, Slow(), plan, seed=0)
-    begun = time.perf_counter()
-    found = time_step(bench, CPU, batches, 0.4)
-    assert time.perf_counter() - begun < 20.0  # it took as long as 200 batches once
-    assert min(found.loader_s) >= 0.004
-
-
 def test_workers_arguments_are_left_out_where_a_measurement_has_none() -> None:
     made = task(loader={"num_workers": 2, "persistent_workers": True, "prefetch_factor": 4})
     batches = training_batches(made, rows(), Plan(batch_size=8), seed=0, loader={"num_workers": 0})
@@ -361,13 +339,16 @@ class Paced:
     """Takes steps as a trainer does; the n-th takes `seconds(n)` of a clock that nothing else moves."""
 
     def __init__(self, clock: VirtualClock, seconds: Callable[[int], float]) -> None:
-        self.config, self.on_part = Config(plan=Plan(batch_size=1), lr=1e-3), None
+        self.config = Config(plan=Plan(batch_size=1), lr=1e-3)
+        self.on_part: Callable[[str], None] | None = None
         self._clock, self._seconds, self._taken = clock, seconds, 0
 
     def step(self, batches: Iterator[Any]) -> None:
         next(batches)
         self._clock.advance(self._seconds(self._taken))
         self._taken += 1
+        if self.on_part is not None:
+            self.on_part("forward")
 
 
 def paced(seconds: Callable[[int], float], budget_s: float) -> tuple[Timing, float]:
@@ -377,6 +358,32 @@ def paced(seconds: Callable[[int], float], budget_s: float) -> tuple[Timing, flo
     quiet: Any = Told(waited_s=lambda: None, others_bytes=lambda: None)
     found = time_step(bench, quiet, cycle([torch.zeros(1)]), budget_s, parts=False, clock=clock)
     return found, clock() - sum(found.step_s)
+
+
+class Prefetching:
+    """A loader whose workers make a batch in `batch_s` of a clock, and have at most so many ready."""
+
+    def __init__(self, clock: VirtualClock, batch_s: float, most: int) -> None:
+        self._clock, self._batch_s, self._most, self._made_at = clock, batch_s, most, 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        # When the last batch of those that are not taken yet was begun: where all are ready, the workers waited.
+        self._made_at = max(self._made_at, self._clock() - self._most * self._batch_s) + self._batch_s
+        self._clock.advance(max(0.0, self._made_at - self._clock()))
+        return torch.zeros(1)
+
+
+@pytest.mark.parametrize("batch_s", [0.002, 0.01, 0.3])  # ten, two and one in a block
+def test_what_a_loaders_workers_had_ready_is_no_speed_of_theirs(batch_s: float) -> None:
+    """The compute that is timed before the loader takes no batches, so that its workers get eight ahead."""
+    clock = VirtualClock()
+    bench: Any = Paced(clock, lambda _: 0.1)
+    quiet: Any = Told(waited_s=lambda: None, others_bytes=lambda: None)
+    found = time_step(bench, quiet, Prefetching(clock, batch_s, most=8), 40.0, clock=clock)
+    assert found.loader_s == pytest.approx([batch_s] * len(found.loader_s))
 
 
 @given(
