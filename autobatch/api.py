@@ -102,7 +102,7 @@ def find_max_batch(
         prove: also run the next size, three steps and an evaluation as for the answer, and see it fail; in a process of
             its own unless the model is borrowed in this one (see `isolate`).
         soak: also train this many optimizer steps on real batches before a size is the answer.
-        record: file to keep all probes in, as JSON that `recording.Recording.load` reads.
+        record: file to keep all probes in, as JSON that `autobatch.simulated.recording.Recording.load` reads.
         isolate: run in worker processes: always for tasks; for live modules by default on a CPU, and elsewhere in this
             process.
         nproc: of a task, processes that train together with DistributedDataParallel, a GPU for each; the answer is the
@@ -288,7 +288,7 @@ def bench(
     max_batch_size: int | None = None,
     objective: Objective = "throughput",
     output: str | Path | None = None,
-    command: str = "autobatch.bench",
+    command: str = "autobatch.api.bench",
     on_progress: Listener = nobody,
 ) -> tuple[BenchReport, Path]:
     """What a device does with models that everybody knows, and the file that the report is in.
@@ -411,14 +411,14 @@ def tune(
         task: a task file's path or a `Task`.
         budget: wall time for everything, "10m" (the default), "1h30m" or seconds. A resumed run may get more.
         train_time: how long the real training will take; configurations are compared at this much training, or at a
-            16th of the budget where that is less.
+            16th of what is left of the budget after profiling where that is less, an eighth with several workers.
         device, memory_limit, headroom: as in `find_max_batch`.
         seed: of everything that is drawn; 0 by default.
         search: how the next trial is chosen. "freeze-thaw": a Gaussian process over all rungs weighs what is new
             against what is paused. "tpe": Optuna's TPE proposes, successive halving promotes. "auto", the default:
             first the one, then the other (docs/search.md).
         warm_start: reports of earlier runs, or their files; what they chose is tried first.
-        max_trials: configurations tried at most, before the fresh seeds; none by default but what the time ends.
+        max_trials: configurations tried at most, before the fresh seeds; by default what the time allows.
         keep_checkpoints: so many of the best trials that were trained to the end keep their last checkpoint in the
             run's folder; 0 by default.
         run_dir: folder for the run's journal, report and log; `.autobatch/<task>/<time>/` by default.

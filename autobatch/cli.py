@@ -73,7 +73,12 @@ def cli() -> None:
     multiple=True,
     help="What this earlier run chose is tried first.",
 )
-@option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Try no more configurations than this.")
+@option(
+    "--max-trials",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Try no more configurations than this; by default what the time allows.",
+)
 @option(
     "--engine",
     type=click.Choice(["local", "ray"]),

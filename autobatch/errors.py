@@ -62,7 +62,7 @@ class WorkerDied(AutobatchError, RuntimeError):
 
 
 class DeviceLost(WorkerDied):
-    """A step left its device in a state in which this process can use it no longer."""
+    """A step left its device in a state in which this process can use it no longer, or no device is left at all."""
 
 
 class RankLost(WorkerDied):

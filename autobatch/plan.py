@@ -329,11 +329,6 @@ class Rung:
     may_give_up: bool = False
     fresh: bool = False
 
-    @property
-    def is_last(self) -> bool:
-        """Whether the trial is trained to the end of its schedule by this rung."""
-        return self.until_step >= self.total_steps
-
 
 # diverged  the loss was not finite, or stayed above where it began
 # timeout   the rung's `limit_s` passed, or the worker hung
@@ -360,7 +355,6 @@ class RungResult:
 
     Attributes:
         score: on the validation data after `until_step` steps; None unless the outcome is "ok".
-        first_loss, last_loss: mean training loss over the first and the last tenth of this rung's steps.
         grad_norms: of this rung's steps; None where there are none, as on a runner without gradients.
         train_s, eval_s: wall seconds of the optimizer steps, and of the evaluation.
         seconds: wall seconds of everything, checkpoints and start-up of the trial included; not those in which a worker
@@ -373,8 +367,6 @@ class RungResult:
     rung: Rung
     outcome: RungOutcome
     score: float | None = None
-    first_loss: float | None = None
-    last_loss: float | None = None
     grad_norms: GradNorms | None = None
     train_s: float = 0.0
     eval_s: float = 0.0
@@ -438,8 +430,8 @@ class Prober(ABC):
     def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
         """Peak memory of whole optimizer steps on worst-case samples.
 
-        Two steps to explore. For a verdict: at least three, then the evaluation batch and the short last batch, in a
-        process that ran nothing else wherever the runner has one to give.
+        Two steps to explore and more for a verdict, the evaluation batch, the short last batch, and a step after them.
+        A verdict is found in a process that ran nothing else, wherever the runner has one to give.
         """
 
 

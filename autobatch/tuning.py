@@ -345,7 +345,6 @@ class _Tune:
                 self.ledger.available_s,
                 self.settings.train_time_s,
                 eval_s=eval_s,
-                overhead_s=0.0,
                 baseline_step_s=baseline_step_s,
                 spent_s=self.ledger.elapsed_s,
                 at_once=crew.size,
@@ -358,9 +357,8 @@ class _Tune:
             sampler=self.settings.search,
             earlier=tuple((one.config, one.origin) for one in self.settings.earlier),
             keep_checkpoints=self.settings.keep_checkpoints,
+            most_trials=self.settings.max_trials,
         )
-        if self.settings.max_trials is not None:
-            settings = replace(settings, most_trials=self.settings.max_trials)
         return search(
             self.runner,
             self.ledger,

@@ -91,12 +91,10 @@ def race(workers: int, search_name: str, seed: int, clock_s: float, folder: Path
         ledger,
         curve,
         max_batch=1024,
-        horizon_s=min(
-            TRIAL_S, horizon_s(clock_s, TRIAL_S, eval_s=runner.eval_s, overhead_s=0.0, baseline_step_s=0.003)
-        ),
+        horizon_s=min(TRIAL_S, horizon_s(clock_s, TRIAL_S, eval_s=runner.eval_s, baseline_step_s=0.003)),
         eval_s=runner.eval_s,
         eval_batch_size=256,
-        settings=SearchSettings(seed=seed, sampler=search_name, most_trials=1 << 20),
+        settings=SearchSettings(seed=seed, sampler=search_name),
         record=record,
         on_event=watch,
         crew=crew,

@@ -6,7 +6,6 @@ The pipes need no port and no websocket: requests and answers are JSON, each end
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import json
 import os
@@ -105,11 +104,6 @@ class Browser:
         found = self._ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
-
-    def screenshot(self, file: Path) -> None:
-        """Keep the whole page as a PNG file."""
-        data = self._ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]
-        file.write_bytes(base64.b64decode(data))
 
     def tab(self) -> None:
         """Press the tabulator key."""

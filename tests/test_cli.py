@@ -461,6 +461,12 @@ def test_an_unknown_setting_in_the_file_is_refused_with_the_likely_one(tmp_path:
     assert "did you mean budget?" in settled(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["finished", "all", "everything"])
+def test_nothing_is_deleted_by_a_setting_in_the_file(key: str, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(f"[tool.autobatch]\n{key} = true\n")
+    assert f"unknown key {key!r}" in refused(autobatch("clean", cwd=tmp_path))
+
+
 def test_every_flag_but_one_has_a_variable() -> None:
     without = {
         f"{name} {option.opts[0]}"

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.errors import DeviceError, TaskError
+from autobatch.errors import DeviceError, DeviceLost, TaskError
 from autobatch.plan import Config, Plan, Rung, RungResult
 from autobatch.searching.crew import Alone, Several
 from autobatch.searching.freeze_thaw import choose, observations
@@ -410,7 +410,7 @@ def test_without_any_device_a_race_ends_with_what_it_has(several: bool) -> None:
 def test_without_a_baseline_a_lost_device_is_an_error() -> None:
     runner = Fading()
     runner.rungs_left = 1
-    with pytest.raises(DeviceError, match="GPU is lost"):
+    with pytest.raises(DeviceLost, match=r"no device was left .* trained to the end: GPU is lost"):
         race(runner, **sampled())
 
 

@@ -20,7 +20,6 @@ from autobatch.plan import Plan
 from autobatch.tasks.data import (
     SampleStream,
     count_samples,
-    take_samples,
     to_device,
     training_batches,
     val_loader,
@@ -189,4 +188,3 @@ def test_what_has_no_tensor_cannot_be_counted() -> None:
 
 def test_evaluation_sees_every_sample_once_in_order() -> None:
     assert [batch.tolist() for batch in val_loader(task(), Numbers(5), 2)] == [[0, 1], [2, 3], [4]]
-    assert [float(sample) for sample in take_samples(Stream(), 3)] == [0, 1, 2]

@@ -161,9 +161,6 @@ class TestCpu(DeviceContract):
         device.set_limit(self.limit_bytes, 0.0)
         assert torch.equal(before, torch.get_rng_state())
 
-    def test_a_verdict_wants_a_fresh_process(self, device: Device) -> None:
-        assert device.needs_fresh_process
-
     def test_a_file_mapped_into_memory_is_no_peak(self, device: Device, tmp_path: Path) -> None:
         path = tmp_path / "data"
         with path.open("wb") as file:

@@ -188,7 +188,6 @@ def test_two_ranks_train_what_one_process_of_twice_the_batch_trains(
     weights, result = alone(tmp_path, Plan(batch_size=8, accumulation_steps=steps))
     torch.testing.assert_close(checkpoint(tmp_path)["model"], weights)
     assert together.score == pytest.approx(result.score)
-    assert together.first_loss == pytest.approx(result.first_loss, rel=1e-4)
     untrained, _ = alone(tmp_path, Plan(batch_size=8, accumulation_steps=steps), 1)
     assert not torch.allclose(
         untrained["body.weight"], weights["body.weight"], atol=1e-3

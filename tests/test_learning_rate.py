@@ -15,7 +15,6 @@ from autobatch.measuring.learning_rate import (
     LrCurve,
     find_lr_curve,
     min_over_10,
-    scale_lr,
     steepest,
     valley,
 )
@@ -144,15 +143,3 @@ def test_an_impossible_range_test_is_refused_before_it_runs(arguments: dict[str,
     with pytest.raises(SettingError, match=message):
         find_lr_curve(runner, Plan(batch_size=8), **arguments)  # type: ignore[arg-type]
     assert runner.clock() == 0
-
-
-@cheap
-@given(lr=st.floats(1e-5, 1), batch=st.integers(1, 4096), other=st.integers(1, 4096), exponent=st.floats(0, 1))
-def test_scaling_there_and_back_is_no_change(lr: float, batch: int, other: int, exponent: float) -> None:
-    there = scale_lr(lr, batch, other, exponent)
-    assert scale_lr(there, other, batch, exponent) == pytest.approx(lr)
-
-
-def test_the_square_root_is_the_default_scaling() -> None:
-    assert scale_lr(1e-3, 32, 128) == pytest.approx(2e-3)
-    assert scale_lr(1e-3, 32, 128, exponent=1.0) == pytest.approx(4e-3)

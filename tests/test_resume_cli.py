@@ -21,8 +21,9 @@ import torch
 
 import autobatch
 from autobatch.cli import cli
+from autobatch.commands.exits import exit_code
 from autobatch.engines import remote
-from autobatch.errors import SettingError
+from autobatch.errors import DeviceLost, SettingError
 from autobatch.runs.run_folder import read_state
 from autobatch.searching import race
 from autobatch.searching.record import read_kept
@@ -258,6 +259,20 @@ def test_why_a_run_ended_early_is_told_by_words_and_code(
     assert words in told.err
     assert "autobatch tune model.py --resume" in told.err
     assert json.loads(told.out)["lost_device"] == lost_device
+
+
+def test_without_a_device_from_the_start_it_is_told_how_to_go_on_once_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tune(*_: object, **__: object) -> NoReturn:
+        raise DeviceLost("no device was left")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("autobatch.api.tune", tune)
+    with pytest.raises(DeviceLost) as told:
+        cli.main(["tune", "model.py"], standalone_mode=False)
+    assert str(told.value) == ("no device was left. Once there is one, go on with: autobatch tune model.py --resume")
+    assert exit_code(told.value) == 1
 
 
 @contextlib.contextmanager

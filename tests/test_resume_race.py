@@ -92,7 +92,7 @@ def profiled(case: str) -> ThroughputCurve:
 def race(case: str, folder: Path, runner: Any, kept: Kept | None = None) -> Outcome:
     ledger = Ledger(BUDGET_S, runner.clock, carried=kept.state.charged if kept else None)
     curve = profiled(case)
-    horizon = horizon_s(BUDGET_S, None, eval_s=runner.eval_s, overhead_s=0.0, baseline_step_s=curve.step_s(32))
+    horizon = horizon_s(BUDGET_S, None, eval_s=runner.eval_s, baseline_step_s=curve.step_s(32))
     result = search(
         runner,
         ledger,

@@ -100,7 +100,6 @@ def race(
         ledger.available_s,
         None,
         eval_s=runner.eval_s,
-        overhead_s=0.0,
         baseline_step_s=baseline.accumulation_steps * runner.step_s(baseline.batch_size),
         at_once=crew.size if crew else 1,
     )
@@ -378,7 +377,7 @@ def test_a_finalist_that_hangs_under_three_fresh_seeds_in_a_row_is_tried_no_more
     baseline = sim_facts().baseline
 
     def hangs(rung: Rung) -> bool:
-        return rung.config != baseline and rung.start_step == 0 and rung.is_last
+        return rung.config != baseline and rung.start_step == 0 and rung.until_step == rung.total_steps
 
     run = race(SimRunner(faults=fault("timeout", hangs)), budget_s=150.0, **sampled() | {"most_trials": 8})
     fresh = [trial.config for trial in run.result.trials if trial.role == "confirmation" and trial.config != baseline]
@@ -602,7 +601,7 @@ def test_a_fresh_seed_that_fails_at_once_leaves_its_time_to_the_next_best(seed: 
     failed: list[Config] = []
 
     def fails(rung: Rung) -> bool:
-        fresh = rung.config != baseline and rung.start_step == 0 and rung.is_last
+        fresh = rung.config != baseline and rung.start_step == 0 and rung.until_step == rung.total_steps
         if fresh and rung.config not in failed and len(failed) < 2:
             failed.append(rung.config)
         return fresh and rung.config in failed
@@ -702,28 +701,28 @@ def test_a_trial_keeps_the_norms_of_each_rung() -> None:
 # The horizon
 
 
-@given(st.floats(1e-4, 0.5), st.floats(0, 5), st.floats(0, 1), st.floats(1, 1e5))
+@given(st.floats(1e-4, 0.5), st.floats(0, 5), st.floats(1, 1e5))
 def test_the_horizon_is_a_sixteenth_and_too_short_a_budget_says_what_would_do(
-    step_s: float, eval_s: float, overhead_s: float, remaining_s: float
+    step_s: float, eval_s: float, remaining_s: float
 ) -> None:
     def ask(seconds: float) -> float:
-        return horizon_s(seconds, None, eval_s=eval_s, overhead_s=overhead_s, baseline_step_s=step_s)
+        return horizon_s(seconds, None, eval_s=eval_s, baseline_step_s=step_s)
 
-    least_s = EQUIVALENTS * (MIN_STEPS * step_s + 3 * (eval_s + overhead_s))
+    least_s = EQUIVALENTS * (MIN_STEPS * step_s + 3 * eval_s)
     if remaining_s < least_s * 0.999:
         with pytest.raises(BudgetTooShort, match="Give at least"):
             ask(remaining_s)
     elif remaining_s > least_s * 1.001:
         horizon = ask(remaining_s)
-        assert EQUIVALENTS * (horizon + 3 * (eval_s + overhead_s)) == pytest.approx(remaining_s)
+        assert EQUIVALENTS * (horizon + 3 * eval_s) == pytest.approx(remaining_s)
         assert horizon >= MIN_STEPS * step_s * 0.999
 
 
 def test_a_training_time_that_is_shorter_is_the_horizon() -> None:
-    assert horizon_s(1000, 5.0, eval_s=0, overhead_s=0, baseline_step_s=0.01) == 5.0
-    assert horizon_s(1000, 500.0, eval_s=0, overhead_s=0, baseline_step_s=0.01) == 62.5
+    assert horizon_s(1000, 5.0, eval_s=0, baseline_step_s=0.01) == 5.0
+    assert horizon_s(1000, 500.0, eval_s=0, baseline_step_s=0.01) == 62.5
     with pytest.raises(BudgetTooShort, match=r"a training time of at least 3\.20 s"):
-        horizon_s(1000, 1.0, eval_s=0, overhead_s=0, baseline_step_s=0.1)
+        horizon_s(1000, 1.0, eval_s=0, baseline_step_s=0.1)
 
 
 def test_a_horizon_at_which_the_baseline_hardly_moves_is_refused() -> None:

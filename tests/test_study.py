@@ -151,7 +151,7 @@ def reload(path: Path, name: str = "digits") -> optuna.Study:
 
 def test_the_record_opens_with_optuna_alone(tmp_path: Path) -> None:
     path = tmp_path / "run" / "journal.log"
-    record = StudyRecord(path, "digits", "maximize", metric="accuracy")
+    record = StudyRecord(path, "digits", "maximize")
     plan = Plan(batch_size=32, accumulation_steps=4)
     first = replace(paused(0, 0.5), config=Config(plan=plan, lr=2e-3))
     record.save(replace(first, state="running", scores=()), STATE)
@@ -163,7 +163,7 @@ def test_the_record_opens_with_optuna_alone(tmp_path: Path) -> None:
     record.save(replace(paused(4, 0.1), state="failed", scores=(), outcome="oom", message="out of memory"), STATE)
     study = reload(path)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "RUNNING", "PRUNED", "PRUNED", "FAIL"]
-    assert study.metric_names == ["accuracy"]
+    assert study.metric_names == ["score"]
     assert study.best_value == 0.8
     best: dict[str, Any] = study.best_params
     assert best == {"batch_size": 32, "accumulation_steps": 4, "effective_batch_size": 128, "lr": pytest.approx(2e-3)}

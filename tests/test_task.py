@@ -19,8 +19,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from autobatch.errors import TaskError
-from autobatch.tasks.task import Task, accuracy, adamw, blame, cross_entropy_loss, load_task, user_traceback
-from autobatch.tasks.task_file import gather
+from autobatch.tasks.task import Task, accuracy, adamw, blame, cross_entropy_loss, load_task
+from autobatch.tasks.task_file import gather, user_frames
 
 from .ready_python import run
 
@@ -121,7 +121,8 @@ def test_what_a_file_defines_can_be_unpickled_in_a_process_that_never_loaded_it(
 def test_spawned_loader_workers_can_read_a_files_dataset(tmp_path: Path) -> None:
     code = f"""
         from torch.utils.data import DataLoader
-        from autobatch.tasks.task import load_task
+        from autobatch.tasks.task_file import user_frames
+from autobatch.tasks.task import load_task
         if __name__ == "__main__":
             task = load_task({str(TASKS / "lstm.py")!r})
             batches = DataLoader(task.train_data(), batch_size=64, num_workers=1, multiprocessing_context="spawn",
@@ -307,8 +308,8 @@ def test_a_traceback_keeps_the_users_frames_and_no_others() -> None:
 
     with pytest.raises(json.JSONDecodeError) as caught:
         nn.Module.apply(nn.Linear(1, 1), lambda module: users())
-    told = user_traceback(caught.value, Path(__file__).parent)
-    assert told.endswith("JSONDecodeError: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)")
+    told = user_frames(caught.value, Path(__file__).parent)
+    assert told.endswith('json.loads("{")')
     assert "in users" in told
     assert "site-packages" not in told
     assert "json/decoder.py" not in told

@@ -24,7 +24,8 @@ class ConfiguredGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         settings = _read_settings(Path.cwd())
         known = {
-            name: {parameter.name for parameter in command.params if isinstance(parameter, click.Option)}
+            # What has no variable has no key either: above all, what deletes is typed.
+            name: {option.name for option in command.params if isinstance(option, click.Option) and option.envvar}
             for name, command in self.commands.items()
         }
         for key in settings:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import StorageError
+from ..errors import DeviceLost, StorageError
 from .exits import INTERRUPTED, fail
 
 if TYPE_CHECKING:
@@ -101,6 +101,10 @@ def progress_on_stderr(
         if how_to_resume is None:
             raise
         raise StorageError(f"{error}. What was found is kept: make room, then go on with: {how_to_resume}") from None
+    except DeviceLost as lost:
+        if how_to_resume is None:
+            raise
+        raise DeviceLost(f"{lost}. Once there is one, go on with: {how_to_resume}") from None
 
 
 def show_bench(report: BenchReport, path: Path, options: Mapping[str, Any]) -> None:

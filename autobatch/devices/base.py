@@ -21,11 +21,9 @@ class Device(ABC):
 
     Attributes:
         torch_device: where tensors go.
-        needs_fresh_process: a verdict on what fits is only worth something in a process that ran nothing else.
     """
 
     torch_device: torch.device
-    needs_fresh_process: bool = False
 
     @abstractmethod
     def info(self) -> DeviceInfo:

@@ -55,8 +55,6 @@ _MOST_BLOCKS = (256 << 20) // _BLOCK_BYTES  # assumed: where the heap does not g
 class CpuDevice(Device):
     """The processor and its memory, as far as this process may use them."""
 
-    needs_fresh_process = True
-
     def __init__(
         self, *, proc: Path = host_memory.PROC, cgroup: Path = host_memory.CGROUP, powercap: Path = POWERCAP
     ) -> None:

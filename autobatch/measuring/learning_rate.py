@@ -18,10 +18,6 @@ from ..sweep import noise_of, smooth, start_of
 
 FEWEST_STEPS = 20  # assumed: below it the smoothing sees no shape
 
-# Best rate over the batch, as a power of it. Measured on six tables of two tasks (96 cells of batch and rate, 5 seeds
-# each): SGD 0.60 to 0.82, AdamW 0.27 to 0.40; 0.5 is the safest single prior.
-SCALING_EXPONENT = 0.5
-
 Rule = Callable[[Sequence[float], Sequence[float]], float | None]
 
 
@@ -174,12 +170,3 @@ def find_lr_curve(
         raise SettingError(f"a rule is one of {', '.join(RULES)}; found {rule!r}")
     sweep = runner.sweep_lr(plan, lowest=lowest, highest=highest, steps=steps, seed=seed)
     return LrCurve(sweep=sweep, rule=rule)
-
-
-def scale_lr(lr: float, from_batch: int, to_batch: int, exponent: float = SCALING_EXPONENT) -> float:
-    """The rate at `to_batch` that corresponds to `lr` at `from_batch`: lr * (to_batch / from_batch) ** exponent.
-
-    An exponent of 1 is the linear rule (Goyal et al. 2017), 0.5 the square-root rule; measured ones lie between 0.27
-    and 0.82 (see `SCALING_EXPONENT`).
-    """
-    return lr * math.pow(to_batch / from_batch, exponent)

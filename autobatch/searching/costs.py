@@ -23,7 +23,6 @@ def horizon_s(
     train_time_s: float | None,
     *,
     eval_s: float,
-    overhead_s: float,
     baseline_step_s: float,
     rungs: int = 3,
     spent_s: float = 0.0,
@@ -36,7 +35,7 @@ def horizon_s(
     Args:
         remaining_s: seconds that may be planned into (`Ledger.available_s`).
         train_time_s: how long the user trains; None where unknown.
-        eval_s, overhead_s: seconds of one evaluation, and of a checkpoint; a full trial pays both at each rung.
+        eval_s: seconds of one evaluation; a full trial pays for one at each rung.
         baseline_step_s: seconds of one optimizer step of the baseline.
         rungs: of a full trial.
         spent_s: seconds spent before; only for the message.
@@ -46,7 +45,7 @@ def horizon_s(
         BudgetTooShort: the baseline could not take `MIN_STEPS` steps; the message says which budget would do.
     """
     least_s = MIN_STEPS * baseline_step_s
-    extra_s = rungs * (eval_s + overhead_s)
+    extra_s = rungs * eval_s
     if train_time_s is not None and train_time_s < least_s:
         raise BudgetTooShort(
             f"a training of {format_duration(train_time_s)} is fewer than {MIN_STEPS} steps of the baseline; "
@@ -72,34 +71,33 @@ class Costs:
         times: the throughput profile.
         ladder: the rungs of a trial.
         horizon_s: seconds of training of a full trial.
-        eval_s, overhead_s: seconds of one evaluation, and of writing and reading a checkpoint.
+        eval_s: seconds of one evaluation. Checkpoints are not modelled: the ledger has what they took.
     """
 
     times: StepTimes
     ladder: Ladder
     horizon_s: float
     eval_s: float
-    overhead_s: float
 
     @property
     def full_trial_s(self) -> float:
         """A trial through all its rungs."""
-        return self.horizon_s + len(self.ladder.shares) * (self.eval_s + self.overhead_s)
+        return self.horizon_s + len(self.ladder.shares) * self.eval_s
 
     @property
     def confirmation_s(self) -> float:
         """A trial in one go."""
-        return self.horizon_s + self.eval_s + self.overhead_s
+        return self.horizon_s + self.eval_s
 
     def rung_s(self, trial: Trial, until_step: int) -> float:
         """Training `trial` from where it stands to `until_step`, with its evaluation."""
         steps = until_step - trial.steps_done
-        return steps * optimizer_step_s(trial.config.plan, self.times) + self.eval_s + self.overhead_s
+        return steps * optimizer_step_s(trial.config.plan, self.times) + self.eval_s
 
     def finish_s(self, trial: Trial) -> float:
         """Training `trial` from where it stands to its end, rung by rung."""
         rungs_left = len(self.ladder.shares) - len(trial.scores)
-        return self.rung_s(trial, trial.total_steps) + (rungs_left - 1) * (self.eval_s + self.overhead_s)
+        return self.rung_s(trial, trial.total_steps) + (rungs_left - 1) * self.eval_s
 
     def total_steps(self, plan: Plan) -> int:
         """Optimizer steps of a full trial of `plan`."""

@@ -122,7 +122,8 @@ class Proposals:
         """Whether nothing new is to be tried."""
         recent = [trial.state for trial in trials[-MOST_FAILURES:]]
         failing = len(recent) == MOST_FAILURES and set(recent) == {"failed"}
-        return failing or len(trials) >= self.settings.most_trials
+        most = self.settings.most_trials
+        return failing or (most is not None and len(trials) >= most)
 
 
 def _distance(one: Config, other: Config) -> float:

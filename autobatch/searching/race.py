@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
-from ..errors import BudgetTooShort, CheckpointError, DeviceError, NoValidResult, TaskError
+from ..errors import BudgetTooShort, CheckpointError, DeviceError, DeviceLost, NoValidResult, TaskError
 from ..plan import HANG_FACTOR, HANG_LEAST_S, Config, Direction, Plan, Rung, RungResult, Runner
 from ..units import format_duration
 from .account import Account, Leg
@@ -41,8 +41,8 @@ FEW_EQUIVALENTS = 6
 
 # Full trials' worth of modelled time after which "auto" goes over from freeze-thaw to TPE with successive halving. What
 # the surrogate takes for a decision grows with the cube of the rungs, and until there freeze-thaw leaves about as much
-# as TPE or less (docs/search.md). Going over after 8 was better than both on the six tables that it was tuned on, and
-# worse than both on five others (benchmarks/NOTES.md).
+# as TPE or less, but for one of four comparisons at 32 (docs/search.md). Going over after 8 was better than both on the
+# six tables that it was tuned on, and worse than both on five others (benchmarks/NOTES.md).
 THAWS = 32.0
 
 # A rung whose worker died is run again from its checkpoint; after this many deaths in a row never. Assumed.
@@ -522,10 +522,10 @@ class Race:
         """The same, where nothing is left to train on.
 
         Raises:
-            DeviceError: what was lost, where nothing was trained to the end.
+            DeviceLost: nothing was trained to the end.
         """
         if not any(trial.state == "complete" for trial in self.trials):
-            raise lost
+            raise DeviceLost(f"no device was left to train on before anything was trained to the end: {lost}")
         ended = self.interrupted(f"ended early, as no device was left to train on: {lost}")
         return replace(ended, lost_device=True)
 

@@ -42,7 +42,6 @@ class StudyRecord:
         path: of the journal file; made where it is missing, with its folder. Nobody else may be writing to it.
         name: of the study in it.
         direction: of the scores.
-        metric: what the score is called.
         central: told of every trial too.
 
     Raises:
@@ -55,7 +54,6 @@ class StudyRecord:
         path: Path,
         name: str,
         direction: Direction,
-        metric: str = "score",
         central: CentralRecord | None = None,
     ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +62,7 @@ class StudyRecord:
         # A process killed while it writes leaves Optuna's own lock, which the next one would wait 30 s for (measured).
         path.with_name(path.name + ".lock").unlink(missing_ok=True)
         with quiet(), self._stored(), _reading(path):
-            self._writer = StudyWriter(JournalStorage(JournalFileBackend(str(path))), name, direction, metric)
+            self._writer = StudyWriter(JournalStorage(JournalFileBackend(str(path))), name, direction)
             sync_folder(path.parent)  # Optuna synchronises each line, but not the name of the file
 
     def kept(self) -> Kept | None:

@@ -1,13 +1,14 @@
 """The race for the best validation score at equal training time, on any `Runner`.
 
-The baseline runs to the end first. Then come the warm starts, proposals and promotions, by asynchronous successive
-halving with resume: a trial is paused at a rung by its checkpoint and goes on if it ranks among the best there. The
-last slice of the time goes to finishing what is paused. Then the finalist is trained again under fresh seeds.
+The baseline runs to the end first. Then come the warm starts, and new trials and paused ones, which wait at a rung by
+their checkpoint: freeze-thaw weighs the one against the other (freeze_thaw.py), and with any other sampler a trial goes
+on if it ranks among the best at its rung, by asynchronous successive halving. The last slice of the time goes to
+finishing what is paused. Then the finalist is trained again under fresh seeds.
 
 What is done next is decided by scores and by *modelled* cost, from the profile; so the same profile and the same scores
 give the same race, where one rung is trained at a time. Several workers train several: who becomes idle takes the next,
-and what is under way is believed to come out as the surrogate predicts. The clock is the guard: nothing starts whose
-predicted end does not fit.
+and by freeze-thaw what is under way is believed to come out as the surrogate predicts. The clock is the guard: nothing
+starts whose predicted end does not fit.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ def search(
     horizon_s: float,
     eval_s: float,
     eval_batch_size: int,
-    overhead_s: float = 0.0,
     lr_hint: float | None = None,
     lr_diverged: float | None = None,
     settings: SearchSettings | None = None,
@@ -64,7 +64,6 @@ def search(
         max_micro_batch: the same beside gradients that are kept, for steps that accumulate; None for `max_batch`.
         horizon_s: seconds of training of a full trial, by the profile.
         eval_s, eval_batch_size: seconds and batch size of one evaluation of the validation data.
-        overhead_s: seconds of writing and reading a checkpoint.
         lr_hint, lr_diverged: what the range test at the knee suggests, and where it blew up.
         settings: how the race is run.
         record: where every trial is written as it happens.
@@ -75,7 +74,7 @@ def search(
     Raises:
         BudgetTooShort: the baseline could not be trained to the end at this horizon.
         NoValidResult: the time ran out before the baseline was trained, or every trial failed.
-        DeviceError: no device was left before the baseline was trained.
+        DeviceLost: no device was left before anything was trained to the end.
     """
     settings = settings or SearchSettings()
     facts = runner.facts()
@@ -86,7 +85,6 @@ def search(
         ladder=settings.ladder.beyond(facts.peak_lr_fraction),
         horizon_s=horizon_s,
         eval_s=eval_s,
-        overhead_s=overhead_s,
     )
     crew = crew or Alone(runner)
     race = Race(

@@ -18,6 +18,9 @@ from .trials import Trial
 # above any batch size in samples.
 _MOST_SAMPLES = 1 << 24
 
+# What dashboards call the value of a trial.
+_METRIC = "score"
+
 # What changes of a trial while it is in the race.
 _CHANGING = ("state", "scores", "outcome", "message", "grad_norms", "seconds", "predicted_s")
 
@@ -40,16 +43,15 @@ class StudyWriter:
         storage: that the study lies in.
         name: of the study. One that is there already is opened, and trials recorded in it are not written twice.
         direction: of the scores.
-        metric: what the score is called.
     """
 
-    def __init__(self, storage: BaseStorage, name: str, direction: Direction, metric: str = "score") -> None:
+    def __init__(self, storage: BaseStorage, name: str, direction: Direction) -> None:
         self.study = optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
         # Experimental since Optuna 3.2 and unchanged since; without it every dashboard calls the score "Value".
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            if self.study.metric_names != [metric]:
-                self.study.set_metric_names([metric])
+            if self.study.metric_names != [_METRIC]:
+                self.study.set_metric_names([_METRIC])
         # Optuna offers no public way from a trial's number back to a handle that reports on it; its own storages, the
         # dashboard among them, go by this attribute.
         self._ids: dict[int, int] = {}

@@ -233,8 +233,6 @@ class SimRunner(Runner):
             rung=rung,
             outcome="ok",
             score=score if self.known.direction == "maximize" else -score,
-            first_loss=2.3,
-            last_loss=2.3 * (1 - score / 2),
             train_s=train_s,
             eval_s=self.eval_s,
             seconds=train_s + self.eval_s,

@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from time import perf_counter
 from typing import Any
 
@@ -153,13 +152,6 @@ def load_data(task: Task, name: str) -> Any:
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001  # the user's code may raise anything
             raise blame(f"{name}()", error, task.path) from None
-
-
-def take_samples(data: Any, count: int) -> list[Any]:
-    """The first `count` samples of a map-style or iterable dataset; fewer where it has fewer."""
-    if isinstance(data, IterableDataset):
-        return list(islice(iter(data), count))
-    return [data[index] for index in range(min(count, len(data)))]
 
 
 class SampleStream(Sampler[list[tuple[int, int]]]):

@@ -20,7 +20,6 @@ from ..errors import TaskError
 from ..plan import Config, Direction, Plan, Precision
 from .task_file import blame as blame
 from .task_file import existing_file, gather, run_file
-from .task_file import user_traceback as user_traceback
 from .task_rules import FILE_NAMES, REQUIRED, missing, misspellings, value_problems
 
 # Assumed: the batch size most tutorials use and the rate AdamW is documented with. It stands in for a baseline that the

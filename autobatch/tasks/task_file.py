@@ -139,16 +139,6 @@ def user_frames(error: BaseException, root: Path | None) -> str:
     return "".join(traceback.format_list([frame for frame in frames if _is_users(frame.filename, root)])).rstrip()
 
 
-def user_traceback(error: BaseException, root: Path | None) -> str:
-    """The traceback of `error` without the frames of libraries, and the exception's own lines last.
-
-    Args:
-        error: what the user's code raised.
-        root: the folder of the task file, whose frames are always kept; None where there is no file.
-    """
-    return "\n".join(filter(None, (user_frames(error, root), _exception_line(error))))
-
-
 def blame(what: str, error: BaseException, path: Path | None) -> TaskError:
     """The error to raise when the user's code failed: what failed, of which file, why, and their frames.
 

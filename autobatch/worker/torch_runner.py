@@ -411,8 +411,6 @@ class TorchRunner(OpenTask, Runner):
             rung=rung,
             outcome="ok",
             score=score,
-            first_loss=means[0] if means else None,
-            last_loss=means[-1] if means else None,
             grad_norms=norms.summary(),
             train_s=train_s,
             eval_s=perf_counter() - begun,
