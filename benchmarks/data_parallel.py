@@ -1,6 +1,6 @@
 """What do several processes gain over one that takes their batches as one?
 
-    python benchmarks/data_parallel.py [TASK.py ...] [--nproc 2] [--batch-sizes 16 64] [--seconds 10] [--json OUT]
+    python benchmarks/data_parallel.py [TASK.py ...] [--nproc 2] [--batch-sizes 4 16 64] [--seconds 10] [--json OUT]
 
 For each task and batch size it times optimizer steps of `--nproc` processes, each with that batch, and of one process
 with all of them together. On a CPU both have the same number of threads in all.

@@ -1,6 +1,6 @@
 """What is a forecast beyond T worth? Searches at T on tables, and what the same settings do after a longer training.
 
-    python benchmarks/long_run.py --tables DIR [DIR ...] [--long DIR] [--seeds 8] [--searches tpe] [--json OUT]
+    python benchmarks/long_run.py --tables DIR [DIR ...] [--long DIR] [--seeds 8] [--searches auto] [--json OUT]
     python benchmarks/long_run.py --tasks TASK.py [TASK.py ...] [--budget 60s] [--fresh 3] [--json OUT]
 
 With `--tasks` it is all real: `autobatch tune` with a training time of 4 T, and then the recommendation, the same with

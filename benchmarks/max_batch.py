@@ -5,7 +5,7 @@ runner. Nothing is timed and nothing is random: the same table comes out everywh
 packages, on the same cases, where they are installed (`pip install -r benchmarks/peers.txt`, here or in the environment
 whose Python is named).
 
-    python benchmarks/max_batch.py [--headroom 0.05] [--json [OUT]] [--peers [--python PATH]]
+    python benchmarks/max_batch.py [--headroom 0.05] [--json [OUT]] [--peers [--python PATH] [--minutes 20]]
 
 Exit code 1 where our search at its default headroom misses a target: at most 10 probes a case, at most 5 OOMs in all,
 exact wherever memory is monotone, and never an answer that did not run.

@@ -4,9 +4,10 @@
     python benchmarks/peers.py list
     python benchmarks/peers.py run "lightning binsearch" [--timeout 180] [--minutes 15]
 
-`max_batch.py --peers` runs this in the Python that has them and draws the table. A step raises what CUDA would raise
-where the simulated peak is above the capacity, and notes each attempt in a file, so that what a package did is known
-also where it never returns. Each case has a process of its own: these packages keep what they found in caches.
+`max_batch.py --peers` runs this in the Python that has them, for 20 minutes by default, and draws the table. A step
+raises what CUDA would raise where the simulated peak is above the capacity, and notes each attempt in a file, so that
+what a package did is known also where it never returns. Each case has a process of its own: these packages keep what
+they found in caches.
 """
 
 from __future__ import annotations

@@ -290,7 +290,11 @@ def main() -> None:
     )
     parser.add_argument("--baseline", choices=["own", "best", "near"], default="own")
     parser.add_argument(
-        "--lr-parts", type=int, default=0, metavar="N", help="see above; 3 for the tabulated and two between"
+        "--lr-parts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="parts that each interval between two tabulated rates is cut into; 0: any rate",
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--by-table", action="store_true", help="each table's figures too")

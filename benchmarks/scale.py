@@ -1,6 +1,6 @@
 """How far does one coordinator reach? The product's own race with 1 to 256 simulated workers on a virtual clock.
 
-    python benchmarks/scale.py [--workers 1 4 16 64 256] [--searches tpe freeze-thaw] [--seeds 3] [--json OUT]
+    python benchmarks/scale.py [--workers 1 4 16 64 256] [--searches auto tpe] [--seeds 3] [--json OUT]
 
 Training is a formula and takes no time here, so what the clock of this machine measures is the coordinator alone: what
 to train next, and the record of it, every line of the journal synchronised to the disk. Two questions, a table each:

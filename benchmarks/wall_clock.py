@@ -1,6 +1,6 @@
 """Does `tune` end within its budget, and how much of it goes to training?
 
-    python benchmarks/wall_clock.py [TASK.py] [--budgets 60s 5m 30m] [--repeats 3] [--json OUT]
+    python benchmarks/wall_clock.py [TASK.py] [--budgets 60s 5m] [--repeats 3] [--json OUT]
 
 Runs the command as a user types it. Printed are the wall seconds of the whole process, imports of this command line
 included, the time on its own ledger, how far the wall seconds are past the budget, and the share of the budget in

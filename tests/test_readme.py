@@ -19,7 +19,8 @@ from autobatch.worker.check import check_task
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-DOCUMENTS = ["README.md", "CHANGELOG.md", "docs/search.md", "benchmarks/README.md", "benchmarks/NOTES.md"]
+PAGES = ["docs/cluster.md", "docs/profile.md", "docs/runs.md", "docs/search.md"]
+DOCUMENTS = ["README.md", "CHANGELOG.md", *PAGES, "benchmarks/README.md", "benchmarks/NOTES.md"]
 
 
 def test_the_model_file_shown_is_a_whole_task(tmp_path: Path) -> None:
@@ -55,6 +56,13 @@ def test_every_command_and_flag_shown_exists() -> None:
     others = r"^pip install.*$|`\.ci.*$|pytest -m \w+|python benchmarks/[^`]*|torchrun --[a-z-]+"
     prose = re.sub(others, "", README, flags=re.MULTILINE)
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", prose)) <= flags
+
+
+def test_every_flag_of_every_command_is_told() -> None:
+    told = README + "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+    commands = [command for command in cli.commands.values() if isinstance(command, click.Command)]
+    options = [option for command in commands for option in command.params if isinstance(option, click.Option)]
+    assert {flag for option in options for flag in option.opts} <= set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", told))
 
 
 def test_the_two_commands_are_there_as_the_checks_run_them() -> None:
