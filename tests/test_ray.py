@@ -171,7 +171,7 @@ def test_what_cannot_be_had_of_a_cluster_is_said(task: Path, tmp_path: Path) -> 
 def test_without_ray_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "autobatch.engines.ray", raising=False)
-    with pytest.raises(SettingError, match=r"--engine ray needs Ray: pip install 'autobatch-tuner\[ray\]'"):
+    with pytest.raises(SettingError, match=r"--engine ray needs Ray: pip install 'ray>="):
         import autobatch.engines.ray  # noqa: F401
 
 

@@ -47,7 +47,7 @@ try:
     import ray
     from ray.exceptions import GetTimeoutError, RayActorError, RayError
 except ImportError as missing:
-    raise SettingError("--engine ray needs Ray: pip install 'autobatch-tuner[ray]'") from missing
+    raise SettingError("--engine ray needs Ray: pip install 'ray>=2.40'") from missing
 
 # A rung's own limit is kept by its worker; after so much more the machine it is on is taken to be gone. Assumed: what
 # a checkpoint of some gigabytes may need to travel.

@@ -1,9 +1,9 @@
 """Did it really beat the baseline? Fresh seeds for both, and one rule that says when to believe the difference.
 
-The best of many noisy scores is too high by 0.2 to 0.3 points (measured), so nothing here reports the score that a
-configuration was selected by: the finalist is trained again under seeds that nothing selected. The baseline's own run
-to the end is such a sample already, unless nothing scored above it: then that run may have been the lucky one, and
-where something came close the baseline is trained again first.
+The best of many noisy scores is too high (on six tables by up to .3 points after Optuna's TPE: docs/search.md),
+so nothing here reports the score that a configuration was selected by: the finalist is trained again under seeds that
+nothing selected. The baseline's own run to the end is such a sample already, unless nothing scored above it: then that
+run may have been the lucky one, and where something came close the baseline is trained again first.
 
 How often the finalist wins, simulated (`python benchmarks/false_wins.py --races 800`, two seeds reserved and no time
 for more). Every candidate is truly better than the baseline by the gain, in standard deviations of a seed:
