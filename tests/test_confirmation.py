@@ -148,6 +148,22 @@ def test_a_lead_is_clear_where_it_dwarfs_what_a_seed_changes() -> None:
     assert not leads_clearly(searched(None, 0.90, 0.89, 0.91), "maximize")
 
 
+def test_a_lead_beyond_doubt_wins_without_a_fresh_seed_and_no_longer_once_there_is_one() -> None:
+    far_ahead = searched(0.1, 0.90, 0.89, 0.91)
+    verdict = judge(far_ahead, "maximize")
+    assert verdict.finalist_wins
+    assert verdict.clear_lead == pytest.approx(0.81)
+    assert verdict.finalist_score is None
+    assert not judge(searched(0.87, 0.90, 0.89, 0.91), "maximize").finalist_wins
+    fell_back = judge(confirmed(far_ahead, config(3), 0.05), "maximize")
+    assert fell_back.finalist == config(3)
+    assert fell_back.clear_lead is None
+    assert not fell_back.finalist_wins
+    hung = [*far_ahead, trial(4, config(3), "confirmation", None, "timeout")]
+    assert judge(hung, "maximize").finalist == config(3)  # a hang may be the machine's
+    assert not judge(hung, "maximize").finalist_wins
+
+
 def test_equal_configurations_hardly_ever_lead_clearly() -> None:
     rng = random.Random(0)
     races = [searched(rng.gauss(0, 1), *(rng.gauss(0, 1) for _ in range(12))) for _ in range(2000)]

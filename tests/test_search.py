@@ -387,6 +387,29 @@ def test_a_finalist_that_hangs_under_three_fresh_seeds_in_a_row_is_tried_no_more
     assert run.result.chose_baseline
 
 
+@pytest.mark.parametrize(("lr", "wins"), [(1e-5, True), (1e-3, False)])
+def test_where_no_time_is_left_for_a_fresh_seed_a_lead_beyond_doubt_is_enough(lr: float, wins: bool) -> None:
+    """A machine that becomes so slow at the end that the first fresh seed outlasts the time."""
+    baseline = Config(plan=Plan(batch_size=32), lr=lr)
+
+    def outlasts(rung: Rung) -> RungResult | None:
+        if rung.config == baseline or rung.start_step > 0 or rung.until_step < rung.total_steps:
+            return None
+        assert rung.limit_s is not None
+        return RungResult(rung=rung, outcome="timeout", seconds=rung.limit_s)
+
+    result = race(SimRunner(known=sim_facts(baseline=baseline), faults=outlasts), **sampled()).result
+    assert not any(trial.role == "confirmation" and trial.scores for trial in result.trials)
+    assert result.chose_baseline == (not wins)
+    reasons = " ".join(result.why)
+    if wins:
+        assert result.chosen == result.finalist
+        assert result.score is None
+        assert "times what a seed changes: it is chosen, though no time was left for a fresh seed" in reasons
+    else:
+        assert "it was not confirmed, so the baseline stays" in reasons
+
+
 @pytest.mark.parametrize("outcome", ["diverged", "oom", "crashed", "timeout"])
 def test_a_trial_that_fails_ends_and_the_race_goes_on(outcome: str) -> None:
     run = race(SimRunner(faults=fault(outcome, lambda rung: rung.trial % 3 == 2)), **sampled())

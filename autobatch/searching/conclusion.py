@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..plan import Config
 from ..units import format_duration, format_lr
-from .confirmation import ScoreSummary, Verdict
+from .confirmation import CLEAR_LEAD, ScoreSummary, Verdict
 from .seed_noise import Sigma
 from .trials import Space, Trial
 
@@ -22,7 +22,8 @@ class SearchResult:
         space: where the search looked.
         equivalents: full trials that the time paid for.
         finalist: what challenged the baseline; None where nothing scored above it.
-        chosen: the finalist if it won on fresh seeds, else the baseline.
+        chosen: the finalist if it won on fresh seeds, or is ahead beyond doubt and there was no time for one; else the
+            baseline.
         chose_baseline: whether it is the baseline.
         score: of the chosen, on seeds that nothing selected; None where it has none.
         baseline, finalist_score: the same of both sides of the comparison.
@@ -71,7 +72,7 @@ def conclude(
         verdict: on their full-length scores.
         baseline: as it was raced.
         space, horizon_s, equivalents: as in `SearchResult`.
-        may_win: False while the finalist has not had its reserved seeds.
+        may_win: False where the race was stopped before the finalist had its reserved seeds.
         interrupted: why the race did not come to its end; None where it did.
         notes: further reasons.
         test_scores: of the chosen and of the baseline.
@@ -142,6 +143,12 @@ def _comparison(verdict: Verdict, wins: bool, may_win: bool, trials: Sequence[Tr
         return f"nothing else scored above the baseline{close}"
     who = _named(verdict.finalist)
     if verdict.difference is None or verdict.stderr is None:
+        if wins and verdict.clear_lead is not None:
+            return (
+                f"{who} was ahead of the baseline by {verdict.clear_lead:.4g} in the search, "
+                f"over {CLEAR_LEAD:.0f} times what a seed changes: it is chosen, though no time was left for a fresh "
+                "seed, and so without a score of its own"
+            )
         state = "there is nothing to compare it with" if wins else "it was not confirmed, so the baseline stays"
         return f"{who} did best, and {state}"
     if verdict.difference > 0:

@@ -82,6 +82,8 @@ class Verdict:
         gave_way: configurations that would have been the finalist but failed under a fresh seed.
         passed_over: configurations that scored above the finalist, too close to where training diverges.
         from_below: nothing scored above the baseline's own run, and the finalist did above its fresh seed.
+        clear_lead: of the finalist's own score over the baseline's own run, where it is beyond doubt (`CLEAR_LEAD`) and
+            it was trained under no fresh seed to the end, nor failed under one; None otherwise.
     """
 
     finalist: Config | None
@@ -93,15 +95,17 @@ class Verdict:
     gave_way: tuple[Config, ...]
     passed_over: tuple[Config, ...] = ()
     from_below: bool = False
+    clear_lead: float | None = None
 
     @property
     def finalist_wins(self) -> bool:
         """Whether the finalist beat the baseline by more than one standard error; anything finite beats nothing.
 
-        By `FROM_BELOW` of them where it was let in from below.
+        By `FROM_BELOW` of them where it was let in from below. Where the time was over before a fresh seed could speak,
+        a lead beyond doubt is enough: what it beat the baseline by is then not known, but that it did.
         """
         if self.difference is None or self.stderr is None:
-            return self.baseline_score is None and self.finalist_score is not None
+            return self.clear_lead is not None or (self.baseline_score is None and self.finalist_score is not None)
         return self.difference > (FROM_BELOW if self.from_below else 1.0) * self.stderr
 
     @property
@@ -129,6 +133,9 @@ def judge(trials: Sequence[Trial], direction: Direction) -> Verdict:
     from_below = finalist is not None and bool(own) and not _scored_above(finalist, own[0], direction)
     counted = own[1:] if from_below else own
 
+    fresh_runs = [trial for trial in trials if trial.role == "confirmation"]
+    tripped = finalist is not None and any(t.config == finalist.config and t.state == "failed" for t in fresh_runs)
+
     sigma = None
     if finalist is not None and finalist.final_score is not None and fresh:
         # The score it was selected by is biased upwards; pooled in here, it can only widen sigma.
@@ -148,6 +155,7 @@ def judge(trials: Sequence[Trial], direction: Direction) -> Verdict:
         gave_way=tuple(trial.config for trial in ranked if trial.config in broken),
         passed_over=tuple(trial.config for trial in standing if _is_above(trial, finalist, direction)),
         from_below=from_below,
+        clear_lead=None if finalist is None or fresh or tripped else _clear_lead(finalist, trials, direction),
     )
 
 
@@ -211,19 +219,25 @@ def _closest_below(trials: Sequence[Trial], direction: Direction) -> Trial | Non
 
 
 def leads_clearly(trials: Sequence[Trial], direction: Direction) -> bool:
-    """Whether the best challenger's score is so far above the baseline's own that one fresh seed is enough to tell.
+    """Whether the best challenger's score is so far above the baseline's own that one fresh seed is enough to tell."""
+    ranked = _challengers(trials, direction)
+    return bool(ranked) and _clear_lead(ranked[0], trials, direction) is not None
 
-    Not where training may diverge: that takes more than one seed to find out. Sigma then rests on the spread between
+
+def _clear_lead(challenger: Trial, trials: Sequence[Trial], direction: Direction) -> float | None:
+    """What the challenger's score is ahead of the baseline's own run by, where that is beyond doubt; None where not.
+
+    Nor where training may diverge: that takes more than one seed to find out. Sigma rests on the spread between
     configurations alone, which is to be too large rather than too small.
     """
-    ranked = _challengers(trials, direction)
     own = _baseline_scores(trials)
     resolution = score_resolution(trials)
     sigma = pooled_sigma([], _full_length(trials), direction, resolution=resolution, farthest=math.inf)
-    if not ranked or not own or sigma is None or (best := ranked[0].final_score) is None:
-        return False
-    is_safe = divergence_risk(ranked[0].config, trials) <= SAFE_RISK
-    return is_safe and oriented(best - own[0], direction) > CLEAR_LEAD * sigma.value
+    if not own or sigma is None or challenger.final_score is None:
+        return None
+    lead = oriented(challenger.final_score - own[0], direction)
+    is_clear = lead > CLEAR_LEAD * sigma.value and divergence_risk(challenger.config, trials) <= SAFE_RISK
+    return lead if is_clear else None
 
 
 def _challengers(trials: Sequence[Trial], direction: Direction) -> list[Trial]:
