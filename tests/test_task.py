@@ -121,8 +121,7 @@ def test_what_a_file_defines_can_be_unpickled_in_a_process_that_never_loaded_it(
 def test_spawned_loader_workers_can_read_a_files_dataset(tmp_path: Path) -> None:
     code = f"""
         from torch.utils.data import DataLoader
-        from autobatch.tasks.task_file import user_frames
-from autobatch.tasks.task import load_task
+        from autobatch.tasks.task import load_task
         if __name__ == "__main__":
             task = load_task({str(TASKS / "lstm.py")!r})
             batches = DataLoader(task.train_data(), batch_size=64, num_workers=1, multiprocessing_context="spawn",
