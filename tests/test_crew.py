@@ -27,7 +27,7 @@ from autobatch.searching.search import Event, Kept, Ladder, Space, StudyRecord, 
 from autobatch.searching.surrogate import fit
 from autobatch.simulated.sim import SimCrew, SimRunner, VirtualClock, sim_facts
 
-from .test_search import Run, race, sampled
+from .test_search import Run, in_one_go, race, sampled
 from .test_surrogate import ends, seen
 
 
@@ -425,7 +425,7 @@ class FadingCrew(SimCrew):
 
     def next(self) -> tuple[Rung, Future[RungResult]]:
         rung, done = SimCrew.next(self)
-        if self.is_whole and rung.start_step == 0 and rung.until_step == rung.total_steps:  # under a fresh seed
+        if self.is_whole and in_one_go(rung):  # under a fresh seed
             self.is_whole = False
             lost: Future[RungResult] = Future()
             lost.set_exception(DeviceError("GPU is lost"))

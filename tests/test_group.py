@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,16 @@ def test_two_ranks_train_what_one_process_of_twice_the_batch_trains(
     assert not torch.allclose(
         untrained["body.weight"], weights["body.weight"], atol=1e-3
     )  # there was something to learn
+
+
+def test_the_losses_of_two_ranks_are_those_of_one_process_of_twice_the_batch(
+    opened: Callable[..., GroupRunner], tmp_path: Path
+) -> None:
+    together = opened(TASK).sweep_lr(PAIR, lowest=1e-4, highest=1e-1, steps=20, seed=0)
+    with closing(TorchRunner(load_task(tmp_path / "model.py"), open_device("cpu"))) as runner:
+        one = runner.sweep_lr(Plan(batch_size=8), lowest=1e-4, highest=1e-1, steps=20, seed=0)
+    assert len(together.losses) == 20
+    assert together.losses == pytest.approx(one.losses, rel=1e-4)
 
 
 # Noise in the model and in the data, so that each rank's generators count; batch norm, whose statistics differ.

@@ -23,7 +23,7 @@ from autobatch.searching.search import Kept, SearchResult, SearchSettings, Study
 from autobatch.simulated.replay import ReplayRunner
 from autobatch.simulated.sim import SimRunner, sim_facts
 
-from .test_search import fault
+from .test_search import fault, in_one_go
 
 TABLE = Path(__file__).parent / "recordings" / "made_table.json"
 DOWNTIME_S = 4096.0
@@ -64,8 +64,7 @@ def full(rung: Rung) -> RungResult | None:
 
 def broken_afresh(rung: Rung) -> RungResult | None:
     """What is trained in one go at a high rate diverges at once, so that fresh seeds fail and leave their time."""
-    in_one_go = rung.start_step == 0 and rung.until_step == rung.total_steps
-    return fault("diverged", lambda _: True, 0.05)(rung) if in_one_go and rung.config.lr > 1e-3 else None
+    return fault("diverged", lambda _: True, 0.05)(rung) if in_one_go(rung) and rung.config.lr > 1e-3 else None
 
 
 # The runner, the settings, and at every how-manieth moment the race is cut.

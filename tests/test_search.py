@@ -140,6 +140,11 @@ def fault(outcome: Any, when: Callable[[Rung], bool], seconds: float = 0.1) -> C
     return faults
 
 
+def in_one_go(rung: Rung) -> bool:
+    """Whether it is a whole training, as that under a fresh seed is and a trial of the search is not."""
+    return rung.start_step == 0 and rung.until_step == rung.total_steps
+
+
 # What always holds
 
 
@@ -377,7 +382,7 @@ def test_a_finalist_that_hangs_under_three_fresh_seeds_in_a_row_is_tried_no_more
     baseline = sim_facts().baseline
 
     def hangs(rung: Rung) -> bool:
-        return rung.config != baseline and rung.start_step == 0 and rung.until_step == rung.total_steps
+        return rung.config != baseline and in_one_go(rung)
 
     run = race(SimRunner(faults=fault("timeout", hangs)), budget_s=150.0, **sampled() | {"most_trials": 8})
     fresh = [trial.config for trial in run.result.trials if trial.role == "confirmation" and trial.config != baseline]
@@ -393,10 +398,9 @@ def test_where_no_time_is_left_for_a_fresh_seed_a_lead_beyond_doubt_is_enough(lr
     baseline = Config(plan=Plan(batch_size=32), lr=lr)
 
     def outlasts(rung: Rung) -> RungResult | None:
-        if rung.config == baseline or rung.start_step > 0 or rung.until_step < rung.total_steps:
-            return None
         assert rung.limit_s is not None
-        return RungResult(rung=rung, outcome="timeout", seconds=rung.limit_s)
+        is_fresh = rung.config != baseline and in_one_go(rung)
+        return RungResult(rung=rung, outcome="timeout", seconds=rung.limit_s) if is_fresh else None
 
     result = race(SimRunner(known=sim_facts(baseline=baseline), faults=outlasts), **sampled()).result
     assert not any(trial.role == "confirmation" and trial.scores for trial in result.trials)
@@ -624,7 +628,7 @@ def test_a_fresh_seed_that_fails_at_once_leaves_its_time_to_the_next_best(seed: 
     failed: list[Config] = []
 
     def fails(rung: Rung) -> bool:
-        fresh = rung.config != baseline and rung.start_step == 0 and rung.until_step == rung.total_steps
+        fresh = rung.config != baseline and in_one_go(rung)
         if fresh and rung.config not in failed and len(failed) < 2:
             failed.append(rung.config)
         return fresh and rung.config in failed
@@ -680,9 +684,8 @@ def test_a_test_that_fails_costs_its_score_and_nothing_else(error: Exception) ->
 
 def test_a_trial_that_uses_up_the_time_leaves_enough_for_the_test() -> None:
     def hangs(rung: Rung) -> RungResult | None:
-        in_one_go = rung.start_step == 0 and rung.until_step == rung.total_steps
         assert rung.limit_s is not None
-        return RungResult(rung=rung, outcome="timeout", seconds=rung.limit_s) if in_one_go else None
+        return RungResult(rung=rung, outcome="timeout", seconds=rung.limit_s) if in_one_go(rung) else None
 
     runner = SimRunner(known=sim_facts(has_test_data=True), faults=hangs)
     run = race(runner, **sampled())

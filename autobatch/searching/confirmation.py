@@ -133,9 +133,6 @@ def judge(trials: Sequence[Trial], direction: Direction) -> Verdict:
     from_below = finalist is not None and bool(own) and not _scored_above(finalist, own[0], direction)
     counted = own[1:] if from_below else own
 
-    fresh_runs = [trial for trial in trials if trial.role == "confirmation"]
-    tripped = finalist is not None and any(t.config == finalist.config and t.state == "failed" for t in fresh_runs)
-
     sigma = None
     if finalist is not None and finalist.final_score is not None and fresh:
         # The score it was selected by is biased upwards; pooled in here, it can only widen sigma.
@@ -155,7 +152,9 @@ def judge(trials: Sequence[Trial], direction: Direction) -> Verdict:
         gave_way=tuple(trial.config for trial in ranked if trial.config in broken),
         passed_over=tuple(trial.config for trial in standing if _is_above(trial, finalist, direction)),
         from_below=from_below,
-        clear_lead=None if finalist is None or fresh or tripped else _clear_lead(finalist, trials, direction),
+        clear_lead=None
+        if finalist is None or fresh or _has_failed_again(trials, finalist.config)
+        else _clear_lead(finalist, trials, direction),
     )
 
 
@@ -179,8 +178,7 @@ def next_seed_for(trials: Sequence[Trial], direction: Direction, reserved: int) 
     if known < reserved or verdict.is_settled or not of_baseline:
         return None
     of_baseline += under_way.count(baseline)
-    fails = any(t.role == "confirmation" and t.config == baseline and t.state == "failed" for t in trials)
-    if of_baseline < of_finalist and of_baseline < MOST_SEEDS and not fails:
+    if of_baseline < of_finalist and of_baseline < MOST_SEEDS and not _has_failed_again(trials, baseline):
         return baseline
     return verdict.finalist if of_finalist < MOST_SEEDS else None
 
@@ -298,6 +296,11 @@ def _is_above(trial: Trial, other: Trial | None, direction: Direction) -> bool:
 def _full_length(trials: Sequence[Trial]) -> list[float]:
     """The full-length score that each configuration but the baseline was judged by in the search."""
     return [t.final_score for t in trials if _may_challenge(t) and t.final_score is not None]
+
+
+def _has_failed_again(trials: Sequence[Trial], config: Config) -> bool:
+    """Whether it failed under a fresh seed, for whatever reason."""
+    return any(t.role == "confirmation" and t.config == config and t.state == "failed" for t in trials)
 
 
 def _fresh_scores(trials: Sequence[Trial], config: Config) -> tuple[float, ...]:

@@ -40,9 +40,9 @@ from .trials import (
 FEW_EQUIVALENTS = 6
 
 # Full trials' worth of modelled time after which "auto" goes over from freeze-thaw to TPE with successive halving. What
-# the surrogate takes for a decision grows with the cube of the rungs, and until there freeze-thaw leaves about as much
-# as TPE or less, but for one of four comparisons at 32 (docs/search.md). Going over after 8 was better than both on the
-# six tables that it was tuned on, and worse than both on five others (benchmarks/NOTES.md).
+# the surrogate takes for a decision grows with the cube of the rungs. After 8 and 16 freeze-thaw leaves less than TPE
+# on the six tables that it was tuned on, about as much on five others; after 32 neither is ahead (docs/search.md).
+# Going over after 8 was better than both on the six, and worse than both on the five (benchmarks/NOTES.md).
 THAWS = 32.0
 
 # A rung whose worker died is run again from its checkpoint; after this many deaths in a row never. Assumed.
