@@ -30,6 +30,7 @@ import autobatch
 from autobatch.devices import open_device
 from autobatch.errors import NoValidResult
 from autobatch.measuring.learning_rate import LrCurve, find_lr_curve
+from autobatch.measuring.profiling import profile
 from autobatch.measuring.throughput import ThroughputCurve
 from autobatch.plan import Config, Measurement, Plan, TaskFacts
 from autobatch.searching.trials import Search, Space, space_for, total_steps, warm_starts
@@ -43,7 +44,7 @@ EQUIVALENTS = 20  # full trials that the budget would pay for
 LONGER = 4  # times T, for which an answer is trained too
 FRESH_SEED = 1_000_000  # far from every seed that a search draws
 EVAL_BATCH = 1024
-TIMING_S = 0.5
+PROFILE_S = 20.0  # several visits to each size: by it all trainings of a task are as long as they are
 WORST = 1e9  # reported for what is not a number, which Optuna refuses
 
 
@@ -164,11 +165,11 @@ class Field:
 def step_times(path: Path) -> dict[int, float]:
     """Seconds of one step of the task at powers of two from 8 to an eighth of its samples."""
     runner = TorchRunner(load_task(path), open_device("cpu"))
-    largest = 1 << int(math.log2(max(8, (runner.facts().train_size or 8192) / 8)))
-    sizes = [2**power for power in range(3, int(math.log2(largest)) + 1)]
-    curve = ThroughputCurve(measurements=tuple(runner.time(Plan(batch_size=size), budget_s=TIMING_S) for size in sizes))
+    facts = runner.facts()
+    largest = 1 << int(math.log2(max(8, (facts.train_size or 8192) / 8)))
+    curve = profile(runner, facts.smallest_plan, max_batch=largest, budget_s=PROFILE_S)
     runner.close()
-    return {size: curve.step_s(size) for size in sizes}
+    return {measured.plan.batch_size: curve.step_s(measured.plan.batch_size) for measured in curve.timed}
 
 
 def enter(path: Path, budget_s: float, step_s: dict[int, float]) -> Field:

@@ -360,3 +360,48 @@ def test_further_visits_time_whole_steps_alone() -> None:
     first = [parts for index, (size, parts) in enumerate(asked) if size not in {s for s, _ in asked[:index]}]
     assert all(first)
     assert sum(parts for _, parts in asked) == len(first) < len(asked)
+
+
+@dataclass(slots=True, kw_only=True)
+class Restless(SimRunner):
+    """A machine that takes twice as long from `slow_from` to `slow_until`, and half a percent longer each time."""
+
+    slow_from: float = 0.0
+    slow_until: float = 0.0
+    seen: list[int] = field(default_factory=list)
+
+    def time(
+        self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
+    ) -> Measurement:
+        self.seen.append(plan.batch_size)
+        is_slow = self.slow_from <= self.clock() < self.slow_until
+        step = self.step_s(plan.batch_size) * (2.0 if is_slow else 1.0) * (1 + 0.005 * len(self.seen))
+        repeats = max(6, int(budget_s / step))
+        self.clock.advance(repeats * step)
+        return Measurement(plan=plan, outcome="ok", step_s=(step,) * repeats, seconds=repeats * step)
+
+
+def test_every_size_is_visited_there_and_back_in_a_short_profile_too() -> None:
+    runner = Restless(step_s=saturating(0.004, 0.0001))
+    curve = profile(runner, Plan(batch_size=1), max_batch=64, budget_s=8.0, include=[24])
+    upwards = [8, 16, 24, 32, 64]
+    assert runner.seen[:15] == [24, 8, 16, 32, 64, *reversed(upwards), *upwards]
+    assert all(3 <= len(m.visits_s) <= 5 for m in curve.timed)
+    assert runner.clock() == pytest.approx(8.0, rel=0.05)
+
+
+@settings(max_examples=60, deadline=None)
+@given(begins=st.floats(0.0, 1.0), share=st.floats(0.0, 0.3))
+def test_a_slow_moment_changes_no_step_time_beside_another(begins: float, share: float) -> None:
+    step_s = saturating(0.004, 0.0001)
+    runner = Restless(step_s=step_s, slow_from=8.0 * begins, slow_until=8.0 * (begins + share))
+    curve = profile(runner, Plan(batch_size=1), max_batch=256, budget_s=8.0)
+    ratios = [curve.step_s(size) / step_s(size) for size in (8, 16, 32, 64, 128, 256)]
+    assert max(ratios) < 1.1 * min(ratios)
+
+
+def test_a_size_is_seen_once_before_another_is_seen_again() -> None:
+    runner = Restless(step_s=lambda batch: 0.02 * batch)
+    curve = profile(runner, Plan(batch_size=1), max_batch=64, budget_s=14.5)
+    assert runner.seen == [8, 16, 32, 64]  # 14.4 s of the fewest steps, more than a fourth of the time
+    assert curve.skipped == ()

@@ -127,7 +127,7 @@ def measurement_from_json(found: Reader) -> Measurement:
         ReportError: it is not one.
     """
     known: dict[str, Any] = {
-        key: found.list_of(key, NUMBER) for key in ("step_s", "compute_s", "loader_s") if key in found
+        key: found.list_of(key, NUMBER) for key in ("step_s", "compute_s", "loader_s", "visits_s") if key in found
     }
     sizes = ("peak_bytes", "allocated_bytes", "others_bytes", "alloc_retries")
     known |= {key: found.get(key, int) for key in sizes if key in found}
