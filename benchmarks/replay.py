@@ -1,6 +1,7 @@
 """How good is what the search finds? Races on tables of trials that were run, so that a race takes milliseconds.
 
-    python benchmarks/replay.py --tables DIR [--seeds 20] [--searches ...] [--baseline own|best|near] [--json OUT]
+    python benchmarks/replay.py --tables DIR [--seeds 20] [--searches ...] [--baseline own|best|near]
+        [--noise 2.5] [--json OUT]
 
 A table holds the score of a task over batch size, learning rate, seed and share of the schedule
 (`autobatch.simulated.replay.ReplayRunner` says how it is read). On it runs the search itself, nothing of which is
@@ -13,8 +14,9 @@ seeds; the search never sees that. "recovered" is the share of the gap from the 
 which compares tables of any unit; "bias" is what was reported less what is true; "worse" the share of races whose
 choice is truly worse than the baseline by more than a standard error of the table. `--baseline best` puts the baseline
 into the table's best cell, `--baseline near` into the cell closest to one standard deviation of a seed below it: there
-is then nothing to win, and the question is what is lost. The same figures come out everywhere, but for the last one:
-milliseconds of this machine for each decision.
+is then nothing to win, and the question is what is lost. `--noise 2.5` makes what a seed changes 2.5 times as large for
+the search, and leaves the truth as it is: for tasks whose settings differ less than their seeds do. The same figures
+come out everywhere, but for the last one: milliseconds of this machine for each decision.
 """
 
 from __future__ import annotations
@@ -127,6 +129,30 @@ def with_baseline(table: dict[str, Any], where: str) -> dict[str, Any]:
     return table | {"baseline": {"batch_size": batch, "lr": lr}}
 
 
+def with_noise(table: dict[str, Any], factor: float) -> dict[str, Any]:
+    """The table with each score that trials see `factor` times as far from the mean of its cell at its rung.
+
+    The truth stays where it is: it is the mean, or of seeds that no trial sees. Only a cell that diverged under some
+    seed is judged by the worst score there is, which goes down.
+    """
+    if factor == 1:
+        return table
+    runner = ReplayRunner(table=table)
+
+    def louder(cell: list[list[float | None]]) -> list[list[float | None]]:
+        shown = runner.shown(cell)
+        means = [mean_of([score for score in scores if score is not None]) for scores in zip(*shown, strict=True)]
+        return [
+            [
+                score if score is None else mean + factor * (score - mean)
+                for score, mean in zip(seed, means, strict=True)
+            ]
+            for seed in shown
+        ] + cell[len(shown) :]
+
+    return table | {"score": [[louder(cell) for cell in row] for row in table["score"]]}
+
+
 def curve_of(batch_sizes: Sequence[int], step_time_s: Sequence[float]) -> ThroughputCurve:
     """The throughput profile that these step times are."""
     times = zip(batch_sizes, step_time_s, strict=True)
@@ -208,10 +234,15 @@ SEARCHES: dict[str, Callable[[dict[str, Any], int, int, tuple[float, ...]], tupl
 }
 
 
-def run_race(name: str, path: Path, where: str, seed: int, equivalents: int, parts: int = 0) -> Race:
-    """One race, judged by the table's truth; see `lr_grid` for `parts`."""
+def run_race(
+    name: str, path: Path, where: str, seed: int, equivalents: int, parts: int = 0, noise: float = 1.0
+) -> Race:
+    """One race, judged by the table's truth; see `lr_grid` for `parts`, `with_noise` for `noise`."""
     runner = ReplayRunner.load(path)
-    runner.table = table = with_baseline(runner.table, where)
+    stderr = seed_sd(runner.table) / math.sqrt(
+        runner.table.get("truth_seeds") or max(map(len, ends(runner.table).values()))
+    )
+    runner.table = table = with_baseline(with_noise(runner.table, noise), where)
     sign = 1 if table["direction"] == "maximize" else -1
     started = time.perf_counter()
     chosen, reported, trials = SEARCHES[name](table, seed, equivalents, lr_grid(table, parts))
@@ -225,13 +256,13 @@ def run_race(name: str, path: Path, where: str, seed: int, equivalents: int, par
         best=sign * runner.best(),
         baseline=sign * runner.truth(Config(plan=Plan(batch_size=baseline["batch_size"]), lr=baseline["lr"])),
         reported=None if reported is None else sign * reported,
-        stderr=seed_sd(table) / math.sqrt(table.get("truth_seeds") or max(map(len, ends(table).values()))),
+        stderr=stderr,
         trials=trials,
         decision_s=(time.perf_counter() - started) / trials,
     )
 
 
-def run_quietly(race: tuple[str, Path, str, int, int, int]) -> Race:
+def run_quietly(race: tuple[str, Path, str, int, int, int, float]) -> Race:
     """`run_race` in a worker process."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -296,6 +327,7 @@ def main() -> None:
         metavar="N",
         help="parts that each interval between two tabulated rates is cut into; 0: any rate",
     )
+    parser.add_argument("--noise", type=float, default=1.0, metavar="FACTOR", help="times what a seed changes")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--by-table", action="store_true", help="each table's figures too")
     parser.add_argument("--json", type=Path, metavar="OUT")
@@ -303,7 +335,7 @@ def main() -> None:
 
     paths = [file for path in asked.tables for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
     work = [
-        (name, path, asked.baseline, seed, budget, asked.lr_parts)
+        (name, path, asked.baseline, seed, budget, asked.lr_parts, asked.noise)
         for name in asked.searches
         for path in paths
         for seed in range(asked.seeds)
@@ -325,6 +357,7 @@ def main() -> None:
             "tables": [path.stem for path in paths],
             "baseline": asked.baseline,
             "lr_parts": asked.lr_parts,
+            "noise": asked.noise,
             "rows": [
                 {
                     "search": name,

@@ -15,6 +15,7 @@ from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from autobatch.devices import open_device
@@ -239,6 +240,27 @@ def test_a_baseline_is_put_into_the_cell_that_races_are_judged_by(replay: Any, s
     assert replay.with_baseline(table, "near")["baseline"]["lr"] == 1.0
 
 
+@pytest.mark.parametrize("held", [0, 2])
+def test_louder_seeds_leave_the_truth_where_it_is(replay: Any, held: int) -> None:
+    """What trials see is three times as far from its mean, rung by rung; the other seeds are as they were."""
+    cell = [[0.1 * number, 0.5 + 0.02 * number**2] for number in range(6 + held)]
+    lost: list[Any] = [[0.2, None], *cell[1:]]
+    table: dict[str, Any] = json.loads(MADE.read_text()) | {
+        **{"batch_sizes": [16], "step_time_s": [0.001], "lrs": [1e-3, 1e-2], "rungs": [0.5, 1.0]},
+        **{"truth_seeds": held, "direction": "maximize", "score": [[cell, lost]]},
+    }
+    assert replay.with_noise(table, 1) is table
+    loud = replay.with_noise(table, 3)
+    whole, partly = loud["score"][0]
+    for before, after in zip(np.array(cell[:6]).T, np.array(whole[:6]).T, strict=True):
+        np.testing.assert_allclose(after - before.mean(), 3 * (before - before.mean()))
+    assert (whole[6:], partly[6:], partly[0][1]) == (cell[6:], cell[6:], None)
+    ends = np.array(cell[1:6])[:, 1]  # of the seeds that did not diverge
+    np.testing.assert_allclose([seed[1] for seed in partly[1:6]] - ends.mean(), 3 * (ends - ends.mean()))
+    config = Config(plan=Plan(batch_size=16), lr=1e-3)
+    assert ReplayRunner(table=loud).truth(config) == pytest.approx(ReplayRunner(table=table).truth(config))
+
+
 def test_a_race_is_judged_by_the_table(replay: Any, tmp_path: Path) -> None:
     path = made_table(tmp_path)
     truth = ReplayRunner.load(path).truth
@@ -251,6 +273,13 @@ def test_a_race_is_judged_by_the_table(replay: Any, tmp_path: Path) -> None:
     assert race.reported == pytest.approx(race.truth, abs=0.011)  # each seed is 0.005 off the mean of the two
     again = replay.run_race("tpe", path, "own", 0, 8, parts=1)
     assert replace(again, decision_s=race.decision_s) == race
+    loud = replay.run_race("tpe", path, "own", 0, 8, parts=1, noise=20)
+    assert (loud.best, loud.baseline, loud.stderr) == (
+        pytest.approx(race.best),
+        pytest.approx(race.baseline),
+        race.stderr,
+    )
+    assert loud.trials != race.trials  # it saw other scores
 
 
 def test_beside_a_baseline_that_is_the_best_there_is_nothing_to_win(replay: Any, tmp_path: Path) -> None:

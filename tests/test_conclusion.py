@@ -84,3 +84,13 @@ def test_a_race_decided_from_below_says_why_the_first_run_of_the_baseline_does_n
     assert stayed.chose_baseline
     assert any("trained again under a fresh seed because something came close" in reason for reason in stayed.why)
     assert "nothing else scored above the baseline" in concluded(searched(1.0, 0.5, 0.4)).why
+
+
+def test_the_best_score_that_was_its_seeds_luck_is_named() -> None:
+    """Beside rates that are better the one that was lucky is not the finalist, and the report says why."""
+    scores = (0.857, 0.78, 0.77, 0.81, 0.85, 0.855, 0.85)
+    trials = [trial(0, config(0), "baseline", 0.4)]
+    trials += [trial(number, config(number + 8), "search", score) for number, score in enumerate(scores, start=1)]
+    assert judge(trials, "maximize").lucky == config(9)
+    (said,) = (reason for reason in concluded(trials).why if "luck" in reason)
+    assert said == "batch 32 at 0.01 scored best once; by the trials around it, that was a lucky seed"

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from autobatch.errors import DeviceError, DeviceLost, TaskError
 from autobatch.plan import Config, Plan, Rung, RungResult
 from autobatch.searching.crew import Alone, Several
-from autobatch.searching.freeze_thaw import choose, observations
+from autobatch.searching.freeze_thaw import choose
+from autobatch.searching.observed import observations
 from autobatch.searching.search import Event, Kept, Ladder, Space, StudyRecord, Trial
 from autobatch.searching.surrogate import fit
 from autobatch.simulated.sim import SimCrew, SimRunner, VirtualClock, sim_facts
@@ -203,7 +204,7 @@ def test_what_is_under_way_promises_less_than_it_did() -> None:
 
     best = resumed(trials)
     assert isinstance(best, Trial)
-    seen = observations(trials, space, Ladder(), "maximize")
+    seen = observations(trials, space.reference_batch, Ladder(), "maximize")
     known = fit(seen)
     over = np.array([(o.batch, o.rate, 0.0) for o in seen if o.share == 1.0])
     place = np.array([(math.log2(best.config.plan.batch_size), math.log(space.scaled_lr(best.config)), 0.0)])

@@ -682,6 +682,14 @@ def test_a_test_that_fails_costs_its_score_and_nothing_else(error: Exception) ->
     assert any("out of range" in line for line in run.result.why)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 3])
+def test_the_test_data_takes_no_time_from_the_fresh_seeds(seed: int) -> None:
+    """What scoring it takes is kept back beside them, not found to be missing when their turn comes."""
+    run = race(SimRunner(known=sim_facts(has_test_data=True), eval_s=0.05), budget_s=40, seed=seed)
+    assert any(trial.role == "confirmation" and trial.state == "complete" for trial in run.result.trials)
+    assert run.result.baseline_test_score is not None
+
+
 def test_a_trial_that_uses_up_the_time_leaves_enough_for_the_test() -> None:
     def hangs(rung: Rung) -> RungResult | None:
         assert rung.limit_s is not None

@@ -66,7 +66,7 @@ def race(edge: float, safe: float) -> list[Trial]:
         trial(2, config(0.04), "search", edge),
         trial(3, config(0.05), "search", None),
         trial(4, config(0.08), "search", None),
-        trial(5, config(0.009), "search", safe - 0.01),
+        trial(5, config(0.009), "search", safe - 0.05),
     ]
 
 

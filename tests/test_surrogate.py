@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.searching.surrogate import Observation, fit
+from autobatch.searching.surrogate import Observation, denoised, fit
 
 SHARES = (1 / 8, 1 / 2, 1.0)
 
@@ -87,6 +87,21 @@ def test_a_place_that_scored_far_below_promises_less_than_one_beside_the_best() 
     assert beside > far
 
 
+def test_what_one_more_score_would_hardly_tell_promises_little() -> None:
+    """The less is known of a place beside what a score's noise hides, the more of its expected improvement counts."""
+    known = fit(seen(27, noise=0.01))
+    places, over = ends((7.0, -6.0), (7.0, -9.0), (60.0, 60.0)), ends((7.0, -6.1))
+    assert (np.diff(known.weights @ known.predict(places)[1]) > 0).all()
+    counted = known.expected_improvement(places, over)
+    exact = replace(known, noises=np.zeros_like(known.noises)).expected_improvement(places, over)
+    kept = counted / exact
+    assert 0 < kept[0] < kept[1] < kept[2] < 1
+    louder = replace(known, noises=2 * known.noises)
+    assert (louder.expected_improvement(places, over) < counted).all()
+    drowned = replace(known, noises=1e6 * known.noises)
+    assert (drowned.expected_improvement(places, over) < 1e-3 * exact).all()
+
+
 def test_one_of_equal_scores_more_or_less_does_not_hide_the_rest() -> None:
     """A trial that failed far below everything leaves the order of the others as it was."""
     places = ends(*((7.0, rate) for rate in np.linspace(-9, -3, 7)))
@@ -105,3 +120,43 @@ def test_draws_have_the_mean_and_the_deviation_that_are_predicted() -> None:
     np.testing.assert_allclose(drawn.std(axis=0), np.sqrt(second - known.mean(places) ** 2), rtol=0.1)
     assert np.asarray(np.corrcoef(drawn.T))[0, 1] > 0.9  # neighbours go up and down together
     np.testing.assert_array_equal(drawn, known.draw(places, count=4000, seed=1))
+
+
+def test_a_score_that_its_neighbours_agree_with_is_left_alone() -> None:
+    scores = seen(27)
+    top = np.array([o.score for o in scores if o.share == 1.0])
+    freed = np.array([score for score, o in zip(denoised(scores), scores, strict=True) if o.share == 1.0])
+    near = top > 0.85
+    np.testing.assert_allclose(freed[near], top[near], atol=0.01)  # of .25 and more that the range spans
+    assert np.corrcoef(freed, top)[0, 1] > 0.99
+
+
+def test_the_luckiest_of_many_equal_scores_is_pulled_back() -> None:
+    rates = np.linspace(-7, -5, 12)
+    noise = 0.02 * np.random.default_rng(3).normal(size=12)
+    equals = [Observation(batch=7.0, rate=r, share=1.0, score=0.9 + e) for r, e in zip(rates, noise, strict=True)]
+    far = [Observation(batch=7.0, rate=r, share=1.0, score=0.5 - 0.1 * abs(r + 6)) for r in (-11.0, -9.0, -3.0, -1.0)]
+    freed = denoised((*equals, *far))[:12]
+    lucky = noise.argmax()
+    assert 0.9 < freed[lucky] < 0.9 + 0.7 * noise[lucky]
+    assert freed.std() < 0.7 * noise.std()
+
+
+@settings(max_examples=25)
+@given(
+    unit=st.sampled_from([1e-6, 0.01, 1.0, 100.0, 1e6]),
+    zero=st.sampled_from([-1.0, 0.0, 3.0]),
+    count=st.integers(1, 30),
+    noise=st.sampled_from([0.0, 0.01]),
+)
+def test_a_score_without_its_noise_is_in_the_unit_of_the_scores(
+    unit: float, zero: float, count: int, noise: float
+) -> None:
+    scores = seen(count, noise=noise)
+    other = tuple(replace(o, score=unit * (o.score + zero)) for o in scores)
+    np.testing.assert_allclose(denoised(other), unit * (denoised(scores) + zero), atol=1e-5 * unit)
+
+
+def test_equal_scores_stay_what_they_are() -> None:
+    scores = tuple(replace(o, score=0.5) for o in seen(9))
+    np.testing.assert_allclose(denoised(scores), 0.5)

@@ -100,6 +100,8 @@ def conclude(
         f"{_named(config)} scored higher once and was passed over: trainings around it diverged"
         for config in verdict.passed_over
     ]
+    if verdict.lucky is not None:
+        reasons.append(f"{_named(verdict.lucky)} scored best once; by the trials around it, that was a lucky seed")
     failed = [trial for trial in trials if _is_baseline_again(trial, trials) and trial.state == "failed"]
     if failed:
         reasons.append(

@@ -1,9 +1,11 @@
 """Did it really beat the baseline? Fresh seeds for both, and one rule that says when to believe the difference.
 
-The best of many noisy scores is too high (on six tables by up to .3 points after Optuna's TPE: docs/search.md),
-so nothing here reports the score that a configuration was selected by: the finalist is trained again under seeds that
-nothing selected. The baseline's own run to the end is such a sample already, unless nothing scored above it: then that
-run may have been the lucky one, and where something came close the baseline is trained again first.
+The best of many noisy scores is too high (on six tables by up to .3 points after Optuna's TPE: docs/search.md), so
+nothing here reports the score that a configuration was selected by: the finalist is trained again under seeds that
+nothing selected. Nor is the finalist simply the one that scored best: it is the one that would without its seed's luck,
+as far as the trials around it tell (`observed.denoised_scores`). The baseline's own run to the end is such a sample
+already, unless nothing scored above it: then that run may have been the lucky one, and where something came close the
+baseline is trained again first.
 
 How often the finalist wins, simulated (`python benchmarks/false_wins.py --races 800`, two seeds reserved and no time
 for more). Every candidate is truly better than the baseline by the gain, in standard deviations of a seed:
@@ -24,9 +26,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..plan import Config, Direction
+from .observed import denoised_scores
 from .seed_noise import Sigma, pooled_sigma, score_resolution
 from .stability import SAFE_RISK, divergence_risk
-from .trials import Trial, oriented
+from .trials import DEFAULT_LADDER, Ladder, Trial, oriented
 
 # A lead over the baseline of so many standard deviations of a seed is beyond doubt before any fresh seed. Assumed: the
 # best of a hundred equal configurations leads by four such, its own luck and the baseline's together.
@@ -81,6 +84,7 @@ class Verdict:
         sigma: what the standard errors rest on; None where nothing was repeated.
         gave_way: configurations that would have been the finalist but failed under a fresh seed.
         passed_over: configurations that scored above the finalist, too close to where training diverges.
+        lucky: the configuration that scored best, where it is not the finalist because those around it scored less.
         from_below: nothing scored above the baseline's own run, and the finalist did above its fresh seed.
         clear_lead: of the finalist's own score over the baseline's own run, where it is beyond doubt (`CLEAR_LEAD`) and
             it was trained under no fresh seed to the end, nor failed under one; None otherwise.
@@ -94,6 +98,7 @@ class Verdict:
     sigma: Sigma | None
     gave_way: tuple[Config, ...]
     passed_over: tuple[Config, ...] = ()
+    lucky: Config | None = None
     from_below: bool = False
     clear_lead: float | None = None
 
@@ -116,14 +121,15 @@ class Verdict:
         return abs(self.difference) > (FROM_BELOW if self.from_below else SETTLED) * self.stderr
 
 
-def judge(trials: Sequence[Trial], direction: Direction) -> Verdict:
+def judge(trials: Sequence[Trial], direction: Direction, ladder: Ladder = DEFAULT_LADDER) -> Verdict:
     """The verdict on a race: who challenges the baseline, and by how much it is better on fresh seeds.
 
     The standard error of the difference is sigma sqrt(1 / k_finalist + 1 / k_baseline).
     """
+    steady = denoised_scores(trials, ladder, direction)
     own = _baseline_scores(trials)
     broken = _broken(trials)
-    ranked = _challengers(trials, direction)
+    ranked = _challengers(trials, direction, steady)
     standing = [trial for trial in ranked if trial.config not in broken]
     # Who has begun under fresh seeds stays the finalist. Each of its runs that does not diverge lowers the risk around
     # it, and another might pass it that was run under no fresh seed at all.
@@ -142,6 +148,10 @@ def judge(trials: Sequence[Trial], direction: Direction) -> Verdict:
     if fresh and counted and sigma is not None:
         difference = oriented(sum(fresh) / len(fresh) - sum(counted) / len(counted), direction)
         stderr = sigma.value * math.sqrt(1 / len(fresh) + 1 / len(counted))
+    above = [trial for trial in standing if _is_above(trial, finalist, direction)]
+    best = max(above, key=lambda t: oriented(t.final_score or 0.0, direction), default=None)
+    risk = max(SAFE_RISK, divergence_risk(finalist.config, trials)) if finalist else SAFE_RISK
+    passed_over = tuple(trial.config for trial in above if divergence_risk(trial.config, trials) > risk)
     return Verdict(
         finalist=finalist.config if finalist else None,
         finalist_score=_summary(fresh, sigma),
@@ -150,7 +160,8 @@ def judge(trials: Sequence[Trial], direction: Direction) -> Verdict:
         stderr=stderr,
         sigma=sigma,
         gave_way=tuple(trial.config for trial in ranked if trial.config in broken),
-        passed_over=tuple(trial.config for trial in standing if _is_above(trial, finalist, direction)),
+        passed_over=passed_over,
+        lucky=best.config if best is not None and best.config not in passed_over else None,
         from_below=from_below,
         clear_lead=None
         if finalist is None or fresh or _has_failed_again(trials, finalist.config)
@@ -158,14 +169,19 @@ def judge(trials: Sequence[Trial], direction: Direction) -> Verdict:
     )
 
 
-def next_seed_for(trials: Sequence[Trial], direction: Direction, reserved: int) -> Config | None:
+def next_seed_for(
+    trials: Sequence[Trial],
+    direction: Direction,
+    reserved: int,
+    ladder: Ladder = DEFAULT_LADDER,
+) -> Config | None:
     """The configuration to train under a fresh seed next; None once it is settled or no more seeds would help.
 
     The reserved ones go to the finalist. While the difference is then within two standard errors, whoever has fewer
     seeds gets the next. Where nothing scored above the baseline's own run and the best came close, the first goes to
     the baseline. Runs under way count as seeds, and where the reserved ones are, they are waited for: None.
     """
-    verdict = judge(trials, direction)
+    verdict = judge(trials, direction, ladder)
     baseline = next(trial.config for trial in trials if trial.role == "baseline")
     under_way = [t.config for t in trials if t.role == "confirmation" and t.state == "running"]
     if verdict.finalist is None:
@@ -216,53 +232,65 @@ def _closest_below(trials: Sequence[Trial], direction: Direction) -> Trial | Non
     return best if oriented(own[0], direction) - score <= SETTLED * sigma.value * math.sqrt(2) else None
 
 
-def leads_clearly(trials: Sequence[Trial], direction: Direction) -> bool:
+def leads_clearly(trials: Sequence[Trial], direction: Direction, ladder: Ladder = DEFAULT_LADDER) -> bool:
     """Whether the best challenger's score is so far above the baseline's own that one fresh seed is enough to tell."""
-    ranked = _challengers(trials, direction)
-    return bool(ranked) and _clear_lead(ranked[0], trials, direction) is not None
+    bar = _clear_from(trials, direction)
+    scores = [oriented(score, direction) for score in _full_length(trials)]
+    if bar is None or not scores or max(scores) <= bar:
+        return False  # which is soon told, and it is asked at every decision
+    ranked = _challengers(trials, direction, denoised_scores(trials, ladder, direction))
+    return _clear_lead(ranked[0], trials, direction) is not None
+
+
+def _clear_from(trials: Sequence[Trial], direction: Direction) -> float | None:
+    """The score above which a lead over the baseline's own run is beyond doubt; None where nothing tells.
+
+    Sigma rests on the spread between configurations alone, which is to be too large rather than too small.
+    """
+    own = _baseline_scores(trials)
+    resolution = score_resolution(trials)
+    sigma = pooled_sigma([], _full_length(trials), direction, resolution=resolution, farthest=math.inf)
+    return oriented(own[0], direction) + CLEAR_LEAD * sigma.value if own and sigma is not None else None
 
 
 def _clear_lead(challenger: Trial, trials: Sequence[Trial], direction: Direction) -> float | None:
     """What the challenger's score is ahead of the baseline's own run by, where that is beyond doubt; None where not.
 
-    Nor where training may diverge: that takes more than one seed to find out. Sigma rests on the spread between
-    configurations alone, which is to be too large rather than too small.
+    Nor where training may diverge: that takes more than one seed to find out.
     """
-    own = _baseline_scores(trials)
-    resolution = score_resolution(trials)
-    sigma = pooled_sigma([], _full_length(trials), direction, resolution=resolution, farthest=math.inf)
-    if not own or sigma is None or challenger.final_score is None:
+    bar = _clear_from(trials, direction)
+    if bar is None or challenger.final_score is None or oriented(challenger.final_score, direction) <= bar:
         return None
-    lead = oriented(challenger.final_score - own[0], direction)
-    is_clear = lead > CLEAR_LEAD * sigma.value and divergence_risk(challenger.config, trials) <= SAFE_RISK
-    return lead if is_clear else None
+    if divergence_risk(challenger.config, trials) > SAFE_RISK:
+        return None
+    return oriented(challenger.final_score - _baseline_scores(trials)[0], direction)
 
 
-def _challengers(trials: Sequence[Trial], direction: Direction) -> list[Trial]:
+def _challengers(trials: Sequence[Trial], direction: Direction, steady: dict[int, float]) -> list[Trial]:
     """Full-length trials that scored above the baseline's own run, all of them where it has none: those first that are
     worth most. Where none did, those above its first fresh seed.
 
-    That is what they are ahead of the baseline, times the chance that the next run does not diverge; without a
-    baseline's score, ahead of the worst of them.
+    That is what they are ahead of the baseline without the luck of a seed (`steady`), times the chance that the next
+    run does not diverge; ahead of the worst of them where that is behind the baseline, or the baseline has no score.
     """
     found = [
         (oriented(trial.final_score, direction), trial)
         for trial in trials
-        if _may_challenge(trial) and trial.final_score is not None
+        if _may_challenge(trial) and trial.number in steady and trial.final_score is not None
     ]
     own, broken = _baseline_scores(trials), _broken(trials)
     if own:
         bar = oriented(own[0], direction)
         if len(own) > 1 and not any(score > bar for score, trial in found if trial.config not in broken):
             bar = oriented(own[1], direction)
-    else:
-        bar = min((score for score, _ in found), default=0.0)
-    worth = [
-        ((score - bar) * (1 - divergence_risk(trial.config, trials)), trial)
-        for score, trial in found
-        if not own or score > bar
-    ]
-    return [trial for _, trial in sorted(worth, key=lambda pair: -pair[0])]
+    above = [trial for score, trial in found if not own or score > bar]
+    floors = [trial for trial in trials if trial.role == "baseline" and trial.number in steady]
+    least = min((steady[trial.number] for trial in [*floors, *above]), default=0.0)
+
+    def worth(trial: Trial) -> float:
+        return (steady[trial.number] - least) * (1 - divergence_risk(trial.config, trials))
+
+    return sorted(above, key=worth, reverse=True)
 
 
 def _may_challenge(trial: Trial) -> bool:

@@ -14,8 +14,9 @@ import numpy as np
 
 from ..plan import Direction
 from . import surrogate
-from .surrogate import Array, Observation
-from .trials import SAME_LR, Ladder, Space, Trial, oriented, scale
+from .observed import observations, place
+from .surrogate import Array
+from .trials import SAME_LR, Ladder, Space, Trial, scale
 
 # Configurations that fill the space before the surrogate is asked, the baseline and the warm starts among them. Tuned
 # on six tables, with 8 full trials: 3, 4 and 6 left .32, .28 and .34 points of regret (standard error .03).
@@ -49,7 +50,7 @@ def choose(
     """
     fresh = _candidates(trials, space, seed) if may_start else np.empty((0, 3))
     racing = [trial for trial in trials if trial.role != "confirmation"]
-    seen = observations(trials, space, ladder, direction)
+    seen = observations(trials, space.reference_batch, ladder, direction)
     if not seen or (not resumable and not len(fresh)):
         return _at(space, fresh[_farthest(fresh, trials, space)]) if len(fresh) else None
     fills = len(racing) % EXPLORES_EVERY == 0
@@ -74,26 +75,6 @@ def choose(
     return _at(space, fresh[int(of_fresh.argmax())])
 
 
-def observations(
-    trials: Sequence[Trial], space: Space, ladder: Ladder, direction: Direction
-) -> tuple[Observation, ...]:
-    """Every score so far; a trial that failed counts as the worst one seen, at the rung that it did not reach."""
-    scores = [oriented(score, direction) for trial in trials for _, score in trial.scores]
-    found = []
-    for trial in trials:
-        batch, rate, _ = _place(trial, space)
-        # A confirmation has one rung, the last.
-        shares = ladder.shares if trial.role != "confirmation" else ladder.shares[-1:]
-        found += [
-            Observation(batch=batch, rate=rate, share=share, score=oriented(score, direction))
-            for share, (_, score) in zip(shares, trial.scores, strict=False)
-        ]
-        if trial.state == "failed" and trial.outcome == "diverged" and scores:
-            share = shares[min(len(trial.scores), len(shares) - 1)]
-            found.append(Observation(batch=batch, rate=rate, share=share, score=min(scores)))
-    return tuple(found)
-
-
 def _pending(trials: Sequence[Trial], space: Space, ladder: Ladder) -> Array:
     """(m, 3): where the scores of the rungs under way will lie."""
     found = []
@@ -106,11 +87,7 @@ def _pending(trials: Sequence[Trial], space: Space, ladder: Ladder) -> Array:
 
 def _place(trial: Trial, space: Space) -> tuple[float, float, float]:
     """Where the end of a trial lies for the surrogate."""
-    return (
-        math.log2(trial.config.plan.effective_batch_size),
-        math.log(space.scaled_lr(trial.config)),
-        0.0,
-    )
+    return (*place(trial, space.reference_batch), 0.0)
 
 
 def _snapped(point: Array, space: Space) -> tuple[float, float, float]:

@@ -23,7 +23,7 @@ from ..plan import Config, Direction
 from . import surrogate
 from .conclusion import SearchResult
 from .confirmation import ScoreSummary
-from .freeze_thaw import observations
+from .observed import observations
 from .seed_noise import pooled_sigma, score_resolution
 from .stability import SAFE_RISK, divergence_risk
 from .surrogate import Array, Observation
@@ -295,7 +295,7 @@ def lr_trend(
     """
     measured = stderr = None
     bests: list[tuple[float, float]] = []
-    seen = observations(trials, space, ladder, direction)
+    seen = observations(trials, space.reference_batch, ladder, direction)
     shares = [share for share in ladder.shares if sum(o.share == share for o in seen) >= _SCORES_LEAST]
     if shares:
         batch = chosen.plan.effective_batch_size

@@ -242,7 +242,7 @@ class Race:
 
     def _next_action(self) -> Trial | None:
         """The trial to advance by a rung, new or paused; None when nothing that could be finished fits."""
-        left_s = self.account.left_s(self.confirmations)
+        left_s = self.account.left_s(self.confirmations) - self._tests_s
         may_start = left_s >= self.costs.full_trial_s
         if may_start and self.proposals.waiting:
             config, origin = self.proposals.waiting.pop(0)
@@ -270,7 +270,7 @@ class Race:
 
     def _next_confirmation(self) -> tuple[Trial, int] | None:
         """The finalist, or the baseline where it is close, under a fresh seed; None once it is settled."""
-        config = next_seed_for(self.trials, self.direction, self.confirmations)
+        config = next_seed_for(self.trials, self.direction, self.confirmations, self.costs.ladder)
         if config is None:
             return None
         needed_s = self.costs.confirmation_s + self._tests_s
@@ -494,7 +494,9 @@ class Race:
         """
         if self.crew.size > 1:
             return self.settings.confirmations
-        few = self.account.equivalents < FEW_EQUIVALENTS or leads_clearly(self.trials, self.direction)
+        few = self.account.equivalents < FEW_EQUIVALENTS or leads_clearly(
+            self.trials, self.direction, self.costs.ladder
+        )
         return 1 if few else self.settings.confirmations
 
     def _next_until(self, trial: Trial) -> int:
@@ -503,7 +505,7 @@ class Race:
     # The end
 
     def _verdict(self) -> Verdict:
-        return judge(self.trials, self.direction)
+        return judge(self.trials, self.direction, self.costs.ladder)
 
     def interrupted(self, why: str = "stopped by the user before the end") -> SearchResult:
         """The baseline, unless all the reserved seeds had spoken when the race was stopped.

@@ -43,6 +43,15 @@ _SCALE_LEAST = 3  # scores at a rung from which it has a scale of its own
 # Hyperparameters that hold this share of the weight are used to predict. Assumed.
 _WEIGHT_KEPT = 0.98
 
+# The share of a score's noise that is its seed's luck. The rest is the configuration's own, for which the kernel is too
+# smooth. Measured on tables of three kinds with 0, 1/2 and 1 (benchmarks/NOTES.md).
+_LUCK = 0.5
+
+# How many times its noise counts against a score that could be had (`Surrogate.expected_improvement`). With 1 a search
+# still picks among neighbours by what a seed changed. Measured on tables of three kinds: of 0, 1, 4, 8 and 16 none is
+# better than 4 on all, and 4 is on none worse than 0 (benchmarks/NOTES.md).
+_NOISE_COUNTS = 4.0
+
 # Added to the variance of each of the points of a draw, where that of the function is 1: a covariance of points that
 # lie close together has no root otherwise. Assumed: a thousandth of a standard deviation.
 _JITTER = 1e-6
@@ -77,6 +86,7 @@ class Surrogate:
         solved: (h, n), the covariance's inverse times the values.
         variances: (h,), of the function.
         noises: (h,), of a score, where the function's is 1.
+        squashes: (h,), which way of compressing low scores each has, as an index.
     """
 
     points: Array
@@ -87,6 +97,7 @@ class Surrogate:
     solved: Array
     variances: Array
     noises: Array
+    squashes: np.ndarray[Any, np.dtype[np.intp]]
 
     def believing(self, points: Array) -> Surrogate:
         """The posterior once scores at `points` (m, 3) have come out as predicted: for trials that are under way.
@@ -138,14 +149,19 @@ class Surrogate:
     def expected_improvement(self, points: Array, over: Array) -> Array:
         """By how much `points` (m, 3) are expected to be better than the best of those `over` (k, 3), each (m,).
 
-        The truth is compared, not a noisy score of it (Mockus 1978; "over" stands for the best mean).
+        The truth is compared, not a noisy score of it (Mockus 1978; "over" stands for the best mean). Where it is known
+        about as well as one more score would tell it, that score brings little: the improvement is discounted by the
+        share of the deviation that would be left ("augmented expected improvement", Huang, Allen, Notz and Zeng 2006,
+        with the noise counted more than once).
         """
         mean, sd = self.predict(points)
         best = self.predict(over)[0].max(axis=1, keepdims=True)
         z = (mean - best) / sd
         density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
         below = 0.5 * (1.0 + _erf(z / math.sqrt(2)))
-        return np.asarray(self.weights @ (sd * (z * below + density)))
+        noise = _NOISE_COUNTS * (self.noises * self.variances)[:, None]
+        told = 1.0 - np.sqrt(noise / (sd * sd + noise))
+        return np.asarray(self.weights @ (told * sd * (z * below + density)))
 
 
 @functools.lru_cache(maxsize=4)
@@ -185,7 +201,23 @@ def fit(observations: tuple[Observation, ...]) -> Surrogate:
         solved=np.einsum("hji,hj->hi", factors, whitened[rows, :, warps]) * spreads[warps][:, None],
         variances=fits[rows, warps] / count * spreads[warps] ** 2,
         noises=noises[rows],
+        squashes=warps,
     )
+
+
+def denoised(observations: tuple[Observation, ...]) -> Array:
+    """Each score without its seed's luck, (n,), in the unit of the scores.
+
+    The posterior mean of what values y with the covariance K + s I are without a noise of variance r s is
+    y - r s (K + s I)^-1 y (Rasmussen and Williams 2006, eq. 2.25, at the data); r is `_LUCK`. What that makes of a
+    value that was compressed is stretched again.
+    """
+    known = fit(observations)
+    values, _ = _values(observations)
+    bests, scales = _rungs(observations)
+    squashes = _SQUASHES[known.squashes][:, None]
+    smooth = values[:, known.squashes].T - _LUCK * known.noises[:, None] * known.solved
+    return np.asarray(known.weights @ (bests - squashes * scales * np.expm1(-smooth / squashes)))
 
 
 def _covariance(points: Array, shears: Array, lengths: Array) -> Array:
@@ -221,7 +253,15 @@ def _values(observations: Sequence[Observation]) -> tuple[Array, Array]:
 
     (n, w), a column for each way of compressing, and the logarithm of what it shortens a small difference by.
     """
-    values, log_slopes = np.empty((2, len(observations), len(_SQUASHES)))
+    bests, scales = _rungs(observations)
+    gaps = bests - [o.score for o in observations]
+    logs = np.log1p(gaps[:, None] / (_SQUASHES * scales[:, None]))
+    return -_SQUASHES * logs, -logs
+
+
+def _rungs(observations: Sequence[Observation]) -> tuple[Array, Array]:
+    """For each score the best one of its rung, and how far below that the better third of the rung ends, each (n,)."""
+    bests, scales = np.empty((2, len(observations)))
     scale = None
     for share in sorted({o.share for o in observations}):
         here = [index for index, o in enumerate(observations) if o.share == share]
@@ -230,9 +270,8 @@ def _values(observations: Sequence[Observation]) -> tuple[Array, Array]:
         if len(here) >= _SCALE_LEAST or scale is None:
             third = float(np.sort(gaps)[max(1, math.ceil(_SCALE_SHARE * len(here)) - 1)]) if len(here) > 1 else 0.0
             scale = third or float(gaps.max()) or scale or 1.0
-        logs = np.log1p(gaps[:, None] / (_SQUASHES * scale))
-        values[here], log_slopes[here] = -_SQUASHES * logs, -logs
-    return values, log_slopes
+        bests[here], scales[here] = scores.max(), scale
+    return bests, scales
 
 
 _erf = np.vectorize(math.erf, otypes=[float])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from ..errors import SettingError
@@ -191,6 +191,9 @@ class Ladder:
         return self.shares[level + 1] / self.shares[level]
 
 
+DEFAULT_LADDER = Ladder()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSettings:
     """How the race is run.
@@ -211,7 +214,7 @@ class SearchSettings:
     """
 
     seed: int = 0
-    ladder: Ladder = field(default_factory=Ladder)
+    ladder: Ladder = DEFAULT_LADDER
     confirmations: int = 2
     most_paused: int = 16
     most_trials: int | None = None

@@ -105,7 +105,7 @@ class ReplayRunner(Runner):
     def _truth_seeds(self) -> int:
         return int(self.table.get("truth_seeds", 0))
 
-    def _shown(self, cell: Sequence[_Curve]) -> Sequence[_Curve]:
+    def shown(self, cell: Sequence[_Curve]) -> Sequence[_Curve]:
         """The seeds of a cell that trials see."""
         return cell[: -self._truth_seeds] if 0 < self._truth_seeds < len(cell) else cell
 
@@ -223,7 +223,7 @@ class ReplayRunner(Runner):
     def score(self, config: Config, share: float, seed: int) -> float | None:
         """The score of a trial under `seed` after `share` of its schedule, in (0, 1]; None where it has diverged."""
         shares = [math.log(rung) for rung in self.table["rungs"]]
-        shown = [self._shown(cell) for cell in self._row(config)]
+        shown = [self.shown(cell) for cell in self._row(config)]
         at_share = [_interpolate(shares, curves[seed % len(curves)], math.log(share)) for curves in shown]
         # A place between the two rates that differs from seed to seed: over many, the chance to diverge is linear.
         border = (0.5 + seed * 0.6180339887498949) % 1.0

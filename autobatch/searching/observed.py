@@ -1,0 +1,70 @@
+"""What the trials so far tell the surrogate, and what it then makes of their own scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate, chain
+
+from ..plan import Direction
+from . import surrogate
+from .surrogate import Observation
+from .trials import Ladder, Trial, oriented, scale
+
+# The noise is taken out of the scores of so many trials: the baseline and those that came farthest and scored best. It
+# takes a time that grows with the cube of them. Assumed; of this many the best few and all around them are part.
+_MOST = 64
+
+
+def place(trial: Trial, reference_batch: int) -> tuple[float, float]:
+    """Logarithm of a trial's batch size, base 2, and natural one of its rate carried over to `reference_batch`."""
+    batch = trial.config.plan.effective_batch_size
+    return math.log2(batch), math.log(trial.config.lr * scale(batch, reference_batch))
+
+
+def observations(
+    trials: Sequence[Trial], reference_batch: int, ladder: Ladder, direction: Direction
+) -> tuple[Observation, ...]:
+    """Every score so far; a trial that failed counts as the worst one seen, at the rung that it did not reach."""
+    return tuple(chain.from_iterable(_by_trial(trials, reference_batch, ladder, direction)))
+
+
+def denoised_scores(trials: Sequence[Trial], ladder: Ladder, direction: Direction) -> dict[int, float]:
+    """What the full-length score of each trial of the search is without its seed's luck, by the trial's number.
+
+    Oriented so that higher is better, in the score's own unit (`surrogate.denoised`). Of many trials about as good the
+    one that scored best had the luckiest seed, and those around it, which had another, pull it back.
+    Fresh seeds are left out: what they say of the finalist is compared with the baseline, not with what was not rerun.
+    """
+    racing = [trial for trial in trials if trial.role != "confirmation"]
+    if not any(trial.state == "complete" for trial in racing):
+        return {}
+    ends = (oriented(t.scores[-1][1], direction) if t.scores else -math.inf for t in racing)
+    order = sorted(zip(racing, ends, strict=True), key=lambda pair: (-len(pair[0].scores), -pair[1]))
+    order.sort(key=lambda pair: pair[0].role != "baseline")
+    kept = [trial for trial, _ in order[:_MOST]]
+    told = _by_trial(kept, 1, ladder, direction)
+    scores = surrogate.denoised(tuple(chain.from_iterable(told)))
+    last = (end - 1 for end in accumulate(map(len, told)))
+    return {t.number: float(scores[index]) for t, index in zip(kept, last, strict=True) if t.state == "complete"}
+
+
+def _by_trial(
+    trials: Sequence[Trial], reference_batch: int, ladder: Ladder, direction: Direction
+) -> list[list[Observation]]:
+    """The observations of each trial, that of its last rung at the end."""
+    scores = [oriented(score, direction) for trial in trials for _, score in trial.scores]
+    told = []
+    for trial in trials:
+        batch, rate = place(trial, reference_batch)
+        # A confirmation has one rung, the last.
+        shares = ladder.shares if trial.role != "confirmation" else ladder.shares[-1:]
+        found = [
+            Observation(batch=batch, rate=rate, share=share, score=oriented(score, direction))
+            for share, (_, score) in zip(shares, trial.scores, strict=False)
+        ]
+        if trial.state == "failed" and trial.outcome == "diverged" and scores:
+            share = shares[min(len(trial.scores), len(shares) - 1)]
+            found.append(Observation(batch=batch, rate=rate, share=share, score=min(scores)))
+        told.append(found)
+    return told
