@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from autobatch.searching.surrogate import Observation, denoised, fit
@@ -155,6 +155,18 @@ def test_a_score_without_its_noise_is_in_the_unit_of_the_scores(
     scores = seen(count, noise=noise)
     other = tuple(replace(o, score=unit * (o.score + zero)) for o in scores)
     np.testing.assert_allclose(denoised(other), unit * (denoised(scores) + zero), atol=1e-5 * unit)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(-1e50, 1e50), min_size=1, max_size=9))
+@example([0.0, 5e-324])
+@example([0.0, 5e-324, 1.0])
+@example([0.0, -1e50, 1e-300, 2e-300, 3e-300, 4e-300, 5e-300])
+def test_scores_however_close_or_far_apart_are_told_of(scores: list[float]) -> None:
+    told = tuple(replace(o, score=score) for o, score in zip(seen(9), scores, strict=False))
+    places = ends((5.0, -9.0), (7.0, -6.0))
+    assert np.isfinite(fit(told).expected_improvement(places, places)).all()
+    assert np.isfinite(denoised(told)).all()
 
 
 def test_equal_scores_stay_what_they_are() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +40,10 @@ _SQUASHES = np.array([0.5, 1.0, 4.0])
 # The scale of a rung is how far the better third lies below its best: unit-free, and untouched by trials that failed.
 _SCALE_SHARE = 1 / 3
 _SCALE_LEAST = 3  # scores at a rung from which it has a scale of its own
+
+# No rung has a scale below this share of its widest gap, nor below the smallest of normal doubles: what is divided by
+# it stays finite, with room to be stretched again. Assumed: no two scores that differ by less are worth telling apart.
+_FINEST = 1e-100
 
 # Hyperparameters that hold this share of the weight are used to predict. Assumed.
 _WEIGHT_KEPT = 0.98
@@ -267,9 +272,11 @@ def _rungs(observations: Sequence[Observation]) -> tuple[Array, Array]:
         here = [index for index, o in enumerate(observations) if o.share == share]
         scores = np.array([observations[index].score for index in here])
         gaps = scores.max() - scores
+        widest = float(gaps.max())
         if len(here) >= _SCALE_LEAST or scale is None:
             third = float(np.sort(gaps)[max(1, math.ceil(_SCALE_SHARE * len(here)) - 1)]) if len(here) > 1 else 0.0
-            scale = third or float(gaps.max()) or scale or 1.0
+            scale = third or widest or scale or 1.0
+        scale = max(scale, _FINEST * widest, sys.float_info.min)
         bests[here], scales[here] = scores.max(), scale
     return bests, scales
 
