@@ -15,6 +15,7 @@ from autobatch.plan import Config, Direction, Plan, RungOutcome
 from autobatch.searching.confirmation import (
     MOST_SEEDS,
     Verdict,
+    is_close,
     judge,
     leads_clearly,
     next_seed_for,
@@ -146,6 +147,31 @@ def test_a_lead_is_clear_where_it_dwarfs_what_a_seed_changes() -> None:
     assert not leads_clearly(searched(0.1, 0.90), "maximize")  # nothing tells what a seed changes
     assert not leads_clearly(searched(0.95, 0.90, 0.89, 0.91), "maximize")
     assert not leads_clearly(searched(None, 0.90, 0.89, 0.91), "maximize")
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("scores", "close"),
+    [
+        ((0.87, 0.90, 0.89, 0.91), True),
+        ((0.50, 0.90), True),  # nothing tells what a seed changes
+        ((0.85, 0.90, 0.89, 0.91), False),  # five standard deviations: two seeds settle it
+        ((0.10, 0.90, 0.89, 0.91), False),
+        ((0.95, 0.90, 0.89, 0.91), False),  # nothing is ahead
+        ((None, 0.90, 0.89, 0.91), False),
+    ],
+)
+def test_a_lead_is_close_where_two_fresh_seeds_may_not_settle_it(
+    scores: tuple[float | None, ...], close: bool, sign: int
+) -> None:
+    trials = searched(*(None if score is None else sign * score for score in scores))
+    assert is_close(trials, "maximize" if sign > 0 else "minimize") == close
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=9))
+def test_no_lead_is_both_close_and_clear(scores: list[float]) -> None:
+    trials = searched(*scores)
+    assert not (is_close(trials, "maximize") and leads_clearly(trials, "maximize"))
 
 
 def test_a_lead_beyond_doubt_wins_without_a_fresh_seed_and_no_longer_once_there_is_one() -> None:

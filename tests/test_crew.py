@@ -26,7 +26,7 @@ from autobatch.searching.freeze_thaw import choose
 from autobatch.searching.observed import observations
 from autobatch.searching.search import Event, Kept, Ladder, Space, StudyRecord, Trial
 from autobatch.searching.surrogate import fit
-from autobatch.simulated.sim import SimCrew, SimRunner, VirtualClock, sim_facts
+from autobatch.simulated.sim import Landscape, SimCrew, SimRunner, VirtualClock, sim_facts
 
 from .test_search import Run, in_one_go, race, sampled
 from .test_surrogate import ends, seen
@@ -103,6 +103,17 @@ def test_the_reserved_fresh_seeds_are_trained_at_once_and_waited_for() -> None:
     first = [kind for kind, _ in itertools.takewhile(lambda told: told[0] == "rung started", begun)]
     assert len(first) == 2
     assert run.result.score is not None
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_several_workers_have_the_time_for_a_second_round_of_fresh_seeds(size: int) -> None:
+    baseline = Config(plan=Plan(batch_size=128), lr=2e-3)
+    runner = SimRunner(known=sim_facts(baseline=baseline), landscape=Landscape(noise=0.01))
+    settings = sampled() | {"most_trials": None}
+    result = raced(size, runner, budget_s=90.0, train_time_s=4.0, seed=1, **settings).result
+    again = [trial.config for trial in result.trials if trial.role == "confirmation"]
+    assert again[:2] == [result.finalist] * 2
+    assert baseline in again[2:]
 
 
 def test_warm_starts_do_not_wait_for_the_baseline() -> None:

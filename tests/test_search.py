@@ -82,6 +82,7 @@ def race(
     runner: SimRunner | None = None,
     *,
     budget_s: float = 60.0,
+    train_time_s: float | None = None,
     max_batch: int = 2048,
     lr_hint: float | None = 1e-3,
     lr_diverged: float | None = None,
@@ -98,7 +99,7 @@ def race(
     baseline = runner.known.baseline.plan
     horizon = horizon_s(
         ledger.available_s,
-        None,
+        train_time_s,
         eval_s=runner.eval_s,
         baseline_step_s=baseline.accumulation_steps * runner.step_s(baseline.batch_size),
         at_once=crew.size if crew else 1,
@@ -373,6 +374,16 @@ def test_the_record_holds_every_trial(tmp_path: Path) -> None:
     for kept, trial in zip(study.trials, result.trials, strict=True):
         assert trial.state == "failed" or kept.state.name == ends[trial.state]
         assert kept.params["lr"] == pytest.approx(trial.config.lr)
+
+
+@pytest.mark.parametrize(("lr", "fresh_seeds"), [(2e-3, 4), (1e-5, 1)])
+def test_more_fresh_seeds_are_kept_back_for_a_close_lead_and_fewer_for_a_clear_one(lr: float, fresh_seeds: int) -> None:
+    """With the time for sixteen full trials; the third seed of a close one is the baseline's, which had one so far."""
+    baseline = Config(plan=Plan(batch_size=128), lr=lr)
+    runner = SimRunner(known=sim_facts(baseline=baseline), landscape=Landscape(noise=0.01))
+    result = race(runner, seed=1, sampler=optuna.samplers.RandomSampler(seed=0)).result
+    again = [trial.config for trial in result.trials if trial.role == "confirmation"]
+    assert again == [result.finalist, result.finalist, baseline, result.finalist][:fresh_seeds]
 
 
 # What can go wrong

@@ -56,13 +56,14 @@ class Account:
         on_clock_s = self.spent_s + workers * self.ledger.available_s / self.paces.correction
         return min(self.allotment_s, on_clock_s) / self.costs.full_trial_s
 
-    def left_s(self, reserved: int) -> float:
-        """Modelled seconds of work that may still be begun, with so many confirmations kept for the end.
+    def left_s(self, *rounds: int) -> float:
+        """Modelled seconds of work that may still be begun, with so many confirmations kept for the end in each round,
+        none of which begins before the last is over.
 
         Of the allotment; of all workers' time on the clock; and of one worker's, since the rungs of one trial follow
         one another.
         """
-        kept_s, size = reserved * self.costs.confirmation_s, self.crew.size
+        kept_s, size = sum(rounds) * self.costs.confirmation_s, self.crew.size
         begun_s = sum(leg.modelled_s for leg in self.under_way.values())
         on_clock_s = self.ledger.available_s / self.paces.slowest_correction
         now_s = self.ledger.elapsed_s
@@ -70,7 +71,7 @@ class Account:
             max(0.0, leg.modelled_s - (now_s - leg.began_s) / self.paces.slowest_correction)
             for leg in self.under_way.values()
         )
-        waves = math.ceil(reserved / size) if size else reserved
+        waves = sum(math.ceil(seeds / size) if size else seeds for seeds in rounds)
         return min(
             self.allotment_s - self.spent_s - begun_s - kept_s,
             size * on_clock_s - to_do_s - kept_s,

@@ -35,6 +35,10 @@ from .trials import DEFAULT_LADDER, Ladder, Trial, oriented
 # best of a hundred equal configurations leads by four such, its own luck and the baseline's together.
 CLEAR_LEAD = 6.0
 
+# A lead of no more than so many is close: two fresh seeds of the finalist may well not settle it. They do from two
+# standard errors on, 2.4 such deviations, and the best of a dozen equal configurations leads by 1.6 in the mean.
+CLOSE_LEAD = 4.0
+
 # A difference of so many standard errors is settled. A challenger that is no farther below the baseline's own run is
 # close.
 SETTLED = 2.0
@@ -242,15 +246,26 @@ def leads_clearly(trials: Sequence[Trial], direction: Direction, ladder: Ladder 
     return _clear_lead(ranked[0], trials, direction) is not None
 
 
-def _clear_from(trials: Sequence[Trial], direction: Direction) -> float | None:
-    """The score above which a lead over the baseline's own run is beyond doubt; None where nothing tells.
+def is_close(trials: Sequence[Trial], direction: Direction) -> bool:
+    """Whether something scored above the baseline's own run, but nothing by what two fresh seeds settle."""
+    own = _baseline_scores(trials)
+    best = max((oriented(score, direction) for score in _full_length(trials)), default=-math.inf)
+    if not own or best <= oriented(own[0], direction):
+        return False
+    bar = _clear_from(trials, direction, CLOSE_LEAD)
+    return bar is None or best <= bar
+
+
+def _clear_from(trials: Sequence[Trial], direction: Direction, lead: float = CLEAR_LEAD) -> float | None:
+    """The score above which a lead over the baseline's own run is beyond doubt, or larger than `lead` standard
+    deviations of a seed; None where nothing tells.
 
     Sigma rests on the spread between configurations alone, which is to be too large rather than too small.
     """
     own = _baseline_scores(trials)
     resolution = score_resolution(trials)
     sigma = pooled_sigma([], _full_length(trials), direction, resolution=resolution, farthest=math.inf)
-    return oriented(own[0], direction) + CLEAR_LEAD * sigma.value if own and sigma is not None else None
+    return oriented(own[0], direction) + lead * sigma.value if own and sigma is not None else None
 
 
 def _clear_lead(challenger: Trial, trials: Sequence[Trial], direction: Direction) -> float | None:

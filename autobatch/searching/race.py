@@ -11,7 +11,7 @@ from ..plan import HANG_FACTOR, HANG_LEAST_S, Config, Direction, Plan, Rung, Run
 from ..units import format_duration
 from .account import Account, Leg
 from .conclusion import SearchResult, conclude
-from .confirmation import Verdict, judge, leads_clearly, next_seed_for
+from .confirmation import MOST_SEEDS, Verdict, is_close, judge, leads_clearly, next_seed_for
 from .costs import EQUIVALENTS, Costs
 from .crew import Crew
 from .ledger import Ledger
@@ -38,6 +38,10 @@ from .trials import (
 
 # Below this many full trials only one is reserved for confirmation. Assumed: else under half is left for the search.
 FEW_EQUIVALENTS = 6
+
+# Where the lead is close, two more fresh seeds, one for each side, are kept back for every so many full trials that a
+# worker has the time for. Measured with 8, where one more brings nothing, 16 and 32 of them (benchmarks/NOTES.md).
+TRIALS_A_PAIR = 12
 
 # Full trials' worth of modelled time after which "auto" goes over from freeze-thaw to TPE with successive halving. What
 # the surrogate takes for a decision grows with the cube of the rungs. After 8 and 16 freeze-thaw leaves less than TPE
@@ -242,7 +246,7 @@ class Race:
 
     def _next_action(self) -> Trial | None:
         """The trial to advance by a rung, new or paused; None when nothing that could be finished fits."""
-        left_s = self.account.left_s(self.confirmations) - self._tests_s
+        left_s = self.account.left_s(*self._kept_back) - self._tests_s
         may_start = left_s >= self.costs.full_trial_s
         if may_start and self.proposals.waiting:
             config, origin = self.proposals.waiting.pop(0)
@@ -275,9 +279,9 @@ class Race:
             return None
         needed_s = self.costs.confirmation_s + self._tests_s
         # What failed early cost the clock less than the model, which pays for another in its place.
-        if self.account.left_s(0) < needed_s:
+        if self.account.left_s() < needed_s:
             self.account.allot_what_is_left(self.costs.confirmation_s / 2)
-        if self.account.left_s(0) < needed_s:
+        if self.account.left_s() < needed_s:
             return None
         whose = "baseline" if config == self.baseline else "finalist"
         trial = self._start(config, "confirmation", f"the {whose} under a fresh seed")
@@ -498,6 +502,15 @@ class Race:
             self.trials, self.direction, self.costs.ladder
         )
         return 1 if few else self.settings.confirmations
+
+    @property
+    def _kept_back(self) -> tuple[int, ...]:
+        """Full trials kept back for fresh seeds, by rounds: the finalist's; where the lead is close, more for both."""
+        first = self.confirmations
+        if not is_close(self.trials, self.direction):
+            return (first,)
+        pairs = int(self.account.equivalents / max(1, self.crew.size) / TRIALS_A_PAIR)
+        return first, min(MOST_SEEDS, 2 * pairs)
 
     def _next_until(self, trial: Trial) -> int:
         return self.costs.ladder.until(len(trial.scores), trial.total_steps)
