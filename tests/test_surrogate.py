@@ -28,6 +28,14 @@ def seen(count: int, *, best_rate: float = -6.0, noise: float = 0.0, seed: int =
     return tuple(found)
 
 
+in_any_unit = given(
+    unit=st.sampled_from([1e-6, 0.01, 1.0, 100.0, 1e6]),
+    zero=st.sampled_from([-1.0, 0.0, 3.0]),
+    count=st.integers(1, 30),
+    noise=st.sampled_from([0.0, 0.01]),
+)
+
+
 def ends(*places: tuple[float, float]) -> np.ndarray:
     """Places at the end of the schedule."""
     return np.array([(batch, rate, 0.0) for batch, rate in places])
@@ -54,12 +62,7 @@ def test_what_was_seen_is_less_uncertain_than_what_was_not() -> None:
 
 
 @settings(max_examples=25)
-@given(
-    unit=st.sampled_from([1e-6, 0.01, 1.0, 100.0, 1e6]),
-    zero=st.sampled_from([-1.0, 0.0, 3.0]),
-    count=st.integers(1, 30),
-    noise=st.sampled_from([0.0, 0.01]),
-)
+@in_any_unit
 def test_the_unit_of_the_score_changes_nothing(unit: float, zero: float, count: int, noise: float) -> None:
     places = ends((5.0, -9.0), (7.0, -6.0), (9.0, -2.0))
     scores = seen(count, noise=noise)
@@ -143,12 +146,7 @@ def test_the_luckiest_of_many_equal_scores_is_pulled_back() -> None:
 
 
 @settings(max_examples=25)
-@given(
-    unit=st.sampled_from([1e-6, 0.01, 1.0, 100.0, 1e6]),
-    zero=st.sampled_from([-1.0, 0.0, 3.0]),
-    count=st.integers(1, 30),
-    noise=st.sampled_from([0.0, 0.01]),
-)
+@in_any_unit
 def test_a_score_without_its_noise_is_in_the_unit_of_the_scores(
     unit: float, zero: float, count: int, noise: float
 ) -> None:

@@ -239,8 +239,7 @@ def _closest_below(trials: Sequence[Trial], direction: Direction) -> Trial | Non
 def leads_clearly(trials: Sequence[Trial], direction: Direction, ladder: Ladder = DEFAULT_LADDER) -> bool:
     """Whether the best challenger's score is so far above the baseline's own that one fresh seed is enough to tell."""
     bar = _clear_from(trials, direction)
-    scores = [oriented(score, direction) for score in _full_length(trials)]
-    if bar is None or not scores or max(scores) <= bar:
+    if bar is None or _best(trials, direction) <= bar:
         return False  # which is soon told, and it is asked at every decision
     ranked = _challengers(trials, direction, denoised_scores(trials, ladder, direction))
     return _clear_lead(ranked[0], trials, direction) is not None
@@ -249,7 +248,7 @@ def leads_clearly(trials: Sequence[Trial], direction: Direction, ladder: Ladder 
 def is_close(trials: Sequence[Trial], direction: Direction) -> bool:
     """Whether something scored above the baseline's own run, but nothing by what two fresh seeds settle."""
     own = _baseline_scores(trials)
-    best = max((oriented(score, direction) for score in _full_length(trials)), default=-math.inf)
+    best = _best(trials, direction)
     if not own or best <= oriented(own[0], direction):
         return False
     bar = _clear_from(trials, direction, CLOSE_LEAD)
@@ -339,6 +338,11 @@ def _is_above(trial: Trial, other: Trial | None, direction: Direction) -> bool:
 def _full_length(trials: Sequence[Trial]) -> list[float]:
     """The full-length score that each configuration but the baseline was judged by in the search."""
     return [t.final_score for t in trials if _may_challenge(t) and t.final_score is not None]
+
+
+def _best(trials: Sequence[Trial], direction: Direction) -> float:
+    """The best of them, oriented; minus infinity where there is none."""
+    return max((oriented(score, direction) for score in _full_length(trials)), default=-math.inf)
 
 
 def _has_failed_again(trials: Sequence[Trial], config: Config) -> bool:

@@ -202,7 +202,7 @@ class SearchSettings:
         seed: of the proposals and, with a trial's number, of its training.
         ladder: the rungs; those inside the warm-up are left out.
         confirmations: full trials reserved for fresh seeds; one where the budget is below six full trials, or the
-            lead over the baseline beyond doubt.
+            lead over the baseline beyond doubt; more where it is close and the budget long (`race.TRIALS_A_PAIR`).
         most_paused: checkpoints kept of paused trials, which bounds the disk; the worst on the lowest rung goes first.
             Assumed: successive halving hardly ever returns to a trial beyond the best sixteen.
         most_trials: configurations tried at most; None for what the time and the space allow.
