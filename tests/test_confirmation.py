@@ -122,6 +122,14 @@ def test_a_clear_difference_needs_no_more_seeds() -> None:
     assert next_seed_for(trials, "maximize", 2) is None
 
 
+def test_seeds_that_were_kept_back_are_trained_though_the_first_settle_it() -> None:
+    trials = confirmed(searched(0.1, 0.9, 0.89, 0.88), config(1), 0.9, 0.89)
+    assert next_seed_for(trials, "maximize", 2, kept_back=4) == config(0)
+    trials = confirmed(trials, config(0), 0.11)
+    assert next_seed_for(trials, "maximize", 2, kept_back=4) == config(1)
+    assert next_seed_for(confirmed(trials, config(1), 0.91), "maximize", 2, kept_back=4) is None
+
+
 def test_a_close_difference_gets_more_seeds_on_the_side_that_has_fewer() -> None:
     trials = confirmed(searched(0.5, 0.6), config(1), 0.45, 0.56)
     assert next_seed_for(trials, "maximize", 2) == config(0)

@@ -652,10 +652,10 @@ def test_a_fresh_seed_that_fails_at_once_leaves_its_time_to_the_next_best(seed: 
     assert run.ledger.elapsed_s <= 60
 
 
-@pytest.mark.parametrize("at", [1, 2, 3, 4, 9, 20, -1])
-def test_an_interrupt_leaves_the_baseline_unless_the_seeds_had_spoken(at: int) -> None:
-    rungs = len(race(**sampled()).runner.rungs)
-    stop = at if at > 0 else rungs
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 9, 20, "first seed", "last reserved seed", "seed beyond"])
+def test_an_interrupt_leaves_the_baseline_unless_the_seeds_had_spoken(at: int | str) -> None:
+    seeds = [number for number, rung in enumerate(race(**sampled()).runner.rungs, 1) if in_one_go(rung)]
+    stop = {"first seed": seeds[0], "last reserved seed": seeds[1], "seed beyond": seeds[2]}.get(str(at), at)
     runner = SimRunner()
 
     def interrupt(rung: Rung) -> None:
@@ -665,9 +665,9 @@ def test_an_interrupt_leaves_the_baseline_unless_the_seeds_had_spoken(at: int) -
     runner.faults = interrupt
     result = race(runner, **sampled()).result
     assert result.interrupted
-    assert result.chose_baseline
-    assert result.chosen == runner.known.baseline
-    assert (result.baseline is None) == (stop <= 3)
+    assert result.chose_baseline == (at != "seed beyond")
+    assert (result.chosen == runner.known.baseline) == result.chose_baseline
+    assert (result.baseline is None) == (stop in (1, 2, 3))
     assert all(trial.state != "running" for trial in result.trials)
     assert any("stopped by the user" in reason for reason in result.why)
     assert not any("not enough" in reason for reason in result.why)

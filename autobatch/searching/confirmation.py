@@ -178,12 +178,15 @@ def next_seed_for(
     direction: Direction,
     reserved: int,
     ladder: Ladder = DEFAULT_LADDER,
+    *,
+    kept_back: int = 0,
 ) -> Config | None:
     """The configuration to train under a fresh seed next; None once it is settled or no more seeds would help.
 
-    The reserved ones go to the finalist. While the difference is then within two standard errors, whoever has fewer
-    seeds gets the next. Where nothing scored above the baseline's own run and the best came close, the first goes to
-    the baseline. Runs under way count as seeds, and where the reserved ones are, they are waited for: None.
+    The reserved ones go to the finalist. While the difference is then within two standard errors, or fewer than
+    `kept_back` were begun, whoever has fewer seeds gets the next. Where nothing scored above the baseline's own run and
+    the best came close, the first goes to the baseline. Runs under way count as seeds, and where the reserved ones are,
+    they are waited for: None.
     """
     verdict = judge(trials, direction, ladder)
     baseline = next(trial.config for trial in trials if trial.role == "baseline")
@@ -195,7 +198,8 @@ def next_seed_for(
     of_baseline = len(verdict.baseline_score.scores) if verdict.baseline_score else 0
     if of_finalist < reserved:
         return verdict.finalist
-    if known < reserved or verdict.is_settled or not of_baseline:
+    begun = sum(trial.role == "confirmation" for trial in trials)
+    if known < reserved or not of_baseline or (verdict.is_settled and begun >= kept_back):
         return None
     of_baseline += under_way.count(baseline)
     if of_baseline < of_finalist and of_baseline < MOST_SEEDS and not _has_failed_again(trials, baseline):

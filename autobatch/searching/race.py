@@ -274,7 +274,9 @@ class Race:
 
     def _next_confirmation(self) -> tuple[Trial, int] | None:
         """The finalist, or the baseline where it is close, under a fresh seed; None once it is settled."""
-        config = next_seed_for(self.trials, self.direction, self.confirmations, self.costs.ladder)
+        config = next_seed_for(
+            self.trials, self.direction, self.confirmations, self.costs.ladder, kept_back=sum(self._kept_back)
+        )
         if config is None:
             return None
         needed_s = self.costs.confirmation_s + self._tests_s
