@@ -822,19 +822,26 @@ def space_at(
     ],
 )
 def test_the_sizes_around_a_knee(knee: int, sizes: tuple[int, ...]) -> None:
-    assert space_at(knee).effective_batch_sizes == sizes
+    assert space_at(knee, baseline=knee).effective_batch_sizes == sizes
+
+
+def test_the_space_reaches_to_the_size_that_the_user_trains_with() -> None:
+    assert space_at(1024, baseline=48).effective_batch_sizes == (64, 128, 256, 512, 1024, 2048, 4096)
+    assert space_at(1024, baseline=1).effective_batch_sizes[:3] == (1, 2, 4)
+    assert space_at(4, baseline=64).effective_batch_sizes == (1, 2, 4, 8, 16, 32, 64)
+    assert space_at(4, baseline=64, train_size=100).effective_batch_sizes == (1, 2, 4, 8, 16, 32, 64)
 
 
 def test_a_space_too_small_to_search_takes_in_what_lies_around_the_baseline() -> None:
-    # The knee is far above what the data allow, and far below; three sizes are enough.
+    # The knee is far above what the data allow; three sizes are enough.
     assert space_at(512, train_size=300).effective_batch_sizes == (16, 32)
     assert space_at(512, train_size=800).effective_batch_sizes == (16, 32, 64)
-    assert space_at(2, train_size=40, baseline=24).effective_batch_sizes == (1, 2, 4)
-    assert space_at(2, train_size=24, baseline=12).effective_batch_sizes == (1, 2, 8)  # 16 is more than the user has
+    assert space_at(512, train_size=800, baseline=64).effective_batch_sizes == (32, 64)
+    # The knee is far below, and 16 is more than the user has.
+    assert space_at(2, train_size=24, baseline=12).effective_batch_sizes == (1, 2, 4, 8)
     # Memory: what does not fit is accumulated, or else is not there.
-    assert space_at(1, max_batch=2).effective_batch_sizes == (1, 2, 4)
+    assert space_at(1, max_batch=2).effective_batch_sizes == (1, 2, 4, 8, 16, 32)
     assert space_at(1, max_batch=2, micro=0).effective_batch_sizes == (1, 2)
-    assert space_at(64, train_size=100, baseline=1).effective_batch_sizes == (1, 2, 8)
     # In a horizon of 0.1 s there are 32 steps of no more than some 56 samples.
     assert space_at(512, horizon_s=0.1).effective_batch_sizes == (16, 32)
     # Nothing can be run: the baseline alone is left.
@@ -866,9 +873,13 @@ def test_the_space_always_holds_something_that_can_be_run(
     # Where the best batch was measured to be, with room in the data for eight steps an epoch, nothing is left out.
     measured = {size for size in (2**exponent for exponent in range(15)) if knee <= 4 * size <= 8 * knee}
     assert {size for size in measured if 8 * size <= train_size and can_run(size)} <= sizes
+    # Nor are the user's own, and all up or down to it.
+    own = min((2**exponent for exponent in range(15)), key=lambda size: abs(math.log(size / baseline)))
+    if sizes != {baseline}:
+        between = {size for size in (2**exponent for exponent in range(15)) if sorted((own, size, knee))[1] == size}
+        assert {size for size in between if can_run(size) and (size <= baseline or 8 * size <= train_size)} <= sizes
     # Few sizes are those that there are: around the baseline there is none to add.
     if len(sizes) < 3 and sizes != {baseline}:
-        own = min((2**exponent for exponent in range(15)), key=lambda size: abs(math.log(size / baseline)))
         around = {size for size in (own // 2, own, 2 * own) if size and (size <= baseline or 8 * size <= train_size)}
         assert {size for size in around if can_run(size)} <= sizes
 

@@ -289,8 +289,10 @@ def space_for(
     Batch sizes are the powers of two, times the processes, in [knee / 8, 4 knee] (measured: the best one under equal
     time was within [knee / 4, 2 knee] on eight of eight tables), from `FEWEST_SAMPLES` up where that cuts nothing off
     the measured range, at most an eighth of the training data (assumed: fewer than eight steps an epoch are hardly a
-    stochastic method), that fit and take at least `MIN_STEPS` steps in the horizon. Where they are fewer than
-    `FEWEST_SIZES`, the baseline's own size, half and twice it come in, as powers of two, as far as they can be run.
+    stochastic method). The range reaches to the baseline's own size wherever that is: somebody trains with it, and a
+    knee far above says what the device is good for, not what the data are (NOTES.md, 2026-11-23). All that fit and take
+    at least `MIN_STEPS` steps in the horizon. Where they are fewer than `FEWEST_SIZES`, half and twice the baseline's
+    size come in too, as far as they can be run.
 
     Args:
         facts, times: the task and its throughput profile.
@@ -306,19 +308,19 @@ def space_for(
     ranks = facts.baseline.plan.ranks
     knee, batch = ranks * times.knee_batch_size, baseline.plan.effective_batch_size
     most = math.inf if facts.train_size is None else facts.train_size / 8
-    low, high = max(knee / 8, min(FEWEST_SAMPLES, knee / 4)), min(4 * knee, most)
+    own = ranks * 2 ** max(0, round(math.log2(batch / ranks)))
+    at_most = max(most, batch)  # what the user trains with is not too much for the data, whatever share of them it is
+    low = min(max(knee / 8, min(FEWEST_SAMPLES, knee / 4)), own)
+    high = max(min(4 * knee, most), min(own, at_most))
 
     def can_run(size: int) -> bool:
         plan = times.plan_for(size, max_batch, facts.precision, max_micro_batch)
         return plan is not None and total_steps(plan, times, horizon_s) >= MIN_STEPS
 
-    exponents = range(1 + math.floor(math.log2(4 * times.knee_batch_size)))
+    exponents = range(1 + math.floor(math.log2(max(high, ranks) / ranks)))
     sizes = {size for exponent in exponents if low <= (size := ranks * 2**exponent) <= high and can_run(size)}
     if len(sizes) < FEWEST_SIZES:
-        own = max(0, round(math.log2(batch / ranks)))
-        near = {ranks * 2**exponent for exponent in range(max(0, own - 1), own + 2)}
-        # What the user trains with is not too much for the data, whatever share of them it is.
-        sizes |= {size for size in near if size <= max(most, batch) and can_run(size)}
+        sizes |= {size for size in (own // 2, own, 2 * own) if ranks <= size <= at_most and can_run(size)}
     hints = [baseline.lr * scale(batch, knee)] + ([lr_hint] if lr_hint else [])
     lr_low, lr_high = min(hints) / 10**LR_DECADES, max(hints) * 10**LR_DECADES
     # Where the loss never fell, nothing shows that the test trained at all: what ended it may be a bad batch at a rate
