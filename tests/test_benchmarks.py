@@ -279,7 +279,7 @@ def test_a_race_is_judged_by_the_table(replay: Any, tmp_path: Path) -> None:
         pytest.approx(race.baseline),
         race.stderr,
     )
-    assert loud.trials != race.trials  # it saw other scores
+    assert abs(loud.reported - loud.truth) > 0.05  # it saw other scores: each seed is 0.1 off the mean of the two
 
 
 def test_beside_a_baseline_that_is_the_best_there_is_nothing_to_win(replay: Any, tmp_path: Path) -> None:
