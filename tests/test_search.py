@@ -837,11 +837,13 @@ def test_a_space_too_small_to_search_takes_in_what_lies_around_the_baseline() ->
     assert space_at(512, train_size=300).effective_batch_sizes == (16, 32)
     assert space_at(512, train_size=800).effective_batch_sizes == (16, 32, 64)
     assert space_at(512, train_size=800, baseline=64).effective_batch_sizes == (32, 64)
-    # The knee is far below, and 16 is more than the user has.
+    # The knee is far below; 32 is more than the user has, and then 16.
+    assert space_at(2, train_size=40, baseline=24).effective_batch_sizes == (1, 2, 4, 8, 16)
     assert space_at(2, train_size=24, baseline=12).effective_batch_sizes == (1, 2, 4, 8)
     # Memory: what does not fit is accumulated, or else is not there.
     assert space_at(1, max_batch=2).effective_batch_sizes == (1, 2, 4, 8, 16, 32)
     assert space_at(1, max_batch=2, micro=0).effective_batch_sizes == (1, 2)
+    assert space_at(64, train_size=100, baseline=1).effective_batch_sizes == (1, 2, 4, 8)
     # In a horizon of 0.1 s there are 32 steps of no more than some 56 samples.
     assert space_at(512, horizon_s=0.1).effective_batch_sizes == (16, 32)
     # Nothing can be run: the baseline alone is left.

@@ -273,10 +273,9 @@ class Race:
         return self.settings.sampler == "freeze-thaw"
 
     def _next_confirmation(self) -> tuple[Trial, int] | None:
-        """The finalist, or the baseline where it is close, under a fresh seed; None once it is settled."""
-        config = next_seed_for(
-            self.trials, self.direction, self.confirmations, self.costs.ladder, kept_back=sum(self._kept_back)
-        )
+        """The finalist, or the baseline where it is close, under a fresh seed; None once no more are needed."""
+        kept = self._kept_back
+        config = next_seed_for(self.trials, self.direction, kept[0], self.costs.ladder, kept_back=sum(kept))
         if config is None:
             return None
         needed_s = self.costs.confirmation_s + self._tests_s

@@ -33,8 +33,8 @@ LR_EXPONENT = 0.5
 # Decades of learning rate on either side of the hints. Assumed: with hints a decade apart, a space of five decades.
 LR_DECADES = 2.0
 
-# Batch sizes start here where the knee is well above it, and a space of fewer sizes than that is no search. Both
-# assumed; the tables that were measured have their knees at 128 and above, where the first says nothing.
+# Batch sizes start here, or at the baseline's, where the knee is well above it, and a space of fewer sizes than that is
+# no search. Both assumed; the tables measured have their knees at 128 and above, where the first says nothing.
 FEWEST_SAMPLES = 8
 FEWEST_SIZES = 3
 
@@ -290,9 +290,9 @@ def space_for(
     time was within [knee / 4, 2 knee] on eight of eight tables), from `FEWEST_SAMPLES` up where that cuts nothing off
     the measured range, at most an eighth of the training data (assumed: fewer than eight steps an epoch are hardly a
     stochastic method). The range reaches to the baseline's own size wherever that is: somebody trains with it, and a
-    knee far above says what the device is good for, not what the data are (NOTES.md, 2026-11-23). All that fit and take
-    at least `MIN_STEPS` steps in the horizon. Where they are fewer than `FEWEST_SIZES`, half and twice the baseline's
-    size come in too, as far as they can be run.
+    knee far above says what the device is good for, not what the data are (NOTES.md, 2026-11-23). Taken are those
+    that fit and take at least `MIN_STEPS` steps in the horizon. Where these are under `FEWEST_SIZES`, half and twice
+    the baseline's size come in too, as far as they can be run.
 
     Args:
         facts, times: the task and its throughput profile.
