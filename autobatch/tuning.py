@@ -278,22 +278,25 @@ class _Tune:
             )
 
     def largest_micro_batch(self, facts: TaskFacts, largest: MaxBatch) -> int:
-        """The largest power of two that fits beside gradients that are kept; accumulation is for what does not fit.
+        """The largest that fits beside gradients that are kept; accumulation is for what does not fit.
 
-        Powers of two, because the race's batches are, and so their largest divisors.
+        Of the powers of two, because the race's batches are, and so their largest divisors; and of the baseline's own,
+        where it accumulates.
         """
         if not facts.accumulates or largest.limited_by != "memory":
             return int(largest) if facts.accumulates else 0
-        size = 1 << (int(largest).bit_length() - 1)
+        own, most = facts.baseline.plan, int(largest)
+        sizes = {1 << exponent for exponent in range(most.bit_length())}
+        if own.accumulation_steps > 1 and own.batch_size <= most:
+            sizes.add(own.batch_size)
         with self.ledger.charge("memory"):
-            while size >= 1:
+            for size in sorted(sizes, reverse=True):
                 plan = replace(facts.smallest_plan, batch_size=size, accumulation_steps=2)
                 probe = self.runner.probe(plan, verdict=True)
                 self.say("memory", f"accumulating, {describe_probe(probe)}")
                 if fits(probe, largest.limit, verdict=True):
-                    break
-                size //= 2
-        return size
+                    return size
+        return 0
 
     def throughput(self, facts: TaskFacts, largest: int) -> ThroughputCurve:
         budget_s = min(_PROFILE_SHARE * self.ledger.available_s, _PROFILE_MOST_S)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autobatch.plan import Config, Plan, Precision
+from autobatch.searching.costs import Costs
 from autobatch.searching.ledger import Ledger
 from autobatch.searching.limits import MemoryLimits
 from autobatch.searching.proposals import Proposals, runnable
@@ -28,6 +29,10 @@ class Times:
 
     def plan_for(self, effective_batch: int, max_batch: int, precision: Precision, max_micro_batch: int) -> Plan | None:
         return Plan(batch_size=effective_batch) if effective_batch <= max_batch else None
+
+
+def costs(horizon_s: float) -> Costs:
+    return Costs(times=Times(), ladder=Ladder(), horizon_s=horizon_s, eval_s=1.0)
 
 
 def proposals(lrs: tuple[float, ...] = (), max_batch: int = 64, **changes: object) -> Proposals:
@@ -102,12 +107,23 @@ def test_ten_failures_in_a_row_or_too_many_trials_end_the_proposals() -> None:
 @pytest.mark.parametrize(("max_batch", "fits"), [(64, True), (32, False)])
 def test_what_an_earlier_run_found_is_tried_where_it_fits(max_batch: int, fits: bool) -> None:
     earlier = Config(plan=Plan(batch_size=16, accumulation_steps=4), lr=1e-3)
-    starts, notes = runnable([(earlier, "the report of June")], proposals(max_batch=max_batch).limits)
+    starts, notes = runnable([(earlier, "the report of June")], proposals(max_batch=max_batch).limits, costs(100.0))
     if fits:
         assert starts == [(Config(plan=Plan(batch_size=64), lr=1e-3), "the report of June")]
         assert notes == []
     else:
         assert (starts, notes) == ([], ["the report of June was not tried: batch 64 does not fit here"])
+
+
+@pytest.mark.parametrize(("horizon_s", "steps"), [(32.5, None), (31.5, "31 steps"), (1.5, "1 step"), (0.1, "1 step")])
+def test_what_an_earlier_run_found_is_left_out_where_too_few_steps_fit(horizon_s: float, steps: str | None) -> None:
+    earlier = (Config(plan=Plan(batch_size=64), lr=1e-3), "the report of June")  # a step takes a second
+    starts, notes = runnable([earlier], proposals().limits, costs(horizon_s))
+    if steps is None:
+        assert (starts, notes) == ([earlier], [])
+    else:
+        note = f"the report of June was not tried: batch 64 takes no more than {steps} in a full trial here"
+        assert (starts, notes) == ([], [note])
 
 
 @given(st.integers(1, 64), st.integers(1, 4))

@@ -325,11 +325,20 @@ def test_threads_are_a_condition_where_they_compute() -> None:
     assert changes(conditions_of_task(sim_facts(), host, 1), fewer) == ["threads of a worker: 4 then, 2 now"]
 
 
-def test_another_direction_cannot_be_forced(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"direction": "minimize"}, "direction: maximize then, minimize now"),
+        ({"peak_lr_fraction": 0.1}, r"peak of the schedule: 0\.0 then, 0\.1 now"),  # its rungs would be others
+    ],
+)
+def test_what_scores_mean_and_where_they_were_taken_cannot_be_forced(
+    change: dict[str, object], said: str, tmp_path: Path
+) -> None:
     path = started(tmp_path / "run").path
     opened, state = reopened(path, {}, {}, force=True)
-    changed = simulated(known=sim_facts(has_test_data=True, train_size=4000, direction="minimize"))
-    with opened, pytest.raises(RunError, match=r"direction: maximize then, minimize now\nStart a new run$"):
+    changed = simulated(known=sim_facts(has_test_data=True, train_size=4000, **change))
+    with opened, pytest.raises(RunError, match=rf"{said}\nStart a new run$"):
         tuned(opened, state, changed, force=True)
 
 

@@ -84,6 +84,7 @@ def race(
     budget_s: float = 60.0,
     train_time_s: float | None = None,
     max_batch: int = 2048,
+    max_micro_batch: int | None = None,
     lr_hint: float | None = 1e-3,
     lr_diverged: float | None = None,
     record: StudyRecord | None = None,
@@ -109,6 +110,7 @@ def race(
         ledger,
         profile,
         max_batch=max_batch,
+        max_micro_batch=max_micro_batch,
         horizon_s=horizon,
         eval_s=runner.eval_s,
         eval_batch_size=EVAL_BATCH,
@@ -541,6 +543,46 @@ def test_anything_that_trains_beats_a_baseline_that_does_not() -> None:
     assert any("the baseline itself failed (diverged: made up)" in reason for reason in result.why)
 
 
+def test_one_that_does_not_is_not_the_answer_of_a_race_that_was_stopped() -> None:
+    runner = SimRunner()
+
+    def faults(rung: Rung) -> RungResult | None:
+        if rung.trial and in_one_go(rung):
+            raise KeyboardInterrupt
+        return fault("diverged", lambda rung: rung.trial == 0)(rung)
+
+    runner.faults = faults
+    result = race(runner, **sampled()).result
+    assert result.interrupted
+    assert not result.chose_baseline
+    assert result.chosen == result.finalist
+    assert any("there is nothing to compare it with" in reason for reason in result.why)
+
+
+def test_where_nothing_lasts_under_a_fresh_seed_it_is_not_said_to_have_scored_below_the_baseline() -> None:
+    def fails(rung: Rung) -> bool:
+        return rung.trial == 0 or in_one_go(rung)
+
+    result = race(SimRunner(faults=fault("diverged", fails)), most_trials=3).result
+    assert result.chose_baseline
+    assert any(reason.startswith("all that was trained to the end failed under a fresh seed") for reason in result.why)
+    assert not any("scored above the baseline" in reason for reason in result.why)
+
+
+@pytest.mark.parametrize(
+    ("accumulates", "expected"), [(True, Plan(batch_size=32, accumulation_steps=8)), (False, None)]
+)
+def test_a_baseline_that_accumulates_more_than_fits_beside_gradients_accumulates_less(
+    accumulates: bool, expected: Plan | None
+) -> None:
+    own = Plan(batch_size=64, accumulation_steps=4)
+    known = sim_facts(baseline=Config(plan=own, lr=1e-3), accumulates=accumulates)
+    first = race(SimRunner(known=known), max_batch=100, max_micro_batch=32, **sampled()).result.trials[0]
+    assert first.config.plan == (expected or own)
+    said = "its batch of 64 does not fit beside gradients that are kept, so it is accumulated over 8 steps of 32"
+    assert (said in first.origin) == accumulates
+
+
 def journal_of(folder: Path) -> StudyRecord:
     return StudyRecord(folder / "journal.log", "task", "maximize")
 
@@ -650,6 +692,17 @@ def test_a_fresh_seed_that_fails_at_once_leaves_its_time_to_the_next_best(seed: 
     assert run.result.finalist_score is not None
     assert run.result.finalist not in failed
     assert run.ledger.elapsed_s <= 60
+
+
+@pytest.mark.parametrize("search", ["freeze-thaw", "tpe"])
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 6])
+def test_no_more_configurations_are_tried_than_asked_for(most: int, search: str) -> None:
+    """Your own and the warm starts are among them."""
+    tried = [
+        trial.role for trial in race(most_trials=most, sampler=search).result.trials if trial.role != "confirmation"
+    ]
+    assert len(tried) == most
+    assert tried[:3] == ["baseline", "warm start", "warm start"][:most]
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 9, 20, "first seed", "last reserved seed", "seed beyond"])
@@ -988,6 +1041,15 @@ def test_a_trial_that_failed_takes_a_place_at_its_rung() -> None:
     trials = [paused(0, 0.1), paused(1, 0.2), paused(2, 0.3)]
     failed = replace(paused(3), state="failed", outcome="diverged")
     assert [t.number for t in promotable([*trials, failed], Ladder(), "maximize")] == [2]
+
+
+def test_a_trial_that_failed_takes_no_place_at_a_rung_that_it_was_not_on_the_way_to() -> None:
+    """Of eight that diverged before their first score none was to be compared at the second."""
+    early = [replace(paused(n), state="failed", outcome="diverged") for n in range(8)]
+    rest = [paused(8, 0.1), paused(9, 0.2, 0.3)]
+    assert 9 not in [trial.number for trial in promotable([*early, *rest], Ladder(), "maximize")]
+    later = [replace(paused(n, 0.1), state="failed", outcome="diverged") for n in range(8)]
+    assert 9 in [trial.number for trial in promotable([*later, *rest], Ladder(), "maximize")]
 
 
 def test_a_trial_is_plain_data() -> None:

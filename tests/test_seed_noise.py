@@ -15,6 +15,7 @@ from autobatch.searching.seed_noise import (
     pooled_sigma,
     score_resolution,
     spread,
+    squared_deviations,
     variance_of_the_top,
 )
 
@@ -75,6 +76,11 @@ def test_the_spread_moves_with_the_unit_and_not_with_the_zero_of_the_score(
     moved, of_moved = spread([unit * (score + shift) for score in scores], unit * 0.01)
     assert moved == pytest.approx(unit * found, abs=1e-6)
     assert of_moved == of
+
+
+def test_a_score_past_the_root_of_the_largest_double_makes_the_spread_infinite() -> None:
+    assert squared_deviations([1.0, 1.1, 1e200]) == math.inf
+    assert spread([-1.0, -1.1, -1e200], 0.01)[0] < 1  # it is far behind, and says nothing of seeds
 
 
 def test_the_top_of_a_normal_sample_is_narrower_than_the_whole() -> None:

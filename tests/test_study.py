@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from autobatch.errors import SettingError
 from autobatch.plan import Config, Direction, Plan
 from autobatch.searching.race_state import RaceState
-from autobatch.searching.record import StudyRecord
+from autobatch.searching.record import StudyRecord, read_kept
 from autobatch.searching.study import propose
 from autobatch.searching.trials import Space, Trial
 
@@ -182,6 +182,15 @@ def test_a_record_that_is_opened_again_is_continued(tmp_path: Path) -> None:
     study = reload(path)
     assert len(study.trials) == 1
     assert study.best_value == 0.3
+
+
+def test_a_record_stays_one_where_its_task_is_called_something_else_by_now(tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    for name, trial in zip(("before", "now"), race(1), strict=True):
+        StudyRecord(path, name, "maximize").save(trial, STATE)
+    kept = read_kept(path)
+    assert kept is not None
+    assert [trial.number for trial in kept.trials] == [0, 1]
 
 
 def test_half_a_line_at_the_end_of_a_record_is_cut_off(tmp_path: Path) -> None:

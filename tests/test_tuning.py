@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from autobatch.plan import Measurement, Plan
+from autobatch.plan import Config, Measurement, Plan
 from autobatch.runs.run_folder import RunFolder, RunState
 from autobatch.runs.settings import Earlier, TuneSettings
 from autobatch.searching.ledger import Ledger
@@ -58,6 +58,15 @@ def test_an_accumulated_batch_is_one_that_fits_beside_gradients(
     largest, found, said = micro_batch(tmp_path, runner)
     assert (largest, found) == expected
     assert said[-1].startswith(f"accumulating, batch {found}: ok")
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(39, 39), (40, 32), (200, 32)])
+def test_the_micro_batch_of_a_baseline_that_accumulates_is_tried_as_it_is(
+    batch: int, expected: int, tmp_path: Path
+) -> None:
+    own = Config(plan=Plan(batch_size=batch, accumulation_steps=2), lr=1e-3)
+    runner = Keeps(known=sim_facts(baseline=own), peak_bytes=lambda size: size * (15 << 20), capacity_bytes=1 << 30)
+    assert micro_batch(tmp_path, runner)[1] == expected  # 39 need 585 MiB; 592 are left beside the gradients
 
 
 def test_what_memory_does_not_limit_or_must_not_be_split_is_not_run_again(tmp_path: Path) -> None:

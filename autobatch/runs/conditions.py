@@ -16,8 +16,9 @@ from .settings import TuneSettings
 
 Condition = str | int | float | bool | None
 
-# What a run cannot go on without, whatever the user says: its scores would mean something else.
-FIXED = ("direction",)
+# What a run cannot go on without, whatever the user says: its scores would mean something else. Where the learning rate
+# peaks says where the rungs are that they were taken at.
+FIXED = ("direction", "peak of the schedule")
 
 
 def conditions_of_settings(settings: TuneSettings, sources: Mapping[str, str]) -> dict[str, Condition]:

@@ -22,8 +22,8 @@ class SearchResult:
         space: where the search looked.
         equivalents: full trials that the time paid for.
         finalist: what challenged the baseline; None where nothing scored above it.
-        chosen: the finalist if it won on fresh seeds, or is ahead beyond doubt and there was no time for one; else the
-            baseline.
+        chosen: the finalist if it won on fresh seeds, or is ahead beyond doubt and there was no time for one, or the
+            baseline failed; else the baseline.
         chose_baseline: whether it is the baseline.
         score: of the chosen, on seeds that nothing selected; None where it has none.
         baseline, finalist_score: the same of both sides of the comparison.
@@ -80,7 +80,7 @@ def conclude(
     baseline_failed = any(trial.role == "baseline" and trial.state == "failed" for trial in trials)
     finalist = verdict.finalist
     # Whatever trains to the end is better than a baseline that does not.
-    wins = finalist is not None and may_win and (verdict.finalist_wins or baseline_failed)
+    wins = finalist is not None and (baseline_failed or (may_win and verdict.finalist_wins))
     reasons = [
         f"{len(trials)} trial{'s' if len(trials) > 1 else ''} of up to {format_duration(horizon_s)} of training each, "
         "over effective batch sizes "
@@ -140,6 +140,8 @@ def _comparison(verdict: Verdict, wins: bool, may_win: bool, trials: Sequence[Tr
     if verdict.finalist is None:
         if all(trial.final_score is None for trial in trials):
             return "nothing was trained to the end, so nothing beat it"
+        if verdict.baseline_score is None and verdict.gave_way:
+            return "all that was trained to the end failed under a fresh seed, so there is nothing to put in its place"
         again = any(_is_baseline_again(trial, trials) and trial.final_score is not None for trial in trials)
         close = ", which was trained again under a fresh seed because something came close" if again else ""
         return f"nothing else scored above the baseline{close}"

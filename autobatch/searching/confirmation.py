@@ -246,7 +246,7 @@ def leads_clearly(trials: Sequence[Trial], direction: Direction, ladder: Ladder 
     if bar is None or _best(trials, direction) <= bar:
         return False  # which is soon told, and it is asked at every decision
     ranked = _challengers(trials, direction, denoised_scores(trials, ladder, direction))
-    return _clear_lead(ranked[0], trials, direction) is not None
+    return bool(ranked) and _clear_lead(ranked[0], trials, direction) is not None
 
 
 def is_close(trials: Sequence[Trial], direction: Direction) -> bool:

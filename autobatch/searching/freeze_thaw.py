@@ -1,6 +1,6 @@
 """What to train next, by expected improvement at the end of the schedule: a new configuration, or a paused trial.
 
-Whatever promises more is trained to its next rung. The surrogate is asked from the fourth configuration on: the
+Whatever promises more is trained to its next rung. The surrogate is asked once four configurations were begun: the
 baseline, the warm starts and what lies farthest from them tell it where not to look. A share of the later ones fills
 the space too, because a search that only follows its model ends in a bad corner now and then.
 """

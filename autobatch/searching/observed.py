@@ -25,7 +25,7 @@ def place(trial: Trial, reference_batch: int) -> tuple[float, float]:
 def observations(
     trials: Sequence[Trial], reference_batch: int, ladder: Ladder, direction: Direction
 ) -> tuple[Observation, ...]:
-    """Every score so far; a trial that failed counts as the worst one seen, at the rung that it did not reach."""
+    """Every score so far; a trial that diverged counts as the worst one seen, at the rung that it did not reach."""
     return tuple(chain.from_iterable(_by_trial(trials, reference_batch, ladder, direction)))
 
 

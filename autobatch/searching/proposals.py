@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ..plan import Config, Direction
+from .costs import Costs
 from .freeze_thaw import choose, untried
 from .ledger import Ledger
 from .limits import MemoryLimits
 from .study import propose
-from .trials import SAME_LR, Ladder, SearchSettings, Space, Trial, rounded_lr, same_config
+from .trials import MIN_STEPS, SAME_LR, Ladder, SearchSettings, Space, Trial, rounded_lr, same_config
 
 # Failed trials in a row after which nothing new is tried: the fault is then not in the configurations. Assumed.
 MOST_FAILURES = 10
@@ -23,7 +24,7 @@ MOST_REPEATS = 8
 Start = tuple[Config, str]  # what to try, and why in one sentence
 
 
-def runnable(earlier: Sequence[Start], limits: MemoryLimits) -> tuple[list[Start], list[str]]:
+def runnable(earlier: Sequence[Start], limits: MemoryLimits, costs: Costs) -> tuple[list[Start], list[str]]:
     """What earlier runs found, as it can be run here; and a note on each that cannot."""
     starts, notes = [], []
     for config, origin in earlier:
@@ -31,6 +32,9 @@ def runnable(earlier: Sequence[Start], limits: MemoryLimits) -> tuple[list[Start
         plan = limits.plan_for(batch)
         if plan is None:
             notes.append(f"{origin} was not tried: batch {batch} does not fit here")
+        elif (steps := costs.total_steps(plan)) < MIN_STEPS:
+            took = f"{steps} step{'s' if steps > 1 else ''}"
+            notes.append(f"{origin} was not tried: batch {batch} takes no more than {took} in a full trial here")
         else:
             starts.append((replace(config, plan=plan), origin))
     return starts, notes
@@ -59,6 +63,10 @@ class Proposals:
     def keep_what_fits(self) -> None:
         """Forget what memory is not thought to hold any more."""
         self.waiting = [(config, origin) for config, origin in self.waiting if self.limits.holds(config.plan)]
+
+    def known(self, trials: Sequence[Trial]) -> Start | None:
+        """What comes next of that which is known beforehand; None once all of it, or as much as may be, was tried."""
+        return self.waiting.pop(0) if self.waiting and not self._are_enough(trials) else None
 
     def sampled(self, trials: Sequence[Trial]) -> Config | None:
         """A configuration that was not tried before; None where there is none to be had."""
@@ -122,8 +130,12 @@ class Proposals:
         """Whether nothing new is to be tried."""
         recent = [trial.state for trial in trials[-MOST_FAILURES:]]
         failing = len(recent) == MOST_FAILURES and set(recent) == {"failed"}
+        return failing or self._are_enough(trials)
+
+    def _are_enough(self, trials: Sequence[Trial]) -> bool:
+        """Whether as many configurations were tried as were asked for."""
         most = self.settings.most_trials
-        return failing or (most is not None and len(trials) >= most)
+        return most is not None and len(trials) >= most
 
 
 def _distance(one: Config, other: Config) -> float:

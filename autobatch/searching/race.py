@@ -99,15 +99,18 @@ class Race:
         self.direction = facts.direction
         whose = "your configuration" if facts.baseline_is_users else "the default configuration (assumed)"
         self.baseline, self.baseline_origin = facts.baseline, f"{whose}, trained to the end"
-        if facts.baseline.plan.batch_size > self.limits.max_batch:
-            plan = self.limits.plan_for(facts.baseline.plan.effective_batch_size)
+        own = facts.baseline.plan
+        # A task that may not accumulate has no largest micro-batch, and what it does so itself is its own affair.
+        if own.batch_size > self.limits.max_batch or (facts.accumulates and not self.limits.holds(own)):
+            plan = self.limits.plan_for(own.effective_batch_size)
             if plan is not None:
                 self.baseline = replace(facts.baseline, plan=plan)
+                where = " beside gradients that are kept" if own.accumulation_steps > 1 else ""
                 self.baseline_origin += (
-                    f"; its batch of {facts.baseline.plan.batch_size} does not fit, so it is accumulated over "
+                    f"; its batch of {own.batch_size} does not fit{where}, so it is accumulated over "
                     f"{plan.accumulation_steps} steps of {plan.batch_size}"
                 )
-        earlier, not_here = runnable(self.settings.earlier, self.limits)
+        earlier, not_here = runnable(self.settings.earlier, self.limits, self.costs)
         self.notes += not_here
         space = space_for(
             facts,
@@ -248,8 +251,8 @@ class Race:
         """The trial to advance by a rung, new or paused; None when nothing that could be finished fits."""
         left_s = self.account.left_s(*self._kept_back) - self._tests_s
         may_start = left_s >= self.costs.full_trial_s
-        if may_start and self.proposals.waiting:
-            config, origin = self.proposals.waiting.pop(0)
+        if may_start and (known := self.proposals.known(self.trials)) is not None:
+            config, origin = known
             return self._start(config, "warm start", origin)
         if self._thaws:
             resumable = [t for t in self.trials if t.state == "paused" and self.costs.finish_s(t) <= left_s]
@@ -522,7 +525,7 @@ class Race:
         return judge(self.trials, self.direction, self.costs.ladder)
 
     def interrupted(self, why: str = "stopped by the user before the end") -> SearchResult:
-        """The baseline, unless all the reserved seeds had spoken when the race was stopped.
+        """The baseline, unless it failed or all the reserved seeds had spoken when the race was stopped.
 
         What is under way is not waited for: whoever closes the runners ends it.
         """

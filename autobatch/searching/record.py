@@ -40,7 +40,7 @@ class StudyRecord:
 
     Args:
         path: of the journal file; made where it is missing, with its folder. Nobody else may be writing to it.
-        name: of the study in it.
+        name: of the study in it, where it is made.
         direction: of the scores.
         central: told of every trial too.
 
@@ -62,7 +62,9 @@ class StudyRecord:
         # A process killed while it writes leaves Optuna's own lock, which the next one would wait 30 s for (measured).
         path.with_name(path.name + ".lock").unlink(missing_ok=True)
         with quiet(), self._stored(), _reading(path):
-            self._writer = StudyWriter(JournalStorage(JournalFileBackend(str(path))), name, direction)
+            storage = JournalStorage(JournalFileBackend(str(path)))
+            there = storage.get_all_studies()  # a task may have another name by now; the run is the same
+            self._writer = StudyWriter(storage, there[0].study_name if there else name, direction)
             sync_folder(path.parent)  # Optuna synchronises each line, but not the name of the file
 
     def kept(self) -> Kept | None:

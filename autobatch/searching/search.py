@@ -6,9 +6,9 @@ on if it ranks among the best at its rung, by asynchronous successive halving. T
 finishing what is paused. Then the finalist is trained again under fresh seeds.
 
 What is done next is decided by scores and by *modelled* cost, from the profile; so the same profile and the same scores
-give the same race, where one rung is trained at a time. Several workers train several: who becomes idle takes the next,
-and by freeze-thaw what is under way is believed to come out as the surrogate predicts. The clock is the guard: nothing
-starts whose predicted end does not fit.
+give the same race, where one rung is trained at a time and takes what the profile said, beside the other sizes. Several
+workers train several: who becomes idle takes the next, and by freeze-thaw what is under way is believed to come out as
+the surrogate predicts. The clock is the guard: nothing starts whose predicted end does not fit.
 """
 
 from __future__ import annotations

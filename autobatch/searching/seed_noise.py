@@ -162,8 +162,8 @@ def variance_of_the_top(share: float) -> float:
 
 
 def squared_deviations(scores: Sequence[float]) -> float:
-    """The sum of squared deviations from the mean."""
+    """The sum of squared deviations from the mean; infinite where that is past the largest double."""
     if not scores:
         return 0.0
     mean = sum(scores) / len(scores)
-    return sum((score - mean) ** 2 for score in scores)
+    return sum((score - mean) * (score - mean) for score in scores)  # ** raises where this is infinite

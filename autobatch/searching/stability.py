@@ -33,7 +33,7 @@ def divergence_risk(config: Config, trials: Sequence[Trial]) -> float:
 
     Args:
         config: of which configuration.
-        trials: of the race; those that ended for another reason than divergence tell nothing unless they have scores.
+        trials: of the race; those that did not diverge tell nothing unless they came to their end.
     """
     if not any(trial.outcome == "diverged" for trial in trials):  # as a rule, and it is asked at every decision
         return 0.0

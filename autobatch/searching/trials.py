@@ -372,8 +372,9 @@ def rounded_lr(lr: float) -> float:
 def promotable(trials: Sequence[Trial], ladder: Ladder, direction: Direction) -> list[Trial]:
     """The paused trials that asynchronous successive halving would resume, the highest rung first, then the best.
 
-    A trial goes on when it ranks within the top 1 / eta of all that finished its rung, those that failed on the way
-    included (Li et al. 2020, arXiv 1810.05934). Nothing is judged for good: a paused trial may come into the top later.
+    A trial goes on when it ranks within the top 1 / eta of all that finished its rung, those that failed on the way there
+    from the rung before included (Li et al. 2020, arXiv 1810.05934). Nothing is judged for good: a paused trial may come
+    into the top later.
     """
     chosen = []
     racing = [trial for trial in trials if trial.role != "confirmation"]
@@ -382,7 +383,7 @@ def promotable(trials: Sequence[Trial], ladder: Ladder, direction: Direction) ->
             (trial for trial in racing if len(trial.scores) > level),
             key=lambda trial: -oriented(trial.scores[level][1], direction),
         )
-        failed = sum(trial.state == "failed" and len(trial.scores) <= level for trial in racing)
+        failed = sum(trial.state == "failed" and len(trial.scores) == level for trial in racing)
         places = math.floor((len(finished) + failed) / ladder.eta(level))
         chosen += [t for t in finished[:places] if t.state == "paused" and len(t.scores) == level + 1]
     return chosen
