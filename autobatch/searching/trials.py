@@ -372,8 +372,8 @@ def rounded_lr(lr: float) -> float:
 def promotable(trials: Sequence[Trial], ladder: Ladder, direction: Direction) -> list[Trial]:
     """The paused trials that asynchronous successive halving would resume, the highest rung first, then the best.
 
-    A trial goes on when it ranks within the top 1 / eta of all that finished its rung, those that failed on the way there
-    from the rung before included (Li et al. 2020, arXiv 1810.05934). Nothing is judged for good: a paused trial may come
+    A trial goes on when it ranks within the top 1 / eta of all that finished its rung and those that failed on the way
+    there from the rung before (Li et al. 2020, arXiv 1810.05934). Nothing is judged for good: a paused trial may come
     into the top later.
     """
     chosen = []
