@@ -46,10 +46,11 @@ _TUNE_CEILING = 4096
 # A batch of more than this share of the data is not tried: it would leave fewer than eight steps an epoch. Assumed.
 _DATA_SHARE = 8
 # Shares of what start-up left of the budget that the stages before the race may take. Assumed: the race is what the
-# budget is for, and a profile of 5.5 s was as good as one of 11 (measuring/profiling.py).
-_PROFILE_SHARE = 0.05
+# budget is for, and a profile of 5.5 s was as good as one of 11 (measuring/profiling.py). So half a minute is enough of
+# a profile, but where the budget pays for trials whose steps take seconds.
+_PROFILE_SHARE, _PROFILE_LONG_SHARE = 0.05, 0.01
+_PROFILE_ENOUGH_S = 30.0
 _SWEEP_SHARE = 0.03
-_PROFILE_MOST_S = 60.0
 _SWEEP_STEPS = (30, 100)  # fewest and most; 100 as in the measured comparison of the rules
 _SETUP_SHARES = 4  # assumed: a budget that start-up and measuring alone use up is a quarter of one that is of use
 _SETTING_OUT_S = 600.0  # assumed: no resumed run needs longer until its first worker has opened the task
@@ -299,7 +300,8 @@ class _Tune:
         return 0
 
     def throughput(self, facts: TaskFacts, largest: int) -> ThroughputCurve:
-        budget_s = min(_PROFILE_SHARE * self.ledger.available_s, _PROFILE_MOST_S)
+        left_s = self.ledger.available_s
+        budget_s = min(_PROFILE_SHARE * left_s, max(_PROFILE_ENOUGH_S, _PROFILE_LONG_SHARE * left_s))
         baseline = facts.baseline.plan.batch_size
         with self.ledger.charge("profile"):
             curve = profile(
