@@ -380,10 +380,13 @@ def test_the_record_holds_every_trial(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("lr", "fresh_seeds"), [(2e-3, 4), (1e-5, 1)])
 def test_more_fresh_seeds_are_kept_back_for_a_close_lead_and_fewer_for_a_clear_one(lr: float, fresh_seeds: int) -> None:
-    """With the time for sixteen full trials; the third seed of a close one is the baseline's, which had one so far."""
+    """With the time for sixteen full trials; the third seed of a close one is the baseline's, which had one so far.
+
+    What is close has to be found while there is time to keep: under some seeds nothing is trained to its end before.
+    """
     baseline = Config(plan=Plan(batch_size=128), lr=lr)
     runner = SimRunner(known=sim_facts(baseline=baseline), landscape=Landscape(noise=0.01))
-    result = race(runner, seed=1, sampler=optuna.samplers.RandomSampler(seed=0)).result
+    result = race(runner, seed=2, sampler=optuna.samplers.RandomSampler(seed=0)).result
     again = [trial.config for trial in result.trials if trial.role == "confirmation"]
     assert again == [result.finalist, result.finalist, baseline, result.finalist][:fresh_seeds]
 
