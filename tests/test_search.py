@@ -586,6 +586,13 @@ def test_a_baseline_that_accumulates_more_than_fits_beside_gradients_accumulates
     assert (said in first.origin) == accumulates
 
 
+def test_a_baseline_that_accumulates_what_fits_as_one_batch_and_no_other_way_is_trained_as_one() -> None:
+    known = sim_facts(baseline=Config(plan=Plan(batch_size=64, accumulation_steps=4), lr=1e-3))
+    first = race(SimRunner(known=known), max_batch=300, max_micro_batch=32, **sampled()).result.trials[0]
+    assert first.config.plan == Plan(batch_size=256)
+    assert first.origin.endswith("does not fit beside gradients that are kept, so it is trained as one batch of 256")
+
+
 def journal_of(folder: Path) -> StudyRecord:
     return StudyRecord(folder / "journal.log", "task", "maximize")
 

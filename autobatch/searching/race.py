@@ -100,16 +100,16 @@ class Race:
         whose = "your configuration" if facts.baseline_is_users else "the default configuration (assumed)"
         self.baseline, self.baseline_origin = facts.baseline, f"{whose}, trained to the end"
         own = facts.baseline.plan
-        # A task that may not accumulate has no largest micro-batch, and what it does so itself is its own affair.
-        if own.batch_size > self.limits.max_batch or (facts.accumulates and not self.limits.holds(own)):
+        # Nothing is split, and nothing known of micro-batches, where a task may not accumulate.
+        if facts.accumulates and not self.limits.holds(own):
             plan = self.limits.plan_for(own.effective_batch_size)
             if plan is not None:
                 self.baseline = replace(facts.baseline, plan=plan)
                 where = " beside gradients that are kept" if own.accumulation_steps > 1 else ""
-                self.baseline_origin += (
-                    f"; its batch of {own.batch_size} does not fit{where}, so it is accumulated over "
-                    f"{plan.accumulation_steps} steps of {plan.batch_size}"
-                )
+                how = f"accumulated over {plan.accumulation_steps} steps of {plan.batch_size}"
+                if plan.accumulation_steps == 1:
+                    how = f"trained as one batch of {plan.batch_size}"
+                self.baseline_origin += f"; its batch of {own.batch_size} does not fit{where}, so it is {how}"
         earlier, not_here = runnable(self.settings.earlier, self.limits, self.costs)
         self.notes += not_here
         space = space_for(
