@@ -26,6 +26,8 @@ from ..tasks.task import Task, accuracy, blame
 from ..tasks.task_file import gather
 from ..tasks.worst_case import loader_batch
 from .check_data import Findings, check_dataset, describe_batch
+from .gradients import clip_norm, held
+from .modes import to_train
 from .training import autocast
 
 # Samples of the batch that the model is run on: several, so that a vector of per-sample losses is told from a scalar.
@@ -283,7 +285,7 @@ def _check_gradients(findings: Findings, model: nn.Module, what: str) -> None:
     broken = [
         name
         for name, parameter in trainable.items()
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+        if parameter.grad is not None and not bool(torch.isfinite(held(parameter.grad)).all())
     ]
     # In fp16 the first steps may overflow; the scaler is there to find a scale that does not.
     if broken and findings.task.precision != "fp16":
@@ -304,6 +306,7 @@ def _check_optimizer(findings: Findings, model: nn.Module, *, stepped: bool) -> 
     optimizer: Any = None
     with findings.attempt("optimizer(model, lr)"):
         optimizer = _require_optimizer(task.optimizer(model, lr))
+        to_train(optimizer)
         groups, doubled = optimizer.param_groups, _require_optimizer(task.optimizer(model, 2 * lr)).param_groups
         if [group.get("lr") for group in groups] == [group.get("lr") for group in doubled]:
             raise TaskError(
@@ -318,7 +321,7 @@ def _check_optimizer(findings: Findings, model: nn.Module, *, stepped: bool) -> 
         return
     with findings.attempt("optimizer.step()", lambda error: "it is called without arguments, once per optimizer step"):
         if stepped and task.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), task.clip_grad_norm)
+            clip_norm(model.parameters(), task.clip_grad_norm)
         optimizer.step()
     if task.scheduler is not None:
         hint = "its step() is called without arguments, once per optimizer step"
@@ -350,6 +353,7 @@ def _scheduled_rates(task: Task, optimizer: torch.optim.Optimizer, total_steps: 
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
+    to_train(optimizer)
     optimizer.step()
     rates = []
     for step in range(total_steps):

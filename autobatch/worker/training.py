@@ -30,6 +30,8 @@ from ..tasks.data import Batch, DeviceLoader, count_samples, seed_everything, to
 from ..tasks.state import rng_state, set_rng_state
 from ..tasks.task import Task
 from .data_parallel import DataParallel
+from .gradients import clip_norm, gradients_of, sparse_parameters, total_norm, zero_gradient
+from .modes import judged, to_train
 
 # Without a clip the norm of the gradient is taken at every so many steps. Measured on three small models on a CPU: at
 # every step it takes 7 to 13 % of the steps per second, at every sixteenth 0.5 to 0.9 % (benchmarks/NOTES.md).
@@ -91,6 +93,7 @@ class Trainer:
             self.model.to(memory_format=self._layout)  # type: ignore[call-overload]  # torch's stub leaves it out
         self.model.train()
         self.optimizer = task.optimizer(self.model, config.lr)
+        to_train(self.optimizer)
         self.scheduler = task.scheduler(self.optimizer, total_steps) if task.scheduler else None
         self.scaler = torch.amp.GradScaler(device.type) if config.plan.precision == "fp16" else None
         # A stateful hook (an EMA copy) belongs to one trial; a plain function is shared as it is.
@@ -178,7 +181,7 @@ class Trainer:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if self.task.clip_grad_norm is not None:
-            self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.task.clip_grad_norm)
+            self.grad_norm = clip_norm(self.model.parameters(), self.task.clip_grad_norm)
         else:
             self.grad_norm = self._norm() if self.step_count % NORM_EVERY == 0 else None
         if self.scaler is None:
@@ -201,20 +204,19 @@ class Trainer:
         return torch.stack(known).mean() if known else None
 
     def _norm(self) -> Tensor | None:
-        """The norm of the gradient, still on the device; None where there is no gradient, or a sparse one."""
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        if not gradients or any(gradient.layout is not torch.strided for gradient in gradients):
-            return None
-        return nn.utils.get_total_norm(gradients)
+        """The norm of the gradient, still on the device; None where there is no gradient."""
+        gradients = gradients_of(self.model.parameters())
+        return total_norm(gradients) if gradients else None
 
     def step_with_zeros(self) -> None:
         """An optimizer step on gradients of zero, so that its state is there where fp16 has skipped every step so far.
 
         A gradient scaler begins at 65,536 and halves at each step that overflows; a measurement takes too few of them.
         """
+        sparse = sparse_parameters(self.model)
         for parameter in self.model.parameters():
             if parameter.requires_grad:
-                parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = zero_gradient(parameter, sparse=id(parameter) in sparse)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -228,7 +230,7 @@ class Trainer:
         self.model.eval()
         loader = DeviceLoader(batches, self.device, self._layout)
         try:
-            with torch.no_grad(), autocast(self.device, self.config.plan.precision):
+            with judged(self.optimizer), torch.no_grad(), autocast(self.device, self.config.plan.precision):
                 if self.task.evaluate is not None:
                     return self._number(self.task.evaluate(self.forward, loader), "evaluate(model, loader)")
                 total, samples = torch.zeros((), dtype=torch.float64), 0
@@ -259,7 +261,8 @@ class Trainer:
         """Write all that a later process needs to go on as if nothing had happened; whole or not at all.
 
         On the disk when this returns, under a name that outlives a loss of power. In a group, all ranks call it and
-        rank 0 writes: what they do not share is the state of their generators.
+        rank 0 writes: what they do not share is the state of their generators. The weights are those to judge, where
+        the optimizer has others to train.
 
         Raises:
             OSError: it cannot be written; where the disk is full, some error that `files.full_disk` knows.
@@ -267,6 +270,10 @@ class Trainer:
         generators = rng_state() if self.group is None else self.group.gather(rng_state())
         if self.group is not None and not self.group.is_first:
             return
+        with judged(self.optimizer):
+            self._write(self._state(generators), path)
+
+    def _state(self, generators: Any) -> dict[str, Any]:
         state: dict[str, Any] = {
             "step": self.step_count,
             "scheduler_steps": self.scheduler_steps,
@@ -284,6 +291,10 @@ class Trainer:
             buffer = io.BytesIO()
             torch.save(_plain(self.after_step.state_dict()), buffer)
             state["after_step"] = buffer.getvalue()
+        return state
+
+    @staticmethod
+    def _write(state: dict[str, Any], path: Path) -> None:
         if not path.parent.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             sync_folder(path.parent.parent)
@@ -323,6 +334,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if "after_step" in state:
             cast(Any, self.after_step).load_state_dict(state["after_step"])
+        to_train(self.optimizer)
         set_rng_state(generators[rank])
 
 
