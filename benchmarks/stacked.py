@@ -95,9 +95,9 @@ class Stack:
         model = self._forward(parameters, {name: value[rate, seed] for name, value in self.buffers.items()})
         loader = val_loader(self.task, self.validation, EVAL_BATCH)
         if self.task.evaluate is not None:
-            score = float(self.task.evaluate(model, loader))
+            score = float(self.task.evaluate(model, [batch for batch, _ in loader]))
         else:
-            values = [torch.as_tensor(self.task.metric(model, batch)).double() for batch in loader]
+            values = [torch.as_tensor(self.task.metric(model, batch)).double() for batch, _ in loader]
             score = float(torch.cat(values).mean())
         return score if math.isfinite(score) else None
 

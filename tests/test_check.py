@@ -209,17 +209,6 @@ def _half_frozen() -> nn.Module:
             {"optimizer": lambda model, lr: torch.optim.SGD([model.weight], lr=lr)},
             "optimizer(model, lr) leaves out 1 parameters (bias)",
         ),
-        (
-            {
-                "collate": lambda samples: (
-                    torch.stack([x for x, _ in samples], 1),
-                    torch.tensor([y for _, y in samples]),
-                ),
-                "loss": lambda model, batch: nn.functional.cross_entropy(model(batch[0].T), batch[1]),
-                "metric": lambda model, batch: (model(batch[0].T).argmax(1) == batch[1]).float().mean(),
-            },
-            "whose first tensor has 3 in its first dimension",
-        ),
     ],
 )
 def test_what_is_odd_but_may_be_meant_is_a_warning(changes: dict[str, Any], warning: str) -> None:

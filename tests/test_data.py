@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +20,7 @@ from autobatch.errors import TaskError
 from autobatch.plan import Plan
 from autobatch.tasks.data import (
     SampleStream,
-    count_samples,
+    rows_of,
     to_device,
     training_batches,
     val_loader,
@@ -171,8 +172,7 @@ def test_no_whole_batch_in_an_epoch_is_an_error_not_an_endless_loop() -> None:
     ],
     ids=lambda batch: type(batch).__name__,
 )
-def test_a_batch_of_any_shape_moves_whole_and_is_counted(batch: Any) -> None:
-    assert count_samples(batch) == 4
+def test_a_batch_of_any_shape_moves_whole(batch: Any) -> None:
     moved = to_device(batch, META)
     assert type(moved) is type(batch)
     if isinstance(moved, PackedSequence):
@@ -181,10 +181,22 @@ def test_a_batch_of_any_shape_moves_whole_and_is_counted(batch: Any) -> None:
     assert to_device(batch, CPU) is not None
 
 
-def test_what_has_no_tensor_cannot_be_counted() -> None:
-    with pytest.raises(TaskError, match="at least one tensor with a batch dimension; found dict"):
-        count_samples({"x": "text", "y": torch.tensor(1.0)})
+@pytest.mark.parametrize(
+    ("batch", "rows"),
+    [
+        ((torch.zeros(4, 2), torch.tensor(1.0), ["text"]), 4),
+        ({"x": np.zeros((3, 2)), "deep": Graph(nodes=torch.zeros(3), label="three")}, 3),
+        ((torch.zeros(4, 2), torch.zeros(3)), None),
+        (pack_sequence([torch.zeros(3), torch.zeros(2)]), None),
+        ("text", None),
+    ],
+)
+def test_rows_are_what_all_tensors_share(batch: Any, rows: int | None) -> None:
+    assert rows_of(batch) == rows
 
 
-def test_evaluation_sees_every_sample_once_in_order() -> None:
-    assert [batch.tolist() for batch in val_loader(task(), Numbers(5), 2)] == [[0, 1], [2, 3], [4]]
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where there is one core
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_sees_every_sample_once_in_order_and_counted(workers: int) -> None:
+    found = list(val_loader(task(loader={"num_workers": workers}), Numbers(5), 2))
+    assert [(batch.tolist(), samples) for batch, samples in found] == [([0, 1], 2), ([2, 3], 2), ([4], 1)]

@@ -25,7 +25,7 @@ from autobatch.measuring.throughput import ThroughputCurve
 from autobatch.medians import median_interval
 from autobatch.plan import Config, Plan
 from autobatch.simulated.sim import VirtualClock
-from autobatch.tasks.data import training_batches
+from autobatch.tasks.data import Collated, training_batches
 from autobatch.tasks.task import Task
 from autobatch.worker import torch_runner
 from autobatch.worker.flops import matmul_flops_per_s, step_flops
@@ -205,7 +205,7 @@ def test_channels_last_holds_for_weights_training_and_evaluation(channels_last: 
     trainer = Trainer(made, Config(plan=plan, lr=0.1), CPU.torch_device, seed=0, total_steps=4)
     batches: Iterator[Any] = training_batches(made, images(), plan, seed=0)
     trainer.step(batches)
-    trainer.evaluate([next(batches)])
+    trainer.evaluate([Collated(next(batches), 4)])
     assert isinstance(trainer.model, Seen)
     assert trainer.model.last == [channels_last] * 2
 

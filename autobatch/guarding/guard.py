@@ -17,12 +17,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..devices.oom import is_out_of_memory
 from ..errors import DoesNotFit, SettingError, TaskError
-from ..tasks.data import Batch, count_samples, to_device
+from ..tasks.data import Batch, to_device
 from ..tasks.state import rng_state, set_rng_state
 from ..tasks.task import Task, cross_entropy_loss
 from ..worker.training import autocast
 from .guard_ranks import Refused, check_layers, check_wrapping, ranks_of
-from .micro_batches import micro_batches
+from .micro_batches import count_samples, micro_batches
 
 try:
     import resource

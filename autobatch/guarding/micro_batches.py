@@ -12,7 +12,21 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ..errors import TaskError
-from ..tasks.data import Batch
+from ..tasks.data import Batch, tensors_of
+
+
+def count_samples(batch: Batch) -> int:
+    """Samples in a batch: the first dimension of the first tensor in it that has one.
+
+    Raises:
+        TaskError: there is no such tensor.
+    """
+    if isinstance(batch, PackedSequence):  # its tensors run over time steps, not over sequences
+        return int(batch.batch_sizes[0])
+    for tensor in tensors_of(batch):
+        if tensor.ndim:
+            return int(tensor.shape[0])
+    raise TaskError(f"a batch holds at least one tensor with a batch dimension; found {type(batch).__name__}")
 
 
 def micro_batches(batch: Batch, count: int, size: int) -> list[tuple[Batch, int]]:

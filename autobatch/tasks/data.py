@@ -12,11 +12,12 @@ what one process of N x 16 sees. Of iterable data it takes every N-th that comes
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -74,32 +75,53 @@ def to_device(batch: Batch, device: torch.device, layout: torch.memory_format | 
     return move(device) if callable(move) else batch
 
 
-def _tensors(batch: Batch) -> Iterator[torch.Tensor]:
-    if isinstance(batch, torch.Tensor):
+class Collated(NamedTuple):
+    """A batch, and how many samples were collated into it.
+
+    No shape tells that number: not of lists of images, of batches with time first, of graphs, or of two views of each
+    sample. It is a tuple because a DataLoader pins tuples, and sends them from its workers, as they are.
+    """
+
+    batch: Batch
+    samples: int
+
+
+class CountingCollate:
+    """A collate function whose batches come with their number of samples; a class, so that spawned workers get it."""
+
+    def __init__(self, collate: Callable[[list[Any]], Batch] | None) -> None:
+        self.collate = collate or default_collate
+
+    def __call__(self, samples: list[Any]) -> Collated:
+        return Collated(self.collate(samples), len(samples))
+
+
+def tensors_of(batch: Batch) -> Iterator[torch.Tensor | np.ndarray[Any, Any]]:
+    """Every tensor and array in a batch, in whatever structure; none of those inside other objects."""
+    if isinstance(batch, (torch.Tensor, np.ndarray)):
         yield batch
-    elif isinstance(batch, PackedSequence):  # its tensors run over time steps, not over sequences
-        yield torch.empty(int(batch.batch_sizes[0]), 0)
     elif isinstance(batch, Mapping):
         for value in batch.values():
-            yield from _tensors(value)
-    elif isinstance(batch, (list, tuple)):
+            yield from tensors_of(value)
+    elif isinstance(batch, (list, tuple)) and not isinstance(batch, PackedSequence):
         for value in batch:
-            yield from _tensors(value)
+            yield from tensors_of(value)
     elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         for field in dataclasses.fields(batch):
-            yield from _tensors(getattr(batch, field.name))
+            yield from tensors_of(getattr(batch, field.name))
 
 
-def count_samples(batch: Batch) -> int:
-    """Samples in a batch: the first dimension of the first tensor in it that has one.
+def rows_of(batch: Batch) -> int | None:
+    """The length of dimension 0 that all tensors of a batch share; None where they do not. Rows need not be samples."""
+    lengths = {shape_of(tensor)[0] for tensor in tensors_of(batch) if tensor.ndim}
+    return lengths.pop() if len(lengths) == 1 else None
 
-    Raises:
-        TaskError: there is no such tensor.
-    """
-    for tensor in _tensors(batch):
-        if tensor.ndim:
-            return tensor.shape[0]
-    raise TaskError(f"a batch holds at least one tensor with a batch dimension; found {type(batch).__name__}")
+
+def shape_of(tensor: torch.Tensor | np.ndarray[Any, Any]) -> tuple[int, ...]:
+    """Its shape; of a nested tensor, whose other dimensions have no one length, dimension 0 alone."""
+    if isinstance(tensor, torch.Tensor) and tensor.is_nested:
+        return (tensor.size(0),)
+    return tuple(map(int, tensor.shape))
 
 
 def collate_samples(task: Task, samples: list[Any]) -> Batch:
@@ -123,16 +145,26 @@ def counted_samples(task: Task, data: Any) -> int | None:
     """Samples in training data that does not say its size, by going through it once; None where that takes long.
 
     Args:
-        task: gives `train_loader`, whose batches are counted where there is one.
+        task: gives `train_loader`, which is asked for batches of one sample where there is one.
         data: an iterable dataset; ignored where the task has a `train_loader`.
     """
     started = perf_counter()
     count = 0
-    for item in data if task.train_loader is None else task.train_loader(1, 0):
-        count += 1 if task.train_loader is None else count_samples(item)
+    for _ in data if task.train_loader is None else task.train_loader(1, 0):
+        count += 1
         if perf_counter() - started > _COUNTING_S:
             return None
     return count
+
+
+def counting_loader(loader: Any) -> Any:
+    """The same DataLoader with batches that are `Collated`; anything that may change its batches as it is."""
+    of_torch = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
+    if not of_torch or loader.batch_sampler is None or type(loader)._get_iterator is not DataLoader._get_iterator:
+        return loader
+    counting = copy.copy(loader)
+    counting.collate_fn = CountingCollate(loader.collate_fn)
+    return counting
 
 
 def load_data(task: Task, name: str) -> Any:
@@ -328,17 +360,22 @@ class DeviceLoader:
     """A loader whose batches arrive on the device; what a task's `evaluate(model, loader)` iterates over."""
 
     def __init__(
-        self, batches: Iterable[Batch], device: torch.device, layout: torch.memory_format | None = None
+        self, batches: Iterable[Collated], device: torch.device, layout: torch.memory_format | None = None
     ) -> None:
         self.batches, self.device, self.layout = batches, device, layout
 
     def __iter__(self) -> Iterator[Batch]:
-        return (to_device(batch, self.device, self.layout) for batch in self.batches)
+        return (batch for batch, _ in self.counted())
+
+    def counted(self) -> Iterator[Collated]:
+        """The same batches with their numbers of samples."""
+        return (Collated(to_device(batch, self.device, self.layout), samples) for batch, samples in self.batches)
 
     def __len__(self) -> int:
         return len(self.batches)  # type: ignore[arg-type]  # a TypeError of its own where there is no length
 
 
-def val_loader(task: Task, data: Any, batch_size: int) -> DataLoader[Any]:
+def val_loader(task: Task, data: Any, batch_size: int) -> DataLoader[Collated]:
     """Batches of an evaluation set on the host, in its own order, the last one as short as it comes."""
-    return DataLoader(data, batch_size=batch_size, shuffle=False, collate_fn=task.collate, **task.loader)
+    collate = CountingCollate(task.collate)
+    return DataLoader(data, batch_size=batch_size, shuffle=False, collate_fn=collate, **task.loader)

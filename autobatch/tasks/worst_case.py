@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import TaskError
 from ..plan import WorstCase
-from .data import Batch, collate_samples, count_samples, seed_host
+from .data import Batch, Collated, collate_samples, counting_loader, rows_of, seed_host, shape_of, tensors_of
 from .state import preserve_generators
 from .task import Task
 
@@ -125,9 +125,10 @@ def _measure(part: Any, where: Extent, extents: dict[Extent, int]) -> int:
     if isinstance(part, PackedSequence):
         part = part.data
     if isinstance(part, torch.Tensor | np.ndarray):
-        for dimension, length in enumerate(part.shape):
-            extents[*where, dimension] = int(length)
-        return math.prod(part.shape)
+        shape = shape_of(part)
+        for dimension, length in enumerate(shape):
+            extents[*where, dimension] = length
+        return part.numel() if isinstance(part, torch.Tensor) and part.is_nested else math.prod(shape)
     if isinstance(part, str | bytes):
         extents[*where, "length"] = len(part)
         return len(part)
@@ -207,18 +208,74 @@ class WorstSamples:
         return collate_samples(self._task, list(islice(chain(first, self._widest, rest), batch_size)))
 
 
+def _lengths(batch: Batch) -> Iterator[int]:
+    """Of every dimension of every tensor in a batch, and of every list."""
+    for tensor in tensors_of(batch):
+        yield from shape_of(tensor)
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    elif isinstance(batch, (list, tuple)):
+        yield len(batch)
+    for part in batch if isinstance(batch, (list, tuple)) else ():
+        if isinstance(part, (list, tuple, Mapping)):
+            yield from _lengths(part)
+
+
 def loader_batch(task: Task, batch_size: int, *, seed: int = 0) -> Batch:
     """The first batch of the task's own `train_loader`.
+
+    What a DataLoader collates is counted. The batches of any other iterable have the size that was asked for, unless
+    their rows say otherwise: there may be several of a sample, as of two views of each.
 
     Raises:
         TaskError: it has another number of samples than was asked for.
     """
     assert task.train_loader is not None
-    batch = next(iter(task.train_loader(batch_size, seed)), None)
-    found = 0 if batch is None else count_samples(batch)
-    if found != batch_size:
+    return _first_batch(iter(counting_loader(task.train_loader(batch_size, seed))), batch_size, seed)
+
+
+def checked_loader_batch(task: Task, batch_size: int) -> Batch:
+    """The same, of a `train_loader` that is asked for another size too, unless what it collates is counted.
+
+    Args:
+        task: has a `train_loader`.
+        batch_size: at least 2.
+
+    Raises:
+        TaskError: it goes by a size of its own, or can be read only once.
+    """
+    assert task.train_loader is not None
+    loader = task.train_loader(batch_size, 0)
+    batches = iter(counting_loader(loader))
+    batch = _first_batch(batches, batch_size, 0)
+    if isinstance(loader, DataLoader):
+        return batch
+    smaller = iter(task.train_loader(batch_size - 1, 0))
+    if smaller is batches:
         raise TaskError(
-            f"train_loader(batch_size={batch_size}, seed={seed}) gives batches of that many samples; the first had "
-            f"{found}. If the data holds no more, give the loader a `dataset` with a length"
+            "train_loader(batch_size, seed) must begin anew at each call; it returned the same iterator twice, which "
+            "can be read only once: make it inside the function"
         )
+    if rows_of(batch) is not None and list(_lengths(next(smaller, None))) == list(_lengths(batch)):
+        raise _of_another_size(batch_size, 0, f"{rows_of(batch)}, as that of batch_size={batch_size - 1} had")
     return batch
+
+
+def _first_batch(batches: Iterator[Any], batch_size: int, seed: int) -> Batch:
+    first = next(batches, None)
+    if isinstance(first, Collated):
+        batch, found = first
+    else:
+        batch, rows = first, rows_of(first)
+        may_be = rows is None or (rows > 0 and rows % batch_size == 0) or batch_size in _lengths(batch)
+        found = batch_size if batch is not None and may_be else rows or 0
+    if found != batch_size:
+        raise _of_another_size(batch_size, seed, str(found))
+    return batch
+
+
+def _of_another_size(batch_size: int, seed: int, found: str) -> TaskError:
+    return TaskError(
+        f"train_loader(batch_size={batch_size}, seed={seed}) gives batches of that many samples; the first had "
+        f"{found}. If the data holds no more, give the loader a `dataset` with a length"
+    )

@@ -20,11 +20,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..devices.oom import is_out_of_memory
 from ..errors import TaskError
-from ..tasks.data import DeviceLoader, collate_samples, count_samples, load_data, seed_everything, to_device
+from ..tasks.data import Collated, DeviceLoader, collate_samples, load_data, rows_of, seed_everything, to_device
 from ..tasks.state import preserve, preserve_generators
 from ..tasks.task import Task, accuracy, blame
 from ..tasks.task_file import gather
-from ..tasks.worst_case import loader_batch
+from ..tasks.worst_case import checked_loader_batch
 from .check_data import Findings, check_dataset, describe_batch
 from .gradients import clip_norm, held
 from .modes import to_train
@@ -164,7 +164,7 @@ def _train_batch(findings: Findings, samples: list[Any], batch_size: int) -> Any
     task = findings.task
     if task.train_loader is not None:
         with findings.attempt("train_loader(batch_size, seed)"):
-            return loader_batch(task, max(2, min(_BATCH, batch_size)))
+            return checked_loader_batch(task, max(2, min(_BATCH, batch_size)))
     elif samples:
         return collate_samples(task, samples[: max(2, min(_BATCH, batch_size))])
     return None
@@ -375,9 +375,10 @@ def _check_evaluation(findings: Findings, model: nn.Module, samples: list[Any], 
     with torch.no_grad(), autocast(device, task.precision):
         if task.evaluate is None:
             with findings.attempt("metric(model, batch)", lambda error: _shape_hint(model, batch, error)):
-                _require_scores(task.metric(model, batch), count_samples(batch))
+                _require_scores(task.metric(model, batch), len(samples[:_BATCH]), rows_of(batch))
             return
-        batches = [collate_samples(task, samples[at : at + _BATCH]) for at in range(0, len(samples), _BATCH)]
+        parts = [samples[at : at + _BATCH] for at in range(0, len(samples), _BATCH)]
+        batches = [Collated(collate_samples(task, part), len(part)) for part in parts]
         with findings.attempt("evaluate(model, loader)", lambda error: _shape_hint(model, batch, error)):
             try:
                 score: Any = task.evaluate(model, DeviceLoader(batches, device))
@@ -401,14 +402,14 @@ def _is_one_number(score: Any) -> bool:
     return True
 
 
-def _require_scores(scores: Any, count: int) -> None:
+def _require_scores(scores: Any, count: int, rows: int | None) -> None:
     rule = f"metric(model, batch) must return one score per sample, shape ({count},), or their mean, (); it returned "
     try:
         values = torch.as_tensor(scores)
     except (TypeError, ValueError, RuntimeError):
         found = "None: is its `return` missing?" if scores is None else f"a {type(scores).__name__}"
         raise TaskError(f"{rule}{found}") from None
-    if values.shape not in {(), (count,)}:
+    if values.shape not in {(), (count,), (rows,)}:
         raise TaskError(f"{rule}shape {tuple(values.shape)}")
     if not bool(torch.isfinite(values).all()):
         raise TaskError(f"metric(model, batch) must be finite; on the first batch it is {values.tolist()}")

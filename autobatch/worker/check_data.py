@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ..devices.oom import is_device_lost, is_out_of_memory
 from ..errors import TaskError
-from ..tasks.data import collate_samples, count_samples, num_samples
+from ..tasks.data import collate_samples, num_samples
 from ..tasks.task import Task, blame
 
 # Samples looked at in each dataset. Assumed: a few dozen meet an odd shape where odd shapes are common, and take about
@@ -68,6 +68,8 @@ def describe_batch(batch: Any) -> str:
         return "(" + ", ".join(map(describe_batch, batch)) + ")"
     if isinstance(batch, (tuple, list)):
         return f"{type(batch).__name__} of {len(batch)}"
+    if isinstance(batch, torch.Tensor) and batch.is_nested:  # it may refuse to tell a shape
+        return f"nested {str(batch.dtype).removeprefix('torch.')} of {batch.size(0)}"
     shape, dtype = getattr(batch, "shape", None), getattr(batch, "dtype", None)
     if shape is not None and dtype is not None:
         return f"{str(dtype).removeprefix('torch.')} {tuple(shape)}"
@@ -101,7 +103,7 @@ def check_dataset(findings: Findings, name: str, *, at_least: int = 1) -> tuple[
                 f"{name}() has {size} samples, fewer than {whose} batch of {at_least}: declare a baseline with a "
                 f"batch_size of at most {size}, or give more data"
             )
-        _check_collate(findings, name, samples)
+        _check_collate(task, name, samples)
         if task.sample_size is not None:
             _check_sample_size(task, name, samples)
         return data, samples
@@ -140,27 +142,20 @@ def _first_samples(task: Task, name: str, data: Any) -> list[Any]:
     return samples
 
 
-def _check_collate(findings: Findings, name: str, samples: list[Any]) -> None:
-    """Find a sample that does not go into a batch with the others; warn where the batch dimension is not the first.
+def _check_collate(task: Task, name: str, samples: list[Any]) -> None:
+    """Find a sample that does not go into a batch with the others.
 
     Raises:
         TaskError: the samples cannot be collated; names the sample where one is to blame.
     """
-    task = findings.task
     whose = "collate(samples)" if task.collate else "torch's default collate"
     try:
-        batch = collate_samples(task, samples)
+        collate_samples(task, samples)
     except Exception as error:
         odd = _odd_sample(task, samples)
         if odd is None:
             raise blame(f"{whose} on the first {len(samples)} samples of {name}()", error, task.path) from error
         raise TaskError(f"{odd.format(name=f'{name}()')}\n{blame(whose, error, task.path)}") from error
-    counted = count_samples(batch)
-    if counted != len(samples):
-        findings.warnings.append(
-            f"{whose} makes a batch of {len(samples)} samples of {name}() whose first tensor has {counted} in its "
-            f"first dimension, {describe_batch(batch)}: autobatch takes the first dimension for the samples"
-        )
 
 
 def _collates(task: Task, samples: list[Any]) -> bool:

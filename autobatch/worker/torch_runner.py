@@ -39,6 +39,7 @@ from ..plan import (
 from ..sweep import drive
 from ..tasks.data import (
     Batch,
+    Collated,
     SampleDataset,
     num_samples,
     seed_everything,
@@ -146,9 +147,10 @@ class TorchRunner(OpenTask, Runner):
     def _probe_evaluation(self, bench: Trainer, plan: Plan) -> None:
         """One evaluation batch of the same size, or as long as there is data, on its largest samples."""
         val_size = num_samples(self._load("val_data"))
-        batch = self._worst_samples("val_data").batch(min(plan.batch_size, val_size or plan.batch_size))
+        size = min(plan.batch_size, val_size or plan.batch_size)
+        batch = self._worst_samples("val_data").batch(size)
         try:
-            bench.evaluate([batch])
+            bench.evaluate([Collated(batch, size)])
         except (Exception, SystemExit) as error:
             # An F1 or an area under the curve may not exist for one batch; the forward pass that it is of has run.
             no_batch = self._task.evaluate is not None and not is_device_lost(error)
@@ -245,11 +247,11 @@ class TorchRunner(OpenTask, Runner):
         started = perf_counter()
         seen = 0
 
-        def part() -> Iterator[Batch]:
+        def part() -> Iterator[Collated]:
             nonlocal seen
-            for batch in loader:
-                seen += batch_size
-                yield batch
+            for collated in loader:
+                seen += collated.samples
+                yield collated
                 if perf_counter() - started > _EVALUATION_SAMPLE_S:
                     return
 

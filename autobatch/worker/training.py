@@ -26,7 +26,7 @@ from ..checkpoints import is_whole
 from ..errors import CheckpointError, TaskError
 from ..files import sync_folder
 from ..plan import Config, GradNorms, Precision
-from ..tasks.data import Batch, DeviceLoader, count_samples, seed_everything, to_device
+from ..tasks.data import Batch, Collated, DeviceLoader, rows_of, seed_everything, to_device
 from ..tasks.state import rng_state, set_rng_state
 from ..tasks.task import Task
 from .data_parallel import DataParallel
@@ -220,8 +220,11 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def evaluate(self, batches: Iterable[Batch]) -> float:
+    def evaluate(self, batches: Iterable[Collated]) -> float:
         """The task's score over an evaluation set: its `evaluate`, or the mean of `metric` over samples.
+
+        A batch whose `metric` is one number counts by its samples. Where its rows are not its samples (two views of
+        each, samples that `collate` left out), a score a row will do too, and each counts as one.
 
         Raises:
             TaskError: the metric is neither one score a sample nor their mean, or the result is no number.
@@ -234,9 +237,10 @@ class Trainer:
                 if self.task.evaluate is not None:
                     return self._number(self.task.evaluate(self.forward, loader), "evaluate(model, loader)")
                 total, samples = torch.zeros((), dtype=torch.float64), 0
-                for batch in loader:
-                    size = count_samples(batch)
+                for batch, size in loader.counted():
                     values = torch.as_tensor(self.task.metric(self.forward, batch))
+                    if values.ndim == 1 and len(values) == rows_of(batch):
+                        size = len(values)
                     if values.shape not in {(), (size,)}:
                         raise TaskError(
                             f"metric(model, batch) returns one score a sample, shape ({size},), or their mean, "
