@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,8 +20,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from autobatch.errors import TaskError
+from autobatch.tasks.shown import shown
 from autobatch.tasks.task import Task, accuracy, adamw, blame, cross_entropy_loss, load_task
 from autobatch.tasks.task_file import gather, user_frames
+from autobatch.worker.check import check_task
 
 from .ready_python import run
 
@@ -325,3 +328,141 @@ def test_blame_names_the_part_the_file_and_the_cause() -> None:
 def test_gathered_problems_are_numbered_only_when_there_are_several() -> None:
     assert str(gather("model.py", ["one"])) == "model.py: one"
     assert str(gather("model.py", ["a\nb", "c"])) == "model.py has 2 problems:\n  1. a\n     b\n  2. c"
+
+
+# -- globals that are not asked for ---------------------------------------------------------------------------
+
+
+TOUCHY = '''
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+_CALLS = []
+
+def _told(name):
+    def method(self, *args):
+        _CALLS.append(name)
+        raise ValueError(f"{name} was called")
+    return method
+
+class Touchy:
+    """As a table, an array or a proxy: whatever is asked of it beside its type is counted, and raises."""
+    __hash__ = None
+    __class__ = property(_told("__class__"))
+
+for _name in ("eq ne lt gt bool repr str len iter contains getitem getattr format dir array int float index").split():
+    setattr(Touchy, f"__{_name}__", _told(f"__{_name}__"))
+
+frame = Touchy()
+{names}
+
+def model(): return nn.Linear(3, 2)
+def train_data(): return TensorDataset(torch.randn(64, 3), torch.arange(64) % 2)
+def val_data(): return train_data()
+'''
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "",
+        # Names that are close to ours are asked for their type, and for no more.
+        *(
+            f"{name} = Touchy()"
+            for name in ("names", "precisions", "loaders", "baselines", "clip_grad_norms", "losses")
+        ),
+        "task = Touchy()",
+        "frames = [Touchy(), Touchy()]",
+        "by_name = {'a': Touchy()}",
+        "def __getattr__(name): return Touchy()",
+        "def __getattr__(name): raise RuntimeError(name)",
+    ],
+)
+def test_a_value_that_is_not_asked_for_is_left_alone(tmp_path: Path, names: str) -> None:
+    task = load_task(_write(tmp_path / "model.py", TOUCHY.replace("{names}", names)))
+    check_task(task, torch.device("cpu"), 32)
+    assert vars(sys.modules[task.model.__module__])["_CALLS"] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("direction = Touchy()", "direction must be one of 'maximize', 'minimize'; found a Touchy"),
+        ("precision = Touchy()", "precision must be one of .*; found a Touchy"),
+        ("compile = Touchy()", "compile must be True or False; found a Touchy"),
+        ("clip_grad_norm = Touchy()", "clip_grad_norm must be a number above zero; found a Touchy"),
+        ("name = Touchy()", "name must be a text that is not empty; found a Touchy"),
+        ("loader = Touchy()", "loader must be a dict of DataLoader arguments; found a Touchy"),
+        ("baseline = Touchy()", "baseline must be a dict .* found a Touchy"),
+        ("baseline = {'batch_size': Touchy(), 'lr': 0.1}", "'batch_size' must be a whole number.*; found a Touchy"),
+        (
+            "accumulation = False\nbaseline = {'batch_size': 8, 'lr': 0.1, 'accumulation_steps': Touchy()}",
+            "'accumulation_steps' must be a whole number of at least 1; found a Touchy",
+        ),
+        ("loss = Touchy()", r"loss must be a function loss\(model, batch\); found a Touchy"),
+        ("loader = [Touchy()] * 10**6", r"loader must be a dict .*; found \[a Touchy, .*\.\.\. \(list\)"),
+        (
+            "def metric(a, b, c, table=frame, rows=[0] * 10**6): ...",
+            r"metric is called as metric\(model, batch\); found metric\(a, b, c, table=a Touchy, rows=\[0, .*\]",
+        ),
+    ],
+)
+def test_a_value_that_is_asked_for_is_told_by_its_type(tmp_path: Path, value: str, message: str) -> None:
+    text = TOUCHY.replace("def model", "def _model").replace("{names}", value)
+    with pytest.raises(TaskError, match=message) as caught:
+        load_task(_write(tmp_path / "model.py", text))
+    assert "must define model; it defines Touchy, " in str(caught.value)
+    assert "was called" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["numpy_global", "large_global"])
+def test_arrays_and_lists_may_lie_in_a_task_file(tmp_path: Path, name: str) -> None:
+    arrays = "X = np.random.default_rng(0).normal(size=(600, 20)).astype('float32')\nnames = X\nlosses = X.T"
+    samples = "samples = [(torch.randn(20), i % 3) for i in range(600)]\nnames = list(range(10**6))"
+    text = f"""
+import numpy as np, torch
+from torch import nn
+{arrays if name == "numpy_global" else samples}
+def _pairs(): return {"[(row, int(row[0] > 0)) for row in X]" if name == "numpy_global" else "samples"}
+def model(): return nn.Linear(20, 3)
+def train_data(): return _pairs()[:500]
+def val_data(): return _pairs()[500:]
+"""
+    check_task(load_task(_write(tmp_path / "model.py", text)), torch.device("cpu"), 32)
+
+
+@given(
+    st.one_of(
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+            lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
+        )
+    )
+)
+def test_a_value_is_shown_in_a_few_words(value: Any) -> None:
+    text = shown(value)
+    assert len(text) <= 70
+    if len(repr(value)) < 30 and not isinstance(value, (list, tuple, dict)):
+        assert text == f"{value!r} ({type(value).__name__})"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (np.float32(0.5), "np.float32(0.5) (float32)" if np.__version__ >= "2" else "0.5 (float32)"),
+        (np.zeros(3), "a ndarray"),
+        (torch.float16, "torch.float16 (dtype)"),
+        (10**10_000, "a whole number of 33220 bits (int)"),
+        (nn.Linear, "the class Linear"),
+        (_data, "the function _data"),
+        ({"batch_size": [[[1]]]}, "{'batch_size': [...]} (dict)"),
+        ((1,), "(1,) (tuple)"),
+        (set(), "set() (set)"),
+        (Path("x"), f"{Path('x')!r} ({type(Path()).__name__})"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_a_value_is_shown_as_it_is_written(value: Any, text: str) -> None:
+    assert shown(value) == text

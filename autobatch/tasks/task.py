@@ -7,10 +7,11 @@ them. What can be known without calling anything is checked here; `check.py` cal
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from inspect import getattr_static
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import TaskError
 from ..plan import Config, Direction, Plan, Precision
+from .shown import is_a
 from .task_file import blame as blame
 from .task_file import existing_file, gather, run_file
 from .task_rules import FILE_NAMES, REQUIRED, missing, misspellings, value_problems
@@ -152,7 +154,7 @@ class Task:
             *value_problems(values),
         ]
         if problems:
-            raise gather(f"the task {self.name!r}", problems)
+            raise gather(f"the task {self.name!r}" if is_a(self.name, str) else "the task", problems)
 
     def baseline_config(self) -> tuple[Config, bool]:
         """What the user trains with today, and True; or batch 32 at a rate of 1e-3 (assumed), and False."""
@@ -175,13 +177,12 @@ def load_task(path: str | Path) -> Task:
     """
     file = existing_file(Path(path))
     module = run_file(file)
-    given = getattr(module, "task", None)
-    if isinstance(given, Task):
-        name = file.stem if given.name == DEFAULT_NAME else given.name
-        return dataclasses.replace(given, path=given.path or file, name=name)
-    values = {
-        name: value for name, value in vars(module).items() if name in FILE_NAMES and not isinstance(value, ModuleType)
-    }
+    # What the file holds, read without asking it: a module's own `__getattr__` answers to any name.
+    if is_a(vars(module).get("task"), Task):
+        task: Task = vars(module)["task"]
+        name = file.stem if task.name == DEFAULT_NAME else task.name
+        return dataclasses.replace(task, path=task.path or file, name=name)
+    values = {name: value for name, value in vars(module).items() if name in FILE_NAMES and not is_a(value, ModuleType)}
     problems = [
         *missing(values, _defined_names(module)),
         *misspellings(module, values),
@@ -192,10 +193,12 @@ def load_task(path: str | Path) -> Task:
     return Task(**({"name": file.stem} | values), path=file)
 
 
-def _defined_names(module: ModuleType) -> list[str]:
+def _defined_names(module: ModuleType) -> Iterator[str]:
     """Public functions and classes that the file itself defines, in its order."""
-    return [
-        name
-        for name, value in vars(module).items()
-        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__ and callable(value)
-    ]
+    for name, value in vars(module).items():
+        if name.startswith("_") or not callable(value):
+            continue
+        # As it is stored: what a proxy answers is not asked for.
+        whose = value.__module__ if type(value) is FunctionType else getattr_static(value, "__module__", None)
+        if is_a(whose, str) and whose == module.__name__:
+            yield name

@@ -1,6 +1,7 @@
 """What a task may say, and what is wrong with what it says, as far as that can be known without calling anything.
 
-Problems are sentences, never exceptions, so that whoever reads a task can list all of them at once.
+Problems are sentences, never exceptions, so that whoever reads a task can list all of them at once. A value is asked
+for its type and, where that is the right one, for what it is; it is never compared or printed otherwise (shown.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..plan import Direction, Precision
+from .shown import is_a, shown
 
 # Positional parameters each function is called with.
 PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -92,24 +94,31 @@ def missing(values: Mapping[str, Any], defined: Iterable[str]) -> list[str]:
 def misspellings(module: ModuleType, values: Mapping[str, Any]) -> list[str]:
     """A sentence for each name that is nearly one of ours, stands for the same kind of thing, and would be ignored."""
     problems = []
+    unset = FILE_NAMES - set(values)
     for name, value in vars(module).items():
-        if name.startswith("_") or name in FILE_NAMES:
+        if name.startswith("_") or name in FILE_NAMES or value is None:
             continue
-        is_function = isinstance(value, FunctionType) and value.__module__ == module.__name__
-        candidates = [
-            known
-            for known in FILE_NAMES - set(values)
-            if (is_function if known in PARAMETERS else _setting_problem(known, value) is None and value is not None)
-        ]
-        # Assumed: 0.8 takes "optimiser" (0.89) and "test_dataset" (0.86), and leaves "make_model" (0.67) alone.
-        close = difflib.get_close_matches(name.lower(), candidates, n=1, cutoff=0.8)
-        if _OTHER_NAMES.get(name) in candidates:
-            close = [_OTHER_NAMES[name]]
-        if close:
+        # The name comes first: a value is looked at where its name asks for it, and by no other name.
+        meant = next((known for known in _close_names(name, unset) if _stands_for(module, value, known)), None)
+        if meant is not None:
             problems.append(
-                f"{name} would be ignored; did you mean {close[0]}? Rename it, or call it _{name} if it is a helper"
+                f"{name} would be ignored; did you mean {meant}? Rename it, or call it _{name} if it is a helper"
             )
     return problems
+
+
+def _close_names(name: str, known: frozenset[str]) -> list[str]:
+    """Those of `known` that `name` may stand for, the likeliest first."""
+    # Assumed: 0.8 takes "optimiser" (0.89) and "test_dataset" (0.86), and leaves "make_model" (0.67) alone.
+    close = difflib.get_close_matches(name.lower(), known, n=len(known) or 1, cutoff=0.8)
+    other = _OTHER_NAMES.get(name)
+    return [other, *close] if other in known else close
+
+
+def _stands_for(module: ModuleType, value: Any, known: str) -> bool:
+    if known in PARAMETERS:
+        return type(value) is FunctionType and value.__module__ == module.__name__
+    return _setting_problem(known, value) is None
 
 
 def value_problems(values: Mapping[str, Any]) -> list[str]:
@@ -122,9 +131,10 @@ def value_problems(values: Mapping[str, Any]) -> list[str]:
             problems.append(problem)
     baseline = values.get("baseline")
     if (
-        isinstance(baseline, Mapping)
+        is_a(baseline, Mapping)
         and values.get("accumulation") is False
-        and baseline.get("accumulation_steps", 1) != 1
+        and _is_count(steps := baseline.get("accumulation_steps"))  # type: ignore[union-attr]
+        and steps > 1
     ):
         problems.append("baseline has accumulation_steps, but accumulation = False says that a batch is never split")
     return problems
@@ -133,88 +143,117 @@ def value_problems(values: Mapping[str, Any]) -> list[str]:
 def _function_problem(name: str, value: Any) -> str | None:
     parameters = PARAMETERS[name]
     call = f"{name}({', '.join(parameters)})"
-    if isinstance(value, nn.Module) and name == "model":
+    if is_a(value, nn.Module) and name == "model":
         return (
             f"model must be a function that returns a new module at each call; found a {type(value).__name__}: "
             f"every trial would go on training its weights; write `def model(): return {type(value).__name__}(...)`"
         )
-    if isinstance(value, nn.Module) and type(value).__module__.startswith("torch.nn."):
+    if is_a(value, nn.Module) and type(value).__module__.startswith("torch.nn."):
         return (
             f"{name} must be a function {call}; found the module {type(value).__name__}: write "
             f"`def {call}: x, y = batch; return criterion(model(x), y)`"
         )
     if not callable(value):
-        return f"{name} must be a function {call}; found {_shown(value)}"
+        return f"{name} must be a function {call}; found {shown(value)}"
     try:
         signature = inspect.signature(value)
-    except (ValueError, TypeError):  # some callables written in C have no signature to read
+    except Exception:  # noqa: BLE001  # those written in C have none to read, and a proxy may raise anything
         return None
     try:
         signature.bind(*parameters)
     except TypeError as error:
-        return f"{name} is called as {call}; found {name}{signature}: {error}"
+        return f"{name} is called as {call}; found {name}{_told(signature)}: {error}"
     return None
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+def _told(signature: inspect.Signature) -> str:
+    """A signature with its defaults in a few words each, and without annotations, which are code too."""
+    empty = inspect.Parameter.empty
+    told = [
+        parameter.replace(
+            annotation=empty, default=empty if parameter.default is empty else _AsText(shown(parameter.default))
+        )
+        for parameter in signature.parameters.values()
+    ]
+    return str(inspect.Signature(told))
+
+
+class _AsText(str):
+    """Printed as it is, where Python takes the repr."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_a(value, Real) or is_a(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number above 1.8e308
+        return False
+
+
+def _is_count(value: Any) -> bool:
+    return is_a(value, int) and not is_a(value, bool) and value >= 1
 
 
 def _setting_problem(name: str, value: Any) -> str | None:
     """What is wrong with the value of a setting; None where nothing is."""
     if name in {"direction", "precision"}:
         allowed = get_args(Direction if name == "direction" else Precision)
-        return None if value in allowed else _with_hint(f"{name} must be one of", value, allowed)
+        usable = is_a(value, str) and value in allowed
+        return None if usable else _with_hint(f"{name} must be one of", value, allowed)
     if name in {"channels_last", "compile", "accumulation"}:
-        return None if isinstance(value, bool) else f"{name} must be True or False; found {_shown(value)}"
+        return None if is_a(value, bool) else f"{name} must be True or False; found {shown(value)}"
     if name == "clip_grad_norm":
         usable = _is_number(value) and value > 0
-        return None if usable else f"clip_grad_norm must be a number above zero; found {_shown(value)}"
+        return None if usable else f"clip_grad_norm must be a number above zero; found {shown(value)}"
     if name == "name":
-        usable = isinstance(value, str) and value.strip() != ""
-        return None if usable else f"name must be a text that is not empty; found {_shown(value)}"
+        usable = is_a(value, str) and value.strip() != ""
+        return None if usable else f"name must be a text that is not empty; found {shown(value)}"
     if name == "path":
-        return None if isinstance(value, Path) else f"path must be a pathlib.Path; found {_shown(value)}"
+        return None if is_a(value, Path) else f"path must be a pathlib.Path; found {shown(value)}"
     return _loader_problem(value) if name == "loader" else _baseline_problem(value)
+
+
+_LONGEST_WORD = 60  # characters that are compared with the words allowed. Assumed: each of those is shorter.
 
 
 def _with_hint(rule: str, value: Any, allowed: Iterable[str]) -> str:
     names = list(allowed)
-    close = difflib.get_close_matches(str(value).lower(), names, n=1)
+    close = difflib.get_close_matches(value[:_LONGEST_WORD].lower(), names, n=1) if is_a(value, str) else []
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{rule} {', '.join(map(repr, names))}; found {_shown(value)}{hint}"
+    return f"{rule} {', '.join(map(repr, names))}; found {shown(value)}{hint}"
 
 
 def _loader_problem(loader: Any) -> str | None:
-    if not isinstance(loader, Mapping):
-        return f"loader must be a dict of DataLoader arguments; found {_shown(loader)}"
+    if not is_a(loader, Mapping):
+        return f"loader must be a dict of DataLoader arguments; found {shown(loader)}"
     allowed = set(inspect.signature(DataLoader).parameters) - set(_OWNED_LOADER_ARGUMENTS)
     problems = []
     for name in loader:
-        if name in _OWNED_LOADER_ARGUMENTS:
+        if is_a(name, str) and name in _OWNED_LOADER_ARGUMENTS:
             problems.append(f"loader must not set {name!r}: {_OWNED_LOADER_ARGUMENTS[name]}")
-        elif name not in allowed:
+        elif not is_a(name, str) or name not in allowed:
             problems.append(_with_hint("loader takes the DataLoader arguments", name, sorted(allowed)))
     return "; ".join(problems) or None
 
 
 def _baseline_problem(baseline: Any) -> str | None:
     rule = 'baseline must be a dict such as {"batch_size": 32, "lr": 1e-3, "accumulation_steps": 1}'
-    if not isinstance(baseline, Mapping):
-        return f"{rule}; found {_shown(baseline)}"
+    if not is_a(baseline, Mapping):
+        return f"{rule}; found {shown(baseline)}"
     known = ("batch_size", "lr", "accumulation_steps")
-    problems = [_with_hint("its keys are", key, known) for key in baseline if key not in known]
+    problems = [_with_hint("its keys are", key, known) for key in baseline if not is_a(key, str) or key not in known]
     problems += [f"{key!r} is missing" for key in ("batch_size", "lr") if key not in baseline]
     for key in ("batch_size", "accumulation_steps"):
         value = baseline.get(key, 1)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            problems.append(f"{key!r} must be a whole number of at least 1; found {_shown(value)}")
+        if not _is_count(value):
+            problems.append(f"{key!r} must be a whole number of at least 1; found {shown(value)}")
     lr = baseline.get("lr", 1.0)
     if not _is_number(lr) or lr <= 0:
-        problems.append(f"'lr' must be a number above zero; found {_shown(lr)}")
+        problems.append(f"'lr' must be a number above zero; found {shown(lr)}")
     return f"{rule}: {'; '.join(problems)}" if problems else None

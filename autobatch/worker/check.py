@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -201,8 +202,12 @@ def _explains(model: object) -> bool:
 
 def _reachable(function: Any) -> Iterator[object]:
     """Values that a function holds on to between calls: globals of its file, and what it closes over."""
-    yield from getattr(function, "__globals__", {}).values()
-    for cell in getattr(function, "__closure__", None) or ():
+    if type(function) is MethodType:
+        function = function.__func__
+    if type(function) is not FunctionType:  # an object that is called: what it answers to other names is its own affair
+        return
+    yield from function.__globals__.values()
+    for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
         except ValueError:  # the cell is empty: a name assigned later
