@@ -35,7 +35,7 @@ from .runs.conditions import conditions_of_settings
 from .runs.run_folder import RunFolder, RunState
 from .runs.runs import latest_unfinished, reopened
 from .runs.settings import Earlier, Engine, TuneSettings
-from .searching.storage_url import check_url, shown_url
+from .searching.storage_url import check_url, shown_url, shown_words
 from .searching.trials import Search
 from .simulated.recording import Recorder
 from .stages import check_max_batch_size, max_batch_of, profile_of
@@ -175,7 +175,7 @@ def _kept(recorder: Recorder, prober: Prober, record: str | Path | None) -> Iter
     finally:
         if record is not None and not (isinstance(prober, Ranks) and prober.place.rank):
             about: dict[str, Any] = {"version": __version__, "date": datetime.now(UTC).isoformat(timespec="seconds")}
-            about["command"] = shlex.join(sys.argv)
+            about["command"] = shlex.join(shown_words(sys.argv))
             if isinstance(prober, Runner):
                 about["device"] = asdict(prober.device())
             recording = recorder.recording(about)

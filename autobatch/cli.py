@@ -6,7 +6,9 @@ runs.
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import shlex
 import signal
 import sys
@@ -37,8 +39,11 @@ from .commands.options import (
 from .commands.output import check_output, progress_on_stderr, show, show_bench, show_document, show_report
 from .commands.torchrun import on_each_rank, refuse_torchrun
 from .errors import AutobatchError, SettingError
-from .searching.storage_url import shown_url
+from .searching.storage_url import shown_words, without_users
 from .searching.trials import Search
+
+# Unquoted, what follows a space in a URL is another word.
+ONE_WORD = "What follows --storage is one word: put a URL in quotes, '...'"
 
 
 @click.group(cls=ConfiguredGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -118,6 +123,8 @@ def tune(task: Path | None, **options: Any) -> None:
         task, resume = Path(resume), LATEST
     if task is None:
         raise click.MissingParameter(ctx=context, param=context.command.params[0])
+    if options["storage"] is not None and task.suffix != ".py":  # not quoted: it may be the rest of a password
+        raise click.UsageError(f"a task is a Python file, MODEL.py. {ONE_WORD}")
     refuse_torchrun("tune")
     os.environ.pop("AUTOBATCH_STORAGE", None)  # a password is the database's alone: what is started here inherits none
     from .files import check_writable
@@ -421,8 +428,18 @@ def doctor(**options: Any) -> None:
 
 
 def typed_command() -> str:
-    """What was typed, as it can be typed again but for the password of a database."""
-    return shlex.join(["autobatch", *(shown_url(word) for word in sys.argv[1:])])
+    """What was typed, as it can be typed again but for what only a database is to know."""
+    return shlex.join(["autobatch", *shown_words(sys.argv[1:])])
+
+
+def without_urls(message: str) -> str:
+    """What click says of what was typed, without what may be a part of a database's URL."""
+    if any(word.partition("=")[0] == "--storage" for word in sys.argv[1:]):
+        took = f"Got more words than this command takes. {ONE_WORD}"
+        message = re.sub(
+            "^(Error: )Got unexpected extra argument.*", rf"\1{took}", message, flags=re.MULTILINE | re.DOTALL
+        )
+    return without_users(message)
 
 
 def process_age_s() -> float:
@@ -445,7 +462,9 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):  # click turns the one into the other in some places
         fail("interrupted, before anything was found", INTERRUPTED)
     except click.ClickException as error:
-        error.show()
+        told = io.StringIO()
+        error.show(told)
+        click.echo(without_urls(told.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
     except AutobatchError as error:
         if noted["debug"]:

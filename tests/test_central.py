@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
+from urllib.parse import unquote
 
 import optuna
 import pytest
-from hypothesis import given
+import sqlalchemy
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
+from autobatch import api
+from autobatch.cli import main
 from autobatch.errors import SettingError
 from autobatch.plan import Config, Plan
+from autobatch.searching import central
 from autobatch.searching.central import CentralRecord
 from autobatch.searching.search import StudyRecord, Trial
-from autobatch.searching.storage_url import HIDDEN, check_url, shown_url, without_secrets
+from autobatch.searching.storage_url import HIDDEN, check_url, shown_url, shown_words, without_secrets
 
 from .postgres import PASSWORD, QUOTED, Server, programs, running
 from .ready_python import Started
@@ -87,12 +95,20 @@ secrets = st.text(st.characters(codec="ascii", categories=["L", "N", "P", "S", "
 def test_no_password_is_ever_shown(user: str, secret: str) -> None:
     url = f"postgresql+psycopg://{user}:{secret}@host:5432/db"
     shown = shown_url(url)
-    assert shown == f"postgresql+psycopg://{user}:{HIDDEN}@host:5432/db"
-    assert shown_url(shown) == shown
-    assert shown_url(f"--storage={url}") == f"--storage={shown}"
-    assert without_secrets(f'could not connect to "{url}"', url) == f'could not connect to "{shown}"'
-    assert without_secrets(f"<{secret}> is wrong", url) == f"<{HIDDEN}> is wrong"
-    if "@" in secret:
+    clear = not set(user + secret) & set("@/?#")
+    assert shown == f"postgresql+psycopg://{HIDDEN}" + (f"@host:{HIDDEN}/db" if clear else "")
+    assert shown_words(["tune", "--storage", url, f"--storage={url}"]) == [
+        "tune",
+        "--storage",
+        shown,
+        f"--storage={shown}",
+    ]
+    if clear:
+        assert without_secrets(f'"{secret}" in "{url}"', url).endswith(f' "{shown}"')
+        assert without_secrets(f"<{secret}>", url) == f"<{HIDDEN}>"
+    else:
+        assert secret not in without_secrets(f'could not connect to "{url}": <{secret}> is wrong', url)
+    if "@" in user + secret:
         with pytest.raises(SettingError, match="is written %40") as error:
             check_url(url)
         assert secret not in str(error.value)
@@ -104,17 +120,150 @@ def test_no_password_is_ever_shown(user: str, secret: str) -> None:
     ("url", "shown"),
     [
         ("sqlite:///studies.db", "sqlite:///studies.db"),
+        ("sqlite:////home/me/old-studies/1.db", "sqlite:////home/me/old-studies/1.db"),
         ("postgresql://host/db", "postgresql://host/db"),
-        ("postgresql://me@host/db", "postgresql://me@host/db"),
-        ("postgresql://me:pw@host/db?sslkey=abc&password=def", "postgresql://me:***@host/db?***"),
-        ("postgresql://me:p@ss:w/rd@host/db", "postgresql://me:***@host/db"),
-        ("postgresql://me@corp:secret@host/db", "postgresql://me@corp:***@host/db"),
-        ("postgresql://me:my secret@host/db", "postgresql://me:***@host/db"),
-        ("plain words", "plain words"),
+        ("postgresql://[::1]:5432/db", "postgresql://[::1]:***/db"),
+        ("postgresql://me@host/db", "postgresql://***@host/db"),
+        ("postgresql://me:pw@host/db?sslkey=abc&password=def", "postgresql://***@host/db?***"),
+        ("postgresql://me:p@ss:w/rd@host/db", "postgresql://***"),
+        ("postgresql://me@corp:secret@host/db", "postgresql://***"),
+        ("postgresql://me:my secret@host/db", "postgresql://***@host/db"),
+        ("postgresql://me:pw", "postgresql://***"),
+        ("postgresql://me:123456/db", "postgresql://me:***/db"),
+        ("me:pw@host/db", "***"),
+        ("plain words", "***"),
     ],
 )
 def test_what_is_shown_of_a_url(url: str, shown: str) -> None:
     assert shown_url(url) == shown
+
+
+# A secret that no message has by chance, and no host of hexadecimal digits.
+cores = st.text("0123456789uvwxyz", min_size=8, max_size=12).filter(lambda core: not core.isdigit()).map("z".__add__)
+around = st.text("ab:/@?&=#;%+,. '\\\"[]{}é\n*-", max_size=8)
+after_a_colon = st.builds(  # one that begins no `://`
+    lambda before, odd, core, after: (core, f"{before}:{odd}{core}{after}"),
+    around,
+    st.sampled_from(["", "%40", "[", "?", "p"]),
+    cores,
+    around,
+)
+before_an_at = st.builds(
+    lambda scheme, before, core, after, host: (core, f"{scheme}{before}{core}{after}@{host}"),
+    st.sampled_from(["", "postgresql://", "sqlite:///", "//", "post gresql://"]),
+    around,
+    cores,
+    around,
+    around,
+)
+as_mistyped = st.builds(
+    lambda shape, core: (core, shape.format(core)),
+    st.sampled_from(
+        [
+            "postgresql+psycopg://me:{}@127.0.0.1:1/db",
+            "postgresql://{}@host/db",
+            "postgresql://me:first:{}@host/db",
+            "postgresql://me@host:5432:{}/db",
+            "postgresql://me@host/db:{}",
+            "postgresql://me@host/db?password={}",
+            "postgresql://me@host/db?{}",
+            "postgresql://me@host/db?sslmode=require&password=p@{}",
+            "postgresql://host:5432/db?password=p@{}",
+            "postgresql://me@host/db;password={}",
+            "postgresql://me@host/db#{}",
+            "postgresql://me@host/db password={}",
+            "postgresql://me/{}@host/db",
+            "postgresql://me:p@ss{}@host/db",
+            "postgresql:me:{}@host/db",
+            "postgresql:/me:{}@host/db",
+            "mysql+pymysql://me:p?{}@host/db",
+            "mysql-pymysql://me:{}@host/db",
+            "host=db user=me password={}",
+            "me/{}@host",
+            "{}",
+        ]
+    ),
+    cores,
+)
+urls = st.one_of(after_a_colon, before_an_at, as_mistyped)
+
+
+@given(pair=urls, name=st.sampled_from(["a.py", "postgresql://me@host/db"]))
+def test_a_secret_is_not_shown_whatever_the_shape_of_the_url(pair: tuple[str, str], name: str) -> None:
+    core, url = pair
+    told = [shown_url(url), *shown_words(["tune", name, "--storage", url, f"--storage={url}"])]
+    told.append(without_secrets(f"{url} {url!r} {unquote(url)!r} {re.split('[:/@]', url)}", url))
+    with suppress(SettingError):
+        check_url(url)
+        try:
+            told.append(without_secrets(repr(sqlalchemy.make_url(url)._asdict()), url))
+        except (SQLAlchemyError, ValueError) as error:
+            told.append(without_secrets(f"{error}", url))
+    assert not [text for text in told if core in text]
+
+
+class Loud:
+    """A database whose driver quotes all that it is given."""
+
+    def __init__(self, url: str, **settings: object) -> None:
+        parts = sqlalchemy.make_url(url)._asdict()
+        raise RuntimeError(f"{url} {url!r} cannot be used: {parts} {settings}\n{parts}")
+
+
+def tried(storage: str | None, **_: object) -> Any:
+    assert storage is not None
+    CentralRecord(storage, "a race", "maximize", {"url": shown_url(storage)})
+
+
+Where = Literal["flag", "flag=", "variable", "file"]
+
+
+@given(pair=urls, where=st.sampled_from(get_args(Where)), debug=st.booleans())
+@settings(max_examples=60)
+@example(pair=("z1234567u", "postgresql://me:a:z1234567u@host/db"), where="flag", debug=True)
+def test_a_secret_after_storage_is_in_no_output(pair: tuple[str, str], where: Where, debug: bool) -> None:
+    """All that `tune` does until a worker would start, and a driver that quotes the URL."""
+    core, url = pair
+    words = {"flag": ["--storage", url], "flag=": [f"--storage={url}"]}.get(where, [])
+    out, err = io.StringIO(), io.StringIO()
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        folder = Path(name)
+        (folder / "model.py").write_text("")
+        if where == "file":
+            (folder / "pyproject.toml").write_text(f"[tool.autobatch]\nstorage = {json.dumps(url)}\n")
+        if where == "variable":
+            patch.setenv("AUTOBATCH_STORAGE", url)
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["autobatch", "tune", "model.py", *words, *["--debug"] * debug])
+        patch.setattr(central, "RDBStorage", Loud)
+        patch.setattr(api, "run_tune", lambda *args, storage, **more: tried(storage))
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 2, err.getvalue()
+        written = [path.read_text() for path in folder.glob(".autobatch/**/*") if path.is_file()]
+    assert not [text for text in (out.getvalue(), err.getvalue(), *written) if core in text]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["tune", "model.py", "--storage", "postgresql://me:first", "hunter22@host/db"],  # a space in it, unquoted
+        ["tune", "--storage", "postgresql://me:1234", "hunter22@host/db"],
+        ["tune", "model.py", "--storage=", "postgresql://me:hunter22@host/db"],
+        ["tune", "model.py", "\N{EM DASH}storage", "postgresql://me:hunter22@host/db"],
+        ["tune", "--storage=", "postgresql://me:hunter22@host/db"],
+    ],
+)
+def test_a_url_that_became_several_words_is_not_quoted(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["autobatch", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    told = capsys.readouterr().err
+    assert "hunter22" not in told
+    assert "one word" in told or words[2] == "\N{EM DASH}storage"
 
 
 # What is written
@@ -168,7 +317,14 @@ def test_a_database_that_is_not_there_is_told_without_the_password() -> None:
     assert PASSWORD not in told
 
 
-@pytest.mark.parametrize("url", ["nonsense", "nosuch://me:hidden@host/db", "postgresql+nosuch://me:hidden@host/db"])
+@pytest.mark.parametrize("url", ["nonsense", "me:hidden@host/db", "postgresql:me:hidden@host/db"])
+def test_what_is_no_url_is_a_wrong_setting(url: str) -> None:
+    with pytest.raises(SettingError, match="has no scheme") as error:
+        CentralRecord(url, "a race", "maximize", {})
+    assert "hidden" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["nosuch://me:hidden@host/db", "postgresql+nosuch://me:hidden@host/db"])
 def test_what_is_no_database_is_a_wrong_setting(url: str) -> None:
     with pytest.raises(SettingError, match="a central record is a database's URL whose driver is installed") as error:
         CentralRecord(url, "a race", "maximize", {})

@@ -4,7 +4,8 @@ The journal on this machine's disk is what a run is resumed from; the database h
 thread of its own. Where it goes away, the race does not wait for it: what was to be written is kept, and tried again
 until the database is back. A run that ends before that says what is missing there.
 
-A password in the URL goes to the database alone: whatever is shown, logged or kept has been through `shown_url`.
+What the URL says beside scheme, host and database goes to the database alone: whatever is shown, logged or kept has
+been through `shown_url`, and what a driver says through `without_secrets`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ import re
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 import sqlalchemy
-from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from sqlalchemy.exc import SQLAlchemyError
 
-from ..errors import SettingError, first_line
+from ..errors import SettingError
 from ..plan import Direction
 from .storage_url import check_url, shown_url, without_secrets
 from .study import quiet
@@ -33,17 +33,6 @@ _PAUSE_S, _PAUSE_MOST_S = 0.25, 5.0
 _CONNECT_S = 5
 # Drivers that take that limit by libpq's and MySQL's word; SQLite has no connection to wait for.
 _LIMITED = {"psycopg", "psycopg2", "pymysql", "mysqldb"}
-# What Optuna raises of a database that it cannot use: one of another version's, and others by accident of its parts.
-_UNUSABLE = (
-    SQLAlchemyError,
-    StorageInternalError,
-    OSError,
-    RuntimeError,
-    LookupError,
-    TypeError,
-    ValueError,
-    ImportError,
-)
 
 
 class CentralRecord:
@@ -76,7 +65,7 @@ class CentralRecord:
         try:
             parsed = sqlalchemy.make_url(url)
             parsed.get_dialect().import_dbapi()
-        except _UNUSABLE as error:
+        except Exception as error:  # noqa: BLE001  # a driver may raise anything, and all of it may quote the URL
             raise SettingError(
                 "a central record is a database's URL whose driver is installed, such as "
                 "postgresql+psycopg://user@host/database with `pip install psycopg[binary]`; found "
@@ -85,7 +74,7 @@ class CentralRecord:
         self._limit = {"connect_timeout": _CONNECT_S} if parsed.get_driver_name() in _LIMITED else {}
         try:
             self._open()
-        except _UNUSABLE as error:
+        except Exception as error:  # noqa: BLE001  # as above
             self._drop(error)
             if must_open:
                 raise SettingError(
@@ -147,8 +136,7 @@ class CentralRecord:
             with self._changed:
                 if self._known[number] is trial:
                     self._to_write.discard(number)
-        if self._storage is not None:
-            self._storage.engine.dispose()
+        self._hang_up()
 
     def _open(self) -> None:
         # A connection that has died meanwhile is noticed before it is used. Optuna formats the URL: braces are doubled.
@@ -164,12 +152,17 @@ class CentralRecord:
     def _drop(self, error: Exception) -> None:
         """Forget the connection: the next try begins anew, with what the database then has."""
         self._trouble = self._told(error)
-        self._writer = None
-        if self._storage is not None:
-            self._storage.engine.dispose()
-            self._storage = None
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        storage, self._writer, self._storage = self._storage, None, None
+        if storage is not None:
+            with suppress(Exception):  # it is given up, and a traceback of the thread would quote the URL
+                storage.engine.dispose()
 
     def _told(self, error: Exception) -> str:
-        """The first line of what a driver says, without the password."""
+        """The first line of what a driver says, without what is not shown of the URL."""
         cause = error.__cause__ or error  # Optuna's own words say less than what they stand for
-        return without_secrets(re.sub(r"^\(\S+\)\s*", "", first_line(cause)), self._url)
+        # Before it is cut: a secret may go on in the next line.
+        told = without_secrets(str(cause), self._url).strip() or type(cause).__name__
+        return re.sub(r"^\(\S+\)\s*", "", told.splitlines()[0])
