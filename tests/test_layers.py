@@ -18,7 +18,7 @@ ORDER = [
     "devices.environment", "devices.oom", "devices.host_memory", "devices.base", "devices.nvml", "devices.cuda",
     "devices.rapl", "devices.cpu", "devices.mps", "devices",
     "tasks", "tasks.libraries", "tasks.shown", "tasks.task_file", "tasks.task_rules", "tasks.task", "tasks.state",
-    "tasks.data", "tasks.worst_case", "tasks.infer", "tasks.inputs", "tasks.task_sources",
+    "tasks.fixed_seeds", "tasks.data", "tasks.worst_case", "tasks.infer", "tasks.inputs", "tasks.task_sources",
     "worker", "worker.data_parallel", "worker.gradients", "worker.modes", "worker.training", "worker.energy",
     "worker.timing", "worker.flops", "worker.check_data", "worker.check", "worker.open_task", "worker.torch_runner",
     "worker.warm",
@@ -61,6 +61,7 @@ HOMES = {
 WITH_TORCH = (
     "devices",
     "tasks.task",
+    "tasks.fixed_seeds",
     "tasks.data",
     "tasks.worst_case",
     "tasks.infer",

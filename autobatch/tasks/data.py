@@ -16,6 +16,7 @@ import copy
 import dataclasses
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, islice
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, defa
 
 from ..errors import AutobatchError, TaskError
 from ..plan import Plan
+from .fixed_seeds import fixed_seeds_undone
 from .state import preserve_generators
 from .task import Task, blame
 
@@ -259,7 +261,8 @@ class _Streamed(Dataset[Any]):
     """The user's dataset, fetched by (position, index).
 
     In a loader's worker process the random generators are seeded by the position, because which worker gets a batch
-    changes on resume. In the trainer's own process they are left alone: their state is in the checkpoint.
+    changes on resume. In the trainer's own process they are left alone, unless a sample sets a seed itself: their
+    state is in the checkpoint.
     """
 
     def __init__(self, data: Any, seed: int) -> None:
@@ -267,10 +270,18 @@ class _Streamed(Dataset[Any]):
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[Any]:
         if get_worker_info() is not None:
-            seed_host((self.seed * 1_000_003 + keys[0][0]) % 2**63)
+            seed_host(self._seed_at(keys))
         indices = [index for _, index in keys]
         fetch = getattr(self.data, "__getitems__", None)
-        return fetch(indices) if fetch else [self.data[index] for index in indices]
+        before = torch.initial_seed()
+        samples = fetch(indices) if fetch else [self.data[index] for index in indices]
+        if get_worker_info() is None and torch.initial_seed() != before:
+            # A sample sets a seed, as some do to be cut alike each time: dropout would draw the same under every seed.
+            seed_everything(self._seed_at(keys))
+        return samples
+
+    def _seed_at(self, keys: list[tuple[int, int]]) -> int:
+        return (self.seed * 1_000_003 + keys[0][0]) % 2**63
 
 
 # What a DataLoader takes only where it has workers.
@@ -292,7 +303,10 @@ def _epochs(
     epoch = 0
     while True:
         if task.train_loader is not None:
-            yield task.train_loader(batch_size, seed + epoch)
+            with fixed_seeds_undone(seed + epoch):  # to its first batch: many a loader is a generator
+                batches = iter(counting_loader(task.train_loader(batch_size, seed + epoch)))
+                first = list(islice(batches, 1))
+            yield chain(first, batches)
         else:
             # A generator of its own, as below: a resumed trial sets up its epochs after its generators were restored.
             generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)

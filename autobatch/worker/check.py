@@ -22,11 +22,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..devices.oom import is_out_of_memory
 from ..errors import TaskError
 from ..tasks.data import Collated, DeviceLoader, collate_samples, load_data, rows_of, seed_everything, to_device
+from ..tasks.fixed_seeds import seeds_set, told
 from ..tasks.state import preserve, preserve_generators
 from ..tasks.task import Task, accuracy, blame
 from ..tasks.task_file import gather
 from ..tasks.worst_case import checked_loader_batch
-from .check_data import Findings, check_dataset, describe_batch
+from .check_data import Findings, check_dataset, describe_batch, told_seeds
 from .gradients import clip_norm, held
 from .modes import to_train
 from .training import autocast
@@ -82,13 +83,18 @@ def check_task(
             findings.warnings.append(
                 "train_data() and val_data() return the same object: scores are of data trained on"
             )
-        train_batch = _train_batch(findings, train_samples, batch_size)
-        model = _check_model(findings)
+        with told_seeds(findings, "train_loader" if task.train_loader else "collate", given=0):
+            train_batch = _train_batch(findings, train_samples, batch_size)
+        with seeds_set() as found:
+            model = _check_model(findings)
+        if found:
+            findings.warnings.append(_of_model(found))
         if model is not None:
             with _borrowed(task, model):
                 model = model.to(device)
                 _check_evaluation(findings, model, val_samples, device)
-                stepped = train_batch is not None and _check_step(findings, model, to_device(train_batch, device))
+                with told_seeds(findings, "a training step"):
+                    stepped = train_batch is not None and _check_step(findings, model, to_device(train_batch, device))
                 _check_optimizer(findings, model, stepped=stepped)
             _warn(findings, model, batch_size)
     if findings.problems:
@@ -148,6 +154,16 @@ def peak_lr_fraction(task: Task, *, total_steps: int = _DRY_RUN_STEPS) -> float:
     peak = max(rates)
     # Within rounding of the peak counts, so that a plateau is dated from its beginning.
     return next(step for step, rate in enumerate(rates) if rate >= peak * (1 - 1e-6)) / total_steps
+
+
+def _of_model(found: dict[str, object]) -> str:
+    """A seed in model() is set anew after it, but what was drawn until then is drawn."""
+    same = "the initial weights are" if "torch.manual_seed" in found else "what it draws from that generator is"
+    return (
+        f"model() sets a seed itself, {told(found)}: {same} the same under every seed, so a standard error over seeds "
+        "leaves them out; dropout, augmentation and the order of the data do follow the seed. Leave the seed out: "
+        "autobatch seeds each trial"
+    )
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from numbers import Real
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..devices.oom import is_device_lost, is_out_of_memory
 from ..errors import TaskError
 from ..tasks.data import collate_samples, num_samples
+from ..tasks.fixed_seeds import seeds_set, told
 from ..tasks.task import Task, blame
 
 # Samples looked at in each dataset. Assumed: a few dozen meet an odd shape where odd shapes are common, and take about
@@ -60,6 +61,26 @@ class Findings:
                 self.problems.append("\n".join(filter(None, told)))
 
 
+@contextmanager
+def told_seeds(findings: Findings, what: str, *, given: int | None = None) -> Iterator[None]:
+    """A warning where what runs inside sets a seed.
+
+    Args:
+        findings: where it goes.
+        what: runs inside, for the warning.
+        given: a seed that it was handed and may well use.
+    """
+    with seeds_set() as found:
+        yield
+    own = {name: value for name, value in found.items() if given is None or value != given}
+    if own:
+        findings.warnings.append(
+            f"{what} sets a seed itself, {told(own)}: what is drawn after it is the same each time, whatever the seed "
+            "of the trial. Leave the seed out, or draw from a generator of its own (torch.Generator, random.Random, "
+            "np.random.default_rng)"
+        )
+
+
 def describe_batch(batch: Any) -> str:
     """Types and shapes of a sample or a batch in one line: `(float32 (4, 64), int64 (4,))`."""
     if isinstance(batch, Mapping):
@@ -91,7 +112,8 @@ def check_dataset(findings: Findings, name: str, *, at_least: int = 1) -> tuple[
     with findings.attempt(f"{name}()"):
         data = findings.load(name)
         _require_dataset(name, data)
-        samples = _first_samples(task, name, data)
+        with told_seeds(findings, f"a sample of {name}()") if name == "train_data" else nullcontext():
+            samples = _first_samples(task, name, data)
         size = num_samples(data)
         if size is None and len(samples) < _SAMPLES:
             size = len(samples)

@@ -103,8 +103,10 @@ class Trainer:
         self.forward = cast(nn.Module, torch.compile(self.model)) if task.compile else self.model
         # Made for the first step, which all ranks take: one that only evaluates must not wait for the others.
         self._together: nn.Module | None = None
-        if group is not None:
-            seed_everything(group.seed_of_rank(seed))  # one model, but dropout and augmentation of each rank's own
+        # Anew, whatever seed model() may have set: dropout and augmentation are of the trial's seed, and of each rank's
+        # own, where the model is one.
+        own = (seed * 1_000_003 + 1) % 2**63
+        seed_everything(own if group is None else group.seed_of_rank(own))
 
     def loss(self, batch: Batch) -> Tensor:
         """The task's loss of a batch that is on the device, as a scalar tensor with its graph.
