@@ -194,6 +194,8 @@ def test_the_gradient_is_that_of_the_whole_batch(count: int, size: int, structur
     mean = backward(build(*batch))
     torch.testing.assert_close((mean, gradients(model)), (expected, expected_gradients))
     assert not mean.requires_grad
+    asked, seen = seen[: -backward.accumulation_steps], seen[-backward.accumulation_steps :]
+    assert asked in ([], [1, 2, 2, 2, 2])  # whether they are samples, where two lists of two could be anything
     assert sum(seen) == count
     assert max(seen) <= size
     assert max(seen) - min(seen) <= 1
@@ -417,7 +419,7 @@ def test_an_error_holds_no_tensors_of_the_attempts() -> None:
 
 
 UNSPLITTABLE: list[tuple[Any, str]] = [
-    (pack_sequence([torch.zeros(3), torch.zeros(2)]), r"batch is a PackedSequence: let the batch hold tensors"),
+    (pack_sequence([torch.zeros(3), torch.zeros(2)]), r"batch is a PackedSequence: pass split="),
     ((torch.zeros(4, 2), {"mask": torch.zeros(3)}), r"of 4 samples .*; batch\[1\]\['mask'\] has shape \(3,\)"),
     (Pair(torch.zeros(4, 2), torch.zeros(2, 2)), r"of 4 samples .*; batch\.y has shape \(2, 2\)"),
     ((torch.zeros(4, 2), nn.Linear(1, 1)), r"batch\[1\] is a Linear"),

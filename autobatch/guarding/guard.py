@@ -16,18 +16,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..devices.oom import is_out_of_memory
-from ..errors import DoesNotFit, SettingError, TaskError
+from ..errors import DoesNotFit, SettingError, TaskError, first_line
 from ..tasks.data import Batch, to_device
 from ..tasks.state import rng_state, set_rng_state
 from ..tasks.task import Task, cross_entropy_loss
 from ..worker.training import autocast
 from .guard_ranks import Refused, check_layers, check_wrapping, ranks_of
-from .micro_batches import count_samples, micro_batches
+from .micro_batches import PASS_SPLIT, BySplit, Cut, Parts, Split, kind_of, ways_to_cut
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
+
+# Samples are apart where their losses add up to this share. Assumed: sums in fp32 differ by a hundredth of it, and what
+# falls below it changes a gradient by as little.
+_ADD_UP = 1e-5
 
 
 def oom_safe(
@@ -38,6 +42,7 @@ def oom_safe(
     micro_batch_size: int | None = None,
     scaler: torch.amp.GradScaler | None = None,
     weight: Callable[[Any], Any] | None = None,
+    split: Split | None = None,
 ) -> OomSafeBackward:
     """A function `backward(batch)`: forward and backward of a whole batch, in as many micro-batches as memory asks for.
 
@@ -52,9 +57,14 @@ def oom_safe(
             optimizer.step()
             optimizer.zero_grad()
 
-    The tensors of a batch, in whatever structure, are cut along dimension 0 and moved to the model's device piece by
-    piece: a batch that stays on the host is never on the device as a whole. A model on several devices gets its
-    batches as they are.
+    A batch is cut into samples, never along time or channels: tensors, in whatever structure, along dimension 0, lists
+    by their entries where they hold one for each sample (images of several sizes, the targets of each), the batches of
+    torch_geometric into graphs. Where shapes leave it open which it is, the loss is asked once, on two samples, whether
+    what one of them adds depends on the other; where it does, and for any other object, the batch is split by `split`,
+    or the call is refused.
+
+    Pieces are moved to the model's device one by one: a batch that stays on the host is never on the device as a whole.
+    A model on several devices gets its batches as they are.
 
     Micro-batches differ from the batch where samples meet: batch norm in training mode sees each apart (warned about).
     Dropout draws another mask, and hooks of tensors run once for each.
@@ -75,6 +85,9 @@ def oom_safe(
         weight: `weight(batch)`, the count of what the loss is a mean over where that is not samples, as in
             `lambda batch: (batch["labels"] != -100).sum()` for tokens. Called with each micro-batch, when there are
             several.
+        split: `split(batch, micro_batch_size)`, a list of batches of at most so many samples, every sample in one; for
+            batches whose samples nobody else can tell, as with time first, `lambda batch, size: batch.split(size, 1)`.
+            With a size of 1 it counts them.
 
     Raises:
         SettingError: an argument has a value that cannot be used, the samples are coupled, or the model is sharded;
@@ -84,7 +97,13 @@ def oom_safe(
         AutobatchError: from a call, another rank failed.
     """
     return OomSafeBackward(
-        model, loss, accumulation=accumulation, micro_batch_size=micro_batch_size, scaler=scaler, weight=weight
+        model,
+        loss,
+        accumulation=accumulation,
+        micro_batch_size=micro_batch_size,
+        scaler=scaler,
+        weight=weight,
+        split=split,
     )
 
 
@@ -107,6 +126,7 @@ class OomSafeBackward:
         micro_batch_size: int | None = None,
         scaler: torch.amp.GradScaler | None = None,
         weight: Callable[[Any], Any] | None = None,
+        split: Split | None = None,
     ) -> None:
         _check_size(micro_batch_size)
         _check_model(model)
@@ -118,7 +138,8 @@ class OomSafeBackward:
         if isinstance(loss, Task):
             _check_task(loss, scaler)
         self.micro_batch_size, self.accumulation_steps, self.oom_count = micro_batch_size, 0, 0
-        self._model, self._scaler, self._weight = model, scaler, weight
+        self._model, self._scaler, self._weight, self._split = model, scaler, weight, split
+        self._known: dict[tuple[Any, ...], str] = {}  # by what batches of a kind were found to be cut
         self._loss = loss.loss if isinstance(loss, Task) else cross_entropy_loss if loss is None else loss
         self._precision = loss.precision if isinstance(loss, Task) else "fp32"
         self._parts = nn.ModuleList([model, *([self._loss] if isinstance(self._loss, nn.Module) else [])])
@@ -164,7 +185,7 @@ class OomSafeBackward:
         try:
             before.remember()
             with self._ranks.apart():
-                mean = self._run(batch)
+                mean = self._run(batch, before)
             before.add_gradients()
             self._ranks.prepare()
             return mean
@@ -176,24 +197,92 @@ class OomSafeBackward:
         self.oom_count += 1
         before.restore()
         try:
-            count = count_samples(batch)
+            with self._ranks.apart():
+                count = self._cut(batch, before).count
         except TaskError as error:
             raise TaskError(f"memory ran out ({message}), and this batch cannot be split: {error}") from None
         return Refused(size=max(1, min(count, self.micro_batch_size or count)), message=message)
 
-    def _run(self, batch: Batch) -> Tensor:
+    def _run(self, batch: Batch, before: _Before) -> Tensor:
         _check_what_runs(self._parts)
-        devices = list({parameter.device for parameter in self._parts.parameters()}) or [torch.device("cpu")]
-        parts = [self._backward(piece, share, devices) for piece, share in self._pieces(batch)]
+        parts = [self._backward(piece, share) for piece, share in self._pieces(batch, before)]
         self.accumulation_steps = len(parts)
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
-    def _pieces(self, batch: Batch) -> list[tuple[Batch, float]]:
+    def _cut(self, batch: Batch, before: _Before) -> Cut:
+        """The batch with the way to cut it into samples.
+
+        Raises:
+            TaskError: there is none that is sure.
+        """
+        if self._split is not None:
+            return BySplit.of(batch, self._split)
+        ways = ways_to_cut(batch)
+        kind = kind_of(batch)
+        for way in ways:
+            if way.is_sure or way.by == self._known.get(kind):
+                return way
+        if max(way.count for way in ways) <= (self.micro_batch_size or 0):
+            return ways[0]  # it is not cut
+        refusal = None
+        for way in ways:
+            answer = self._are_samples(way, before)
+            if answer is True:
+                self._known[kind] = way.by
+                return way
+            refusal = answer or refusal
+        if refusal:
+            known = "before it was known what a sample is"
+            raise TaskError(f"memory ran out with two samples, {known} ({refusal.message}): {PASS_SPLIT}")
+        raise TaskError(_unsure(ways))
+
+    def _are_samples(self, way: Parts, before: _Before) -> bool | Refused:
+        """Whether the loss takes for samples what this way cuts: what each adds does not depend on which is beside it.
+
+        Batches of two have the same shapes, and so the same dropout and noise: in the loss of two samples, the first
+        can be exchanged apart from the second. Time steps, channels, and samples that meet in the loss do not add up.
+        Or memory was refused before that was known.
+        """
+        if way.count == 1:
+            return True
+        norms = [module for module in self._parts.modules() if isinstance(module, _BatchNorm) and module.training]
+        one, other = 0, way.count // 2
+        refusal = None
+        try:
+            for norm in norms:  # in training mode they look at both samples
+                norm.training = False
+            self._weighed(way.take([one]), before)  # a list of a batch's fields has no batch in each of its entries
+            same_1, same_2, mixed_1, mixed_2 = (
+                self._weighed(way.take(pair), before)
+                for pair in ((one, one), (other, other), (one, other), (other, one))
+            )
+        except Exception as error:  # noqa: BLE001  # the loss may raise anything: what was cut is no batch to it
+            if not is_out_of_memory(error, limited_cpu=_memory_is_limited()):
+                return False
+            refusal = Refused(size=2, message=first_line(error))
+        finally:
+            for norm in norms:
+                norm.training = True
+            before.restore()
+        if refusal:
+            return refusal
+        largest = max(abs(value) for value, _ in (same_1, same_2, mixed_1, mixed_2))
+        apart = same_1[0] + same_2[0] - mixed_1[0] - mixed_2[0]
+        return abs(apart) <= max(_ADD_UP, 2 * same_1[1]) * largest
+
+    def _weighed(self, piece: Batch, before: _Before) -> tuple[float, float]:
+        """The loss of a batch times what it is a mean over, and how exact a number of its type is."""
+        before.put_values_back()
+        loss = self._loss_of(piece).detach()
+        weight = 1.0 if self._weight is None else float(self._weight(piece))
+        return float(loss) * weight if weight else 0.0, torch.finfo(loss.dtype).eps
+
+    def _pieces(self, batch: Batch, before: _Before) -> list[tuple[Batch, float]]:
         """The micro-batches with their shares in the mean; one without a share (no token counts) is left out."""
         size = self.micro_batch_size
-        if size is None or (count := count_samples(batch)) <= size:
+        if size is None or (cut := self._cut(batch, before)).count <= size:
             return [(batch, 1.0)]
-        pieces = micro_batches(batch, count, size)
+        pieces = cut.pieces(size)
         weights = [float(samples) for _, samples in pieces]
         if self._weight is not None:
             counted = [float(self._weight(piece)) for piece, _ in pieces]
@@ -201,7 +290,8 @@ class OomSafeBackward:
         total = sum(weights)
         return [(piece, weight / total) for (piece, _), weight in zip(pieces, weights, strict=True) if weight]
 
-    def _backward(self, piece: Batch, share: float, devices: list[torch.device]) -> Tensor:
+    def _loss_of(self, piece: Batch) -> Tensor:
+        devices = list({parameter.device for parameter in self._parts.parameters()}) or [torch.device("cpu")]
         if len(devices) == 1:
             piece = to_device(piece, devices[0])
         with autocast(devices[0], self._precision):
@@ -209,6 +299,10 @@ class OomSafeBackward:
         if not isinstance(mean, Tensor) or mean.ndim:
             found = f"a tensor of shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else type(mean).__name__
             raise TaskError(f"loss(model, batch) returns a scalar tensor, the mean over the batch; it returned {found}")
+        return mean
+
+    def _backward(self, piece: Batch, share: float) -> Tensor:
+        mean = self._loss_of(piece)
         part = mean if share == 1 else mean * share
         (part if self._scaler is None else self._scaler.scale(part)).backward()
         return part.detach()
@@ -271,6 +365,10 @@ class _Before:
         gc.collect()
         for kind in {parameter.device.type for parameter, _ in self._gradients} - {"cpu"}:
             torch.get_device_module(kind).empty_cache()
+        self.put_values_back()
+
+    def put_values_back(self) -> None:
+        """Make buffers and random generators what they were before the batch."""
         if self._generators is None:  # memory was refused to the copies, and nothing had changed yet
             return
         for slots, buffers in self._buffers:
@@ -306,6 +404,19 @@ class _Before:
     def _drop_gradients(self) -> None:
         for parameter, _ in self._gradients:
             parameter.grad = None
+
+
+def _unsure(ways: list[Parts]) -> str:
+    """Why none of these ways is taken, and what to do."""
+    told = " or ".join(
+        f"{'rows' if way.by == 'rows' else 'entries of lists'} ({way.count}) were samples" for way in ways
+    )
+    return (
+        f"a batch is split where it is sure what a sample is; cut as if {told}, two of them do not add up to the loss "
+        f"of both. Where they are something else (time, channels), {PASS_SPLIT}; where the loss is a mean over tokens "
+        "or the like, pass weight=, a function (batch) that counts them; where it couples the samples of a batch, use "
+        "a batch that fits (autobatch.find_max_batch)"
+    )
 
 
 def _check_size(micro_batch_size: int | None) -> None:

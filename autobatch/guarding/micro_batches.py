@@ -1,83 +1,283 @@
-"""Cutting a batch into micro-batches, whatever structure it has."""
+"""Cutting a batch into micro-batches, whatever structure it has, and the ways in which that may be done.
+
+A shape does not say what a sample is. The rows of a tensor may be samples, but also the time steps of a batch with time
+first; a list may hold an image for each sample, or the fields of all. So there may be several ways to cut a batch, and
+`guard.py` asks the loss where there are.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ..errors import TaskError
-from ..tasks.data import Batch, tensors_of
+from ..tasks.data import Batch, shape_of
+
+# A user's `split(batch, micro_batch_size)`.
+Split = Callable[[Any, int], Any]
+PASS_SPLIT = "pass split=, a function (batch, micro_batch_size) that gives the micro-batches"
 
 
-def count_samples(batch: Batch) -> int:
-    """Samples in a batch: the first dimension of the first tensor in it that has one.
+class Cut(Protocol):
+    """A way to cut a batch of so many samples."""
 
-    Raises:
-        TaskError: there is no such tensor.
+    @property
+    def count(self) -> int:
+        """Samples of the batch."""
+
+    def pieces(self, size: int) -> list[tuple[Batch, int]]:
+        """Micro-batches of at most `size` samples, as few as there can be, each with its own count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Every tensor of the batch is cut along dimension 0, every list that has an entry for each sample by entries.
+
+    Attributes:
+        batch: what is cut.
+        count: its samples.
+        by: "rows", where lists that hold tensors are the fields of all samples; "entries", where those of this length
+            hold something for each.
+        is_sure: the shapes leave no other way.
     """
-    if isinstance(batch, PackedSequence):  # its tensors run over time steps, not over sequences
-        return int(batch.batch_sizes[0])
-    for tensor in tensors_of(batch):
-        if tensor.ndim:
-            return int(tensor.shape[0])
-    raise TaskError(f"a batch holds at least one tensor with a batch dimension; found {type(batch).__name__}")
 
+    batch: Batch
+    count: int
+    by: Literal["rows", "entries"]
+    is_sure: bool = False
 
-def micro_batches(batch: Batch, count: int, size: int) -> list[tuple[Batch, int]]:
-    """The batch of `count` samples in pieces of at most `size`, as few as there can be, each with its own count.
+    def pieces(self, size: int) -> list[tuple[Batch, int]]:
+        """The batch in pieces whose sizes differ by one at most.
 
-    Their sizes differ by one at most: a last piece of a single sample would be refused by batch norm, and be a shape of
-    its own to compile for.
+        A last piece of a single sample would be refused by batch norm, and be a shape of its own to compile for.
+        """
+        return [
+            (self._taken(self.batch, slice(start, stop), "batch"), stop - start)
+            for start, stop in pairwise(_even(self.count, size))
+        ]
 
-    Raises:
-        TaskError: the batch holds something that cannot be cut.
-    """
-    pieces = -(-count // size)
-    starts = [count * index // pieces for index in range(pieces + 1)]
-    return [(cut_batch(batch, count, slice(start, stop)), stop - start) for start, stop in pairwise(starts)]
+    def take(self, samples: Sequence[int]) -> Batch:
+        """The samples with these numbers as a batch.
 
+        Raises:
+            TaskError: the batch holds something that cannot be cut in this way.
+        """
+        return self._taken(self.batch, list(samples), "batch")
 
-def cut_batch(value: Batch, count: int, where: slice, path: str = "batch") -> Batch:
-    """The same structure with some of its `count` samples: tensors and arrays cut along dimension 0.
+    def _taken(self, value: Any, where: slice | list[int], path: str) -> Any:
+        if isinstance(value, (Tensor, np.ndarray)):
+            return self._rows(value, where, path)
+        if isinstance(value, Mapping):
+            items = {key: self._taken(entry, where, f"{path}[{key!r}]") for key, entry in value.items()}
+            return items if type(value) is dict else type(value)(items)  # type: ignore[call-arg]
+        if isinstance(value, (list, tuple)) and not isinstance(value, PackedSequence):
+            if hasattr(value, "_fields"):
+                fields = zip(value._fields, value, strict=True)
+                return type(value)(*(self._taken(entry, where, f"{path}.{name}") for name, entry in fields))
+            if len(value) == self.count and (
+                not _holds_tensors(value) or (self.by == "entries" and _is_of_entries(value))
+            ):
+                return value[where] if isinstance(where, slice) else type(value)(value[index] for index in where)
+            return type(value)(self._taken(entry, where, f"{path}[{index}]") for index, entry in enumerate(value))
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            names = [field.name for field in dataclasses.fields(value) if field.init]
+            changes = {name: self._taken(getattr(value, name), where, f"{path}.{name}") for name in names}
+            return dataclasses.replace(value, **changes)
+        if _is_graph_batch(value):
+            graphs = value.to_data_list()
+            if len(graphs) != self.count:
+                raise self._mismatch(path, f"holds {len(graphs)} graphs")
+            chosen = graphs[where] if isinstance(where, slice) else [graphs[index] for index in where]
+            return type(value).from_data_list(chosen)
+        if hasattr(value, "to"):  # packed sequences, graphs of other libraries: tensors whose rows are not samples
+            raise TaskError(
+                f"to split a batch, its tensors are in tuples, lists, mappings or dataclasses; {path} is a "
+                f"{type(value).__name__}: {PASS_SPLIT}"
+            )
+        return value
 
-    A list or tuple with one entry a sample and no tensor in it, such as of strings, is cut too. Whatever else belongs
-    to no sample (single values, lists of another length) is in every piece.
-    """
-    if isinstance(value, (Tensor, np.ndarray)):
+    def _rows(self, value: Any, where: slice | list[int], path: str) -> Any:
         if value.ndim == 0:
             return value
-        if value.shape[0] == count:
-            return value[where]
-        raise TaskError(
-            f"to split a batch of {count} samples (counted by its first tensor), each tensor in it has a row for every "
-            f"sample, or is a single value; {path} has shape {tuple(value.shape)}"
+        if shape_of(value)[0] != self.count:
+            raise self._mismatch(path, f"has shape {shape_of(value)}")
+        if isinstance(value, Tensor) and value.is_nested:
+            rows = value.unbind()
+            chosen = rows[where] if isinstance(where, slice) else [rows[index] for index in where]
+            return torch.nested.as_nested_tensor(list(chosen), layout=value.layout)
+        return value[where]
+
+    def _mismatch(self, path: str, found: str) -> TaskError:
+        return TaskError(
+            f"to split a batch of {self.count} samples (counted by its first tensor), each tensor in it has a row for "
+            f"every sample, or is a single value; {path} {found}: {PASS_SPLIT}"
         )
+
+
+def ways_to_cut(batch: Batch) -> list[Parts]:
+    """How the batch can be cut, by rows before by entries; one of them is sure where it is the only one, and shows it.
+
+    It does where a tensor with rows of numbers goes with one of single numbers, as of labels; where a tensor or a graph
+    batch counts its samples itself; where a list has a text for each; and where two lists have an entry for each.
+
+    Raises:
+        TaskError: there is no way; the message says what is in it.
+    """
+    rows = next((count for node in _nodes(batch) if (count := _row_count(node)) is not None), None)
+    found = [] if rows is None else [Parts(batch, rows, "rows")]
+    lists = dict.fromkeys(len(node) for node in _nodes(batch) if _is_of_entries(node))
+    found += [Parts(batch, count, "entries") for count in lists]
+    problems, ways = list[TaskError](), list[Parts]()
+    for way in found:
+        try:
+            way.take([0])
+        except TaskError as error:
+            problems.append(error)
+        else:
+            ways.append(way)
+    if problems and not ways:
+        raise problems[0]
+    if not ways:
+        Parts(batch, 1, "rows").take([0])  # an object that nothing is known of is named
+        raise TaskError(f"a batch holds at least one tensor with a batch dimension; found {type(batch).__name__}")
+    if len(ways) == 1:
+        ways = [dataclasses.replace(ways[0], is_sure=_is_seen(batch, ways[0]))]
+    return ways
+
+
+@dataclass(frozen=True, slots=True)
+class BySplit:
+    """As the user's own function cuts the batch: into one sample at a time, to count them, or more."""
+
+    batch: Batch
+    split: Split
+    count: int
+
+    @classmethod
+    def of(cls, batch: Batch, split: Split) -> BySplit:
+        """The batch with its samples counted.
+
+        Raises:
+            TaskError: `split` gives no list of batches.
+        """
+        return cls(batch, split, len(_listed(split, batch, 1)))
+
+    def pieces(self, size: int) -> list[tuple[Batch, int]]:
+        """What `split` makes of it.
+
+        Raises:
+            TaskError: it leaves samples out, or gives more at a time than it was asked for.
+        """
+        bounds = _even(self.count, size)
+        asked = max((stop - start for start, stop in pairwise(bounds)), default=size)
+        found = [(piece, len(_listed(self.split, piece, 1))) for piece in _listed(self.split, self.batch, asked)]
+        counts = [count for _, count in found]
+        if sum(counts) != self.count or max(counts) > asked:
+            raise TaskError(
+                f"split(batch, micro_batch_size) gives every sample once, at most micro_batch_size at a time; of "
+                f"{self.count} samples, as split(batch, 1) gives them, split(batch, {asked}) made micro-batches of "
+                f"{', '.join(map(str, counts))}"
+            )
+        return found
+
+
+def _listed(split: Split, batch: Batch, size: int) -> list[Batch]:
+    found = split(batch, size)
+    pieces = [] if isinstance(found, (Tensor, Mapping, str)) or not hasattr(found, "__iter__") else list(found)
+    if not pieces:
+        raise TaskError(
+            f"split(batch, micro_batch_size) gives a list of batches, at least one; split(batch, {size}) gave "
+            f"{'an empty one' if isinstance(found, (list, tuple)) else f'a {type(found).__name__}'}"
+        )
+    return pieces
+
+
+def _even(count: int, size: int) -> list[int]:
+    """Where pieces of at most `size` begin, and where the last one ends."""
+    pieces = -(-count // size)
+    return [count * index // pieces for index in range(pieces + 1)]
+
+
+# Entries of a list that its kind is made of. Assumed: those of a batch's fields differ among the first few.
+_FIRST_ENTRIES = 8
+
+
+def kind_of(value: Any) -> tuple[Any, ...]:
+    """What a batch is made of, without any length: batches of one kind are cut in one way."""
+    name = type(value).__name__
+    if isinstance(value, (Tensor, np.ndarray)):
+        return name, str(value.dtype), value.ndim
     if isinstance(value, Mapping):
-        items = {key: cut_batch(entry, count, where, f"{path}[{key!r}]") for key, entry in value.items()}
-        return items if type(value) is dict else type(value)(items)  # type: ignore[call-arg]
-    if isinstance(value, (list, tuple)) and not isinstance(value, PackedSequence):
-        if hasattr(value, "_fields"):
-            fields = zip(value._fields, value, strict=True)
-            return type(value)(*(cut_batch(entry, count, where, f"{path}.{name}") for name, entry in fields))
-        if len(value) == count and not _holds_tensors(value):
-            return value[where]
-        return type(value)(cut_batch(entry, count, where, f"{path}[{index}]") for index, entry in enumerate(value))
+        return name, *((key, kind_of(entry)) for key, entry in value.items())
+    if isinstance(value, (list, tuple)):
+        return name, *dict.fromkeys(map(kind_of, value[:_FIRST_ENTRIES]))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value) if field.init]
-        changes = {name: cut_batch(getattr(value, name), count, where, f"{path}.{name}") for name in names}
-        return dataclasses.replace(value, **changes)
-    if hasattr(value, "to"):  # graphs, packed sequences: tensors are in it, whose rows are not samples
-        raise TaskError(
-            f"to split a batch, its tensors are in tuples, lists, mappings or dataclasses; {path} is a "
-            f"{type(value).__name__}: let the batch hold tensors, and build it from them in loss(model, batch)"
-        )
-    return value
+        return name, *(kind_of(getattr(value, field.name)) for field in dataclasses.fields(value))
+    return (name,)
+
+
+def _are_alike(values: Sequence[Any]) -> bool:
+    """Whether entries may be of one sample each: all of one kind, as the fields of a batch seldom are."""
+    return len(set(map(kind_of, values))) == 1
+
+
+def _nodes(value: Any, kept_whole: int | None = None) -> Iterator[Any]:
+    """What a batch holds, itself first; nothing from inside a list with an entry for each of `kept_whole` samples."""
+    yield value
+    if isinstance(value, Mapping):
+        inside = list(value.values())
+    elif isinstance(value, (list, tuple)) and not isinstance(value, PackedSequence):
+        inside = [] if kept_whole is not None and len(value) == kept_whole and _is_of_entries(value) else list(value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        inside = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    else:
+        inside = []
+    for part in inside:
+        yield from _nodes(part, kept_whole)
+
+
+def _row_count(node: Any) -> int | None:
+    """The samples that a part of a batch has, if its rows are samples; None of one without rows."""
+    if isinstance(node, (Tensor, np.ndarray)):
+        return shape_of(node)[0] if node.ndim else None
+    if isinstance(node, PackedSequence):
+        return int(node.batch_sizes[0])
+    return int(node.num_graphs) if _is_graph_batch(node) else None
+
+
+def _is_of_entries(value: Any) -> bool:
+    is_list = isinstance(value, (list, tuple)) and not isinstance(value, PackedSequence)
+    return is_list and not hasattr(value, "_fields") and _holds_tensors(value) and _are_alike(value)
+
+
+def _is_seen(batch: Batch, way: Parts) -> bool:
+    """Whether the only way to cut a batch can be seen to be the right one."""
+    if way.by == "entries":
+        nodes = list(_nodes(batch, kept_whole=way.count))
+        lists = sum(_is_of_entries(node) and len(node) == way.count for node in nodes)
+        return lists + sum(_row_count(node) == way.count for node in nodes) > 1
+    ranks = set()
+    for node in _nodes(batch):
+        if _is_graph_batch(node) or (isinstance(node, Tensor) and node.is_nested):
+            return True
+        if isinstance(node, (list, tuple)) and len(node) == way.count and not _holds_tensors(node):
+            return True
+        if isinstance(node, (Tensor, np.ndarray)):
+            ranks.add(node.ndim)
+    return 1 in ranks and max(ranks) > 1
+
+
+def _is_graph_batch(value: Any) -> bool:
+    """Whether it is a batch of torch_geometric, which can be taken apart into the graphs that were collated."""
+    return hasattr(value, "to_data_list") and hasattr(type(value), "from_data_list") and hasattr(value, "num_graphs")
 
 
 def _holds_tensors(value: Any) -> bool:
