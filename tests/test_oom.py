@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.devices.oom import is_device_lost, is_out_of_memory
+from autobatch.devices.oom import is_device_lost, is_out_of_memory, is_unsupported
 
 
 def wrapped(inner: BaseException, *, by: str) -> BaseException:
@@ -50,6 +50,16 @@ YES = [
     RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GB, other allocations: 1.2 GB, max allowed: 18.1 GB)"),
     RuntimeError("NCCL error ... Last error:\nCuda failure 'out of memory'"),
     RuntimeError("NCCL error ... Last error:\nCuda failure 2 'out of memory'"),
+    torch.distributed.DistBackendError(
+        "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error, NCCL version 2.27.5\n"
+        "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nFailed to CUDA calloc async 608 bytes"
+    ),
+    RuntimeError("Last error:\nFailed to CUDA calloc 536870912 bytes"),
+    RuntimeError("Last error:\nFailed to CUDA host alloc 9637888 bytes"),
+    RuntimeError("Cuda failure 2 'out of memory'\nLast error:\nFailed to CUDA calloc async 4 bytes"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("Triton Error [HIP]:  Code: 2, Messsage: out of memory"),
+    RuntimeError("Triton Error [HIP]: Code: 2, Message: out of memory"),
     RuntimeError(
         "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: "
         "you tried to allocate 1099511627776 bytes. Error code 12 (Cannot allocate memory)"
@@ -76,6 +86,22 @@ NO = [
         "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a non-contiguous input."
     ),
     RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
+    RuntimeError("Triton Error [CUDA]: device kernel image is invalid"),
+    RuntimeError("Triton Error [HIP]:  Code: 1, Messsage: invalid argument"),
+    # No card of it is full: the driver does not know this NCCL's calls.
+    RuntimeError("Cuda failure 1 'invalid argument'\nLast error:\nFailed to CUDA calloc async 24 bytes"),
+    RuntimeError(
+        "could not create a primitive descriptor for the LSTM forward propagation primitive. Run workload with "
+        "environment variable ONEDNN_VERBOSE=all to get additional diagnostic information."
+    ),
+    RuntimeError("could not create a primitive descriptor for a convolution backward weights primitive"),
+    RuntimeError("could not create a primitive descriptor iterator"),
+    BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),  # a pipe that is empty, a lock that is held
+    RuntimeError(
+        "Unable to synchronously open file (unable to lock file, errno = 11, error message = 'Resource temporarily "
+        "unavailable')"
+    ),
+    ImportError("libgomp.so.1: cannot allocate memory in static TLS block"),  # glibc, of whatever comes too late
     KeyError("memory"),
     AssertionError("Torch not compiled with CUDA enabled"),
     wrapped(torch.OutOfMemoryError("inner"), by="none"),
@@ -84,12 +110,15 @@ NO = [
 
 ONLY_UNDER_A_LIMIT = [
     RuntimeError("could not create a primitive"),
-    RuntimeError("could not create a primitive descriptor for a convolution forward propagation primitive"),
     RuntimeError("could not execute a primitive"),
     RuntimeError("could not create a memory object"),
     RuntimeError("std::bad_alloc"),
     RuntimeError("unable to mmap 1024 bytes from file </dev/shm/x>: Cannot allocate memory (12)"),
     RuntimeError("thread constructor failed: Resource temporarily unavailable"),
+    RuntimeError("Resource temporarily unavailable"),
+    RuntimeError("can't start new thread"),
+    # oneDNN said both: one layer ran without it, the next ran out of memory.
+    RuntimeError("could not create a primitive descriptor for the LSTM\nthen: could not create a primitive"),
     OSError(errno.ENOMEM, "no text that is known"),
 ]
 
@@ -159,6 +188,13 @@ LOST = [
     RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\nFor debugging consider passing ..."),
     RuntimeError("CUDA error: no CUDA-capable device is detected"),
     RuntimeError("HIP error: no ROCm-capable device is detected"),
+    RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+    RuntimeError("Triton Error [HIP]:  Code: 700, Messsage: an illegal memory access was encountered"),
+    RuntimeError("Triton Error [HIP]: Code: 719, Message: unspecified launch failure"),
+    RuntimeError("CUDA driver error: an illegal memory access was encountered"),
+    RuntimeError("CUDA driver error: unspecified launch failure"),
+    torch.distributed.DistBackendError("NCCL error in: ...\nLast error:\nCuda failure 999 'unknown error'"),
+    RuntimeError("NCCL error ... Last error:\nCuda failure 'an illegal memory access was encountered'"),
 ]
 NOT_LOST = [
     RuntimeError("CUDA error: out of memory"),
@@ -166,6 +202,10 @@ NOT_LOST = [
     ValueError("CUDA error: device-side assert triggered"),  # somebody's own words
     RuntimeError("CUDA error: invalid argument\nin spite of an unknown error before"),  # it is told in the first line
     RuntimeError("my kernel says: device-side assert triggered"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("CUDA driver error: device not ready"),
+    RuntimeError("Last error:\nCuda failure 1 'invalid argument'"),
     torch.OutOfMemoryError("CUDA out of memory."),
 ]
 
@@ -179,3 +219,11 @@ def test_an_error_that_leaves_the_device_unusable_is_recognised_and_no_out_of_me
 @pytest.mark.parametrize("error", NOT_LOST)
 def test_other_errors_leave_the_device_usable(error: BaseException) -> None:
     assert not is_device_lost(error)
+
+
+def test_an_operation_that_onednn_does_not_have_is_told_from_one_that_found_no_memory() -> None:
+    unsupported = RuntimeError("could not create a primitive descriptor for the LSTM forward propagation primitive")
+    assert is_unsupported(unsupported)
+    assert is_unsupported(wrapped(unsupported, by="cause"))
+    assert not is_unsupported(RuntimeError("could not create a primitive"))
+    assert not is_unsupported(ValueError("mat1 and mat2 shapes cannot be multiplied"))

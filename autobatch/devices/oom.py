@@ -6,6 +6,7 @@ One predicate over one table each, every line with where its text comes from.
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 
 import torch
@@ -36,6 +37,13 @@ _FRAGMENTS = (
     "MPS backend out of memory",  # aten/src/ATen/mps/MPSAllocator.mm
     "Cuda failure 'out of memory'",  # NCCL, src/include/checks.h, quoted by torch's DistBackendError
     "Cuda failure 2 'out of memory'",  # NCCL from 2.17 on puts the number in
+    # NCCL, src/include/alloc.h, the last line of what torch quotes; also "host alloc", and "calloc" without "async".
+    "Failed to CUDA calloc",
+    "Failed to CUDA malloc",
+    "Failed to CUDA host alloc",
+    "Triton Error [CUDA]: out of memory",  # triton/backends/nvidia/driver.c, where a kernel is loaded or launched
+    "Triton Error [HIP]:  Code: 2, Messsage: out of memory",  # triton/backends/amd/driver.c, spelled so until 2025
+    "Triton Error [HIP]: Code: 2, Message: out of memory",  # the same file, later
     "DefaultCPUAllocator: can't allocate memory",  # c10/core/impl/alloc_cpu.cpp, Linux and macOS
     "DefaultCPUAllocator: not enough memory",  # the same file, Windows
     "not enough memory: you tried to allocate",  # the same file, as older versions begin it
@@ -44,14 +52,29 @@ _FRAGMENTS = (
 # Under a memory limit of our own, what a library that cannot allocate says without naming memory. All measured with
 # torch 2.13 under a soft RLIMIT_DATA, but for those marked read.
 _LIMITED_CPU_FRAGMENTS = (
-    "could not create a primitive",  # oneDNN; also begins "... descriptor" and "... descriptor iterator"
+    "could not create a primitive",  # oneDNN, whose kernel is compiled into new pages
     "could not execute a primitive",  # oneDNN
     "could not create a memory object",  # oneDNN, read in its C++ interface
     "could not create a memory storage",  # oneDNN, read
     "std::bad_alloc",  # C++ of an extension, through a RuntimeError of its own
     "Cannot allocate memory",  # strerror(ENOMEM): a thread, a fork, a file that is mapped
-    "Resource temporarily unavailable",  # strerror(EAGAIN): pthread_create has no room for a stack, read in its manual
+    "can't start new thread",  # Python, for whose stack there is no room
+    "thread constructor failed: Resource temporarily unavailable",  # std::thread of libc++, read
 )
+# What std::thread of libstdc++ says where there is no room for a stack: strerror(EAGAIN), and nothing else (read).
+# Within a longer message the same words are of a lock that another process holds, or of a pipe that is empty.
+_NO_THREAD = "Resource temporarily unavailable"
+
+# Longer messages that one of the fragments above begins or is a part of, and that mean something else.
+_LOOK_ALIKES = (
+    # oneDNN has no such operation for this processor and these types: an LSTM in bfloat16 without AVX-512, in float16
+    # with most. A descriptor takes next to no memory: under 400 limits from 0 to 4 MiB of free room (measured, torch
+    # 2.13) a convolution, a product, an LSTM and a GRU said "could not create a primitive" 116 times, and never this.
+    re.compile(r"could not create a primitive descriptor"),
+    # NCCL could not allocate because another call had failed before, whose reason it gives.
+    re.compile(r"Cuda failure (?:\d+ )?'(?!out of memory)[^']*'.*Failed to CUDA \w+", re.DOTALL),
+)
+_UNSUPPORTED = "could not create a primitive descriptor"
 
 
 # After these, all further work of the process on the device ends in the same error, and only a new process gets on
@@ -76,14 +99,31 @@ _LOST_FRAGMENTS = (
 )
 
 
+# What stands before those words, in the first line: of torch's runtime and driver calls, and of Triton's.
+_LOST_PREFIX = re.compile(r"\s*(?:(?:CUDA|HIP)(?: driver)? error: |Triton Error \[(?:CUDA|HIP)\]: )")
+_NCCL_FAILURE = re.compile(
+    r"Cuda failure (?:\d+ )?'([^']*)'"
+)  # src/include/checks.h, somewhere in torch's DistBackendError
+
+
 def is_device_lost(error: BaseException) -> bool:
     """Whether `error`, or what caused it, says that its process can use the device no longer."""
     return any(
-        isinstance(link, RuntimeError)
-        and str(link).lstrip().startswith(("CUDA error: ", "HIP error: "))
-        and any(fragment in str(link).lstrip().partition("\n")[0] for fragment in _LOST_FRAGMENTS)
+        isinstance(link, RuntimeError) and any(fragment in _of_the_device(str(link)) for fragment in _LOST_FRAGMENTS)
         for link in _chain(error)
     )
+
+
+def _of_the_device(message: str) -> str:
+    """The part of a message that a runtime, a driver or NCCL says of the device; empty where it is somebody's own."""
+    if _LOST_PREFIX.match(message):
+        return message.lstrip().partition("\n")[0]
+    return " ".join(_NCCL_FAILURE.findall(message))
+
+
+def is_unsupported(error: BaseException) -> bool:
+    """Whether `error`, or what caused it, says that oneDNN has no such operation for this processor and these types."""
+    return any(isinstance(link, RuntimeError) and _UNSUPPORTED in str(link) for link in _chain(error))
 
 
 def is_out_of_memory(error: BaseException, *, limited_cpu: bool = False) -> bool:
@@ -101,10 +141,18 @@ def is_out_of_memory(error: BaseException, *, limited_cpu: bool = False) -> bool
             return True
         if limited_cpu and isinstance(link, OSError) and link.errno == errno.ENOMEM:
             return True
-        message = str(link)
+        message = _without_look_alikes(str(link))
         if any(fragment in message for fragment in fragments):
             return True
+        if limited_cpu and isinstance(link, RuntimeError) and message.strip() == _NO_THREAD:
+            return True
     return False
+
+
+def _without_look_alikes(message: str) -> str:
+    for look_alike in _LOOK_ALIKES:
+        message = look_alike.sub("", message)
+    return message
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -18,6 +18,7 @@ from ..errors import TaskError
 from ..tasks.data import collate_samples, num_samples
 from ..tasks.fixed_seeds import seeds_set, told
 from ..tasks.task import Task, blame
+from .remedies import known_remedy
 
 # Samples looked at in each dataset. Assumed: a few dozen meet an odd shape where odd shapes are common, and take about
 # a second where a sample is an image to decode.
@@ -57,8 +58,11 @@ class Findings:
             if is_out_of_memory(error):
                 self.warnings.append(f"{what} ran out of memory in the check with a few samples and was not checked")
             else:
-                told = (str(blame(what, error, self.task.path)), hint(error))
-                self.problems.append("\n".join(filter(None, told)))
+                remedy = known_remedy(error)
+                told = (str(remedy or blame(what, error, self.task.path)), "" if remedy else hint(error))
+                problem = "\n".join(filter(None, told))
+                if problem not in self.problems:  # the step and the evaluation fail alike
+                    self.problems.append(problem)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from torch import nn
 from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 
+from ..devices.oom import is_out_of_memory
 from ..errors import DeviceError, RankLost, TaskError
 from ..tasks.task import Task
 
@@ -141,7 +142,9 @@ def _mean_in_order(size: int, bucket: Any) -> torch.futures.Future[Any]:
 
 
 def is_rank_lost(error: BaseException) -> bool:
-    """Whether a collective failed because another rank did not join it."""
+    """Whether a collective failed because another rank did not join it, and not because this one has no memory."""
+    if is_out_of_memory(error):  # NCCL's buffers are allocated when they are first used
+        return False
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in _GLOO_WORDS)
     )

@@ -52,7 +52,8 @@ from ..tasks.task import Task, blame
 from ..tasks.worst_case import WorstSamples, find_worst_case, loader_batch
 from .check import check_inference, check_task, peak_lr_fraction
 from .data_parallel import DataParallel, is_rank_lost
-from .training import Trainer, without_compiler
+from .remedies import known_remedy
+from .training import Trainer
 
 T = TypeVar("T")
 
@@ -267,9 +268,10 @@ class OpenTask:
         except AutobatchError:
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001  # the user's code may raise anything
-            if self._group is not None and is_rank_lost(error):
+            lost = is_device_lost(error)
+            if self._group is not None and not lost and is_rank_lost(error):
                 raise RankLost(f"rank {self._group.rank} lost the others: {_first_line(error)}") from None
-            if is_device_lost(error):
+            if lost:
                 self._is_lost = True
                 raise DeviceLost(
                     f"{blame(what, error, self._task.path)}\nThis process can use {self._device.torch_device} no "
@@ -279,7 +281,7 @@ class OpenTask:
                 where = refusal.filename or self._folder()
                 raise StorageError(f"{where} cannot be written: {refusal.strerror}") from None
             if not self._device.is_out_of_memory(error):
-                raise without_compiler(error) or blame(what, error, self._task.path) from None
+                raise known_remedy(error) or blame(what, error, self._task.path) from None
             message = _first_line(error)
         # Here the except block is left: the traceback, and with it the failed step's tensors, is gone.
         self._bench = None

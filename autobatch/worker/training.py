@@ -47,17 +47,6 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, dtype=_AUTOCAST[precision])
 
 
-def without_compiler(error: BaseException) -> TaskError | None:
-    """What torch.compile says of a missing C++ compiler, over a dozen lines, as what to do about it; None of others."""
-    # By its name: the class is torch's own affair, and comes wrapped in others that quote it.
-    if "InvalidCxxCompiler" not in f"{type(error).__name__}: {error}":
-        return None
-    return TaskError(
-        "torch.compile needs a C++ compiler and found none: install g++, name another in the variable CXX, or leave "
-        "compile out"
-    )
-
-
 class Trainer:
     """One model in training under one configuration: the state between optimizer steps, and the step.
 
