@@ -304,7 +304,7 @@ def _epochs(
     while True:
         if task.train_loader is not None:
             with fixed_seeds_undone(seed + epoch):  # to its first batch: many a loader is a generator
-                batches = iter(counting_loader(task.train_loader(batch_size, seed + epoch)))
+                batches = iter(task.train_loader(batch_size, seed + epoch))
                 first = list(islice(batches, 1))
             yield chain(first, batches)
         else:
