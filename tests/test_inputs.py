@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -363,15 +362,6 @@ def test_a_model_defined_in_a_script_reaches_a_process_that_has_not_that_script(
     assert done.returncode == 0, done.stderr
     task = unpickle_task((tmp_path / "task").read_bytes())
     assert [task.name, task.model().in_features] == ["Net", 6]
-
-
-def test_a_model_that_cannot_be_pickled_is_told_with_the_reason() -> None:
-    model = nn.Linear(4, 2)
-    model.lock = threading.Lock()  # type: ignore[assignment]
-    with pytest.raises(
-        TaskError, match=r"must be picklable .* found TypeError: cannot pickle '_thread\.lock' object; put"
-    ):
-        pickle_task(task_for_model(model)[0])
 
 
 def test_bytes_that_hold_no_task_are_told() -> None:

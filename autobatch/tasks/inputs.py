@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import inspect
-import io
 import pickle
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import cloudpickle
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import TaskError
+from ..devices.oom import is_out_of_memory
+from ..errors import TaskError, first_line
 from ..plan import Precision
+from .carry import LiveModel, from_bytes, to_bytes, what_stays
 from .data import SampleDataset, num_samples
 from .infer import inferred_inputs, inputs_from_data, inputs_given
 from .task import DEFAULT_BATCH_SIZE, DEFAULT_LR, Task, adamw, blame
-
-
-@dataclass(frozen=True, slots=True)
-class _LiveModel:
-    """`model()` of a live module: in the user's process the module itself, in any other a copy at each call.
-
-    The caller of the first borrows it (see `state.preserve`); the second is as fresh as a task file's `model()`.
-    """
-
-    module: nn.Module
-    is_users: bool = True
-
-    def __call__(self) -> nn.Module:
-        return self.module if self.is_users else copy.deepcopy(self.module)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _LiveModel, (self.module, False)
 
 
 def task_for_model(
@@ -94,7 +76,7 @@ def task_for_model(
     # Less data than the default baseline's batch is no fault of a model that declares no baseline.
     is_small = len(dataset) < DEFAULT_BATCH_SIZE
     task = Task(
-        model=_LiveModel(model),
+        model=LiveModel(model),
         train_data=partial(_same, dataset),
         val_data=partial(_same, dataset),
         loss=loss,
@@ -113,30 +95,45 @@ def pickle_task(task: Task) -> bytes:
     """The task, its live model and its functions as bytes, also where they are defined in a notebook or a script.
 
     Raises:
-        TaskError: something in it cannot be pickled; with the reason.
+        TaskError: something in it cannot be pickled; with its place and the reason.
     """
-    buffer = io.BytesIO()
     try:
-        # torch.save and not a plain pickle: tensors on a GPU are then read back on the host.
-        torch.save(task, buffer, pickle_module=cloudpickle)
+        data = to_bytes(task)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        parts = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
+        stuck = (what_stays(name, part) for name, part in parts.items())
+        place = next((told for told in stuck if told is not None), f"{type(error).__name__}: {first_line(error)}")
         raise TaskError(
-            f"the task {task.name!r} must be picklable to run in a process of its own; found {type(error).__name__}: "
-            f"{error}; put the model into a task file, which is reloaded by its path instead"
+            f"the task {task.name!r} cannot be sent to a process of its own, because of {place}. {_remedy(task, place)}"
         ) from error
-    return buffer.getvalue()
+    return data
+
+
+def _remedy(task: Task, place: str) -> str:
+    if not isinstance(task.model, LiveModel):
+        return "Make that inside the function that uses it, or put the task into a file, which each process runs"
+    how = "Make that inside the function"
+    if place.startswith("model"):
+        how = "Leave that out in its module's __getstate__ and make it where it is first used"
+    return (
+        f"{how}, put the model into a task file, which each process runs, or pass isolate=False to find_max_batch, "
+        "which measures in your own process"
+    )
 
 
 def unpickle_task(pickled: bytes) -> Task:
-    """The task that `pickle_task` wrote, its tensors on the host; a live model is copied at each `model()` from now on.
+    """The task that `pickle_task` wrote, its tensors on the host; a live model is made anew at each `model()`.
 
     Raises:
         TaskError: the bytes hold no task, or what they refer to cannot be imported here.
     """
     try:
-        # Not `weights_only`: these are functions and classes, written by this program's own parent process.
-        task = torch.load(io.BytesIO(pickled), map_location="cpu", weights_only=False)
+        task = from_bytes(pickled)
     except (pickle.UnpicklingError, ImportError, AttributeError, EOFError, RuntimeError, ValueError) as error:
+        if isinstance(error, TaskError):
+            raise
         raise blame("unpickling the task", error, None) from error
     if not isinstance(task, Task):
         raise TaskError(f"a pickled task must hold a Task; found {type(task).__name__}")
