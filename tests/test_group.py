@@ -175,10 +175,53 @@ CLIPPED = TASK + "clip_grad_norm = 0.05\n"
 LEFT_OUT = TASK.replace("self.body, self.head =", "self.spare = nn.Linear(4, 4); self.body, self.head =")
 
 
+def with_two_labels_a_sample(function: str, ignored: str) -> str:
+    """Two predictions a sample, from the same features, of which a part is ignored: ranks have unlike numbers."""
+    return (
+        TASK.replace("TensorDataset(torch.randn", "TensorDataset(torch.randn")
+        .replace("nn.Linear(16, 3)\n", "nn.Linear(16, 6)\n")
+        .replace("+ y[:, None], y)", f"+ y[:, None], _labelled(y, {ignored}))")
+        .replace("def metric(", "def _metric(")
+        .replace("def loss(", "def _loss(")
+        + """
+def _labelled(y, ignored):
+    g = torch.Generator().manual_seed(7)
+    drop = torch.rand(len(y), 2, generator=g) < 0.6
+    drop[::3] = True
+    return torch.stack([y, y], dim=1).masked_fill(drop, ignored)
+Net.forward = lambda self, x: self.head(self.features(x)).unflatten(1, (3, 2))
+"""
+        + function
+    )
+
+
+DEFAULT = with_two_labels_a_sample("", "-100")
+WEIGHED = with_two_labels_a_sample(
+    """
+def loss(model, batch):  # nan where nothing counts
+    return nn.functional.cross_entropy(model(batch[0]), batch[1], ignore_index=-7)
+def weight(batch):
+    return (batch[1] != -7).sum()
+def metric(model, batch):
+    return ((model(batch[0]).argmax(1) == batch[1]) & (batch[1] != -7)).sum() / (batch[1] != -7).sum()
+""",
+    "-7",
+)
+
+
 @pytest.mark.parametrize(
     ("task", "micro", "steps"),
-    [(TASK, 1, 1), (TASK, 3, 3), (ITERABLE, 1, 1), (OWN_STEP, 2, 2), (CLIPPED, 1, 1), (LEFT_OUT, 1, 1)],
-    ids=["plain", "accumulated", "iterable", "own step", "clipped", "left out"],
+    [
+        (TASK, 1, 1),
+        (TASK, 3, 3),
+        (ITERABLE, 1, 1),
+        (OWN_STEP, 2, 2),
+        (CLIPPED, 1, 1),
+        (LEFT_OUT, 1, 1),
+        (DEFAULT, 1, 1),
+        (WEIGHED, 1, 1),
+    ],
+    ids=["plain", "accumulated", "iterable", "own step", "clipped", "left out", "ignored labels", "weight"],
 )
 def test_two_ranks_train_what_one_process_of_twice_the_batch_trains(
     opened: Callable[..., GroupRunner], tmp_path: Path, task: str, micro: int, steps: int
@@ -195,10 +238,11 @@ def test_two_ranks_train_what_one_process_of_twice_the_batch_trains(
     )  # there was something to learn
 
 
+@pytest.mark.parametrize("task", [TASK, DEFAULT], ids=["plain", "ignored labels"])
 def test_the_losses_of_two_ranks_are_those_of_one_process_of_twice_the_batch(
-    opened: Callable[..., GroupRunner], tmp_path: Path
+    opened: Callable[..., GroupRunner], tmp_path: Path, task: str
 ) -> None:
-    together = opened(TASK).sweep_lr(PAIR, lowest=1e-4, highest=1e-1, steps=20, seed=0)
+    together = opened(task).sweep_lr(PAIR, lowest=1e-4, highest=1e-1, steps=20, seed=0)
     with closing(TorchRunner(load_task(tmp_path / "model.py"), open_device("cpu"))) as runner:
         one = runner.sweep_lr(Plan(batch_size=8), lowest=1e-4, highest=1e-1, steps=20, seed=0)
     assert len(together.losses) == 20

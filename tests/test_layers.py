@@ -17,10 +17,12 @@ ORDER = [
     "errors", "units", "medians", "files", "checkpoints", "standard", "shapes", "sweep", "plan", "arm", "progress",
     "devices.environment", "devices.oom", "devices.host_memory", "devices.base", "devices.nvml", "devices.cuda",
     "devices.rapl", "devices.cpu", "devices.mps", "devices",
-    "tasks", "tasks.libraries", "tasks.shown", "tasks.task_file", "tasks.task_rules", "tasks.task", "tasks.state",
+    "tasks", "tasks.libraries", "tasks.shown", "tasks.task_file", "tasks.task_rules", "tasks.defaults", "tasks.task",
+    "tasks.state",
     "tasks.fixed_seeds", "tasks.data", "tasks.worst_case",
     "tasks.carry", "tasks.infer", "tasks.inputs", "tasks.task_sources",
-    "worker", "worker.data_parallel", "worker.remedies", "worker.gradients", "worker.modes", "worker.training",
+    "worker", "worker.data_parallel", "worker.remedies", "worker.gradients", "worker.modes", "worker.shares",
+    "worker.training",
     "worker.energy", "worker.timing", "worker.flops", "worker.check_data", "worker.check", "worker.open_task",
     "worker.torch_runner", "worker.warm",
     "guarding", "guarding.micro_batches", "guarding.guard_ranks", "guarding.guard",
@@ -61,6 +63,7 @@ HOMES = {
 # What stands in the worker; all other modules are the coordinator's, and importing those brings no torch.
 WITH_TORCH = (
     "devices",
+    "tasks.defaults",
     "tasks.task",
     "tasks.fixed_seeds",
     "tasks.data",

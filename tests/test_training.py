@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from itertools import islice
@@ -19,6 +20,8 @@ from autobatch.errors import TaskError
 from autobatch.plan import Config, GradNorms
 from autobatch.tasks.data import training_batches, val_loader
 from autobatch.worker.training import NORM_EVERY, NormWatch, Trainer, read_checkpoint
+
+from .transformers_like import CausalLMOutputWithPast, Language, Output, sentences
 
 CPU = torch.device("cpu")
 
@@ -320,3 +323,201 @@ def test_norms_are_summed_up_without_those_of_skipped_steps() -> None:
     watch.read()
     watch.read()
     assert watch.summary() == GradNorms(median=2.5, largest=5.0, clipped=0.5)
+
+
+# Means over other things than samples
+
+
+def tagged(count: int = 48, seed: int = 0) -> TensorDataset:
+    """Sentences of 6 words with a class for each; the padding is labelled -100, and a few have no label at all."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(1, 20, (count, 6), generator=generator)
+    padding = torch.arange(6) >= torch.randint(0, 7, (count, 1), generator=generator)
+    return TensorDataset(x, (x % 5).masked_fill(padding, -100))
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.classes = nn.Embedding(20, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.classes(self.words(x)).transpose(1, 2)
+        return scores
+
+
+def tagging(**changes: Any) -> Task:
+    def sgd(model: nn.Module, lr: float) -> Any:
+        return torch.optim.SGD(model.parameters(), lr=lr)
+
+    return task(**({"model": Tagger, "train_data": tagged, "val_data": tagged, "optimizer": sgd} | changes))
+
+
+CLASS_WEIGHTS = torch.tensor([0.1, 5.0, 1.0, 0.4, 2.0])
+
+
+def by_class(model: nn.Module, batch: Any) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1], weight=CLASS_WEIGHTS)
+
+
+def of_words(model: nn.Module, batch: Any) -> Tensor:
+    """Ignores class 3."""
+    return nn.functional.cross_entropy(model(batch[0]), batch[1].clamp(min=0), ignore_index=3)
+
+
+def between_pairs(model: nn.Module, batch: Any) -> Tensor:
+    """The mean over the words next to each other that both have a label."""
+    both = (batch[1][:, 1:] >= 0) & (batch[1][:, :-1] >= 0)
+    steps = (model(batch[0])[:, :, 1:] - model(batch[0])[:, :, :-1]).square().sum(dim=1)
+    mean: Tensor = (steps * both).sum() / both.sum()
+    return mean
+
+
+def own_step(model: nn.Module, batch: Any, scale: float) -> Tensor:
+    loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+    (loss * scale).backward()
+    return loss
+
+
+UNEVEN: dict[str, dict[str, Any]] = {
+    "default": {},
+    "weight of classes": {
+        "loss": by_class,
+        "weight": lambda batch: CLASS_WEIGHTS[batch[1].clamp(min=0)][batch[1] >= 0].sum(),
+    },
+    "another ignored label": {"loss": of_words, "weight": lambda batch: (batch[1].clamp(min=0) != 3).sum()},
+    "pairs": {
+        "loss": between_pairs,
+        "weight": lambda batch: int(((batch[1][:, 1:] >= 0) & (batch[1][:, :-1] >= 0)).sum()),
+    },
+    "own step": {"training_step": own_step, "weight": lambda batch: (batch[1] >= 0).sum()},
+    "clipped": {"clip_grad_norm": 0.05},
+}
+
+
+def trained_on_tags(made: Task, plan: Plan, steps: int = 4) -> tuple[Tensor, list[float]]:
+    trained = trainer(made, plan, lr=0.1)
+    stream = training_batches(made, tagged(), plan, seed=3)
+    losses = [float(trained.step(stream)) for _ in range(steps)]  # type: ignore[arg-type]
+    return weights(trained), losses
+
+
+@pytest.mark.parametrize("kind", sorted(UNEVEN))
+@pytest.mark.parametrize("size", [1, 3])
+def test_micro_batches_count_by_what_the_loss_is_a_mean_over(kind: str, size: int) -> None:
+    made = tagging(**UNEVEN[kind])
+    if kind == "own step" and size == 1:  # a sample without a label has no loss: what is made of it is the task's own
+        size = 6
+    whole, losses = trained_on_tags(made, Plan(batch_size=12))
+    split, split_losses = trained_on_tags(made, Plan(batch_size=size, accumulation_steps=12 // size))
+    torch.testing.assert_close(split, whole, rtol=1e-5, atol=1e-6)
+    assert split_losses == pytest.approx(losses, rel=1e-5)
+    # That the shares matter here: without the weight the steps are others.
+    if "weight" in UNEVEN[kind]:
+        unweighed, _ = trained_on_tags(
+            tagging(**(UNEVEN[kind] | {"weight": None})), Plan(batch_size=6, accumulation_steps=2)
+        )
+        assert (unweighed - whole).abs().max() > 1e-3
+
+
+def test_in_fp16_the_scale_is_kept_to() -> None:
+    made = tagging(precision="fp16")
+    whole, _ = trained_on_tags(made, Plan(batch_size=12, precision="fp16"))
+    split, _ = trained_on_tags(made, Plan(batch_size=3, accumulation_steps=4, precision="fp16"))
+    torch.testing.assert_close(split, whole, rtol=1e-2, atol=1e-3)
+
+
+def test_a_batch_without_a_label_trains_nothing_and_is_finite() -> None:
+    empty = TensorDataset(torch.ones(8, 6, dtype=torch.long), torch.full((8, 6), -100))
+    changes: dict[str, Any] = {
+        "loss": lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
+        "weight": lambda batch: (batch[1] != -100).sum(),
+    }
+    plans = (Plan(batch_size=4), Plan(batch_size=2, accumulation_steps=2))
+    for made, plan in itertools.product((tagging(), tagging(**changes)), plans):
+        trained = trainer(made, plan)
+        before = weights(trained)
+        assert trained.step(training_batches(made, empty, plan, seed=0)) == 0
+        assert torch.equal(weights(trained), before)
+
+
+def test_a_loader_of_ones_own_may_give_micro_batches_of_unlike_sizes() -> None:
+    data = blobs()
+
+    def loader(batch_size: int, seed: int) -> Iterator[Any]:
+        return iter([data[at] for at in ([0, 1, 2, 3, 4], [5], [6, 7, 8], [9, 10, 11])] * 5)
+
+    made = task(train_loader=loader, optimizer=lambda model, lr: torch.optim.SGD(model.parameters(), lr=lr))
+    split = trainer(made, Plan(batch_size=3, accumulation_steps=4))
+    split.step(training_batches(made, None, Plan(batch_size=3, accumulation_steps=4), seed=0))
+    whole = trainer(made, Plan(batch_size=12))
+    whole.step(iter([data[:12]]))
+    torch.testing.assert_close(weights(split), weights(whole))
+
+
+@pytest.mark.parametrize("size", [1, 7, 48])
+def test_the_default_score_is_a_mean_over_labels(size: int) -> None:
+    made = tagging()
+    trained = trainer(made, Plan(batch_size=4))
+    x, y = tagged()[:]
+    right = (trained.model(x).argmax(1) == y).sum() / (y >= 0).sum()
+    assert trained.evaluate(val_loader(made, tagged(), size)) == pytest.approx(float(right), abs=1e-6)
+    with torch.no_grad():  # a perfect one
+        trained.model.get_parameter("words.weight").zero_()
+        trained.model.get_parameter("words.weight")[torch.arange(20), torch.arange(20) % 5] = 9.0
+        trained.model.get_parameter("classes.weight").copy_(torch.eye(5, 8))
+        trained.model.get_parameter("classes.bias").zero_()
+    assert trained.evaluate(val_loader(made, tagged(), size)) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["default", "weight of classes", "pairs"])
+@pytest.mark.parametrize("size", [1, 7])
+def test_a_metric_that_is_one_number_counts_by_the_same(kind: str, size: int) -> None:
+    changes = UNEVEN[kind]
+    loss = changes.get("loss", lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]))
+    made = tagging(**changes, metric=lambda model, batch: loss(model, batch))
+    trained = trainer(made, Plan(batch_size=4))
+    expected = float(loss(trained.model, tagged()[:]).detach())
+    assert trained.evaluate(val_loader(made, tagged(), size)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_score_a_sample_stays_a_mean_over_samples() -> None:
+    made = tagging(metric=lambda model, batch: batch[1].float().mean(dim=1), weight=lambda batch: batch[1].sum())
+    score = trainer(made, Plan(batch_size=4)).evaluate(val_loader(made, tagged(), 7))
+    assert score == pytest.approx(float(tagged()[:][1].float().mean()), rel=1e-6)
+
+
+def test_validation_data_without_a_label_has_no_score() -> None:
+    empty = TensorDataset(torch.ones(8, 6, dtype=torch.long), torch.full((8, 6), -100))
+    with pytest.raises(TaskError, match="all of its labels are ignored"):
+        trainer(tagging(), Plan(batch_size=4)).evaluate(val_loader(tagging(), empty, 4))
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (None, r"it returned None: is its `return` missing"),
+        ("many", "it returned a str"),
+        (torch.ones(3), "it returned a Tensor"),
+        (-1, r"it returned -1\.0"),
+        (math.nan, "it returned nan"),
+    ],
+)
+def test_a_weight_that_is_no_count_is_named(said: Any, message: str) -> None:
+    made, plan = tagging(weight=lambda batch: said), Plan(batch_size=4, accumulation_steps=2)
+    with pytest.raises(TaskError, match=rf"weight\(batch\) returns how many things .*{message}"):
+        trainer(made, plan).step(training_batches(made, tagged(), plan, seed=0))
+
+
+def test_a_language_model_of_transformers_is_weighed_by_the_labels_it_is_a_mean_over() -> None:
+    data = sentences(48)
+    samples = [{name: value[index] for name, value in data.items()} for index in range(48)]
+    for output in (CausalLMOutputWithPast, Output):
+        made = tagging(model=lambda output=output: Language(output), train_data=lambda: samples)
+        found = []
+        for plan in (Plan(batch_size=12), Plan(batch_size=3, accumulation_steps=4)):
+            trained = trainer(made, plan, lr=0.5)
+            stream = training_batches(made, samples, plan, seed=3)
+            losses = [float(trained.step(stream)) for _ in range(3)]  # type: ignore[arg-type]
+            found.append((weights(trained), losses))
+        torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)

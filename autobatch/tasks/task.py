@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import TaskError
 from ..plan import Config, Direction, Plan, Precision
+from .defaults import accuracy as accuracy
+from .defaults import cross_entropy_loss as cross_entropy_loss
 from .shown import is_a
 from .task_file import blame as blame
 from .task_file import existing_file, gather, run_file
@@ -31,55 +32,6 @@ DEFAULT_LR = 1e-3
 
 # A task in a file is called after the file, unless it has a name other than this one.
 DEFAULT_NAME = "task"
-
-
-def _pair(batch: Any, used_by: str) -> tuple[Any, Any]:
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], batch[1]
-    parts = (
-        f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list, dict)) else type(batch).__name__
-    )
-    raise TaskError(
-        f"the default {used_by} needs batches that are a pair (x, y); found a {parts}: let the dataset give (x, y), or "
-        f"define {used_by}(model, batch)"
-    )
-
-
-def _class_scores(model: nn.Module, x: Any, used_by: str) -> Tensor:
-    scores = model(x)
-    if isinstance(scores, Tensor) and scores.dim() >= 2:
-        return scores
-    found = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-    raise TaskError(
-        f"the default {used_by} needs model(x) to be class scores of shape (B, classes, ...); found {found}: define "
-        f"{used_by}(model, batch)"
-    )
-
-
-def cross_entropy_loss(model: nn.Module, batch: Any) -> Tensor:
-    """The mean cross-entropy of `model(x)`, shape (B, classes, ...), against `y`; the loss of a task that defines none.
-
-    Raises:
-        TaskError: the batch is not a pair (x, y), or the model's output is not class scores.
-    """
-    x, y = _pair(batch, "loss")
-    return nn.functional.cross_entropy(_class_scores(model, x, "loss"), y)
-
-
-def accuracy(model: nn.Module, batch: Any) -> Tensor:
-    """The share of right classes of each sample, shape (B,), in [0, 1]; the metric of a task that defines none.
-
-    `y` holds classes, or one probability per class in the shape of the scores.
-
-    Raises:
-        TaskError: the batch is not a pair (x, y), or the model's output is not class scores.
-    """
-    x, y = _pair(batch, "metric")
-    scores = _class_scores(model, x, "metric")
-    if y.is_floating_point() and y.shape == scores.shape:
-        y = y.argmax(dim=1)
-    right: Tensor = (scores.argmax(dim=1) == y).float()
-    return right.flatten(start_dim=1).mean(dim=1) if right.dim() > 1 else right
 
 
 def adamw(model: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -97,7 +49,8 @@ class Task:
         val_data: () -> Dataset.
         test_data: () -> Dataset, scored once for the winner and the baseline.
         loss: (model, batch) -> scalar mean over the batch.
-        metric: (model, batch) -> scores of shape (B,), or their mean of shape ().
+        weight: (batch) -> how many things `loss` is a mean over, where those are not samples: tokens, pairs.
+        metric: (model, batch) -> scores of shape (B,), or a mean of shape (), over what `loss` is a mean over.
         evaluate: (model, loader) -> float; replaces `metric` where a mean of per-sample scores will not do.
         direction: "maximize" or "minimize".
         optimizer: (model, lr) -> Optimizer; its parameter groups scale from `lr`.
@@ -127,6 +80,7 @@ class Task:
     train_data: Callable[[], Any] | None = None
     test_data: Callable[[], Any] | None = None
     loss: Callable[[nn.Module, Any], Tensor] = cross_entropy_loss
+    weight: Callable[[Any], Any] | None = None
     metric: Callable[[nn.Module, Any], Tensor] = accuracy
     evaluate: Callable[[nn.Module, Iterable[Any]], float] | None = None
     direction: Direction = "maximize"

@@ -28,6 +28,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "val_data": (),
     "test_data": (),
     "loss": ("model", "batch"),
+    "weight": ("batch",),
     "metric": ("model", "batch"),
     "evaluate": ("model", "loader"),
     "optimizer": ("model", "lr"),

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..devices.oom import is_out_of_memory
 from ..errors import TaskError
 from ..tasks.data import Collated, DeviceLoader, collate_samples, load_data, rows_of, seed_everything, to_device
+from ..tasks.defaults import right_and_counted
 from ..tasks.fixed_seeds import seeds_set, told
 from ..tasks.state import preserve, preserve_generators
 from ..tasks.task import Task, accuracy, blame
@@ -30,6 +31,7 @@ from ..tasks.worst_case import checked_loader_batch
 from .check_data import Findings, check_dataset, describe_batch, told_seeds
 from .gradients import clip_norm, held
 from .modes import to_train
+from .shares import weight_of
 from .training import autocast
 
 # Samples of the batch that the model is run on: several, so that a vector of per-sample losses is told from a scalar.
@@ -93,6 +95,9 @@ def check_task(
             with _borrowed(task, model):
                 model = model.to(device)
                 _check_evaluation(findings, model, val_samples, device)
+                if task.weight is not None and train_batch is not None:
+                    with findings.attempt("weight(batch)"):
+                        weight_of(task.weight, train_batch)
                 with told_seeds(findings, "a training step"):
                     stepped = train_batch is not None and _check_step(findings, model, to_device(train_batch, device))
                 _check_optimizer(findings, model, stepped=stepped)
@@ -271,7 +276,9 @@ def _require_loss(loss: Any, batch: Any) -> None:
     if loss is None:
         raise TaskError(f"{rule}None: is its `return` missing?")
     if not isinstance(loss, Tensor):
-        raise TaskError(f"{rule}a {type(loss).__name__}: return the tensor itself, without .item() or float()")
+        has_loss = isinstance(getattr(loss, "loss", None), Tensor)  # as transformers' outputs have
+        remedy = "return its .loss" if has_loss else "return the tensor itself, without .item() or float()"
+        raise TaskError(f"{rule}a {type(loss).__name__}: {remedy}")
     if loss.ndim:
         raise TaskError(f"{rule}a tensor of shape {tuple(loss.shape)}: reduce it with .mean()")
     if not math.isfinite(float(loss.detach())):
@@ -396,7 +403,10 @@ def _check_evaluation(findings: Findings, model: nn.Module, samples: list[Any], 
     with torch.no_grad(), autocast(device, task.precision):
         if task.evaluate is None:
             with findings.attempt("metric(model, batch)", lambda error: _shape_hint(model, batch, error)):
-                _require_scores(task.metric(model, batch), len(samples[:_BATCH]), rows_of(batch))
+                if task.metric is accuracy:
+                    right_and_counted(model, batch)
+                else:
+                    _require_scores(task.metric(model, batch), len(samples[:_BATCH]), rows_of(batch))
             return
         parts = [samples[at : at + _BATCH] for at in range(0, len(samples), _BATCH)]
         batches = [Collated(collate_samples(task, part), len(part)) for part in parts]

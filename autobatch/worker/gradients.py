@@ -43,6 +43,17 @@ def clip_norm(parameters: Iterable[Tensor], largest: float) -> Tensor:
     return norm
 
 
+@torch.no_grad()
+def multiply(gradients: list[Tensor], factor: float) -> None:
+    """Multiply each by a number, in place."""
+    dense = [gradient for gradient in gradients if gradient.layout is torch.strided]
+    if dense:
+        torch._foreach_mul_(dense, factor)
+    for gradient in gradients:
+        if gradient.layout is not torch.strided:
+            gradient.mul_(factor)
+
+
 def zero_gradient(parameter: Tensor, *, sparse: bool) -> Tensor:
     """A gradient of zero for `parameter`, in the layout that its layer gives."""
     return torch.zeros_like(parameter, layout=torch.sparse_coo if sparse else torch.strided)

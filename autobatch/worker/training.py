@@ -27,11 +27,13 @@ from ..errors import CheckpointError, TaskError
 from ..files import sync_folder
 from ..plan import Config, GradNorms, Precision
 from ..tasks.data import Batch, Collated, DeviceLoader, rows_of, seed_everything, to_device
+from ..tasks.defaults import accuracy, cross_entropy_loss, labels_counted, right_and_counted
 from ..tasks.state import rng_state, set_rng_state
 from ..tasks.task import Task
 from .data_parallel import DataParallel
-from .gradients import clip_norm, gradients_of, sparse_parameters, total_norm, zero_gradient
+from .gradients import clip_norm, gradients_of, multiply, sparse_parameters, total_norm, zero_gradient
 from .modes import judged, to_train
+from .shares import Shares, weight_of
 
 # Without a clip the norm of the gradient is taken at every so many steps. Measured on three small models on a CPU: at
 # every step it takes 7 to 13 % of the steps per second, at every sixteenth 0.5 to 0.9 % (benchmarks/NOTES.md).
@@ -90,6 +92,7 @@ class Trainer:
         self.after_step = copy.deepcopy(task.after_step) if stateful else task.after_step
         # A compiled module keeps the parameters, buffers and attributes of the one it was made from.
         self.forward = cast(nn.Module, torch.compile(self.model)) if task.compile else self.model
+        self._is_by_labels = task.weight is None and task.training_step is None and task.loss is cross_entropy_loss
         # Made for the first step, which all ranks take: one that only evaluates must not wait for the others.
         self._together: nn.Module | None = None
         # Anew, whatever seed model() may have set: dropout and augmentation are of the trial's seed, and of each rank's
@@ -97,18 +100,30 @@ class Trainer:
         own = (seed * 1_000_003 + 1) % 2**63
         seed_everything(own if group is None else group.seed_of_rank(own))
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch, *, counts: bool = True) -> Tensor:
         """The task's loss of a batch that is on the device, as a scalar tensor with its graph.
+
+        Args:
+            batch: one micro-batch.
+            counts: False for one that holds nothing that the loss is a mean over, of which no loss need exist.
 
         Raises:
             TaskError: the loss is not a scalar tensor.
         """
+        if not counts:
+            return self._nothing()
         with autocast(self.device, self.config.plan.precision):
             loss = self.task.loss(self.forward, batch)
         if not isinstance(loss, Tensor) or loss.ndim:
             found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TaskError(f"loss(model, batch) returns a scalar tensor, the mean over the batch; it returned {found}")
         return loss
+
+    def _nothing(self) -> Tensor:
+        """A loss of zero that every parameter has a gradient of, also of zero: other ranks wait for theirs."""
+        sparse = sparse_parameters(self.model)
+        trained = (p for p in self.model.parameters() if p.requires_grad and id(p) not in sparse)
+        return torch.stack([parameter.flatten()[:1].sum() * 0.0 for parameter in trained]).sum()
 
     def _synced(self) -> nn.Module:
         """What the gradients are averaged over all ranks for: the loss, or the model where a task steps by itself.
@@ -121,36 +136,65 @@ class Trainer:
             self._together = self.group.wrapped(whole)
         return self._together
 
-    def backward(self, batch: Batch, *, is_last: bool = True) -> Tensor | None:
-        """Add the gradients of a batch on the device to what is there; its loss, where the task tells it.
+    def backward(self, batch: Batch, *, is_last: bool = True, shares: Shares | None = None) -> Tensor | None:
+        """Add the gradients of a batch to what is there; its loss times its share in the step, where the task tells it.
 
         Args:
-            batch: one micro-batch of an optimizer step.
+            batch: one micro-batch of an optimizer step, on the host or wherever it came from.
             is_last: of the step; before it, the ranks of a group keep their gradients to themselves.
+            shares: of the step; None where all micro-batches have the same.
         """
         if self.group is None:
-            return self._backward_with(self.forward, self.loss, batch)
+            return self._backward_with(self.forward, self.loss, batch, shares)
         synced = self._synced()
         with nullcontext() if is_last else self.group.without_sync(synced):
-            return self._backward_with(synced, synced, batch)
+            return self._backward_with(synced, synced, batch, shares)
 
-    def _backward_with(self, forward: nn.Module, loss_of: Callable[[Batch], Tensor], batch: Batch) -> Tensor | None:
-        scale = 1 / self.config.plan.accumulation_steps
+    def _backward_with(
+        self, forward: nn.Module, loss_of: Callable[..., Tensor], batch: Batch, shares: Shares | None
+    ) -> Tensor | None:
+        # The task's own weight may be zero, and is asked for first; how many labels count shows in the forward pass.
+        weight = self._weight_of(batch) if shares is not None and not self._is_by_labels else None
+        arrived = self._arrived(batch)
         if self.task.training_step is not None:
-            if (
-                self.scaler is not None
-            ):  # the backward pass is the user's, so the factor goes where they multiply by one
-                scale = float(self.scaler.scale(torch.tensor(scale, device=self.device)))
+            share = self._share(shares, weight)
+            # The backward pass is the user's, so the scaler's factor goes where they multiply by the share.
+            factor = share if self.scaler is None else float(self.scaler.scale(torch.tensor(share, device=self.device)))
             with autocast(self.device, self.config.plan.precision):
-                loss: Any = self.task.training_step(forward, batch, scale)
+                loss: Any = self.task.training_step(forward, arrived, factor)
             self._done("forward and backward")
-            return loss.detach() if isinstance(loss, Tensor) else None
-        mean = loss_of(batch)
+            return loss.detach() * share if isinstance(loss, Tensor) else None
+        mean = loss_of(arrived, counts=weight != 0)
         self._done("forward")
-        scaled = mean * scale
+        if shares is not None and weight is None:
+            weight = self._weight_of(batch)
+        scaled = mean * self._share(shares, weight)
         (self.scaler.scale(scaled) if self.scaler else scaled).backward()
         self._done("backward")
-        return mean.detach()
+        return scaled.detach()
+
+    def _share(self, shares: Shares | None, weight: float | None) -> float:
+        if shares is None or weight is None:
+            return 1 / self.config.plan.accumulation_steps
+        return shares.of(weight)
+
+    def _shares(self) -> Shares | None:
+        """Of the next step; None where all micro-batches are sure to be equal, or there is one."""
+        count = self.config.plan.accumulation_steps
+        is_split = count > 1 or self.group is not None
+        # The task's own weight is asked for in any case: where it is zero there is no loss to go by.
+        if self.task.weight is None and not (is_split and (self._is_by_labels or self.task.train_loader is not None)):
+            return None
+        return Shares(count, None if self.group is None else self.group.mean)
+
+    def _weight_of(self, batch: Batch, samples: int | None = None) -> float:
+        """How many things the loss of a batch is a mean over; its samples, where the task does not say otherwise."""
+        if self.task.weight is not None:
+            return weight_of(self.task.weight, batch)
+        labels = labels_counted(self.forward, batch) if self._is_by_labels else None
+        if labels is not None:
+            return labels
+        return float(samples or rows_of(batch) or self.config.plan.batch_size)
 
     def _arrived(self, batch: Batch) -> Batch:
         moved = to_device(batch, self.device, self._layout)
@@ -164,10 +208,15 @@ class Trainer:
     def step(self, batches: Iterator[Batch]) -> Tensor | None:
         """The mean loss over one optimizer step's micro-batches, still on the device; the step has been taken.
 
-        None where a `training_step` returns no loss.
+        Of several ranks it is the mean of what they return. None where a `training_step` returns no loss.
         """
         last = self.config.plan.accumulation_steps - 1
-        losses = [self.backward(self._arrived(next(batches)), is_last=index == last) for index in range(last + 1)]
+        shares = self._shares()
+        losses = [self.backward(next(batches), is_last=index == last, shares=shares) for index in range(last + 1)]
+        correction = shares.correction() if shares is not None else 1.0
+        if correction != 1:
+            stepped_on = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+            multiply(gradients_of({*self.model.parameters(), *stepped_on}), correction)
         stepped = True
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
@@ -192,7 +241,7 @@ class Trainer:
         self.step_count += 1
         self._done("optimizer")
         known = [loss for loss in losses if loss is not None]
-        return torch.stack(known).mean() if known else None
+        return torch.stack(known).sum() * correction if known else None
 
     def _norm(self) -> Tensor | None:
         """The norm of the gradient, still on the device; None where there is no gradient."""
@@ -214,7 +263,8 @@ class Trainer:
     def evaluate(self, batches: Iterable[Collated]) -> float:
         """The task's score over an evaluation set: its `evaluate`, or the mean of `metric` over samples.
 
-        A batch whose `metric` is one number counts by its samples. Where its rows are not its samples (two views of
+        A batch whose `metric` is one number counts by what the loss is a mean over, its samples where the task does not
+        say otherwise; the default metric by its labels. Where its rows are not its samples (two views of
         each, samples that `collate` left out), a score a row will do too, and each counts as one.
 
         Raises:
@@ -227,23 +277,40 @@ class Trainer:
             with judged(self.optimizer), torch.no_grad(), autocast(self.device, self.config.plan.precision):
                 if self.task.evaluate is not None:
                     return self._number(self.task.evaluate(self.forward, loader), "evaluate(model, loader)")
-                total, samples = torch.zeros((), dtype=torch.float64), 0
+                total, weight, seen = 0.0, 0.0, 0
                 for batch, size in loader.counted():
-                    values = torch.as_tensor(self.task.metric(self.forward, batch))
-                    if values.ndim == 1 and len(values) == rows_of(batch):
-                        size = len(values)
-                    if values.shape not in {(), (size,)}:
-                        raise TaskError(
-                            f"metric(model, batch) returns one score a sample, shape ({size},), or their mean, "
-                            f"shape (); it returned shape {tuple(values.shape)}"
-                        )
-                    total += values.detach().cpu().double().mean() * size  # on the host: MPS has no float64
-                    samples += size
+                    of_batch, batch_weight = self._scored(batch, size)
+                    total, weight, seen = total + of_batch, weight + batch_weight, seen + 1
         finally:
             self.model.train(was_training)
-        if not samples:
+        if not seen:
             raise TaskError("val_data() gives no batch to evaluate on")
-        return float(total) / samples
+        if not weight:
+            raise TaskError(
+                "nothing in val_data() counts: all of its labels are ignored, or weight(batch) is 0 for all"
+            )
+        return total / weight
+
+    def _scored(self, batch: Batch, size: int) -> tuple[float, float]:
+        """The sum of the scores of a batch of `size` samples, and of how many.
+
+        Raises:
+            TaskError: the metric is neither one score a sample nor a mean.
+        """
+        if self.task.metric is accuracy:
+            right, counted = right_and_counted(self.forward, batch)
+            return float(right.sum()), float(counted.sum())
+        values = torch.as_tensor(self.task.metric(self.forward, batch)).detach()
+        if values.ndim == 1 and len(values) == rows_of(batch):
+            size = len(values)
+        if values.shape not in {(), (size,)}:
+            raise TaskError(
+                f"metric(model, batch) returns one score a sample, shape ({size},), or their mean, "
+                f"shape (); it returned shape {tuple(values.shape)}"
+            )
+        weight = float(size) if values.ndim else self._weight_of(batch, size)
+        # On the host: MPS has no float64. A mean over nothing may be nan, and counts for nothing.
+        return (float(values.cpu().double().mean()) * weight if weight else 0.0), weight
 
     @staticmethod
     def _number(value: object, what: str) -> float:
@@ -341,10 +408,10 @@ class _LossOf(nn.Module):
         self.model = trainer.model
         self._loss = weakref.WeakMethod(trainer.loss)  # the trainer holds this module: no ring keeps its tensors
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, *, counts: bool = True) -> Tensor:
         loss = self._loss()
         assert loss is not None
-        return loss(batch)
+        return loss(batch, counts=counts)
 
 
 class NormWatch:

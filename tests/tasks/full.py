@@ -37,6 +37,10 @@ def loss(model, batch):
     return nn.functional.cross_entropy(model(batch["x"]), batch["y"], label_smoothing=0.1)
 
 
+def weight(batch):
+    return len(batch["y"])
+
+
 def metric(model, batch):
     return nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="none")
 

@@ -1,0 +1,201 @@
+"""The default loss and metric are of the same labels, and read what transformers' models answer."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from autobatch.errors import TaskError
+from autobatch.tasks.defaults import accuracy, cross_entropy_loss, labels_counted, right_and_counted
+
+from .transformers_like import CausalLMOutputWithPast, Images, Language, Output, Tokens, sentences
+
+F = nn.functional
+
+
+def scores_for(labels: Tensor, classes: int) -> Tensor:
+    """Of shape (B, classes, ...), all of the labels that count right."""
+    return F.one_hot(labels.clamp(min=0), classes).movedim(-1, 1).float() * 9
+
+
+@given(labels=st.lists(st.lists(st.sampled_from([-100, 0, 1, 2]), min_size=3, max_size=3), min_size=1, max_size=6))
+def test_ignored_labels_count_for_nothing_in_loss_and_metric(labels: list[list[int]]) -> None:
+    y = torch.tensor(labels)
+    scores = scores_for(y, 3).requires_grad_()
+    counts = int((y != -100).sum())
+    right, counted = right_and_counted(nn.Identity(), (scores, y))
+    assert right.tolist() == counted.tolist() == (y != -100).sum(dim=1).tolist()
+    assert labels_counted(nn.Identity(), (scores, y)) == counts
+    loss = cross_entropy_loss(nn.Identity(), (scores, y))
+    loss.backward()
+    assert scores.grad is not None
+    if counts:
+        assert torch.equal(loss, F.cross_entropy(scores, y))
+    else:
+        assert float(loss.detach()) == 0
+        assert not scores.grad.any()
+
+
+def test_a_sample_without_a_label_has_no_score_and_the_others_their_own() -> None:
+    labels = torch.tensor([[0, 1, -100, -100], [-100] * 4, [0, 1, 1, 0]])
+    scores = scores_for(torch.tensor([[0, 0, 0, 0], [0] * 4, [0, 1, 1, 1]]), 2)
+    assert accuracy(nn.Identity(), (scores, labels)).nan_to_num(-1).tolist() == [0.5, -1, 0.75]
+    assert [part.tolist() for part in right_and_counted(nn.Identity(), (scores, labels))] == [[1, 0, 3], [2, 0, 4]]
+
+
+def test_labels_of_pixels_and_of_samples_are_ignored_too() -> None:
+    pixels = torch.tensor([[[0, 2], [-100, 1]], [[-100, -100], [2, 2]]])
+    assert accuracy(nn.Identity(), (scores_for(pixels, 3), pixels)).tolist() == [1, 1]
+    classes = torch.tensor([1, -100, 0])
+    assert accuracy(nn.Identity(), (scores_for(classes, 2), classes)).nan_to_num(-1).tolist() == [1, -1, 1]
+
+
+def test_a_classifier_of_images_is_asked_by_keyword_and_its_own_loss_taken() -> None:
+    model = Images()
+    batch = {"pixel_values": torch.randn(4, 3, 2, 2), "labels": torch.tensor([0, 1, 2, 2])}
+    output = model(**batch)
+    torch.testing.assert_close(cross_entropy_loss(model, batch), output.loss)
+    expected = (output.logits.argmax(1) == batch["labels"]).float()
+    assert torch.equal(accuracy(model, batch), expected)
+    assert labels_counted(model, batch) == 4
+    # A pair is understood as well: the model computes no loss then.
+    pair = (batch["pixel_values"], batch["labels"])
+    torch.testing.assert_close(cross_entropy_loss(model, pair), output.loss)
+    assert torch.equal(accuracy(model, pair), expected)
+
+
+@pytest.mark.parametrize("kind", [dict, SimpleNamespace, Output])
+def test_an_answer_may_be_any_object_with_a_loss_and_logits(kind: Any) -> None:
+    model, batch = Tokens(output=kind), sentences(5)
+    logits = model.body(batch["input_ids"])
+    torch.testing.assert_close(
+        cross_entropy_loss(model, batch), F.cross_entropy(logits.transpose(1, 2), batch["labels"])
+    )
+    right = (logits.argmax(-1) == batch["labels"]).sum(1)
+    torch.testing.assert_close(accuracy(model, batch), right / (batch["labels"] != -100).sum(1))
+
+
+def test_tuples_are_a_loss_and_scores() -> None:
+    class Tuples(Tokens):
+        def forward(self, input_ids: Tensor, labels: Tensor | None = None, **kwargs: Any) -> Any:
+            return tuple(super().forward(input_ids, labels).values())
+
+    model, batch = Tuples(), sentences(4)
+    torch.testing.assert_close(cross_entropy_loss(model, batch), model(**batch)[0])
+    assert accuracy(model, batch).shape == (4,)
+
+
+def test_a_model_that_takes_no_labels_is_given_none() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(12, 3)
+
+        def forward(self, pixel_values: Tensor) -> Tensor:
+            scores: Tensor = self.head(pixel_values.flatten(1))
+            return scores
+
+    model = Plain()
+    batch = {"pixel_values": torch.randn(4, 3, 2, 2), "labels": torch.tensor([0, 1, 2, -100])}
+    expected = F.cross_entropy(model(batch["pixel_values"]), batch["labels"])
+    torch.testing.assert_close(cross_entropy_loss(model, batch), expected)
+    compiled = torch.compile(model, backend="eager")
+    torch.testing.assert_close(cross_entropy_loss(compiled, batch), expected)  # type: ignore[arg-type]
+    assert labels_counted(model, batch) == 3
+
+
+def test_classes_of_tokens_are_last_and_their_padding_does_not_count() -> None:
+    model, batch = Tokens(), sentences(6)
+    labels = batch["labels"]
+    predicted = model(**batch).logits.argmax(-1)
+    right, counted = right_and_counted(model, batch)
+    assert right.tolist() == ((predicted == labels) & (labels != -100)).sum(1).tolist()
+    assert counted.sum() == labels_counted(model, batch) == (labels != -100).sum()
+
+
+@pytest.mark.parametrize("output", [CausalLMOutputWithPast, Output, SimpleNamespace])
+def test_a_language_models_scores_are_of_the_next_token(output: Any) -> None:
+    torch.manual_seed(0)
+    model, batch = Language(output), sentences(6)
+    labels = batch["labels"]
+    assert torch.equal(cross_entropy_loss(model, batch), model(**batch).loss)
+    predicted = model(**batch).logits.argmax(-1)[:, :-1]
+    right, counted = right_and_counted(model, batch)
+    assert right.tolist() == (predicted == labels[:, 1:]).sum(1).tolist()
+    assert counted.sum() == labels_counted(model, batch) == (labels[:, 1:] != -100).sum()
+
+
+def test_a_perfect_language_model_scores_one() -> None:
+    class Counting(nn.Module):
+        def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Output:
+            logits = F.one_hot((input_ids + 1) % 11, 11) * 20.0
+            assert labels is not None
+            loss = F.cross_entropy(logits[:, :-1].reshape(-1, 11), labels[:, 1:].reshape(-1))
+            return Output(loss=loss, logits=logits)
+
+    ids = torch.arange(12).reshape(2, 6) % 11
+    labels = ids.clone()
+    labels[1, 3:] = -100
+    assert accuracy(Counting(), {"input_ids": ids, "labels": labels}).tolist() == [1, 1]
+
+
+def test_a_loss_with_more_in_it_is_told_by_the_name_of_the_output_or_not_at_all() -> None:
+    torch.manual_seed(0)
+    batch = sentences(6)
+    assert right_and_counted(Language(auxiliary=0.3), batch)[1].sum() == (batch["labels"][:, 1:] != -100).sum()
+    with pytest.raises(TaskError, match=r"of the same label or of the next one: .*; define metric\(model, batch\)"):
+        accuracy(Language(Output, auxiliary=0.3), batch)
+
+
+def test_scores_that_are_all_equal_decide_nothing_for_later_batches() -> None:
+    torch.manual_seed(0)
+    model, batch = Language(Output), sentences(6)
+    weights = model.state_dict()
+    trained = {name: value.clone() for name, value in weights.items()}
+    for value in weights.values():
+        value.zero_()
+    cross_entropy_loss(model, batch)
+    model.load_state_dict(trained)
+    cross_entropy_loss(model, batch)
+    assert labels_counted(model, batch) == (batch["labels"][:, 1:] != -100).sum()
+
+
+@pytest.mark.parametrize(
+    ("model", "labels", "message"),
+    [
+        (Images(1), torch.rand(4), r"labels of float32 \(4,\) for scores of \(4, 1\): define metric"),
+        (Images(3), torch.ones(4, 3), r"labels of float32 \(4, 3\) for scores of \(4, 3\): define metric"),
+    ],
+    ids=["regression", "several classes at once"],
+)
+def test_labels_that_are_no_classes_have_a_loss_and_need_a_metric(model: Any, labels: Tensor, message: str) -> None:
+    batch = {"pixel_values": torch.randn(4, 3, 2, 2), "labels": labels}
+    assert cross_entropy_loss(model, batch).ndim == 0
+    with pytest.raises(TaskError, match=message):
+        accuracy(model, batch)
+
+
+def test_a_mapping_that_the_model_cannot_be_called_with_says_so() -> None:
+    batch = {"x": torch.zeros(2, 3), "labels": torch.zeros(2)}
+    with pytest.raises(
+        TaskError, match=r"found a dict of 2, and the model cannot be called with them \(.*'pixel_values'\)"
+    ):
+        cross_entropy_loss(Images(), batch)
+
+
+def test_a_mapping_without_labels_needs_a_metric() -> None:
+    class Answering(nn.Module):
+        def forward(self, x: Tensor, start: Tensor) -> Output:
+            return Output(loss=F.cross_entropy(x, start), logits=x)
+
+    batch = {"x": torch.randn(4, 5), "start": torch.tensor([0, 1, 2, 3])}
+    torch.testing.assert_close(cross_entropy_loss(Answering(), batch), F.cross_entropy(batch["x"], batch["start"]))
+    assert labels_counted(Answering(), batch) is None
+    with pytest.raises(TaskError, match=r"`labels` in the batch; define metric\(model, batch\)"):
+        accuracy(Answering(), batch)
