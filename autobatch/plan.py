@@ -205,7 +205,8 @@ class Measurement:
     Attributes:
         plan: what was run.
         outcome: see `Outcome`.
-        step_s: wall seconds of each timed optimizer step as training takes it, data loading included.
+        step_s: wall seconds of each timed optimizer step as training takes it, data loading included; of a probe,
+            of one step on a batch that was there.
         compute_s: the same steps on batches already on the device.
         loader_s: seconds to get the samples of one optimizer step from the loader alone, onto the device.
         peak_bytes: highest memory in use over what was in use before the model was built; None where it cannot be read.

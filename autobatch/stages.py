@@ -56,6 +56,7 @@ def max_batch_of(
         multiple_of=multiple_of,
         power_of_two=power_of_two,
         prove=prove,
+        own=facts.baseline.plan.batch_size,
         assumed=(*assumed, *facts.assumptions),
         on_probe=told,
     )

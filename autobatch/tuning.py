@@ -19,6 +19,7 @@ from .engines.group import open_workers
 from .engines.pool import Pool
 from .engines.served import RunnerSpec
 from .errors import BudgetTooShort, NoValidResult, ReportError, SettingError, StorageError, WorkerTimeout
+from .measuring.allowance import Allowance
 from .measuring.bracket import fits
 from .measuring.learning_rate import LrCurve, find_lr_curve
 from .measuring.memory import MaxBatch, find_max_batch_size
@@ -48,6 +49,7 @@ _DATA_SHARE = 8
 # Shares of what start-up left of the budget that the stages before the race may take. Assumed: the race is what the
 # budget is for, and a profile of 5.5 s was as good as one of 11 (measuring/profiling.py). So half a minute is enough of
 # a profile, but where the budget pays for trials whose steps take seconds.
+_MEMORY_SHARE = 0.05
 _PROFILE_SHARE, _PROFILE_LONG_SHARE = 0.05, 0.01
 _PROFILE_ENOUGH_S = 30.0
 _SWEEP_SHARE = 0.03
@@ -265,16 +267,30 @@ class _Tune:
         self.listen(Progress(stage=stage, text=text, predicted_s=predicted_s, piece=piece))  # type: ignore[arg-type]
 
     def largest_batch(self, facts: TaskFacts) -> MaxBatch:
-        """No further than the race could use: an eighth of the data, but the baseline's own batch at least."""
+        """No further than the race could use, and than it is worth the time: the race takes no size whose steps it
+        could not take often enough, nor one that is far above the knee. The baseline's own batch at least.
+        """
+        from .searching.costs import worth_step_s
+
         size = None if facts.train_size is None else facts.train_size // facts.baseline.plan.ranks
         useful = _TUNE_CEILING if size is None else max(1, size // _DATA_SHARE)
-        ceiling = max(useful, facts.baseline.plan.batch_size)
+        own = facts.baseline.plan.batch_size
+        ceiling = max(useful, own)
+        left_s = self.ledger.available_s
+        ends_s = self.ledger.elapsed_s + _MEMORY_SHARE * left_s
+        allowance = Allowance(
+            left_s=lambda: ends_s - self.ledger.elapsed_s,
+            worth_s=worth_step_s(left_s, self.settings.train_time_s),
+            time_s=left_s,
+        )
         with self.ledger.charge("memory"):
             return find_max_batch_size(
                 self.runner,
                 facts.smallest_plan,
                 ceiling=ceiling,
                 ceiling_is="dataset" if size is not None and ceiling >= size // _DATA_SHARE else "ceiling",
+                own=own,
+                allowance=allowance,
                 on_probe=lambda probe: self.say("memory", describe_probe(probe)),
             )
 
@@ -284,7 +300,7 @@ class _Tune:
         Of the powers of two, because the race's batches are, and so their largest divisors; and of the baseline's own,
         where it accumulates.
         """
-        if not facts.accumulates or largest.limited_by != "memory":
+        if not facts.accumulates or not largest.has_no_room_above:
             return int(largest) if facts.accumulates else 0
         own, most = facts.baseline.plan, int(largest)
         sizes = {1 << exponent for exponent in range(most.bit_length())}
@@ -424,6 +440,8 @@ class _Tune:
             "memory": f"batch {int(largest)} is the largest that fits in {format_size(largest.limit.budget_bytes)}",
             "dataset": f"batch {int(largest)} fits, and the data is too small for a larger one to be worth trying",
             "ceiling": f"batch {int(largest)} fits, and no larger one was looked for",
+            "task": f"batch {int(largest)} is the largest that the task takes",
+            "time": f"batch {int(largest)} fits; larger ones would have taken more of the budget than they are worth",
         }
         warnings = [*facts.warnings, *facts.assumptions, *largest.assumed]
         starved = curve.describe_starvation()

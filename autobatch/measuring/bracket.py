@@ -3,6 +3,9 @@
 Peak memory over the batch is a maximum of lines with intercepts above zero (parameters and optimizer state come first),
 so it grows at most in proportion to the batch; it is sometimes quadratic (losses over all pairs) and sometimes not
 monotone (algorithms change, allocators round). The curve guides; only runs decide.
+
+A size that the task's own code refuses says nothing about memory: the search goes on with sizes that it may take
+(taken.py). And a search that is to be brief goes no further than its allowance (allowance.py).
 """
 
 from __future__ import annotations
@@ -11,8 +14,11 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+from ..errors import TaskError, first_line
 from ..plan import Measurement, MemoryLimit, Plan, Prober
 from ..units import format_size
+from .allowance import Allowance
+from .taken import Rule, rule_for
 
 # While no size is known not to fit, the next one aims at `_AIMS[i]` of the budget, where i counts the `_STAGES` that
 # the peak has reached. Assumed: they leave room for a bend or a cliff above the last probe, and benchmarks/max_batch.py
@@ -29,6 +35,9 @@ _SLOW_STEPS, _SLOW_GROWTH = (
 )  # assumed: free steps below a doubling, then growth of at least 0.5 %, 1 %, 2 %, ...
 _NOTICED = 0.01  # assumed: a change of what other processes hold, as a share of the budget, that is worth a sentence
 _SHRINK = 4  # assumed: factor between steps down from a size that failed without telling its peak
+# Sizes that a task may refuse before its error is taken to be about something else: for each doubling up to the
+# ceiling, and at least. Assumed: a rule is found in fewer (tests/test_taken.py), and most refusals cost no step.
+_MOST_REFUSED, _MOST_REFUSED_LEAST = 3, 16
 
 
 def fits(measurement: Measurement, limit: MemoryLimit, *, verdict: bool) -> bool:
@@ -58,15 +67,34 @@ def most_probes(num_sizes: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """The batch sizes that an answer may have: multiples of `step`, or powers of two, up to `ceiling`."""
+    """The batch sizes that an answer may have: multiples of `step`, or powers of two, from `least` to `ceiling`."""
 
     step: int
     power_of_two: bool
     ceiling: int
+    least: int = 1
+
+    def narrowed(self, rule: Rule) -> Sizes | None:
+        """Those that a task takes by `rule`; None where there are none of them."""
+        step = math.lcm(self.step, rule.multiple_of)
+        is_power = self.power_of_two or rule.power_of_two
+        if is_power and step.bit_count() > 1:
+            return None
+        sizes = Sizes(
+            step=1 if is_power else step,
+            power_of_two=is_power,
+            ceiling=self.ceiling if rule.most is None else min(self.ceiling, rule.most),
+            least=max(self.least, rule.least, step if is_power else 1),
+        )
+        return sizes if sizes.top else None
 
     @property
     def top(self) -> int:
         return self.floor(self.ceiling)
+
+    def has(self, size: int) -> bool:
+        """Whether `size` is one of them."""
+        return 0 < size == self.floor(size)
 
     @property
     def count(self) -> int:
@@ -75,17 +103,19 @@ class Sizes:
     def floor(self, batch: float) -> int:
         """The largest size that is at most `batch`; 0 where all are above."""
         whole = int(min(batch, self.ceiling))
-        if whole < self.step:
+        if whole < max(self.step, self.least):
             return 0
-        return 1 << (whole.bit_length() - 1) if self.power_of_two else whole // self.step * self.step
+        size = 1 << (whole.bit_length() - 1) if self.power_of_two else whole // self.step * self.step
+        return size if size >= self.least else 0
 
     def above(self, size: int) -> int:
         """The next size up, also past the ceiling; of 0, the smallest."""
-        return max(1, 2 * size) if self.power_of_two else size + self.step
+        least = max(size + 1, self.least)
+        return 1 << (least - 1).bit_length() if self.power_of_two else -(-least // self.step) * self.step
 
     def below(self, size: int) -> int:
         """The next size down; of the smallest, 0."""
-        return size // 2 if self.power_of_two else size - self.step
+        return self.floor(size - 1)
 
     def between(self, low: int, high: int) -> int:
         """The middle of two sizes: of their logarithms while they are far apart."""
@@ -99,13 +129,29 @@ class Search:
 
     `low` and `high` are the bracket: the largest size known to fit below the smallest known not to. Invariants: nothing
     outside the bracket is ever run, and a verdict is never run twice, so that every probe brings the end nearer.
+
+    Attributes:
+        asked: the sizes that the answer may have.
+        own: the batch size that the task is trained with: the one to ask whether it is the task or the size that is at
+            fault where a size is refused.
+        allowance: how far to go; None for as far as there is to go.
+        sizes: those that were asked for, as far as the task takes them.
+        took, refused: sizes that the task ran at, and those that its own code refused, with what it raised.
+        is_cut: the allowance ended the search.
     """
 
     runner: Prober
     plan: Plan
     limit: MemoryLimit
-    sizes: Sizes
+    asked: Sizes
+    own: int
+    allowance: Allowance | None
     on_probe: Callable[[Measurement], None] | None
+    sizes: Sizes = field(init=False)
+    rule: Rule | None = None
+    took: set[int] = field(default_factory=set)
+    refused: dict[int, TaskError] = field(default_factory=dict)
+    is_cut: bool = False
     probes: list[Measurement] = field(default_factory=list)
     verdicts: dict[int, Measurement] = field(default_factory=dict)
     fitting: dict[int, bool] = field(default_factory=dict)
@@ -115,6 +161,9 @@ class Search:
     num_slow_steps: int = 0
     num_steps_down: int = 0
     widths: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.sizes = self.asked
 
     @property
     def high(self) -> int | None:
@@ -126,13 +175,18 @@ class Search:
         return max((size for size, fit in self.fitting.items() if fit and (high is None or size < high)), default=0)
 
     def settle(self, *, prove: bool) -> int:
-        """The answer: run as a verdict, with the next size up known not to fit or past the ceiling; 0 if none fits."""
+        """The answer: run as a verdict, with the next size up known not to fit or not to be tried; 0 if none fits."""
         while True:
-            assert len(self.probes) <= most_probes(self.sizes.count), "the search must end"
+            assert len(self.probes) <= (1 + len(self.refused)) * most_probes(self.asked.count), "the search must end"
             low, high = self.low, self.high
-            if low != self.sizes.top and (high is None or self.sizes.above(low) != high):
-                size = self._next(low, high)
-                closes = size == self.sizes.top or (high is not None and self.sizes.above(size) == high)
+            is_open = low < self.sizes.top and (high is None or self.sizes.above(low) < high)
+            most = self._allowed(low)
+            self.is_cut = is_open and self.sizes.above(low) > most
+            if is_open and not self.is_cut:
+                size = min(self._next(low, high), self.sizes.floor(most))
+                if self.ends_with_task(self.sizes.top):  # the guess is only that the task takes less than it refused
+                    size = min(size, max(self.sizes.between(max(low, 1), self.sizes.top + 1), self.sizes.above(low)))
+                closes = size == self.sizes.top or (high is not None and self.sizes.above(size) >= high)
                 self._run(size, verdict=closes or self.verdicts_only)
             elif low == 0:
                 return 0
@@ -140,8 +194,28 @@ class Search:
                 self._run(low, verdict=True)
             elif prove and high is not None and high not in self.verdicts:
                 self._run(high, verdict=True)
+            elif (doubted := self._doubted(low, high)) is not None:
+                self._run(doubted, verdict=False)
             else:
                 return low
+
+    def _allowed(self, low: int) -> float:
+        """The largest size that the allowance lets us try; something is tried whatever it takes."""
+        if self.allowance is None or not low:
+            return math.inf
+        return max(self.allowance.most(self.probes), self.own)
+
+    def _doubted(self, low: int, high: int | None) -> int | None:
+        """The next size up that only a rule that we have guessed leaves out; None where there is none."""
+        if self.rule is None or self.allowance is not None:
+            return None
+        size = self.asked.above(low)
+        is_inside = size <= self.asked.ceiling and (high is None or size < high)
+        return size if is_inside and size not in self.refused else None
+
+    def ends_with_task(self, size: int) -> bool:
+        """Whether it is the task that takes no larger size."""
+        return self.rule is not None and self.rule.most is not None and size == self.sizes.top
 
     def remarks(self) -> Iterable[str]:
         """A sentence for each probe whose outcome needed an interpretation."""
@@ -156,6 +230,9 @@ class Search:
                     f"batch size {size} fits, but thrashes: the allocator had to free memory and try again "
                     f"{probe.alloc_retries} times; it is taken as too large"
                 )
+        if self.rule is not None:
+            why = first_line(self.refused[max(self.refused)])
+            yield f"the task does not take every batch size ({why}): only {self.rule.describe()} were tried after that"
         others = [probe.others_bytes for probe in self.probes if probe.others_bytes is not None]
         noticed = _NOTICED * self.limit.budget_bytes
         if others and max(others) - min(others) <= noticed < max(others):
@@ -167,13 +244,12 @@ class Search:
             )
 
     def _run(self, size: int, *, verdict: bool) -> None:
-        probe = self.runner.probe(replace(self.plan, batch_size=size), verdict=verdict)
-        self.probes.append(probe)
-        if self.on_probe is not None:
-            self.on_probe(probe)
+        try:
+            probe = self._probe(size, verdict=verdict)
+        except TaskError as error:
+            self._refuse(size, error)
+            return
         fit = fits(probe, self.limit, verdict=verdict)
-        if probe.peak_bytes is not None and probe.outcome != "oom":
-            self.peaks[size] = probe.peak_bytes
         if verdict:
             self.verdicts[size] = probe
             if self.fitting.get(size, fit) != fit:
@@ -182,11 +258,65 @@ class Search:
                 self.widths.clear()
                 self.fitting = {s: fits(p, self.limit, verdict=True) for s, p in self.verdicts.items()}
         self.fitting[size] = fit
+        if self.rule is not None and not self.rule.takes(size):  # it was doubted
+            self._guess(self.refused[max(self.refused)])
+
+    def _probe(self, size: int, *, verdict: bool) -> Measurement:
+        probe = self.runner.probe(replace(self.plan, batch_size=size), verdict=verdict)
+        self.probes.append(probe)
+        if self.on_probe is not None:
+            self.on_probe(probe)
+        if probe.peak_bytes is not None and probe.outcome != "oom":
+            self.peaks[size] = probe.peak_bytes
+        if probe.outcome in ("ok", "over_limit", "nonfinite"):
+            self.took.add(size)
+        return probe
+
+    def _refuse(self, size: int, error: TaskError) -> None:
+        """Leave out `size`, and what is like it.
+
+        Raises:
+            TaskError: the task is at fault, and not the size.
+        """
+        self.refused[size] = error
+        self.fitting.pop(size, None)
+        self.peaks.pop(size, None)
+        if len(self.refused) > max(_MOST_REFUSED * self.asked.ceiling.bit_length(), _MOST_REFUSED_LEAST):
+            raise error
+        # Whoever trains at a size has a task that takes it. If not, a power of two is the likeliest that it does.
+        for known in (self.own, 1 << (self.asked.ceiling.bit_length() - 1)):
+            high = self.high
+            is_inside = known <= self.asked.ceiling and (high is None or known < high)
+            if is_inside and known not in self.took and known not in self.refused:
+                try:
+                    probe = self._probe(known, verdict=False)
+                except TaskError as refusal:
+                    self.refused[known] = refusal
+                else:
+                    if self.asked.has(known):
+                        self.fitting[known] = fits(probe, self.limit, verdict=False)
+            if self.took:
+                break
+        if not self.took:
+            raise error
+        self._guess(error)
+
+    def _guess(self, error: TaskError) -> None:
+        """The rule that agrees with what was taken and refused so far.
+
+        Raises:
+            TaskError: there is none, or no size that was asked for goes by it.
+        """
+        self.rule = rule_for(self.took, set(self.refused))
+        sizes = None if self.rule is None else self.asked.narrowed(self.rule)
+        if sizes is None:
+            raise error
+        self.sizes = sizes
 
     def _next(self, low: int, high: int | None) -> int:
         """A size strictly inside the bracket."""
         if high is None:
-            size = self._grow(low) if low else self.sizes.floor(max(2, self.sizes.step))
+            size = self._grow(low) if low else self.sizes.floor(max(2, self.sizes.step, self.sizes.least))
             return max(self.sizes.floor(size), self.sizes.above(low))
         size = self._split(low, high) if low else self._step_down(high)
         return min(max(self.sizes.floor(size), self.sizes.above(low)), self.sizes.below(high))

@@ -8,9 +8,10 @@ from typing import Any, Literal
 from ..errors import AutobatchError, DoesNotFit, SettingError, TaskError, WorkerDied
 from ..plan import Measurement, MemoryLimit, Plan, Prober
 from ..units import format_size
+from .allowance import Allowance
 from .bracket import Search, Sizes, fits
 
-LimitedBy = Literal["memory", "dataset", "ceiling"]
+LimitedBy = Literal["memory", "dataset", "ceiling", "task", "time"]
 
 
 class MaxBatch(int):
@@ -20,7 +21,8 @@ class MaxBatch(int):
         verdict: the run of this very size, whole steps on worst-case samples, that makes it the answer.
         probes: everything that was run, in order.
         limit: what a step was allowed to use.
-        limited_by: "memory", or what kept the search from going on: the "dataset" or a "ceiling".
+        limited_by: "memory", or what kept the search from going on: the "dataset", a "ceiling", the "task", whose code
+            refuses larger batches, or the "time" that they would take.
         assumed: a sentence for each thing that was taken for granted.
         proof: the next size up in a verdict run of its own, shown not to fit; None where that was not shown.
 
@@ -88,6 +90,11 @@ class MaxBatch(int):
         return self.verdict.peak_bytes
 
     @property
+    def has_no_room_above(self) -> bool:
+        """Whether a larger size is known not to fit."""
+        return any(p.plan.batch_size > self and not fits(p, self.limit, verdict=True) for p in self.probes)
+
+    @property
     def curve(self) -> tuple[tuple[int, int], ...]:
         """(batch size, peak bytes) of every probe that told its peak, by size; the last run of a size counts."""
         return tuple(sorted({p.plan.batch_size: p.peak_bytes for p in self.probes if p.peak_bytes is not None}.items()))
@@ -138,6 +145,8 @@ def find_max_batch_size(
     multiple_of: int = 1,
     power_of_two: bool = False,
     prove: bool = False,
+    own: int = 1,
+    allowance: Allowance | None = None,
     assumed: Iterable[str] = (),
     on_probe: Callable[[Measurement], None] | None = None,
 ) -> MaxBatch:
@@ -156,6 +165,9 @@ def find_max_batch_size(
         multiple_of: only multiples of this size are tried.
         power_of_two: only powers of two are tried.
         prove: run the next size up as a verdict too, and go on upwards should it fit after all.
+        own: the batch size that the task is trained with, which it is taken to accept.
+        allowance: how far to go; None for as far as memory and the ceiling let. An answer that it ended is no larger
+            size's refusal: `limited_by` is "time".
         assumed: sentences to carry in the answer.
         on_probe: called with each measurement as it comes.
 
@@ -163,6 +175,7 @@ def find_max_batch_size(
         SettingError: there is no size to try, or both `multiple_of` and `power_of_two` are given.
         DoesNotFit: not even the smallest size fits.
         WorkerDied: the worker crashed at the smallest size, so that its memory cannot be the reason.
+        TaskError: the task fails at each size that it was tried with.
     """
     if power_of_two and multiple_of != 1:
         raise SettingError(f"power_of_two and multiple_of exclude each other; got multiple_of={multiple_of}: give one")
@@ -172,7 +185,9 @@ def find_max_batch_size(
             f"no batch size can be tried"
         )
     sizes = Sizes(step=multiple_of, power_of_two=power_of_two, ceiling=ceiling)
-    search = Search(runner=runner, plan=plan, limit=runner.memory(), sizes=sizes, on_probe=on_probe)
+    search = Search(
+        runner=runner, plan=plan, limit=runner.memory(), asked=sizes, own=own, allowance=allowance, on_probe=on_probe
+    )
     smallest = sizes.above(0)
     try:
         batch_size = search.settle(prove=prove)
@@ -183,18 +198,32 @@ def find_max_batch_size(
         # All but the smallest are too large, and with the smallest the task does not train: batch norm with one sample.
         raise DoesNotFit(f"{_refusal(search, too_large)}. A batch of {smallest} does not train: {error}") from None
     if batch_size == 0:
+        smallest = search.sizes.above(0)
+        untrained = [size for size in search.refused if size < smallest]
+        if untrained:
+            size = max(untrained)
+            why = f"A batch of {size} does not train: {search.refused[size]}"
+            raise DoesNotFit(f"{_refusal(search, smallest)}. {why}")
         raise _refusal(search, smallest)
-    at_top = batch_size == sizes.top
-    after = None if at_top else search.verdicts.get(sizes.above(batch_size))
+    high = search.high
+    after = None if high is None else search.verdicts.get(high)
     return MaxBatch(
         batch_size,
         verdict=search.verdicts[batch_size],
         probes=search.probes,
         limit=search.limit,
-        limited_by=ceiling_is if at_top else "memory",
+        limited_by=_ended_by(search, batch_size, ceiling_is),
         assumed=(*assumed, *search.remarks()),
         proof=after if after is not None and _has_no_room(after, search.limit) else None,
     )
+
+
+def _ended_by(search: Search, size: int, ceiling_is: Literal["dataset", "ceiling"]) -> LimitedBy:
+    if search.is_cut:
+        return "time"
+    if search.high is not None:
+        return "memory"
+    return "task" if search.ends_with_task(size) else ceiling_is
 
 
 def _has_no_room(verdict: Measurement, limit: MemoryLimit) -> bool:

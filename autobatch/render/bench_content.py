@@ -30,7 +30,11 @@ _HOW = (
 
 
 # What ended a search for the largest batch that was not memory.
-_ENDS = {"ceiling": "the size at which it was to stop", "dataset": "the number of training samples"}
+_ENDS = {
+    "ceiling": "the size at which it was to stop",
+    "dataset": "the number of training samples",
+    "task": "an error of the task's own at larger ones",
+}
 
 
 def bench_summary(report: BenchReport) -> Document:

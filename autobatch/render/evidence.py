@@ -42,6 +42,8 @@ _LIMITS = {
     "memory": "Memory set the limit",
     "dataset": "The size of the data ended the search, not memory",
     "ceiling": "No larger size was to be tried",
+    "task": "The task takes no larger batch",
+    "time": "Larger ones would have taken time that is of more use elsewhere",
 }
 
 

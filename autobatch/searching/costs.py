@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..errors import BudgetTooShort
@@ -61,6 +62,11 @@ def horizon_s(
             f"{format_duration(max(0.0, remaining_s))} of it remain. Give at least {format_duration(1.01 * needed_s)}"
         )
     return affordable_s if train_time_s is None else min(train_time_s, affordable_s)
+
+
+def worth_step_s(remaining_s: float, train_time_s: float | None) -> float:
+    """Seconds of the longest step that a full trial in what remains takes often enough, whatever else it costs."""
+    return min(remaining_s / IN_A_ROW, math.inf if train_time_s is None else train_time_s) / MIN_STEPS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

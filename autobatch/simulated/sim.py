@@ -158,6 +158,7 @@ class SimRunner(Runner):
         return Measurement(
             plan=plan,
             outcome="ok" if peak <= limit.budget_bytes else "over_limit",
+            step_s=(plan.accumulation_steps * self.step_s(plan.batch_size),),
             peak_bytes=peak if self.reads_peak else None,
             alloc_retries=0,
             seconds=seconds,

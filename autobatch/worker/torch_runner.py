@@ -64,6 +64,11 @@ _EVALUATION_SAMPLE_S = 1.0  # an evaluation longer than this is timed in part
 _RISEN, _FEWEST_TO_JUDGE = 0.05, 16
 
 
+def _at(what: str, plan: Plan) -> str:
+    """What is done, with the batch size that it is done at: nobody may have asked for that one."""
+    return f"{what} at batch size {plan.batch_size}"
+
+
 class TorchRunner(OpenTask, Runner):
     """Runs a task on a device in this process; made as an `OpenTask` is."""
 
@@ -78,8 +83,8 @@ class TorchRunner(OpenTask, Runner):
         self._device.reset_peak()
         retries = self._device.alloc_retries()
         with self._borrow(), self._device.held_to_budget() if verdict else nullcontext():
-            what = "a training step" if self._mode == "training" else "a forward pass"
-            finite = self._guarded(what, lambda: self._probe_steps(plan, verdict))
+            what = _at("a training step" if self._mode == "training" else "a forward pass", plan)
+            ran = self._guarded(what, lambda: self._probe_steps(plan, verdict))
             peak, allocated = self._device.peak_bytes(), self._device.peak_allocated_bytes()
             if self._live:
                 self._bench = None  # it holds the borrowed model
@@ -87,15 +92,16 @@ class TorchRunner(OpenTask, Runner):
         others_now = self._device.others_bytes()
         if others is not None and others_now is not None:
             others = max(others, others_now)
-        if isinstance(finite, Refused):
+        if isinstance(ran, Refused):
             return Measurement(
                 plan=plan,
                 outcome="oom",
                 others_bytes=others,
                 seconds=perf_counter() - started,
                 fresh=fresh,
-                message=finite.message if peak is None else f"{finite.message} (beside {format_size(peak)} in use)",
+                message=ran.message if peak is None else f"{ran.message} (beside {format_size(peak)} in use)",
             )
+        finite, step_s = ran
         outcome: Outcome = "ok" if finite else "nonfinite"
         if peak is not None and peak > self._limit.budget_bytes:
             outcome = "over_limit"
@@ -103,6 +109,7 @@ class TorchRunner(OpenTask, Runner):
         return Measurement(
             plan=plan,
             outcome=outcome,
+            step_s=(step_s,),
             peak_bytes=peak,
             allocated_bytes=allocated,
             others_bytes=others,
@@ -111,8 +118,8 @@ class TorchRunner(OpenTask, Runner):
             fresh=fresh,
         )
 
-    def _probe_steps(self, plan: Plan, verdict: bool) -> bool:
-        """Run the steps of a probe; whether every loss was finite."""
+    def _probe_steps(self, plan: Plan, verdict: bool) -> tuple[bool, float]:
+        """Run the steps of a probe; whether every loss was finite, and the seconds of a step that was not the first."""
         steps = _VERDICT_STEPS if verdict else _EXPLORE_STEPS
         if self._mode == "inference":
             return self._probe_forward(plan, steps)
@@ -127,12 +134,16 @@ class TorchRunner(OpenTask, Runner):
         # Nobody's training is harmed by a last batch of one sample but batch norm's, which cannot take it.
         if rest > 1:
             self._probe_short_batch(bench, rest)
+        self._device.synchronize()
+        begun = perf_counter()
         losses.append(bench.step(cycle([batch])))
+        self._device.synchronize()
+        step_s = perf_counter() - begun
         if verdict and self._soak_steps:
             batches = training_batches(self._task, self._train_data(), plan, seed=0, rank=self._rank)
             losses.extend(bench.step(batches) for _ in range(self._soak_steps))
         self._device.synchronize()
-        return all(bool(torch.isfinite(loss)) for loss in losses if loss is not None)
+        return all(bool(torch.isfinite(loss)) for loss in losses if loss is not None), step_s
 
     def _probe_short_batch(self, bench: Trainer, size: int) -> None:
         """A step on what an epoch may leave for its last batch."""
@@ -157,13 +168,17 @@ class TorchRunner(OpenTask, Runner):
             if not no_batch or self._device.is_out_of_memory(error):
                 raise
 
-    def _probe_forward(self, plan: Plan, passes: int) -> bool:
+    def _probe_forward(self, plan: Plan, passes: int) -> tuple[bool, float]:
         model = self._task.model().to(self._device.torch_device).eval()
         batch = to_device(self._worst_batch(plan.batch_size), self._device.torch_device)
         with torch.no_grad(), autocast(self._device.torch_device, plan.precision):
-            outputs = [self._task.loss(model, batch) for _ in range(passes)]
+            outputs = [self._task.loss(model, batch) for _ in range(passes - 1)]
+            self._device.synchronize()
+            begun = perf_counter()
+            outputs.append(self._task.loss(model, batch))
         self._device.synchronize()
-        return all(bool(torch.isfinite(output).all()) for output in outputs)
+        step_s = perf_counter() - begun
+        return all(bool(torch.isfinite(output).all()) for output in outputs), step_s
 
     # -- speed --------------------------------------------------------------------------------------------------------
 
@@ -172,7 +187,7 @@ class TorchRunner(OpenTask, Runner):
     ) -> Measurement:
         started = perf_counter()
         with self._borrow():
-            timed = self._guarded("a training step", lambda: self._time_step(plan, budget_s, loader, parts))
+            timed = self._guarded(_at("a training step", plan), lambda: self._time_step(plan, budget_s, loader, parts))
             if self._live:
                 self._bench = None
         seconds = perf_counter() - started
@@ -207,7 +222,7 @@ class TorchRunner(OpenTask, Runner):
         if self._group is not None or (self._device.joules() is None and self._device.watts() is None):
             return None
         with self._borrow():
-            found = self._guarded("a training step", lambda: self._measure_energy(plan, budget_s))
+            found = self._guarded(_at("a training step", plan), lambda: self._measure_energy(plan, budget_s))
             if self._live:
                 self._bench = None
         return None if isinstance(found, Refused) else found
@@ -271,7 +286,7 @@ class TorchRunner(OpenTask, Runner):
         started = perf_counter()
         self._drop_bench()
         with self._borrow():
-            swept = self._guarded("a training step", lambda: self._sweep(plan, lowest, highest, steps, seed))
+            swept = self._guarded(_at("a training step", plan), lambda: self._sweep(plan, lowest, highest, steps, seed))
         self._device.clean_up()
         if isinstance(swept, Refused):
             raise TaskError(f"the range test at batch {plan.batch_size} does not fit in memory: {swept.message}")
@@ -316,7 +331,7 @@ class TorchRunner(OpenTask, Runner):
         self._drop_bench()
         state = self._paused(rung) if rung.start_step else None
         with self._borrow():
-            done = self._guarded("training", lambda: self._advance(rung, state, started))
+            done = self._guarded(_at("training", rung.config.plan), lambda: self._advance(rung, state, started))
         self._device.clean_up()
         if isinstance(done, Refused):
             done = RungResult(rung=rung, outcome="oom", message=done.message)
