@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from ..plan import Measurement
 
-# Steps' worth of time that a larger probe takes at most: four for a verdict, and an evaluation (a third of a step as a
-# rule) with a short batch. Assumed.
-_STEPS_A_PROBE = 5
-# Further steps that take no more than this share of the time are worth it whatever the size is good for. Assumed.
+# Steps that it takes to try a size and to have it as the answer: two to explore and four of a verdict, with an
+# evaluation (a third of a step as a rule) and a short batch each. Assumed.
+_STEPS_A_SIZE = 8
+_WORTH_A_PROBE = 1.5  # times the largest so far: for less no time is taken once there is little of it. Assumed.
+# A size whose steps take no more than this share of the time is tried whatever it is good for. Assumed.
 _CHEAP_SHARE = 0.01
 # Times the knee: the race reaches to four (`space_for`), and one step at each of two sizes says no more than roughly
 # where it is. Assumed.
@@ -45,12 +46,14 @@ class Allowance:
         size, step_s, probe_s = timed[-1]
 
         def reaches(seconds: float) -> float:
-            return size * (1 + (seconds - probe_s) / (_STEPS_A_PROBE * step_s))
+            return size * (1 + (seconds - probe_s) / (_STEPS_A_SIZE * step_s))
 
         cheap_s = _CHEAP_SHARE * self.time_s
         left_s = self.left_s() if len(probes) > 1 else max(self.left_s(), probe_s + cheap_s)
+        cheap = size * cheap_s / (_STEPS_A_SIZE * step_s)
         useful = min(size * self.worth_s / step_s, _KNEES * _knee([(size, step_s) for size, step_s, _ in timed]))
-        return min(reaches(left_s), max(useful, size * (1 + cheap_s / (_STEPS_A_PROBE * step_s))))
+        most = min(reaches(left_s), max(useful, cheap))
+        return most if most >= _WORTH_A_PROBE * size else size
 
 
 def _knee(steps: Sequence[tuple[int, float]]) -> float:

@@ -12,12 +12,14 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import IterableDataset
 
 from ..devices.oom import is_out_of_memory
 from ..errors import TaskError
@@ -99,7 +101,9 @@ def check_task(
                     with findings.attempt("weight(batch)"):
                         weight_of(task.weight, train_batch)
                 with told_seeds(findings, "a training step"):
-                    stepped = train_batch is not None and _check_step(findings, model, to_device(train_batch, device))
+                    stepped = train_batch is not None and _check_any_step(
+                        findings, model, to_device(train_batch, device), lambda: _whole_batch(task, train, batch_size)
+                    )
                 _check_optimizer(findings, model, stepped=stepped)
             _warn(findings, model, batch_size)
     if findings.problems:
@@ -192,6 +196,15 @@ def _train_batch(findings: Findings, samples: list[Any], batch_size: int) -> Any
     return None
 
 
+def _whole_batch(task: Task, data: Any, batch_size: int) -> Any:
+    """A training batch of the baseline's own size."""
+    if task.train_loader is not None:
+        return checked_loader_batch(task, batch_size)
+    is_stream = isinstance(data, IterableDataset)
+    samples = list(islice(data, batch_size)) if is_stream else [data[index] for index in range(batch_size)]
+    return collate_samples(task, samples)
+
+
 def _check_model(findings: Findings, *, trains: bool = True) -> nn.Module | None:
     task = findings.task
     with findings.attempt("model()"):
@@ -247,6 +260,25 @@ def _shape_hint(model: nn.Module, batch: Any, error: BaseException) -> str:
     if not any(word in str(error).lower() for word in _SHAPE_WORDS):
         return ""
     return f"the batch is {describe_batch(batch)}; the model's first layer is {_first_layer(model)}"
+
+
+def _check_any_step(findings: Findings, model: nn.Module, few: Any, whole: Callable[[], Any]) -> bool:
+    """A step on a few samples; on a batch of the baseline's size where only that one is what the task takes.
+
+    A loss over groups of eight refuses four samples, and nobody trains with four.
+    """
+    before = len(findings.problems)
+    stepped = _check_step(findings, model, few)
+    if len(findings.problems) == before:
+        return stepped
+    again = Findings(findings.task, findings.load)
+    with again.attempt("a batch of the baseline's size"):
+        stepped = _check_step(again, model, to_device(whole(), next(model.parameters()).device))
+    if again.problems or (again.warnings and not stepped):
+        return False  # what a few samples show is quicker to look into
+    del findings.problems[before:]
+    findings.warnings += again.warnings
+    return stepped
 
 
 def _check_step(findings: Findings, model: nn.Module, batch: Any) -> bool:
