@@ -404,3 +404,11 @@ def test_a_size_is_seen_once_before_another_is_seen_again() -> None:
     curve = profile(runner, Plan(batch_size=1), max_batch=64, budget_s=14.5)
     assert runner.seen == [8, 16, 32, 64]  # 14.4 s of the fewest steps, more than a fourth of the time
     assert curve.skipped == ()
+
+
+def test_a_size_whose_fewest_steps_would_outlast_the_time_twice_is_left_out() -> None:
+    runner = Restless(step_s=lambda batch: 0.02 * batch)
+    curve = profile(runner, Plan(batch_size=1), max_batch=1024, budget_s=5.0, include=[8])
+    assert max(runner.seen) <= 32  # the next has steps of 1.28 s
+    assert curve.skipped[-1] == 1024
+    assert runner.clock.now_s < 10.0

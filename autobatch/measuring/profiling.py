@@ -136,8 +136,10 @@ def profile(
         # A size never seen tells more than a further visit, but not more than what is to be refined.
         if (left_of_pass_s if refine else left_s) <= 0 and has_timed:
             break
-        if has_timed and FEWEST_STEPS_WITH_PARTS * so_far().step_s(size) > left_s:
-            continue  # even the fewest steps would outlast the budget; a neighbour of the knee tells more
+        # Even the fewest steps would outlast the budget, where a neighbour of the knee tells more; or outlast it twice.
+        most_s = left_s if refine else left_s + budget_s
+        if has_timed and FEWEST_STEPS_WITH_PARTS * so_far().step_s(size) > most_s:
+            continue
         measure(size, max(0.0, left_of_pass_s) / (len(sizes) - done))
     if not any(first.outcome == "ok" and first.step_s for first, *_ in visits.values()):
         found = "; ".join(f"{m.plan.batch_size}: {m.outcome} {m.message or ''}".strip() for m, *_ in visits.values())
