@@ -39,6 +39,7 @@ from autobatch.errors import AutobatchError, DoesNotFit, SettingError, TaskError
 from autobatch.guarding.guard import OomSafeBackward
 
 from .ready_python import Started, run
+from .transformers_like import Images, Language, Output, Tokens, sentences
 
 pytestmark = pytest.mark.usefixtures("ready_python")
 
@@ -545,6 +546,58 @@ def test_a_mean_over_tokens_is_weighted_by_their_count(labels: list[int], size: 
     backward = oom_safe(model, cross_entropy, micro_batch_size=size, weight=lambda batch: (batch[1] != -100).sum())
     mean = backward(batch)
     torch.testing.assert_close((mean, gradients(model)), plain(model, batch), equal_nan=True)
+
+
+@given(
+    labels=st.lists(st.lists(st.sampled_from([-100, 0, 1]), min_size=3, max_size=3), min_size=2, max_size=9),
+    size=st.integers(1, 9),
+)
+@settings(max_examples=40)
+def test_the_default_loss_counts_its_labels_by_itself(labels: list[list[int]], size: int) -> None:
+    class Words(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).movedim(-1, 1)
+
+    model, y = Words(), torch.tensor(labels)
+    x = torch.randn(*y.shape, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    mean = oom_safe(model, micro_batch_size=size)((x, y))
+    expected, expected_gradients = plain(model, (x, y))
+    torch.testing.assert_close((mean, gradients(model)), (expected.nan_to_num(0.0), expected_gradients))
+
+
+@pytest.mark.parametrize("model", [Language(), Language(Output), Tokens(), Tokens(dict)], ids=repr)
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_batch_of_transformers_is_understood_and_counted_by_its_labels(model: nn.Module, size: int) -> None:
+    batch = sentences(8, seed=size)
+    model = copy.deepcopy(model).double()
+    model.zero_grad()
+    mean = oom_safe(model, micro_batch_size=size)(batch)
+    expected = plain(model, batch, lambda model, batch: _loss(model(**batch)))
+    torch.testing.assert_close((mean, gradients(model)), expected)
+
+
+def _loss(output: Any) -> Tensor:
+    loss: Tensor = output["loss"] if isinstance(output, dict) else output.loss
+    return loss
+
+
+def test_images_and_their_labels_in_a_mapping_are_split() -> None:
+    model = Images()
+    batch = {"pixel_values": torch.randn(6, 3, 2, 2), "labels": torch.tensor([0, 1, 2, 2, 1, 0])}
+    expected = plain(model, batch, lambda model, batch: _loss(model(**batch)))
+    backward = oom_safe(model, micro_batch_size=4)
+    torch.testing.assert_close((backward(batch), gradients(model)), expected)
+    assert backward.accumulation_steps == 2
+
+
+def test_a_task_brings_its_weight() -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], weight=torch.tensor([0.1, 3.0]).double())
+
+    model, batch = Net(), samples(7)
+    made = task(loss=loss, weight=lambda batch: torch.tensor([0.1, 3.0])[batch[1]].sum())
+    mean = oom_safe(model, made, micro_batch_size=2)(batch)
+    torch.testing.assert_close((mean, gradients(model)), plain(model, batch, loss), rtol=1e-6, atol=1e-6)
 
 
 def test_what_a_loss_that_is_a_module_learns_is_guarded_too() -> None:

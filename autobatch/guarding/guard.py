@@ -18,8 +18,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..devices.oom import is_out_of_memory
 from ..errors import DoesNotFit, SettingError, TaskError, first_line
 from ..tasks.data import Batch, to_device
+from ..tasks.defaults import labels_counted
 from ..tasks.state import rng_state, set_rng_state
 from ..tasks.task import Task, cross_entropy_loss
+from ..worker.shares import weight_of
 from ..worker.training import autocast
 from .guard_ranks import Refused, check_layers, check_wrapping, ranks_of
 from .micro_batches import PASS_SPLIT, BySplit, Cut, Parts, Split, kind_of, ways_to_cut
@@ -70,21 +72,22 @@ def oom_safe(
     Dropout draws another mask, and hooks of tensors run once for each.
 
     Under DistributedDataParallel every rank calls it equally often; batches may differ in length. All ranks run the
-    same micro-batch size, and end with the mean of their gradients. It is taken after the backward pass and not during
-    it, since a rank that runs out of memory halfway would leave the others waiting: their overlap is what is given up,
-    and the wrapper's communication hooks and `no_sync()` have no effect.
+    same micro-batch size, and end with the plain mean of their gradients, as the wrapper gives it. It is taken after
+    the backward pass and not during it, since a rank that runs out of memory halfway would leave the others waiting:
+    their overlap is what is given up, and the wrapper's communication hooks and `no_sync()` have no effect.
 
     Args:
         model: in training; also compiled, or wrapped in DistributedDataParallel. What the loss learns or changes is
             part of it, or of the loss where that is a module.
         loss: `loss(model, batch)`, a scalar, the mean over the samples of the batch it is given; autocast is its own
-            affair. By default the cross-entropy of `model(x)` against `y`. Of a `Task`, its loss in its precision.
+            affair. By default the cross-entropy of `model(x)` against `y`, or what a transformers model makes of
+            `labels` in the batch. Of a `Task`, its loss in its precision, by its weight.
         accumulation: False says that the loss couples the samples of a batch, and is refused.
         micro_batch_size: samples at a time to begin with; None for whole batches.
         scaler: scales each loss before its backward pass, for fp16; to unscale, step and update is the caller's.
         weight: `weight(batch)`, the count of what the loss is a mean over where that is not samples, as in
             `lambda batch: (batch["labels"] != -100).sum()` for tokens. Called with each micro-batch, when there are
-            several.
+            several. The default loss counts its labels by itself.
         split: `split(batch, micro_batch_size)`, a list of batches of at most so many samples, every sample in one; for
             batches whose samples nobody else can tell, as with time first, `lambda batch, size: batch.split(size, 1)`.
             With a size of 1 it counts them.
@@ -137,6 +140,7 @@ class OomSafeBackward:
             )
         if isinstance(loss, Task):
             _check_task(loss, scaler)
+            weight = weight or loss.weight
         self.micro_batch_size, self.accumulation_steps, self.oom_count = micro_batch_size, 0, 0
         self._model, self._scaler, self._weight, self._split = model, scaler, weight, split
         self._known: dict[tuple[Any, ...], str] = {}  # by what batches of a kind were found to be cut
@@ -205,7 +209,16 @@ class OomSafeBackward:
 
     def _run(self, batch: Batch, before: _Before) -> Tensor:
         _check_what_runs(self._parts)
-        parts = [self._backward(piece, share) for piece, share in self._pieces(batch, before)]
+        pieces = self._pieces(batch, before)
+        # How many labels the default loss is a mean over shows in the first forward pass of a model that shifts them.
+        shares = None if self._loss is cross_entropy_loss and self._weight is None else self._shares(pieces)
+        parts = []
+        for index, (piece, _) in enumerate(pieces):
+            if shares is not None and not shares[index]:  # nothing in it counts
+                continue
+            mean = self._loss_of(piece)
+            shares = shares or self._shares(pieces)
+            parts.append(self._backward(mean, shares[index]))
         self.accumulation_steps = len(parts)
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
@@ -274,21 +287,34 @@ class OomSafeBackward:
         """The loss of a batch times what it is a mean over, and how exact a number of its type is."""
         before.put_values_back()
         loss = self._loss_of(piece).detach()
-        weight = 1.0 if self._weight is None else float(self._weight(piece))
+        counted = self._counted(piece)
+        weight = 1.0 if counted is None else counted
         return float(loss) * weight if weight else 0.0, torch.finfo(loss.dtype).eps
 
-    def _pieces(self, batch: Batch, before: _Before) -> list[tuple[Batch, float]]:
-        """The micro-batches with their shares in the mean; one without a share (no token counts) is left out."""
+    def _counted(self, piece: Batch) -> float | None:
+        """How many things the loss of a piece is a mean over; None where they are its samples."""
+        if self._weight is not None:
+            return weight_of(self._weight, piece)
+        return labels_counted(self._model, piece) if self._loss is cross_entropy_loss else None
+
+    def _pieces(self, batch: Batch, before: _Before) -> list[tuple[Batch, int]]:
+        """The micro-batches with their samples."""
         size = self.micro_batch_size
         if size is None or (cut := self._cut(batch, before)).count <= size:
-            return [(batch, 1.0)]
-        pieces = cut.pieces(size)
-        weights = [float(samples) for _, samples in pieces]
-        if self._weight is not None:
-            counted = [float(self._weight(piece)) for piece, _ in pieces]
-            weights = counted if any(counted) else weights  # a mean over nothing is for the loss to make sense of
-        total = sum(weights)
-        return [(piece, weight / total) for (piece, _), weight in zip(pieces, weights, strict=True) if weight]
+            return [(batch, 1)]
+        return cut.pieces(size)
+
+    def _shares(self, pieces: list[tuple[Batch, int]]) -> list[float]:
+        """Of micro-batches in the mean over the batch."""
+        if len(pieces) == 1:
+            return [1.0]
+        counted = [self._counted(piece) for piece, _ in pieces]
+        weights = [
+            float(samples) if weight is None else weight for (_, samples), weight in zip(pieces, counted, strict=True)
+        ]
+        if not any(weights):  # a mean over nothing is for the loss to make sense of
+            weights = [float(samples) for _, samples in pieces]
+        return [weight / sum(weights) for weight in weights]
 
     def _loss_of(self, piece: Batch) -> Tensor:
         devices = list({parameter.device for parameter in self._parts.parameters()}) or [torch.device("cpu")]
@@ -301,8 +327,7 @@ class OomSafeBackward:
             raise TaskError(f"loss(model, batch) returns a scalar tensor, the mean over the batch; it returned {found}")
         return mean
 
-    def _backward(self, piece: Batch, share: float) -> Tensor:
-        mean = self._loss_of(piece)
+    def _backward(self, mean: Tensor, share: float) -> Tensor:
         part = mean if share == 1 else mean * share
         (part if self._scaler is None else self._scaler.scale(part)).backward()
         return part.detach()
