@@ -374,7 +374,9 @@ def find_lr(
         on_progress(Progress(stage="range test", text=f"{steps} steps at batch {plan.effective_batch_size}"))
         curve = find_lr_curve(runner, plan, steps=steps, seed=seed, rule=rule)
         found = "no suggestion" if curve.suggestion is None else f"suggests {format_lr(curve.suggestion)}"
-        on_progress(Progress(stage="range test", text=f"{rule} {found} ({format_duration(curve.sweep.seconds)})"))
+        left_out = ", without the task's schedule" if curve.sweep.without_schedule else ""
+        took = format_duration(curve.sweep.seconds)
+        on_progress(Progress(stage="range test", text=f"{rule} {found}{left_out} ({took})"))
         return curve
 
 

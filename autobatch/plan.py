@@ -279,6 +279,7 @@ class LrSweep:
         losses: the training loss at each rate before its step was taken; cut where the loss blew up.
         diverged: the sweep ended early because the loss was not finite or far above its lowest.
         seconds: what the test cost.
+        without_schedule: the task has a schedule, which was left out, as the test sets the rate at each step.
     """
 
     plan: Plan
@@ -286,6 +287,7 @@ class LrSweep:
     losses: tuple[float, ...]
     diverged: bool
     seconds: float
+    without_schedule: bool = False
 
     @property
     def diverged_step(self) -> int | None:

@@ -345,7 +345,8 @@ class _Tune:
             self.say("range test", f"left out: {error}")
             return None
         what = "no suggestion" if found.suggestion is None else f"suggests {format_lr(found.suggestion)}"
-        self.say("range test", f"{found.rule} {what} at batch {plan.effective_batch_size}")
+        left_out = ", without the task's schedule" if found.sweep.without_schedule else ""
+        self.say("range test", f"{found.rule} {what} at batch {plan.effective_batch_size}{left_out}")
         return found
 
     def race(

@@ -314,6 +314,26 @@ def test_profile_and_find_lr_answer_in_json(tmp_path: Path) -> None:
     assert json.loads(sweep.stdout)["rule"] == "min/10"
 
 
+ONE_CYCLE = """
+
+def scheduler(optimizer, total_steps):
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=RATE, total_steps=total_steps)
+"""
+
+
+def test_a_schedule_with_a_rate_of_its_own_is_refused_with_a_remedy_that_works(tmp_path: Path) -> None:
+    text = MINIMAL.read_text() + ONE_CYCLE
+    (tmp_path / "own.py").write_text(text.replace("RATE", "0.01"))
+    told = refused(autobatch("find-lr", "own.py", "-q", cwd=tmp_path))
+    (remedy,) = re.findall(r"pass OneCycleLR max_lr=(\S+)$", told, re.MULTILINE)
+    (tmp_path / "given.py").write_text(text.replace("RATE", remedy))
+    found = autobatch("find-lr", "given.py", "--steps", FEWEST_STEPS, "--output", "found.json", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "The task's schedule was left out" in re.sub(r"\s+", " ", found.stdout)
+    assert re.search("range test: .*, without the task's schedule", found.stderr)
+    assert json.loads((tmp_path / "found.json").read_text())["without_schedule"] is True
+
+
 def test_doctor_says_why_a_fact_is_missing(tmp_path: Path) -> None:
     result = autobatch("doctor", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -379,6 +379,16 @@ def test_a_range_test_without_an_answer_says_so() -> None:
     assert "the loss never blew up" in text
 
 
+def test_a_range_test_says_what_of_the_task_it_left_out() -> None:
+    assert EXAMPLE.learning_rate is not None
+    without = changed(learning_rate={**EXAMPLE.learning_rate, "without_schedule": True})
+    sentence = "The task's schedule was left out: the test sets the rate of each step itself."
+    for draw in (drawn, to_markdown):
+        assert sentence in one_line(draw(without))
+        assert sentence not in one_line(draw(EXAMPLE))
+    assert sentence in one_line(printed(lambda console: print_lr(without.learning_rate or {}, console)))
+
+
 def test_a_stored_report_draws_as_the_fresh_one() -> None:
     stored = Report.from_json(EXAMPLE.to_json())
     assert drawn(stored) == drawn(EXAMPLE)

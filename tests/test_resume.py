@@ -86,12 +86,13 @@ def started(path: Path, **changes: Any) -> RunFolder:
 def test_what_the_stages_found_comes_back_to_the_last_bit() -> None:
     runner = simulated(slowdown=1.37)
     largest = find_max_batch_size(runner, Plan(batch_size=1), ceiling=4096, ceiling_is="ceiling")
+    curve = find_lr_curve(runner, Plan(batch_size=64))
     found = Found(
         largest=largest,
         micro_batch=64,
         curve=profile(runner, Plan(batch_size=1), max_batch=512, budget_s=1 / 3),
         is_swept=True,
-        sweep=find_lr_curve(runner, Plan(batch_size=64)),
+        sweep=replace(curve, sweep=replace(curve.sweep, without_schedule=True)),
         eval_s=0.1 + 0.2,
         horizon_s=1 / 7,
     )
@@ -102,6 +103,9 @@ def test_what_the_stages_found_comes_back_to_the_last_bit() -> None:
     assert back.curve is not None
     assert found.curve is not None
     assert back.curve.step_s(37) == found.curve.step_s(37)
+    before = json.loads(json.dumps(found.to_json()))
+    del before["sweep"]["without_schedule"]  # a run that an earlier version began
+    assert Found.from_json(Reader(before, "a test")).sweep == curve
 
 
 def test_the_state_of_a_run_comes_back(tmp_path: Path) -> None:

@@ -193,6 +193,31 @@ def test_a_range_test_starts_flat_ends_high_and_touches_no_generator(cpu: TorchR
     assert sweep.diverged or sweep.losses[-1] > min(sweep.losses)
 
 
+def test_a_range_test_leaves_the_rate_of_a_group_that_has_its_own_and_says_that_the_schedule_is_out(
+    tmp_path: Path,
+) -> None:
+    seen: list[tuple[float, ...]] = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            seen.append(tuple(group["lr"] for group in self.param_groups))
+            return super().step(closure)
+
+    def optimizer(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        first, *others = model.parameters()
+        groups: list[dict[str, Any]] = [{"params": [first], "lr": 0.01}, {"params": others, "lr": 10 * lr}]
+        return Watched(groups, lr=lr)
+
+    for scheduler in (None, Table):
+        runner = opened("cpu", tmp_path, optimizer=optimizer, scheduler=scheduler)
+        sweep = runner.sweep_lr(Plan(batch_size=16), lowest=1e-4, highest=1e-2, steps=20, seed=0)
+        runner.close()
+        assert sweep.without_schedule == (scheduler is not None)
+        assert [first for first, _ in seen] == 20 * [0.01]
+        assert [others for _, others in seen] == pytest.approx([10 * lr for lr in sweep.lrs])
+        seen.clear()
+
+
 def test_loader_compute_and_step_are_timed_apart(cpu: TorchRunner) -> None:
     timed = cpu.time(Plan(batch_size=16), budget_s=0.5)
     assert len(timed.step_s) >= 3
@@ -264,7 +289,7 @@ class Table:
 
     def __init__(self, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
         self.optimizer, self.step_count = optimizer, 0
-        self.rates = [0.1 / (1 + index) for index in range(total_steps)]
+        self.rates = [optimizer.param_groups[0]["lr"] / (1 + index) for index in range(total_steps)]
         self.step()
 
     def step(self) -> None:

@@ -142,6 +142,7 @@ class LrCurve:
             "losses": [loss if math.isfinite(loss) else None for loss in self.sweep.losses],
             "smoothed": list(self.smoothed),
             "seconds": self.sweep.seconds,
+            "without_schedule": self.sweep.without_schedule,
         }
 
 

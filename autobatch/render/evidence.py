@@ -167,11 +167,15 @@ def _phases(found: Json) -> Iterator[Part]:
 
 
 def lr_sentence(found: Json) -> str:
-    """What the range test suggests, and where it blew up."""
+    """What the range test suggests, where it blew up, and what of the task was left out of it."""
     batch = found["batch_size"] * found["accumulation_steps"] * found.get("ranks", 1)
     suggestion = known(found["suggestion"], format_lr, "nothing: the loss never fell by more than its noise")
     blew_up = known(found["diverged_at"], lambda lr: f"blew up at {format_lr(lr)}", "never blew up")
-    return f"The rule {found['rule']} suggests {suggestion}, at batch {batch}; the loss {blew_up}."
+    left_out = " The task's schedule was left out: the test sets the rate of each step itself."
+    return (
+        f"The rule {found['rule']} suggests {suggestion}, at batch {batch}; the loss {blew_up}."
+        f"{left_out if found.get('without_schedule') else ''}"
+    )
 
 
 def lr_section(found: Json) -> Section:

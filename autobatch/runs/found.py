@@ -131,5 +131,6 @@ def _sweep(found: Reader) -> LrCurve:
         losses=tuple(math.nan if loss is None else loss for loss in losses),
         diverged=found.get("diverged", bool),
         seconds=found.number("seconds"),
+        without_schedule=bool(found.get_or_none("without_schedule", bool)),  # runs of before do not say
     )
     return LrCurve(sweep=sweep, rule=found.get("rule", str))

@@ -1,13 +1,11 @@
 """Call every part of a task once, on a few samples, and tell everything that is wrong with it together.
 
 What is checked is what would otherwise fail in the middle of a search: the model, the data, one training step, one
-evaluation, the optimizer, the schedule. Not checked: torch.compile, loader workers, and plain `after_step` functions,
-whose effects could not be undone.
+evaluation, the optimizer, the schedule and what else sets the rate. Not checked: torch.compile and loader workers.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +29,7 @@ from ..tasks.task import Task, accuracy, blame
 from ..tasks.task_file import gather
 from ..tasks.worst_case import checked_loader_batch
 from .check_data import Findings, check_dataset, describe_batch, told_seeds
+from .check_rates import DRY_RUN_STEPS, check_schedule, check_steps, has_writers, scheduled_rates
 from .gradients import clip_norm, held
 from .modes import to_train
 from .shares import weight_of
@@ -38,8 +37,6 @@ from .training import autocast
 
 # Samples of the batch that the model is run on: several, so that a vector of per-sample losses is told from a scalar.
 _BATCH = 4
-# Resolution of the schedule's dry run. Assumed: a warm-up of 0.1 % of training is still seen.
-_DRY_RUN_STEPS = 1000
 
 # Parts of the messages torch raises when tensors do not fit each other or the layer they meet (torch 2.6 to 2.13).
 _SHAPE_WORDS = (
@@ -100,11 +97,21 @@ def check_task(
                 if task.weight is not None and train_batch is not None:
                     with findings.attempt("weight(batch)"):
                         weight_of(task.weight, train_batch)
+                # Before the step, as in training: a task may keep it for its training_step.
+                optimizer = _made_optimizer(findings, model)
                 with told_seeds(findings, "a training step"):
-                    stepped = train_batch is not None and _check_any_step(
-                        findings, model, to_device(train_batch, device), lambda: _whole_batch(task, train, batch_size)
+                    batch = (
+                        None
+                        if train_batch is None
+                        else _check_any_step(
+                            findings,
+                            model,
+                            to_device(train_batch, device),
+                            lambda: _whole_batch(task, train, batch_size),
+                        )
                     )
-                _check_optimizer(findings, model, stepped=stepped)
+                if optimizer is not None:
+                    _check_optimizer(findings, model, optimizer, batch)
             _warn(findings, model, batch_size)
     if findings.problems:
         raise _gathered(findings)
@@ -137,7 +144,7 @@ def check_inference(task: Task, load: Callable[[str], Any]) -> tuple[str, ...]:
     return tuple(findings.warnings)
 
 
-def peak_lr_fraction(task: Task, *, total_steps: int = _DRY_RUN_STEPS) -> float:
+def peak_lr_fraction(task: Task, *, total_steps: int = DRY_RUN_STEPS) -> float:
     """Where in the schedule the learning rate first reaches its peak, in [0, 1); 0.0 for a constant or falling rate.
 
     The user's scheduler is run over `total_steps` on an optimizer that never sees a gradient.
@@ -153,13 +160,14 @@ def peak_lr_fraction(task: Task, *, total_steps: int = _DRY_RUN_STEPS) -> float:
             with _borrowed(task, model):
                 model.zero_grad(set_to_none=True)
                 optimizer = task.optimizer(model, task.baseline_config()[0].lr)
-                rates = _scheduled_rates(task, optimizer, total_steps)
+                _, held_rates = scheduled_rates(task, optimizer, total_steps)
         except TaskError:
             raise
         except Exception as error:
             if is_out_of_memory(error):  # no fault of the task: the memory probe says so, with figures
                 raise
             raise blame("scheduler(optimizer, total_steps)", error, task.path) from error
+    rates = [sum(groups) for groups in held_rates]
     peak = max(rates)
     # Within rounding of the peak counts, so that a plateau is dated from its beginning.
     return next(step for step, rate in enumerate(rates) if rate >= peak * (1 - 1e-6)) / total_steps
@@ -262,23 +270,26 @@ def _shape_hint(model: nn.Module, batch: Any, error: BaseException) -> str:
     return f"the batch is {describe_batch(batch)}; the model's first layer is {_first_layer(model)}"
 
 
-def _check_any_step(findings: Findings, model: nn.Module, few: Any, whole: Callable[[], Any]) -> bool:
+def _check_any_step(findings: Findings, model: nn.Module, few: Any, whole: Callable[[], Any]) -> Any:
     """A step on a few samples; on a batch of the baseline's size where only that one is what the task takes.
+
+    The batch of which there are gradients now; None where there are none.
 
     A loss over groups of eight refuses four samples, and nobody trains with four.
     """
     before = len(findings.problems)
     stepped = _check_step(findings, model, few)
     if len(findings.problems) == before:
-        return stepped
+        return few if stepped else None
     again = Findings(findings.task, findings.load)
     with again.attempt("a batch of the baseline's size"):
-        stepped = _check_step(again, model, to_device(whole(), next(model.parameters()).device))
+        batch = to_device(whole(), next(model.parameters()).device)
+        stepped = _check_step(again, model, batch)
     if again.problems or (again.warnings and not stepped):
-        return False  # what a few samples show is quicker to look into
+        return None  # what a few samples show is quicker to look into
     del findings.problems[before:]
     findings.warnings += again.warnings
-    return stepped
+    return batch if stepped else None
 
 
 def _check_step(findings: Findings, model: nn.Module, batch: Any) -> bool:
@@ -359,14 +370,23 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _check_optimizer(findings: Findings, model: nn.Module, *, stepped: bool) -> None:
-    """Build the optimizer and the schedule and take a step; `stepped` says whether the parameters have gradients."""
+def _made_optimizer(findings: Findings, model: nn.Module) -> torch.optim.Optimizer | None:
+    task = findings.task
+    with findings.attempt("optimizer(model, lr)"):
+        optimizer = _require_optimizer(task.optimizer(model, task.baseline_config()[0].lr))
+        to_train(optimizer)
+        return optimizer
+    return None
+
+
+def _check_optimizer(findings: Findings, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> None:
+    """Take a step and run the schedule, at two rates.
+
+    `batch` is the one of which the parameters have gradients; None where they have none.
+    """
     task = findings.task
     lr = task.baseline_config()[0].lr
-    optimizer: Any = None
     with findings.attempt("optimizer(model, lr)"):
-        optimizer = _require_optimizer(task.optimizer(model, lr))
-        to_train(optimizer)
         groups, doubled = optimizer.param_groups, _require_optimizer(task.optimizer(model, 2 * lr)).param_groups
         if [group.get("lr") for group in groups] == [group.get("lr") for group in doubled]:
             raise TaskError(
@@ -377,19 +397,36 @@ def _check_optimizer(findings: Findings, model: nn.Module, *, stepped: bool) -> 
         left_out = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in covered]
         if left_out:
             findings.warnings.append(f"optimizer(model, lr) leaves out {len(left_out)} parameters ({_some(left_out)})")
-    if optimizer is None:
-        return
     with findings.attempt("optimizer.step()", lambda error: "it is called without arguments, once per optimizer step"):
-        if stepped and task.clip_grad_norm is not None:
+        if batch is not None and task.clip_grad_norm is not None:
             clip_norm(model.parameters(), task.clip_grad_norm)
         optimizer.step()
+
+    def make(rate: float) -> torch.optim.Optimizer:
+        made = _require_optimizer(task.optimizer(model, rate))
+        to_train(made)
+        return made
+
+    scheduled = None
     if task.scheduler is not None:
         hint = "its step() is called without arguments, once per optimizer step"
         with findings.attempt("scheduler(optimizer, total_steps)", lambda error: hint):
-            _scheduled_rates(task, optimizer, _DRY_RUN_STEPS)
-    if hasattr(task.after_step, "state_dict"):  # as the trainer does: an object of the trial's own
-        with findings.attempt("after_step(model, step)"):
-            copy.deepcopy(task.after_step)(model, 0)  # type: ignore[misc]
+            scheduled = check_schedule(findings, make, lr)
+        if scheduled is None:
+            return
+    if batch is not None and has_writers(task, optimizer):
+        what = "training_step(model, batch, scale)" if task.after_step is None else "after_step(model, step)"
+        with findings.attempt(what):
+            check_steps(findings, model, make, lr, partial(_backward, task, model, batch), scheduled)
+
+
+def _backward(task: Task, model: nn.Module, batch: Any) -> None:
+    if task.training_step is not None:
+        task.training_step(model, batch, 1.0)
+        return
+    with autocast(next(model.parameters()).device, task.precision):
+        loss = task.loss(model, batch)
+    loss.backward()
 
 
 def _require_optimizer(optimizer: Any) -> torch.optim.Optimizer:
@@ -398,32 +435,6 @@ def _require_optimizer(optimizer: Any) -> torch.optim.Optimizer:
             f"optimizer(model, lr) must return a torch.optim.Optimizer; it returned {type(optimizer).__name__}"
         )
     return optimizer
-
-
-def _scheduled_rates(task: Task, optimizer: torch.optim.Optimizer, total_steps: int) -> list[float]:
-    """The learning rate of each of `total_steps` steps, summed over parameter groups."""
-    assert task.scheduler is not None
-    schedule: Any = task.scheduler(optimizer, total_steps)
-    if not callable(getattr(schedule, "step", None)):
-        raise TaskError(
-            "scheduler(optimizer, total_steps) must return an object with a step(); it returned "
-            f"{type(schedule).__name__}"
-        )
-    # torch warns of a schedule that steps before its optimizer has; without gradients a step changes nothing.
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = None
-    to_train(optimizer)
-    optimizer.step()
-    rates = []
-    for step in range(total_steps):
-        rates.append(sum(float(group["lr"]) for group in optimizer.param_groups))
-        if not math.isfinite(rates[-1]) or rates[-1] < 0:
-            raise TaskError(f"scheduler(optimizer, {total_steps}) sets the learning rate to {rates[-1]} at step {step}")
-        schedule.step()
-    if not any(rates):
-        raise TaskError(f"scheduler(optimizer, {total_steps}) keeps the learning rate at 0 for the whole schedule")
-    return rates
 
 
 def _check_evaluation(findings: Findings, model: nn.Module, samples: list[Any], device: torch.device) -> None:

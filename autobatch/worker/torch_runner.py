@@ -292,23 +292,32 @@ class TorchRunner(OpenTask, Runner):
             raise TaskError(f"the range test at batch {plan.batch_size} does not fit in memory: {swept.message}")
         lrs, losses, diverged = swept
         seconds = perf_counter() - started
-        return LrSweep(plan=plan, lrs=lrs, losses=losses, diverged=diverged, seconds=seconds)
+        return LrSweep(
+            plan=plan,
+            lrs=lrs,
+            losses=losses,
+            diverged=diverged,
+            seconds=seconds,
+            without_schedule=self._task.scheduler is not None,
+        )
 
     def _sweep(
         self, plan: Plan, lowest: float, highest: float, steps: int, seed: int
     ) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
-        # Without the task's schedule: the sweep sets the rate itself. Groups keep their ratio to the rate asked for.
+        # Without the task's schedule: the sweep sets the rate itself. Groups keep their ratio to the rate asked for;
+        # one with a rate of its own keeps that.
         task = replace(self._task, scheduler=None)
         config = Config(plan=plan, lr=lowest)
         trainer = Trainer(task, config, self._device.torch_device, seed=seed, total_steps=steps, group=self._group)
-        groups = [group["lr"] / lowest for group in trainer.optimizer.param_groups]
+        groups = trainer.rate_shares()
         batches = training_batches(task, self._train_data(), plan, seed=seed, rank=self._rank)
         has_trained = False
 
         def loss_at(lr: float) -> float | None:
             nonlocal has_trained
             for group, share in zip(trainer.optimizer.param_groups, groups, strict=True):
-                group["lr"] = lr * share
+                if share is not None:
+                    group["lr"] = lr * share
             try:
                 loss = trainer.step(batches)
             except (Exception, SystemExit) as error:

@@ -33,6 +33,7 @@ from ..tasks.task import Task
 from .data_parallel import DataParallel
 from .gradients import clip_norm, gradients_of, multiply, sparse_parameters, total_norm, zero_gradient
 from .modes import judged, to_train
+from .rates import following, held_by
 from .shares import Shares, weight_of
 
 # Without a clip the norm of the gradient is taken at every so many steps. Measured on three small models on a CPU: at
@@ -99,6 +100,20 @@ class Trainer:
         # own, where the model is one.
         own = (seed * 1_000_003 + 1) % 2**63
         seed_everything(own if group is None else group.seed_of_rank(own))
+
+    def rate_shares(self) -> list[float | None]:
+        """What each parameter group holds of the rate that was asked for, before the first step.
+
+        None of a group that has a rate of its own.
+        """
+        lr = self.config.lr
+        twice = held_by(self.task.optimizer(self.model, 2 * lr))
+        # Made last, as a task may keep it for its hooks.
+        self.optimizer = self.task.optimizer(self.model, lr)
+        to_train(self.optimizer)
+        once = held_by(self.optimizer)
+        follow = following(once, twice)
+        return [rate / lr if group in follow else None for group, rate in enumerate(once)]
 
     def loss(self, batch: Batch, *, counts: bool = True) -> Tensor:
         """The task's loss of a batch that is on the device, as a scalar tensor with its graph.
