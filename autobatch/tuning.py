@@ -480,6 +480,8 @@ class _Tune:
             chose_baseline=result.chose_baseline,
             baseline_plan=raced[0] if raced else facts.baseline,
             baseline_is_users=facts.baseline_is_users,
+            probability=result.probability,
+            is_proven=result.is_proven,
             score=result.score,
             baseline=result.baseline,
             test_score=result.test_score,

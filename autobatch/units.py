@@ -92,6 +92,11 @@ def format_size(size: float) -> str:
     return f"{size:.3g} TiB"
 
 
+def format_probability(probability: float) -> str:
+    """`91%`: rounded down, so that what falls short of a bar never reads as the bar."""
+    return f"{math.floor(100 * probability + 1e-9)}%"
+
+
 def format_lr(lr: float) -> str:
     """A learning rate as people write one: `0.03`, `1.2e-4`."""
     text = f"{lr:.2g}"

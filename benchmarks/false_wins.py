@@ -1,6 +1,6 @@
 """How often does a finalist win by luck, and how often one that is truly better? Simulated races, no training.
 
-    python benchmarks/false_wins.py [--races 1000] [--json OUT]
+    python benchmarks/false_wins.py [--races 1000] [--proven] [--json OUT]
 
 Every full-length score is the configuration's true score and a normal error of one, a seed's standard deviation. From
 there on the product's own rules decide: how many seeds are reserved, who gets the next one, and whether the finalist
@@ -13,6 +13,8 @@ reserved, and how many more there is time for.
 - steps: as "equal", and scores move in steps of one, as an accuracy over few samples does.
 
 A win at a gain of 0 or less is a false one, at 0 it costs nobody anything. Above 0 wins of what is truly better count.
+A win is a recommendation; with --proven only those count of which "beat" is said. `null_races.py` beside this plays the
+whole race.
 """
 
 from __future__ import annotations
@@ -47,8 +49,12 @@ def trial(number: int, config: Config, role: Role, score: float) -> Trial:
     )
 
 
-def race(rng: random.Random, kind: str, gain: float, count: int, reserved: int, spare: int) -> float | None:
-    """By how much the winner of one race is truly better than the baseline; None where the baseline stays."""
+def race(
+    rng: random.Random, kind: str, gain: float, count: int, reserved: int, spare: int, *, proven: bool = False
+) -> float | None:
+    """By how much the winner of one race is truly better than the baseline; None where the baseline stays, or where the
+    win is not `proven` but was to be.
+    """
     truths = [0.0] + [gain - (rng.expovariate(0.5) if kind == "mixed" and n else 0.0) for n in range(count)]
     configs = [Config(plan=Plan(batch_size=32), lr=1e-3 * (1 + n)) for n in range(count + 1)]
 
@@ -66,7 +72,8 @@ def race(rng: random.Random, kind: str, gain: float, count: int, reserved: int, 
             break
         trials.append(trial(count + 1 + number, config, "confirmation", score(configs.index(config))))
     verdict = judge(trials, "maximize")
-    return truths[configs.index(verdict.finalist)] if verdict.finalist and verdict.finalist_wins else None
+    wins = verdict.is_proven if proven else verdict.finalist_wins
+    return truths[configs.index(verdict.finalist)] if verdict.finalist and wins else None
 
 
 def main() -> None:
@@ -75,6 +82,7 @@ def main() -> None:
     parser.add_argument("--races", type=int, default=1000)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--spare", type=int, nargs="+", default=[0])
+    parser.add_argument("--proven", action="store_true", help="count only what is said to beat the baseline")
     parser.add_argument("--json", type=Path, metavar="OUT")
     asked = parser.parse_args()
     rows = []
@@ -87,13 +95,13 @@ def main() -> None:
                     won = []
                     for gain in GAINS:
                         rng = [random.Random(f"{kind} {gain} {count} {number}") for number in range(asked.races)]
-                        found = [race(one, kind, gain, count, reserved, spare) for one in rng]
+                        found = [race(one, kind, gain, count, reserved, spare, proven=asked.proven) for one in rng]
                         won.append(sum(by is not None and (by > 0 or gain <= 0) for by in found) / asked.races)
                     rows.append({"kind": kind, "scores": count, "reserved": reserved, "spare": spare, "won": won})
                     shares = " ".join(f"{100 * share:5.1f}%" for share in won)
                     print(f"{kind:8} {count:6} {reserved:8} {spare:5} {shares}", flush=True)
     if asked.json:
-        write_json(asked.json, about() | {"races": asked.races, "gains": GAINS, "rows": rows})
+        write_json(asked.json, about() | {"races": asked.races, "proven": asked.proven, "gains": GAINS, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -89,6 +89,8 @@ def example(**changes: Any) -> Report:
         "train_time_s": None,
         "plan": CHOSEN,
         "chose_baseline": False,
+        "probability": 0.998,
+        "is_proven": True,
         "baseline_plan": YOURS,
         "baseline_is_users": True,
         "score": ScoreSummary(mean=0.97183, stderr=0.0021, scores=(0.97, 0.972, 0.974)),

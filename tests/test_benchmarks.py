@@ -106,6 +106,21 @@ def test_simulated_finalists_win_as_their_gain_deserves(monkeypatch: pytest.Monk
     assert won("steps", 0.0, 8) <= 0.25
 
 
+def test_races_in_which_nothing_is_better_are_hardly_ever_said_to_be_won(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    null_races = import_module("null_races")
+
+    def count(gain: float, races: int) -> Any:
+        found = null_races.Count()
+        for number in range(races):
+            found.add(null_races.race(number, gain, 8))
+        return found
+
+    null, better = count(0.0, 10), count(40.0, 3)
+    assert null.beat <= 1
+    assert (better.recommended, better.beat) == (3, 3)
+
+
 TASKS = sorted([*(FOLDER / "models").glob("*.py"), *(FOLDER / "tasks").glob("[!_]*.py")])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from autobatch.searching.conclusion import SearchResult, conclude
-from autobatch.searching.confirmation import judge
+from autobatch.searching.confirmation import PROVEN_AGAIN, judge
 from autobatch.searching.trials import Space, Trial
 
 from .test_confirmation import config, confirmed, searched, trial
@@ -33,13 +33,46 @@ def sentence(result: SearchResult) -> str:
 
 
 CLEAR = confirmed(searched(0.80, 0.90, 0.89, 0.88), config(1), 0.86, 0.85)
+WEAK = confirmed(searched(0.82, 0.90, 0.89, 0.88), config(1), 0.86, 0.85)
 
 
-def test_a_winner_is_said_to_beat_the_baseline() -> None:
+def test_a_winner_beyond_luck_is_said_to_beat_the_baseline() -> None:
     result = concluded(CLEAR)
     assert not result.chose_baseline
+    assert result.is_proven
+    assert result.probability is not None
+    assert result.probability >= PROVEN_AGAIN
     assert "beat the baseline by 0.055, standard error" in sentence(result)
     assert sentence(result).endswith(": it is chosen")
+
+
+def test_a_weaker_lead_is_called_that_with_its_probability() -> None:
+    result = concluded(WEAK)
+    assert not result.chose_baseline
+    assert not result.is_proven
+    assert result.probability == pytest.approx(0.9089, abs=0.0001)
+    assert "was ahead of the baseline by 0.035, standard error" in sentence(result)
+    assert sentence(result).endswith(
+        ", which is not proven: it is better with a probability of 90%, "
+        'and "beat" takes 95%; it is chosen as being as good'
+    )
+
+
+def test_a_lead_of_four_standard_errors_is_not_proven_where_these_rest_on_little() -> None:
+    """Two settings that are the same training: three scores that happen to be close make any lead look large."""
+    result = concluded(confirmed(searched(0.9000, 0.9013, 0.9010, 0.9008), config(1), 0.9014))
+    assert result.score is not None
+    assert result.score.stderr is not None
+    found = judge(result.trials, "maximize")
+    assert found.difference is not None
+    assert found.stderr is not None
+    assert found.difference > 4 * found.stderr
+    assert not result.is_proven
+    assert "beat the baseline" not in " ".join(result.why)
+
+
+def test_a_lead_that_was_cut_short_is_never_proven() -> None:
+    assert not concluded(CLEAR[:-1], may_win=False).is_proven
 
 
 def test_a_lead_that_was_cut_short_is_not_said_to_be_too_small() -> None:

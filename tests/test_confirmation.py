@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from autobatch.plan import Config, Direction, Plan, RungOutcome
 from autobatch.searching.confirmation import (
     MOST_SEEDS,
+    PROVEN,
+    PROVEN_AGAIN,
     Verdict,
     is_close,
     judge,
@@ -120,6 +122,49 @@ def test_a_clear_difference_needs_no_more_seeds() -> None:
     trials = confirmed(searched(0.1, 0.9, 0.89, 0.88), config(1), 0.9, 0.89)
     assert judge(trials, "maximize").is_settled
     assert next_seed_for(trials, "maximize", 2) is None
+
+
+def test_a_lead_that_is_not_proven_gets_more_seeds_and_one_that_is_behind_none() -> None:
+    """Two standard errors of few degrees of freedom are not certainty; time that is left goes to more."""
+    ahead = confirmed(searched(0.90, 0.9013, 0.9010, 0.9008), config(1), 0.9016, 0.9010)
+    verdict = judge(ahead, "maximize")
+    assert verdict.difference is not None
+    assert verdict.stderr is not None
+    assert verdict.difference > 2 * verdict.stderr
+    assert verdict.finalist_wins
+    assert not verdict.is_proven
+    assert next_seed_for(ahead, "maximize", 2) == config(0)
+    behind = confirmed(searched(0.900, 0.901, 0.9005, 0.9003), config(1), 0.7, 0.7)
+    assert judge(behind, "maximize").is_settled
+    assert next_seed_for(behind, "maximize", 2) is None
+
+
+def test_what_is_said_to_beat_the_baseline_does_so_by_luck_in_one_null_race_of_twenty() -> None:
+    """And what is recommended does not suffer: the rule that recommends is another one."""
+    verdicts = [race(random.Random(f"null {number}"), 0) for number in range(400)]
+    assert sum(verdict.is_proven for verdict in verdicts) <= 0.05 * 400
+    better = [race(random.Random(f"better {number}"), 2) for number in range(200)]
+    assert sum(verdict.finalist_wins for verdict in better) >= 0.79 * 200
+    assert sum(verdict.is_proven for verdict in better) > sum(verdict.is_proven for verdict in verdicts)
+
+
+@given(st.floats(0.1, 3), st.integers(1, 6), st.integers(0, 4))
+def test_more_is_only_ever_proven_of_what_is_recommended(lead: float, fresh: int, again: int) -> None:
+    trials = confirmed(searched(0.0, 1.2, 1.0, 0.9), config(1), *(lead + 0.1 * (n % 2) for n in range(fresh)))
+    verdict = judge(confirmed(trials, config(0), *(0.1 * (n % 2) for n in range(again))), "maximize")
+    assert verdict.probability is not None
+    assert 0 <= verdict.probability <= 1
+    assert verdict.finalist_wins or not verdict.is_proven
+
+
+def test_what_led_the_search_beyond_doubt_needs_less_to_be_proven() -> None:
+    """It was seen twice: before any fresh seed, and under them."""
+    twice = judge(confirmed(searched(0.80, 0.90, 0.89, 0.88), config(1), 0.86, 0.85), "maximize")
+    assert twice.probability is not None
+    assert PROVEN_AGAIN <= twice.probability < PROVEN
+    assert twice.led_clearly
+    assert twice.is_proven
+    assert not replace(twice, led_clearly=False).is_proven
 
 
 def test_seeds_that_were_kept_back_are_trained_though_the_first_settle_it() -> None:
@@ -248,9 +293,10 @@ def test_one_bad_score_does_not_veto_what_every_fresh_seed_confirms(
     trials = confirmed(searched(sign * 0.80, sign * 0.95, sign * 0.94, sign * bad), config(1), sign * 0.95)
     verdict = judge(trials, direction)
     assert verdict.finalist_wins
-    assert verdict.is_settled
     assert verdict.sigma is not None
     assert verdict.sigma.value < 0.06
+    more = confirmed(confirmed(trials, config(0), sign * 0.79), config(1), sign * 0.96)
+    assert judge(more, direction).is_settled
 
 
 def test_scores_that_tie_are_no_certainty() -> None:

@@ -16,6 +16,7 @@ from autobatch.measuring.throughput import ThroughputCurve
 from autobatch.plan import Config, DeviceInfo, Measurement, Plan
 from autobatch.render.content import difference, report_document
 from autobatch.render.document import visible
+from autobatch.render.html import to_html
 from autobatch.render.markdown import to_markdown as document_to_markdown
 from autobatch.render.numbers import grouped, lr_text, score_decimals, score_text, share_text, speed_text
 from autobatch.render.terminal import print_devices, print_document, print_lr, print_max_batch, print_profile
@@ -115,6 +116,22 @@ def test_the_gain_is_stated_with_its_standard_error() -> None:
     assert re.search(r"this +0\.9718 +0\.0021 +3", drawn(EXAMPLE))
     assert re.search(r"yours +0\.9512 +0\.0036 +1", drawn(EXAMPLE))
     assert "Your configuration is batch_size 32, accumulation_steps 1, lr 0.001, fp32." in text
+
+
+def test_a_lead_that_is_not_proven_is_called_as_good_in_every_rendering() -> None:
+    weak = changed(probability=0.9149, is_proven=False, why=("11 trials",))
+    page = re.sub(r"<[^>]*>", "", to_html(report_document(weak)))
+    for text in (drawn(weak), document_to_markdown(report_document(weak)), page):
+        said = one_line(text)
+        assert "This is as good as your configuration." in said
+        assert "ahead on fresh seeds, which is not proven: it is better with a probability of 91%." in said
+        assert " beat " not in said
+
+
+def test_a_report_from_before_probabilities_claims_no_more_than_it_knows() -> None:
+    old = one_line(drawn(changed(probability=None, is_proven=None)))
+    assert "This was ahead of your configuration on fresh seeds." in old
+    assert "This beat" not in old
 
 
 def test_lower_reads_as_better_where_it_is() -> None:

@@ -58,6 +58,8 @@ fields: dict[str, st.SearchStrategy[Any]] = {
     "baseline_plan": configs,
     "chose_baseline": st.booleans(),
     "baseline_is_users": st.booleans(),
+    "probability": st.none() | st.floats(0, 1),
+    "is_proven": st.none() | st.booleans(),
     "score": summaries,
     "baseline": summaries,
     "test_score": maybe,
@@ -251,3 +253,13 @@ def test_a_read_only_file_is_told_before_the_run(tmp_path: Path, monkeypatch: py
 def test_checking_a_path_leaves_nothing_there(tmp_path: Path) -> None:
     check_writable(tmp_path / "report.json")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_report_from_before_probabilities_is_read_and_one_that_is_none_refused() -> None:
+    data = EXAMPLE.to_json()
+    old = {key: value for key, value in data.items() if key not in ("probability", "proven")}
+    assert (Report.from_json(old).probability, Report.from_json(old).is_proven) == (None, None)
+    with pytest.raises(ReportError, match="'probability' of the report lies between 0 and 1; found 7"):
+        Report.from_json(data | {"probability": 7})
+    with pytest.raises(ReportError, match="proven"):
+        Report.from_json(data | {"proven": "yes"})

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from autobatch.searching.seed_noise import (
     ENOUGH_REPEATS,
     FARTHEST,
+    chance_below,
     pooled_sigma,
     score_resolution,
     spread,
@@ -30,6 +31,46 @@ def test_sigma_is_the_pooled_one_where_only_repeats_are_there() -> None:
     assert sigma.value == pytest.approx(math.sqrt((2 + 6) / 3))
     assert (sigma.repeats, sigma.spread_of, sigma.lent) == (3, 0, 0)
     assert sigma.source == "3 degrees of freedom from configurations run under several seeds"
+
+
+def test_degrees_of_freedom_are_those_of_repeats_and_few_for_a_spread() -> None:
+    repeated = pooled_sigma([[1.0, 3.0], [5.0, 5.0, 8.0]], [], "maximize")
+    assert repeated is not None
+    assert repeated.degrees == 3
+    lent = pooled_sigma([[1.0, 3.0]], [0.5, 0.6, 0.7], "maximize")
+    assert lent is not None
+    assert (lent.repeats, lent.lent, lent.spread_of) == (1, 5, 3)
+    assert lent.degrees == pytest.approx(6**2 / (1 + 5**2 / 2))  # Satterthwaite
+    alone = pooled_sigma([], [0.5, 0.6, 0.7], "maximize")
+    assert alone is not None
+    assert alone.degrees == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("t", "degrees", "chance"),
+    [
+        (0.0, 3.0, 0.5),
+        (1.0, 1.0, 0.75),  # Cauchy
+        (6.3138, 1.0, 0.95),  # from here on the usual tables
+        (2.9200, 2.0, 0.95),
+        (-2.9200, 2.0, 0.05),
+        (2.3534, 3.0, 0.95),
+        (3.1427, 6.0, 0.99),
+        (2.6245, 14.0, 0.99),
+        (2.3263, 1000.0, 0.9899),
+        (1e9, 2.0, 1.0),
+        (math.inf, 2.0, 1.0),
+        (-math.inf, 2.0, 0.0),
+    ],
+)
+def test_students_t_is_that_of_the_tables(t: float, degrees: float, chance: float) -> None:
+    assert chance_below(t, degrees) == pytest.approx(chance, abs=1e-4)
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1, 200))
+def test_students_t_is_symmetric_and_a_chance(t: float, degrees: float) -> None:
+    assert 0 <= chance_below(t, degrees) <= 1
+    assert chance_below(t, degrees) + chance_below(-t, degrees) == pytest.approx(1)
 
 
 def test_sigma_is_unknown_where_nothing_was_repeated() -> None:

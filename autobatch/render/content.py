@@ -10,7 +10,7 @@ from typing import Any
 from ..plan import Config
 from ..reports.report import Report
 from ..searching.trials import oriented
-from ..units import format_duration
+from ..units import format_duration, format_probability
 from .document import Bullets, Code, Column, Document, Paragraph, Part, Section, Table
 from .evidence import OUTCOMES, lr_sentence, max_batch_summary, provenance, throughput_summary
 from .long_run import long_run_section
@@ -78,8 +78,16 @@ def _headline(report: Report) -> str:
             text = f"This trained to the end, where {name} did not."
         elif report.score is None:
             text = f"This did better than {name} once."
-        else:
+        elif report.is_proven:
             text = f"This beat {name} on fresh seeds."
+        elif report.probability is not None:
+            chance = format_probability(report.probability)
+            text = (
+                f"This is as good as {name}. It was ahead on fresh seeds, which is not proven: it is better with a "
+                f"probability of {chance}."
+            )
+        else:  # a report from before it was told how sure that is
+            text = f"This was ahead of {name} on fresh seeds."
         if report.score is None:
             text += " It is not confirmed on fresh seeds."
     elif report.score is None:

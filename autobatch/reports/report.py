@@ -95,6 +95,10 @@ class Report:
         baseline_is_users: False where the task declares no baseline.
         score: of `plan`, on fresh seeds only; None where the time ended before one was run.
         baseline: scores of `baseline_plan`; None where it never reached the end of its training.
+        probability: the chance that what was compared with the baseline on fresh seeds is truly better; None where
+            nothing was, and in reports from before this was told.
+        is_proven: whether `plan` beat the baseline, beyond what luck does; where it did not, it is as good. None in
+            reports from before this was told.
         test_score, test_baseline: on the test data, scored once; None where the task has none.
         max_batch: evidence of the memory search, as `MaxBatch.to_json` gives it.
         throughput: the profile, as `ThroughputCurve.to_json` gives it.
@@ -132,6 +136,8 @@ class Report:
     trials: tuple[Json, ...]
     ledger: Json
     why: tuple[str, ...]
+    probability: float | None = None
+    is_proven: bool | None = None
     warnings: tuple[str, ...] = ()
     interrupted: bool = False
     lost_device: bool = False
@@ -152,6 +158,8 @@ class Report:
             "train_time_s": self.train_time_s,
             "plan": config_to_json(self.plan),
             "chose_baseline": self.chose_baseline,
+            "probability": self.probability,
+            "proven": self.is_proven,
             "score": _score_to_json(self.score) | {"test": self.test_score},
             "baseline": _score_to_json(self.baseline)
             | {
@@ -197,6 +205,8 @@ class Report:
             chose_baseline=found.get("chose_baseline", bool),
             baseline_plan=_config(baseline.inside("plan")),
             baseline_is_users=baseline.get("is_users", bool),
+            probability=_probability(found),
+            is_proven=found.get("proven", bool, or_null=True) if "proven" in found else None,
             score=_score(score),
             baseline=_score(baseline),
             test_score=score.number_or_none("test"),
@@ -292,6 +302,15 @@ def _score(found: Reader) -> ScoreSummary | None:
         return None
     scores = tuple(float(score) for score in found.list_of("scores", NUMBER))
     return ScoreSummary(mean=mean, stderr=found.number_or_none("stderr"), scores=scores)
+
+
+def _probability(found: Reader) -> float | None:
+    if "probability" not in found:  # earlier reports do not say
+        return None
+    probability = found.number_or_none("probability")
+    if probability is not None and not 0 <= probability <= 1:
+        raise ReportError(f"'probability' of the report lies between 0 and 1; found {probability}")
+    return probability
 
 
 def _trials(found: Reader) -> tuple[Json, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..plan import Config
-from ..units import format_duration, format_lr
+from ..units import format_duration, format_lr, format_probability
 from .confirmation import CLEAR_LEAD, ScoreSummary, Verdict
 from .seed_noise import Sigma
 from .trials import Space, Trial
@@ -28,6 +28,9 @@ class SearchResult:
         score: of the chosen, on seeds that nothing selected; None where it has none.
         baseline, finalist_score: the same of both sides of the comparison.
         sigma: the seed-to-seed standard deviation behind the standard errors, and its source.
+        probability: the chance that the finalist is truly better than the baseline, by its fresh seeds; None where
+            these tell nothing.
+        is_proven: that chance is so high that it is said to beat the baseline. A choice that is not proven is as good.
         why: the reasons for the choice, a sentence each.
         interrupted: the race was stopped before its end: by the user, or because no device was left.
         test_score, baseline_test_score: on the test data, one run of each; None where the task has none.
@@ -47,6 +50,8 @@ class SearchResult:
     sigma: Sigma | None
     why: tuple[str, ...]
     interrupted: bool
+    probability: float | None = None
+    is_proven: bool = False
     test_score: float | None = None
     baseline_test_score: float | None = None
     lost_device: bool = False
@@ -130,6 +135,8 @@ def conclude(
         sigma=verdict.sigma,
         why=(*reasons, *notes),
         interrupted=interrupted is not None,
+        probability=verdict.probability,
+        is_proven=wins and verdict.is_proven,
         test_score=test_scores[0],
         baseline_test_score=test_scores[1],
     )
@@ -156,13 +163,18 @@ def _comparison(verdict: Verdict, wins: bool, may_win: bool, trials: Sequence[Tr
         state = "there is nothing to compare it with" if wins else "it was not confirmed, so the baseline stays"
         return f"{who} did best, and {state}"
     if verdict.difference > 0:
-        what = f"{'beat' if wins else 'was ahead of'} the baseline by {verdict.difference:.4g}"
+        what = f"{'beat' if wins and verdict.is_proven else 'was ahead of'} the baseline by {verdict.difference:.4g}"
     elif verdict.difference < 0:
         what = f"fell behind the baseline by {-verdict.difference:.4g}"
     else:
         what = "scored as much as the baseline"
-    if wins:
+    if wins and verdict.is_proven:
         end = ": it is chosen"
+    elif wins and verdict.probability is not None:
+        end = (
+            f", which is not proven: it is better with a probability of {format_probability(verdict.probability)}, and "
+            f'"beat" takes {format_probability(verdict.proven_from)}; it is chosen as being as good'
+        )
     elif not may_win:
         end = ", when the run ended before all reserved seeds had spoken: the baseline stays"
     elif verdict.difference > 0:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 from ..plan import Config, Direction
 from .observed import denoised_scores
-from .seed_noise import Sigma, pooled_sigma, score_resolution
+from .seed_noise import Sigma, chance_below, pooled_sigma, score_resolution
 from .stability import SAFE_RISK, divergence_risk
 from .trials import DEFAULT_LADDER, Ladder, Trial, oriented
 
@@ -47,6 +47,13 @@ SETTLED = 2.0
 # worse than its first: luck makes that more often than merit. Simulated for three to eight equal configurations as good
 # as the baseline: at 2 it wins in .4 to 1 % of all races, at 2.5 in .1 to .4 % (benchmarks/NOTES.md, 2026-11-22).
 FROM_BELOW = 2.5
+
+# "Beat" is said of a lead on fresh seeds that is real with this chance by Student's t; of any other that it is ahead.
+# 95 % would do for one look at two sides that nothing chose; but a race looks after every seed, and it is most often
+# the baseline's own run that was beaten in the search. What led the search beyond doubt too (`CLEAR_LEAD`) has been
+# seen twice, and there 95 % do. Simulated: of races in which nothing is better 1 to 4 % end in that word
+# (benchmarks/null_races.py; benchmarks/false_wins.py --proven).
+PROVEN, PROVEN_AGAIN = 0.99, 0.95
 
 # A configuration that failed under so many fresh seeds in a row is tried no more. Assumed: a hang may be the machine's.
 MOST_FAILURES = 3
@@ -92,6 +99,7 @@ class Verdict:
         from_below: nothing scored above the baseline's own run, and the finalist did above its fresh seed.
         clear_lead: of the finalist's own score over the baseline's own run, where it is beyond doubt (`CLEAR_LEAD`) and
             it was trained under no fresh seed to the end, nor failed under one; None otherwise.
+        led_clearly: its lead in the search was beyond doubt, whatever came of it under fresh seeds.
     """
 
     finalist: Config | None
@@ -105,6 +113,7 @@ class Verdict:
     lucky: Config | None = None
     from_below: bool = False
     clear_lead: float | None = None
+    led_clearly: bool = False
 
     @property
     def finalist_wins(self) -> bool:
@@ -118,11 +127,32 @@ class Verdict:
         return self.difference > (FROM_BELOW if self.from_below else 1.0) * self.stderr
 
     @property
+    def probability(self) -> float | None:
+        """The chance that the finalist is truly better than the baseline; None where nothing tells what a seed changes.
+
+        By Student's t with the few degrees of freedom that sigma rests on, where before the fresh seeds a lead of any
+        size was as likely as the same one of the baseline's.
+        """
+        if self.difference is None or self.stderr is None or self.sigma is None:
+            return None
+        return chance_below(self.difference / self.stderr, self.sigma.degrees)
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the finalist's lead on fresh seeds is more than luck makes in one null race of twenty."""
+        return self.finalist_wins and self.probability is not None and self.probability >= self.proven_from
+
+    @property
+    def proven_from(self) -> float:
+        """The probability from which on it is."""
+        return PROVEN_AGAIN if self.led_clearly else PROVEN
+
+    @property
     def is_settled(self) -> bool:
-        """Whether the difference is beyond two standard errors, either way, or what a finalist from below needs."""
+        """Whether the finalist is proven to be better, or is behind by more than two standard errors."""
         if self.difference is None or self.stderr is None:
             return False
-        return abs(self.difference) > (FROM_BELOW if self.from_below else SETTLED) * self.stderr
+        return self.is_proven or self.difference < -SETTLED * self.stderr
 
 
 def judge(trials: Sequence[Trial], direction: Direction, ladder: Ladder = DEFAULT_LADDER) -> Verdict:
@@ -154,6 +184,7 @@ def judge(trials: Sequence[Trial], direction: Direction, ladder: Ladder = DEFAUL
         stderr = sigma.value * math.sqrt(1 / len(fresh) + 1 / len(counted))
     above = [trial for trial in standing if _is_above(trial, finalist, direction)]
     best = max(above, key=lambda t: oriented(t.final_score or 0.0, direction), default=None)
+    clear_lead = _clear_lead(finalist, trials, direction) if finalist else None
     risk = max(SAFE_RISK, divergence_risk(finalist.config, trials)) if finalist else SAFE_RISK
     passed_over = tuple(trial.config for trial in above if divergence_risk(trial.config, trials) > risk)
     return Verdict(
@@ -167,9 +198,8 @@ def judge(trials: Sequence[Trial], direction: Direction, ladder: Ladder = DEFAUL
         passed_over=passed_over,
         lucky=best.config if best is not None and best.config not in passed_over else None,
         from_below=from_below,
-        clear_lead=None
-        if finalist is None or fresh or _has_failed_again(trials, finalist.config)
-        else _clear_lead(finalist, trials, direction),
+        clear_lead=None if finalist is None or fresh or _has_failed_again(trials, finalist.config) else clear_lead,
+        led_clearly=clear_lead is not None,
     )
 
 
