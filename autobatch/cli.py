@@ -10,17 +10,16 @@ import io
 import os
 import re
 import shlex
-import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 import click
 
 from . import __version__
 from .commands.defaults import ConfiguredGroup
-from .commands.exits import FAILED, FOUND_NOTHING, INTERRUPTED, exit_code, fail, fail_with_traceback, terminated
+from .commands.exits import FAILED, FOUND_NOTHING, INTERRUPTED, end_when_told, exit_code, fail, fail_with_traceback
 from .commands.options import (
     CEILING,
     DEVICE,
@@ -37,8 +36,10 @@ from .commands.options import (
     option,
 )
 from .commands.output import check_output, progress_on_stderr, show, show_bench, show_document, show_report
+from .commands.streams import end_as_pipes_do, is_closed_pipe, keep_streams, lost_result
 from .commands.torchrun import on_each_rank, refuse_torchrun
-from .errors import AutobatchError, SettingError
+from .errors import AutobatchError, SettingError, text_of
+from .render.document import visible, visible_lines
 from .searching.storage_url import shown_words, without_users
 from .searching.trials import Search
 
@@ -199,7 +200,7 @@ def clean(folders: tuple[Path, ...], finished: bool, everything: bool) -> None:
         folders = tuple(path for path in run_folders(Path(".autobatch")) if summary(path).status in wanted)
     for path in folders:
         remove_run(path)
-        click.echo(f"deleted {path}")
+        click.echo(f"deleted {visible(str(path))}")
     if not folders:
         click.echo("there is nothing to delete")
 
@@ -454,7 +455,21 @@ def process_age_s() -> float:
 
 def main() -> None:
     """Run the command line; the exit code says how it went (see the README)."""
-    signal.signal(signal.SIGTERM, terminated)
+    end_when_told()
+    keep_streams()
+    try:
+        run()
+    except SystemExit as end:
+        lost = lost_result()
+        if lost is None or end.code:
+            raise
+        if is_closed_pipe(lost):
+            end_as_pipes_do()
+        fail(f"the result cannot be printed: {lost.strerror}", FAILED)
+
+
+def run() -> NoReturn:
+    """Run the command line, and end with one message where something is wrong."""
     noted = {"debug": False}
     try:
         cli(standalone_mode=False, obj=noted)
@@ -464,7 +479,7 @@ def main() -> None:
     except click.ClickException as error:
         told = io.StringIO()
         error.show(told)
-        click.echo(without_urls(told.getvalue()), err=True, nl=False)
+        click.echo(visible_lines(without_urls(told.getvalue())), err=True, nl=False)
         sys.exit(error.exit_code)
     except AutobatchError as error:
         if noted["debug"]:
@@ -473,5 +488,7 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001  # the last boundary: a bug of ours is told as one
         if noted["debug"]:
             fail_with_traceback(FAILED)
-        kind = type(error).__name__
-        fail(f"{kind}: {error}\nThis is a bug in autobatch, not in your task. Run again with --debug for all of it.", 1)
+        told_of = f"{type(error).__name__}: {text_of(error)}"
+        if isinstance(error, OSError | MemoryError):  # what the system refuses is no bug, as a rule
+            fail(f"{told_of}\nThis system refused something that autobatch needs. --debug says where.", FAILED)
+        fail(f"{told_of}\nThis is a bug in autobatch, not in your task. Run again with --debug for all of it.", FAILED)

@@ -47,6 +47,10 @@ class RunError(AutobatchError, ValueError):
     """A run's folder cannot be used: there is no run in it, another one, one under way, or one of other conditions."""
 
 
+class StartError(AutobatchError, RuntimeError):
+    """A process of ours could not be started: its Python may not be run, or there is no room for one more."""
+
+
 class StorageError(AutobatchError, RuntimeError):
     """A file that a run depends on could not be written: as a rule the disk is full, or a quota is."""
 
@@ -79,6 +83,14 @@ class WorkerTimeout(WorkerDied):
     is_hang: bool = False
 
 
+def text_of(error: BaseException) -> str:
+    """What an error says, be it of a class whose `__str__` fails: the task's errors may be of any."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  # whatever it is, it says nothing of what went wrong
+        return "<exception str() failed>"  # as Python's own tracebacks do
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says; its class where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (text_of(error).strip().splitlines() or [type(error).__name__])[0]

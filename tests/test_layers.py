@@ -43,10 +43,11 @@ ORDER = [
     "render.bench_content", "render.compare_content", "render.stored", "render.side_by_side", "render.scales",
     "render.charts", "render.terminal", "render.markdown", "render.html", "render.live", "render",
     "runs", "runs.settings", "runs.conditions", "runs.found", "runs.run_folder", "runs.runs",
-    "engines", "engines._worker", "engines.processes", "engines.local", "engines.patience",
+    "engines", "engines.streams", "engines._worker", "engines.processes", "engines.local", "engines.patience",
     "engines.leaks", "engines.worker_log", "engines.ranks", "engines.answers", "engines.exchange", "engines.alone",
     "engines.together", "engines.served", "engines.remote", "engines.pool", "engines.ray", "engines.group",
-    "commands", "commands.exits", "commands.options", "commands.defaults", "commands.output", "commands.torchrun",
+    "commands", "commands.streams", "commands.exits", "commands.options", "commands.defaults", "commands.output",
+    "commands.torchrun",
     "opening", "tuning", "stages", "bench_file", "bench", "api", "cli", "__main__",
 ]
 # fmt: on

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,13 @@ class ConfiguredGroup(click.Group):
         return context
 
     def invoke(self, ctx: click.Context) -> Any:
-        settings = _read_settings(Path.cwd())
+        try:
+            here = Path.cwd()
+        except FileNotFoundError:
+            raise SettingError(
+                "the folder that this was started in has been removed: go to one that is there"
+            ) from None
+        settings = _read_settings(here)
         known = {
             # What has no variable has no key either: above all, what deletes is typed.
             name: {option.name for option in command.params if isinstance(option, click.Option) and option.envvar}
@@ -42,11 +49,13 @@ class ConfiguredGroup(click.Group):
 def _read_settings(start: Path) -> dict[str, Any]:
     for folder in (start, *start.parents):
         file = folder / "pyproject.toml"
-        if file.is_file():
+        if os.access(folder, os.X_OK) and file.is_file():
             try:
                 tables = tomllib.loads(file.read_text(encoding="utf-8"))
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
                 raise SettingError(f"{file} cannot be read: {error}") from None
+            except OSError as error:
+                raise SettingError(f"{file} cannot be read: {error.strerror}") from None
             table = tables.get("tool", {}).get("autobatch", {})
             if not isinstance(table, Mapping):
                 raise SettingError(f"[tool.autobatch] of {file} is a table of settings; found {type(table).__name__}")

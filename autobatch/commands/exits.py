@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import NoReturn
 
 import click
 
-from ..errors import AutobatchError, NoValidResult, StorageError, WorkerDied
+from ..errors import AutobatchError, NoValidResult, StartError, StorageError, WorkerDied
+from ..render.document import visible_lines
 
 # Exit codes: 2 is what could be known before training; click itself exits 2 for a wrong usage.
 FOUND_NOTHING, FAILED, REFUSED, INTERRUPTED = 3, 1, 2, 130
 
 
-def terminated(signum: int, frame: object) -> NoReturn:
+def end_when_told() -> None:
+    """Have SIGTERM and SIGHUP, as Ctrl-C, end what is under way with what was found kept."""
+    signal.signal(signal.SIGTERM, _terminated)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # else it is not to end with its terminal: nohup
+        signal.signal(signal.SIGHUP, _hung_up)
+
+
+def _terminated(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _hung_up(signum: int, frame: object) -> NoReturn:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the shell sends it and the system as well: once is enough
     raise KeyboardInterrupt
 
 
 def exit_code(error: AutobatchError) -> int:
     if isinstance(error, NoValidResult):
         return FOUND_NOTHING
-    return FAILED if isinstance(error, WorkerDied | StorageError) else REFUSED
+    return FAILED if isinstance(error, WorkerDied | StorageError | StartError) else REFUSED
 
 
 def fail_with_traceback(code: int) -> NoReturn:
     import traceback
 
-    traceback.print_exc()
+    click.echo(visible_lines(traceback.format_exc()), err=True, nl=False)
     sys.exit(code)
 
 
 def fail(message: str, code: int) -> NoReturn:
-    click.echo(f"autobatch: {message}", err=True)
+    click.echo(f"autobatch: {visible_lines(message)}", err=True)
     sys.exit(code)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import DeviceLost, StorageError
+from ..render.document import visible
 from .exits import INTERRUPTED, fail
 
 if TYPE_CHECKING:
@@ -119,4 +120,7 @@ def show_bench(report: BenchReport, path: Path, options: Mapping[str, Any]) -> N
         write_whole(options["html"], to_html(bench_document(report)))
     summary = bench_summary(report)
     show(report.to_json(), lambda _, console: print_document(summary, console), {**options, "output": None})
-    click.echo(f"The report is in {path}: `autobatch report {shlex.quote(str(path))}` shows all of it", err=True)
+    click.echo(
+        f"The report is in {visible(str(path))}: `autobatch report {visible(shlex.quote(str(path)))}` shows all of it",
+        err=True,
+    )

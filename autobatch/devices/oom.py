@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import torch
 
+from ..errors import text_of
+
 # Parts of messages of errors that carry no type of their own. Compared as they stand: vendors do not change the case.
 #
 # Left out on purpose, because a plain bug says the same: CUDNN_STATUS_NOT_SUPPORTED (non-contiguous or unsupported
@@ -109,7 +111,8 @@ _NCCL_FAILURE = re.compile(
 def is_device_lost(error: BaseException) -> bool:
     """Whether `error`, or what caused it, says that its process can use the device no longer."""
     return any(
-        isinstance(link, RuntimeError) and any(fragment in _of_the_device(str(link)) for fragment in _LOST_FRAGMENTS)
+        isinstance(link, RuntimeError)
+        and any(fragment in _of_the_device(text_of(link)) for fragment in _LOST_FRAGMENTS)
         for link in _chain(error)
     )
 
@@ -123,7 +126,7 @@ def _of_the_device(message: str) -> str:
 
 def is_unsupported(error: BaseException) -> bool:
     """Whether `error`, or what caused it, says that oneDNN has no such operation for this processor and these types."""
-    return any(isinstance(link, RuntimeError) and _UNSUPPORTED in str(link) for link in _chain(error))
+    return any(isinstance(link, RuntimeError) and _UNSUPPORTED in text_of(link) for link in _chain(error))
 
 
 def is_out_of_memory(error: BaseException, *, limited_cpu: bool = False) -> bool:
@@ -141,7 +144,7 @@ def is_out_of_memory(error: BaseException, *, limited_cpu: bool = False) -> bool
             return True
         if limited_cpu and isinstance(link, OSError) and link.errno == errno.ENOMEM:
             return True
-        message = _without_look_alikes(str(link))
+        message = _without_look_alikes(text_of(link))
         if any(fragment in message for fragment in fragments):
             return True
         if limited_cpu and isinstance(link, RuntimeError) and message.strip() == _NO_THREAD:

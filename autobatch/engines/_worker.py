@@ -28,8 +28,9 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
-from ..errors import AutobatchError
+from ..errors import AutobatchError, TaskError, text_of
 from ..tasks.libraries import Libraries
+from .streams import lasting
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -67,14 +68,24 @@ def _run(message: bytes) -> bytes:
     except AutobatchError as error:
         error.add_note("in the worker:\n" + "".join(traceback.format_exception(error)))
         return pickle.dumps((job, False, error.with_traceback(None)))
-    except BaseException as error:  # noqa: BLE001  # the boundary: everything goes back to who asked
-        # As text: the class may be one of the user's, which need not unpickle, or one that would end the coordinator.
+    except Exception as error:  # noqa: BLE001  # the boundary: everything goes back to who asked
+        # As text: the class may be one of the user's, which need not unpickle.
         told = "".join(traceback.format_exception(error))
-        return pickle.dumps((job, False, RuntimeError(f"{type(error).__name__}: {error}\nin the worker:\n{told}")))
+        text = f"{type(error).__name__}: {text_of(error)}\nin the worker:\n{told}"
+        return pickle.dumps((job, False, RuntimeError(text)))
+    except BaseException as error:  # noqa: BLE001  # KeyboardInterrupt or another that ends a program: the task's doing
+        from ..tasks.task_file import user_frames
+
+        kind, frames = type(error).__name__, user_frames(error, None)
+        refusal = TaskError(
+            f"the task raised {kind}, which is for ending a program; what is wrong with a task is said by another error"
+            + (f":\n{frames}" if frames else "")
+        )
+        return pickle.dumps((job, False, refusal))
     try:
         return pickle.dumps((job, True, value))
     except Exception as error:  # noqa: BLE001  # whatever a user's object does when it is pickled
-        told = f"the worker's answer cannot be sent: {error!r} ({value!r:.500})"
+        told = f"the worker's answer cannot be sent: {type(error).__name__}: {text_of(error)} ({type(value).__name__})"
         return pickle.dumps((job, False, RuntimeError(told)))
 
 
@@ -211,6 +222,8 @@ def _fork(control: socket.socket, pipe: tuple[int, int], descriptor: int) -> int
 
 def main() -> NoReturn:
     """Do what the command line says; see the head of this file."""
+    # What the task prints does not end it, whoever read it and reads it no longer.
+    sys.stdout, sys.stderr = lasting(sys.stdout), lasting(sys.stderr)
     role, descriptor, *modules = sys.argv[1:]
     if role == "serve":
         serve(socket.socket(fileno=int(descriptor)), modules)

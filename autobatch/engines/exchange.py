@@ -11,7 +11,7 @@ from typing import Any, final
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from ..errors import RankLost
+from ..errors import RankLost, first_line
 from ..units import format_duration
 from .ranks import Exchange, Place
 
@@ -64,7 +64,7 @@ class GlooExchange(Exchange):
         return RankLost(
             f"all {self.place.size} ranks must call this and get through it; rank {self.place.rank} waited for the "
             f"others for at most {format_duration(self._limit_s)}, and one had ended, failed or not come: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+            f"{first_line(error)}"
         )
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ def ranks_of_torchrun() -> Iterator[int]:
     try:
         dist.init_process_group("gloo", timeout=limit)
     except RuntimeError as error:
-        told = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        told = first_line(error)
         raise RankLost(
             f"all ranks that torchrun starts must come within {format_duration(_JOIN_S)}; one did not: {told}"
         ) from None

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, final
 
-from ..errors import WorkerDied
+from ..errors import StartError, WorkerDied
 from .processes import ForkServer, StartedProcess, WorkerProcess
 
 P = ParamSpec("P")
@@ -50,6 +50,9 @@ class LocalWorker:
                 self._process = server.fork(theirs)
             else:
                 self._process = StartedProcess(theirs, environment=environment, log=log)
+        except StartError:
+            ours.close()
+            raise
         finally:
             theirs.close()
         self._lock = threading.Lock()

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, final
 
+from ..errors import StartError
 from ..tasks.libraries import Libraries
 from ._worker import ORDER_BYTES, end_group
 
@@ -113,6 +114,9 @@ class ForkServer:
         self.log = _Log(log)
         try:
             self._process = _start("serve", theirs.fileno(), modules, environment or {}, log)
+        except StartError:
+            ours.close()
+            raise
         finally:
             theirs.close()
         self._lock = threading.Lock()
@@ -287,15 +291,26 @@ class _Log:
         return "\n".join(text.strip().splitlines()[-_TAIL_LINES:])
 
 
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it has been removed: nothing is imported from there
+        return os.devnull
+
+
 def _start(
     role: str, descriptor: int, modules: Sequence[str], environment: Mapping[str, str], log: Path | None
 ) -> subprocess.Popen[bytes]:
     package = str(Path(__file__).resolve().parents[2])
     # In the caller's order, so that the worker finds the modules that the caller would. "" stands for the folder that
     # the caller is in, which `-m` would put before all others if `-P` did not forbid it.
-    path = os.pathsep.join([*(entry or os.getcwd() for entry in sys.path), package])
+    path = os.pathsep.join([*(entry or _here() for entry in sys.path), package])
     # A database's password is for the coordinator alone.
     inherited = {name: value for name, value in os.environ.items() if name != "AUTOBATCH_STORAGE"}
+    if not sys.executable:
+        raise StartError(
+            "a worker is a Python of its own, and this Python does not know where it lies (sys.executable)"
+        )
     output: IO[bytes] | None = open(log, "ab") if log is not None else None  # noqa: SIM115  # closed below
     try:
         return subprocess.Popen(
@@ -307,6 +322,11 @@ def _start(
             stderr=output or sys.__stderr__ or subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is the coordinator's to handle; and killing the group gets the loaders
         )
+    except OSError as error:
+        raise StartError(
+            f"a worker cannot be started with {sys.executable}: {error.strerror}. Run autobatch with a Python that you "
+            "may execute, where there is room for one more process"
+        ) from None
     finally:
         if output is not None:
             output.close()

@@ -23,7 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import checkpoint_path, forget_checkpoints
-from ..errors import AutobatchError, DeviceError, ReportError, SettingError, StorageError, WorkerDied, WorkerTimeout
+from ..errors import (
+    AutobatchError,
+    DeviceError,
+    ReportError,
+    SettingError,
+    StorageError,
+    WorkerDied,
+    WorkerTimeout,
+    text_of,
+)
 from ..files import write_whole
 from ..plan import (
     DeviceInfo,
@@ -454,7 +463,7 @@ def _write_checkpoint(path: Path, content: bytes) -> None:
 def _told(error: BaseException) -> str:
     """One line of an error of Ray's: the task's own where one is in it, which stands at the end."""
     cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    lines = [line.strip() for line in text_of(cause).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     return lines[-1] if "ray::" in lines[0] else lines[0]

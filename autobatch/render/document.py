@@ -146,6 +146,11 @@ class Document:
     subtitle: str = ""
 
 
+def visible_lines(text: str) -> str:
+    """The same for a text of several lines, which keeps them."""
+    return "\n".join(map(visible, text.split("\n")))
+
+
 def visible(text: str) -> str:
     """The text on one line, with every character that is not for reading written out, as in `\\x1b`."""
     shown = text.replace("\n", " ").replace("\r", " ").replace("\t", " ")

@@ -168,7 +168,7 @@ def _norms(found: Reader) -> GradNorms:
 
 @contextmanager
 def _held_back() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM take effect when the block is done.
+    """Let Ctrl-C, SIGTERM and SIGHUP take effect when the block is done.
 
     Raised inside of a write, they leave Optuna's lock on the journal in a state that it takes for a lost file.
     """
@@ -176,7 +176,7 @@ def _held_back() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     ours = {number: handler for number, handler in handlers.items() if handler is not None}  # None: not Python's to set
     for number in ours:
         signal.signal(number, lambda caught, frame: came.append(caught))

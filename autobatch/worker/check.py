@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import IterableDataset
 
 from ..devices.oom import is_out_of_memory
-from ..errors import TaskError
+from ..errors import TaskError, text_of
 from ..tasks.data import Collated, DeviceLoader, collate_samples, load_data, rows_of, seed_everything, to_device
 from ..tasks.defaults import right_and_counted
 from ..tasks.fixed_seeds import seeds_set, told
@@ -265,7 +265,7 @@ def _first_layer(model: nn.Module) -> str:
 
 def _shape_hint(model: nn.Module, batch: Any, error: BaseException) -> str:
     """The batch's shapes and the model's first layer, where the error is about tensors that do not fit each other."""
-    if not any(word in str(error).lower() for word in _SHAPE_WORDS):
+    if not any(word in text_of(error).lower() for word in _SHAPE_WORDS):
         return ""
     return f"the batch is {describe_batch(batch)}; the model's first layer is {_first_layer(model)}"
 
@@ -460,7 +460,7 @@ def _check_evaluation(findings: Findings, model: nn.Module, samples: list[Any], 
                 # Many a score does not exist on a few samples, such as an area under the curve of one class.
                 findings.warnings.append(
                     f"evaluate(model, loader) could not be checked: on the first {len(samples)} validation samples it "
-                    f"raised ValueError: {error}"
+                    f"raised ValueError: {text_of(error)}"
                 )
                 return
             if isinstance(score, (str, bytes)) or not _is_one_number(score):

@@ -23,7 +23,7 @@ from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 
 from ..devices.oom import is_out_of_memory
-from ..errors import DeviceError, RankLost, TaskError
+from ..errors import DeviceError, RankLost, TaskError, first_line, text_of
 from ..tasks.task import Task
 
 T = TypeVar("T", bool, int)
@@ -146,7 +146,7 @@ def is_rank_lost(error: BaseException) -> bool:
     if is_out_of_memory(error):  # NCCL's buffers are allocated when they are first used
         return False
     return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in _GLOO_WORDS)
+        isinstance(error, RuntimeError) and any(word in text_of(error) for word in _GLOO_WORDS)
     )
 
 
@@ -210,7 +210,7 @@ def meet(rank: int, size: int, file: Path, limit_s: float, *, on_cuda: bool) -> 
             timeout=timedelta(seconds=limit_s),
         )
     except RuntimeError as error:  # torch.distributed's errors are of this class
-        raise RankLost(f"rank {rank} did not find the others: {str(error).strip().splitlines()[0]}") from None
+        raise RankLost(f"rank {rank} did not find the others: {first_line(error)}") from None
     # A task file may do this too, as it does in training; there is one group, and it is this one.
     for module in (dist, distributed_c10d):
         vars(module)["init_process_group"] = lambda *args, **kwargs: None

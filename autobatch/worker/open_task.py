@@ -28,6 +28,7 @@ from ..errors import (
     RankLost,
     StorageError,
     TaskError,
+    text_of,
 )
 from ..files import full_disk
 from ..plan import (
@@ -71,7 +72,7 @@ class Refused:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
+    text = text_of(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"
 
 

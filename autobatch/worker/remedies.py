@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ..devices.oom import is_unsupported
-from ..errors import TaskError, first_line
+from ..errors import TaskError, first_line, text_of
 
 
 def known_remedy(error: BaseException) -> TaskError | None:
     """What is wrong and what to do about it, where `error` is one of those known here; None of others."""
     # By its name: the class is torch's own affair, and comes wrapped in others that quote it, over a dozen lines.
-    if "InvalidCxxCompiler" in f"{type(error).__name__}: {error}":
+    if "InvalidCxxCompiler" in f"{type(error).__name__}: {text_of(error)}":
         return TaskError(
             "torch.compile needs a C++ compiler and found none: install g++, name another in the variable CXX, or "
             "leave compile out"

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import is_whole
-from ..errors import CheckpointError, TaskError
+from ..errors import CheckpointError, TaskError, first_line
 from ..files import sync_folder
 from ..plan import Config, GradNorms, Precision
 from ..tasks.data import Batch, Collated, DeviceLoader, rows_of, seed_everything, to_device
@@ -492,7 +492,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, TaskError):
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise CheckpointError(f"the checkpoint {path} cannot be read: {reason}") from None
     if missing:
         raise CheckpointError(f"the checkpoint {path} cannot be read: it lacks {', '.join(sorted(missing))}")
@@ -505,5 +505,5 @@ def _read(file: Path | io.BytesIO, device: str | None) -> Any:
     except pickle.UnpicklingError as error:
         raise TaskError(
             "the state of this task's optimizer, scheduler or after_step holds more than tensors, numbers and "
-            f"plain containers, so a trial cannot be paused: {str(error).splitlines()[0]}"
+            f"plain containers, so a trial cannot be paused: {first_line(error)}"
         ) from None
