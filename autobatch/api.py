@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 # A profile without a budget of its own gets this long. Assumed: 2 % intervals for a dozen sizes of millisecond steps.
 _PROFILE_S = 30.0
+_WHERE_NOT = "Pass sample=, one sample of your data without a batch dimension, where that is not so"
 _SWEEP_STEPS = 100  # as in the measured comparison of the rules (learning_rate.py)
 
 
@@ -151,7 +152,7 @@ def find_max_batch(
         opened = partial(opened_on_all_ranks, open_here, model, settings)
     with opened(device=device, memory_limit=memory_limit, isolate=isolate) as (prober, plan, assumed):
         if assumed and sample is None and data is None:  # the other defaults are documented, and in the result
-            warnings.warn(f"find_max_batch assumed: {'; '.join(assumed)}", stacklevel=2)
+            warnings.warn(f"find_max_batch assumed: {'; '.join(assumed)}. {_WHERE_NOT}", stacklevel=2)
         recorder = Recorder(prober)
         with _kept(recorder, prober, record):
             found = max_batch_of(
@@ -216,7 +217,7 @@ def profile(
     opened = open_task(task, sample=sample, device=device, memory_limit=memory_limit, headroom=headroom, nproc=nproc)
     with opened as (runner, plan, assumed):
         if assumed and sample is None:
-            warnings.warn(f"profile assumed: {'; '.join(assumed)}", stacklevel=2)
+            warnings.warn(f"profile assumed: {'; '.join(assumed)}. {_WHERE_NOT}", stacklevel=2)
         largest = max_batch_of(runner, plan, max_batch_size=max_batch_size, on_progress=on_progress)
         time_it = partial(
             profile_of, max_batch=int(largest), budget_s=budget_s, objective=objective, on_progress=on_progress

@@ -6,8 +6,9 @@ process; on a CPU it is copied into fresh ones, because only there does the answ
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,9 @@ from .engines.group import open_workers
 from .engines.ranks import Place
 from .engines.remote import RemoteRunner
 from .engines.served import RunnerSpec
-from .errors import SettingError
+from .errors import DoesNotFit, SettingError, TaskError
 from .plan import DeviceInfo, Mode, Plan, Precision, Runner, TaskFacts
+from .tasks.libraries import hush_libraries
 from .tasks.task_file import existing_file
 from .units import parse_size
 
@@ -121,14 +123,38 @@ def open_task(
             "nproc= is for a task, whose processes make their own models: put the model into a task file"
         )
     runner: Runner
-    if is_live and not (_on_cpu(device) if isolate is None else isolate):
+    is_here = is_live and not (_on_cpu(device) if isolate is None else isolate)
+    if is_here:
         runner = _in_process(task, device, memory_limit, headroom, mode, soak)
     else:
         runner = open_workers(spec_for(task, device, memory_limit, headroom, mode, place, soak, nproc))
+    is_guess = is_live and sample is None and data is None
     try:
-        yield runner, _plan_to_vary(task if is_live else runner.facts(), accumulation_steps), assumed
+        with _hushed() if is_here else nullcontext():
+            yield runner, _plan_to_vary(task if is_live else runner.facts(), accumulation_steps), assumed
+    except TaskError as error:
+        if not is_guess:
+            raise
+        from .tasks.wrong_guess import explained
+
+        told = explained(task, assumed[0], error)
+        if told is error:
+            raise
+        raise told from None
+    except DoesNotFit as error:
+        if not is_guess:
+            raise
+        raise DoesNotFit(f"{error}. It was assumed that {assumed[0]}: pass sample= where yours is smaller") from None
     finally:
         runner.close()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """In this process as in a worker, and afterwards as it was."""
+    with warnings.catch_warnings():
+        hush_libraries()
+        yield
 
 
 def _plan_to_vary(of: Task | TaskFacts, accumulation_steps: int | None) -> Plan:

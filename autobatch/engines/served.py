@@ -15,7 +15,7 @@ from ..devices import host_memory
 from ..devices.environment import count_exactly, keep_freed_memory
 from ..errors import DeviceError, first_line
 from ..plan import Mode, Runner, WorstCase
-from ..tasks.libraries import Libraries, Watch
+from ..tasks.libraries import Libraries, Watch, hush_libraries
 from .ranks import Meeting, Place
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def _open(spec: RunnerSpec) -> Runner:
         memory_limit_bytes = None if free is None else free.free_bytes // sharing
     group = _join(spec, on_cuda=device.torch_device.type == "cuda")
     task = unpickle_task(spec.pickled) if spec.pickled is not None else load_task(spec.path or "")
+    hush_libraries()  # now: a task file may have set filters of its own
     if spec.arm is not None:
         arm = spec.arm
         task = replace(task, precision=arm.precision, channels_last=arm.channels_last, compile=arm.compile)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -11,14 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset
 
 from ..devices.oom import is_out_of_memory
 from ..errors import TaskError, first_line
 from ..plan import Precision
 from .carry import LiveModel, from_bytes, to_bytes, what_stays
-from .data import SampleDataset, num_samples
-from .infer import inferred_inputs, inputs_from_data, inputs_given
+from .data import SampleDataset, collate_samples, num_samples, to_device
+from .infer import inferred_inputs, inputs_from_data, inputs_given, lazy_layers, required_names
+from .state import preserve_generators
 from .task import DEFAULT_BATCH_SIZE, DEFAULT_LR, Task, adamw, blame
 
 
@@ -63,8 +64,8 @@ def task_for_model(
         inputs = inferred_inputs(inner)
     assumed = list(inputs.assumed)
     if loss is None:
-        required = _required_inputs(inner)
-        loss = partial(_output_loss, required)
+        required = max(1, len(required_names(inner)))
+        loss = output_loss(required)
         assumed.append("the loss is the model's own, or else the mean of its output")
         parts = inputs.sample if isinstance(inputs.sample, (tuple, list)) else ()
         if len(parts) > required:
@@ -88,7 +89,34 @@ def task_for_model(
         baseline={"batch_size": len(dataset), "lr": DEFAULT_LR} if is_small else None,
         name=type(inner).__name__,
     )
+    if lazy := lazy_layers(inner):
+        task = dataclasses.replace(task, model=LiveModel(_materialised(model, task, lazy)))
+        assumed.append(f"{lazy} has the shape that this sample gives it")
     return task, tuple(assumed)
+
+
+def _materialised(model: nn.Module, task: Task, lazy: str) -> nn.Module:
+    """A copy of the model whose layers have their shapes: the user's own is left as it is, waiting for its batch."""
+    assert task.train_data is not None
+    held = [t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t)]
+    device = held[0].device if held else torch.device("cpu")
+    try:
+        with preserve_generators(), torch.no_grad():
+            copy: nn.Module = from_bytes(to_bytes(model)).to(device)
+            modes = [module.training for module in copy.modules()]
+            samples = [task.train_data()[0]] * 2
+            task.loss(copy.eval(), to_device(collate_samples(task, samples), device))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise TaskError(
+            f"{lazy} waits for its first batch, and could not be given one: {type(error).__name__}: "
+            f"{first_line(error)}. Pass sample=, one sample as your dataset gives it, or run the model once on a batch "
+            "before you pass it"
+        ) from error
+    for module, training in zip(copy.modules(), modes, strict=True):
+        module.training = training
+    return copy
 
 
 def pickle_task(task: Task) -> bytes:
@@ -162,13 +190,6 @@ def _of_class(optimizer: Any, model: nn.Module, lr: float) -> torch.optim.Optimi
     return made
 
 
-def _required_inputs(model: nn.Module) -> int:
-    """How many parts of a sample forward() needs: its positional parameters without a default, at least one."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(model.forward).parameters.values()
-    return max(1, sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters))
-
-
 def _floating(output: Any) -> Iterator[Tensor]:
     if isinstance(output, Tensor):
         if output.is_floating_point():
@@ -179,6 +200,11 @@ def _floating(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, (tuple, list)):
         for value in output:
             yield from _floating(value)
+
+
+def output_loss(required: int) -> Callable[[nn.Module, Any], Tensor]:
+    """The loss of a model without one, whose forward() needs so many parts of a sample."""
+    return partial(_output_loss, max(1, required))
 
 
 def _output_loss(required: int, model: nn.Module, batch: Any) -> Tensor:

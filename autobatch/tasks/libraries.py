@@ -12,6 +12,7 @@ import os
 import sys
 import sysconfig
 import threading
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,11 @@ class Libraries:
             # worker that needs the module imports it again and tells its own error.
             with suppress(Exception, SystemExit):
                 importlib.import_module(module)
+
+
+def hush_libraries() -> None:
+    """Leave out what Lightning says of a training that is not its own: that what `self.log()` is told goes nowhere."""
+    warnings.filterwarnings("ignore", r"You are trying to `self\.log\(\)` but the `self\.trainer` reference")
 
 
 class Watch:

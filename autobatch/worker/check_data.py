@@ -164,6 +164,8 @@ def _first_samples(task: Task, name: str, data: Any) -> list[Any]:
             for index in range(min(_SAMPLES, len(data))):
                 samples.append(data[index])
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise blame(f"sample {len(samples)} of {name}()", error, task.path) from error
     return samples
 
@@ -178,6 +180,8 @@ def _check_collate(task: Task, name: str, samples: list[Any]) -> None:
     try:
         collate_samples(task, samples)
     except Exception as error:
+        if is_out_of_memory(error):  # so many at once need not fit: how many do is the memory probe's to say
+            return
         odd = _odd_sample(task, samples)
         if odd is None:
             raise blame(f"{whose} on the first {len(samples)} samples of {name}()", error, task.path) from error

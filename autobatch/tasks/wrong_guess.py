@@ -1,0 +1,113 @@
+"""A model that does not run on the input that was assumed for it: what was assumed, and which `sample=` to pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..devices.oom import is_out_of_memory
+from ..errors import TaskError, first_line
+from .data import collate_samples, to_device
+from .infer import first_known_layer, required_names
+from .inputs import output_loss
+from .state import preserve
+from .task import Task
+
+_TRIALS_S = 5.0  # assumed: what somebody waits for a hint; a trial of a small model takes milliseconds
+
+# Tried in this order where another size was assumed: the customary ones first, small ones before large ones.
+_SIDES = (32, 28, 64, 96, 128, 112, 160, 192, 224, 256, 299, 384, 512)
+_LENGTHS = (512, 256, 128, 100, 64, 50, 32, 16, 10, 8, 1000, 1024, 2048, 4096, 16_000)
+_CLIPS = ((8, 64, 64), (16, 64, 64), (16, 112, 112), (32, 32, 32), (64, 64, 64), (8, 224, 224), (16, 224, 224))
+
+
+def explained(task: Task, assumed: str, error: TaskError) -> TaskError:
+    """The error that says what to pass, where the model does not run on the guess; otherwise `error` itself.
+
+    Args:
+        task: of a live model, whose sample was inferred; the model is given back as it was.
+        assumed: the sentence that says what was.
+        error: what came of it.
+    """
+    model = task.model()
+    assert task.train_data is not None
+    sample = task.train_data()[0]
+    with preserve(model), torch.no_grad():
+        model.eval()
+        names = required_names(model)
+        loss = output_loss(len(names))
+        refusal = _refusal(task, task.loss, model, sample)
+        if refusal is None:
+            return error
+        if _refusal(task, loss, model, sample) is None:
+            return TaskError(
+                f"loss(model, batch) does not run on what was assumed of the model's input: {assumed}; "
+                f"{_told(refusal)}. Pass sample=, one sample as your dataset gives it to the loss, such as a "
+                "pair (x, y), without a batch dimension"
+            )
+        hint = ", without a batch dimension"
+        if len(names) > 1 and not isinstance(sample, dict):
+            hint = f": here a tuple of {', '.join(names)}, each without a batch dimension"
+        elif isinstance(sample, Tensor):
+            found = _one_that_runs(task, loss, model, sample.shape)
+            hint += "" if found is None else f", such as sample={found}, on which it runs"
+    return TaskError(
+        f"{type(model).__name__} does not run on what was assumed of its input: {assumed}; {_told(refusal)}. Pass "
+        f"sample=, one sample as your dataset gives it{hint}"
+    )
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _refusal(task: Task, loss: Callable[[nn.Module, Any], Any], model: nn.Module, sample: Any) -> Exception | None:
+    """What comes of a batch of two such samples; None where all goes well, or memory runs out."""
+    held = next(iter([*model.parameters(), *model.buffers()]), torch.empty(0))
+    try:
+        loss(model, to_device(collate_samples(task, [sample, sample]), held.device))
+    except Exception as error:  # noqa: BLE001  # the user's code may raise anything
+        return None if is_out_of_memory(error) else error
+    return None
+
+
+def _one_that_runs(
+    task: Task, loss: Callable[[nn.Module, Any], Any], model: nn.Module, refused: tuple[int, ...]
+) -> str | None:
+    """The code of a sample that the model runs on; None where none was found in the time."""
+    started = perf_counter()
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    for shape, is_tokens in _shapes(model):
+        if perf_counter() - started > _TRIALS_S:
+            return None
+        kind = torch.int64 if is_tokens else dtype
+        if shape != refused and _refusal(task, loss, model, torch.zeros(shape, dtype=kind)) is None:
+            size = ", ".join(map(str, shape))
+            return f"torch.zeros({size})" if kind == torch.float32 else f"torch.zeros({size}, dtype={kind})"
+    return None
+
+
+def _shapes(model: nn.Module) -> Iterator[tuple[tuple[int, ...], bool]]:
+    """Shapes of a sample that the first layer takes, and whether they are of tokens."""
+    layer = first_known_layer(model)
+    if isinstance(layer, nn.Conv3d):
+        yield from (((layer.in_channels, *clip), False) for clip in _CLIPS)
+    elif isinstance(layer, nn.Conv2d):
+        yield from (((layer.in_channels, side, side), False) for side in _SIDES)
+    elif isinstance(layer, nn.Conv1d):
+        yield from (((layer.in_channels, length), False) for length in _LENGTHS)
+        yield from (((length, layer.in_channels), False) for length in _LENGTHS)
+    elif isinstance(layer, nn.Embedding):
+        yield from (((length,), True) for length in _LENGTHS)
+        yield (), True
+    elif isinstance(layer, nn.Linear):
+        yield (layer.in_features,), False
+        yield from (((length, layer.in_features), False) for length in _LENGTHS)
+        yield from (((1, side, side), False) for side in _SIDES if side * side == layer.in_features)
+        yield from (((3, side, side), False) for side in _SIDES if 3 * side * side == layer.in_features)
+    elif isinstance(layer, nn.RNNBase):
+        yield from (((length, layer.input_size), False) for length in _LENGTHS)
