@@ -31,9 +31,13 @@ from .reports.report import Report
 from .runs.conditions import Condition, changes, check_conditions, conditions_of_task
 from .runs.run_folder import RunFolder, RunState
 from .runs.settings import TuneSettings
+from .searching.advice import MEMORY_SHARE, PROFILE_SHARE, SWEEP_SHARE, give_at_least
+from .searching.costs import least_budget_s, worth_step_s
 from .searching.crew import Alone
 from .searching.ledger import Ledger
+from .searching.limits import MemoryLimits
 from .searching.stability import norms_out_of_line
+from .searching.trials import optimizer_step_s
 from .units import format_duration, format_lr, format_size
 
 if TYPE_CHECKING:
@@ -46,18 +50,14 @@ CEILING = 131_072
 _TUNE_CEILING = 4096
 # A batch of more than this share of the data is not tried: it would leave fewer than eight steps an epoch. Assumed.
 _DATA_SHARE = 8
-# Shares of what start-up left of the budget that the stages before the race may take. Assumed: the race is what the
-# budget is for, and a profile of 5.5 s was as good as one of 11 (measuring/profiling.py). So half a minute is enough of
-# a profile, but where the budget pays for trials whose steps take seconds.
-_MEMORY_SHARE = 0.05
-_PROFILE_SHARE, _PROFILE_LONG_SHARE = 0.05, 0.01
+# Half a minute is enough of a profile, but where the budget pays for trials whose steps take seconds. Assumed.
+_PROFILE_LONG_SHARE = 0.01
 _PROFILE_ENOUGH_S = 30.0
-_SWEEP_SHARE = 0.03
 _SWEEP_STEPS = (30, 100)  # fewest and most; 100 as in the measured comparison of the rules
-_SETUP_SHARES = 4  # assumed: a budget that start-up and measuring alone use up is a quarter of one that is of use
 _SETTING_OUT_S = 600.0  # assumed: no resumed run needs longer until its first worker has opened the task
 # For the last lines to reach the database: within the budget, but for the second figure. Assumed: they take tenths.
 _CENTRAL_S, _CENTRAL_LEAST_S = 5.0, 0.5
+_OPENING = "opening and checking the task (model(), train_data(), val_data(), a step and an evaluation)"
 _EVAL_BATCH = 1024  # assumed: beyond it a forward pass without gradients gains nothing on the devices we know
 
 
@@ -71,7 +71,7 @@ def describe_probe(probe: Measurement) -> str:
 def sweep_steps(curve: ThroughputCurve, left_s: float) -> int | None:
     """Steps of a range test at the knee that its share of the time that is left pays for; None where too few."""
     fewest, most = _SWEEP_STEPS
-    affordable = int(_SWEEP_SHARE * left_s / curve.step_s(curve.knee_batch_size))
+    affordable = int(SWEEP_SHARE * left_s / curve.step_s(curve.knee_batch_size))
     return min(most, affordable) if affordable >= fewest else None
 
 
@@ -129,15 +129,23 @@ def run_tune(
         # Rungs and the test answer for their own time: what the end of the budget cuts off is a stage before the race.
         if error.is_hang:
             raise
-        raise BudgetTooShort(
-            f"the budget of {format_duration(settings.budget_s)} ended before anything could be compared: {error}. "
-            f"Give at least {format_duration(_SETUP_SHARES * settings.budget_s)}; or see in {folder.log} what the task "
-            "printed, if that should have taken no such time"
-        ) from None
+        told = f"the budget of {format_duration(settings.budget_s)} ended before anything could be compared: {error}. "
+        doing = _OPENING if run is None else run.doing
+        raise BudgetTooShort(f"{told}{_what_would_do(doing, run)}. What the task printed is in {folder.log}") from None
     finally:
         if run is not None:
             run.close_central()
         runner.close()
+
+
+def _what_would_do(doing: str, run: _Tune | None) -> str:
+    """The remedy where the time ended while `doing` was under way: time, as far as anything says how much it takes."""
+    if run is not None and (needed_s := run.least_s()) is not None and needed_s > run.settings.budget_s:
+        return give_at_least(needed_s)
+    return (
+        f"How long {doing} takes is not known, only that this was too short: look first whether it ends at all, and "
+        "then give several times what it takes by itself"
+    )
 
 
 def _opened(spec: RunnerSpec, settings: TuneSettings, folder: RunFolder, remaining_s: Callable[[], float]) -> Runner:
@@ -178,6 +186,8 @@ class _Tune:
         self.runner, self.ledger, self.listen, self.folder = runner, ledger, listen, folder
         self.state, self.settings, self.kept, self.force = state, state.settings, kept, force
         self.storage = storage
+        self.doing = _OPENING
+        self.timed: dict[int, float] = {}  # seconds of a step that a probe took, by its batch size
         self.central: CentralRecord | None = None
 
     def run(self) -> Report:
@@ -263,6 +273,16 @@ class _Tune:
         with suppress(OSError):  # not empty where checkpoints are to be kept
             self.folder.checkpoints.rmdir()
 
+    def least_s(self) -> float | None:
+        """Seconds of a budget that pays for a race, by the largest step that was timed; None where none was."""
+        if not self.timed:
+            return None
+        facts, size = self.runner.facts(), max(self.timed)
+        own = facts.baseline.plan
+        # In proportion to the batch, which is the most that a step grows by.
+        step_s = self.timed[size] * max(1.0, own.batch_size / size) * own.accumulation_steps
+        return least_budget_s(step_s, eval_s=self.state.found.eval_s or 0.0, spent_s=self.ledger.elapsed_s)
+
     def say(self, stage: str, text: str, predicted_s: float | None = None, piece: int | None = None) -> None:
         self.listen(Progress(stage=stage, text=text, predicted_s=predicted_s, piece=piece))  # type: ignore[arg-type]
 
@@ -270,14 +290,13 @@ class _Tune:
         """No further than the race could use, and than it is worth the time: the race takes no size whose steps it
         could not take often enough, nor one that is far above the knee. The baseline's own batch at least.
         """
-        from .searching.costs import worth_step_s
-
         size = None if facts.train_size is None else facts.train_size // facts.baseline.plan.ranks
         useful = _TUNE_CEILING if size is None else max(1, size // _DATA_SHARE)
         own = facts.baseline.plan.batch_size
         ceiling = max(useful, own)
+        self.doing = "a probe of the largest batch"
         left_s = self.ledger.available_s
-        ends_s = self.ledger.elapsed_s + _MEMORY_SHARE * left_s
+        ends_s = self.ledger.elapsed_s + MEMORY_SHARE * left_s
         allowance = Allowance(
             left_s=lambda: ends_s - self.ledger.elapsed_s,
             worth_s=worth_step_s(left_s, self.settings.train_time_s),
@@ -291,8 +310,14 @@ class _Tune:
                 ceiling_is="dataset" if size is not None and ceiling >= size // _DATA_SHARE else "ceiling",
                 own=own,
                 allowance=allowance,
-                on_probe=lambda probe: self.say("memory", describe_probe(probe)),
+                on_probe=self.on_probe,
             )
+
+    def on_probe(self, probe: Measurement) -> None:
+        """Tell it, and note what a step took."""
+        self.say("memory", describe_probe(probe))
+        if probe.step_s:
+            self.timed[probe.plan.batch_size] = probe.step_s[-1]
 
     def largest_micro_batch(self, facts: TaskFacts, largest: MaxBatch) -> int:
         """The largest that fits beside gradients that are kept; accumulation is for what does not fit.
@@ -317,8 +342,9 @@ class _Tune:
 
     def throughput(self, facts: TaskFacts, largest: int) -> ThroughputCurve:
         left_s = self.ledger.available_s
-        budget_s = min(_PROFILE_SHARE * left_s, max(_PROFILE_ENOUGH_S, _PROFILE_LONG_SHARE * left_s))
+        budget_s = min(PROFILE_SHARE * left_s, max(_PROFILE_ENOUGH_S, _PROFILE_LONG_SHARE * left_s))
         baseline = facts.baseline.plan.batch_size
+        self.doing = "timing a step"
         with self.ledger.charge("profile"):
             curve = profile(
                 self.runner,
@@ -336,8 +362,9 @@ class _Tune:
         steps = sweep_steps(curve, self.ledger.available_s)
         if plan is None or steps is None:
             fewest, _ = _SWEEP_STEPS
-            self.say("range test", f"left out: {fewest} steps would take more than {_SWEEP_SHARE:.0%} of what is left")
+            self.say("range test", f"left out: {fewest} steps would take more than {SWEEP_SHARE:.0%} of what is left")
             return None
+        self.doing = f"a range test of {steps} steps"
         try:
             with self.ledger.charge("range test"):
                 found = find_lr_curve(self.runner, plan, steps=steps, seed=self.settings.seed)
@@ -358,11 +385,21 @@ class _Tune:
 
         eval_batch = min(largest, facts.val_size or largest, _EVAL_BATCH)
         if (eval_s := self.state.found.eval_s) is None:
+            known = "" if facts.val_size is not None else ", which does not say its size and may have no end,"
+            self.doing = f"an evaluation on val_data(){known}"
+            self.timed.clear()  # what steps take does not say how long an evaluation does
             with self.ledger.charge("evaluation"):
                 eval_s = self.runner.time_evaluation(eval_batch)
         crew = self.runner.crew() if isinstance(self.runner, Pool) else Alone(self.runner)
         if (horizon := self.state.found.horizon_s) is None:
-            baseline_step_s = facts.baseline.plan.accumulation_steps * curve.step_s(facts.baseline.plan.batch_size)
+            limits = MemoryLimits(
+                times=curve,
+                precision=facts.precision,
+                max_batch=largest,
+                max_micro_batch=micro_batch if facts.accumulates else 0,
+            )
+            trained = limits.as_trained(facts.baseline.plan, accumulates=facts.accumulates)
+            baseline_step_s = optimizer_step_s(trained, curve)
             horizon = horizon_s(
                 self.ledger.available_s,
                 self.settings.train_time_s,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..errors import BudgetTooShort
 from ..plan import Plan
 from ..units import format_duration
-from .ledger import REPORT_MOST_S, REPORT_SHARE
+from .advice import enough_s, give_at_least, training_enough_s
 from .trials import MIN_STEPS, Ladder, StepTimes, Trial, optimizer_step_s, total_steps
 
 # Full trials that a budget is cut into. Measured: at 16 the search leaves under half of the regret that it leaves at 8,
@@ -39,7 +39,7 @@ def horizon_s(
         eval_s: seconds of one evaluation; a full trial pays for one at each rung.
         baseline_step_s: seconds of one optimizer step of the baseline.
         rungs: of a full trial.
-        spent_s: seconds spent before; only for the message.
+        spent_s: seconds that everything before took; only for the message.
         at_once: trials that are trained at the same time.
 
     Raises:
@@ -49,19 +49,23 @@ def horizon_s(
     extra_s = rungs * eval_s
     if train_time_s is not None and train_time_s < least_s:
         raise BudgetTooShort(
-            f"a training of {format_duration(train_time_s)} is fewer than {MIN_STEPS} steps of the baseline; "
-            f"give a training time of at least {format_duration(least_s)}"
+            f"a training of {format_duration(train_time_s)} is fewer than {MIN_STEPS} steps of the baseline. "
+            f"{give_at_least(training_enough_s(least_s), 'a training time of ')}"
         )
     in_a_row = EQUIVALENTS if at_once == 1 else IN_A_ROW
     affordable_s = remaining_s / in_a_row - extra_s
     if affordable_s < least_s:
-        work_s = spent_s + in_a_row * (least_s + extra_s)
-        needed_s = min(work_s / (1 - REPORT_SHARE), work_s + REPORT_MOST_S)
+        needed_s = enough_s(in_a_row * (least_s + extra_s), spent_s)
         raise BudgetTooShort(
             f"a budget pays for {in_a_row} trials of at least {MIN_STEPS} baseline steps, evaluation included; "
-            f"{format_duration(max(0.0, remaining_s))} of it remain. Give at least {format_duration(1.01 * needed_s)}"
+            f"{format_duration(max(0.0, remaining_s))} of it remain. {give_at_least(needed_s)}"
         )
     return affordable_s if train_time_s is None else min(train_time_s, affordable_s)
+
+
+def least_budget_s(baseline_step_s: float, *, eval_s: float, spent_s: float, rungs: int = 3) -> float:
+    """Seconds of a budget whose race gives each trial `MIN_STEPS` steps of the baseline; see `horizon_s`."""
+    return enough_s(EQUIVALENTS * (MIN_STEPS * baseline_step_s + rungs * eval_s), spent_s)
 
 
 def worth_step_s(remaining_s: float, train_time_s: float | None) -> float:

@@ -32,6 +32,15 @@ class MemoryLimits:
         """Whether a plan is thought to fit."""
         return plan.batch_size <= (self.max_batch if plan.accumulation_steps == 1 else self.max_micro_batch)
 
+    def as_trained(self, own: Plan, *, accumulates: bool) -> Plan:
+        """What the user trains with, as it fits: accumulated, or as one batch; as it is where it fits in neither way.
+
+        Nothing is split, and nothing known of micro-batches, where a task may not accumulate.
+        """
+        if not accumulates or self.holds(own):
+            return own
+        return self.plan_for(own.effective_batch_size) or own
+
     def lower_below(self, plan: Plan) -> None:
         """Remember that a plan ran out of memory: what holds no step that accumulates may hold one that does not."""
         self.max_micro_batch = min(self.max_micro_batch, plan.batch_size - 1)

@@ -10,6 +10,7 @@ from ..errors import BudgetTooShort, CheckpointError, DeviceError, DeviceLost, N
 from ..plan import HANG_FACTOR, HANG_LEAST_S, Config, Direction, Plan, Rung, RungResult, Runner
 from ..units import format_duration
 from .account import Account, Leg
+from .advice import enough_s, give_at_least, typed
 from .conclusion import SearchResult, conclude
 from .confirmation import MOST_SEEDS, Verdict, is_close, judge, leads_clearly, next_seed_for
 from .costs import EQUIVALENTS, Costs
@@ -83,6 +84,7 @@ class Race:
     test_scores: tuple[float | None, float | None] = (None, None)
     checkpoints: dict[int, int] = field(default_factory=dict)  # the steps of those that are there, by trial
     count: int = 0  # of the changes that were recorded
+    began_s: float = 0.0  # by the ledger
     again: list[int] = field(default_factory=list)  # trials of those that wait for a worker after theirs has died
     is_confirming: bool = False
 
@@ -100,16 +102,14 @@ class Race:
         whose = "your configuration" if facts.baseline_is_users else "the default configuration (assumed)"
         self.baseline, self.baseline_origin = facts.baseline, f"{whose}, trained to the end"
         own = facts.baseline.plan
-        # Nothing is split, and nothing known of micro-batches, where a task may not accumulate.
-        if facts.accumulates and not self.limits.holds(own):
-            plan = self.limits.plan_for(own.effective_batch_size)
-            if plan is not None:
-                self.baseline = replace(facts.baseline, plan=plan)
-                where = " beside gradients that are kept" if own.accumulation_steps > 1 else ""
-                how = f"accumulated over {plan.accumulation_steps} steps of {plan.batch_size}"
-                if plan.accumulation_steps == 1:
-                    how = f"trained as one batch of {plan.batch_size}"
-                self.baseline_origin += f"; its batch of {own.batch_size} does not fit{where}, so it is {how}"
+        fitting = self.limits.as_trained(own, accumulates=facts.accumulates)
+        if fitting != own:
+            self.baseline = replace(facts.baseline, plan=fitting)
+            where = " beside gradients that are kept" if own.accumulation_steps > 1 else ""
+            how = f"accumulated over {fitting.accumulation_steps} steps of {fitting.batch_size}"
+            if fitting.accumulation_steps == 1:
+                how = f"trained as one batch of {fitting.batch_size}"
+            self.baseline_origin += f"; its batch of {own.batch_size} does not fit{where}, so it is {how}"
         earlier, not_here = runnable(self.settings.earlier, self.limits, self.costs)
         self.notes += not_here
         space = space_for(
@@ -125,15 +125,18 @@ class Race:
         )
         space = replace(space, lrs=self.settings.lrs)
         self.account.allotment_s = self.crew.size * self.ledger.available_s
+        self.began_s = self.ledger.elapsed_s
         steps = self.costs.total_steps(self.baseline.plan)
         is_new = kept is None or not kept.trials
         if is_new and (steps < MIN_STEPS or self.costs.full_trial_s > self.ledger.available_s):
-            needed_s = EQUIVALENTS * self.costs.full_trial_s * max(1.0, MIN_STEPS / steps)
+            needed_s = enough_s(
+                EQUIVALENTS * self.costs.full_trial_s * max(1.0, MIN_STEPS / steps), self.ledger.elapsed_s
+            )
             raise BudgetTooShort(
                 f"the baseline takes at least {MIN_STEPS} steps in a full trial that fits the budget; it would take "
                 f"{steps} in {format_duration(self.costs.full_trial_s)}, and "
                 f"{format_duration(self.ledger.available_s)} "
-                f"remain. Give at least {format_duration(needed_s)} more"
+                f"remain. {give_at_least(needed_s)}"
             )
         plan = self.limits.plan_for(space.nearest(space.reference_batch))
         self.proposals = Proposals(
@@ -555,6 +558,13 @@ class Race:
             NoValidResult: there is nothing to compare with, or nothing that ran at all.
         """
         taking_s = self.costs.full_trial_s * self.account.paces.correction
+        baseline = self.trials[0]
+        if baseline.state in ("running", "paused"):
+            pace = self.account.paces.correction
+            raise NoValidResult(
+                f"the time ran out at step {baseline.steps_done} of {baseline.total_steps} of the baseline: training "
+                f"takes {pace:.1f} times what the profile said. {self._remedy_for_slow_steps()}"
+            )
         if not any(trial.state == "complete" for trial in self.trials):
             said = sorted({f"{t.outcome}: {t.message or 'no message'}" for t in self.trials if t.state == "failed"})
             raise NoValidResult(
@@ -562,14 +572,20 @@ class Race:
                 + (f" ({'; '.join(said)})" if said else "")
                 + f". A full one takes {format_duration(taking_s)}: mend the task, or give more time"
             )
-        baseline = self.trials[0]
-        if baseline.state in ("running", "paused"):
-            raise NoValidResult(
-                f"the time ran out at step {baseline.steps_done} of {baseline.total_steps} of the baseline: training "
-                f"takes {self.account.paces.correction:.1f} times what the profile said. Give a budget of at least "
-                f"{format_duration(EQUIVALENTS * taking_s)}"
-            )
         return self._result(interrupted=None, may_win=True)
+
+    def _remedy_for_slow_steps(self) -> str:
+        """What lets the baseline come to its end, where training is so much slower than the profile."""
+        pace, full_s = self.account.paces.correction, self.costs.full_trial_s
+        if 2 * pace < EQUIVALENTS:
+            return give_at_least(enough_s(EQUIVALENTS * pace * full_s, self.began_s), "a budget of ")
+        # A trial is a share of the budget by the profile, and so it is too long in any budget.
+        why = "With any budget it would: a trial is as long as the profile lets it be. See what slows training down"
+        left_s = self.ledger.budget_s - self.began_s
+        train_time_s = (left_s / (2 * pace) - (full_s - self.costs.horizon_s)) / 2
+        if train_time_s < MIN_STEPS * optimizer_step_s(self.baseline.plan, self.costs.times):
+            return why
+        return f"{why}, or give a training time of at most {typed(train_time_s)}"
 
     @property
     def _off_by(self) -> dict[int, float]:
