@@ -33,6 +33,7 @@ from .check_rates import DRY_RUN_STEPS, check_schedule, check_steps, has_writers
 from .gradients import clip_norm, held
 from .modes import to_train
 from .shares import weight_of
+from .split_check import batch_in_halves, split_warnings
 from .training import autocast
 
 # Samples of the batch that the model is run on: several, so that a vector of per-sample losses is told from a scalar.
@@ -110,6 +111,9 @@ def check_task(
                             lambda: _whole_batch(task, train, batch_size),
                         )
                     )
+                if batch is not None and task.accumulation:
+                    halves = batch_in_halves(task, train_samples, train_batch)
+                    findings.warnings += split_warnings(task, model, halves, device) if halves else []
                 if optimizer is not None:
                     _check_optimizer(findings, model, optimizer, batch)
             _warn(findings, model, batch_size)
