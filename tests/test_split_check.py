@@ -208,12 +208,12 @@ def test_a_model_that_only_trains_in_its_own_mode_is_looked_at_in_it() -> None:
 def test_gradients_and_modes_are_as_the_step_left_them() -> None:
     seen: list[Any] = []
 
-    class Watched(torch.optim.SGD):
-        def step(self, closure: Any = None) -> None:  # type: ignore[override]
-            seen.append([None if p.grad is None else p.grad.clone() for p in self.param_groups[0]["params"]])
-
     def optimizer(model: nn.Module, lr: float) -> torch.optim.Optimizer:
-        assert all(module.training for module in model.modules())
+        class Watched(torch.optim.SGD):
+            def step(self, closure: Any = None) -> None:  # type: ignore[override]
+                assert all(module.training for module in model.modules())
+                seen.append([None if p.grad is None else p.grad.clone() for p in model.parameters()])
+
         return Watched(model.parameters(), lr)
 
     found(optimizer=optimizer)

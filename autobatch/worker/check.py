@@ -33,7 +33,7 @@ from .check_rates import DRY_RUN_STEPS, check_schedule, check_steps, has_writers
 from .gradients import clip_norm, held
 from .modes import to_train
 from .shares import weight_of
-from .split_check import batch_in_halves, split_warnings
+from .split_check import split_warnings
 from .training import autocast
 
 # Samples of the batch that the model is run on: several, so that a vector of per-sample losses is told from a scalar.
@@ -112,8 +112,7 @@ def check_task(
                         )
                     )
                 if batch is not None and task.accumulation:
-                    halves = batch_in_halves(task, train_samples, train_batch)
-                    findings.warnings += split_warnings(task, model, halves, device) if halves else []
+                    findings.warnings += split_warnings(task, model, train_samples, train_batch, device)
                 if optimizer is not None:
                     _check_optimizer(findings, model, optimizer, batch)
             _warn(findings, model, batch_size)

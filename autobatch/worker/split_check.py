@@ -32,14 +32,8 @@ _COMPARED = 1 << 20
 _ROUNDING = {"fp32": 0.01, "tf32": 0.02, "bf16": 0.05, "fp16": 0.05}
 
 
-def batch_in_halves(task: Task, samples: list[Any], batch: Any) -> list[Any] | None:
-    """A training batch and its two halves, as unlike each other as the samples allow; None where it cannot be cut.
-
-    Args:
-        task: how samples are collated.
-        samples: the first of the training data; none where the task has a loader of its own.
-        batch: of that loader.
-    """
+def _batch_in_halves(task: Task, samples: list[Any], batch: Any) -> list[Any] | None:
+    """A training batch and its two halves, as unlike each other as the samples allow; None where it cannot be cut."""
     if task.train_loader is not None:
         count = rows_of(batch) or 0
         return _cut(batch, count) if count > 1 else None
@@ -94,14 +88,22 @@ def _rows(batch: Any, count: int, where: slice) -> Any:
     return batch
 
 
-def split_warnings(task: Task, model: nn.Module, batches: list[Any], device: torch.device) -> list[str]:
+def split_warnings(task: Task, model: nn.Module, samples: list[Any], batch: Any, device: torch.device) -> list[str]:
     """A sentence where micro-batches would train something else than the batch does; gradients stay as they are.
 
     Args:
-        task: its loss or training step, whose errors are the caller's to find: one here says nothing.
+        task: its loss or training step. An error of theirs on these batches says nothing here.
         model: on the device.
-        batches: as `batch_in_halves` gives them.
+        samples: the first of the training data; none where the task has a loader of its own.
+        batch: of that loader, of a few samples.
+        device: where the model is.
     """
+    try:
+        batches = _batch_in_halves(task, samples, batch)
+    except Exception:  # noqa: BLE001  # the user's collate may raise anything: it has run on other samples
+        return []
+    if batches is None:
+        return []
     kept = [(parameter, parameter.grad) for parameter in model.parameters()]
     everything = list(model.modules())
     random: list[nn.Module] = [module for module in everything if isinstance(module, (_DropoutNd, _NormBase))]
