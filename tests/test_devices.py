@@ -102,7 +102,7 @@ class DeviceContract:
 
     def test_beyond_the_limit_it_is_refused_and_nothing_stays_held(self, device: Device) -> None:
         device.set_limit(self.limit_bytes, 0.0)
-        refused = 0
+        refused, before = 0, device.refusals()
         for _ in range(3):
             try:
                 self.allocate(device, 2 * self.limit_bytes)
@@ -110,6 +110,9 @@ class DeviceContract:
                 refused += device.is_out_of_memory(error)
             device.clean_up()
         assert refused == 3
+        after = device.refusals()
+        assert (after is None) == (before is None)
+        assert after is None or before is None or after - before == 3
         assert self.allocate(device, self.limit_bytes // 2) is not None
 
     def test_a_bug_is_no_out_of_memory(self, device: Device) -> None:
@@ -397,6 +400,7 @@ class FakeCuda:
     peak: int = 0
     uuid: str | None = "11112222-3333-4444-5555-666677778888"
     libraries: int = 0  # what this process holds outside of the allocator
+    ooms: int = 0
 
     def get_device_properties(self, index: int) -> SimpleNamespace:
         return SimpleNamespace(name="A Card", total_memory=self.total, uuid=self.uuid)
@@ -417,6 +421,7 @@ class FakeCuda:
     def take(self, size: int) -> None:
         needed = max(self.reserved, self.allocated + size)
         if needed > min(self.allowed * self.total, self.total - self.others):
+            self.ooms += 1
             raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size}")
         self.allocated += size
         self.reserved, self.peak = needed, max(self.peak, needed)
@@ -440,7 +445,7 @@ class FakeCuda:
         return self.allocated
 
     def memory_stats(self, index: int) -> dict[str, int]:
-        return {}
+        return {"num_ooms": self.ooms} if self.ooms else {}  # empty until the allocator is used
 
     # torch.mps has the same memory under other names
     def recommended_max_memory(self) -> int:

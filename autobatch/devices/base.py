@@ -79,6 +79,10 @@ class Device(ABC):
     def alloc_retries(self) -> int | None:
         """Times so far that the allocator gave memory back and asked again; None where nothing counts them."""
 
+    def refusals(self) -> int | None:
+        """Times so far that the allocator raised an out-of-memory, caught or not; None where nothing counts them."""
+        return None
+
     def clean_up(self) -> None:
         """Give unused memory back. After an out-of-memory, call it when the except block was left: inside it the
         traceback still holds the tensors of the failed step.

@@ -142,6 +142,9 @@ class CudaDevice(Device):
         # torch leaves the statistics empty until the allocator is first used.
         return int(self._cuda.memory_stats(self._index).get("num_alloc_retries", 0))
 
+    def refusals(self) -> int | None:
+        return int(self._cuda.memory_stats(self._index).get("num_ooms", 0))
+
     def clean_up(self) -> None:
         gc.collect()
         self._cuda.empty_cache()

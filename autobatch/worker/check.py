@@ -351,7 +351,10 @@ def _check_gradients(findings: Findings, model: nn.Module, what: str) -> None:
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     without = [name for name, parameter in trainable.items() if parameter.grad is None]
     if len(without) == len(trainable):
-        raise TaskError(f"{what} gives no parameter of model() a gradient: does it use the model it is handed?")
+        raise TaskError(
+            f"{what} gives no parameter of model() a gradient: does it use the model it is handed, or catch an error, "
+            "such as too little memory?"
+        )
     if without:
         findings.warnings.append(
             f"{len(without)} of {len(trainable)} trainable parameters get no gradient from {what} ({_some(without)})"

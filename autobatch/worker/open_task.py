@@ -295,6 +295,21 @@ class OpenTask:
         self._device.clean_up()
         return Refused(message)
 
+    def _counted(self, what: str, work: Callable[[], T]) -> T | Refused:
+        """The same, of work in which the user's code may catch an out-of-memory, where the device counts them.
+
+        Libraries catch their own too: cuDNN tries plans that ask for too much, but each only once
+        (aten/src/ATen/native/cudnn/Conv_v8.cpp). What is refused when the same work is done again is the task's.
+        """
+        for _ in range(2):
+            before = self._device.refusals()
+            done = self._guarded(what, work)
+            # Of several ranks none does it again by itself: the others would wait for it.
+            if isinstance(done, Refused) or self._group is not None or self._device.refusals() == before:
+                return done
+        self._drop_bench()
+        return Refused(f"the allocator refused memory to {what}, which went on: it seems to catch the error")
+
     def _workbench(self, plan: Plan) -> Trainer:
         """A model to step for measurements, whose scores nobody reads; kept between calls of one precision."""
         bench = self._bench

@@ -51,12 +51,16 @@ from ..units import format_size
 from .data_parallel import is_rank_lost
 from .flops import matmul_flops_per_s, step_flops
 from .open_task import COUNTED_SAMPLES, OpenTask, Refused
+from .swallowed import Usual
 from .timing import Timing, measure_energy, time_step
 from .training import NormWatch, Trainer, autocast, read_checkpoint
 
 # Steps before the evaluation batch, the short batch and one more step. The first step allocates the optimizer's state,
 # which the last one runs beside (+1241 MiB for GPT-2 small in FakeTensor traces).
 _EXPLORE_STEPS, _VERDICT_STEPS = 1, 3
+# Steps on a few samples after which it is known what all of them give a gradient. Assumed: adversarial trainings step
+# one of their parts at every fifth step at the latest (n_critic of WGAN is 5).
+_STEPS_TO_BE_SURE = 8
 _EVALUATION_SAMPLE_S = 1.0  # an evaluation longer than this is timed in part
 # A trial is given up at half of its first rung where the mean loss of each tenth since the first is above the largest
 # loss of a step in that one, by this share. Assumed. Of fewer steps in the first tenth the largest says little: of 16
@@ -73,6 +77,8 @@ class TorchRunner(OpenTask, Runner):
     """Runs a task on a device in this process; made as an `OpenTask` is."""
 
     _has_trained = False  # a rung
+    _usual: Usual | None = None  # what a step on a few samples gives a gradient
+    _is_usual_sure = False  # so many were taken that a task which trains its parts in turn has shown it
 
     # -- memory -------------------------------------------------------------------------------------------------------
 
@@ -84,7 +90,7 @@ class TorchRunner(OpenTask, Runner):
         retries = self._device.alloc_retries()
         with self._borrow(), self._device.held_to_budget() if verdict else nullcontext():
             what = _at("a training step" if self._mode == "training" else "a forward pass", plan)
-            ran = self._guarded(what, lambda: self._probe_steps(plan, verdict))
+            ran = self._counted(what, lambda: self._probe_steps(plan, verdict))
             peak, allocated = self._device.peak_bytes(), self._device.peak_allocated_bytes()
             if self._live:
                 self._bench = None  # it holds the borrowed model
@@ -125,7 +131,7 @@ class TorchRunner(OpenTask, Runner):
             return self._probe_forward(plan, steps)
         bench = self._workbench(plan)
         batch = self._worst_batch(plan.batch_size)
-        losses = [bench.step(cycle([batch])) for _ in range(steps)]
+        losses = [self._step_that_ran(bench, batch) for _ in range(steps)]
         if bench.scaler is not None:
             bench.step_with_zeros()
         self._probe_evaluation(bench, plan)
@@ -136,7 +142,7 @@ class TorchRunner(OpenTask, Runner):
             self._probe_short_batch(bench, rest)
         self._device.synchronize()
         begun = perf_counter()
-        losses.append(bench.step(cycle([batch])))
+        losses.append(self._step_that_ran(bench, batch))
         self._device.synchronize()
         step_s = perf_counter() - begun
         if verdict and self._soak_steps:
@@ -144,6 +150,62 @@ class TorchRunner(OpenTask, Runner):
             losses.extend(bench.step(batches) for _ in range(self._soak_steps))
         self._device.synchronize()
         return all(bool(torch.isfinite(loss)) for loss in losses if loss is not None), step_s
+
+    def _step_that_ran(self, bench: Trainer, batch: Batch) -> Tensor | None:
+        """A step on this batch, of the plan's size.
+
+        Raises:
+            torch.OutOfMemoryError: it left fewer gradients than a step on a few samples does.
+        """
+        if self._group is not None:  # the others would wait for a rank that takes steps by itself
+            return bench.step(cycle([batch]))
+        with bench.gradients.exactly():
+            loss = bench.step(cycle([batch]))
+            left = bench.gradients.left
+            size = bench.config.plan.batch_size
+            if self._usual is None and self._task.training_step is not None and size > COUNTED_SAMPLES:
+                self._usual = self._gradients_of_few(bench, 1)
+            if not left or (self._usual is not None and not self._usual.always <= left):
+                usual = self._usual_for_sure(bench)
+                if usual is None or not usual.always <= left or not usual.ever:
+                    raise torch.OutOfMemoryError(self._not_run(f"a step on {size} samples"))
+        return loss
+
+    def _not_run(self, what: str) -> str:
+        whose = "loss(model, batch)" if self._task.training_step is None else "training_step(model, batch, scale)"
+        return (
+            f"{what} left no gradient, or not all that one on a few samples leaves: {whose} did not run to its end, "
+            "and seems to catch an error, such as too little memory"
+        )
+
+    def _usual_for_sure(self, bench: Trainer) -> Usual | None:
+        """What steps give a gradient, by as many as it takes where a task trains its parts in turn; once in a process.
+
+        None where steps on a few samples are refused.
+        """
+        if not self._is_usual_sure:
+            self._usual, self._is_usual_sure = self._gradients_of_few(bench, _STEPS_TO_BE_SURE), True
+        return self._usual
+
+    def _gradients_of_few(self, bench: Trainer, steps: int) -> Usual | None:
+        plan = bench.config.plan
+        found = []
+        try:
+            few = self._worst_batch(COUNTED_SAMPLES)
+            bench.config = replace(bench.config, plan=replace(plan, batch_size=COUNTED_SAMPLES))
+            with bench.gradients.exactly():
+                for _ in range(steps):
+                    bench.step(cycle([few]))
+                    found.append(bench.gradients.left)
+        except (Exception, SystemExit) as error:
+            # A loss over groups of eight takes no two samples; then there is nothing to compare with.
+            if self._device.is_out_of_memory(error) or is_device_lost(error):
+                raise
+            bench.optimizer.zero_grad(set_to_none=True)
+            return None
+        finally:
+            bench.config = replace(bench.config, plan=plan)
+        return Usual.of(found)
 
     def _probe_short_batch(self, bench: Trainer, size: int) -> None:
         """A step on what an epoch may leave for its last batch."""
@@ -187,7 +249,11 @@ class TorchRunner(OpenTask, Runner):
     ) -> Measurement:
         started = perf_counter()
         with self._borrow():
-            timed = self._guarded(_at("a training step", plan), lambda: self._time_step(plan, budget_s, loader, parts))
+            what, refusals = _at("a training step", plan), self._device.refusals()
+            timed = self._guarded(what, lambda: self._time_step(plan, budget_s, loader, parts))
+            if not isinstance(timed, Refused) and self._is_suspect(self._workbench(plan), refusals):
+                again = self._counted(what, lambda: self._step_again(plan))
+                timed = again if isinstance(again, Refused) else timed
             if self._live:
                 self._bench = None
         seconds = perf_counter() - started
@@ -210,6 +276,14 @@ class TorchRunner(OpenTask, Runner):
         if self._group is None:
             return time_step(bench, self._device, batches, budget_s, parts=parts)
         return time_step(bench, self._device, batches, budget_s, self._group.lead, parts=parts)
+
+    def _is_suspect(self, trainer: Trainer, refusals: int | None) -> bool:
+        """Whether some of its steps may not have run; `refusals` is what the device had counted before them."""
+        return trainer.gradients.missed > 0 or self._device.refusals() != refusals
+
+    def _step_again(self, plan: Plan) -> None:
+        """One more step as those that were timed, and a look at whether it ran."""
+        self._step_that_ran(self._workbench(plan), self._worst_batch(plan.batch_size))
 
     def _batches_to_time(self, plan: Plan, loader: Mapping[str, Any] | None = None) -> Iterator[Batch]:
         """As training gets them; of a stand-in for data, which nobody trains on, one that is on the device already."""
@@ -375,6 +449,7 @@ class TorchRunner(OpenTask, Runner):
         )
         if state is not None:
             trainer.restore(state)
+        refusals = self._device.refusals()
         steps = rung.until_step - rung.start_step
         tenth = max(1, math.ceil(steps / 10))
         begun = perf_counter()
@@ -415,6 +490,11 @@ class TorchRunner(OpenTask, Runner):
                     )
         self._device.synchronize()
         train_s = perf_counter() - begun
+        if self._is_skipped(trainer, refusals):
+            missed = f"{trainer.gradients.missed} of {trainer.gradients.taken} steps"
+            return RungResult(
+                rung=rung, outcome="oom", message=self._not_run(missed), grad_norms=norms.summary(), train_s=train_s
+            )
         path = checkpoint_path(self._folder(), rung.trial, rung.until_step)
         new = path.with_suffix(".pt.new")
         trainer.save(new)  # before the evaluation, which draws
@@ -441,6 +521,20 @@ class TorchRunner(OpenTask, Runner):
             train_s=train_s,
             eval_s=perf_counter() - begun,
         )
+
+    def _is_skipped(self, trainer: Trainer, refusals: int | None) -> bool:
+        """Whether steps of a trial did not run, and a few samples would have: most of them, or some for lack of memory.
+
+        `refusals` is what the device had counted before. A task may skip a batch now and then for reasons of its own.
+        """
+        gradients = trainer.gradients
+        if not gradients.missed or self._group is not None:
+            return False
+        if 2 * gradients.missed <= gradients.taken and self._device.refusals() == refusals:
+            return False
+        usual = self._usual_for_sure(self._workbench(trainer.config.plan))
+        self._bench = None
+        return usual is None or bool(usual.always)
 
     def _evaluate(self, trainer: Trainer, name: str, rung: Rung) -> float:
         seed_everything(rung.seed)  # an evaluation that draws is repeatable; the trial's own state is in its checkpoint

@@ -35,6 +35,7 @@ from .gradients import clip_norm, gradients_of, multiply, sparse_parameters, tot
 from .modes import judged, to_train
 from .rates import following, held_by
 from .shares import Shares, weight_of
+from .swallowed import GradientWatch
 
 # Without a clip the norm of the gradient is taken at every so many steps. Measured on three small models on a CPU: at
 # every step it takes 7 to 13 % of the steps per second, at every sixteenth 0.5 to 0.9 % (benchmarks/NOTES.md).
@@ -93,6 +94,7 @@ class Trainer:
         self.after_step = copy.deepcopy(task.after_step) if stateful else task.after_step
         # A compiled module keeps the parameters, buffers and attributes of the one it was made from.
         self.forward = cast(nn.Module, torch.compile(self.model)) if task.compile else self.model
+        self.gradients = GradientWatch(self.model)
         self._is_by_labels = task.weight is None and task.training_step is None and task.loss is cross_entropy_loss
         # Made for the first step, which all ranks take: one that only evaluates must not wait for the others.
         self._together: nn.Module | None = None
@@ -227,25 +229,32 @@ class Trainer:
         """
         last = self.config.plan.accumulation_steps - 1
         shares = self._shares()
-        losses = [self.backward(next(batches), is_last=index == last, shares=shares) for index in range(last + 1)]
+        self.gradients.begin()
+        losses = []
+        for index in range(last + 1):
+            losses.append(self.backward(next(batches), is_last=index == last, shares=shares))
+            self.gradients.see()
+        self.gradients.end()
         correction = shares.correction() if shares is not None else 1.0
         if correction != 1:
             stepped_on = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
             multiply(gradients_of({*self.model.parameters(), *stepped_on}), correction)
         stepped = True
-        if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
+        # A scaler takes no step without a gradient, where an optimizer does nothing.
+        scaler = self.scaler if self.gradients.has_gradients else None
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
         if self.task.clip_grad_norm is not None:
             self.grad_norm = clip_norm(self.model.parameters(), self.task.clip_grad_norm)
         else:
             self.grad_norm = self._norm() if self.step_count % NORM_EVERY == 0 else None
-        if self.scaler is None:
+        if scaler is None:
             self.optimizer.step()
         else:
-            scale = self.scaler.get_scale()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            stepped = self.scaler.get_scale() >= scale  # a shrinking scale means that the step was skipped
+            scale = scaler.get_scale()
+            scaler.step(self.optimizer)
+            scaler.update()
+            stepped = scaler.get_scale() >= scale  # a shrinking scale means that the step was skipped
         # The schedule counts the steps that were taken; torch warns when it runs ahead of the optimizer.
         if self.scheduler is not None and stepped:
             self.scheduler.step()
