@@ -483,6 +483,16 @@ class Runner(Prober):
         """What one large matrix product reaches on this device in the task's precision; None where there is none."""
         return None
 
+    def see_evaluation_end(self, limit_s: float) -> None:  # a runner without data has nothing to see
+        """See that going through the validation and the test data comes to an end, where they do not say their size.
+
+        Args:
+            limit_s: seconds for each, without a model.
+
+        Raises:
+            TaskError: one did not end in that time.
+        """
+
     @abstractmethod
     def time_evaluation(self, batch_size: int) -> float:
         """Seconds that one evaluation of the validation data takes, from a timed part of it where it is long."""

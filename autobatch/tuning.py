@@ -199,6 +199,8 @@ class _Tune:
         self.go_on_under(conditions_of_task(facts, device, self.settings.workers or 1))
         if self.state.resumed:
             self.say("start", f"resumed, with {format_duration(self.ledger.elapsed_s)} of the budget spent")
+        if facts.val_size is None or facts.has_test_data:
+            self.see_evaluation_end()
         found = self.state.found
         if (largest := found.largest) is None:
             largest = self.largest_batch(facts)
@@ -214,6 +216,14 @@ class _Tune:
             self.keep(sweep=sweep, is_swept=True)
         result = self.race(facts, curve, sweep, int(largest), micro_batch)
         return self.report(facts, largest, curve, sweep, result)
+
+    def see_evaluation_end(self) -> None:
+        """Told now where validation data never ends, and not when everything but an evaluation is known."""
+        # Imported here, as in `race`.
+        from .searching.costs import longest_evaluation_s
+
+        with self.ledger.charge("evaluation"):
+            self.runner.see_evaluation_end(longest_evaluation_s(self.ledger.available_s))
 
     def open_central(self, facts: TaskFacts, device: DeviceInfo) -> None:
         """The database, if there is to be one: told now where it cannot be opened, and not after an hour."""

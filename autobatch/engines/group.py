@@ -421,6 +421,9 @@ class GroupRunner(Runner):
             raise error
         return Measurement(plan=plan, outcome="crashed", message=str(error))
 
+    def see_evaluation_end(self, limit_s: float) -> None:
+        self._ask_first("see_evaluation_end", limit_s, timeout_s=2 * limit_s + self._patience.probe_timeout_s)
+
     def time_evaluation(self, batch_size: int) -> float:
         limit_s = self._patience.probe_timeout_s
         try:

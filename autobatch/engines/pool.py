@@ -222,6 +222,9 @@ class Pool(Runner):
     def matmul_flops_per_s(self, *, budget_s: float) -> float | None:
         return self._of_first(lambda runner: runner.matmul_flops_per_s(budget_s=budget_s))
 
+    def see_evaluation_end(self, limit_s: float) -> None:
+        self._of_first(lambda runner: runner.see_evaluation_end(limit_s))
+
     def time_evaluation(self, batch_size: int) -> float:
         return max(self._asked(lambda runner: runner.time_evaluation(batch_size)))
 

@@ -286,6 +286,9 @@ class RayRunner(Runner):
         reached: float | None = self._call("matmul_flops_per_s", budget_s=budget_s)
         return reached
 
+    def see_evaluation_end(self, limit_s: float) -> None:
+        self._call("see_evaluation_end", limit_s)
+
     def time_evaluation(self, batch_size: int) -> float:
         return float(self._call("time_evaluation", batch_size))
 

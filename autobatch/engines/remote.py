@@ -342,6 +342,10 @@ class RemoteRunner(Runner):
         reached: float | None = self._work("matmul_flops_per_s", budget_s=budget_s)
         return reached
 
+    def see_evaluation_end(self, limit_s: float) -> None:
+        timeout_s = 2 * limit_s + self._patience.probe_timeout_s
+        self._ask("see_evaluation_end", limit_s, work=True, timeout_s=timeout_s)
+
     def time_evaluation(self, batch_size: int) -> float:
         return float(self._ask("time_evaluation", batch_size, work=True, timeout_s=self._patience.probe_timeout_s))
 

@@ -73,6 +73,11 @@ def worth_step_s(remaining_s: float, train_time_s: float | None) -> float:
     return min(remaining_s / IN_A_ROW, math.inf if train_time_s is None else train_time_s) / MIN_STEPS
 
 
+def longest_evaluation_s(remaining_s: float, rungs: int = 3) -> float:
+    """Seconds of one evaluation that no budget with so much left pays for: see `horizon_s`."""
+    return remaining_s / (IN_A_ROW * rungs)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
     """Modelled seconds of every piece of work of a race.

@@ -358,14 +358,21 @@ def training_batches(
     if plan.ranks > 1 and task.train_loader is None:
         data = _EveryNth(data, rank, plan.ranks)
     skip = start_step * plan.accumulation_steps
+    given = False
     for epoch in _epochs(task, data, plan.batch_size, seed, loader):
         empty = True
         for batch in epoch:
-            empty = False
+            empty, given = False, True
             if skip:
                 skip -= 1
                 continue
             yield batch
+        if empty and given:
+            raise TaskError(
+                f"{'train_data()' if task.train_loader is None else 'train_loader(batch_size, seed)'} gave batches in "
+                "one epoch and none in the next: what can be read only once must be made anew for each, inside "
+                f"{'__iter__' if task.train_loader is None else 'the function'}"
+            )
         if empty:
             raise TaskError(f"the training data gives no whole batch of {plan.batch_size} samples")
 

@@ -199,6 +199,12 @@ class WorstSamples:
     def __init__(self, task: Task, data: Any, found: WorstCase) -> None:
         self._task = task
         samples = _samples_at(data, {*found.largest, *found.widest})
+        if lost := {*found.largest, *found.widest} - set(samples):
+            raise TaskError(
+                f"data must give the same number of samples each time: it gave {found.num_scanned:,} when it was read "
+                f"first, and no sample {min(lost):,} when it was read again. Where __iter__ goes on where it stopped "
+                "before, open files and make iterators inside it, so that each call begins anew"
+            )
         self._largest = [samples[index] for index in found.largest]
         self._widest = [samples[index] for index in found.widest]
 

@@ -24,6 +24,8 @@ from .remedies import known_remedy
 # a second where a sample is an image to decode.
 _SAMPLES = 32
 
+_END = object()
+
 
 @dataclass(slots=True)
 class Findings:
@@ -118,6 +120,8 @@ def check_dataset(findings: Findings, name: str, *, at_least: int = 1) -> tuple[
         _require_dataset(name, data)
         with told_seeds(findings, f"a sample of {name}()") if name == "train_data" else nullcontext():
             samples = _first_samples(task, name, data)
+        if isinstance(data, IterableDataset) and samples:
+            _check_begins_anew(name, data)
         size = num_samples(data)
         if size is None and len(samples) < _SAMPLES:
             size = len(samples)
@@ -147,6 +151,11 @@ def _require_dataset(name: str, data: Any) -> None:
         raise TaskError(f"{found}None: is its `return` missing?")
     if isinstance(data, (Mapping, str, bytes)):
         raise TaskError(f"{found}a {type(data).__name__}, whose entries are no samples")
+    if hasattr(data, "__next__") and not isinstance(data, IterableDataset):
+        raise TaskError(
+            f"{found}a {type(data).__name__}, which can be read only once: return a Dataset, or a "
+            f"torch.utils.data.IterableDataset whose __iter__ begins anew each time"
+        )
     if not isinstance(data, IterableDataset) and not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise TaskError(
             f"{found}a {type(data).__name__}, which has not both __len__ and __getitem__: define them, or derive from "
@@ -168,6 +177,23 @@ def _first_samples(task: Task, name: str, data: Any) -> list[Any]:
             raise
         raise blame(f"sample {len(samples)} of {name}()", error, task.path) from error
     return samples
+
+
+def _check_begins_anew(name: str, data: IterableDataset[Any]) -> None:
+    """Each epoch, each evaluation and each look at the data calls `__iter__`; some samples have been taken before.
+
+    Raises:
+        TaskError: it hands out one iterator again and again, or none that has something left.
+    """
+    one, other = iter(data), iter(data)
+    own: object = data
+    # One that is its own iterator may well begin anew each time it is asked.
+    if (one is other and other is not own) or next(other, _END) is _END:
+        raise TaskError(
+            f"{name}() must return data that can be read more than once: {type(data).__name__}.__iter__ goes on where "
+            "it stopped before, or is at its end. Open files and make iterators inside __iter__, so that each call "
+            "begins anew"
+        )
 
 
 def _check_collate(task: Task, name: str, samples: list[Any]) -> None:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import cycle, repeat
 from time import perf_counter
 from typing import Any
@@ -47,7 +48,8 @@ from ..tasks.data import (
     training_batches,
     val_loader,
 )
-from ..units import format_size
+from ..tasks.state import preserve_generators
+from ..units import format_duration, format_size
 from .data_parallel import is_rank_lost
 from .flops import matmul_flops_per_s, step_flops
 from .open_task import COUNTED_SAMPLES, OpenTask, Refused
@@ -62,6 +64,8 @@ _EXPLORE_STEPS, _VERDICT_STEPS = 1, 3
 # one of their parts at every fifth step at the latest (n_critic of WGAN is 5).
 _STEPS_TO_BE_SURE = 8
 _EVALUATION_SAMPLE_S = 1.0  # an evaluation longer than this is timed in part
+# Samples to a batch where data is gone through without a model. Assumed: few enough to stop soon after a limit.
+_READ_AT_ONCE = 16
 # A trial is given up at half of its first rung where the mean loss of each tenth since the first is above the largest
 # loss of a step in that one, by this share. Assumed. Of fewer steps in the first tenth the largest says little: of 16
 # noisy ones (batches of one sample, exponential losses) all lie below 95 % of their mean once in 2,500 trials.
@@ -328,6 +332,28 @@ class TorchRunner(OpenTask, Runner):
         self._device.clean_up()
         return None if isinstance(reached, Refused) else reached
 
+    def see_evaluation_end(self, limit_s: float) -> None:
+        names = ("val_data", "test_data") if self._task.test_data is not None else ("val_data",)
+        for name in names:
+            self._guarded(f"going through {name}()", partial(self._go_through, name, limit_s))
+
+    def _go_through(self, name: str, limit_s: float) -> None:
+        data = self._load(name)
+        worst = self._worst_cases.get(name)
+        if num_samples(data) is not None or (worst is not None and worst.num_samples is not None):
+            return
+        started, seen = perf_counter(), 0
+        with preserve_generators():
+            for collated in val_loader(self._task, data, _READ_AT_ONCE):
+                seen += collated.samples
+                if (seconds := perf_counter() - started) > limit_s:
+                    raise TaskError(
+                        f"{name}() did not end: it says no length, and gave {seen:,} samples in "
+                        f"{format_duration(seconds)}, without a model, when each evaluation goes through all of it. "
+                        "Should it have no end, take so many samples of it (itertools.islice); should it have one, "
+                        "give it a __len__, or more time"
+                    )
+
     def time_evaluation(self, batch_size: int) -> float:
         data = self._load("val_data")
         bench = self._workbench(self._task.baseline_config()[0].plan)
@@ -340,6 +366,11 @@ class TorchRunner(OpenTask, Runner):
             nonlocal seen
             for collated in loader:
                 seen += collated.samples
+                if size is not None and seen > size * max(1, loader.num_workers):
+                    raise TaskError(
+                        f"val_data() did not end where it should: it says that it has {size:,} samples (__len__) and "
+                        f"gave {seen:,}"
+                    )
                 yield collated
                 if perf_counter() - started > _EVALUATION_SAMPLE_S:
                     return
