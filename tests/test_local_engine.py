@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,7 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from multiprocessing import shared_memory
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +23,7 @@ from autobatch.tasks.libraries import Libraries
 
 from .processes import running, wait_until_gone
 
+ROOT = Path(__file__).parents[1]
 Make = Callable[..., LocalWorker]
 
 
@@ -134,14 +138,91 @@ def test_a_kill_takes_the_children_of_the_worker_with_it(executor: LocalWorker) 
     assert wait_until_gone(child)
 
 
+def start_in_a_session_of_its_own(how: str) -> int:
+    """The pid of a process that has left the worker's group, as daemons and job runners do."""
+    if how == "program":
+        return subprocess.Popen(["sleep", "60"], start_new_session=True).pid
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if how == "daemon" and os.fork():
+            os._exit(0)  # and so its child has no parent
+        os.write(write, b"%d" % os.getpid())
+        if how == "with a child" and os.fork() == 0:
+            os.setsid()
+        time.sleep(60)
+        os._exit(0)
+    os.close(write)
+    pid = int(os.read(read, 20))
+    os.close(read)
+    return pid
+
+
+sessions = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="such processes are found on Linux")
+
+
+@sessions
+@pytest.mark.parametrize("how", ["program", "fork", "daemon", "with a child"])
+@pytest.mark.parametrize("end", ["kill", "exit"])
+def test_what_has_a_session_of_its_own_ends_with_the_worker(executor: LocalWorker, how: str, end: str) -> None:
+    child = executor.submit(start_in_a_session_of_its_own, how).result()
+    assert running(child)
+    if end == "kill":
+        executor.kill()
+    else:
+        with pytest.raises(WorkerDied, match="exit code 7"):
+            executor.submit(os._exit, 7).result(timeout=120)
+    assert wait_until_gone(child)
+
+
+@sessions
+def test_what_another_worker_has_started_does_not_end_with_this_one(server: ForkServer) -> None:
+    with LocalWorker(server=server) as other:
+        daemon = other.submit(start_in_a_session_of_its_own, "daemon").result()
+        with LocalWorker(server=server) as worker:
+            own = worker.submit(start_in_a_session_of_its_own, "daemon").result()
+        assert wait_until_gone(own)
+        assert running(daemon)
+    assert wait_until_gone(daemon)
+
+
+def make_shared(method: str) -> list[str]:
+    """Files in shared memory for semaphores and a block, as of a loader whose workers are not forked."""
+    context = multiprocessing.get_context(method)
+    held.extend([context.Semaphore(), context.Lock(), shared_memory.SharedMemory(create=True, size=8)])
+    names = [one._semlock.name if hasattr(one, "_semlock") else one._name for one in held]
+    return [f"/dev/shm/{'' if name.startswith('/psm') else 'sem.'}{name.lstrip('/')}" for name in names]
+
+
+held: list[Any] = []
+
+
+@sessions
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("end", ["kill", "exit"])
+def test_nothing_stays_in_shared_memory(executor: LocalWorker, method: str, end: str, tmp_path: Path) -> None:
+    files = executor.submit(make_shared, method).result()
+    assert len(files) == 3
+    assert all(map(os.path.exists, files))
+    if end == "kill":
+        executor.kill()
+    else:
+        with pytest.raises(WorkerDied, match="exit code 7"):
+            executor.submit(os._exit, 7).result(timeout=120)
+    assert not [file for file in files if os.path.exists(file)]
+    assert "leaked" not in (tmp_path / "worker.log").read_text()
+
+
 COORDINATOR = """
 import os, sys, time
 from autobatch.engines.local import LocalWorker
 from autobatch.engines.processes import ForkServer
 server = ForkServer(["json"]) if {forked} else None
 executor = LocalWorker(server=server)
+from tests.test_local_engine import start_in_a_session_of_its_own
+child = executor.submit(start_in_a_session_of_its_own, "daemon").result()
 future = executor.submit(time.sleep, 60)
-print(executor.pid, server.pid if server else executor.pid, flush=True)
+print(executor.pid, server.pid if server else executor.pid, child, flush=True)
 time.sleep(60)
 """
 
@@ -151,10 +232,10 @@ def test_nothing_outlives_a_killed_coordinator(forked: bool) -> None:
     if forked and not sys.platform.startswith("linux"):
         pytest.skip("forking is for Linux")
     code = COORDINATOR.format(forked=forked)
-    coordinator = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    coordinator = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert coordinator.stdout is not None
     pids = [int(pid) for pid in coordinator.stdout.readline().split()]
-    assert len(pids) == 2
+    assert len(pids) == 3
     assert all(map(running, pids))
     coordinator.kill()
     coordinator.wait()

@@ -30,6 +30,7 @@ from typing import NoReturn
 
 from ..errors import AutobatchError, TaskError, text_of
 from ..tasks.libraries import Libraries
+from .endings import adopt_orphans, children, end_children, end_group
 from .streams import lasting
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -37,14 +38,9 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 ORDER_BYTES = 1024  # assumed: what an order to the fork server, a pickled pair of a word and a number, stays below
 
 
-def end_group(pid: int) -> None:
-    """Kill the process group that `pid` leads or led; nothing where all of it is gone."""
-    with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-
-
 def _end() -> NoReturn:
-    os.killpg(0, signal.SIGKILL)  # each worker leads its own group: the loader's processes go too
+    end_children(but=())  # also those that lead sessions of their own
+    end_group(os.getpgid(0))  # each worker leads its own: the loader's processes go too
     os._exit(1)
 
 
@@ -91,6 +87,9 @@ def _run(message: bytes) -> bytes:
 
 def work(connection: Connection) -> NoReturn:
     """Serve jobs until the connection ends."""
+    adopt_orphans()  # what the task started stays below this process, and ends with it
+    # multiprocessing's cleaner tells what it has cleaned up, which is no news where a worker was ended.
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker")))
     jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection, jobs), daemon=True).start()
     while True:
@@ -110,6 +109,8 @@ def serve(control: socket.socket, modules: list[str]) -> NoReturn:
         for module in modules:
             importlib.import_module(module)
     _report(control, None, os.getpid(), None)
+    adopt_orphans()
+    own = children()  # what an import has started is nobody else's
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     os.set_blocking(woken, False)
@@ -126,6 +127,7 @@ def serve(control: socket.socket, modules: list[str]) -> NoReturn:
                     end_group(pid)  # what it started; its number is its own until it is reaped
                     _, status = os.waitpid(pid, 0)
                     del pids[number]
+                    end_children(but=own.union(pids.values()))  # what it put into other sessions
                     _report(control, number, pid, os.waitstatus_to_exitcode(status))
         if control.fileno() in ready:
             try:
@@ -145,6 +147,7 @@ def serve(control: socket.socket, modules: list[str]) -> NoReturn:
                     libraries: Libraries = pickle.load(file)
                 with _importing(), _ending_with(control):
                     libraries.load()
+                own = children() - set(pids.values())
                 _report(control, None, os.getpid(), None)
             elif number in pids:
                 end_group(pids[number])

@@ -17,7 +17,8 @@ from typing import IO, final
 
 from ..errors import StartError
 from ..tasks.libraries import Libraries
-from ._worker import ORDER_BYTES, end_group
+from ._worker import ORDER_BYTES
+from .endings import MARK, end_group, end_marked, new_mark
 
 # What is quoted of a dead worker's output; assumed: a traceback's end fits.
 _TAIL_LINES = 12
@@ -65,7 +66,8 @@ class StartedProcess(WorkerProcess):
         self, connection: Connection, *, environment: Mapping[str, str] | None = None, log: Path | None = None
     ) -> None:
         self._log = _Log(log)
-        self._process = _start("work", connection.fileno(), [], environment or {}, log)
+        self._mark = new_mark()
+        self._process = _start("work", connection.fileno(), [], {**(environment or {}), MARK: self._mark}, log)
         self._group = threading.Lock()
         self._group_is_gone = False
 
@@ -82,6 +84,7 @@ class StartedProcess(WorkerProcess):
             if not self._group_is_gone:  # once: later the number may be another group's
                 with suppress(PermissionError):  # what is left of it has changed its user
                     end_group(self._process.pid)
+                end_marked(self._mark)
                 self._group_is_gone = True
         return code
 
@@ -113,7 +116,8 @@ class ForkServer:
         self._control = ours
         self.log = _Log(log)
         try:
-            self._process = _start("serve", theirs.fileno(), modules, environment or {}, log)
+            self._mark = new_mark()
+            self._process = _start("serve", theirs.fileno(), modules, {**(environment or {}), MARK: self._mark}, log)
         except StartError:
             ours.close()
             raise
@@ -198,6 +202,8 @@ class ForkServer:
         for worker in orphans:
             if worker.is_started:
                 end_group(worker.pid)
+        end_marked(self._mark)
+        for worker in orphans:
             worker.ended(code)
 
     def close(self) -> None:
