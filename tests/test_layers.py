@@ -26,7 +26,7 @@ ORDER = [
     "worker.rates",
     "worker.training",
     "worker.energy", "worker.timing", "worker.flops", "worker.check_data",
-    "worker.check_rates", "worker.split_check",
+    "worker.check_rates", "worker.split_check", "worker.left_out",
     "worker.check", "worker.open_task",
     "worker.torch_runner", "worker.warm",
     "guarding", "guarding.micro_batches", "guarding.guard_ranks", "guarding.guard",

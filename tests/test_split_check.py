@@ -187,6 +187,26 @@ def test_a_language_model_of_transformers_is_fine_by_default_and_not_by_a_loss_o
     assert "Define weight(batch)" in warning
 
 
+def without(label: int) -> Any:
+    return lambda model, batch: F.cross_entropy(model(batch[0]), batch[1], ignore_index=label)
+
+
+def last_word(model: nn.Module, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch[0])[:, :, -1], batch[1][:, -1])
+
+
+def test_a_label_that_only_the_loss_leaves_out_is_told() -> None:
+    def padded() -> TensorDataset:
+        return tagged(ignored=0)
+
+    changes: dict[str, Any] = {"train_data": padded, "val_data": padded, "weight": lambda batch: (batch[1] != 0).sum()}
+    (warning,) = found(loss=without(0), **changes)
+    assert re.search(r"leaves out the labels 0, which the default metric counts: .*label them -100, or define", warning)
+    assert found(loss=without(0), metric=lambda model, batch: batch[1].float().mean(), **changes) == ()
+    assert found(loss=last_word, **(changes | {"weight": len})) == ()
+    assert found(loss=without(-100), weight=tokens) == ()
+
+
 class Detector(nn.Module):
     """Scores in training, finished predictions otherwise."""
 

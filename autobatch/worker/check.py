@@ -31,6 +31,7 @@ from ..tasks.worst_case import checked_loader_batch
 from .check_data import Findings, check_dataset, describe_batch, told_seeds
 from .check_rates import DRY_RUN_STEPS, check_schedule, check_steps, has_writers, scheduled_rates
 from .gradients import clip_norm, held
+from .left_out import left_out_warning
 from .modes import to_train
 from .shares import weight_of
 from .split_check import split_warnings
@@ -113,6 +114,8 @@ def check_task(
                     )
                 if batch is not None and task.accumulation:
                     findings.warnings += split_warnings(task, model, train_samples, train_batch, device)
+                if batch is not None and (left_out := left_out_warning(task, model, batch, device)):
+                    findings.warnings.append(left_out)
                 if optimizer is not None:
                     _check_optimizer(findings, model, optimizer, batch)
             _warn(findings, model, batch_size)
