@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class AutobatchError(Exception):
     """Anything autobatch raises on purpose; everything else is a bug of ours or of the user's code."""
@@ -93,4 +95,14 @@ def text_of(error: BaseException) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of what an error says; its class where it says nothing."""
-    return (text_of(error).strip().splitlines() or [type(error).__name__])[0]
+    return (without_table(text_of(error)).strip().splitlines() or [type(error).__name__])[0]
+
+
+# Behind what is wrong torch's dispatcher lists each of its backends, half a hundred lines, and who registered for it
+# (aten/src/ATen/core/dispatch/OperatorEntry.cpp; torch 2.6 to 2.13).
+_TABLE = re.compile(r"^\w+: (?:fallthrough )?(?:registered at|kernel registered)", re.MULTILINE)
+
+
+def without_table(text: str) -> str:
+    """The first sentence of a message that ends in the dispatcher's table; any other as it is."""
+    return f"{text.partition('. ')[0]}." if _TABLE.search(text) else text

@@ -22,7 +22,7 @@ ORDER = [
     "tasks.fixed_seeds", "tasks.data", "tasks.worst_case",
     "tasks.carry", "tasks.model_configs", "tasks.infer", "tasks.inputs", "tasks.wrong_guess", "tasks.task_sources",
     "worker", "worker.data_parallel", "worker.remedies", "worker.gradients", "worker.modes", "worker.shares",
-    "worker.swallowed",
+    "worker.swallowed", "worker.made",
     "worker.rates",
     "worker.training",
     "worker.energy", "worker.timing", "worker.flops", "worker.check_data",

@@ -19,7 +19,7 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from ..errors import AutobatchError, TaskError
+from ..errors import AutobatchError, TaskError, without_table
 from .libraries import is_installed
 
 # Without a `__path__` the import system looks for no module below this one; there is no folder to look in either.
@@ -130,7 +130,12 @@ def _is_users(filename: str, root: Path | None) -> bool:
 
 
 def _exception_line(error: BaseException) -> str:
-    return "".join(traceback.format_exception_only(error)).rstrip()
+    if isinstance(error, SystemExit):
+        return (
+            f"it called sys.exit({error.code!r}), itself or through argparse: a function of a task returns, or raises "
+            'an error; what reads a command line belongs under `if __name__ == "__main__":`'
+        )
+    return without_table("".join(traceback.format_exception_only(error)).rstrip())
 
 
 def user_frames(error: BaseException, root: Path | None) -> str:

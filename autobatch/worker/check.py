@@ -32,6 +32,7 @@ from .check_data import Findings, check_dataset, describe_batch, told_seeds
 from .check_rates import DRY_RUN_STEPS, check_schedule, check_steps, has_writers, scheduled_rates
 from .gradients import clip_norm, held
 from .left_out import left_out_warning
+from .made import NO_CLOSURES, arguments_of_step, hint_on_step, not_an_optimizer
 from .modes import to_train
 from .shares import weight_of
 from .split_check import split_warnings
@@ -169,7 +170,7 @@ def peak_lr_fraction(task: Task, *, total_steps: int = DRY_RUN_STEPS) -> float:
                 _, held_rates = scheduled_rates(task, optimizer, total_steps)
         except TaskError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if is_out_of_memory(error):  # no fault of the task: the memory probe says so, with figures
                 raise
             raise blame("scheduler(optimizer, total_steps)", error, task.path) from error
@@ -406,10 +407,14 @@ def _check_optimizer(findings: Findings, model: nn.Module, optimizer: torch.opti
         left_out = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in covered]
         if left_out:
             findings.warnings.append(f"optimizer(model, lr) leaves out {len(left_out)} parameters ({_some(left_out)})")
-    with findings.attempt("optimizer.step()", lambda error: "it is called without arguments, once per optimizer step"):
+    has_stepped = False
+    with findings.attempt("optimizer.step()", hint_on_step):
         if batch is not None and task.clip_grad_norm is not None:
             clip_norm(model.parameters(), task.clip_grad_norm)
         optimizer.step()
+        has_stepped = True
+    if not has_stepped:
+        return
 
     def make(rate: float) -> torch.optim.Optimizer:
         made = _require_optimizer(task.optimizer(model, rate))
@@ -418,8 +423,7 @@ def _check_optimizer(findings: Findings, model: nn.Module, optimizer: torch.opti
 
     scheduled = None
     if task.scheduler is not None:
-        hint = "its step() is called without arguments, once per optimizer step"
-        with findings.attempt("scheduler(optimizer, total_steps)", lambda error: hint):
+        with findings.attempt("scheduler(optimizer, total_steps)", hint_on_step):
             scheduled = check_schedule(findings, make, lr)
         if scheduled is None:
             return
@@ -440,9 +444,9 @@ def _backward(task: Task, model: nn.Module, batch: Any) -> None:
 
 def _require_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TaskError(
-            f"optimizer(model, lr) must return a torch.optim.Optimizer; it returned {type(optimizer).__name__}"
-        )
+        raise TaskError(not_an_optimizer(optimizer))
+    if needs := arguments_of_step(optimizer):
+        raise TaskError(f"{type(optimizer).__name__}.step() needs {needs}: {NO_CLOSURES}")
     return optimizer
 
 

@@ -172,7 +172,7 @@ def _first_samples(task: Task, name: str, data: Any) -> list[Any]:
         else:
             for index in range(min(_SAMPLES, len(data))):
                 samples.append(data[index])
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if is_out_of_memory(error):
             raise
         raise blame(f"sample {len(samples)} of {name}()", error, task.path) from error
@@ -205,7 +205,7 @@ def _check_collate(task: Task, name: str, samples: list[Any]) -> None:
     whose = "collate(samples)" if task.collate else "torch's default collate"
     try:
         collate_samples(task, samples)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if is_out_of_memory(error):  # so many at once need not fit: how many do is the memory probe's to say
             return
         odd = _odd_sample(task, samples)
@@ -217,7 +217,7 @@ def _check_collate(task: Task, name: str, samples: list[Any]) -> None:
 def _collates(task: Task, samples: list[Any]) -> bool:
     try:
         collate_samples(task, samples)
-    except Exception:  # noqa: BLE001 - which error it was is told by the caller, who saw it over all samples
+    except (Exception, SystemExit):  # noqa: BLE001 - which error it was is told by the caller, who saw it over all samples
         return False
     return True
 
@@ -246,7 +246,7 @@ def _check_sample_size(task: Task, name: str, samples: list[Any]) -> None:
     for index, sample in enumerate(samples):
         try:
             size = task.sample_size(sample)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise blame(f"sample_size(sample) on sample {index} of {name}()", error, task.path) from error
         if not isinstance(size, (Real, torch.Tensor)) or (isinstance(size, torch.Tensor) and size.numel() != 1):
             raise TaskError(

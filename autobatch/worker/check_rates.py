@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from torch import nn
 from ..errors import TaskError
 from ..tasks.task import Task
 from .check_data import Findings
+from .made import names_of, not_a_schedule
 from .rates import following, held_by
 
 # Resolution of the schedule's dry run. Assumed: a warm-up of 0.1 % of training is still seen.
@@ -50,11 +51,8 @@ def scheduled_rates(task: Task, optimizer: torch.optim.Optimizer, total_steps: i
     """
     assert task.scheduler is not None
     schedule: Any = task.scheduler(optimizer, total_steps)
-    if not callable(getattr(schedule, "step", None)):
-        raise TaskError(
-            "scheduler(optimizer, total_steps) must return an object with a step(); it returned "
-            f"{type(schedule).__name__}"
-        )
+    if (problem := not_a_schedule(schedule)) is not None:
+        raise TaskError(problem)
     # torch warns of a schedule that steps before its optimizer has; without gradients a step changes nothing.
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -143,7 +141,7 @@ def check_schedule(findings: Findings, make: Callable[[float], torch.optim.Optim
     groups = following(held_by(optimizers[0]), held_by(optimizers[1]))
     schedule, once = scheduled_rates(findings.task, optimizers[0], DRY_RUN_STEPS)
     _, twice = scheduled_rates(findings.task, optimizers[1], DRY_RUN_STEPS)
-    names = set(_names_of(schedule))
+    names = set(names_of(schedule))
     known = [_REMEDIES[name] for name in _REMEDIES if name in names]
     remedy = " and ".join(known) or f"compute it from {_OF_THE_OPTIMIZER}, which is the rate asked for"
     if len(optimizers[0].param_groups) > 1:
@@ -158,14 +156,6 @@ def check_schedule(findings: Findings, make: Callable[[float], torch.optim.Optim
             f"({rates.example(weak[0])}): {remedy}"
         )
     return rates
-
-
-def _names_of(schedule: Any, depth: int = 3) -> Iterator[str]:
-    """The names of a schedule's class and its bases, and of those that it is put together from."""
-    yield from (kind.__name__ for kind in type(schedule).__mro__)
-    parts = getattr(schedule, "_schedulers", ()) if depth else ()
-    for part in parts if isinstance(parts, (list, tuple)) else ():
-        yield from _names_of(part, depth - 1)
 
 
 def has_writers(task: Task, optimizer: torch.optim.Optimizer) -> bool:

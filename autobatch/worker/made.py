@@ -1,0 +1,96 @@
+"""What `optimizer` and `scheduler` of a task may return, and what to do about what else people return there."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from ..errors import text_of
+
+_CALLED = "autobatch calls step() without arguments, once per optimizer step"
+NO_CLOSURES = (
+    f"{_CALLED}, when the gradients of all micro-batches are there, and gives it no closure to run the model with, as "
+    "LBFGS needs. Use an optimizer that steps on the gradients it finds, such as AdamW or SGD"
+)
+
+
+def hint_on_step(error: BaseException) -> str:
+    """A line to add where a `step()` has failed."""
+    return NO_CLOSURES if "closure" in text_of(error) else _CALLED
+
+
+def not_an_optimizer(made: object) -> str:
+    """What is wrong with the answer of `optimizer`, which is none, and what to do."""
+    rule = "optimizer(model, lr) must return a torch.optim.Optimizer; it returned "
+    found = list(_parts_of(made))
+    optimizers = [part for part in found if isinstance(part, torch.optim.Optimizer)]
+    named = f"{rule}a {type(made).__name__} of {', '.join(type(part).__name__ for part in found) or 'nothing'}"
+    if isinstance(made, (tuple, list, Mapping)) and len(optimizers) > 1:
+        return (
+            f"{named}: it is one optimizer that is stepped and whose rate is searched. Return one whose parameter "
+            'groups are what those have ([{"params": ..., "lr": lr}, {"params": ..., "lr": 10 * lr}]); where they are '
+            "of several kinds, or step in turn, return the one to tune and step the others in "
+            "training_step(model, batch, scale), where the model keeps them"
+        )
+    if isinstance(made, (tuple, list, Mapping)) and optimizers:
+        beside = [part for part in found if part is not optimizers[0]]
+        schedule = any(callable(getattr(part, "step", None)) for part in beside)
+        where = ", and the schedule from scheduler(optimizer, total_steps)" if schedule else ""
+        return f"{named}: return the optimizer alone{where}"
+    if isinstance(made, type) and issubclass(made, torch.optim.Optimizer):
+        name = made.__name__
+        return f"{rule}the class {name}: make one, as in `return torch.optim.{name}(model.parameters(), lr=lr)`"
+    return f"{rule}{type(made).__name__}{': is its `return` missing?' if made is None else ''}"
+
+
+def _parts_of(made: object, depth: int = 3) -> Iterator[object]:
+    if isinstance(made, Mapping):
+        made = list(made.values())
+    if isinstance(made, (tuple, list)) and depth:
+        for part in made:
+            yield from _parts_of(part, depth - 1)
+    else:
+        yield made
+
+
+def not_a_schedule(made: object) -> str | None:
+    """What is wrong with the answer of `scheduler`, and what to do; None where it can be stepped."""
+    rule = "scheduler(optimizer, total_steps) must return "
+    if not callable(getattr(made, "step", None)):
+        named = f"a {type(made).__name__}" if isinstance(made, (tuple, list, Mapping)) else type(made).__name__
+        several = isinstance(made, (tuple, list, Mapping)) and any(hasattr(part, "step") for part in _parts_of(made))
+        chain = ": join several with torch.optim.lr_scheduler.ChainedScheduler or SequentialLR" if several else ""
+        missing = ": is its `return` missing?" if made is None else chain
+        return f"{rule}an object with a step(); it returned {named}{missing}"
+    if "ReduceLROnPlateau" in names_of(made):
+        return (
+            f"{rule}a schedule that goes by the step alone; ReduceLROnPlateau goes by a metric, and {_CALLED}. "
+            "Return one over total_steps, such as CosineAnnealingLR(optimizer, total_steps)"
+        )
+    if needs := arguments_of_step(made):
+        return (
+            f"{rule}a schedule that goes by the step alone; {type(made).__name__}.step() needs {needs}, and {_CALLED}: "
+            "wrap it in an object that counts its own steps and passes them on"
+        )
+    return None
+
+
+def arguments_of_step(made: Any) -> str:
+    """The arguments without which its `step` cannot be called; empty where there are none, or nobody can say."""
+    try:
+        parameters = inspect.signature(made.step).parameters.values()
+    except (TypeError, ValueError):
+        return ""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return ", ".join(p.name for p in parameters if p.default is inspect.Parameter.empty and p.kind not in kinds)
+
+
+def names_of(schedule: Any, depth: int = 3) -> Iterator[str]:
+    """The names of a schedule's class and its bases, and of those that it is put together from."""
+    yield from (kind.__name__ for kind in type(schedule).__mro__)
+    parts = getattr(schedule, "_schedulers", ()) if depth else ()
+    for part in parts if isinstance(parts, (list, tuple)) else ():
+        yield from names_of(part, depth - 1)
