@@ -43,6 +43,11 @@ from .render.document import visible, visible_lines
 from .searching.storage_url import shown_words, without_users
 from .searching.trials import Search
 
+IMPORTED_S = time.monotonic()
+INTERPRETER_S = (
+    5.0  # what it takes to start one and to import this, at most, on a slow disk. Assumed: usual are tenths.
+)
+
 # Unquoted, what follows a space in a URL is another word.
 ONE_WORD = "What follows --storage is one word: put a URL in quotes, '...'"
 
@@ -158,7 +163,7 @@ def tune(task: Path | None, **options: Any) -> None:
             force=options["force"],
             command=typed_command(),
             on_progress=listen,
-            started_s=time.monotonic() - process_age_s(),
+            started_s=time.monotonic() - since_start_s(),
         )
     if options["markdown"] is not None:
         from .files import write_whole
@@ -443,8 +448,19 @@ def without_urls(message: str) -> str:
     return without_users(message)
 
 
+def since_start_s() -> float:
+    """Seconds since this program was started, so that the budget pays for its start-up.
+
+    The process may be older: an `exec` keeps it, and `bash -c "pip install ... && autobatch tune ..."` ends with one.
+    What an interpreter cannot have taken until it imported us was another program's.
+    """
+    since_import_s = time.monotonic() - IMPORTED_S
+    age_s = process_age_s()
+    return age_s if age_s - since_import_s <= INTERPRETER_S else since_import_s
+
+
 def process_age_s() -> float:
-    """Seconds since this process was started, so that the budget pays for its start-up; 0 where nobody says."""
+    """Seconds since this process was born; 0 where nobody says."""
     try:
         with open("/proc/self/stat", encoding="ascii") as stat, open("/proc/uptime", encoding="ascii") as uptime:
             started_ticks = int(stat.read().rsplit(")", 1)[1].split()[19])
