@@ -84,9 +84,28 @@ def _parametrized_buffer() -> nn.Module:
     return norm
 
 
+class Wraps(nn.Module):
+    """Looks up what it has not in what it wraps, its parametrizations too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = parametrizations.weight_norm(nn.Linear(8, 3))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("net"), name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out
+
+
 @pytest.mark.parametrize(
     "make",
     [
+        Wraps,
         lambda: parametrizations.spectral_norm(nn.Linear(8, 3)),
         lambda: parametrizations.weight_norm(nn.Linear(8, 3)),
         lambda: parametrizations.orthogonal(nn.Linear(8, 3)),
@@ -98,7 +117,17 @@ def _parametrized_buffer() -> nn.Module:
         _of_a_local_class,
         _parametrized_buffer,
     ],
-    ids=["spectral_norm", "weight_norm", "orthogonal", "nested", "convolution", "several", "local", "buffer"],
+    ids=[
+        "wrapped",
+        "spectral_norm",
+        "weight_norm",
+        "orthogonal",
+        "nested",
+        "convolution",
+        "several",
+        "local",
+        "buffer",
+    ],
 )
 def test_a_parametrized_model_is_carried(make: Callable[[], nn.Module]) -> None:
     model = make()

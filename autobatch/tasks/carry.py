@@ -120,10 +120,12 @@ def _module_reduced(module: nn.Module) -> Any:
         with _scripting():
             torch.jit.save(module, buffer)
         return _scripted, (buffer.getvalue(),)
-    if not parametrize.is_parametrized(module):
+    # The class was made on the fly and refuses to be pickled; the one that it stands for may have its own say. Not
+    # `parametrize.is_parametrized`: that asks for an attribute, which a wrapper may look up in what it wraps.
+    made = type(module)
+    if getattr(vars(made).get("__getstate__"), "__module__", None) != parametrize.__name__:
         return NotImplemented
-    # The class was made on the fly and refuses to be pickled; the one that it stands for may have its own say.
-    kind: Any = parametrize.type_before_parametrizations(module)
+    kind: Any = made.__bases__[0]
     return _unmade, (kind,), kind.__getstate__(module), None, None, _parametrize_again
 
 
