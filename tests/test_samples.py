@@ -221,7 +221,7 @@ OWN: dict[str, Callable[[int], Any]] = {
 
 
 @pytest.mark.parametrize("name", OWN)
-@pytest.mark.parametrize("size", [2, 4, 9])
+@pytest.mark.parametrize("size", [1, 2, 4, 9])
 def test_a_loader_of_ones_own_is_trusted_with_the_size_it_was_asked_for(name: str, size: int) -> None:
     made = task(KINDS["lists"], train_data=None, train_loader=lambda batch_size, seed: Batches(OWN[name], batch_size))
     found = checked_loader_batch(made, size)
@@ -262,3 +262,30 @@ def test_an_iterator_made_once_is_no_train_loader() -> None:
     made = task(KINDS["two views"], train_data=None, train_loader=lambda batch_size, seed: batches)
     with pytest.raises(TaskError, match=r"returned the same iterator twice.*make it inside the function"):
         check_task(made, CPU, 8)
+
+
+def test_views_that_a_collate_draws_are_not_taken_for_samples_that_meet() -> None:
+    def drawn(samples: list[Any]) -> Any:
+        x, y = two_views(samples)
+        return x + torch.randn_like(x), y
+
+    assert check_task(task(Kind(drawn, lambda b: (b[0], b[1]))), CPU, 8) == ()
+
+
+def test_time_steps_of_a_loader_are_not_taken_for_samples_that_meet() -> None:
+    """Neither are the rows of two views; those of samples are looked at."""
+
+    def mixed(model: nn.Module, batch: Any) -> Tensor:
+        x = batch[0].flatten(0, -2)
+        return nn.functional.mse_loss(model(x).cumsum(0)[:, 0], batch[1].flatten().float())  # each row adds to the next
+
+    def found(make: Callable[[int], Any]) -> tuple[str, ...]:
+        loaded: dict[str, Any] = {"train_data": None, "train_loader": lambda n, seed: Batches(make, n)}
+        return check_task(task(KINDS["two views"], loss=mixed, **loaded), CPU, 8)
+
+    torch.manual_seed(0)
+    assert found(lambda n: (torch.randn(7, n, 6), torch.randn(7, n))) == ()
+    assert found(lambda n: (torch.randn(2 * n, 6), torch.randn(2 * n))) == ()
+    assert any(
+        "is not that of its two halves" in warning for warning in found(lambda n: (torch.randn(n, 6), torch.randn(n)))
+    )

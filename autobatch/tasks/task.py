@@ -64,7 +64,8 @@ class Task:
         training_step: (model, batch, scale): forward and backward of one micro-batch, the loss times `scale`.
             Under autocast, as `precision` says; in fp16 `scale` holds the gradient scaler's factor too.
         loader: DataLoader arguments, apart from those that autobatch sets.
-        collate: (samples) -> batch.
+        collate: (samples) -> batch, of any structure: a batch has as many samples as were handed to it, whatever the
+            shapes in it say. What holds tensors in another object moves to the device by its `.to(device)`.
         train_loader: (batch_size, seed) -> an iterable of batches, in place of `train_data`.
         sample_size: (sample) -> a number that grows with the memory a sample needs, for variable-length data.
         baseline: what the user trains with today: "batch_size", "lr" and, optionally, "accumulation_steps".

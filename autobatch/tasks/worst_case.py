@@ -245,7 +245,7 @@ def checked_loader_batch(task: Task, batch_size: int) -> Batch:
 
     Args:
         task: has a `train_loader`.
-        batch_size: at least 2.
+        batch_size: of the batch.
 
     Raises:
         TaskError: it goes by a size of its own, or can be read only once.
@@ -256,14 +256,15 @@ def checked_loader_batch(task: Task, batch_size: int) -> Batch:
     batch = _first_batch(batches, batch_size, 0)
     if isinstance(loader, DataLoader):
         return batch
-    smaller = iter(task.train_loader(batch_size - 1, 0))
-    if smaller is batches:
+    of_another = batch_size - 1 if batch_size > 1 else 2
+    another = iter(task.train_loader(of_another, 0))
+    if another is batches:
         raise TaskError(
             "train_loader(batch_size, seed) must begin anew at each call; it returned the same iterator twice, which "
             "can be read only once: make it inside the function"
         )
-    if rows_of(batch) is not None and list(_lengths(next(smaller, None))) == list(_lengths(batch)):
-        raise _of_another_size(batch_size, 0, f"{rows_of(batch)}, as that of batch_size={batch_size - 1} had")
+    if rows_of(batch) is not None and list(_lengths(next(another, None))) == list(_lengths(batch)):
+        raise _of_another_size(batch_size, 0, f"{rows_of(batch)}, as that of batch_size={of_another} had")
     return batch
 
 

@@ -114,7 +114,9 @@ def check_task(
                         )
                     )
                 if batch is not None and task.accumulation:
-                    findings.warnings += split_warnings(task, model, train_samples, train_batch, device)
+                    findings.warnings += split_warnings(
+                        task, model, train_samples, train_batch, _few(batch_size), device
+                    )
                 if batch is not None and (left_out := left_out_warning(task, model, batch, device)):
                     findings.warnings.append(left_out)
                 if optimizer is not None:
@@ -205,10 +207,15 @@ def _train_batch(findings: Findings, samples: list[Any], batch_size: int) -> Any
     task = findings.task
     if task.train_loader is not None:
         with findings.attempt("train_loader(batch_size, seed)"):
-            return checked_loader_batch(task, max(2, min(_BATCH, batch_size)))
+            return checked_loader_batch(task, _few(batch_size))
     elif samples:
-        return collate_samples(task, samples[: max(2, min(_BATCH, batch_size))])
+        return collate_samples(task, samples[: _few(batch_size)])
     return None
+
+
+def _few(batch_size: int) -> int:
+    """Samples of the batch that the check takes a step on."""
+    return max(2, min(_BATCH, batch_size))
 
 
 def _whole_batch(task: Task, data: Any, batch_size: int) -> Any:

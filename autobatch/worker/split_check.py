@@ -32,11 +32,10 @@ _COMPARED = 1 << 20
 _ROUNDING = {"fp32": 0.01, "tf32": 0.02, "bf16": 0.05, "fp16": 0.05}
 
 
-def _batch_in_halves(task: Task, samples: list[Any], batch: Any) -> list[Any] | None:
+def _batch_in_halves(task: Task, samples: list[Any], batch: Any, count: int) -> list[Any] | None:
     """A training batch and its two halves, as unlike each other as the samples allow; None where it cannot be cut."""
-    if task.train_loader is not None:
-        count = rows_of(batch) or 0
-        return _cut(batch, count) if count > 1 else None
+    if task.train_loader is not None:  # rows of another number are no samples: time steps, two views of each
+        return _cut(batch, count) if count > 1 and rows_of(batch) == count else None
     half = min(_HALF, len(samples) // 2)
     if not half:
         return None
@@ -46,7 +45,13 @@ def _batch_in_halves(task: Task, samples: list[Any], batch: Any) -> list[Any] | 
     batches = [collate_samples(task, part) for part in (first + second, first, second)]
     if [rows_of(batch) for batch in batches] == [2 * half, half, half]:
         return _cut(batches[0], 2 * half)  # padded alike: what is made of the padding is another matter
-    return batches
+    again = collate_samples(task, first + second)
+    return batches if _are_equal(again, batches[0]) else None  # where collate draws, halves have draws of their own
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    pairs = zip(tensors_of(one), tensors_of(other), strict=True)
+    return all(torch.equal(torch.as_tensor(left), torch.as_tensor(right)) for left, right in pairs)
 
 
 def _cut(batch: Any, count: int) -> list[Any]:
@@ -88,7 +93,9 @@ def _rows(batch: Any, count: int, where: slice) -> Any:
     return batch
 
 
-def split_warnings(task: Task, model: nn.Module, samples: list[Any], batch: Any, device: torch.device) -> list[str]:
+def split_warnings(
+    task: Task, model: nn.Module, samples: list[Any], batch: Any, count: int, device: torch.device
+) -> list[str]:
     """A sentence where micro-batches would train something else than the batch does; gradients stay as they are.
 
     Args:
@@ -96,10 +103,11 @@ def split_warnings(task: Task, model: nn.Module, samples: list[Any], batch: Any,
         model: on the device.
         samples: the first of the training data; none where the task has a loader of its own.
         batch: of that loader, of a few samples.
+        count: of those.
         device: where the model is.
     """
     try:
-        batches = _batch_in_halves(task, samples, batch)
+        batches = _batch_in_halves(task, samples, batch, count)
     except Exception:  # noqa: BLE001  # the user's collate may raise anything: it has run on other samples
         return []
     if batches is None:
