@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,16 +26,19 @@ from autobatch.engines import remote
 from autobatch.errors import DeviceLost, SettingError
 from autobatch.runs.run_folder import read_state
 from autobatch.searching import race
+from autobatch.searching.account import Leg
 from autobatch.searching.record import read_kept
+from autobatch.searching.trials import Trial
 
-from .processes import marked, on_two_cores, wait_until_gone
+from .processes import PATIENCE_S, on_two_cores, wait_until_gone, wait_until_unmarked
 from .ready_python import Started, run
 from .reports import example
 from .test_cli import MINIMAL, ROOT, environment, interrupt, refused
 
 pytestmark = pytest.mark.usefixtures("ready_python")
 
-QUICK = ["--budget", "100s", "--train-time", "0.3s", "--max-trials", "4", "--device", "cpu"]
+# A second of training each, for the fewest steps of a trial to fit into it on a busy machine.
+QUICK = ["--budget", "100s", "--train-time", "1s", "--max-trials", "4", "--device", "cpu"]
 
 
 def autobatch_cli(*arguments: object, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
@@ -94,14 +97,20 @@ def test_after_ctrl_c_the_command_that_is_told_goes_on(task: Path, tmp_path: Pat
 
 def test_a_run_that_was_terminated_in_mid_race_goes_on(task: Path, tmp_path: Path) -> None:
     """As a cluster ends its jobs, and a system its services."""
-    code, stdout, stderr = interrupt(
-        tmp_path, "search: trial 2", "tune", "model.py", *QUICK, "--json", number=signal.SIGTERM, MARK="terminated-run"
-    )
+    task.write_text(f"{task.read_text()}\n{FAULTY.replace('FAULT', HELD)}")
+    command = [sys.executable, "-m", "autobatch", "tune", "model.py", *QUICK, "--json"]
+    with open(tmp_path / "stdout", "w") as out, open(tmp_path / "stderr", "w") as err:
+        process = Started(command, cwd=tmp_path, env=environment(MARK="terminated-run"), stdout=out, stderr=err)
+        while not (tmp_path / "held").exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)  # while a rung is sure to be under way
+        code = process.wait(timeout=PATIENCE_S)
+    stdout, stderr = (tmp_path / "stdout").read_text(), (tmp_path / "stderr").read_text()
     assert code == 130, stderr
     stopped = json.loads(stdout)
     assert stopped["interrupted"]
     assert stderr.rstrip().endswith("autobatch: interrupted. Go on with: autobatch tune model.py --resume")
-    assert not marked("terminated-run")
+    assert wait_until_unmarked("terminated-run")
     kept = read_kept(the_run(tmp_path) / "journal.log")
     assert kept is not None
     done = {(trial.number, step): score for trial in kept.trials for step, score in trial.scores}
@@ -346,6 +355,23 @@ def loss(model, batch):
 """
 
 
+# The first such step waits until it is ended with its process.
+HELD = """if not os.path.exists("held"):
+            open("held", "x").close()
+            time.sleep(600)"""
+
+
+def only_cut(monkeypatch: pytest.MonkeyPatch, hangs: Callable[[float], bool], *, after_s: float) -> None:
+    """Rungs of rates that hang are ended after `after_s`; all others may take what a busy machine takes for them."""
+    submit = race.Race._submit
+
+    def submit_with_limit(self: race.Race, trial: Trial, leg: Leg) -> None:
+        monkeypatch.setattr(race, "HANG_LEAST_S", after_s if hangs(trial.config.lr) else 600.0)
+        submit(self, trial, leg)
+
+    monkeypatch.setattr(race.Race, "_submit", submit_with_limit)
+
+
 @pytest.mark.parametrize(
     ("fault", "outcome", "attempts"), [("while True: pass", "timeout", 1), ("os._exit(7)", "crashed", 3)]
 )
@@ -353,9 +379,9 @@ def test_a_configuration_that_hangs_or_dies_is_counted_as_failed_and_never_tried
     fault: str, outcome: str, attempts: int, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(race, "HANG_LEAST_S", 1.0)
+    only_cut(monkeypatch, lambda lr: lr > 2e-3, after_s=1.0)
     task.write_text(f"{task.read_text()}\n{FAULTY.replace('FAULT', fault)}")
-    report = autobatch.tune(task, budget="100s", train_time="0.3s", max_trials=6, device="cpu")
+    report = autobatch.tune(task, budget="100s", train_time="1s", max_trials=6, device="cpu")
     failed = [trial for trial in report.trials if trial["state"] == "failed"]
     assert failed
     assert {trial["outcome"] for trial in failed} == {outcome}
@@ -411,10 +437,11 @@ def test_a_loader_that_is_stuck_is_cut_and_the_search_goes_on(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(race, "HANG_LEAST_S", 4.0)
+    # As long as a busy machine may want until the worker of the loader is at work.
+    only_cut(monkeypatch, lambda lr: lr > 1.2e-3 and not (tmp_path / "stuck").exists(), after_s=10.0)
     monkeypatch.setattr(remote, "GRACE_S", 0.2)
     task.write_text(f"{task.read_text()}\n{STUCK}")
-    report = autobatch.tune(task, budget="100s", train_time="0.3s", max_trials=4, device="cpu")
+    report = autobatch.tune(task, budget="100s", train_time="1s", max_trials=4, device="cpu")
     ((rate, loader),) = [line.split() for line in (tmp_path / "stuck").read_text().splitlines()]  # it was tried once
     (stuck,) = [trial for trial in report.trials if trial["outcome"] == "timeout"]
     assert (stuck["state"], stuck["lr"], stuck["scores"]) == ("failed", float(rate), [])
@@ -427,7 +454,7 @@ def test_a_loader_that_is_stuck_is_cut_and_the_search_goes_on(
 def test_a_task_made_in_code_is_resumed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "tests" / "tasks")
-    given: dict[str, Any] = {"budget": "100s", "train_time": "0.3s", "device": "cpu", "max_trials": 3}
+    given: dict[str, Any] = {"budget": "100s", "train_time": "1s", "device": "cpu", "max_trials": 3}
     made = autobatch.load_task(MINIMAL)
     in_code = autobatch.Task(name="code", model=made.model, train_data=made.train_data, val_data=made.val_data)
 
@@ -445,8 +472,5 @@ def test_a_task_made_in_code_is_resumed_too(tmp_path: Path, monkeypatch: pytest.
 
 def test_no_process_is_left_after_a_kill(task: Path, tmp_path: Path) -> None:
     begun(tmp_path, MARK="resume-left-behind")
-    until = time.monotonic() + 5
-    while marked("resume-left-behind") and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not marked("resume-left-behind")
+    assert wait_until_unmarked("resume-left-behind")
     assert os.listdir(tmp_path / ".autobatch") == ["model"]
