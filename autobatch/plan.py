@@ -27,6 +27,12 @@ Mode = Literal["training", "inference"]
 Outcome = Literal["ok", "over_limit", "oom", "nonfinite", "crashed"]
 
 
+# Rates that single precision holds, and what a search makes of them with it, which is a few decades to either side. A
+# batch of more samples than a 32-bit index counts is a mistake or a damaged file. Both assumed.
+LEAST_LR, MOST_LR = 1e-30, 1e30
+MOST_SAMPLES = 2**31 - 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """How one optimizer step is taken.
@@ -50,6 +56,11 @@ class Plan:
                 f"batch_size, accumulation_steps and ranks are at least 1; got {self.batch_size}, "
                 f"{self.accumulation_steps} and {self.ranks}"
             )
+        if self.effective_batch_size > MOST_SAMPLES:
+            raise ValueError(
+                f"an optimizer step averages over at most {MOST_SAMPLES:,} samples; got {self.batch_size} x "
+                f"{self.accumulation_steps} x {self.ranks}"
+            )
 
     @property
     def effective_batch_size(self) -> int:
@@ -59,10 +70,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """What the search chooses: a plan and its learning rate."""
+    """What the search chooses: a plan and its learning rate, within `LEAST_LR` and `MOST_LR`."""
 
     plan: Plan
     lr: float
+
+    def __post_init__(self) -> None:
+        if not LEAST_LR <= self.lr <= MOST_LR:
+            raise ValueError(f"a learning rate lies between {LEAST_LR:g} and {MOST_LR:g}; got {self.lr}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

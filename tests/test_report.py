@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from autobatch.errors import ReportError
 from autobatch.files import check_writable, write_whole
-from autobatch.plan import Config, DeviceInfo, Plan
+from autobatch.plan import LEAST_LR, MOST_LR, Config, DeviceInfo, Plan
 from autobatch.reports.report import SCHEMA, Report, load_json
 from autobatch.searching.confirmation import ScoreSummary
 from tests.reports import LONG_RUN, example
@@ -30,7 +30,7 @@ configs = st.builds(
         accumulation_steps=st.integers(1, 64),
         precision=st.sampled_from(["fp32", "bf16", "fp16"]),
     ),
-    lr=finite,
+    lr=st.floats(LEAST_LR, MOST_LR),
 )
 summaries = st.none() | st.builds(
     ScoreSummary, mean=finite, stderr=maybe, scores=st.lists(finite, max_size=4).map(tuple)

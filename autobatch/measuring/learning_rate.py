@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import SettingError
-from ..plan import LrSweep, Plan, Runner
+from ..plan import LEAST_LR, MOST_LR, LrSweep, Plan, Runner
 from ..sweep import noise_of, smooth, start_of
 
 FEWEST_STEPS = 20  # assumed: below it the smoothing sees no shape
@@ -163,8 +163,11 @@ def find_lr_curve(
     Raises:
         SettingError: the range is empty or not positive, the steps are too few, or there is no such rule.
     """
-    if not 0 < lowest < highest < math.inf:
-        raise SettingError(f"a range test goes from a rate above 0 to a higher one; got {lowest} to {highest}")
+    if not LEAST_LR <= lowest < highest <= MOST_LR:
+        raise SettingError(
+            f"a range test goes from a rate to a higher one, both between {LEAST_LR:g} and {MOST_LR:g}; "
+            f"got {lowest} to {highest}"
+        )
     if steps < FEWEST_STEPS:
         raise SettingError(f"a range test takes at least {FEWEST_STEPS} steps; got {steps}")
     if rule not in RULES:

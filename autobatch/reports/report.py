@@ -293,7 +293,11 @@ def _config(found: Reader) -> Config:
         raise
     except ValueError as error:
         raise ReportError(f"the report's plan cannot be: {error}") from None
-    return Config(plan=plan, lr=found.number("lr"))
+    lr = found.number("lr")
+    try:
+        return Config(plan=plan, lr=lr)
+    except ValueError as error:
+        raise ReportError(f"the report's learning rate cannot be: {error}") from None
 
 
 def _score(found: Reader) -> ScoreSummary | None:

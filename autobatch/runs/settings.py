@@ -10,7 +10,7 @@ from ..plan import Config
 from ..reports.report import Report, config_to_json
 from ..searching.trials import Search
 from ..shapes import Reader
-from ..simulated.recording import plan_from_json
+from ..simulated.recording import config_from_json
 
 Engine = Literal["local", "ray"]
 
@@ -130,6 +130,5 @@ class TuneSettings:
 
 
 def _earlier(found: Reader) -> Earlier:
-    plan = found.inside("plan")
-    config = Config(plan=plan_from_json(plan), lr=plan.number("lr"))
+    config = config_from_json(found.inside("plan"))
     return Earlier(config=config, created=found.get("created", str), task=found.get("task", str))

@@ -137,15 +137,17 @@ def _trial(found: Reader) -> Trial:
     total_steps = found.get("total_steps", int)
     if any(len(score) != 2 or not isinstance(score[0], int) or not 0 < score[0] <= total_steps for score in scores):
         raise ReportError(f"the scores of a trial are pairs of a step and a score; found {scores!r:.80}")
-    plan = Plan(
-        batch_size=found.get("batch_size", int),
-        accumulation_steps=found.get("accumulation_steps", int),
-        precision=found.one_of("precision", Precision),
-        ranks=found.get("ranks", int),
-    )
+    plan = (found.get("batch_size", int), found.get("accumulation_steps", int), found.get("ranks", int))
+    precision, lr = found.one_of("precision", Precision), found.number("lr")
+    try:
+        config = Config(
+            plan=Plan(batch_size=plan[0], accumulation_steps=plan[1], precision=precision, ranks=plan[2]), lr=lr
+        )
+    except ValueError as error:  # both check their numbers
+        raise ReportError(f"a recorded trial could be trained; {error}") from None
     return Trial(
         number=found.get("trial", int),
-        config=Config(plan=plan, lr=found.number("lr")),
+        config=config,
         seed=found.get("seed", int),
         total_steps=total_steps,
         role=found.one_of("role", Role),

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from ..errors import SettingError
-from ..plan import Config, Direction, GradNorms, Plan, Precision, Rung, RungOutcome, TaskFacts
+from ..plan import LEAST_LR, MOST_LR, Config, Direction, GradNorms, Plan, Precision, Rung, RungOutcome, TaskFacts
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -365,8 +365,8 @@ def warm_starts(
 
 
 def rounded_lr(lr: float) -> float:
-    """The learning rate to three digits: what is printed is then what was run."""
-    return float(f"{lr:.3g}")
+    """The learning rate to three digits: what is printed is then what was run. What cannot be is the next that can."""
+    return float(f"{min(max(lr, LEAST_LR), MOST_LR):.3g}")
 
 
 def promotable(trials: Sequence[Trial], ladder: Ladder, direction: Direction) -> list[Trial]:

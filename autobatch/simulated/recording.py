@@ -14,7 +14,7 @@ from typing import Any, final
 
 from ..errors import ReportError
 from ..files import write_json
-from ..plan import Measurement, MemoryLimit, Outcome, Plan, Precision, Prober, TaskFacts
+from ..plan import Config, Measurement, MemoryLimit, Outcome, Plan, Precision, Prober, TaskFacts
 from ..shapes import NUMBER, Reader
 
 # Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
@@ -93,6 +93,19 @@ class Recording:
 def _probe(found: Reader) -> Probe:
     measurement = measurement_from_json(found)
     return Probe(verdict=found.get("verdict", bool), measurement=measurement)
+
+
+def config_from_json(found: Reader) -> Config:
+    """A plan and its learning rate.
+
+    Raises:
+        ReportError: they cannot be.
+    """
+    plan = plan_from_json(found)
+    try:
+        return Config(plan=plan, lr=found.number("lr"))
+    except ValueError as error:  # a Config checks its rate
+        raise ReportError(f"a recorded configuration could be trained; {error}") from None
 
 
 def plan_from_json(found: Reader) -> Plan:

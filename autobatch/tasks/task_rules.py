@@ -18,7 +18,7 @@ from typing import Any, get_args
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..plan import Direction, Precision
+from ..plan import LEAST_LR, MOST_LR, MOST_SAMPLES, Direction, Precision
 from .shown import is_a, shown
 
 # Positional parameters each function is called with.
@@ -254,7 +254,14 @@ def _baseline_problem(baseline: Any) -> str | None:
         value = baseline.get(key, 1)
         if not _is_count(value):
             problems.append(f"{key!r} must be a whole number of at least 1; found {shown(value)}")
+        elif value > MOST_SAMPLES:
+            problems.append(f"{key!r} must be at most {MOST_SAMPLES}; found {shown(value)}")
+    sizes = [size for key in ("batch_size", "accumulation_steps") if _is_count(size := baseline.get(key, 1))]
+    if max(sizes, default=1) <= MOST_SAMPLES < math.prod(sizes):
+        problems.append(f"batch_size x accumulation_steps must be at most {MOST_SAMPLES}; found {math.prod(sizes)}")
     lr = baseline.get("lr", 1.0)
     if not _is_number(lr) or lr <= 0:
         problems.append(f"'lr' must be a number above zero; found {shown(lr)}")
+    elif not LEAST_LR <= lr <= MOST_LR:
+        problems.append(f"'lr' must lie between {LEAST_LR:g} and {MOST_LR:g}; found {shown(lr)}")
     return f"{rule}: {'; '.join(problems)}" if problems else None

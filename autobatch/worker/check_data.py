@@ -127,17 +127,22 @@ def check_dataset(findings: Findings, name: str, *, at_least: int = 1) -> tuple[
             size = len(samples)
         if not samples or size == 0:
             raise TaskError(f"{name}() must give at least one sample; the {type(data).__name__} it returned is empty")
-        if size is not None and size < at_least:
-            whose = "the baseline's" if task.baseline else "the default baseline's"
-            raise TaskError(
-                f"{name}() has {size} samples, fewer than {whose} batch of {at_least}: declare a baseline with a "
-                f"batch_size of at most {size}, or give more data"
-            )
+        require_a_batch(task, name, size, at_least)
         _check_collate(task, name, samples)
         if task.sample_size is not None:
             _check_sample_size(task, name, samples)
         return data, samples
     return data, []
+
+
+def require_a_batch(task: Task, name: str, size: int | None, at_least: int) -> None:
+    """Refuse data of a known size that does not fill one batch of the baseline."""
+    if size is not None and size < at_least:
+        whose = "the baseline's" if task.baseline else "the default baseline's"
+        raise TaskError(
+            f"{name}() has {size} samples, fewer than {whose} batch of {at_least}: declare a baseline with a "
+            f"batch_size of at most {size}, or give more data"
+        )
 
 
 def _require_dataset(name: str, data: Any) -> None:

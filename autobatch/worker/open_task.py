@@ -52,6 +52,7 @@ from ..tasks.state import preserve, preserve_generators
 from ..tasks.task import Task, blame
 from ..tasks.worst_case import WorstSamples, find_worst_case, loader_batch
 from .check import check_inference, check_task, peak_lr_fraction
+from .check_data import require_a_batch
 from .data_parallel import DataParallel, is_rank_lost
 from .remedies import known_remedy
 from .training import Trainer
@@ -144,9 +145,12 @@ class OpenTask:
             trains = self._mode == "training"  # a model that only predicts may well be frozen, without an optimizer
             warnings = self._check(baseline.plan.batch_size) if trains else check_inference(self._task, self._load)
             self._look_for_worst_cases(("train_data", "val_data") if trains else ("train_data",))
+            train_size = self._train_size()
+            if trains and self._task.train_loader is None:  # a stream's size is known by now, where it ended
+                require_a_batch(self._task, "train_data", train_size, baseline.plan.batch_size)
             self._facts = TaskFacts(
                 name=self._task.name,
-                train_size=self._train_size(),
+                train_size=train_size,
                 val_size=num_samples(self._load("val_data")),
                 direction=self._task.direction,
                 baseline=baseline,
