@@ -176,6 +176,8 @@ def tune(task: Path | None, **options: Any) -> None:
         fail(f"ended early, as no device was left to train on. What was found is kept: go on with: {how}", FAILED)
     if report.interrupted:
         fail(f"interrupted. Go on with: {how}", INTERRUPTED)
+    if report.is_unanswered:
+        fail("nothing could be compared with the baseline, as the other trials failed: see the warnings", FOUND_NOTHING)
 
 
 @cli.command()

@@ -350,7 +350,8 @@ class Rung:
 
 # diverged  the loss was not finite, or stayed above where it began
 # timeout   the rung's `limit_s` passed, or the worker hung
-RungOutcome = Literal["ok", "diverged", "oom", "crashed", "timeout"]
+# raised    the task raised an exception or exited
+RungOutcome = Literal["ok", "diverged", "oom", "crashed", "timeout", "raised"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,7 @@ from .runs.settings import TuneSettings
 from .searching.advice import MEMORY_SHARE, PROFILE_SHARE, SWEEP_SHARE, give_at_least
 from .searching.costs import least_budget_s, worth_step_s
 from .searching.crew import Alone
+from .searching.failures import ERRORS, failed_trials, first_line
 from .searching.ledger import Ledger
 from .searching.limits import MemoryLimits
 from .searching.stability import norms_out_of_line
@@ -474,6 +475,8 @@ class _Tune:
             return
         share = trial.steps_done / trial.total_steps
         found = f"{trial.scores[-1][1]:.4g} after {share:.0%}" if trial.outcome == "ok" else trial.outcome
+        if trial.outcome in ERRORS:
+            found = f"failed: {first_line(trial.message)}"
         self.say(stage, f"{what}: {found}", piece=trial.number)
 
     def report(
@@ -503,6 +506,7 @@ class _Tune:
         norms = norms_out_of_line(result.chosen, result.trials)
         if norms is not None:
             warnings.append(norms)
+        warnings += failed_trials(result.trials)
         warnings += self.state.remarks
         if (missing := self.close_central()) is not None:
             warnings.append(missing)

@@ -659,7 +659,7 @@ def test_a_task_that_gives_up_by_itself_costs_the_trial_unless_it_is_the_baselin
         return fault
 
     trials = race(SimRunner(faults=gives_up(2)), **sampled()).result.trials
-    assert (trials[2].outcome, trials[2].state) == ("diverged", "failed")
+    assert (trials[2].outcome, trials[2].state) == ("raised", "failed")
     assert "the loss is nan" in str(trials[2].message)
     assert len(trials) > 3
     with pytest.raises(TaskError, match="the loss is nan"):

@@ -92,6 +92,11 @@ def _headline(report: Report) -> str:
             text += " It is not confirmed on fresh seeds."
     elif report.score is None:
         text = f"This is {name}. It was not trained to the end: nothing is known of its score."
+    elif report.is_unanswered:
+        text = (
+            f"This is {name}. Nothing could be compared with it: the other trials failed, which the warnings tell. "
+            "Mend that, and run again."
+        )
     else:
         keep = "keep what you have" if report.baseline_is_users else "there is no reason to leave it"
         text = f"This is {name}. Nothing beat it: {keep}."

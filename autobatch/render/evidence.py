@@ -36,6 +36,7 @@ OUTCOMES = {
     "oom": "out of memory",
     "nonfinite": "loss is no number",
     "timeout": "out of time",
+    "raised": "the task raised",
 }
 
 _LIMITS = {

@@ -17,6 +17,7 @@ from ..errors import ReportError
 from ..files import write_json
 from ..plan import Config, DeviceInfo, Direction, Plan, Precision
 from ..searching.confirmation import ScoreSummary
+from ..searching.failures import ERRORS
 from ..shapes import NUMBER, NUMBER_OR_NULL, TEXT_OR_NULL, Reader
 
 # Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
@@ -142,6 +143,13 @@ class Report:
     interrupted: bool = False
     lost_device: bool = False
     long_run: Json | None = None
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether nothing else came to its end, mostly as the task or its process failed: nothing was compared then."""
+        others = [trial for trial in self.trials if trial["role"] in ("warm start", "search")]
+        errors = sum(trial["state"] == "failed" and trial["outcome"] in ERRORS for trial in others)
+        return self.chose_baseline and 2 * errors > len(others) and all(t["state"] != "complete" for t in others)
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values; `schema` says how to read it."""

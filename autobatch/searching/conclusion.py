@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..plan import Config
 from ..units import format_duration, format_lr, format_probability
 from .confirmation import CLEAR_LEAD, ScoreSummary, Verdict
+from .failures import first_line
 from .seed_noise import Sigma
 from .trials import Space, Trial
 
@@ -96,13 +97,13 @@ def conclude(
         reasons.append(interrupted)
     if baseline_failed:
         first = trials[0]
-        reasons.append(f"the baseline itself failed ({first.outcome}: {first.message or 'no message'})")
+        reasons.append(f"the baseline itself failed ({first.outcome}: {first_line(first.message)})")
     reasons += [
         f"{_named(config)} scored best once and failed under a fresh seed, so it gave way"
         for config in verdict.gave_way
     ]
     reasons += [
-        f"{_named(config)} scored higher once and was passed over: trainings around it diverged"
+        f"{_named(config)} scored higher once and was passed over: trainings around it diverged or failed"
         for config in verdict.passed_over
     ]
     if verdict.lucky is not None:
@@ -110,7 +111,7 @@ def conclude(
     failed = [trial for trial in trials if _is_baseline_again(trial, trials) and trial.state == "failed"]
     if failed:
         reasons.append(
-            f"the baseline failed under a fresh seed ({failed[0].outcome}: {failed[0].message or 'no message'}); its "
+            f"the baseline failed under a fresh seed ({failed[0].outcome}: {first_line(failed[0].message)}); its "
             "score is of the seeds under which it came to the end"
         )
     if verdict.from_below and finalist is not None:
@@ -147,6 +148,9 @@ def _comparison(verdict: Verdict, wins: bool, may_win: bool, trials: Sequence[Tr
     if verdict.finalist is None:
         if all(trial.final_score is None for trial in trials):
             return "nothing was trained to the end, so nothing beat it"
+        others = [trial for trial in trials if trial.role != "baseline"]
+        if others and all(trial.state == "failed" for trial in others):
+            return "nothing else came to its end: all other trials failed, so nothing was compared with the baseline"
         if verdict.baseline_score is None and verdict.gave_way:
             return "all that was trained to the end failed under a fresh seed, so there is nothing to put in its place"
         again = any(_is_baseline_again(trial, trials) and trial.final_score is not None for trial in trials)

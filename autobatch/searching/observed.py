@@ -9,7 +9,7 @@ from itertools import accumulate, chain
 from ..plan import Direction
 from . import surrogate
 from .surrogate import Observation
-from .trials import Ladder, Trial, oriented, scale
+from .trials import Ladder, Trial, has_blown_up, oriented, scale
 
 # The noise is taken out of the scores of so many trials: the baseline and those that came farthest and scored best. It
 # takes a time that grows with the cube of them. Assumed; of this many the best few and all around them are part.
@@ -63,7 +63,7 @@ def _by_trial(
             Observation(batch=batch, rate=rate, share=share, score=oriented(score, direction))
             for share, (_, score) in zip(shares, trial.scores, strict=False)
         ]
-        if trial.state == "failed" and trial.outcome == "diverged" and scores:
+        if trial.state == "failed" and has_blown_up(trial) and scores:
             share = shares[min(len(trial.scores), len(shares) - 1)]
             found.append(Observation(batch=batch, rate=rate, share=share, score=min(scores)))
         told.append(found)

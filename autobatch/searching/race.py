@@ -634,4 +634,4 @@ def _outcome(rung: Rung, done: Future[RungResult], role: Role) -> RungResult:
         if role == "baseline":
             raise
         # The task trains with the user's settings, and gives up with these: many do when the loss blows up.
-        return RungResult(rung=rung, outcome="diverged", message=str(error))
+        return RungResult(rung=rung, outcome="raised", message=str(error))

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 from ..plan import Config
-from .trials import Trial, scale
+from .trials import Trial, has_blown_up, scale
 
 # A gradient norm so many times its median is out of line, and a clip that touches more than this share of the steps
 # sets their length. Both assumed.
@@ -35,14 +35,14 @@ def divergence_risk(config: Config, trials: Sequence[Trial]) -> float:
         config: of which configuration.
         trials: of the race; those that did not diverge tell nothing unless they came to their end.
     """
-    if not any(trial.outcome == "diverged" for trial in trials):  # as a rule, and it is asked at every decision
+    if not any(map(has_blown_up, trials)):  # as a rule, and it is asked at every decision
         return 0.0
     diverged = survived = 0.0
     for trial in trials:
         doublings = math.log2(trial.config.plan.effective_batch_size / config.plan.effective_batch_size)
         here = trial.config.lr * scale(trial.config.plan.effective_batch_size, config.plan.effective_batch_size)
         above = math.log2(here / config.lr)
-        if trial.outcome == "diverged":
+        if has_blown_up(trial):
             diverged += 0.5 ** (max(0.0, above) + abs(doublings))
         elif trial.state == "complete":
             survived += 0.5 ** (max(0.0, -above) + abs(doublings))

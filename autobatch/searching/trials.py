@@ -251,6 +251,11 @@ def scale(batch: int, target_batch: int) -> float:
     return float((target_batch / batch) ** LR_EXPONENT)
 
 
+def has_blown_up(trial: Trial) -> bool:
+    """Whether it is taken to have diverged: also where the task raised, as many do when the loss is no number."""
+    return trial.outcome in ("diverged", "raised")
+
+
 def same_config(one: Config, other: Config) -> bool:
     """Whether two configurations are too close to be told apart by training them."""
     close = abs(math.log(one.lr / other.lr)) <= math.log(SAME_LR)
