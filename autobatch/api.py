@@ -373,7 +373,7 @@ def find_lr(
         if batch_size is not None:
             plan = Plan(batch_size=batch_size, accumulation_steps=accumulation_steps, precision=facts.precision)
         on_progress(Progress(stage="range test", text=f"{steps} steps at batch {plan.effective_batch_size}"))
-        curve = find_lr_curve(runner, plan, steps=steps, seed=seed, rule=rule)
+        curve = replace(find_lr_curve(runner, plan, steps=steps, seed=seed, rule=rule), warnings=facts.warnings)
         found = "no suggestion" if curve.suggestion is None else f"suggests {format_lr(curve.suggestion)}"
         left_out = ", without the task's schedule" if curve.sweep.without_schedule else ""
         took = format_duration(curve.sweep.seconds)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .devices.environment import available_cores
 from .errors import SettingError
 from .measuring.memory import MaxBatch, find_max_batch_size
@@ -48,7 +50,7 @@ def max_batch_of(
     def told(probe: Measurement) -> None:
         on_progress(Progress(stage="memory", text=describe_probe(probe)))
 
-    return find_max_batch_size(
+    found = find_max_batch_size(
         runner,
         plan,
         ceiling=ceiling,
@@ -60,6 +62,7 @@ def max_batch_of(
         assumed=(*assumed, *facts.assumptions),
         on_probe=told,
     )
+    return MaxBatch(int(found), **(vars(found) | {"warnings": facts.warnings}))
 
 
 def profile_of(
@@ -79,7 +82,8 @@ def profile_of(
             text = f"batch {measured.plan.batch_size}: {measured.samples_per_s:,.0f} samples/s"
         on_progress(Progress(stage="profile", text=text))
 
-    baseline = runner.facts().baseline.plan.batch_size
+    facts = runner.facts()
+    baseline = facts.baseline.plan.batch_size
     curve = profile_runner(
         runner,
         plan,
@@ -90,6 +94,7 @@ def profile_of(
         objective=objective,
         on_measurement=told,
     )
+    curve = replace(curve, warnings=facts.warnings)
     curve.recommended  # noqa: B018  # raises now where the objective cannot be judged
     if not curve.loader_bound:
         return curve

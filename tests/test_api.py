@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +82,19 @@ def test_an_inferred_input_is_told_and_warned_about() -> None:
         found = autobatch.find_max_batch(small(), device="cpu", max_batch_size=8)
     assert found.assumed
     assert found.to_json()["assumed"] == list(found.assumed)
+    assert found.warnings == ()  # of a stand-in for data nothing is to be said
+
+
+def test_what_the_check_found_is_in_the_answer() -> None:
+    def optimizer(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        first, *_ = model.parameters()
+        return torch.optim.SGD([first], lr=lr)
+
+    found = autobatch.find_max_batch(
+        small(), torch.zeros(64), optimizer=optimizer, device="cpu", max_batch_size=8, isolate=False
+    )
+    assert [warning for warning in found.warnings if warning.startswith("optimizer(model, lr) leaves out ")]
+    assert pickle.loads(pickle.dumps(found)).warnings == found.warnings
 
 
 def test_a_model_whose_input_is_unknown_asks_for_a_sample() -> None:

@@ -10,7 +10,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from autobatch.render.bench_content import bench_document
+from autobatch.errors import ReportError
+from autobatch.render.bench_content import bench_document, bench_summary
 from autobatch.render.document import Chart, Document
 from autobatch.render.markdown import to_markdown
 from autobatch.render.numbers import percent_text, si_text
@@ -86,6 +87,21 @@ def test_what_a_cell_says_is_told_in_words() -> None:
         "Not timed, for lack of time: 7.",
     ):
         assert sentence in text, sentence
+
+
+def test_what_the_check_of_a_task_found_is_told_once_a_model() -> None:
+    cells = tuple(
+        dataclasses.replace(cell, throughput={**(cell.throughput or {}), "warnings": ["two <of> three"]})
+        for cell in GPU.cells[:2]
+    )
+    report = dataclasses.replace(GPU, cells=(*cells, *GPU.cells[2:]))
+    for document in (bench_document(report), bench_summary(report)):
+        assert drawn(document).count("- resnet50: two <of> three") == 1
+    assert BenchReport.from_json(report.to_json()) == report
+    broken = report.to_json()
+    broken["cells"][0]["throughput"]["warnings"] = "text"
+    with pytest.raises(ReportError, match="'warnings' of "):
+        BenchReport.from_json(broken)
 
 
 def test_a_loss_differs_by_so_much_whatever_the_sign() -> None:

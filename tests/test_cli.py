@@ -314,6 +314,26 @@ def test_profile_and_find_lr_answer_in_json(tmp_path: Path) -> None:
     assert json.loads(sweep.stdout)["rule"] == "min/10"
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["max-batch", "--max-batch-size", 16],
+        ["profile", "--budget", "1s", "--max-batch-size", 32],
+        ["profile", "--budget", "1s", "--max-batch-size", 32, "--precisions", "fp32"],
+        ["find-lr", "--steps", FEWEST_STEPS],
+    ],
+    ids=lambda command: " ".join(map(str, command)),
+)
+def test_what_the_check_found_is_printed_by_each_command(tmp_path: Path, command: list[object]) -> None:
+    (tmp_path / "odd.py").write_text(MINIMAL.read_text() + '\ndirection = "minimize"\n')
+    name, *options = command
+    result = autobatch(name, "odd.py", *options, "-q", "--output", "out.json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    warning = 'direction is "minimize" and the metric is the default, accuracy: the worst classifier would win'
+    assert f"warning: {warning}" in " ".join(result.stdout.split())
+    assert json.dumps(warning) in (tmp_path / "out.json").read_text()
+
+
 ONE_CYCLE = """
 
 def scheduler(optimizer, total_steps):

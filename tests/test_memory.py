@@ -373,6 +373,7 @@ def test_json_has_the_fields_that_users_parse() -> None:
         ],
         "assumed": ["AdamW"],
         "proved": False,
+        "warnings": [],
     }
     assert answer.curve == ((2, 20), (8, 50))
 

@@ -84,7 +84,7 @@ RULES: Mapping[str, Rule] = {"min/10": min_over_10, "steepest": steepest, "valle
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LrCurve:
-    """A range test and what one named rule reads from it.
+    """A range test and what one named rule reads from it, beside the warnings of the task's check.
 
     Raises:
         ValueError: the rates do not rise, or there is not one loss for each.
@@ -93,6 +93,7 @@ class LrCurve:
 
     sweep: LrSweep
     rule: str = "min/10"
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         lrs, losses = self.sweep.lrs, self.sweep.losses
@@ -143,6 +144,7 @@ class LrCurve:
             "smoothed": list(self.smoothed),
             "seconds": self.sweep.seconds,
             "without_schedule": self.sweep.without_schedule,
+            "warnings": list(self.warnings),
         }
 
 

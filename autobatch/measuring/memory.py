@@ -25,6 +25,7 @@ class MaxBatch(int):
             refuses larger batches, or the "time" that they would take.
         assumed: a sentence for each thing that was taken for granted.
         proof: the next size up in a verdict run of its own, shown not to fit; None where that was not shown.
+        warnings: what the check of the task found that does not stop it.
 
     Raises:
         ValueError: the evidence does not show that this size ran and fits, or that `proof` did not.
@@ -36,6 +37,7 @@ class MaxBatch(int):
     limited_by: LimitedBy
     assumed: tuple[str, ...]
     proof: Measurement | None
+    warnings: tuple[str, ...]
 
     def __new__(
         cls,
@@ -47,6 +49,7 @@ class MaxBatch(int):
         limited_by: LimitedBy,
         assumed: Iterable[str] = (),
         proof: Measurement | None = None,
+        warnings: Iterable[str] = (),
     ) -> MaxBatch:
         probes = tuple(probes)
         if verdict not in probes or verdict.plan.batch_size != batch_size or not fits(verdict, limit, verdict=True):
@@ -61,7 +64,13 @@ class MaxBatch(int):
             )
         answer = super().__new__(cls, batch_size)
         answer.__dict__.update(
-            verdict=verdict, probes=probes, limit=limit, limited_by=limited_by, assumed=tuple(assumed), proof=proof
+            verdict=verdict,
+            probes=probes,
+            limit=limit,
+            limited_by=limited_by,
+            assumed=tuple(assumed),
+            proof=proof,
+            warnings=tuple(warnings),
         )
         return answer
 
@@ -133,6 +142,7 @@ class MaxBatch(int):
             ],
             "assumed": list(self.assumed),
             "proved": self.proof is not None,
+            "warnings": list(self.warnings),
         }
 
 

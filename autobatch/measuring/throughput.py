@@ -68,6 +68,7 @@ class ThroughputCurve:
         skipped: sizes that the time budget left no room for.
         objective: what the recommended size is best in.
         remedy: a change of the loader that was measured to help; None where none was, or none was tried.
+        warnings: what the check of the task found that does not stop it.
 
     Raises:
         ValueError: no measurement is ok and timed, or a size comes twice.
@@ -77,6 +78,7 @@ class ThroughputCurve:
     skipped: tuple[int, ...] = ()
     objective: Objective = "throughput"
     remedy: Remedy | None = None
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         ordered = tuple(sorted(self.measurements, key=lambda m: m.plan.batch_size))
@@ -325,6 +327,7 @@ class ThroughputCurve:
             "remedy": self.remedy.describe() if self.remedy else None,
             "measurements": [self._point(m) for m in self.measurements],
             "skipped": list(self.skipped),
+            "warnings": list(self.warnings),
         }
 
     def _point(self, measurement: Measurement) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def bench_document(report: BenchReport) -> Document:
     for cell in report.cells:
         models.setdefault(cell.model, []).append(cell)
     sections = [Section(title="In short", parts=_summary(report, models, arms))]
-    if report.warnings:
-        sections.append(Section(title="Warnings", parts=(Bullets(items=report.warnings),)))
+    if warnings := (*report.warnings, *_of_tasks(models)):
+        sections.append(Section(title="Warnings", parts=(Bullets(items=warnings),)))
     if report.cells:
         sections.append(Section(title="Overview", parts=(_overview(report.cells),)))
     for name, cells in models.items():
@@ -63,6 +63,14 @@ def bench_document(report: BenchReport) -> Document:
     return Document(
         title=report.device.name, subtitle=f"autobatch bench, {how}, {report.created[:10]}", sections=tuple(sections)
     )
+
+
+def _of_tasks(models: Mapping[str, Sequence[Cell]]) -> Iterator[str]:
+    """What the checks of the tasks found, each once for a model."""
+    for name, cells in models.items():
+        found = (cell.throughput.get("warnings") or () for cell in cells if cell.throughput is not None)
+        for warning in dict.fromkeys(warning for warnings in found for warning in warnings):
+            yield f"{name}: {warning}"
 
 
 def _summary(report: BenchReport, models: Mapping[str, Sequence[Cell]], arms: Sequence[str]) -> tuple[Part, ...]:

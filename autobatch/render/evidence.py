@@ -89,7 +89,13 @@ def max_batch_section(found: Json) -> Section:
         for probe in probes
     )
     table = Table(columns=columns, rows=rows, bars=_shares([probe["peak_bytes"] for probe in probes]))
-    return Section(title="Largest batch", parts=(*max_batch_summary(found), table))
+    return Section(title="Largest batch", parts=(*max_batch_summary(found), *_warnings(found), table))
+
+
+def _warnings(found: Json) -> Iterator[Part]:
+    """What the check of the task found, beside the result of a command that has no section for it."""
+    if found.get("warnings"):
+        yield Bullets(items=tuple(f"warning: {sentence}" for sentence in found["warnings"]))
 
 
 def or_more(found: Json) -> str:
@@ -151,7 +157,8 @@ def throughput_section(found: Json) -> Section:
         for point in points
     )
     table = Table(columns=columns, rows=rows, bars=_shares([point["samples_per_s"] for point in points]))
-    return Section(title="Throughput", parts=(Paragraph(text=summary), table, *_phases(found), *_remarks(found)))
+    parts = (Paragraph(text=summary), *_warnings(found), table, *_phases(found), *_remarks(found))
+    return Section(title="Throughput", parts=parts)
 
 
 def _phases(found: Json) -> Iterator[Part]:
@@ -182,7 +189,7 @@ def lr_sentence(found: Json) -> str:
 def lr_section(found: Json) -> Section:
     """The range test, its smoothed losses thinned to a screenful."""
     lrs, smoothed = found["lrs"], found["smoothed"]
-    parts: tuple[Part, ...] = (Paragraph(text=lr_sentence(found)),)
+    parts: tuple[Part, ...] = (Paragraph(text=lr_sentence(found)), *_warnings(found))
     if smoothed:
         lowest = min(range(len(smoothed)), key=lambda step: smoothed[step])
         decimals = score_decimals(smoothed[:1], [])

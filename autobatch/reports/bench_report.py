@@ -46,7 +46,12 @@ _PROFILE: Json = {
 _LARGEST = 1e30
 
 # What a profile may hold besides: a key that is not there, or null, is what was not measured.
-_PROFILE_MAY_HOLD: Json = {"recommended": str, "fit": {"largest_residual": NUMBER_OR_NULL}, "remedy": str}
+_PROFILE_MAY_HOLD: Json = {
+    "recommended": str,
+    "fit": {"largest_residual": NUMBER_OR_NULL},
+    "remedy": str,
+    "warnings": [str],
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,16 @@ from torch.utils.data import IterableDataset
 
 from ..devices.oom import is_out_of_memory
 from ..errors import TaskError, text_of
-from ..tasks.data import Collated, DeviceLoader, collate_samples, load_data, rows_of, seed_everything, to_device
+from ..tasks.data import (
+    Collated,
+    DeviceLoader,
+    SampleDataset,
+    collate_samples,
+    load_data,
+    rows_of,
+    seed_everything,
+    to_device,
+)
 from ..tasks.defaults import right_and_counted
 from ..tasks.fixed_seeds import seeds_set, told
 from ..tasks.state import preserve, preserve_generators
@@ -83,7 +92,8 @@ def check_task(
         val, val_samples = check_dataset(findings, "val_data")
         if task.test_data is not None:
             check_dataset(findings, "test_data")
-        if train is not None and train is val:
+        # A stand-in for data is of a model that nobody trains.
+        if train is not None and train is val and not isinstance(train, SampleDataset):
             findings.warnings.append(
                 "train_data() and val_data() return the same object: scores are of data trained on"
             )
