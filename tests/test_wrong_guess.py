@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import autobatch
 from autobatch.errors import DoesNotFit, TaskError
@@ -59,11 +60,14 @@ def told_of(model: nn.Module, **given: Any) -> str:
             lenet,
             r"Sequential does not run on .*: an image is 3 x 224 x 224, .*RuntimeError: mat1 and mat2 .*Pass sample=",
         ),
-        (lenet, r"without a batch dimension, such as sample=torch\.zeros\(3, 32, 32\), on which it runs$"),
+        (
+            lenet,
+            r"without a batch dimension, such as sample=torch\.zeros\(3, 32, 32\), on which it runs; or data=, ",
+        ),
         (lambda: lenet().to(torch.float64), r"such as sample=torch\.zeros\(3, 32, 32, dtype=torch\.float64\)"),
         (
             Learned,
-            r"a sequence is 512 tokens.*such as sample=torch\.zeros\(64, dtype=torch\.int64\), on which it runs$",
+            r"a sequence is 512 tokens.*such as sample=torch\.zeros\(64, dtype=torch\.int64\), on which it runs",
         ),
         (lambda: nn.Sequential(nn.Conv1d(2, 3, 5), nn.Flatten(), nn.Linear(138, 2)), r"sample=torch\.zeros\(2, 50\)"),
         (Graph, r"missing 1 required .*'edge_index'. Pass sample=.*: here a tuple of x, edge_index, each without"),
@@ -86,6 +90,40 @@ def test_a_guess_that_the_model_runs_on_is_not_blamed() -> None:
     told_of(model)
     assert model.training
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+class Nodes:
+    """As a graph library's batch: neither a tensor nor a mapping."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def to(self, device: Any) -> Nodes:
+        return Nodes(self.x.to(device))
+
+
+class OfNodes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, batch: Nodes) -> Tensor:
+        out: Tensor = self.layer(batch.x)
+        return out
+
+
+def test_a_model_of_batches_that_are_objects_is_measured_with_their_loader() -> None:
+    with pytest.raises(
+        AssertionError, match=r"'Tensor' object has no attribute 'x'.*; or data=, your Dataset or DataLoa"
+    ):
+        raise AssertionError(told_of(OfNodes()))
+    with pytest.raises(TaskError, match=r"found Nodes: of other kinds, such as graphs, pass data=, your DataLoader"):
+        task_for_model(OfNodes(), Nodes(torch.zeros(4)))
+    loader: DataLoader[Any] = DataLoader(
+        [Nodes(torch.zeros(4)) for _ in range(6)],  # type: ignore[arg-type]
+        collate_fn=lambda nodes: Nodes(torch.stack([node.x for node in nodes])),
+    )
+    assert autobatch.find_max_batch(OfNodes(), data=loader, device="cpu", isolate=False) == 6
 
 
 def test_a_loss_that_needs_more_than_the_model_says_so() -> None:

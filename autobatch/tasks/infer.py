@@ -93,7 +93,7 @@ def inferred_inputs(model: nn.Module) -> Inputs:
     raise TaskError(
         f"what {type(model).__name__} takes as input is not known and cannot be assumed"
         f"{f' ({waiting} waits for its first batch)' if waiting else ''}: pass sample=, one sample as your dataset "
-        f"gives it{hint or ', without a batch dimension'}"
+        f"gives it{hint or ', without a batch dimension'}; or data=, your Dataset or DataLoader"
     )
 
 

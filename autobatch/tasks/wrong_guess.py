@@ -47,7 +47,7 @@ def explained(task: Task, assumed: str, error: TaskError) -> TaskError:
             return TaskError(
                 f"loss(model, batch) does not run on what was assumed of the model's input: {assumed}; "
                 f"{_told(refusal)}. Pass sample=, one sample as your dataset gives it to the loss, such as a "
-                "pair (x, y), without a batch dimension"
+                "pair (x, y), without a batch dimension; or data=, your Dataset or DataLoader"
             )
         hint = ", without a batch dimension"
         if len(names) > 1 and not isinstance(sample, dict):
@@ -55,6 +55,7 @@ def explained(task: Task, assumed: str, error: TaskError) -> TaskError:
         elif isinstance(sample, Tensor):
             found = _one_that_runs(task, loss, model, sample.shape)
             hint += "" if found is None else f", such as sample={found}, on which it runs"
+    hint += "; or data=, your Dataset or DataLoader"
     return TaskError(
         f"{type(model).__name__} does not run on what was assumed of its input: {assumed}; {_told(refusal)}. Pass "
         f"sample=, one sample as your dataset gives it{hint}"
