@@ -124,6 +124,23 @@ def test_sequences_of_several_lengths_go_with_their_labels() -> None:
     is_split_right(net(), loss, {"x": [random(n, 3) for n in (2, 5, 3, 3)], "y": torch.tensor([0, 1, 1, 0])}, 4)
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_pictures_and_what_they_should_become_are_cut_together(count: int) -> None:
+    """Two lists of one kind, of two entries too; each picture has as many channels as there are samples, or not."""
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        given, wanted = batch
+        pairs = zip(given, wanted, strict=True)
+        return torch.stack(
+            [square(model(x.movedim(0, -1)).movedim(-1, 0) - y) * y.abs().max() for x, y in pairs]
+        ).mean()
+
+    given = [random(3, 4, 5 + n, seed=n) for n in range(count)]
+    wanted = [random(3, 4, 5 + n, seed=9 + n) for n in range(count)]
+    is_split_right(net(3, 3), loss, (given, wanted), count)
+    is_split_right(net(3, 3), loss, [given, wanted], count)
+
+
 def test_a_list_of_samples_is_cut_by_samples() -> None:
     def loss(model: nn.Module, batch: Any) -> Tensor:
         return torch.stack([(model(x).sum() - y) ** 2 for x, y in batch]).mean()

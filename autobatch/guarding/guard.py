@@ -31,6 +31,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
+_CUT_BY = {"rows": "rows", "entries": "the entries of the batch", "lists": "the entries of its lists"}
 # Samples are apart where their losses add up to this share. Assumed: sums in fp32 differ by a hundredth of it, and what
 # falls below it changes a gradient by as little.
 _ADD_UP = 1e-5
@@ -433,9 +434,7 @@ class _Before:
 
 def _unsure(ways: list[Parts]) -> str:
     """Why none of these ways is taken, and what to do."""
-    told = " or ".join(
-        f"{'rows' if way.by == 'rows' else 'entries of lists'} ({way.count}) were samples" for way in ways
-    )
+    told = " or ".join(f"{_CUT_BY[way.by]} ({way.count}) were samples" for way in ways)
     return (
         f"a batch is split where it is sure what a sample is; cut as if {told}, two of them do not add up to the loss "
         f"of both. Where they are something else (time, channels), {PASS_SPLIT}; where the loss is a mean over tokens "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -39,19 +39,19 @@ class Cut(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Every tensor of the batch is cut along dimension 0, every list that has an entry for each sample by entries.
+    """Every tensor of the batch is cut along dimension 0, or lists that have an entry for each sample by entries.
 
     Attributes:
         batch: what is cut.
         count: its samples.
-        by: "rows", where lists that hold tensors are the fields of all samples; "entries", where those of this length
-            hold something for each.
+        by: "rows", where lists that hold tensors are the fields of all samples; "entries", where the batch itself is a
+            list of samples; "lists", where the lists of this length in it hold something for each.
         is_sure: the shapes leave no other way.
     """
 
     batch: Batch
     count: int
-    by: Literal["rows", "entries"]
+    by: Literal["rows", "entries", "lists"]
     is_sure: bool = False
 
     def pieces(self, size: int) -> list[tuple[Batch, int]]:
@@ -82,9 +82,8 @@ class Parts:
             if hasattr(value, "_fields"):
                 fields = zip(value._fields, value, strict=True)
                 return type(value)(*(self._taken(entry, where, f"{path}.{name}") for name, entry in fields))
-            if len(value) == self.count and (
-                not _holds_tensors(value) or (self.by == "entries" and _is_of_entries(value))
-            ):
+            is_own = self.by == ("entries" if value is self.batch else "lists")
+            if len(value) == self.count and ((is_own and _is_of_entries(value)) or not _holds_tensors(value)):
                 return value[where] if isinstance(where, slice) else type(value)(value[index] for index in where)
             return type(value)(self._taken(entry, where, f"{path}[{index}]") for index, entry in enumerate(value))
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -133,8 +132,9 @@ def ways_to_cut(batch: Batch) -> list[Parts]:
     """
     rows = next((count for node in _nodes(batch) if (count := _row_count(node)) is not None), None)
     found = [] if rows is None else [Parts(batch, rows, "rows")]
-    lists = dict.fromkeys(len(node) for node in _nodes(batch) if _is_of_entries(node))
-    found += [Parts(batch, count, "entries") for count in lists]
+    found += [Parts(batch, len(batch), "entries")] if _is_of_entries(batch) else []
+    lists = dict.fromkeys(len(node) for node in islice(_nodes(batch), 1, None) if _is_of_entries(node))
+    found += [Parts(batch, count, "lists") for count in lists]
     problems, ways = list[TaskError](), list[Parts]()
     for way in found:
         try:
@@ -260,7 +260,7 @@ def _is_of_entries(value: Any) -> bool:
 
 def _is_seen(batch: Batch, way: Parts) -> bool:
     """Whether the only way to cut a batch can be seen to be the right one."""
-    if way.by == "entries":
+    if way.by != "rows":
         nodes = list(_nodes(batch, kept_whole=way.count))
         lists = sum(_is_of_entries(node) and len(node) == way.count for node in nodes)
         return lists + sum(_row_count(node) == way.count for node in nodes) > 1
