@@ -1,6 +1,19 @@
 """`python -m autobatch`, and what the `autobatch` command runs."""
 
-from .cli import main
+from typing import NoReturn
+
+from .cli import main as run
+from .commands.exits import leave
+
+
+def main() -> NoReturn:
+    """Run the command line, and end this process with its exit code."""
+    try:
+        run()
+    except SystemExit as end:
+        leave(end)
+    leave(SystemExit(0))
+
 
 if __name__ == "__main__":
     main()

@@ -137,3 +137,12 @@ def test_a_budget_is_positive_and_finite(budget_s: float) -> None:
 def test_a_run_cannot_have_started_after_now() -> None:
     with pytest.raises(ValueError, match="after now"):
         Ledger(10, VirtualClock(), started_s=1)
+
+
+@pytest.mark.parametrize(("asked_s", "kept_s"), [(0.0, 1.0), (0.5, 1.0), (3.0, 3.0), (1e3, 10.0)])
+def test_what_the_end_was_seen_to_take_is_kept_back(asked_s: float, kept_s: float) -> None:
+    ledger = Ledger(200.0, VirtualClock())
+    ledger.keep_back(asked_s)
+    assert ledger.available_s == 200.0 - kept_s
+    ledger.keep_back(0.0)  # once seen it may come again
+    assert ledger.available_s == 200.0 - kept_s

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 import click
@@ -29,6 +32,22 @@ def _terminated(signum: int, frame: object) -> NoReturn:
 def _hung_up(signum: int, frame: object) -> NoReturn:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the shell sends it and the system as well: once is enough
     raise KeyboardInterrupt
+
+
+def leave(end: SystemExit) -> NoReturn:
+    """End this process as `end` would, but without taking apart object by object what the system takes back at once.
+
+    Measured: of a `tune` that is an hour of nothing else a quarter of a second, with Optuna and rich loaded; on a core
+    that ten processes share 2.8 s, after the last reading of the ledger and so beyond the budget. Where torch is loaded
+    in this process it may have a device open, which is left as torch wants it.
+    """
+    if "torch" in sys.modules or not isinstance(end.code, int):
+        raise end
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # it has gone, or there never was one
+            stream.flush()
+    os._exit(end.code)
 
 
 def exit_code(error: AutobatchError) -> int:

@@ -6,6 +6,8 @@ Text from outside is never markup and never a control code: everything goes thro
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from importlib import import_module
+from io import StringIO
 from typing import assert_never
 
 from rich.cells import cell_len
@@ -42,6 +44,12 @@ def print_max_batch(max_batch: Json, console: Console) -> None:
 def print_profile(throughput: Json, console: Console) -> None:
     """Print the throughput curve; `throughput` as `ThroughputCurve.to_json` gives it."""
     _print_sections([throughput_section(throughput)], console)
+
+
+def rehearse(throughput: Json) -> None:
+    """Draw a table for nobody, with all that a report is drawn with imported: what drawing takes at this moment."""
+    import_module(".content", __package__)
+    print_profile(throughput, Console(file=StringIO()))
 
 
 def print_arms(arms: Json, console: Console) -> None:

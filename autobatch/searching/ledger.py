@@ -16,6 +16,8 @@ _TICKS_PER_S = 1 << 20
 # Kept back for the report: 1 % of the budget, at most a second. Assumed: drawing and writing one takes some 0.1 s.
 REPORT_SHARE = 0.01
 REPORT_MOST_S = 1.0
+# What is kept back at most where this machine was seen to take longer. Assumed: more is not worth keeping on time.
+REPORT_AT_MOST = 0.05
 
 
 def report_reserve_s(budget_s: float) -> float:
@@ -53,6 +55,7 @@ class Ledger:
         if started_s is not None and started_s > now_s:
             raise ValueError(f"a run cannot have started after now: {started_s} > {now_s}")
         self.budget_s = budget_s
+        self._kept_back_s = report_reserve_s(budget_s)
         self._clock = clock
         self._charged = {kind: self._ticks(seconds) for kind, seconds in (carried or {}).items()}
         self._open: list[str] = []
@@ -96,7 +99,11 @@ class Ledger:
     @property
     def available_s(self) -> float:
         """Seconds that work may still be planned into: what remains, less what is kept back for the report."""
-        return max(0.0, self.remaining_s - report_reserve_s(self.budget_s))
+        return max(0.0, self.remaining_s - self._kept_back_s)
+
+    def keep_back(self, seconds: float) -> None:
+        """Keep this much for the report, where that is more than is kept anyway, and at most `REPORT_AT_MOST`."""
+        self._kept_back_s = max(self._kept_back_s, min(seconds, REPORT_AT_MOST * self.budget_s))
 
     def fits(self, predicted_s: float) -> bool:
         """Whether work predicted to take `predicted_s` seconds would end before the time kept back for the report."""
