@@ -406,8 +406,6 @@ class _Tune:
             with self.ledger.charge("evaluation"):
                 eval_s = self.runner.time_evaluation(eval_batch)
         crew = self.runner.crew() if isinstance(self.runner, Pool) else Alone(self.runner)
-        with self.ledger.charge("record"):
-            self.keep_back_for_the_end(curve)
         if (horizon := self.state.found.horizon_s) is None:
             limits = MemoryLimits(
                 times=curve,
@@ -426,6 +424,8 @@ class _Tune:
                 at_once=crew.size,
             )
             self.keep(eval_s=eval_s, horizon_s=horizon)
+        with self.ledger.charge("record"):
+            self.keep_back_for_the_end(curve)
         record = StudyRecord(self.folder.journal, facts.name, facts.direction, central=self.central)
         self.say("search", f"comparing at T = {format_duration(horizon)} of training each")
         settings = SearchSettings(
@@ -460,7 +460,7 @@ class _Tune:
         rehearse(curve.to_json())
         begun_s = self.ledger.elapsed_s
         rehearse(curve.to_json())
-        self.folder.save(self.state)
+        self.save()
         self.ledger.keep_back(_END_REHEARSALS * (self.ledger.elapsed_s - begun_s))
 
     def with_checkpoints(self, kept: Kept) -> Kept:
