@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from autobatch.tasks.task import Task
+from autobatch.worker import check
 from autobatch.worker.check import check_task
 
 from .transformers_like import Language, Output, sentences
@@ -205,6 +206,11 @@ def test_a_label_that_only_the_loss_leaves_out_is_told() -> None:
     assert found(loss=without(0), metric=lambda model, batch: batch[1].float().mean(), **changes) == ()
     assert found(loss=last_word, **(changes | {"weight": len})) == ()
     assert found(loss=without(-100), weight=tokens) == ()
+
+
+def test_a_step_that_takes_long_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "_LONGEST_STEP_S", 0.0)
+    assert found(loss=of_tokens) == ()
 
 
 class Detector(nn.Module):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from time import process_time
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -49,6 +50,9 @@ from .training import autocast
 
 # Samples of the batch that the model is run on: several, so that a vector of per-sample losses is told from a scalar.
 _BATCH = 4
+# Seconds of the processor's time for one step on that batch, above which it is not compared with its halves: that takes
+# two or three such steps. Assumed: the start of a command bears them.
+_LONGEST_STEP_S = 1.0
 
 # Parts of the messages torch raises when tensors do not fit each other or the layer they meet (torch 2.6 to 2.13).
 _SHAPE_WORDS = (
@@ -112,6 +116,7 @@ def check_task(
                         weight_of(task.weight, train_batch)
                 # Before the step, as in training: a task may keep it for its training_step.
                 optimizer = _made_optimizer(findings, model)
+                began = process_time()
                 with told_seeds(findings, "a training step"):
                     batch = (
                         None
@@ -123,12 +128,11 @@ def check_task(
                             lambda: _whole_batch(task, train, batch_size),
                         )
                     )
-                if batch is not None and task.accumulation:
-                    findings.warnings += split_warnings(
-                        task, model, train_samples, train_batch, _few(batch_size), device
-                    )
-                if batch is not None and (left_out := left_out_warning(task, model, batch, device)):
-                    findings.warnings.append(left_out)
+                if batch is not None and process_time() - began < _LONGEST_STEP_S:
+                    findings.warnings += left_out_warning(task, model, batch, device)
+                    if task.accumulation:
+                        few = _few(batch_size)
+                        findings.warnings += split_warnings(task, model, train_samples, train_batch, few, device)
                 if optimizer is not None:
                     _check_optimizer(findings, model, optimizer, batch)
             _warn(findings, model, batch_size)

@@ -14,8 +14,8 @@ from ..tasks.task import Task
 from .training import autocast
 
 
-def left_out_warning(task: Task, model: nn.Module, batch: Any, device: torch.device) -> str | None:
-    """A sentence about the one label whose scores get no gradient from the loss; None where there is none.
+def left_out_warning(task: Task, model: nn.Module, batch: Any, device: torch.device) -> list[str]:
+    """A sentence about the one label whose scores get no gradient from the loss; none where there is no such label.
 
     Args:
         task: what is checked.
@@ -25,17 +25,17 @@ def left_out_warning(task: Task, model: nn.Module, batch: Any, device: torch.dev
     """
     is_of_labels = task.metric is accuracy and task.evaluate is None
     if not is_of_labels or task.loss is cross_entropy_loss or task.training_step is not None:
-        return None
+        return []
     try:
         found = _left_out(task, model, batch, device)
     except Exception:  # noqa: BLE001  # the user's loss has run once: what is asked of it here need not make sense to it
-        return None
+        return []
     if found is None:
-        return None
-    return (
+        return []
+    return [
         f"loss(model, batch) leaves out the labels {found}, which the default metric counts: the score is of other "
         f"labels than the loss. Let the dataset label them {IGNORED}, or define metric(model, batch)"
-    )
+    ]
 
 
 def _left_out(task: Task, model: nn.Module, batch: Any, device: torch.device) -> int | None:
