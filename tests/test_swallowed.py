@@ -172,9 +172,44 @@ def test_a_task_that_trains_in_turn_runs_at_every_size(tmp_path: Path, step: Any
     runner.close()
 
 
-def rung(size: int, until: int) -> Rung:
-    config = Config(plan=Plan(batch_size=size), lr=1e-2)
-    return Rung(trial=0, config=config, seed=0, start_step=0, until_step=until, total_steps=until, eval_batch_size=8)
+def rung(size: int, until: int, start: int = 0, total: int | None = None) -> Rung:
+    return Rung(
+        trial=0,
+        config=Config(plan=Plan(batch_size=size), lr=1e-2),
+        seed=0,
+        start_step=start,
+        until_step=until,
+        total_steps=total or until,
+        eval_batch_size=8,
+    )
+
+
+class Draws:
+    """Most steps are of something that the model does not hold, and all of them draw."""
+
+    def __init__(self) -> None:
+        self.draws: list[float] = []
+
+    def __call__(self, model: nn.Module, batch: Any, scale: float) -> Tensor | None:
+        self.draws.append(float(torch.rand(())))
+        return skips(model, batch, scale) if len(self.draws) % 3 == 0 else None
+
+
+def test_a_look_at_what_was_skipped_leaves_the_trial_its_own_draws(tmp_path: Path) -> None:
+    drawn = []
+    for cuts in ([12], [6, 12]):
+        step = Draws()
+        runner = opened(tmp_path, training_step=step)
+        start = 0
+        for until in cuts:
+            assert runner.advance(rung(8, until, start, 12)).outcome == "ok"
+            start = until
+        runner.close()
+        drawn.append(step.draws)
+    whole, cut = drawn
+    # Of the one the look is at its end, of the other between its legs.
+    assert whole[:6] == cut[:6]
+    assert whole[6:12] == cut[-6:]
 
 
 @pytest.mark.parametrize("changes", [{"training_step": skips}, {"loss": constant}])

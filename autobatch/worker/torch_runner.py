@@ -283,6 +283,8 @@ class TorchRunner(OpenTask, Runner):
 
     def _is_suspect(self, trainer: Trainer, refusals: int | None) -> bool:
         """Whether some of its steps may not have run; `refusals` is what the device had counted before them."""
+        if self._group is not None:  # the others would wait for a rank that looks again
+            return False
         return trainer.gradients.missed > 0 or self._device.refusals() != refusals
 
     def _step_again(self, plan: Plan) -> None:
@@ -563,7 +565,8 @@ class TorchRunner(OpenTask, Runner):
             return False
         if 2 * gradients.missed <= gradients.taken and self._device.refusals() == refusals:
             return False
-        usual = self._usual_for_sure(self._workbench(trainer.config.plan))
+        with preserve_generators():  # the trial goes on, where this is the task's way
+            usual = self._usual_for_sure(self._workbench(trainer.config.plan))
         self._bench = None
         return usual is None or bool(usual.always)
 
