@@ -28,6 +28,7 @@ from autobatch.searching.search import Event, Kept, Ladder, Space, StudyRecord, 
 from autobatch.searching.surrogate import fit
 from autobatch.simulated.sim import Landscape, SimCrew, SimRunner, VirtualClock, sim_facts
 
+from .processes import PATIENCE_S
 from .test_search import Run, in_one_go, race, sampled
 from .test_surrogate import ends, seen
 
@@ -241,7 +242,7 @@ class Watched(SimRunner):
     def advance(self, rung: Rung) -> RungResult:
         if len(self.rungs) >= self.lost_at:
             raise DeviceError("GPU is lost")
-        self.barrier.wait(timeout=30.0)
+        self.barrier.wait(timeout=PATIENCE_S)
         return SimRunner.advance(self, rung)
 
 
