@@ -134,6 +134,18 @@ def test_a_report_from_before_probabilities_claims_no_more_than_it_knows() -> No
     assert "This beat" not in old
 
 
+def test_a_recommendation_without_a_fresh_seed_shows_the_score_of_the_search_marked() -> None:
+    report = changed(score=None)
+    for text in (drawn(report), document_to_markdown(report_document(report)), to_html(report_document(report))):
+        said = one_line(re.sub(r"<[^>]*>", " ", text).replace("\\", ""))
+        assert "0.9750 (search)" in said
+        assert "is the one that this was selected by, and so rather too high" in said
+    assert report.to_json()["score"] == {"mean": None, "stderr": None, "scores": [], "test": None, "search": 0.975}
+    confirmed = one_line(drawn(EXAMPLE))
+    assert "(search)" not in confirmed
+    assert EXAMPLE.to_json()["score"]["search"] is None
+
+
 def test_lower_reads_as_better_where_it_is() -> None:
     report = changed(
         direction="minimize",
@@ -256,7 +268,7 @@ def test_the_knee_the_chosen_and_the_users_batch_are_marked_without_colour() -> 
 
 def test_bars_are_in_proportion() -> None:
     bars = [line.count("█") for line in drawn(EXAMPLE).splitlines() if re.match(r" +\d+ +[\d,]+ ", line)]
-    speeds = [point["samples_per_s"] for point in EXAMPLE.throughput["measurements"]]
+    speeds = [point["undisturbed_samples_per_s"] for point in EXAMPLE.throughput["measurements"]]
     assert bars == [round(8 * 30 * speed / max(speeds)) // 8 for speed in speeds]
 
 

@@ -106,7 +106,8 @@ def test_json_holds_what_scripts_rely_on() -> None:
         "lr": 0.00345,
         "precision": "fp32",
     }
-    assert data["score"] == {"mean": 0.97183, "stderr": 0.0021, "scores": [0.97, 0.972, 0.974], "test": None}
+    mean, scores = 0.97183, [0.97, 0.972, 0.974]
+    assert data["score"] == {"mean": mean, "stderr": 0.0021, "scores": scores, "test": None, "search": None}
     assert {"horizon_s", "baseline", "max_batch", "throughput", "trials", "ledger", "device", "why"} <= set(data)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -266,6 +267,20 @@ def test_a_machine_that_becomes_slower_has_time_left_for_the_fresh_seeds(slowdow
         run = race(runner, seed=seed, **sampled() | {"most_trials": 200})
         assert run.result.finalist_score is not None
         assert not run.result.chose_baseline
+
+
+def test_a_reserve_that_a_rung_has_nibbled_at_is_still_tried() -> None:
+    """The paces of late would not pay for the whole of a fresh seed, that of all does; nothing else would use it."""
+    paces = random.Random(26)
+
+    class Restless(SimRunner):
+        def advance(self, rung: Rung) -> RungResult:
+            self.slowdown = paces.uniform(0.9, 1.3)
+            return super().advance(rung)
+
+    result = race(Restless(), sampler="tpe", seed=26).result
+    assert result.finalist is not None
+    assert result.finalist_score is not None
 
 
 @pytest.mark.parametrize("baseline_lr", [1e-4, 1e-3, 3e-3])

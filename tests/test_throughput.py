@@ -13,6 +13,8 @@ from autobatch.errors import NoValidResult
 from autobatch.measuring.profiling import profile
 from autobatch.measuring.throughput import ThroughputCurve
 from autobatch.plan import Measurement, Plan
+from autobatch.render.document import Paragraph, Table
+from autobatch.render.evidence import throughput_section
 from autobatch.simulated.sim import SimRunner
 
 cheap = settings(max_examples=60)
@@ -178,9 +180,9 @@ def test_a_profile_stops_when_its_time_is_spent_and_says_what_it_left_out() -> N
     runner = SimRunner(step_s=lambda batch: 1.0)
     seen: list[Measurement] = []
     measured = profile(runner, Plan(batch_size=1), max_batch=64, budget_s=7.0, include=[32], on_measurement=seen.append)
-    assert [m.plan.batch_size for m in seen] == [32, 8, 16]
-    assert measured.skipped == (64,)
-    assert runner.clock() == 9.0
+    assert [m.plan.batch_size for m in seen] == [32, 8]  # the fewest steps of 16 would outlast the time twice
+    assert measured.skipped == (16, 64)
+    assert runner.clock() == 6.0
     assert not measured.saturates
     assert measured.describe_knee().startswith("samples/s may still rise beyond batch 32,")
 
@@ -190,6 +192,54 @@ def test_what_was_not_timed_is_no_matter_where_speed_had_stopped_to_rise() -> No
     measured = ThroughputCurve(measurements=timed_sizes, skipped=(4, 32))
     assert (measured.fastest, measured.knee_batch_size) == (16, 16)
     assert measured.describe_knee() == "speed saturates at batch 16: the smallest with 80 % of the highest samples/s"
+
+
+def test_no_knee_is_claimed_where_larger_sizes_were_not_timed() -> None:
+    """Though the largest that was is not the fastest: two sizes may lie so by chance."""
+    timed_sizes = tuple(timed(size, seconds) for size, seconds in ((8, 1.0), (16, 1.1), (24, 1.2), (32, 1.7)))
+    measured = ThroughputCurve(measurements=timed_sizes, skipped=(64,))
+    assert measured.fastest == 24
+    assert not measured.saturates
+    assert measured.describe_knee() == (
+        "samples/s may still rise beyond batch 32, the largest that there was time to measure"
+    )
+    assert measured.to_json()["saturates"] is False
+
+
+@given(
+    st.dictionaries(
+        st.integers(1, 512),
+        st.lists(st.floats(1e-3, 10), min_size=1, max_size=9),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_the_row_of_the_fastest_size_has_the_highest_speed_and_that_of_the_headline(
+    visits: dict[int, list[float]],
+) -> None:
+    """However restless the machine: the median of a size's steps is one thing, and its undisturbed time another."""
+    measured = ThroughputCurve(
+        measurements=tuple(timed(size, *seconds, visits_s=tuple(seconds)) for size, seconds in visits.items())
+    )
+    found = measured.to_json()
+    rows = {point["batch_size"]: point["undisturbed_samples_per_s"] for point in found["measurements"]}
+    fastest = rows[found["fastest_batch_size"]]
+    assert fastest == pytest.approx(max(rows.values()))
+    assert all(rows[size] < 0.8 * fastest * (1 + 1e-9) for size in rows if size < found["knee_batch_size"])
+    section = throughput_section(found)
+    text = section.parts[0]
+    table = next(part for part in section.parts if isinstance(part, Table))
+    assert isinstance(text, Paragraph)
+    speeds = {row[0]: row[1] for row in table.rows}
+    assert f"Fastest at batch {found['fastest_batch_size']}: {speeds[str(found['fastest_batch_size'])]}" in text.text
+
+
+@pytest.mark.parametrize("budget_s", [0.2, 0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("step_s", [0.01, 0.05])
+def test_what_was_looked_at_later_is_not_told_as_left_out(budget_s: float, step_s: float) -> None:
+    runner = SimRunner(step_s=lambda batch: step_s + 1e-4 * batch)
+    measured = profile(runner, Plan(batch_size=1), max_batch=64, budget_s=budget_s, refine=True)
+    assert not {*measured.skipped} & {m.plan.batch_size for m in measured.measurements}
 
 
 def test_time_that_quick_sizes_leave_goes_to_slow_ones() -> None:

@@ -144,7 +144,6 @@ def profile(
     if not any(first.outcome == "ok" and first.step_s for first, *_ in visits.values()):
         found = "; ".join(f"{m.plan.batch_size}: {m.outcome} {m.message or ''}".strip() for m, *_ in visits.values())
         raise NoValidResult(f"one batch size at least must run when it is timed; found {found}: see the messages")
-    skipped = tuple(sorted({*sizes} - {*visits} - refused))
     if refine:
         share_s = first_pass_s / len(sizes)
         while left_s > (1 - _FIRST_PASS_SHARE - _REFINE_SHARE) * budget_s:
@@ -166,6 +165,8 @@ def profile(
             if left_s > 0:
                 measure(size, visit_s)
         again.reverse()
+    # In the end: what the first pass had no time for may have been looked at more closely.
+    skipped = tuple(sorted({*sizes} - {*visits} - refused))
     return replace(so_far(), skipped=skipped, objective=objective)
 
 

@@ -228,14 +228,18 @@ class ThroughputCurve:
 
     @property
     def saturates(self) -> bool:
-        """Whether the knee is known: not where the fastest size is the largest that there was time for."""
+        """Whether the knee is known: not where there was no time for larger sizes than were timed.
+
+        That the largest of those is not the fastest says little: the two nearest sizes may lie as they do by chance.
+        """
         largest = self.timed[-1].plan.batch_size
-        return self.fastest < largest or all(size < largest for size in self.skipped)
+        return all(size < largest for size in self.skipped)
 
     def describe_knee(self) -> str:
         """A clause on where more samples a batch stop to bring more samples a second."""
         if not self.saturates:
-            return f"samples/s may still rise beyond batch {self.fastest}, the largest that there was time to measure"
+            largest = self.timed[-1].plan.batch_size
+            return f"samples/s may still rise beyond batch {largest}, the largest that there was time to measure"
         return f"speed saturates at batch {self.knee_batch_size}: the smallest with 80 % of the highest samples/s"
 
     def plan_for(
@@ -312,6 +316,7 @@ class ThroughputCurve:
             "ranks": self.ranks,
             "knee_batch_size": self.knee_batch_size,
             "knee": self.describe_knee(),
+            "saturates": self.saturates,
             "objective": self.objective,
             "recommended_batch_size": self.recommended,
             "recommended": self.describe_recommended(),
@@ -342,6 +347,8 @@ class ThroughputCurve:
             "outcome": measurement.outcome,
             "step_s": measurement.median_step_s if timed else None,
             "fitted_step_s": self.step_s(size) if timed else None,
+            "undisturbed_step_s": self._undisturbed_step_s(size) if timed else None,
+            "undisturbed_samples_per_s": self.ranks * size / self._undisturbed_step_s(size) if timed else None,
             "spread_s": max(measurement.step_s) - min(measurement.step_s) if timed else None,
             "repeats": len(measurement.step_s),
             "samples_per_s": rate(measurement.step_s),

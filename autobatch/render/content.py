@@ -143,6 +143,8 @@ def _comparison(report: Report, decimals: int) -> list[Part]:
         ]
         for who, score, _ in rows
     ]
+    if report.search_score is not None:
+        cells[0][1] = f"{score_text(report.search_score, decimals)} (search)"
     if any(test is not None for _, _, test in rows):
         columns.append(Column(title="test score", is_number=True))
         for row, (_, _, test) in zip(cells, rows, strict=True):
@@ -151,6 +153,13 @@ def _comparison(report: Report, decimals: int) -> list[Part]:
         Paragraph(text=sentence),
         Table(columns=tuple(columns), rows=tuple(tuple(row) for row in cells)),
     ]
+    if report.search_score is not None:
+        parts.append(
+            Paragraph(
+                text='The score marked "search" is the one that this was selected by, and so rather too high: there '
+                "was no time for a fresh seed."
+            )
+        )
     if not report.chose_baseline:
         parts.append(Paragraph(text=f"{capitalized(name)} is {_config_text(report.baseline_plan)}."))
     if report.interrupted:

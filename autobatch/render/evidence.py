@@ -117,15 +117,14 @@ def throughput_summary(found: Json, marks: Mapping[int, str]) -> tuple[Part, ...
         Column(title="", optional=True),
     )
     rows = tuple((str(p["batch_size"]), _speed_or_outcome(p), _marks_of(p, found, marks)) for p in points)
-    return (Table(columns=columns, rows=rows, bars=_shares([p["samples_per_s"] for p in points])), *_remarks(found))
+    return (Table(columns=columns, rows=rows, bars=_shares([_speed(p) for p in points])), *_remarks(found))
 
 
 def throughput_section(found: Json) -> Section:
     """The whole profile."""
     points = found["measurements"]
     fastest = found["fastest_batch_size"]
-    # Of the table's row. `samples_per_s` beside it is of the mean step, stalls included, which no row has.
-    speed = next((point["samples_per_s"] for point in points if point["batch_size"] == fastest), None)
+    speed = next((_speed(point) for point in points if point["batch_size"] == fastest), None)
     at_fastest = "" if speed is None else f": {speed_text(speed)} samples/s"
     summary = f"Fastest at batch {fastest}{at_fastest}. {capitalized(found['knee'])}."
     if found.get("ranks", 1) > 1:
@@ -149,14 +148,14 @@ def throughput_section(found: Json) -> Section:
             _speed_or_outcome(point),
             known(point.get("joules_per_sample"), lambda joules: f"{joules:.3g}", "-" if has_energy else ""),
             _marks_of(point, found, {}),
-            known(point["step_s"], format_duration, "-"),
+            known(_step_s(point), format_duration, "-"),
             known(point["spread_s"], format_duration, "-"),
             known(point["compute_samples_per_s"], speed_text, "-"),
             known(point["loader_samples_per_s"], speed_text, "-"),
         )
         for point in points
     )
-    table = Table(columns=columns, rows=rows, bars=_shares([point["samples_per_s"] for point in points]))
+    table = Table(columns=columns, rows=rows, bars=_shares([_speed(point) for point in points]))
     parts = (Paragraph(text=summary), *_warnings(found), table, *_phases(found), *_remarks(found))
     return Section(title="Throughput", parts=parts)
 
@@ -280,12 +279,28 @@ def device_section(device: DeviceInfo) -> Section:
 
 def _speed_or_outcome(point: Json) -> str:
     outcome: str = point["outcome"]
-    return known(point["samples_per_s"], speed_text, OUTCOMES.get(outcome, outcome))
+    return known(_speed(point), speed_text, OUTCOMES.get(outcome, outcome))
+
+
+def _speed(point: Json) -> float | None:
+    """Samples per second by the fitted curve of undisturbed times, which chooses the knee and the fastest size too.
+
+    Older reports have but the median of that size's own steps.
+    """
+    speed: float | None = point["samples_per_s"]
+    return speed if speed is None else point.get("undisturbed_samples_per_s", speed)
+
+
+def _step_s(point: Json) -> float | None:
+    """Seconds of a step by the same curve."""
+    seconds: float | None = point["step_s"]
+    return seconds if seconds is None else point.get("undisturbed_step_s", seconds)
 
 
 def _marks_of(point: Json, found: Json, marks: Mapping[int, str]) -> str:
     size = point["batch_size"]
-    knee = ("knee",) if size == found["knee_batch_size"] else ()
+    is_known = found.get("saturates", True)  # older reports do not say
+    knee = ("knee",) if is_known and size == found["knee_batch_size"] else ()
     return ", ".join(chain(knee, (marks[size],) if size in marks else ()))
 
 

@@ -145,6 +145,23 @@ class Report:
     long_run: Json | None = None
 
     @property
+    def search_score(self) -> float | None:
+        """The score in the search of a recommendation that has none on fresh seeds, which it was selected by and which
+        is rather too high; None where there is a better one, or none at all.
+        """
+        if self.chose_baseline or self.score is not None:
+            return None
+        plan = config_to_json(self.plan)
+        found = [
+            float(trial["scores"][-1][1])
+            for trial in self.trials
+            if trial["role"] in ("warm start", "search")
+            and trial["state"] == "complete"
+            and all(plan[name] == trial.get(name, 1) for name in ("batch_size", "accumulation_steps", "ranks", "lr"))
+        ]
+        return found[0] if found else None
+
+    @property
     def is_unanswered(self) -> bool:
         """Whether nothing else came to its end, mostly as the task or its process failed: nothing was compared then."""
         others = [trial for trial in self.trials if trial["role"] in ("warm start", "search")]
@@ -168,7 +185,7 @@ class Report:
             "chose_baseline": self.chose_baseline,
             "probability": self.probability,
             "proven": self.is_proven,
-            "score": _score_to_json(self.score) | {"test": self.test_score},
+            "score": _score_to_json(self.score) | {"test": self.test_score, "search": self.search_score},
             "baseline": _score_to_json(self.baseline)
             | {
                 "test": self.test_baseline,

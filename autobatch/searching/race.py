@@ -53,6 +53,9 @@ THAWS = 32.0
 # A rung whose worker died is run again from its checkpoint; after this many deaths in a row never. Assumed.
 MOST_ATTEMPTS = 3
 
+# Of what the first fresh seed should take, what must be left for it to be tried. Assumed: paces vary by as much.
+_NEARLY = 0.9
+
 # A baseline that hangs is run once more: nothing can be compared without it, and a hang may be the machine's. Assumed.
 BASELINE_HANGS = 2
 
@@ -288,11 +291,21 @@ class Race:
         # What failed early cost the clock less than the model, which pays for another in its place.
         if self.account.left_s() < needed_s:
             self.account.allot_what_is_left(self.costs.confirmation_s / 2)
-        if self.account.left_s() < needed_s:
+        if self.account.left_s() < needed_s and not self._may_yet_be_confirmed(needed_s):
             return None
         whose = "baseline" if config == self.baseline else "finalist"
         trial = self._start(config, "confirmation", f"the {whose} under a fresh seed")
         return trial, trial.total_steps
+
+    def _may_yet_be_confirmed(self, needed_s: float) -> bool:
+        """Whether the first fresh seed may come to its end though a rung that took longer has used up of its reserve.
+
+        By the pace of all rungs rather than that of the slowest: nothing else would use the time, and what does not
+        come to its end by then is cut.
+        """
+        if any(trial.role == "confirmation" for trial in self.trials):
+            return False
+        return self.ledger.fits(_NEARLY * needed_s * self.account.paces.correction)
 
     def _test(self) -> None:
         """Score the winner and the baseline once on data that no choice was made by."""
