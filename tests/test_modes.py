@@ -123,8 +123,9 @@ def test_the_weights_to_judge_are_scored_and_saved_and_those_to_train_go_on(tmp_
     assert torch.equal(scored[-1], scored[-2])  # swapped back and forth without rounding: equal to the bit
     state = read_checkpoint(checkpoint_path(tmp_path, 0, 9))
     assert torch.equal(state["model"]["0.weight"], scored[-1])
-    other = state["optimizer"]["state"][0]["other"]  # the weights to train
-    assert not torch.equal(other, scored[-1])
+    trainer = runner._trainer(rung(0, 9).config, seed=1, total_steps=9)
+    trainer.restore(state)
+    assert not torch.equal(weight(trainer.model), scored[-1])  # those to train
     runner.close()
     whole.close()
 

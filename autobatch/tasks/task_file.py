@@ -117,7 +117,7 @@ def run_file(path: Path) -> ModuleType:
         raise blame("the import", error, path) from error
 
 
-def _is_users(filename: str, root: Path | None) -> bool:
+def is_users(filename: str, root: Path | None) -> bool:
     """Whether a frame in `filename` is the user's: in their folder, or at least in nobody's library."""
     if filename.startswith("<"):
         return not filename.startswith(("<frozen", "<eval_with_key>", "<__array_function__"))
@@ -141,7 +141,7 @@ def _exception_line(error: BaseException) -> str:
 def user_frames(error: BaseException, root: Path | None) -> str:
     """The frames of `error` in the user's code, innermost last, as Python prints them; empty where there are none."""
     frames = traceback.extract_tb(error.__traceback__)
-    return "".join(traceback.format_list([frame for frame in frames if _is_users(frame.filename, root)])).rstrip()
+    return "".join(traceback.format_list([frame for frame in frames if is_users(frame.filename, root)])).rstrip()
 
 
 def blame(what: str, error: BaseException, path: Path | None) -> TaskError:

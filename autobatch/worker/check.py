@@ -38,6 +38,7 @@ from ..tasks.state import preserve, preserve_generators
 from ..tasks.task import Task, accuracy, blame
 from ..tasks.task_file import gather
 from ..tasks.worst_case import checked_loader_batch
+from .carried_state import Watched, cannot_be_kept
 from .check_data import Findings, check_dataset, describe_batch, told_seeds
 from .check_rates import DRY_RUN_STEPS, check_schedule, check_steps, has_writers, scheduled_rates
 from .gradients import clip_norm, held
@@ -117,7 +118,7 @@ def check_task(
                 # Before the step, as in training: a task may keep it for its training_step.
                 optimizer = _made_optimizer(findings, model)
                 began = process_time()
-                with told_seeds(findings, "a training step"):
+                with told_seeds(findings, "a training step"), _told_lost(findings, model):
                     batch = (
                         None
                         if train_batch is None
@@ -204,6 +205,14 @@ def _of_model(found: dict[str, object]) -> str:
         "leaves them out; dropout, augmentation and the order of the data do follow the seed. Leave the seed out: "
         "autobatch seeds each trial"
     )
+
+
+@contextmanager
+def _told_lost(findings: Findings, model: nn.Module) -> Iterator[None]:
+    """A warning about what a step inside changes and no checkpoint can keep."""
+    watched = Watched(findings.task, model, {})
+    yield
+    findings.warnings += [cannot_be_kept(told) for told in watched.lost()]
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from ..errors import TaskError
 from ..tasks.task import Task
 from .check_data import Findings
 from .made import names_of, not_a_schedule
+from .modes import to_train
 from .rates import following, held_by
 
 # Resolution of the schedule's dry run. Assumed: a warm-up of 0.1 % of training is still seen.
@@ -57,6 +58,7 @@ def scheduled_rates(task: Task, optimizer: torch.optim.Optimizer, total_steps: i
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
+    to_train(optimizer)
     optimizer.step()
     rates: list[tuple[float, ...]] = []
     for step in range(total_steps):
@@ -228,6 +230,7 @@ def _held_in_the_end(
                 if parameter.grad is not None:
                     parameter.grad.zero_()
         held = held_by(optimizer)
+        to_train(optimizer)
         watched("optimizer.step()", optimizer.step)
         if schedule is not None:
             schedule.step()

@@ -51,6 +51,7 @@ from ..tasks.data import (
 from ..tasks.state import preserve, preserve_generators
 from ..tasks.task import Task, blame
 from ..tasks.worst_case import WorstSamples, find_worst_case, loader_batch
+from .carried_state import Outside
 from .check import check_inference, check_task, peak_lr_fraction
 from .check_data import require_a_batch
 from .data_parallel import DataParallel, is_rank_lost
@@ -116,6 +117,7 @@ class OpenTask:
         self._own_checkpoints: tempfile.TemporaryDirectory[str] | None = None
         self._probes = 0
         self._data: dict[str, Any] = {}
+        self._outside = Outside(task)
         self._is_prepared = False
         self._worst_cases = dict(worst_cases or {})
         self._samples: dict[str, WorstSamples] = {}
@@ -177,6 +179,7 @@ class OpenTask:
 
         def step() -> bool:
             config = self._task.baseline_config()[0]
+            self._outside.reset()
             trainer = Trainer(self._task, config, self._device.torch_device, seed=0, total_steps=BENCH_STEPS)
             group.check(trainer.model)
             try:
@@ -227,7 +230,8 @@ class OpenTask:
     def _load(self, name: str) -> Any:
         """The dataset that a function of the task returns; the function runs once in a process."""
         if name not in self._data:
-            self._data[name] = load_data(self._task, name)
+            with self._outside.accepted():
+                self._data[name] = load_data(self._task, name)
         return self._data[name]
 
     def prepare(self) -> None:
@@ -327,6 +331,7 @@ class OpenTask:
         return bench
 
     def _trainer(self, config: Config, *, seed: int, total_steps: int) -> Trainer:
+        self._outside.reset()
         trainer = Trainer(
             self._task, config, self._device.torch_device, seed=seed, total_steps=total_steps, group=self._group
         )

@@ -415,6 +415,7 @@ class TorchRunner(OpenTask, Runner):
         # one with a rate of its own keeps that.
         task = replace(self._task, scheduler=None)
         config = Config(plan=plan, lr=lowest)
+        self._outside.reset()
         trainer = Trainer(task, config, self._device.torch_device, seed=seed, total_steps=steps, group=self._group)
         groups = trainer.rate_shares()
         batches = training_batches(task, self._train_data(), plan, seed=seed, rank=self._rank)

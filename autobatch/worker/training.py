@@ -11,6 +11,7 @@ import io
 import math
 import os
 import pickle
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -30,6 +31,7 @@ from ..tasks.data import Batch, Collated, DeviceLoader, rows_of, seed_everything
 from ..tasks.defaults import accuracy, cross_entropy_loss, labels_counted, right_and_counted
 from ..tasks.state import rng_state, set_rng_state
 from ..tasks.task import Task
+from .carried_state import Carried, cannot_be_kept, objects_of, plain_of
 from .data_parallel import DataParallel
 from .gradients import clip_norm, gradients_of, multiply, sparse_parameters, total_norm, zero_gradient
 from .modes import judged, to_train
@@ -40,6 +42,8 @@ from .swallowed import GradientWatch
 # Without a clip the norm of the gradient is taken at every so many steps. Measured on three small models on a CPU: at
 # every step it takes 7 to 13 % of the steps per second, at every sixteenth 0.5 to 0.9 % (benchmarks/NOTES.md).
 NORM_EVERY = 16
+
+_TOLD: set[str] = set()  # what this process has warned of
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -96,6 +100,7 @@ class Trainer:
         self.forward = cast(nn.Module, torch.compile(self.model)) if task.compile else self.model
         self.gradients = GradientWatch(self.model)
         self._is_by_labels = task.weight is None and task.training_step is None and task.loss is cross_entropy_loss
+        self.carried = self._carried()
         # Made for the first step, which all ranks take: one that only evaluates must not wait for the others.
         self._together: nn.Module | None = None
         # Anew, whatever seed model() may have set: dropout and augmentation are of the trial's seed, and of each rank's
@@ -116,6 +121,9 @@ class Trainer:
         once = held_by(self.optimizer)
         follow = following(once, twice)
         return [rate / lr if group in follow else None for group, rate in enumerate(once)]
+
+    def _carried(self) -> Carried:
+        return Carried(self.task, self.model, self.optimizer, self.scheduler, self.scaler, self.forward)
 
     def loss(self, batch: Batch, *, counts: bool = True) -> Tensor:
         """The task's loss of a batch that is on the device, as a scalar tensor with its graph.
@@ -353,20 +361,33 @@ class Trainer:
         Raises:
             OSError: it cannot be written; where the disk is full, some error that `files.full_disk` knows.
         """
-        generators = rng_state() if self.group is None else self.group.gather(rng_state())
+        self._warn_of_lost()
         if self.group is not None and not self.group.is_first:
+            self.group.gather((rng_state(), self.carried.state(whole=False)))
             return
+        generators = rng_state()  # as they are here: what is gathered from the others is plain data
+        others = [] if self.group is None else self.group.gather(None)[1:]
         with judged(self.optimizer):
-            self._write(self._state(generators), path)
+            self._write(self._state(generators, others), path)
 
-    def _state(self, generators: Any) -> dict[str, Any]:
+    def _warn_of_lost(self) -> None:
+        """Tell, once in a process, what changes in training and is not kept."""
+        for told in self.carried.lost():
+            if told not in _TOLD:
+                _TOLD.add(told)
+                warnings.warn(cannot_be_kept(told), stacklevel=2)
+
+    def _state(self, generators: dict[str, Any], others: list[Any]) -> dict[str, Any]:
+        model = self.model.state_dict()
         state: dict[str, Any] = {
             "step": self.step_count,
             "scheduler_steps": self.scheduler_steps,
             "total_steps": self.total_steps,
-            "model": self.model.state_dict(),
-            "optimizer": _plain(self.optimizer.state_dict()),
-            "rng": generators,
+            "model": {name: value for name, value in model.items() if isinstance(value, Tensor)},
+            # What a module says of itself in get_extra_state() may be any object.
+            "extra": plain_of({name: value for name, value in model.items() if not isinstance(value, Tensor)}),
+            "rng": [generators, *(state for state, _ in others)],
+            "carried": [self.carried.state(), *(carried for _, carried in others)],
         }
         for name in ("scheduler", "scaler"):
             part = getattr(self, name)
@@ -408,7 +429,10 @@ class Trainer:
         rank, ranks = (self.group.rank, self.group.size) if self.group is not None else (0, 1)
         if len(generators) != ranks:
             raise CheckpointError(f"the checkpoint is of {len(generators)} ranks; found {ranks} to go on with")
-        self.model.load_state_dict(state["model"])
+        carried = state.get("carried")
+        if carried is not None and self.carried.order_of_groups(carried[0]) is not None:
+            self._reorder(carried[0])
+        self._load_model(state)
         self.step_count, self.scheduler_steps = state["step"], state["scheduler_steps"]
         for name in ("scheduler", "scaler"):
             if name in state:
@@ -417,11 +441,55 @@ class Trainer:
             for _ in range(self.scheduler_steps):  # one without a state is brought to where it stood
                 self.scheduler.step()
         # After the schedule, which may set rates when it is stepped or read.
-        self.optimizer.load_state_dict(state["optimizer"])
+        if carried is None:
+            self._restore_by_position(state["optimizer"])
+        else:
+            for one in carried[:1] if rank == 0 else (carried[0], carried[rank]):
+                self.carried.restore(one, self.device)
         if "after_step" in state:
             cast(Any, self.after_step).load_state_dict(state["after_step"])
         to_train(self.optimizer)
         set_rng_state(generators[rank])
+
+    def _reorder(self, carried: dict[str, Any]) -> None:
+        """Put the optimizer's groups into the order of the process that began the trial, and make the schedule of it.
+
+        Groups that are built from sets come in another order in each process, and a schedule goes by their positions.
+        """
+        self.optimizer = self.task.optimizer(self.model, self.config.lr)
+        to_train(self.optimizer)
+        groups = list(self.optimizer.param_groups)
+        order = self._carried().order_of_groups(carried)  # it may be another than that of the one before
+        self.optimizer.param_groups[:] = groups if order is None else [groups[at] for at in order]
+        if self.task.scheduler is not None:
+            self.scheduler = self.task.scheduler(self.optimizer, self.total_steps)
+        self.carried = self._carried()
+
+    def _load_model(self, state: dict[str, Any]) -> None:
+        """The weights and buffers; a buffer that has grown in training, or come to be, is given room first."""
+        modules = dict(self.model.named_modules())
+        for name, value in state["model"].items():
+            path, _, key = name.rpartition(".")
+            buffers = modules[path]._buffers if path in modules else {}
+            if key in buffers and (buffers[key] is None or cast(Tensor, buffers[key]).shape != value.shape):
+                buffers[key] = torch.empty_like(value, device=self.device)
+        extra = objects_of(state["extra"]) if "extra" in state else {}
+        self.model.load_state_dict({**state["model"], **extra})
+
+    def _restore_by_position(self, state: dict[str, Any]) -> None:
+        """The optimizer's state as an autobatch of before kept it.
+
+        Raises:
+            CheckpointError: nobody knows which parameter it is of.
+        """
+        mine = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        in_order = [parameter for parameter in self.model.parameters() if any(parameter is one for one in mine)]
+        if len(self.optimizer.param_groups) > 1 or any(a is not b for a, b in zip(mine, in_order, strict=False)):
+            raise CheckpointError(
+                "the checkpoint is of an autobatch that kept the optimizer's state by position, and this optimizer's "
+                "parameters may stand elsewhere in this process: start a new run"
+            )
+        self.optimizer.load_state_dict(state)
 
 
 class _LossOf(nn.Module):
@@ -488,7 +556,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: it is no whole checkpoint.
-        TaskError: the checkpoint holds objects that are not plain data, from the task's own optimizer or schedule.
+        TaskError: the checkpoint holds objects that are not plain data, from the task's own schedule or after_step.
         FileNotFoundError: there is none.
     """
     if path.exists() and not is_whole(path):
@@ -497,7 +565,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = _read(path, "cpu")
         if "after_step" in state:
             state["after_step"] = _read(io.BytesIO(state["after_step"]), None)
-        missing = {"step", "scheduler_steps", "total_steps", "model", "optimizer", "rng"} - set(state)
+        missing = {"step", "scheduler_steps", "total_steps", "model", "rng"} - set(state)
     except (RuntimeError, EOFError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, TaskError):
             raise
@@ -513,6 +581,6 @@ def _read(file: Path | io.BytesIO, device: str | None) -> Any:
         return torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise TaskError(
-            "the state of this task's optimizer, scheduler or after_step holds more than tensors, numbers and "
+            "the state of this task's scheduler or after_step holds more than tensors, numbers and "
             f"plain containers, so a trial cannot be paused: {first_line(error)}"
         ) from None

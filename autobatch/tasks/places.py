@@ -1,0 +1,211 @@
+"""Where training may keep something that no `state_dict` holds: attributes of modules, globals, closures, classes."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import types
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from .object_state import OF_EVERY_MODULE, attributes, delete_attribute, set_attribute
+from .task_file import is_users
+
+ABSENT: Any = object()
+_users = functools.cache(is_users)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A name in a namespace: a dictionary, an object, or a class.
+
+    Attributes:
+        told: what a person calls it.
+        holder: the namespace; None for a value that stays where it is, whose insides may change.
+        key: the name, or that value.
+    """
+
+    told: str
+    holder: Any
+    key: Any
+
+    def get(self) -> Any:
+        """What is there, or `ABSENT`."""
+        if self.holder is None:
+            return self.key
+        if isinstance(self.holder, dict):
+            return self.holder.get(self.key, ABSENT)
+        if isinstance(self.holder, type):
+            return vars(self.holder).get(self.key, ABSENT)
+        return dict(attributes(self.holder)).get(self.key, ABSENT)
+
+    def put(self, value: Any) -> None:
+        """Have it hold `value`, or nothing where that is `ABSENT`."""
+        if self.holder is None or value is self.get():
+            return
+        if isinstance(self.holder, dict):
+            if value is ABSENT:
+                del self.holder[self.key]
+            else:
+                self.holder[self.key] = value
+        elif isinstance(self.holder, type):
+            if value is ABSENT:
+                delattr(self.holder, self.key)
+            else:
+                setattr(self.holder, self.key, value)
+        elif value is ABSENT:
+            delete_attribute(self.holder, self.key)
+        else:
+            set_attribute(self.holder, self.key, value)
+
+
+def names_of_model(model: nn.Module) -> dict[str, Any]:
+    """Modules, parameters and buffers of a model by their names; one that has several by the first."""
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        found[f"module {name}"] = module
+    for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, tensor in tensors:
+            found[f"{kind} {name}"] = tensor
+    return found
+
+
+def places_of_model(model: nn.Module) -> Iterator[tuple[str, Place]]:
+    """The plain attributes of all of its modules."""
+    for path, module in model.named_modules():
+        for name in list(module.__dict__):
+            if name not in OF_EVERY_MODULE and name not in ("_parameters", "_buffers", "_modules", "training"):
+                told = f"`{type(module).__name__}.{name}`{f' of {path}' if path else ''}"
+                yield f"module {path}.{name}", Place(told, module.__dict__, name)
+
+
+def places_of_object(name: str, value: Any) -> Iterator[tuple[str, Place]]:
+    """The attributes of an optimizer or a schedule."""
+    for attribute in dict(attributes(value)):
+        yield f"{name}.{attribute}", Place(f"`{type(value).__name__}.{attribute}`", value, attribute)
+
+
+def places_of_functions(
+    functions: Iterable[tuple[str, Callable[..., Any] | None]], classes: Iterable[type], root: Path | None
+) -> Iterator[tuple[str, Place]]:
+    """What functions of the user's keep outside of themselves: in globals that they name, closures, objects, classes.
+
+    Args:
+        functions: of the task, with their names.
+        classes: of the model's modules, which are looked at as well.
+        root: folder of the task file.
+    """
+    seen: set[int] = set()
+    waiting: list[Any] = []
+    for name, function in functions:
+        if function is not None:
+            yield f"function {name}", Place(f"{name}()", None, function)
+            waiting.append(function)
+    waiting += classes
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, functools.partial):
+            waiting += [value.func, *value.args, *value.keywords.values()]
+        elif isinstance(value, types.MethodType):
+            waiting += [value.__func__, type(value.__self__)]
+        elif isinstance(value, type):
+            yield from _of_class(value, root, waiting)
+        elif isinstance(value, types.FunctionType):
+            yield from _of_function(value, root, waiting)
+        elif not isinstance(value, types.ModuleType | Tensor) and callable(value):
+            waiting.append(type(value))
+
+
+def classes_made_by(function: Callable[..., Any], root: Path | None) -> set[type]:
+    """The user's own classes that a function makes something of, as far as its code and what it calls name them."""
+    module = getattr(function, "module", None)
+    if isinstance(module, nn.Module):
+        return {type(inner) for inner in module.modules()}
+    found, seen, waiting = set[type](), set[int](), [function]
+    while waiting:
+        value: Any = waiting.pop()
+        value = value.func if isinstance(value, functools.partial) else _function_of(value) or value
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, type):
+            found.add(value)
+            waiting += [one for one in map(_function_of, vars(value).values()) if one is not None]
+        elif isinstance(value, types.FunctionType) and _users(value.__code__.co_filename, root):
+            named = [value.__globals__.get(name) for name in _names(value.__code__)[0]]
+            waiting += [one for one in named if isinstance(one, type | types.FunctionType | functools.partial)]
+            waiting += [cell for cell in map(_content, value.__closure__ or ()) if callable(cell)]
+    return found
+
+
+def _of_class(value: type, root: Path | None, waiting: list[Any]) -> Iterator[tuple[str, Place]]:
+    for kind in value.__mro__:
+        methods = [one for one in map(_function_of, vars(kind).values()) if one is not None]
+        if not any(_users(one.__code__.co_filename, root) for one in methods):
+            continue
+        waiting += methods
+        for name, held in list(vars(kind).items()):
+            if not name.startswith("__") and _is_state(held) and not hasattr(type(held), "__get__"):
+                told = f"`{kind.__name__}.{name}` of the class"
+                yield f"class {kind.__module__}.{kind.__qualname__}.{name}", Place(told, kind, name)
+
+
+def _function_of(value: Any) -> types.FunctionType | None:
+    inner = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+    return inner if isinstance(inner, types.FunctionType) else None
+
+
+def _of_function(value: types.FunctionType, root: Path | None, waiting: list[Any]) -> Iterator[tuple[str, Place]]:
+    if not _users(value.__code__.co_filename, root):
+        inner = getattr(value, "__wrapped__", None)  # a library's decorator around the user's function
+        waiting += [inner] if inner is not None else []
+        return
+    waiting += [cell for cell in map(_content, value.__closure__ or ()) if callable(cell)]
+    names, stored = _names(value.__code__)
+    module = value.__globals__.get("__name__", "")
+    for name in sorted(stored | (names & value.__globals__.keys())):
+        held = value.__globals__.get(name, ABSENT)
+        if isinstance(held, types.ModuleType):
+            if not _users(getattr(held, "__file__", None) or "<", root):
+                continue
+            for inner in sorted(names & vars(held).keys()):  # `settings.step += 1`, of a file of the user's own
+                waiting.append(vars(held)[inner])
+                if _is_state(vars(held)[inner]):
+                    told = f"`{name}.{inner}`"
+                    yield f"global {held.__name__}.{inner}", Place(told, vars(held), inner)
+            continue
+        if held is not ABSENT and callable(held):
+            waiting.append(held)
+        if name in stored or _is_state(held):
+            yield f"global {module}.{name}", Place(f"the global `{name}`", value.__globals__, name)
+
+
+def _is_state(value: Any) -> bool:
+    return not isinstance(value, types.ModuleType | types.FunctionType | types.BuiltinFunctionType | type)
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that is assigned later
+        return None
+
+
+@functools.cache
+def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """The names that code and the functions in it use, and the globals that they assign."""
+    used = set(code.co_names)
+    stored = {one.argval for one in dis.get_instructions(code) if one.opname in ("STORE_GLOBAL", "DELETE_GLOBAL")}
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            more, also = _names(inner)
+            used |= more
+            stored |= also
+    return frozenset(used), frozenset(stored)
