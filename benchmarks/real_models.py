@@ -34,6 +34,8 @@ from typing import Any
 
 from provenance import about
 
+from autobatch.reports.report import Report
+
 FOLDER = Path(__file__).parent / "real_models"
 COMMANDS = ("max-batch", "tune", "live")
 PACKAGES = (
@@ -147,8 +149,11 @@ def _max_batch(found: dict[str, Any]) -> str:
 
 
 def _tuned(found: dict[str, Any]) -> str:
-    chosen = found["recommendation"]
-    return f"batch {chosen['batch_size']} x {chosen['accumulation_steps']}, lr {chosen['lr']:.3g}"
+    report = Report.from_json(found)
+    plan = report.plan.plan
+    kept = ", which is what you have" if report.chose_baseline else ""
+    warned = f"; {len(report.warnings)} warnings" if report.warnings else ""
+    return f"batch {plan.batch_size} x {plan.accumulation_steps}, lr {report.plan.lr:.3g}{kept}{warned}"
 
 
 _ANSWERS: dict[str, Callable[[dict[str, Any]], str]] = {

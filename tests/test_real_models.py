@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.reports import example
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 CASES = sorted((FOLDER / "real_models").glob("*.py"))
 
@@ -63,6 +65,13 @@ def test_a_message_is_what_was_said_last_without_the_folders_of_the_machine(real
 
 def test_a_librarys_warning_that_comes_again_is_counted(real_models: Any) -> None:
     assert real_models._repeated("a.py:1: UserWarning: x\nb\na.py:1: UserWarning: x\nc.py:2: FutureWarning: y\n") == 1
+
+
+def test_the_answer_of_a_search_is_its_recommendation(real_models: Any) -> None:
+    report = example()
+    answer = real_models._tuned(report.to_json())
+    assert answer.startswith(f"batch {report.plan.plan.batch_size} x {report.plan.plan.accumulation_steps}, lr ")
+    assert real_models._tuned(example(chose_baseline=True).to_json()).count("which is what you have") == 1
 
 
 def test_a_case_is_run_answered_and_kept(tmp_path: Path, real_models: Any) -> None:
