@@ -59,7 +59,7 @@ from .training import NormWatch, Trainer, autocast, read_checkpoint
 
 # Steps before the evaluation batch, the short batch and one more step. The first step allocates the optimizer's state,
 # which the last one runs beside (+1241 MiB for GPT-2 small in FakeTensor traces).
-_EXPLORE_STEPS, _VERDICT_STEPS = 1, 2
+_EXPLORE_STEPS, _VERDICT_STEPS = 1, 3
 # Steps on a few samples after which it is known what all of them give a gradient. Assumed: adversarial trainings step
 # one of their parts at every fifth step at the latest (n_critic of WGAN is 5).
 _STEPS_TO_BE_SURE = 8
