@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from .errors import ReportError
 
-# A shape is a type, several, `[shape]` for a list of one shape, or a mapping of keys to shapes; more keys are welcome.
+# A shape is a type, several, `[shape]` for a list of one shape, or a mapping of keys to shapes, of which
+# some are `Perhaps` there; more keys are welcome.
 NUMBER = (int, float)
 NUMBER_OR_NULL = (int, float, type(None))
 WHOLE_OR_NULL = (int, type(None))
 TEXT_OR_NULL = (str, type(None))
+
+
+@dataclass(frozen=True, slots=True)
+class Perhaps:
+    """The shape of a key that need not be there, as in a file of before there was one."""
+
+    shape: Any
 
 
 class Reader:
@@ -73,10 +82,15 @@ class Reader:
 
 def check(value: object, shape: Any, where: str) -> None:
     """Raise a `ReportError` unless `value` has the shape; a bool is no number, and a number is finite."""
+    if _fits(value, shape):  # a place is only put into words where something is wrong there
+        return
     if isinstance(shape, Mapping):
         reader = Reader(value, where)
         for key, inner in shape.items():
-            reader.get(key, inner)
+            if not isinstance(inner, Perhaps):
+                reader.get(key, inner)
+            elif key in reader:
+                reader.get(key, inner.shape)
     elif isinstance(shape, list):
         check(value, list, where)
         for number, item in enumerate(value if isinstance(value, list) else ()):
@@ -88,6 +102,21 @@ def check(value: object, shape: Any, where: str) -> None:
             raise ReportError(f"{where} is {wanted}; found {value!r:.80}")
         if isinstance(value, (int, float)) and not _is_finite(value):
             raise ReportError(f"{where} is a finite number; found {value!r:.80}")
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    if isinstance(shape, Mapping):
+        return isinstance(value, dict) and all(
+            _fits(value[key], inner) if key in value else isinstance(inner, Perhaps) for key, inner in shape.items()
+        )
+    if isinstance(shape, Perhaps):
+        return _fits(value, shape.shape)
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(item, shape[0]) for item in value)
+    kinds = shape if isinstance(shape, tuple) else (shape,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        return False
+    return not isinstance(value, (int, float)) or _is_finite(value)
 
 
 def _is_finite(value: float) -> bool:

@@ -146,6 +146,20 @@ class Document:
     subtitle: str = ""
 
 
+class _Shown(dict[int, str]):
+    """What each character is shown as, worked out once."""
+
+    def __missing__(self, code: int) -> str:
+        shown = chr(code)
+        if unicodedata.category(shown) in _ACTED_ON:
+            shown = shown.encode("unicode_escape").decode("ascii")
+        self[code] = shown
+        return shown
+
+
+_shown = _Shown({ord(blank): " " for blank in "\n\r\t"})
+
+
 def visible_lines(text: str) -> str:
     """The same for a text of several lines, which keeps them."""
     return "\n".join(map(visible, text.split("\n")))
@@ -153,7 +167,4 @@ def visible_lines(text: str) -> str:
 
 def visible(text: str) -> str:
     """The text on one line, with every character that is not for reading written out, as in `\\x1b`."""
-    shown = text.replace("\n", " ").replace("\r", " ").replace("\t", " ")
-    return "".join(
-        c.encode("unicode_escape").decode("ascii") if unicodedata.category(c) in _ACTED_ON else c for c in shown
-    )
+    return text if text.isprintable() else text.translate(_shown)

@@ -165,8 +165,8 @@ def _phases(found: Json) -> Iterator[Part]:
     best = found.get("recommended_batch_size")
     for point in found["measurements"]:
         phases = point.get("phases_s")
-        if point["batch_size"] == best and phases:
-            total = sum(phases.values())
+        total = sum(phases.values()) if phases else 0.0
+        if point["batch_size"] == best and phases and total:
             shares = ", ".join(f"{part} {share_text(seconds / total)}" for part, seconds in phases.items())
             yield Paragraph(
                 text=f"Where a step of {best} goes, each part waited for: {shares}; {format_duration(total)} in all."

@@ -18,7 +18,7 @@ from ..files import write_json
 from ..plan import Config, DeviceInfo, Direction, Plan, Precision
 from ..searching.confirmation import ScoreSummary
 from ..searching.failures import ERRORS
-from ..shapes import NUMBER, NUMBER_OR_NULL, TEXT_OR_NULL, Reader
+from ..shapes import NUMBER, NUMBER_OR_NULL, TEXT_OR_NULL, WHOLE_OR_NULL, Perhaps, Reader, check
 
 # Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
 SCHEMA = 1
@@ -33,6 +33,8 @@ MAX_BATCH: Json = {
     "limit_bytes": NUMBER_OR_NULL,
     "proved": bool,
     "assumed": [str],
+    "allocated_bytes": Perhaps(NUMBER_OR_NULL),
+    "why_not_proved": Perhaps(TEXT_OR_NULL),
     "probes": [
         {"batch_size": int, "outcome": str, "peak_bytes": NUMBER_OR_NULL, "seconds": NUMBER_OR_NULL, "fresh": bool}
     ],
@@ -44,10 +46,15 @@ THROUGHPUT: Json = {
     "samples_per_s": NUMBER,
     "starvation": TEXT_OR_NULL,
     "skipped": [int],
+    "remedy": Perhaps(TEXT_OR_NULL),
+    "ranks": Perhaps(int),
+    "recommended_batch_size": Perhaps(WHOLE_OR_NULL),
     "measurements": [
         {"batch_size": int, "outcome": str}
         | dict.fromkeys(("samples_per_s", "step_s", "spread_s"), NUMBER_OR_NULL)
         | dict.fromkeys(("compute_samples_per_s", "loader_samples_per_s"), NUMBER_OR_NULL)
+        | {"joules_per_sample": Perhaps(NUMBER_OR_NULL), "remarks": Perhaps([str])}
+        | {"phases_s": Perhaps((dict, type(None)))}
     ],
 }
 _LR: Json = {
@@ -56,6 +63,7 @@ _LR: Json = {
     "rule": str,
     "suggestion": NUMBER_OR_NULL,
     "diverged_at": NUMBER_OR_NULL,
+    "ranks": Perhaps(int),
     "lrs": [NUMBER],
     "smoothed": [NUMBER],
 }
@@ -63,16 +71,21 @@ _TRIAL: Json = {
     **dict.fromkeys(("role", "state", "outcome", "precision"), str),
     **dict.fromkeys(("batch_size", "accumulation_steps", "total_steps"), int),
     "lr": NUMBER,
+    "ranks": Perhaps(int),
     "scores": [[NUMBER]],
 }
 _LONG_RUN: Json = {
     **dict.fromkeys(("horizon_s", "train_time_s", "confidence"), NUMBER),
     "stability": [{"pairs": int} | dict.fromkeys(("early", "late", "kept"), NUMBER)],
     "forecasts": [
-        {"against": str, "batch_size": int} | dict.fromkeys(("lr", "lead", "expected", "low", "high", "ahead"), NUMBER)
+        {"against": str, "batch_size": int}
+        | dict.fromkeys(("lr", "lead", "expected", "low", "high", "ahead"), NUMBER)
+        | {"is_picked": Perhaps(bool)}
     ],
     "lr": dict.fromkeys(("lr", "low", "high", "slope"), NUMBER) | {"measured": NUMBER_OR_NULL, "rungs": [[NUMBER]]},
 }
+# Of a learning rate for each doubling of the time, as a logarithm: no training's is near it. Assumed.
+_STEEPEST = 100
 _LEDGER: Json = {"budget_s": NUMBER, "elapsed_s": NUMBER, "entries": dict}
 
 
@@ -237,7 +250,7 @@ class Report:
             test_score=score.number_or_none("test"),
             test_baseline=baseline.number_or_none("test"),
             max_batch=found.get("max_batch", MAX_BATCH),
-            throughput=found.get("throughput", THROUGHPUT),
+            throughput=_throughput(found),
             learning_rate=found.get("learning_rate", _LR, or_null=True),
             trials=_trials(found),
             ledger=_ledger(found),
@@ -342,11 +355,21 @@ def _probability(found: Reader) -> float | None:
     return probability
 
 
+def _throughput(found: Reader) -> Json:
+    throughput: Json = found.get("throughput", THROUGHPUT)
+    for number, point in enumerate(throughput["measurements"]):
+        for phase, seconds in (point.get("phases_s") or {}).items():
+            check(seconds, NUMBER, f"{phase!r} of 'phases_s' of item {number} of 'measurements' of the report")
+    return throughput
+
+
 def _trials(found: Reader) -> tuple[Json, ...]:
     trials = found.list_of("trials", dict)
     for number, trial in enumerate(found.get("trials", [_TRIAL])):
         if trial["total_steps"] < 1 or any(len(score) != 2 for score in trial["scores"]):
             raise ReportError(f"trial {number} of the report has steps, and scores as pairs of a step and a score")
+        if trial["state"] == "complete" and not trial["scores"]:
+            raise ReportError(f"trial {number} of the report is complete, and has no score")
     return trials
 
 
@@ -362,6 +385,8 @@ def _long_run(found: Reader) -> Json | None:
         raise ReportError("the rungs of 'long_run' of the report are shares above 0, in 'lr' each with a learning rate")
     if min(long_run["horizon_s"], long_run["train_time_s"]) <= 0:
         raise ReportError("the times of 'long_run' of the report are above 0")
+    if abs(long_run["lr"]["slope"]) > _STEEPEST:
+        raise ReportError(f"'slope' of 'lr' of 'long_run' of the report is at most {_STEEPEST}, up or down")
     return long_run
 
 

@@ -168,6 +168,8 @@ class RunFolder:
         for name in (*names, *(path / _CHECKPOINTS).glob("trial-*.pt*")):
             if name.is_symlink():
                 raise RunError(f"{name} is a link: the folder of a run holds its own files, and is used only so")
+            if name.exists() and not name.is_file() and name.name != _CHECKPOINTS:
+                raise RunError(f"{name} is no file, as it is in the folder of a run: take it away")
         return cls(path.resolve(), _hold(path.resolve()))
 
     @property
@@ -299,8 +301,8 @@ def read_state(path: Path) -> RunState:
 
 def holder(path: Path) -> str | None:
     """Who is at work in a run's folder, "process 123 on host"; None where nobody is."""
-    try:
-        descriptor = os.open(path / _LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:  # a pipe of that name is not waited for
+        descriptor = os.open(path / _LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:  # nobody has ever held it
         return None
     try:
@@ -317,7 +319,7 @@ def _hold(path: Path) -> int:
     lock = path / _LOCK
     for _ in range(_LOCK_TRIES):
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
@@ -342,6 +344,8 @@ def _told(path: Path) -> str:
 def _last_holder(path: Path) -> str | None:
     """What the lock of a folder says; None where it is no run's lock."""
     with suppress(OSError, UnicodeDecodeError):
+        if not (path / _LOCK).is_file():
+            return None
         if re.fullmatch(r"process \d+ on [\w.-]+", text := (path / _LOCK).read_text(encoding="ascii").strip()):
             return text
     return None

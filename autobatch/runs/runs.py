@@ -176,7 +176,13 @@ def remove_run(path: Path) -> None:
     """Delete a run, and nothing but what the run has made.
 
     Raises:
-        RunError: there is none, or a process is at work in it.
+        RunError: there is none, a process is at work in it, or the way to it leads over a link.
         StorageError: something cannot be deleted.
     """
+    here = Path.cwd()
+    # Of a path that leads somewhere else, the folder of the task and that of its runs: its beginning is the system's.
+    way = [p for p in path.parents if p != here and here in p.parents] if path.is_absolute() else [*path.parents]
+    for parent in way or [*path.parents][:2]:
+        if parent.is_symlink():
+            raise RunError(f"{parent} is a link, and nothing is deleted over one: name the run as {path.resolve()}")
     RunFolder.opened(path).remove()
