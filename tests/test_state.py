@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from autobatch import find_max_batch
 from autobatch.tasks.state import preserve, preserve_generators, rng_state, set_rng_state
 
 
@@ -111,6 +113,78 @@ def test_a_borrowed_model_still_trains_as_a_copy_of_it_does(model: Tied) -> None
     torch.manual_seed(1)
     train_hard(twin)
     assert_same({"state": dict(twin.state_dict())}, {"state": dict(model.state_dict())})
+
+
+class Keeps(nn.Module):
+    """A module with state in plain attributes, as people write them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(3, 2)
+        self.seen = 0
+        self.history: dict[str, Any] = {"losses": [1.0]}
+        self.bank = torch.zeros(4)
+        self.teacher = [copy.deepcopy(self.net)]
+        self.optimizer = torch.optim.Adam(self.net.parameters())
+        self.counts = np.zeros(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += 1
+        self.history["losses"].append(2.0)
+        self.bank[self.seen % 4] += 1
+        self.counts += 1
+        self.late = self.seen
+        self.teacher[0].weight.data.mul_(2)
+        out: torch.Tensor = self.net(x)
+        out.sum().backward()
+        self.optimizer.step()
+        self.bank = self.bank + 1
+        return out
+
+
+def test_plain_attributes_come_back_the_same_objects_with_what_they_held() -> None:
+    model = Keeps()
+    bank, history, teacher, weight = (
+        model.bank,
+        model.history,
+        model.teacher[0],
+        model.teacher[0].weight.detach().clone(),
+    )
+    with preserve(model):
+        model(torch.ones(1, 3))
+        model(torch.ones(1, 3))
+    assert (model.seen, history) == (0, {"losses": [1.0]})
+    assert (model.bank is bank, model.history is history, model.teacher[0] is teacher) == (True, True, True)
+    assert torch.equal(model.bank, torch.zeros(4))
+    assert torch.equal(teacher.weight, weight)
+    assert not hasattr(model, "late")
+    assert model.counts.tolist() == [0, 0]
+    assert len(model.optimizer.state) == 0
+    assert model.optimizer.param_groups[0]["params"][0] is model.net.weight
+
+
+def test_a_live_model_probed_in_this_process_counts_as_before() -> None:
+    model = Keeps()
+    find_max_batch(
+        model, torch.ones(3), isolate=False, device="cpu", max_batch_size=4, loss=lambda m, x: m.net(x).sum()
+    )
+    assert model.seen == 0
+
+    class Counts(nn.Module):
+        seen = 3
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen += 1
+            out: torch.Tensor = self.net(x)
+            return out
+
+    counts = Counts()
+    find_max_batch(counts, torch.ones(3), isolate=False, device="cpu", max_batch_size=4, loss=lambda m, x: m(x).sum())
+    assert (counts.seen, "seen" in vars(counts)) == (3, False)
 
 
 def draw_all() -> tuple[float, float, float]:

@@ -303,6 +303,8 @@ class Reader:
         self._taken.add(id(made))
 
     def _filled(self, number: int, node: Node, current: Any) -> Any:
+        if node is None:  # of a value that led to too many objects
+            return current
         kind, *rest = node
         if kind == "opaque":
             return current
@@ -369,10 +371,11 @@ class Reader:
 
     def _tensor(self, current: Any, kind: str, requires_grad: bool, place: str, number: int) -> Any:
         values = self._record.tensors[number]
-        fits = type(current).__name__ == kind and current.is_leaf
+        own = bool(self._record.originals)  # then it is the very tensor that was written
+        fits = type(current).__name__ == kind and (own or current.is_leaf) and not current.is_inference()
         if fits and (current.shape, current.dtype, current.layout) == (values.shape, values.dtype, values.layout):
             current.detach().copy_(values)
-            return current.requires_grad_(requires_grad)
+            return current.requires_grad_(requires_grad) if current.is_leaf else current
         values = values.to("cpu" if place == "cpu" else self._device, copy=True)
         if kind == "Tensor":
             return values.requires_grad_(requires_grad)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+from .object_state import Reader, TooLarge, Writer
+from .places import ABSENT, names_of_model, places_of_model
 
 
 def rng_state() -> dict[str, Any]:
@@ -83,13 +86,38 @@ class _Kept:
         self.tensor.requires_grad_(self.requires_grad)
 
 
+class _Attributes:
+    """The plain attributes of all modules of a model, written down."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._named = model, names_of_model(model)
+        writer = Writer({id(value): name for name, value in reversed(self._named.items())}, tensors="copy")
+        self._places = dict(places_of_model(model))
+        self._written = []
+        for name, place in self._places.items():
+            with suppress(TooLarge):
+                writer.write(name, place.get())
+                self._written.append(name)
+        self._record = writer.finish()
+
+    def restore(self) -> None:
+        reader = Reader(self._record, self._named, torch.device("cpu"))
+        for name in self._written:
+            place = self._places[name]
+            place.put(reader.read(name, place.get()))
+        for name, place in places_of_model(self._model):
+            if name not in self._places:
+                place.put(ABSENT)
+
+
 @contextmanager
 def preserve(model: nn.Module) -> Iterator[nn.Module]:
     """The model, to do anything with; afterwards it is as it was.
 
     Put back: parameters and buffers (the same objects, values and device), their gradients, `requires_grad`, the
-    train or eval mode of every module, and the random generators of Python, NumPy and torch. Not put back: tensors
-    that the model keeps as plain attributes, and hooks that the step installs.
+    train or eval mode of every module, its plain attributes (the same objects, and what they hold), and the random
+    generators of Python, NumPy and torch. Not put back: hooks that the step installs, and what cannot be written down
+    (see `object_state`).
     """
     modes = [(module, module.training) for module in model.modules()]
     slots = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
@@ -98,6 +126,7 @@ def preserve(model: nn.Module) -> Iterator[nn.Module]:
     }
     gradients = [(t, t.grad) for t in tensors.values()]
     kept = [_Kept.of(t) for t in tensors.values()]
+    attributes = _Attributes(model)
     kept_gradients = [_Kept.of(gradient) for _, gradient in gradients if gradient is not None]
     try:
         with preserve_generators():
@@ -114,5 +143,6 @@ def preserve(model: nn.Module) -> Iterator[nn.Module]:
             module._parameters.update(parameters)
             module._buffers.clear()
             module._buffers.update(buffers)
+        attributes.restore()
         for module, training in modes:
             module.training = training
