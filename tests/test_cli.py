@@ -26,7 +26,7 @@ from autobatch.commands.output import progress_on_stderr
 from autobatch.measuring.learning_rate import FEWEST_STEPS
 from autobatch.progress import Progress, Stage
 
-from .processes import marked
+from .processes import PATIENCE_S, marked, wait_until_unmarked
 from .ready_python import Started, run
 
 ROOT = Path(__file__).parents[1]
@@ -183,10 +183,7 @@ def test_a_killed_coordinator_leaves_no_worker_behind(tmp_path: Path) -> None:
     watching.join()
     assert code == -signal.SIGKILL
     assert most >= 3  # the coordinator, the fork server, a worker
-    deadline = time.monotonic() + 5
-    while marked(mark) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert marked(mark) == []
+    assert wait_until_unmarked(mark)
 
 
 WAITING = """
@@ -275,7 +272,7 @@ def test_on_a_terminal_progress_is_live_and_leaves_the_screen_clean(tmp_path: Pa
         if not chunk:
             break
         screen += chunk
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=PATIENCE_S) == 0
     text = screen.decode()
     assert CONTROL.search(text)
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") > 0  # the cursor was hidden and is back

@@ -6,14 +6,13 @@ import json
 import re
 import signal
 import sys
-import time
 import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .processes import marked
+from .processes import wait_until_unmarked
 from .test_cli import MINIMAL, TASKS, autobatch, budget_s, interrupt, refused
 
 pytestmark = pytest.mark.usefixtures("ready_python")
@@ -63,10 +62,7 @@ def test_a_group_that_is_stopped_leaves_no_process_behind(tmp_path: Path, when: 
         tmp_path, when, "tune", str(MINIMAL), *PAIR, "--budget", "80s", number=number, MARK=mark
     )
     assert ended == code, stderr
-    deadline = time.monotonic() + 5
-    while marked(mark) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert marked(mark) == []
+    assert wait_until_unmarked(mark)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from autobatch.engines.processes import ForkServer
 from autobatch.errors import TaskError, WorkerDied
 from autobatch.tasks.libraries import Libraries
 
-from .processes import running, wait_until_gone
+from .processes import PATIENCE_S, running, wait_until_gone
 
 ROOT = Path(__file__).parents[1]
 Make = Callable[..., LocalWorker]
@@ -308,7 +308,7 @@ def test_a_kill_does_not_wait_for_what_the_server_loads(hanging: Path, server: F
     after = LocalWorker(server=server)
     after.kill()
     with pytest.raises(WorkerDied):
-        future.result(timeout=30)  # the server has ended, and every worker with it
+        future.result(timeout=PATIENCE_S)  # the server has ended, and every worker with it
     assert not server.alive
     assert wait_until_gone(pid)
     assert wait_until_gone(server.pid)

@@ -25,7 +25,7 @@ from autobatch.errors import CheckpointError, DeviceError, SettingError, Storage
 from autobatch.plan import Config, Plan, Rung
 from autobatch.runs.run_folder import SHARED
 
-from .processes import running
+from .processes import PATIENCE_S, running
 from .test_cli import environment, refused
 from .test_resume_cli import autobatch_cli, task, the_run
 
@@ -98,7 +98,7 @@ def test_a_cluster_gives_the_same_report_though_a_worker_is_killed(task: Path, t
     assert not any(trial["outcome"] == "crashed" for trial in report["trials"])
     assert json.loads((the_run(tmp_path) / "report.json").read_text()) == report
     assert not (the_run(tmp_path) / "checkpoints").exists()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while any(map(running, seen)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert len(seen) >= 3  # with the one in the place of the killed
@@ -153,7 +153,7 @@ def test_a_cluster_that_is_there_is_joined_and_left_as_it_was(task: Path, tmp_pa
         assert "2 workers trained a trial each at the same time" in report["why"]
         assert report["trials"][0]["state"] == "complete"
         assert len(seen) >= 2  # they ran there, and not in a cluster of the command's own
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while any(map(running, seen)) and time.monotonic() < deadline:
             time.sleep(0.2)
         assert not any(map(running, seen))

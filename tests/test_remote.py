@@ -466,7 +466,7 @@ def test_a_worker_that_is_new_in_mid_race_loads_the_data_in_no_rungs_time(
 ) -> None:
     """As one that was killed, that is another than the first, or that a memory limit on a processor asks for."""
     calls = tmp_path / "calls"
-    (tmp_path / "model.py").write_text(TASK + SLOW_DATA.format(calls=str(calls), seconds=4.0))
+    (tmp_path / "model.py").write_text(TASK + SLOW_DATA.format(calls=str(calls), seconds=6.0))
     runner = opened(**({"memory_limit_bytes": 4 << 30} if limited else {}))
     known = None if limited else opened().facts()
     if known is None:
@@ -476,12 +476,13 @@ def test_a_worker_that_is_new_in_mid_race_loads_the_data_in_no_rungs_time(
     before = len(calls.read_text())
     for trial in range(2):
         begun = time.monotonic()
-        result = runner.advance(rung(trial=trial, steps=5, limit_s=0.9))
+        # Less than the data takes, and else as long as a busy machine may want for five steps.
+        result = runner.advance(rung(trial=trial, steps=5, limit_s=5.9))
         assert result.outcome == "ok", result.message
-        assert time.monotonic() - begun > 4.0
-        assert result.seconds < 4.0  # what is planned by it
+        assert time.monotonic() - begun > 6.0
+        assert result.seconds < 6.0  # what is planned by it
         assert result.is_first
-        again = runner.advance(rung(trial=trial + 10, steps=5, limit_s=0.9))
+        again = runner.advance(rung(trial=trial + 10, steps=5, limit_s=5.9))
         assert (again.outcome, again.is_first) == ("ok", False)
         assert len(calls.read_text()) == before + trial + 1
         runner._worker.process.kill()
