@@ -19,6 +19,7 @@ from autobatch.commands.exits import end_when_told
 from autobatch.engines import processes
 from autobatch.engines.processes import StartedProcess
 from autobatch.engines.streams import LastingFile, lasting
+from autobatch.engines.warned import shared_file
 from autobatch.errors import StartError, first_line, text_of
 from autobatch.runs.run_folder import read_state
 
@@ -85,6 +86,18 @@ def test_an_error_that_cannot_be_told_has_a_text_all_the_same() -> None:
     assert text_of(ValueError("one\ntwo")) == "one\ntwo"
 
 
+@needs_ready_python
+def test_a_warning_that_each_worker_gives_is_shown_once(tmp_path: Path) -> None:
+    """The ones of an import and of a call; another one, of the same line, is another one."""
+    text = "import warnings\nwarnings.warn('at import')\n\n\ndef model():\n    for word in ('one', 'two'):\n"
+    text += "        warnings.warn(f'{word} in a call')\n    return nn.Sequential(nn.Linear(8, 3))\n"
+    done = autobatch("max-batch", task(tmp_path, text), "--max-batch-size", 8, "--prove", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("fresh") + done.stderr.count("memory: ") > 1  # processes of their own
+    for word in ("UserWarning: at import", "UserWarning: one in a call", "UserWarning: two in a call"):
+        assert done.stderr.count(word) == 1, done.stderr
+
+
 # -- folders and the interpreter
 
 
@@ -122,6 +135,7 @@ def test_a_python_that_may_not_be_run_is_told(
 def test_a_worker_that_cannot_be_started_leaves_no_file_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(processes, "subprocess", subprocess)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    shared_file()  # one that stays, for all workers
     before = len(os.listdir("/proc/self/fd")) if sys.platform.startswith("linux") else 0
     ours, theirs = Pipe()
     with ours, theirs, pytest.raises(StartError, match=r"cannot be started with .*: No such file"):

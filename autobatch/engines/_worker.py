@@ -32,6 +32,7 @@ from ..errors import AutobatchError, TaskError, text_of
 from ..tasks.libraries import Libraries
 from .endings import adopt_orphans, children, end_children, end_group
 from .streams import lasting
+from .warned import warn_once
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -227,6 +228,7 @@ def main() -> NoReturn:
     """Do what the command line says; see the head of this file."""
     # What the task prints does not end it, whoever read it and reads it no longer.
     sys.stdout, sys.stderr = lasting(sys.stdout), lasting(sys.stderr)
+    warn_once()
     role, descriptor, *modules = sys.argv[1:]
     if role == "serve":
         serve(socket.socket(fileno=int(descriptor)), modules)

@@ -19,6 +19,7 @@ from ..errors import StartError
 from ..tasks.libraries import Libraries
 from ._worker import ORDER_BYTES
 from .endings import MARK, end_group, end_marked, new_mark
+from .warned import VARIABLE, shared_file
 
 # What is quoted of a dead worker's output; assumed: a traceback's end fits.
 _TAIL_LINES = 12
@@ -318,11 +319,12 @@ def _start(
             "a worker is a Python of its own, and this Python does not know where it lies (sys.executable)"
         )
     output: IO[bytes] | None = open(log, "ab") if log is not None else None  # noqa: SIM115  # closed below
+    warned = shared_file()
     try:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "autobatch.engines._worker", role, str(descriptor), *modules],
-            env={**inherited, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **environment},
-            pass_fds=[descriptor],
+            env={**inherited, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", VARIABLE: str(warned), **environment},
+            pass_fds=[descriptor, warned],
             stdin=subprocess.DEVNULL,
             stdout=output or sys.__stderr__ or subprocess.DEVNULL,
             stderr=output or sys.__stderr__ or subprocess.DEVNULL,
