@@ -189,3 +189,23 @@ def test_setting_seeds_works_as_before_inside_and_afterwards() -> None:
     with fixed_seeds_undone(9):
         np.random.seed(3)
     assert float(np.random.rand()) != expected
+
+
+def forked_net() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        noise = torch.randn(2)
+    layers = net()
+    layers.register_buffer("noise", noise)
+    return layers
+
+
+def test_a_seed_that_is_put_back_fixes_nothing_outside() -> None:
+    with seeds_set() as found:
+        forked_net()
+    assert found == {}
+    made = task(model=forked_net)
+    assert not any("seed" in warning for warning in check_task(made, CPU, 8))
+    config = Config(plan=Plan(batch_size=8), lr=1e-2)
+    first, second = (Trainer(made, config, CPU, seed=seed, total_steps=4).model for seed in (1, 2))
+    assert not torch.equal(first.get_parameter("0.weight"), second.get_parameter("0.weight"))

@@ -19,7 +19,15 @@ from autobatch.worker.check import check_task
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-PAGES = ["docs/batches.md", "docs/cluster.md", "docs/profile.md", "docs/runs.md", "docs/search.md"]
+PAGES = [
+    "docs/batches.md",
+    "docs/cluster.md",
+    "docs/means.md",
+    "docs/profile.md",
+    "docs/runs.md",
+    "docs/search.md",
+    "docs/supported.md",
+]
 DOCUMENTS = ["README.md", "CHANGELOG.md", *PAGES, "benchmarks/README.md", "benchmarks/NOTES.md"]
 
 

@@ -42,8 +42,11 @@ def seeds_set() -> Iterator[dict[str, object]]:
     finally:
         for (_, module, name), original in zip(_HOMES, originals, strict=True):
             setattr(module, name, original)
-        if torch.initial_seed() != before:  # by a name of its own, as `from torch import manual_seed` gives it
-            found.setdefault("torch.manual_seed", torch.initial_seed())
+        after = torch.initial_seed()
+        if after != before:  # by a name of its own, as `from torch import manual_seed` gives it
+            found.setdefault("torch.manual_seed", after)
+        elif found.get("torch.manual_seed", before) != before:  # within `torch.random.fork_rng()`, which puts it back
+            del found["torch.manual_seed"]
 
 
 @contextmanager
