@@ -25,6 +25,7 @@ from autobatch.checkpoints import checkpoint_path
 from autobatch.devices import open_device
 from autobatch.errors import CheckpointError
 from autobatch.plan import Config, Rung
+from autobatch.tasks import object_state
 from autobatch.worker import training
 from autobatch.worker.torch_runner import TorchRunner
 from autobatch.worker.training import read_checkpoint
@@ -363,6 +364,23 @@ def with_globals(model: nn.Module, batch: Any, scale: float) -> Tensor:
 
 def test_globals_go_on_and_each_trial_begins_anew(tmp_path: Path) -> None:
     assert_legs_equal_one(task(training_step=with_globals), tmp_path)
+
+
+large: list[Any] = []
+last: dict[str, Any] = {"x": None}
+
+
+def with_a_large_global(model: nn.Module, batch: Any) -> Tensor:
+    x, y = batch
+    pull = 0.0 if last["x"] is None else 0.1 * (model(x) * last["x"]).mean()
+    last["x"] = x[:, :2].clone()
+    return nn.functional.cross_entropy(model(x), y) + pull + 0 * len(large)
+
+
+def test_what_comes_after_a_global_that_is_too_large_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_state, "_MOST_OBJECTS", 500)
+    monkeypatch.setattr(f"{__name__}.large", [[number] for number in range(1_000)])
+    assert_legs_equal_one(task(loss=with_a_large_global), tmp_path)
 
 
 def counting_loss() -> Callable[[nn.Module, Any], Tensor]:

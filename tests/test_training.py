@@ -157,6 +157,43 @@ def test_an_iterable_is_resumed_to_the_bit_with_dropout(tmp_path: Path) -> None:
     assert early + losses(trainer(made, plan), 5, 12) == whole
 
 
+def seeding_loader(batch_size: int, seed: int) -> Iterator[Any]:
+    """As many write one: shuffled by a seed of the process's own generator, from which dropout draws too."""
+    torch.manual_seed(seed)
+    order = torch.randperm(64).tolist()
+    for at in range(0, 64, batch_size):
+        x, y = (
+            torch.stack(parts) for parts in zip(*(blobs()[index] for index in order[at : at + batch_size]), strict=True)
+        )
+        yield x + 0.1 * torch.randn(x.shape), y
+
+
+class Noisy(IterableDataset[Any]):
+    """Augments in the process that trains."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((x + 0.1 * torch.randn(x.shape), y) for x, y in (blobs()[index] for index in range(64)))
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5])
+@pytest.mark.parametrize("data", [{"train_data": None, "train_loader": seeding_loader}, {"train_data": Noisy}])
+def test_what_is_skipped_on_resume_leaves_the_trials_own_draws(data: Any, stop: int, tmp_path: Path) -> None:
+    made = task(model=noisy, **data)
+    plan = Plan(batch_size=16)
+
+    def losses(trained: Trainer, start: int, end: int) -> list[float]:
+        stream = training_batches(made, Noisy(), plan, seed=3, start_step=start)
+        if start:
+            trained.restore(read_checkpoint(tmp_path / "checkpoint.pt"))
+        return [float(trained.step(stream)) for _ in range(start, end)]  # type: ignore[arg-type]
+
+    whole = losses(trainer(made, plan), 0, 9)
+    first = trainer(made, plan)
+    early = losses(first, 0, stop)
+    first.save(tmp_path / "checkpoint.pt")
+    assert early + losses(trainer(made, plan), stop, 9) == whole
+
+
 def test_a_stateful_hook_starts_afresh_in_every_trial() -> None:
     average = Average()
     run(task(after_step=average), Plan(batch_size=8), 2)

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, defa
 from ..errors import AutobatchError, TaskError
 from ..plan import Plan
 from .fixed_seeds import fixed_seeds_undone
-from .state import preserve_generators
+from .state import preserve_generators, rng_state, set_rng_state
 from .task import Task, blame
 
 Batch = Any  # whatever the user's dataset and collate make
@@ -358,6 +358,7 @@ def training_batches(
     if plan.ranks > 1 and task.train_loader is None:
         data = _EveryNth(data, rank, plan.ranks)
     skip = start_step * plan.accumulation_steps
+    before = rng_state() if skip else None
     given = False
     for epoch in _epochs(task, data, plan.batch_size, seed, loader):
         empty = True
@@ -365,6 +366,8 @@ def training_batches(
             empty, given = False, True
             if skip:
                 skip -= 1
+                if not skip and before is not None:  # the trial's own: what is skipped has drawn again, or set a seed
+                    set_rng_state(before)
                 continue
             yield batch
         if empty and given:

@@ -101,6 +101,7 @@ class Writer:
         self._numbers: dict[int, int] = dict(before._numbers) if before else {}
         self.record.objects += [None] * (max(self._numbers.values(), default=-1) + 1)
         self._written: set[int] = set()
+        self._most = _MOST_OBJECTS  # that may be written by now
         self._alive: list[Any] = []  # while this writes, no other object gets the identity of one that was seen
 
     def write(self, name: str, value: Any) -> None:
@@ -109,6 +110,8 @@ class Writer:
         Raises:
             TooLarge: it leads to too many objects.
         """
+        # Of each value by itself: a large one leaves the room of those after it.
+        self._most = len(self._written) + _MOST_OBJECTS
         self.record.values[name] = self._node(value, 0)
 
     def _node(self, value: Any, depth: int) -> Node:
@@ -117,7 +120,7 @@ class Writer:
             return value
         if id(value) in self._named:
             return ["@", self._named[id(value)]]
-        if depth > _DEEPEST or len(self._written) > _MOST_OBJECTS:
+        if depth > _DEEPEST or len(self._written) > self._most:
             raise TooLarge
         if kind is complex:
             return ["complex", value.real, value.imag]
@@ -190,7 +193,7 @@ class Writer:
             whole = bits.state if isinstance(value, np.random.Generator) else value.get_state(legacy=False)
             return ["numpy generator", self._node(dict(whole), depth)]
         if isinstance(value, types.FunctionType):
-            cells = [self._node(_content(cell), depth) for cell in value.__closure__ or ()]
+            cells = [self._node(cell_content(cell), depth) for cell in value.__closure__ or ()]
             return ["closure", value.__qualname__, cells]
         if isinstance(value, functools.partial):
             parts = [self._node(part, depth) for part in (value.func, value.args, value.keywords)]
@@ -331,7 +334,7 @@ class Reader:
                 return current
             self._note(number, current)
             for cell, content in zip(current.__closure__ or (), rest[1], strict=True):
-                _fill(cell, self._item(content, _content(cell)))
+                _fill(cell, self._item(content, cell_content(cell)))
             return current
         if kind == "partial":
             fits = isinstance(current, functools.partial)
@@ -482,7 +485,8 @@ def _empty(made_of: type, rest: list[Any], reader: Reader) -> Any:
     return object.__new__(made_of)
 
 
-def _content(cell: Any) -> Any:
+def cell_content(cell: Any) -> Any:
+    """What a cell of a closure holds; None where that is still to come."""
     try:
         return cell.cell_contents
     except ValueError:  # a name that is assigned later
@@ -490,7 +494,7 @@ def _content(cell: Any) -> Any:
 
 
 def _fill(cell: Any, content: Any) -> None:
-    if _content(cell) is not content:
+    if cell_content(cell) is not content:
         cell.cell_contents = content
 
 

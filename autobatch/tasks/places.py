@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .object_state import OF_EVERY_MODULE, attributes, delete_attribute, set_attribute
+from .object_state import OF_EVERY_MODULE, attributes, cell_content, delete_attribute, set_attribute
 from .task_file import is_users
 
 ABSENT: Any = object()
@@ -141,7 +141,7 @@ def classes_made_by(function: Callable[..., Any], root: Path | None) -> set[type
         elif isinstance(value, types.FunctionType) and _users(value.__code__.co_filename, root):
             named = [value.__globals__.get(name) for name in _names(value.__code__)[0]]
             waiting += [one for one in named if isinstance(one, type | types.FunctionType | functools.partial)]
-            waiting += [cell for cell in map(_content, value.__closure__ or ()) if callable(cell)]
+            waiting += [cell for cell in map(cell_content, value.__closure__ or ()) if callable(cell)]
     return found
 
 
@@ -167,7 +167,7 @@ def _of_function(value: types.FunctionType, root: Path | None, waiting: list[Any
         inner = getattr(value, "__wrapped__", None)  # a library's decorator around the user's function
         waiting += [inner] if inner is not None else []
         return
-    waiting += [cell for cell in map(_content, value.__closure__ or ()) if callable(cell)]
+    waiting += [cell for cell in map(cell_content, value.__closure__ or ()) if callable(cell)]
     names, stored = _names(value.__code__)
     module = value.__globals__.get("__name__", "")
     for name in sorted(stored | (names & value.__globals__.keys())):
@@ -189,13 +189,6 @@ def _of_function(value: types.FunctionType, root: Path | None, waiting: list[Any
 
 def _is_state(value: Any) -> bool:
     return not isinstance(value, types.ModuleType | types.FunctionType | types.BuiltinFunctionType | type)
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # a name that is assigned later
-        return None
 
 
 @functools.cache
