@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from autobatch.errors import TaskError
 from autobatch.tasks.defaults import accuracy, cross_entropy_loss, labels_counted, right_and_counted
@@ -199,3 +201,35 @@ def test_a_mapping_without_labels_needs_a_metric() -> None:
     assert labels_counted(Answering(), batch) is None
     with pytest.raises(TaskError, match=r"`labels` in the batch; define metric\(model, batch\)"):
         accuracy(Answering(), batch)
+
+
+def test_labels_of_another_shape_than_the_scores_are_not_compared_with_each_other() -> None:
+    scores, labels = scores_for(torch.tensor([0, 1, 1]), 2), torch.tensor([[0], [1], [1]])
+    with pytest.raises(TaskError, match=r"in shape \(3,\) for scores of \(3, 2\); found labels of \(3, 1\): let the"):
+        accuracy(nn.Identity(), (scores, labels))
+
+
+class Named(nn.Module):
+    """Takes its input by keyword, and no labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.layer(x)
+        return scores
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_wrapped_model_is_called_as_the_one_inside(is_compiled: bool) -> None:
+    batch = {"x": torch.ones(4, 3), "labels": torch.tensor([0, 1, 0, 1])}
+    model = Named()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    try:
+        wrapped: Any = DistributedDataParallel(model)
+        if is_compiled:
+            wrapped = torch.compile(wrapped, backend="eager")
+        assert torch.equal(cross_entropy_loss(wrapped, batch), cross_entropy_loss(model, batch))
+    finally:
+        dist.destroy_process_group()

@@ -191,6 +191,26 @@ def test_setting_seeds_works_as_before_inside_and_afterwards() -> None:
     assert float(np.random.rand()) != expected
 
 
+def test_a_seed_may_be_of_any_kind_and_is_never_compared() -> None:
+    with seeds_set() as found:
+        np.random.seed(np.arange(3))
+        random.seed("a text")
+        torch.manual_seed(np.int64(4))
+    assert found == {"np.random.seed": None, "random.seed": None, "torch.manual_seed": 4}
+    assert told(found) == "np.random.seed(...), random.seed(...), torch.manual_seed(4)"
+
+    def loader(batch_size: int, seed: int) -> list[Any]:
+        np.random.seed(np.arange(seed, seed + 3))
+        return [[part[:batch_size] for part in blobs().tensors]] * 4
+
+    made = task(train_data=None, train_loader=loader)
+    np.random.seed(3)
+    expected = float(np.random.rand())
+    np.random.seed(3)
+    next(training_batches(made, None, Plan(batch_size=8), seed=11))
+    assert float(np.random.rand()) == expected
+
+
 def forked_net() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import TaskError
 
@@ -112,8 +113,15 @@ def right_and_counted(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
             scores, labels = scores[:, :, :-1], labels[:, 1:]
     if labels.is_floating_point() and labels.shape == scores.shape:
         labels = labels.argmax(dim=1)
+    best = scores.argmax(dim=1)
+    if labels.shape != best.shape:  # torch would compare each with all others
+        raise TaskError(
+            f"the default metric needs a label for each score, in shape {tuple(best.shape)} for scores of "
+            f"{tuple(scores.shape)}; found labels of {tuple(labels.shape)}: let the dataset give them in that shape, "
+            "or define metric(model, batch)"
+        )
     counted = labels != IGNORED
-    right = (scores.argmax(dim=1) == labels) & counted
+    right = (best == labels) & counted
     return tuple(part.reshape(len(part), -1).sum(dim=1).float() for part in (right, counted))  # type: ignore[return-value]
 
 
@@ -156,7 +164,10 @@ def _answer(model: nn.Module, batch: Any, used_by: str) -> _Answer:
 
 def _arguments(model: nn.Module, batch: Mapping[Any, Any], used_by: str) -> dict[str, Any]:
     """What of a mapping the model is called with: all, or all but `labels`, where it computes no loss of them."""
-    signature = inspect.signature(getattr(model, "_orig_mod", model).forward)  # of a compiled model the one inside
+    inner = getattr(model, "_orig_mod", model)  # of a compiled model the one inside
+    if isinstance(inner, DistributedDataParallel):  # whose own forward takes anything
+        inner = getattr(inner.module, "_orig_mod", inner.module)
+    signature = inspect.signature(inner.forward)
     arguments = dict(batch)
     takes_all = any(known.kind is inspect.Parameter.VAR_KEYWORD for known in signature.parameters.values())
     if "labels" not in signature.parameters and not takes_all:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,15 +23,15 @@ _HOMES: tuple[tuple[str, Any, str], ...] = (
 
 
 @contextmanager
-def seeds_set() -> Iterator[dict[str, object]]:
-    """What sets a seed inside: the value by the name of the function, such as "torch.manual_seed"."""
-    found: dict[str, object] = {}
+def seeds_set() -> Iterator[dict[str, int | None]]:
+    """What sets a seed inside: the number, or None of another value, by the function, such as "torch.manual_seed"."""
+    found: dict[str, int | None] = {}
     originals = [getattr(module, name) for _, module, name in _HOMES]
     before = torch.initial_seed()
 
     def noting(told: str, original: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
-            found[told] = next(iter((*args, *kwargs.values())), None)
+            found[told] = _number(next(iter((*args, *kwargs.values())), None))
             return original(*args, **kwargs)
 
         return call
@@ -49,6 +50,14 @@ def seeds_set() -> Iterator[dict[str, object]]:
             del found["torch.manual_seed"]
 
 
+def _number(seed: Any) -> int | None:
+    """A seed that is a whole number; None of texts, arrays and the time, which are not to be compared."""
+    try:
+        return operator.index(seed)
+    except TypeError:
+        return None
+
+
 @contextmanager
 def fixed_seeds_undone(seed: int) -> Iterator[None]:
     """Afterwards the generators are where they were, if a seed was set inside that is not `seed`.
@@ -63,6 +72,6 @@ def fixed_seeds_undone(seed: int) -> Iterator[None]:
         set_rng_state(before)
 
 
-def told(found: dict[str, object]) -> str:
+def told(found: Mapping[str, int | None]) -> str:
     """These calls as they are written."""
-    return ", ".join(f"{name}({value if isinstance(value, int) else '...'})" for name, value in found.items())
+    return ", ".join(f"{name}({'...' if value is None else value})" for name, value in found.items())

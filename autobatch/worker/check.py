@@ -197,7 +197,7 @@ def peak_lr_fraction(task: Task, *, total_steps: int = DRY_RUN_STEPS) -> float:
     return next(step for step, rate in enumerate(rates) if rate >= peak * (1 - 1e-6)) / total_steps
 
 
-def _of_model(found: dict[str, object]) -> str:
+def _of_model(found: dict[str, int | None]) -> str:
     """A seed in model() is set anew after it, but what was drawn until then is drawn."""
     same = "the initial weights are" if "torch.manual_seed" in found else "what it draws from that generator is"
     return (
