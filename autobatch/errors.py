@@ -98,6 +98,11 @@ def first_line(error: BaseException) -> str:
     return (without_table(text_of(error)).strip().splitlines() or [type(error).__name__])[0]
 
 
+def with_class(error: BaseException) -> str:
+    """That line with the class in front, as Python shows it."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
 # Behind what is wrong torch's dispatcher lists each of its backends, half a hundred lines, and who registered for it
 # (aten/src/ATen/core/dispatch/OperatorEntry.cpp; torch 2.6 to 2.13).
 _TABLE = re.compile(r"^\w+: (?:fallthrough )?(?:registered at|kernel registered)", re.MULTILINE)

@@ -148,8 +148,8 @@ def _what_would_do(doing: str, run: _Tune | None) -> str:
     if run is not None and (needed_s := run.least_s()) is not None and needed_s > run.settings.budget_s:
         return give_at_least(needed_s)
     return (
-        f"How long {doing} takes is not known, only that this was too short: look first whether it ends at all, and "
-        "then give several times what it takes by itself"
+        f"It is not known how long {doing} takes, only that this budget was too short for it: see first whether it "
+        "ends at all, and then give several times what it takes by itself"
     )
 
 

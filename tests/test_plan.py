@@ -76,7 +76,7 @@ def test_a_report_or_a_run_with_such_a_size_is_refused(size: tuple[int, int, int
 def test_a_run_with_such_a_rate_is_refused() -> None:
     plan = example().to_json()["plan"] | {"lr": -1.0}
     earlier = {"plan": plan, "created": "2026-01-02T03:04:05+00:00", "task": "digits"}
-    with pytest.raises(ReportError, match=r"could be trained; a learning rate lies between .* got -1\.0"):
+    with pytest.raises(ReportError, match=r"cannot be: a learning rate lies between .* got -1\.0"):
         TuneSettings.from_json(Reader(TuneSettings(name="digits").to_json() | {"earlier": [earlier]}, "the settings"))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..devices.oom import is_out_of_memory
-from ..errors import DoesNotFit, SettingError, TaskError, first_line, text_of
+from ..errors import DoesNotFit, SettingError, TaskError, first_line, with_class
 from ..tasks.data import Batch, to_device
 from ..tasks.defaults import labels_counted
 from ..tasks.state import rng_state, set_rng_state
@@ -197,7 +197,7 @@ class OomSafeBackward:
         except Exception as error:
             if not is_out_of_memory(error, limited_cpu=_memory_is_limited()):
                 raise
-            message = f"{type(error).__name__}: {(text_of(error).strip().splitlines() or [''])[0]}"
+            message = with_class(error)
         # Here the except block is left: the traceback, and with it the failed attempt's tensors, is gone.
         self.oom_count += 1
         before.restore()

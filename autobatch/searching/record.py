@@ -144,7 +144,7 @@ def _trial(found: Reader) -> Trial:
             plan=Plan(batch_size=plan[0], accumulation_steps=plan[1], precision=precision, ranks=plan[2]), lr=lr
         )
     except ValueError as error:  # both check their numbers
-        raise ReportError(f"a recorded trial could be trained; {error}") from None
+        raise ReportError(f"a trial of the record cannot be: {error}") from None
     return Trial(
         number=found.get("trial", int),
         config=config,

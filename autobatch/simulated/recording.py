@@ -105,7 +105,7 @@ def config_from_json(found: Reader) -> Config:
     try:
         return Config(plan=plan, lr=found.number("lr"))
     except ValueError as error:  # a Config checks its rate
-        raise ReportError(f"a recorded configuration could be trained; {error}") from None
+        raise ReportError(f"a recorded configuration cannot be: {error}") from None
 
 
 def plan_from_json(found: Reader) -> Plan:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..devices.oom import is_out_of_memory
-from ..errors import TaskError, first_line
+from ..errors import TaskError, with_class
 
 
 def to_bytes(value: Any) -> bytes:
@@ -81,7 +81,7 @@ class _Carried:
             if is_out_of_memory(error):
                 raise
             raise TaskError(
-                f"the model cannot be made anew in a process of its own: {type(error).__name__}: {first_line(error)}. "
+                f"the model cannot be made anew in a process of its own: {with_class(error)}. "
                 "Put it into a task file, which each process runs, or pass isolate=False to find_max_batch, which "
                 "measures in your own process"
             ) from error
@@ -243,7 +243,7 @@ def what_stays(name: str, value: Any) -> str | None:
     place, part, error = found
     kind = type(part)
     named = kind.__name__ if kind.__module__ in ("builtins", "_io") else f"{kind.__module__}.{kind.__qualname__}"
-    return f"{place} ({named}): {type(error).__name__}: {first_line(error)}"
+    return f"{place} ({named}): {with_class(error)}"
 
 
 def _stuck(place: str, value: Any, seen: set[int]) -> tuple[str, Any, Exception] | None:

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset
 
 from ..devices.oom import is_out_of_memory
-from ..errors import TaskError, first_line
+from ..errors import TaskError, with_class
 from ..plan import Precision
 from .carry import LiveModel, from_bytes, to_bytes, what_stays
 from .data import SampleDataset, collate_samples, num_samples, to_device
@@ -110,9 +110,8 @@ def _materialised(model: nn.Module, task: Task, lazy: str) -> nn.Module:
         if is_out_of_memory(error):
             raise
         raise TaskError(
-            f"{lazy} waits for its first batch, and could not be given one: {type(error).__name__}: "
-            f"{first_line(error)}. Pass sample=, one sample as your dataset gives it, or run the model once on a batch "
-            "before you pass it"
+            f"{lazy} waits for its first batch, and could not be given one: {with_class(error)}. Pass sample=, one "
+            "sample as your dataset gives it, or run the model once on a batch before you pass it"
         ) from error
     for module, training in zip(copy.modules(), modes, strict=True):
         module.training = training
@@ -132,7 +131,7 @@ def pickle_task(task: Task) -> bytes:
             raise
         parts = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
         stuck = (what_stays(name, part) for name, part in parts.items())
-        place = next((told for told in stuck if told is not None), f"{type(error).__name__}: {first_line(error)}")
+        place = next((told for told in stuck if told is not None), with_class(error))
         raise TaskError(
             f"the task {task.name!r} cannot be sent to a process of its own, because of {place}. {_remedy(task, place)}"
         ) from error

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..devices.oom import is_out_of_memory
-from ..errors import TaskError, first_line
+from ..errors import TaskError, with_class
 from .data import collate_samples, to_device
 from .infer import first_known_layer, required_names
 from .inputs import output_loss
@@ -46,7 +46,7 @@ def explained(task: Task, assumed: str, error: TaskError) -> TaskError:
         if _refusal(task, loss, model, sample) is None:
             return TaskError(
                 f"loss(model, batch) does not run on what was assumed of the model's input: {assumed}; "
-                f"{_told(refusal)}. Pass sample=, one sample as your dataset gives it to the loss, such as a "
+                f"{with_class(refusal)}. Pass sample=, one sample as your dataset gives it to the loss, such as a "
                 "pair (x, y), without a batch dimension; or data=, your Dataset or DataLoader"
             )
         hint = ", without a batch dimension"
@@ -57,13 +57,9 @@ def explained(task: Task, assumed: str, error: TaskError) -> TaskError:
             hint += "" if found is None else f", such as sample={found}, on which it runs"
     hint += "; or data=, your Dataset or DataLoader"
     return TaskError(
-        f"{type(model).__name__} does not run on what was assumed of its input: {assumed}; {_told(refusal)}. Pass "
+        f"{type(model).__name__} does not run on what was assumed of its input: {assumed}; {with_class(refusal)}. Pass "
         f"sample=, one sample as your dataset gives it{hint}"
     )
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _refusal(task: Task, loss: Callable[[nn.Module, Any], Any], model: nn.Module, sample: Any) -> Exception | None:

@@ -28,7 +28,7 @@ from ..errors import (
     RankLost,
     StorageError,
     TaskError,
-    text_of,
+    with_class,
 )
 from ..files import full_disk
 from ..plan import (
@@ -71,11 +71,6 @@ class Refused:
     """The allocator said no; the message is all that is kept of the error (its traceback would keep the tensors)."""
 
     message: str
-
-
-def _first_line(error: BaseException) -> str:
-    text = text_of(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"
 
 
 class OpenTask:
@@ -285,7 +280,7 @@ class OpenTask:
         except (Exception, SystemExit) as error:  # noqa: BLE001  # the user's code may raise anything
             lost = is_device_lost(error)
             if self._group is not None and not lost and is_rank_lost(error):
-                raise RankLost(f"rank {self._group.rank} lost the others: {_first_line(error)}") from None
+                raise RankLost(f"rank {self._group.rank} lost the others: {with_class(error)}") from None
             if lost:
                 self._is_lost = True
                 raise DeviceLost(
@@ -297,7 +292,7 @@ class OpenTask:
                 raise StorageError(f"{where} cannot be written: {refusal.strerror}") from None
             if not self._device.is_out_of_memory(error):
                 raise known_remedy(error) or blame(what, error, self._task.path) from None
-            message = _first_line(error)
+            message = with_class(error)
         # Here the except block is left: the traceback, and with it the failed step's tensors, is gone.
         self._bench = None
         self._device.clean_up()

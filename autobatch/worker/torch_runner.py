@@ -351,9 +351,9 @@ class TorchRunner(OpenTask, Runner):
                 if (seconds := perf_counter() - started) > limit_s:
                     raise TaskError(
                         f"{name}() did not end: it says no length, and gave {seen:,} samples in "
-                        f"{format_duration(seconds)}, without a model, when each evaluation goes through all of it. "
-                        "Should it have no end, take so many samples of it (itertools.islice); should it have one, "
-                        "give it a __len__, or more time"
+                        f"{format_duration(seconds)}, without a model; each evaluation goes through all of it. If it "
+                        "has no end, take a part of it with itertools.islice; if it has one, give it a __len__, or "
+                        "give more time"
                     )
 
     def time_evaluation(self, batch_size: int) -> float:

@@ -249,7 +249,7 @@ class Trainer:
             multiply(gradients_of({*self.model.parameters(), *stepped_on}), correction)
         stepped = True
         # A scaler takes no step without a gradient, where an optimizer does nothing.
-        scaler = self.scaler if self.gradients.has_gradients else None
+        scaler = self.scaler if self.scaler is not None and self.gradients.has_gradients else None
         if scaler is not None:
             scaler.unscale_(self.optimizer)
         if self.task.clip_grad_norm is not None:
