@@ -289,8 +289,37 @@ class ExtraState(Net):
         return self.meter.inner.total
 
 
+class Slotted:
+    """Has a private name in a slot, which Python stores with the name of the class."""
+
+    __slots__ = ("__count", "phase")
+
+    def __init__(self) -> None:
+        self.__count = 0
+        self.phase = torch.ones(2, dtype=torch.complex64).conj()
+
+    def add(self) -> None:
+        self.__count += 1
+        self.phase = (self.phase * 1j).conj()
+
+    def strength(self) -> float:
+        return self.__count + float(self.phase.real.sum())
+
+
+class WithSlots(Net):
+    def prepare(self) -> None:
+        self.slotted = Slotted()
+
+    def note(self, x: Tensor) -> None:
+        self.slotted.add()
+
+    def strength(self) -> Tensor | float:
+        return self.slotted.strength()
+
+
 MODELS = [
     Counter, Bank, Rolled, Lists, Arrays, Meters, Hidden, LateTeacher, Buffers, OfTheClass, ExtraState,
+    WithSlots,
 ]  # fmt: skip
 
 

@@ -121,6 +121,20 @@ def test_the_clip_shortens_the_step_of_a_sparse_layer() -> None:
     assert found[0] > 10 * found[1]
 
 
+def test_a_batch_that_counts_for_nothing_is_taken_where_all_layers_are_sparse() -> None:
+    runner = TorchRunner(task(weight=lambda batch: batch[1].sum()), open_device("cpu"))
+    config = Config(plan=Plan(batch_size=4, accumulation_steps=2), lr=0.1)
+    x = torch.arange(12).reshape(4, 3)
+    nothing, all_of_it = [x, torch.zeros(4, dtype=torch.long)], [x, torch.ones(4, dtype=torch.long)]
+    found = []
+    for batches in ([nothing, all_of_it], [all_of_it, nothing]):
+        trainer = runner._trainer(config, seed=0, total_steps=4)
+        trainer.step(iter(batches))
+        found.append(trainer.model.get_parameter("words.weight").detach().clone())
+    assert torch.equal(*found)
+    runner.close()
+
+
 def test_a_sparse_gradient_that_is_not_finite_is_told() -> None:
     class Broken(Bag):
         def forward(self, x: Tensor) -> Tensor:

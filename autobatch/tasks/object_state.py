@@ -23,7 +23,7 @@ import sys
 import types
 import zlib
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,7 +133,7 @@ class Writer:
         if isinstance(value, enum.Enum):
             return ["enum", *_home(type(value)), value.name]
         if isinstance(value, tuple):
-            return ["tuple", _home(kind), [self._node(item, depth + 1) for item in value]]
+            return ["tuple", _home(kind), self._items(value, depth + 1)]
         if isinstance(value, frozenset):
             return ["frozenset", [self._node(item, depth + 1) for item in value]]
         if isinstance(value, type | types.BuiltinFunctionType) or (
@@ -152,6 +152,11 @@ class Writer:
             self.record.objects[number] = self._object(value, depth + 1)
         return ["#", number]
 
+    def _items(self, values: Iterable[Any], depth: int) -> list[Node]:
+        items = list(values)
+        # Of numbers and texts there may be very many, and each is its own node.
+        return items if set(map(type, items)) <= _PLAIN else [self._node(item, depth) for item in items]
+
     def _leave(self, value: Any) -> Node:
         self.record.opaque.add((type(value).__name__, id(value), _progress(value)))
         return ["opaque"]
@@ -169,14 +174,13 @@ class Writer:
             return ["array", *_array_as_text(value)]
         if isinstance(value, list | deque | set):
             shape = "list" if isinstance(value, list) else "set" if isinstance(value, set) else "deque"
-            items = list(value)
-            if not set(map(type, items)) <= _PLAIN:
-                items = [self._node(item, depth) for item in items]
+            items = self._items(value, depth)
             more = value.maxlen if isinstance(value, deque) else None
             return [shape, _home(kind), items, more, self._attributes(value, depth)]
         if isinstance(value, dict):
             factory = self._node(value.default_factory, depth) if isinstance(value, defaultdict) else None
-            pairs = [[self._node(key, depth), self._node(item, depth)] for key, item in value.items()]
+            keys, held = self._items(value.keys(), depth), self._items(value.values(), depth)
+            pairs = list(map(list, zip(keys, held, strict=True)))
             return ["dict", _home(kind), pairs, factory, self._attributes(value, depth)]
         if isinstance(value, torch.Generator):
             drawn = value.get_state()
@@ -413,7 +417,10 @@ def _slots(kind: type) -> list[str]:
     found: list[str] = []
     for one in kind.__mro__:
         slots = one.__dict__.get("__slots__", ())
-        found += [slots] if isinstance(slots, str) else slots
+        names = [slots] if isinstance(slots, str) else list(slots)
+        # A private name is stored with that of its class, as Python writes it.
+        own = f"_{one.__name__.lstrip('_')}"
+        found += [own + name if name.startswith("__") and not name.endswith("__") else name for name in names]
     return [name for name in found if name not in ("__dict__", "__weakref__")]
 
 
@@ -530,7 +537,7 @@ def _sum_of_tensor(value: Tensor) -> list[int]:
         return [id(value), value._version]
     if value.is_nested:
         return [id(value), value._version]
-    whole = [part.cpu().contiguous() for part in parts]
+    whole = [part.cpu().resolve_conj().resolve_neg().contiguous() for part in parts]
     return [_sum_of(part.reshape(-1).view(torch.uint8).numpy()) if part.numel() else 0 for part in whole]
 
 

@@ -148,7 +148,8 @@ class Trainer:
         """A loss of zero that every parameter has a gradient of, also of zero: other ranks wait for theirs."""
         sparse = sparse_parameters(self.model)
         trained = (p for p in self.model.parameters() if p.requires_grad and id(p) not in sparse)
-        return torch.stack([parameter.flatten()[:1].sum() * 0.0 for parameter in trained]).sum()
+        start = torch.zeros((), device=self.device, requires_grad=True)  # where all are sparse there is nothing else
+        return torch.stack([start, *(parameter.flatten()[:1].sum() * 0.0 for parameter in trained)]).sum()
 
     def _synced(self) -> nn.Module:
         """What the gradients are averaged over all ranks for: the loss, or the model where a task steps by itself.
