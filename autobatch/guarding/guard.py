@@ -62,9 +62,9 @@ def oom_safe(
 
     A batch is cut into samples, never along time or channels: tensors, in whatever structure, along dimension 0, lists
     by their entries where they hold one for each sample (images of several sizes, the targets of each), the batches of
-    torch_geometric into graphs. Where shapes leave it open which it is, the loss is asked once, on two samples, whether
-    what one of them adds depends on the other; where it does, and for any other object, the batch is split by `split`,
-    or the call is refused.
+    torch_geometric into graphs. Where the shapes do not say which it is, the loss is run once on two samples, to see
+    whether what one of them adds depends on the other. Where it does, and for any other object, `split` splits the
+    batch; without `split` the call is refused.
 
     Pieces are moved to the model's device one by one: a batch that stays on the host is never on the device as a whole.
     A model on several devices gets its batches as they are.

@@ -94,7 +94,7 @@ def _headline(report: Report) -> str:
         text = f"This is {name}. It was not trained to the end: nothing is known of its score."
     elif report.is_unanswered:
         text = (
-            f"This is {name}. Nothing could be compared with it: the other trials failed, which the warnings tell. "
+            f"This is {name}. Nothing could be compared with it: the other trials failed (see the warnings). "
             "Mend that, and run again."
         )
     else:
