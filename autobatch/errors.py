@@ -95,12 +95,16 @@ def text_of(error: BaseException) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of what an error says; its class where it says nothing."""
-    return (without_table(text_of(error)).strip().splitlines() or [type(error).__name__])[0]
+    return _first_said(error) or type(error).__name__
 
 
 def with_class(error: BaseException) -> str:
-    """That line with the class in front, as Python shows it."""
-    return f"{type(error).__name__}: {first_line(error)}"
+    """The class of an error and the first line of what it says, which may be nothing."""
+    return f"{type(error).__name__}: {_first_said(error)}"
+
+
+def _first_said(error: BaseException) -> str:
+    return (without_table(text_of(error)).strip().splitlines() or [""])[0]
 
 
 # Behind what is wrong torch's dispatcher lists each of its backends, half a hundred lines, and who registered for it
