@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import TensorDataset
 
 from autobatch import Plan, Task
@@ -27,6 +28,7 @@ from autobatch.errors import CheckpointError
 from autobatch.plan import Config, Rung
 from autobatch.tasks import object_state
 from autobatch.worker import training
+from autobatch.worker.carried_state import objects_of, plain_of
 from autobatch.worker.torch_runner import TorchRunner
 from autobatch.worker.training import read_checkpoint
 
@@ -454,6 +456,48 @@ class Shadow:
 
     def score(self, model: nn.Module, loader: Any) -> float:
         return float(sum(value.sum() for value in self.kept.values()))
+
+
+class Teacher(nn.Module):
+    """A net and torch's average of it, which the first step makes and which is found by no walk over modules."""
+
+    teacher: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(5, 2)
+        object.__setattr__(self, "teacher", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.teacher if self.teacher and not self.training else self.net)(x)
+
+
+def average(model: nn.Module, step: int) -> None:
+    assert isinstance(model, Teacher)
+    if model.teacher is None:
+        object.__setattr__(model, "teacher", AveragedModel(model.net, multi_avg_fn=get_ema_multi_avg_fn(0.9)))
+    model.teacher.update_parameters(model.net)
+
+
+def test_a_function_made_in_training_is_made_anew_with_what_it_closes_over(tmp_path: Path) -> None:
+    assert_legs_equal_one(task(model=Teacher, after_step=average), tmp_path)
+
+
+def scaled(factor: float) -> Callable[..., float]:
+    def by(value: float, *, more: float = 3.0) -> float:
+        return factor * value + more
+
+    return by
+
+
+def two_on_a_line(factor: float) -> tuple[Callable[[float], float], ...]:
+    return (lambda value: factor * value), (lambda value: factor + value)  # fmt: skip
+
+
+def test_a_closure_is_written_as_data_and_made_of_the_code_that_is_there() -> None:
+    read = objects_of(plain_of({"one": scaled(2.0), "other": scaled(5.0)}))
+    assert [read["one"](1.0), read["other"](1.0), read["one"](1.0, more=0.0)] == [5.0, 8.0, 2.0]
+    assert objects_of(plain_of({"one": two_on_a_line(2.0)[0]})) == {"one": None}  # which of them cannot be told
 
 
 def test_closures_modules_and_objects_go_on(tmp_path: Path) -> None:

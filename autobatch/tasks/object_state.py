@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._contextlib import _DecoratorContextManager
 
 from ..errors import CheckpointError
 
@@ -198,7 +199,10 @@ class Writer:
             return ["numpy generator", self._node(dict(whole), depth)]
         if isinstance(value, types.FunctionType):
             cells = [self._node(cell_content(cell), depth) for cell in value.__closure__ or ()]
-            return ["closure", value.__qualname__, cells]
+            defaults = [self._node(given, depth) for given in (value.__defaults__, value.__kwdefaults__)]
+            code = value.__code__
+            home = [value.__globals__.get("__name__") or "", code.co_name, code.co_firstlineno]
+            return ["closure", value.__qualname__, cells, home, defaults]
         if isinstance(value, functools.partial):
             parts = [self._node(part, depth) for part in (value.func, value.args, value.keywords)]
             return ["partial", parts]
@@ -334,8 +338,14 @@ class Reader:
         if kind == "numpy generator":
             return self._numpy_generator(current, self._item(rest[0]))
         if kind == "closure":
-            if not _is_closure(current, *rest):
-                return current
+            if not _is_closure(current, *rest[:2]):
+                if len(rest) == 2:  # a checkpoint of before says no more than the name
+                    return current
+                made = _new_closure(rest[0], len(rest[1]), *rest[2])
+                if made is None:
+                    return current
+                made.__defaults__, made.__kwdefaults__ = map(self._item, rest[3])
+                current = made
             self._note(number, current)
             for cell, content in zip(current.__closure__ or (), rest[1], strict=True):
                 _fill(cell, self._item(content, cell_content(cell)))
@@ -451,8 +461,13 @@ def _is_python_object(value: Any) -> bool:
     top = (kind.__module__ or "").partition(".")[0]
     if top in _STANDARD or isinstance(value, types.ModuleType) or not kind.__flags__ & _HEAP_TYPE:
         return False
+    return _made_by_object(kind) and (hasattr(value, "__dict__") or bool(_slots(kind)))
+
+
+def _made_by_object(kind: type) -> bool:
+    """Whether `object.__new__` makes one; so it does of `torch.no_grad`, whose own only takes a function to wrap."""
     new: Any = kind.__new__
-    return new is object.__new__ and (hasattr(value, "__dict__") or bool(_slots(kind)))
+    return new is object.__new__ or issubclass(kind, _DecoratorContextManager)
 
 
 def _home(value: Any) -> list[str]:
@@ -487,7 +502,7 @@ def _empty(made_of: type, rest: list[Any], reader: Reader) -> Any:
     new: Any = made_of.__new__
     if issubclass(made_of, dict | list | set):
         return new(made_of)
-    if new is not object.__new__:
+    if not _made_by_object(made_of):
         raise CheckpointError(f"the checkpoint holds a {made_of.__name__}, which cannot be made from its attributes")
     return object.__new__(made_of)
 
@@ -516,6 +531,31 @@ def _progress(value: Any) -> object:
     if hasattr(type(value), "__length_hint__") and hasattr(type(value), "__next__"):
         return operator.length_hint(value, -1)
     return None
+
+
+def _new_closure(name: str, cells: int, module: str, code_name: str, line: int) -> types.FunctionType | None:
+    """A function of code that a module holds, with empty cells; None where not exactly one is found."""
+    home = sys.modules.get(module)
+    waiting: list[Any] = list(vars(home).values()) if home is not None else []
+    seen, found = set[int](), list[types.CodeType]()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, types.CodeType):
+            waiting += value.co_consts
+            if (value.co_name, value.co_firstlineno, len(value.co_freevars)) == (code_name, line, cells):
+                found.append(value)
+        elif isinstance(value, types.FunctionType) and value.__globals__.get("__name__") == module:
+            waiting += [value.__code__, *(cell_content(cell) for cell in value.__closure__ or ())]
+        elif isinstance(value, type) and value.__module__ == module:
+            waiting += vars(value).values()
+    if len(found) != 1:
+        return None
+    made = types.FunctionType(found[0], vars(home), closure=tuple(types.CellType() for _ in range(cells)))
+    made.__qualname__ = name
+    return made
 
 
 def _is_closure(value: Any, name: str, cells: list[Node]) -> bool:
