@@ -469,7 +469,8 @@ class Teacher(nn.Module):
         object.__setattr__(self, "teacher", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.teacher if self.teacher and not self.training else self.net)(x)
+        made: Tensor = (self.teacher if self.teacher and not self.training else self.net)(x)
+        return made
 
 
 def average(model: nn.Module, step: int) -> None:

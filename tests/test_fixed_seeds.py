@@ -211,13 +211,17 @@ def test_a_seed_may_be_of_any_kind_and_is_never_compared() -> None:
     assert float(np.random.rand()) == expected
 
 
-def forked_net() -> nn.Module:
+def forked_net(seed: int = 5) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
+        torch.manual_seed(seed)
         noise = torch.randn(2)
     layers = net()
     layers.register_buffer("noise", noise)
     return layers
+
+
+def test_the_commonest_seed_in_a_fork_is_not_warned_of() -> None:
+    assert not any("seed" in warning for warning in check_task(task(model=lambda: forked_net(0)), CPU, 8))
 
 
 def test_a_seed_that_is_put_back_fixes_nothing_outside() -> None:
