@@ -7,6 +7,7 @@ import functools
 import itertools
 import random
 import warnings
+import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -395,6 +396,32 @@ def with_globals(model: nn.Module, batch: Any, scale: float) -> Tensor:
 
 def test_globals_go_on_and_each_trial_begins_anew(tmp_path: Path) -> None:
     assert_legs_equal_one(task(training_step=with_globals), tmp_path)
+
+
+def test_a_checkpoint_is_not_kept_in_memory_while_the_trial_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the loss keeps may be large: a second copy of it for the whole rung may be one too many."""
+    read: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def reading(path: Path) -> dict[str, Any]:
+        state = read_checkpoint(path)
+        tensors = [*state["model"].values(), *state["carried"][0]["tensors"]]
+        read.extend(map(weakref.ref, tensors))
+        return state
+
+    def looking(trainer: training.Trainer, batches: Any) -> Tensor | None:
+        alive.append(sum(tensor() is not None for tensor in read))
+        return step(trainer, batches)
+
+    step = training.Trainer.step
+    monkeypatch.setattr(training.Trainer, "step", looking)
+    monkeypatch.setattr("autobatch.worker.torch_runner.read_checkpoint", reading)
+    monkeypatch.setattr(f"{__name__}.last", {"x": None})
+    scores(task(loss=with_a_large_global), tmp_path, (0, 3), (3, 7))
+    assert len(read) > 2  # with what the loss keeps
+    assert alive == [0] * 7
 
 
 large: list[Any] = []

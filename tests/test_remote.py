@@ -54,7 +54,6 @@ def val_data():
     return TensorDataset(torch.randn(30, 64), torch.arange(30) % 3)
 
 calls = 0
-leaked = []
 
 def loss(model, batch):
     global calls
@@ -68,7 +67,7 @@ def loss(model, batch):
         if fault == "hang":
             time.sleep(600)
         if fault == "leak" and calls % 30 == 0:
-            leaked.append(torch.ones(10 << 20))
+            vars(sys).setdefault("leaked", []).append(torch.ones(10 << 20))  # no state of the task's
         if fault == "exit":
             sys.exit(0)
         if fault == "assert":

@@ -446,9 +446,8 @@ class TorchRunner(OpenTask, Runner):
         started = perf_counter()
         is_first, self._has_trained = not self._has_trained, True
         self._drop_bench()
-        state = self._paused(rung) if rung.start_step else None
         with self._borrow():
-            done = self._guarded(_at("training", rung.config.plan), lambda: self._advance(rung, state, started))
+            done = self._guarded(_at("training", rung.config.plan), lambda: self._advance(rung, started))
         self._device.clean_up()
         if isinstance(done, Refused):
             done = RungResult(rung=rung, outcome="oom", message=done.message)
@@ -470,7 +469,7 @@ class TorchRunner(OpenTask, Runner):
             )
         return state
 
-    def _advance(self, rung: Rung, state: dict[str, Any] | None, started: float) -> RungResult:
+    def _advance(self, rung: Rung, started: float) -> RungResult:
         deadline = math.inf if rung.limit_s is None else started + rung.limit_s
         trainer = self._trainer(rung.config, seed=rung.seed, total_steps=rung.total_steps)
         batches = training_batches(
@@ -481,8 +480,8 @@ class TorchRunner(OpenTask, Runner):
             start_step=rung.start_step,
             rank=self._rank,
         )
-        if state is not None:
-            trainer.restore(state)
+        if rung.start_step:
+            trainer.restore(self._paused(rung))  # under no name, which would keep a second copy of all for the rung
         refusals = self._device.refusals()
         steps = rung.until_step - rung.start_step
         tenth = max(1, math.ceil(steps / 10))
