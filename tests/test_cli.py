@@ -204,12 +204,13 @@ def test_an_interrupt_before_anything_was_found_says_so(tmp_path: Path, number: 
     assert stderr.rstrip().endswith("autobatch: interrupted, before anything was found")
 
 
-# Batch 2 is run in a moment; the next does not come to its end, and says when it begins.
+# Batch 2 is run in a moment; the next does not come to its end, and says when it begins. The check of the task, which
+# comes before any size is tried, runs four samples at most.
 STUCK = """
 import sys, time
 
 def loss(model, batch):
-    if len(batch[0]) > 2:
+    if len(batch[0]) > 4:
         print("stuck at", len(batch[0]), file=sys.stderr, flush=True)
         time.sleep(900)
     return nn.functional.cross_entropy(model(batch[0]), batch[1])

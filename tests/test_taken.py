@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -99,6 +99,7 @@ def test_what_was_refused_and_what_was_tried_then_is_told() -> None:
     ceiling=st.integers(64, 5000),
     prove=st.booleans(),
 )
+@example(rule=Rule(multiple_of=2, least=3), ceiling=206, prove=False)  # multiples of 3 take 48 and not 2 either
 def test_any_rule_ends_the_search_with_a_size_that_it_takes(rule: Rule, ceiling: int, prove: bool) -> None:
     own = 32 if rule.power_of_two else 48
     answer, asked = find(rule.takes, ceiling, own, prove=prove)

@@ -18,7 +18,7 @@ from ..errors import TaskError, first_line
 from ..plan import Measurement, MemoryLimit, Plan, Prober
 from ..units import format_size
 from .allowance import Allowance
-from .taken import Rule, rule_for
+from .taken import Rule, rule_for, rules_for
 
 # While no size is known not to fit, the next one aims at `_AIMS[i]` of the budget, where i counts the `_STAGES` that
 # the peak has reached. Assumed: they leave room for a bend or a cliff above the last probe, and benchmarks/max_batch.py
@@ -206,12 +206,18 @@ class Search:
         return max(self.allowance.most(self.probes), self.own)
 
     def _doubted(self, low: int, high: int | None) -> int | None:
-        """The next size up that only a rule that we have guessed leaves out; None where there is none."""
+        """The next size up that the guessed rule alone leaves out; None where there is none.
+
+        That is the next one, as the task may go by no rule that we know; then the next of each other rule that agrees
+        with what was taken and refused. Each of those that the task refuses refutes a rule, so that they are few.
+        """
         if self.rule is None or self.allowance is not None:
             return None
-        size = self.asked.above(low)
-        is_inside = size <= self.asked.ceiling and (high is None or size < high)
-        return size if is_inside and size not in self.refused else None
+        others = [self.asked.narrowed(rule) for rule in rules_for(self.took, set(self.refused))]
+        doubted = {size for sizes in others if sizes is not None and (size := sizes.above(low)) <= sizes.ceiling}
+        doubted |= {self.asked.above(low)} - self.refused.keys()
+        most = self.asked.ceiling if high is None else high - 1
+        return min((size for size in doubted if size <= most), default=None)
 
     def ends_with_task(self, size: int) -> bool:
         """Whether it is the task that takes no larger size."""

@@ -47,16 +47,21 @@ class Rule:
 
 
 def rule_for(took: Set[int], refused: Set[int]) -> Rule | None:
-    """The first rule, of those that people have for batches, that takes all of `took` and none of `refused`.
+    """The likeliest of the `rules_for` these sizes; None where there is none."""
+    return next(rules_for(took, refused), None)
 
-    Tried in this order: a least size; multiples of what divides all that was taken, from small to large; powers of two;
-    the same with a most size. A rule that is wrong is refuted by the next size that it makes us try.
+
+def rules_for(took: Set[int], refused: Set[int]) -> Iterator[Rule]:
+    """The rules, of those that people have for batches, that take all of `took` and none of `refused`.
+
+    In this order: multiples of what divides all that was taken, from small to large; powers of two; the same with a
+    least size, with a most size, with both. A size that one rule takes and another does not refutes one of them.
 
     Args:
         took: sizes that ran; one at least.
         refused: sizes at which the task raised an error of its own.
     """
-    return next((rule for rule in _rules(took, refused) if _agrees(rule, took, refused)), None)
+    return (rule for rule in _rules(took, refused) if _agrees(rule, took, refused))
 
 
 def _agrees(rule: Rule, took: Set[int], refused: Set[int]) -> bool:
