@@ -527,7 +527,7 @@ def test_a_bug_in_the_task_is_the_users_error_not_a_limit(opened: Callable[..., 
 
 
 def test_a_task_that_exits_by_itself_does_not_end_us(opened: Callable[..., RemoteRunner]) -> None:
-    with pytest.raises(TaskError, match=r"SystemExit(.|\n)*model.py"):
+    with pytest.raises(TaskError, match=r"it called sys\.exit\(0\)(.|\n)*model\.py"):
         opened("exit").advance(rung())
 
 

@@ -209,3 +209,16 @@ def test_the_state_of_the_generators_survives_a_safe_load(tmp_path: object) -> N
     expected = (*draw_all(), random.gauss(0, 1), float(np.random.randn()))
     set_rng_state(torch.load(path, weights_only=True))
     assert (*draw_all(), random.gauss(0, 1), float(np.random.randn())) == expected
+
+
+def test_a_tensor_whose_storage_was_freed_is_left_as_it_is() -> None:
+    """As FSDP keeps the gathered parameters of a model that waits for its next step: shapes without memory."""
+    model = nn.Linear(2, 2)
+    model.gathered, model.count, model.shape = torch.ones(1000), 1, torch.Size([2, 3])
+    model.gathered.untyped_storage().resize_(0)
+    with preserve(model):
+        model.count, model.shape = 2, None
+    assert model.count == 1
+    assert model.shape == torch.Size([2, 3])
+    assert model.gathered.shape == (1000,)
+    assert model.gathered.untyped_storage().nbytes() == 0

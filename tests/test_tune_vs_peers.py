@@ -51,7 +51,8 @@ def test_a_method_that_fails_has_ended_with_the_baseline(
     versus: Any, field: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     baseline = versus.run(field, "baseline", 1, 2)
-    untrainable = versus.Answer(task=field.task, config=Config(plan=Plan(batch_size=8), lr=-1.0))
+    negative = replace(field.task, optimizer=lambda model, lr: torch.optim.SGD(model.parameters(), -lr))
+    untrainable = versus.Answer(task=negative, config=Config(plan=Plan(batch_size=8), lr=1.0))
     for fails, why in {out_of_luck: "NoValidResult: nothing", lambda *_: untrainable: "ValueError: Invalid"}.items():
         monkeypatch.setitem(versus.METHODS, "Prodigy", (fails, None))
         row = versus.run(field, "Prodigy", 1, 2)

@@ -96,7 +96,8 @@ def test_a_training_that_the_budget_cannot_pay_for_is_extrapolated_to(
     train_time_s: float | None, is_longer: bool, tmp_path: Path
 ) -> None:
     runner = SimRunner()
-    settings = TuneSettings(name="simulated", budget_s=300.0, train_time_s=train_time_s)
+    # Without a limit a training of half a second makes hundreds of trials, and each decision looks at all of them.
+    settings = TuneSettings(name="simulated", budget_s=300.0, train_time_s=train_time_s, max_trials=24)
     state = RunState(created="2026-01-02T03:04:05+00:00", settings=settings)
     with RunFolder.made(tmp_path, "simulated") as folder:
         report = _Tune(runner, Ledger(300.0, clock=runner.clock), lambda _: None, folder, state).run()

@@ -10,7 +10,6 @@ model's answer is a tensor of class scores, or an object with `logits` and, wher
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -131,9 +130,10 @@ def _are_classes(labels: Tensor | None) -> bool:
 
 def _zero_of_nothing(mean: Tensor, labels: Tensor | None, *, is_of_next: bool) -> Tensor:
     """The mean, or zero where no label counts: torch's is nan then, though its gradients are zero."""
-    if not _are_classes(labels) or (mean.device.type == "cpu" and not math.isnan(mean.item())):
-        return mean  # a look at the value takes a microsecond; on other devices it would wait for all that is queued
+    if not _are_classes(labels):
+        return mean
     assert labels is not None
+    # Without a look at the values, which would wait for all that is queued on a GPU, and which vmap does not allow.
     counted = (labels[:, 1:] if is_of_next else labels) != IGNORED
     return torch.where(counted.any(), mean, 0.0)
 

@@ -217,7 +217,7 @@ class Writer:
     def _tensor(self, value: Tensor) -> Node:
         if type(value) not in (Tensor, nn.Parameter, nn.Buffer) or value.device.type == "meta":
             return self._leave(value)  # what a subclass holds is its own affair
-        if value.layout is torch.strided and value.nbytes > self._largest:
+        if value.layout is torch.strided and (value.nbytes > self._largest or not _has_its_memory(value)):
             return self._leave(value)
         form = [type(value).__name__, value.requires_grad, value.device.type]
         if self._tensors == "sum":
@@ -238,6 +238,16 @@ class Writer:
         if self._tensors == "copy":
             self.record.originals = self._alive
         return self.record
+
+
+def _has_its_memory(tensor: Tensor) -> bool:
+    """Whether a strided tensor may be read: FSDP frees the storage of those nobody uses, and leaves their shapes."""
+    if tensor.numel() == 0:
+        return True
+    last = tensor.storage_offset() + sum(
+        (n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    return tensor.untyped_storage().nbytes() >= (last + 1) * tensor.element_size()
 
 
 class Reader:
@@ -295,7 +305,8 @@ class Reader:
         fits = isinstance(current, tuple) and len(current) == len(rest[1])
         hints = current if fits else itertools.repeat(_MISSING)
         items = [self._item(item, hint) for item, hint in zip(rest[1], hints, strict=False)]
-        made = tuple.__new__(_class(*rest[0]), items)
+        kind_of = _class(*rest[0])
+        made = torch.Size(items) if kind_of is torch.Size else tuple.__new__(kind_of, items)
         same = type(current) is type(made) and len(current) == len(made) and all(map(operator.is_, current, made))
         return current if same else made
 
@@ -461,7 +472,14 @@ def _is_python_object(value: Any) -> bool:
     top = (kind.__module__ or "").partition(".")[0]
     if top in _STANDARD or isinstance(value, types.ModuleType) or not kind.__flags__ & _HEAP_TYPE:
         return False
+    if is_of_wrapper(kind):
+        return False
     return _made_by_object(kind) and (hasattr(value, "__dict__") or bool(_slots(kind)))
+
+
+def is_of_wrapper(kind: type) -> bool:
+    """Whether it is part of what torch puts around a model to share it: groups, buckets, buffers; nobody's state."""
+    return (kind.__module__ or "").startswith(("torch.distributed", "torch.nn.parallel"))
 
 
 def _made_by_object(kind: type) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .object_state import OF_EVERY_MODULE, attributes, cell_content, delete_attribute, set_attribute
+from .object_state import OF_EVERY_MODULE, attributes, cell_content, delete_attribute, is_of_wrapper, set_attribute
 from .task_file import is_users
 
 ABSENT: Any = object()
@@ -77,6 +77,8 @@ def names_of_model(model: nn.Module) -> dict[str, Any]:
 def places_of_model(model: nn.Module) -> Iterator[tuple[str, Place]]:
     """The plain attributes of all of its modules."""
     for path, module in model.named_modules():
+        if is_of_wrapper(type(module)):
+            continue
         for name in list(module.__dict__):
             if name not in OF_EVERY_MODULE and name not in ("_parameters", "_buffers", "_modules", "training"):
                 told = f"`{type(module).__name__}.{name}`{f' of {path}' if path else ''}"
