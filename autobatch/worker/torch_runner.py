@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..checkpoints import checkpoint_path, forget_checkpoints
@@ -161,7 +162,9 @@ class TorchRunner(OpenTask, Runner):
         Raises:
             torch.OutOfMemoryError: it left fewer gradients than a step on a few samples does.
         """
-        if self._group is not None:  # the others would wait for a rank that takes steps by itself
+        # The others would wait for a rank that takes steps by itself; and the gradients of a model that its user has put
+        # into DDP or FSDP are written where nobody sees it, in buckets and shards.
+        if self._group is not None or (dist.is_available() and dist.is_initialized()):
             return bench.step(cycle([batch]))
         with bench.gradients.exactly():
             loss = bench.step(cycle([batch]))
