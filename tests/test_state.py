@@ -213,7 +213,7 @@ def test_the_state_of_the_generators_survives_a_safe_load(tmp_path: object) -> N
 
 def test_a_tensor_whose_storage_was_freed_is_left_as_it_is() -> None:
     """As FSDP keeps the gathered parameters of a model that waits for its next step: shapes without memory."""
-    model = nn.Linear(2, 2)
+    model: Any = nn.Linear(2, 2)
     model.gathered, model.count, model.shape = torch.ones(1000), 1, torch.Size([2, 3])
     model.gathered.untyped_storage().resize_(0)
     with preserve(model):

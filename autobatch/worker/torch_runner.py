@@ -162,7 +162,7 @@ class TorchRunner(OpenTask, Runner):
         Raises:
             torch.OutOfMemoryError: it left fewer gradients than a step on a few samples does.
         """
-        # The others would wait for a rank that takes steps by itself; and the gradients of a model that its user has put
+        # The others would wait for a rank that takes steps by itself; the gradients of a model that the user has put
         # into DDP or FSDP are written where nobody sees it, in buckets and shards.
         if self._group is not None or (dist.is_available() and dist.is_initialized()):
             return bench.step(cycle([batch]))
