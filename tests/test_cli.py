@@ -403,7 +403,7 @@ def test_a_broken_task_is_refused_with_what_is_wrong(file: str, message: str, tm
         (["report", "any.json", "--markdown", "--output", "out.md"], "--markdown prints Markdown alone"),
         (["report", "missing.json"], "missing.json cannot be read"),
         (["tune", MINIMAL, "--warm-start", "missing.json"], "missing.json cannot be read"),
-        (["tune", MINIMAL, "--budget", "0.1s", "-q"], "How long opening and checking the task.*is not known"),
+        (["tune", MINIMAL, "--budget", "0.1s", "-q"], "It is not known how long opening and checking the task.*takes"),
     ],
 )
 def test_bad_usage_is_refused_before_any_work(arguments: list[Any], message: str, tmp_path: Path) -> None:

@@ -229,6 +229,27 @@ def test_a_crash_above_a_size_that_ran_is_taken_as_too_large_and_said() -> None:
     assert "(invalid configuration argument); it is taken as too large" in answer.assumed[1]
 
 
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_a_step_that_trains_on_less_where_memory_is_short_is_noticed_by_its_peak(share: float) -> None:
+    """As one that catches its out-of-memory and takes the first samples of its batch instead."""
+
+    def peak(batch: int) -> int:
+        whole = 600 * MIB + 10 * MIB * batch
+        return whole if batch <= 650 else 600 * MIB + int(10 * MIB * batch * share)
+
+    answer = find(SimRunner(peak_bytes=peak))
+    assert any("may catch an error" in sentence for sentence in answer.assumed), answer.assumed
+
+
+def test_a_peak_that_wavers_is_no_such_sign() -> None:
+    for shape in (
+        lambda batch: 10 * MIB * batch - 200 * MIB * (batch % 3),
+        lambda batch: MIB * (80 if batch < 9 else 2),
+    ):
+        answer = find(SimRunner(peak_bytes=shape), 4096)
+        assert not any("may catch an error" in sentence for sentence in answer.assumed), answer.assumed
+
+
 def test_a_loss_that_is_not_finite_leaves_the_memory_measured() -> None:
     def overflow(plan: Plan, verdict: bool, said: Measurement) -> Measurement:
         return replace(said, outcome="nonfinite")

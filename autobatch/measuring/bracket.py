@@ -33,6 +33,7 @@ _SLOW_STEPS, _SLOW_GROWTH = (
     3,
     0.005,
 )  # assumed: free steps below a doubling, then growth of at least 0.5 %, 1 %, 2 %, ...
+_FALL = 0.75  # assumed: no choice of another algorithm by a library spares a quarter of all that a step needs
 _NOTICED = 0.01  # assumed: a change of what other processes hold, as a share of the budget, that is worth a sentence
 _SHRINK = 4  # assumed: factor between steps down from a size that failed without telling its peak
 # Sizes that a task may refuse before its error is taken to be about something else: for each doubling up to the
@@ -239,6 +240,7 @@ class Search:
         if self.rule is not None:
             why = first_line(self.refused[max(self.refused)])
             yield f"the task does not take every batch size ({why}): only {self.rule.describe()} were tried after that"
+        yield from self._of_a_fall()
         others = [probe.others_bytes for probe in self.probes if probe.others_bytes is not None]
         noticed = _NOTICED * self.limit.budget_bytes
         if others and max(others) - min(others) <= noticed < max(others):
@@ -248,6 +250,21 @@ class Search:
                 f"other processes held between {format_size(min(others))} and {format_size(max(others))} of the device "
                 "while it was searched: the answer is for what they left"
             )
+
+    def _of_a_fall(self) -> Iterable[str]:
+        """Where a size needed much less than a smaller one that filled most of the memory: did it run whole?"""
+        most, most_at = 0, 0
+        for size, peak in sorted(self.peaks.items()):
+            if not self.fitting.get(size):
+                continue
+            if 2 * most > self.limit.budget_bytes and peak < _FALL * most:
+                yield (
+                    f"the peak fell from {format_size(most)} at batch size {most_at} to {format_size(peak)} at {size}: "
+                    "the step may catch an error, such as too little memory, and train on part of a batch"
+                )
+                return
+            if peak > most:
+                most, most_at = peak, size
 
     def _run(self, size: int, *, verdict: bool) -> None:
         try:
