@@ -67,16 +67,17 @@ _LIMITED_CPU_FRAGMENTS = (
 # Within a longer message the same words are of a lock that another process holds, or of a pipe that is empty.
 _NO_THREAD = "Resource temporarily unavailable"
 
+# oneDNN has no such operation for this processor and these types: an LSTM in bfloat16 without AVX-512, in float16 with
+# most. A descriptor takes next to no memory: under 400 limits from 0 to 4 MiB of free room (measured, torch 2.13) a
+# convolution, a product, an LSTM and a GRU said "could not create a primitive" 116 times, and never this.
+_UNSUPPORTED = "could not create a primitive descriptor"
+
 # Longer messages that one of the fragments above begins or is a part of, and that mean something else.
 _LOOK_ALIKES = (
-    # oneDNN has no such operation for this processor and these types: an LSTM in bfloat16 without AVX-512, in float16
-    # with most. A descriptor takes next to no memory: under 400 limits from 0 to 4 MiB of free room (measured, torch
-    # 2.13) a convolution, a product, an LSTM and a GRU said "could not create a primitive" 116 times, and never this.
-    re.compile(r"could not create a primitive descriptor"),
+    re.compile(re.escape(_UNSUPPORTED)),
     # NCCL could not allocate because another call had failed before, whose reason it gives.
     re.compile(r"Cuda failure (?:\d+ )?'(?!out of memory)[^']*'.*Failed to CUDA \w+", re.DOTALL),
 )
-_UNSUPPORTED = "could not create a primitive descriptor"
 
 
 # After these, all further work of the process on the device ends in the same error, and only a new process gets on
@@ -103,9 +104,8 @@ _LOST_FRAGMENTS = (
 
 # What stands before those words, in the first line: of torch's runtime and driver calls, and of Triton's.
 _LOST_PREFIX = re.compile(r"\s*(?:(?:CUDA|HIP)(?: driver)? error: |Triton Error \[(?:CUDA|HIP)\]: )")
-_NCCL_FAILURE = re.compile(
-    r"Cuda failure (?:\d+ )?'([^']*)'"
-)  # src/include/checks.h, somewhere in torch's DistBackendError
+# NCCL, src/include/checks.h: somewhere in the message of torch's DistBackendError.
+_NCCL_FAILURE = re.compile(r"Cuda failure (?:\d+ )?'([^']*)'")
 
 
 def is_device_lost(error: BaseException) -> bool:
