@@ -249,3 +249,63 @@ def test_a_warm_up_from_a_fixed_rate_beside_a_hook_passes() -> None:
 
     held = Held()
     assert _check(optimizer=held.optimizer, scheduler=scheduler, after_step=_hook(held, lambda lr: lr)) == ()
+
+
+class Frozen(nn.Module):
+    """A model whose body is trained later; it knows its optimizer, as a hook needs it to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+        self.body.requires_grad_(False)
+        self.optimizer: Any = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.head(self.body(x))
+        return scores
+
+
+def _of_head(model: Any, lr: float) -> Optimizer:
+    model.optimizer = Adam(model.head.parameters(), lr)
+    return model.optimizer  # type: ignore[no-any-return]
+
+
+def _thaw(model: Any, step: int) -> None:
+    model.body.requires_grad_(True)
+    if len(model.optimizer.param_groups) == 1:
+        model.optimizer.add_param_group({"params": list(model.body.parameters())})
+
+
+def _step_and_thaw(model: Any, batch: Any, scale: float) -> None:
+    _thaw(model, 0)
+    (nn.functional.cross_entropy(model(batch[0]), batch[1]) * scale).backward()
+
+
+@pytest.mark.parametrize("when", [{"after_step": _thaw}, {"training_step": _step_and_thaw}], ids=["hook", "step"])
+@pytest.mark.parametrize(
+    ("scheduler", "what"),
+    [
+        (lambda o, total: schedules.OneCycleLR(o, _lr(o), total_steps=total), "OneCycleLR failed (KeyError: 'init"),
+        (lambda o, total: schedules.LambdaLR(o, lambda step: 1 - step / total), "LambdaLR failed (ValueError: zip()"),
+        (
+            lambda o, total: schedules.SequentialLR(o, [schedules.LambdaLR(o, lambda step: 1.0)] * 2, [5]),
+            "SequentialLR failed (ValueError: zip()",
+        ),
+    ],
+    ids=["one cycle", "lambda", "sequential"],
+)
+def test_a_group_that_its_schedule_does_not_know_is_refused_with_the_remedy(
+    when: Any, scheduler: Any, what: str
+) -> None:
+    with pytest.raises(TaskError, match=rf"{re.escape(what)}.*group was added after it.* Leave out add_param_group"):
+        _check(model=Frozen, optimizer=_of_head, scheduler=scheduler, **when)
+
+    def thaw(model: Any, step: int) -> None:
+        model.body.requires_grad_(True)
+
+    _check(model=Frozen, optimizer=lambda m, lr: Adam(m.parameters(), lr), scheduler=scheduler, after_step=thaw)
+
+
+def test_a_group_that_its_schedule_has_no_need_to_know_passes() -> None:
+    cosine = schedules.CosineAnnealingLR
+    assert _check(model=Frozen, optimizer=_of_head, scheduler=cosine, after_step=_thaw) == ()

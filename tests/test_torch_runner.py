@@ -218,6 +218,26 @@ def test_a_range_test_leaves_the_rate_of_a_group_that_has_its_own_and_says_that_
         seen.clear()
 
 
+def test_a_range_test_leaves_a_group_that_a_hook_adds(tmp_path: Path) -> None:
+    made: list[torch.optim.Optimizer] = []
+
+    def optimizer(model: Any, lr: float) -> torch.optim.Optimizer:
+        made.append(torch.optim.SGD(model[-1].parameters(), lr=lr))
+        return made[-1]
+
+    def after_step(model: Any, step: int) -> None:
+        if step == 2:
+            made[-1].add_param_group({"params": list(model[0].parameters()), "lr": 0.5})
+
+    runner = opened("cpu", tmp_path, optimizer=optimizer, after_step=after_step)
+    try:
+        swept = runner.sweep_lr(Plan(batch_size=8), lowest=1e-4, highest=1e-3, steps=6, seed=0)
+    finally:
+        runner.close()
+    assert len(swept.losses) == 6
+    assert [group["lr"] for group in made[-1].param_groups] == [pytest.approx(1e-3), 0.5]
+
+
 def test_loader_compute_and_step_are_timed_apart(cpu: TorchRunner) -> None:
     timed = cpu.time(Plan(batch_size=16), budget_s=0.5)
     assert len(timed.step_s) >= 3

@@ -205,6 +205,26 @@ def test_the_schedule_takes_one_step_an_optimizer_step() -> None:
     assert trained.optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
 
 
+def test_a_group_that_is_added_late_is_the_schedules_affair_and_the_remedy_is_told() -> None:
+    user = task(scheduler=lambda optimizer, total: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0))
+    trained = trainer(user, Plan(batch_size=8))
+    stream = batches(user, Plan(batch_size=8))
+    trained.step(stream)
+    trained.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    with pytest.raises(TaskError, match=r"^LambdaLR failed .* Leave out add_param_group\(\)"):
+        trained.step(stream)
+
+
+def test_a_schedule_that_fails_by_itself_is_not_blamed_on_a_group() -> None:
+    class Fails:
+        def step(self) -> None:
+            raise KeyError("of its own")
+
+    user = task(scheduler=lambda optimizer, total: Fails())
+    with pytest.raises(KeyError, match="of its own"):
+        trainer(user, Plan(batch_size=8)).step(batches(user, Plan(batch_size=8)))
+
+
 def test_the_escape_hatch_does_forward_and_backward_itself() -> None:
     def training_step(model: nn.Module, batch: Any, scale: float) -> Tensor:
         x, y = batch

@@ -22,7 +22,7 @@ from ..tasks.task import Task
 from .check_data import Findings
 from .made import names_of, not_a_schedule
 from .modes import to_train
-from .rates import following, held_by
+from .rates import following, held_by, of_groups
 
 # Resolution of the schedule's dry run. Assumed: a warm-up of 0.1 % of training is still seen.
 DRY_RUN_STEPS = 1000
@@ -212,6 +212,7 @@ def _held_in_the_end(
 ) -> tuple[float, ...]:
     """What the optimizer holds at the last of a few steps, taken as the trainer takes them; notes who wrote rates."""
     schedule = task.scheduler(optimizer, DRY_RUN_STEPS) if task.scheduler is not None else None
+    groups = len(optimizer.param_groups)
     # As the trainer does: an object is the trial's own.
     hook = copy.deepcopy(task.after_step) if hasattr(task.after_step, "state_dict") else task.after_step
 
@@ -233,7 +234,8 @@ def _held_in_the_end(
         to_train(optimizer)
         watched("optimizer.step()", optimizer.step)
         if schedule is not None:
-            schedule.step()
+            with of_groups(optimizer, schedule, groups):
+                schedule.step()
         optimizer.zero_grad(set_to_none=True)
         if hook is not None:
             watched("after_step(model, step)", partial(hook, model, step))

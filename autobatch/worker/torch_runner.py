@@ -426,7 +426,8 @@ class TorchRunner(OpenTask, Runner):
 
         def loss_at(lr: float) -> float | None:
             nonlocal has_trained
-            for group, share in zip(trainer.optimizer.param_groups, groups, strict=True):
+            # One that a hook has added since keeps the rate that it came with.
+            for group, share in zip(trainer.optimizer.param_groups, groups, strict=False):
                 if share is not None:
                     group["lr"] = lr * share
             try:

@@ -35,7 +35,7 @@ from .carried_state import Carried, cannot_be_kept, objects_of, plain_of
 from .data_parallel import DataParallel
 from .gradients import clip_norm, gradients_of, multiply, sparse_parameters, total_norm, zero_gradient
 from .modes import judged, to_train
-from .rates import following, held_by
+from .rates import following, held_by, of_groups
 from .shares import Shares, weight_of
 from .swallowed import GradientWatch
 
@@ -92,6 +92,7 @@ class Trainer:
         self.optimizer = task.optimizer(self.model, config.lr)
         to_train(self.optimizer)
         self.scheduler = task.scheduler(self.optimizer, total_steps) if task.scheduler else None
+        self._scheduled_groups = len(self.optimizer.param_groups)
         self.scaler = torch.amp.GradScaler(device.type) if config.plan.precision == "fp16" else None
         # A stateful hook (an EMA copy) belongs to one trial; a plain function is shared as it is.
         stateful = hasattr(task.after_step, "state_dict")
@@ -266,7 +267,8 @@ class Trainer:
             stepped = scaler.get_scale() >= scale  # a shrinking scale means that the step was skipped
         # The schedule counts the steps that were taken; torch warns when it runs ahead of the optimizer.
         if self.scheduler is not None and stepped:
-            self.scheduler.step()
+            with of_groups(self.optimizer, self.scheduler, self._scheduled_groups):
+                self.scheduler.step()
             self.scheduler_steps += 1
         self.optimizer.zero_grad(set_to_none=True)
         if self.after_step is not None:
