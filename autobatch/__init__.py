@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from .api import find_lr as find_lr
     from .api import find_max_batch as find_max_batch
     from .api import profile as profile
     from .api import tune as tune
+    from .core.plan import Plan as Plan
     from .errors import AutobatchError as AutobatchError
     from .guarding.guard import oom_safe as oom_safe
     from .measuring.memory import MaxBatch as MaxBatch
-    from .plan import Plan as Plan
     from .reports.report import Report as Report
     from .tasks.task import Task as Task
     from .tasks.task import load_task as load_task
 
-__version__ = "0.1.0"
-
 _HOMES = {
     "AutobatchError": "errors",
     "MaxBatch": "measuring.memory",
-    "Plan": "plan",
+    "Plan": "core.plan",
     "Report": "reports.report",
     "Task": "tasks.task",
     "find_lr": "api",

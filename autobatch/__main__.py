@@ -2,8 +2,8 @@
 
 from typing import NoReturn
 
-from .cli import main as run
-from .commands.exits import leave
+from .cli.app import main as run
+from .cli.exits import leave
 
 
 def main() -> NoReturn:

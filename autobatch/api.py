@@ -14,21 +14,42 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from . import __version__
-from .arm import Arm, parse_arms
-from .bench import BenchSettings, begun, chosen_models, default_arms, default_memory_limit, run_bench
-from .bench_file import file_for, folder_for
-from .engines.ranks import Place, Ranks, in_process_group
-from .engines.worker_log import kept_short
+from ._version import __version__
+from .bench.file import file_for, folder_for
+from .bench.run import (
+    BenchSettings,
+    begun,
+    chosen_models,
+    default_arms,
+    default_memory_limit,
+    run_bench,
+)
+from .bench.standard_models import standard_models
+from .core.compute_mode import Arm, parse_arms
+from .core.files import check_writable, make_folder
+from .core.plan import Mode, Plan, Precision
+from .core.progress import Listener, Progress, nobody
+from .core.runner import Prober, Runner
+from .core.units import (
+    format_duration,
+    format_lr,
+    parse_duration,
+    parse_size,
+)
+from .engines.opening import (
+    counts_memory,
+    device_of,
+    open_spec,
+    open_task,
+    spec_for,
+)
+from .engines.processes.worker_log import kept_short
+from .engines.ranks.agreement import Place, Ranks, in_process_group
 from .errors import SettingError, TaskError
-from .files import check_writable, make_folder
 from .measuring.arms import ArmProfile, profile_arm
 from .measuring.learning_rate import LrCurve, find_lr_curve
 from .measuring.memory import MaxBatch
 from .measuring.throughput import Objective, ThroughputCurve
-from .opening import counts_memory, device_of, open_spec, open_task, spec_for
-from .plan import Mode, Plan, Precision, Prober, Runner
-from .progress import Listener, Progress, nobody
 from .reports.bench_report import BenchReport
 from .reports.report import Report
 from .runs.conditions import conditions_of_settings
@@ -38,11 +59,9 @@ from .runs.settings import Earlier, Engine, TuneSettings
 from .searching.storage_url import check_url, shown_url, shown_words
 from .searching.trials import Search
 from .simulated.recording import Recorder
-from .stages import check_max_batch_size, max_batch_of, profile_of
-from .standard import standard_models
 from .tasks.task_sources import source_hashes
-from .tuning import run_tune
-from .units import format_duration, format_lr, parse_duration, parse_size
+from .tuning.pipeline import run_tune
+from .tuning.stages import check_max_batch_size, max_batch_of, profile_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -144,7 +163,7 @@ def find_max_batch(
 
     opened: Callable[..., AbstractContextManager[tuple[Prober, Plan, tuple[str, ...]]]] = open_here
     if in_process_group():
-        from .engines.together import opened_on_all_ranks  # torch is there, or there would be no group
+        from .engines.ranks.together import opened_on_all_ranks  # torch is there, or there would be no group
 
         settings = (
             f"{mode=}, {max_batch_size=}, {multiple_of=}, {power_of_two=}, {accumulation_steps=}, {prove=}, {soak=}"

@@ -32,13 +32,14 @@ import torch
 from replay import curve_of
 from stacked import EVAL_BATCH, Scores, train_stacked
 
+from autobatch.core.plan import Config, Plan
+from autobatch.core.segment import Rung
+from autobatch.core.units import parse_duration
 from autobatch.devices import open_device
 from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.throughput import ThroughputCurve
-from autobatch.plan import Config, Plan, Rung
 from autobatch.searching.trials import Ladder, scale, total_steps
 from autobatch.tasks.task import load_task
-from autobatch.units import parse_duration
 from autobatch.worker.torch_runner import TorchRunner
 
 RUNGS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)

@@ -16,10 +16,11 @@ from typing import Any
 
 from provenance import about
 
+from autobatch.core.measurement import Measurement
+from autobatch.core.plan import Plan
 from autobatch.devices.environment import default_threads
 from autobatch.engines.group import open_workers
 from autobatch.engines.served import RunnerSpec
-from autobatch.plan import Measurement, Plan
 
 MODELS = Path(__file__).parent / "models"
 

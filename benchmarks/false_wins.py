@@ -25,8 +25,8 @@ from pathlib import Path
 
 from provenance import about
 
-from autobatch.files import write_json
-from autobatch.plan import Config, Plan
+from autobatch.core.files import write_json
+from autobatch.core.plan import Config, Plan
 from autobatch.searching.confirmation import judge, leads_clearly, next_seed_for
 from autobatch.searching.trials import Role, Trial
 

@@ -37,12 +37,13 @@ from kills import TARGETS as RESUME_TARGETS
 from kills import Kill, kills
 from provenance import about
 
+from autobatch.core.measurement import Measurement
+from autobatch.core.plan import Plan
 from autobatch.devices import host_memory
 from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
 from autobatch.errors import AutobatchError
 from autobatch.measuring.memory import find_max_batch_size
-from autobatch.plan import Measurement, Plan
 
 TASK = Path(__file__).parent / "models" / "perceptron.py"
 LIMIT_BYTES = 16 << 20

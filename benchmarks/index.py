@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from autobatch.core.files import write_whole
 from autobatch.errors import ReportError
-from autobatch.files import write_whole
 from autobatch.render.bench_content import bench_document
 from autobatch.render.curves import recommended_point
 from autobatch.render.html import to_html

@@ -39,12 +39,12 @@ from typing import Any
 import optuna
 from replay import mean_of, searched
 
-from autobatch.plan import Config, Plan
+from autobatch.core.plan import Config, Plan
+from autobatch.core.units import parse_duration
 from autobatch.searching.long_run import look_ahead
 from autobatch.searching.search import Ladder, SearchResult, SearchSettings
 from autobatch.searching.trials import oriented
 from autobatch.simulated.replay import ReplayRunner
-from autobatch.units import parse_duration
 
 CUT = 1 / 4  # the share of a table's schedule that stands for T
 EQUIVALENTS = 16

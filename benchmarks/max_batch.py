@@ -30,8 +30,9 @@ from typing import Any
 
 from simulated_memory import CAPACITY, CASES, CEILING, MONOTONE, SHAPES, Result, Shape, largest_safe
 
+from autobatch.core.measurement import Measurement
+from autobatch.core.plan import Plan
 from autobatch.measuring.memory import find_max_batch_size
-from autobatch.plan import Measurement, Plan
 from autobatch.simulated.sim import SimRunner, sim_facts
 
 HEADROOM = 0.05

@@ -27,13 +27,15 @@ from statistics import median
 
 from provenance import about
 
+from autobatch.core.measurement import Measurement
+from autobatch.core.plan import Plan
+from autobatch.core.runner import Runner
+from autobatch.core.units import parse_size
 from autobatch.devices.environment import count_exactly, default_threads, worker_environment
 from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
 from autobatch.measuring.bracket import fits
 from autobatch.measuring.memory import find_max_batch_size
-from autobatch.plan import Measurement, Plan, Runner
-from autobatch.units import parse_size
 
 MODELS = ("resnet", "gpt", "lstm", "contrastive", "ragged")
 LIMIT = "128MiB"  # one for all: answers are in the hundreds, and a step is well below a second on an idle machine

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from autobatch.standard import standard_models
+from autobatch.bench.standard_models import standard_models
 
 MODELS = ("resnet50", "vit_b16", "gpt2_small")
 PRECISIONS = ("fp32", "bf16")

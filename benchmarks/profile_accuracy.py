@@ -36,15 +36,17 @@ from typing import Any
 
 from provenance import about
 
+from autobatch.bench.standard_models import standard_models
+from autobatch.core.measurement import Measurement
+from autobatch.core.medians import likely_range
+from autobatch.core.plan import Plan
+from autobatch.core.runner import Runner
+from autobatch.core.units import parse_duration
 from autobatch.devices.environment import default_threads
 from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
 from autobatch.measuring.throughput import ThroughputCurve
-from autobatch.medians import likely_range
-from autobatch.plan import Measurement, Plan, Runner
-from autobatch.stages import profile_of
-from autobatch.standard import standard_models
-from autobatch.units import parse_duration
+from autobatch.tuning.stages import profile_of
 
 ROUNDS = 10
 SPEED, TIME, FIT, AGREE = 0.98, 0.10, 0.05, 0.90

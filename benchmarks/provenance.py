@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from autobatch import __version__
+from autobatch._version import __version__
 from autobatch.devices import host_memory
 from autobatch.devices.environment import default_threads
 

@@ -41,10 +41,11 @@ from typing import Any
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
-from autobatch import __version__
+from autobatch._version import __version__
+from autobatch.core.measurement import Measurement
+from autobatch.core.plan import Config, Plan
 from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.throughput import ThroughputCurve
-from autobatch.plan import Config, Measurement, Plan
 from autobatch.searching.ledger import REPORT_MOST_S, REPORT_SHARE, Ledger
 from autobatch.searching.search import SearchResult, SearchSettings, search
 from autobatch.searching.trials import closest

@@ -29,12 +29,23 @@ from typing import Any
 
 from provenance import about
 
+from autobatch.core.plan import Config, Plan
 from autobatch.measuring.profiling import profile
 from autobatch.measuring.throughput import ThroughputCurve
-from autobatch.plan import Config, Plan
 from autobatch.searching.ledger import Ledger
-from autobatch.searching.search import Event, SearchSettings, StudyRecord, horizon_s, search
-from autobatch.simulated.sim import Landscape, SimCrew, SimRunner, draw
+from autobatch.searching.search import (
+    Event,
+    SearchSettings,
+    StudyRecord,
+    horizon_s,
+    search,
+)
+from autobatch.simulated.sim import (
+    Landscape,
+    SimCrew,
+    SimRunner,
+    draw,
+)
 
 CLOCK_TRIALS, WORK_TRIALS = 16, 64
 TRIAL_S = 60.0  # of a full one, on the virtual clock

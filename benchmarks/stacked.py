@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from autobatch.plan import Plan
+from autobatch.core.plan import Plan
 from autobatch.tasks.data import seed_everything, training_batches, val_loader
 from autobatch.tasks.task import Task
 

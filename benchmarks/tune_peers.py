@@ -27,16 +27,24 @@ import torch
 from torch.utils.data import DataLoader
 
 import autobatch
+from autobatch.core.facts import TaskFacts
+from autobatch.core.measurement import Measurement
+from autobatch.core.plan import Config, Plan
 from autobatch.devices import open_device
 from autobatch.errors import NoValidResult
 from autobatch.measuring.learning_rate import LrCurve, find_lr_curve
 from autobatch.measuring.profiling import profile
 from autobatch.measuring.throughput import ThroughputCurve
-from autobatch.plan import Config, Measurement, Plan, TaskFacts
-from autobatch.searching.trials import Search, Space, space_for, total_steps, warm_starts
+from autobatch.searching.trials import (
+    Search,
+    Space,
+    space_for,
+    total_steps,
+    warm_starts,
+)
 from autobatch.tasks.data import training_batches, val_loader
 from autobatch.tasks.task import Task, load_task
-from autobatch.tuning import sweep_steps
+from autobatch.tuning.pipeline import sweep_steps
 from autobatch.worker.torch_runner import TorchRunner
 from autobatch.worker.training import Trainer
 

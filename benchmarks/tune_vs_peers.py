@@ -51,9 +51,9 @@ import torch
 from provenance import about
 from tune_peers import EQUIVALENTS, FRESH_SEED, LONGER, METHODS, Answer, Field, enter, missing, step_times
 
+from autobatch.core.files import write_json
+from autobatch.core.units import parse_duration
 from autobatch.devices.environment import keep_freed_memory
-from autobatch.files import write_json
-from autobatch.units import parse_duration
 
 TASKS = sorted((Path(__file__).parent / "tasks").glob("[!_]*.py"))
 SCHEMA = 2  # of the JSON file; the first had no number

@@ -24,8 +24,8 @@ from typing import Any
 
 from provenance import about
 
-from autobatch.files import write_json
-from autobatch.units import parse_duration
+from autobatch.core.files import write_json
+from autobatch.core.units import parse_duration
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits.py"
 MOST_OVER = 0.01

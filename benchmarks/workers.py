@@ -21,9 +21,10 @@ from typing import Any
 
 from provenance import about
 
+from autobatch.core.plan import Config, Plan
+from autobatch.core.segment import Rung
 from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
-from autobatch.plan import Config, Plan, Rung
 from autobatch.searching.crew import Several
 
 MODELS = Path(__file__).parent / "models"

@@ -10,9 +10,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from autobatch.arm import Arm
+from autobatch.core.compute_mode import Arm
+from autobatch.core.facts import DeviceInfo
+from autobatch.core.plan import Plan
 from autobatch.measuring.memory import find_max_batch_size
-from autobatch.plan import DeviceInfo, Plan
 from autobatch.reports.bench_report import BenchReport, Cell
 from autobatch.simulated.sim import SimRunner, draw
 

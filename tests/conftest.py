@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from autobatch.engines import processes
+from autobatch.engines.processes import fork_server as processes
 
 from .ready_python import Forked, ReadyPython, Started, Subprocess
 

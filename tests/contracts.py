@@ -9,9 +9,11 @@ from dataclasses import replace
 
 import pytest
 
+from autobatch.core.lr_sweep import blew_up
+from autobatch.core.plan import Config, Plan
+from autobatch.core.runner import Runner
+from autobatch.core.segment import Rung, RungResult
 from autobatch.errors import CheckpointError
-from autobatch.plan import Config, Plan, Rung, RungResult, Runner
-from autobatch.sweep import blew_up
 
 
 class RunnerContract:

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from autobatch.devices.environment import worker_environment
-from autobatch.engines import processes
+from autobatch.engines.processes import fork_server as processes
 
 ROOT = Path(__file__).parents[1]
 _ADDRESS = "AUTOBATCH_TESTS_READY_PYTHON"  # variable: where one listens
@@ -281,7 +281,9 @@ def _run(arguments: list[str]) -> None:
         if not safe:
             sys.path.insert(0, os.getcwd())
         sys.argv = more
-        warnings.filterwarnings("ignore", "'autobatch.engines._worker' found in sys.modules", RuntimeWarning)
+        warnings.filterwarnings(
+            "ignore", "'autobatch.engines.processes.worker_main' found in sys.modules", RuntimeWarning
+        )
         runpy.run_module(more[0], run_name="__main__", alter_sys=True)
     elif what == "-c":
         sys.argv = ["-c", *more[1:]]

@@ -5,14 +5,20 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from autobatch.core.facts import DeviceInfo
+from autobatch.core.plan import Config, Plan
 from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.memory import find_max_batch_size
 from autobatch.measuring.profiling import profile
-from autobatch.plan import Config, DeviceInfo, Plan
 from autobatch.reports.report import Report
 from autobatch.searching.confirmation import ScoreSummary
 from autobatch.searching.ledger import Ledger
-from autobatch.searching.long_run import Forecast, LongRun, LrTrend, Stability
+from autobatch.searching.long_run import (
+    Forecast,
+    LongRun,
+    LrTrend,
+    Stability,
+)
 from autobatch.searching.trials import Trial
 from autobatch.simulated.sim import SimRunner, VirtualClock
 

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch import tuning
+from autobatch.core.facts import TaskFacts
+from autobatch.core.measurement import Measurement
+from autobatch.core.plan import Config, Plan
+from autobatch.core.units import parse_duration
 from autobatch.engines.served import RunnerSpec
 from autobatch.errors import BudgetTooShort, NoValidResult, WorkerTimeout
-from autobatch.plan import Config, Measurement, Plan, TaskFacts
 from autobatch.reports.report import Report
 from autobatch.runs.run_folder import RunFolder, RunState
 from autobatch.runs.settings import TuneSettings
@@ -22,8 +24,8 @@ from autobatch.searching.costs import EQUIVALENTS, horizon_s
 from autobatch.searching.ledger import Ledger, report_reserve_s
 from autobatch.searching.trials import MIN_STEPS
 from autobatch.simulated.sim import SimRunner, sim_facts
-from autobatch.tuning import _Tune
-from autobatch.units import parse_duration
+from autobatch.tuning import pipeline as tuning
+from autobatch.tuning.pipeline import _Tune
 
 
 class Machine(SimRunner):

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autobatch.core.measurement import Measurement
+from autobatch.core.plan import Config, Plan
 from autobatch.measuring.memory import MaxBatch
-from autobatch.plan import Config, Measurement, Plan
 from autobatch.runs.run_folder import RunFolder, RunState
 from autobatch.runs.settings import TuneSettings
 from autobatch.searching.ledger import Ledger
 from autobatch.simulated.sim import SimRunner, sim_facts
-from autobatch.tuning import _Tune
+from autobatch.tuning.pipeline import _Tune
 
 
 def largest(

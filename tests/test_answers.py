@@ -6,9 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.engines.answers import Answer, cause, joined_rung, joined_sweep, joined_times
-from autobatch.errors import AutobatchError, CheckpointError, RankLost, TaskError, WorkerDied, WorkerTimeout
-from autobatch.plan import Config, LrSweep, Measurement, Plan, Rung, RungOutcome, RungResult
+from autobatch.core.measurement import LrSweep, Measurement
+from autobatch.core.plan import Config, Plan
+from autobatch.core.segment import Rung, RungOutcome, RungResult
+from autobatch.engines.ranks.answers import (
+    Answer,
+    cause,
+    joined_rung,
+    joined_sweep,
+    joined_times,
+)
+from autobatch.errors import (
+    AutobatchError,
+    CheckpointError,
+    RankLost,
+    TaskError,
+    WorkerDied,
+    WorkerTimeout,
+)
 
 PLAN = Plan(batch_size=4, ranks=2)
 RUNG = Rung(

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import autobatch
 from autobatch.api import profile_arms
-from autobatch.arm import parse_arms
+from autobatch.core.compute_mode import parse_arms
 from autobatch.engines.remote import RemoteRunner
 from autobatch.errors import DoesNotFit, SettingError, TaskError
 
@@ -240,8 +240,8 @@ def test_a_bare_model_is_not_tuned_for_want_of_data() -> None:
 
 
 def test_a_search_can_be_kept_and_replayed(tmp_path: Path) -> None:
+    from autobatch.core.plan import Plan
     from autobatch.measuring.memory import find_max_batch_size
-    from autobatch.plan import Plan
     from autobatch.simulated.recording import Recording, ReplayProber
     from autobatch.simulated.sim import sim_facts
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.arm import Arm, parse_arms
+from autobatch.core.compute_mode import Arm, parse_arms
 from autobatch.errors import SettingError
 
 arms = st.builds(

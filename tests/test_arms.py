@@ -13,14 +13,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from autobatch.arm import Arm
+from autobatch.core.compute_mode import Arm
+from autobatch.core.lr_sweep import SETTLED_STEPS, drive
+from autobatch.core.measurement import LrSweep
+from autobatch.core.plan import Plan
+from autobatch.core.runner import Runner
 from autobatch.errors import DoesNotFit, NoValidResult, TaskError
-from autobatch.measuring.arms import ArmProfile, FirstLosses, compared, first_losses, loss_difference, profile_arm
-from autobatch.plan import LrSweep, Plan, Runner
+from autobatch.measuring.arms import (
+    ArmProfile,
+    FirstLosses,
+    compared,
+    first_losses,
+    loss_difference,
+    profile_arm,
+)
 from autobatch.render.terminal import print_arms
 from autobatch.simulated.sim import SimRunner
-from autobatch.stages import max_batch_of, profile_of
-from autobatch.sweep import SETTLED_STEPS, drive
+from autobatch.tuning.stages import max_batch_of, profile_of
 
 
 def sweep(*losses: float, batch_size: int = 8) -> LrSweep:

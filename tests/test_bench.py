@@ -17,14 +17,19 @@ import torch
 from rich.console import Console
 
 from autobatch import api
-from autobatch.bench import BenchSettings, chosen_models, default_arms, default_memory_limit
-from autobatch.bench_file import file_for, folder_for, with_earlier
-from autobatch.cli import cli
+from autobatch.bench.file import file_for, folder_for, with_earlier
+from autobatch.bench.run import (
+    BenchSettings,
+    chosen_models,
+    default_arms,
+    default_memory_limit,
+)
+from autobatch.bench.standard_models import standard_models
+from autobatch.cli.app import cli
+from autobatch.core.facts import DeviceInfo
 from autobatch.errors import ReportError, SettingError
-from autobatch.plan import DeviceInfo
 from autobatch.render.terminal import print_arms
 from autobatch.reports.bench_report import BenchReport, Cell
-from autobatch.standard import standard_models
 
 from .processors import trains_lstm_in
 from .test_cli import MINIMAL, TASKS, autobatch

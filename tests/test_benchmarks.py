@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from autobatch.core.plan import Config, Plan
 from autobatch.devices import open_device
 from autobatch.measuring.learning_rate import find_lr_curve
-from autobatch.plan import Config, Plan
 from autobatch.searching.ledger import Ledger
 from autobatch.searching.trials import SearchSettings
 from autobatch.simulated.replay import ReplayRunner

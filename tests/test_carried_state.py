@@ -23,10 +23,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import TensorDataset
 
 from autobatch import Plan, Task
-from autobatch.checkpoints import checkpoint_path
+from autobatch.core.checkpoints import checkpoint_path
+from autobatch.core.plan import Config
+from autobatch.core.segment import Rung
 from autobatch.devices import open_device
 from autobatch.errors import CheckpointError
-from autobatch.plan import Config, Rung
 from autobatch.tasks import object_state
 from autobatch.worker import training
 from autobatch.worker.carried_state import objects_of, plain_of

@@ -24,13 +24,19 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from autobatch import api
-from autobatch.cli import main
+from autobatch.cli.app import main
+from autobatch.core.plan import Config, Plan
 from autobatch.errors import SettingError
-from autobatch.plan import Config, Plan
 from autobatch.searching import central
 from autobatch.searching.central import CentralRecord
 from autobatch.searching.search import StudyRecord, Trial
-from autobatch.searching.storage_url import HIDDEN, check_url, shown_url, shown_words, without_secrets
+from autobatch.searching.storage_url import (
+    HIDDEN,
+    check_url,
+    shown_url,
+    shown_words,
+    without_secrets,
+)
 
 from .postgres import PASSWORD, QUOTED, Server, programs, running
 from .ready_python import Started

@@ -20,11 +20,11 @@ from typing import Any
 import click
 import pytest
 
-from autobatch import __version__
-from autobatch.cli import cli
-from autobatch.commands.output import progress_on_stderr
+from autobatch._version import __version__
+from autobatch.cli.app import cli
+from autobatch.cli.output import progress_on_stderr
+from autobatch.core.progress import Progress, Stage
 from autobatch.measuring.learning_rate import FEWEST_STEPS
-from autobatch.progress import Progress, Stage
 
 from .processes import PATIENCE_S, marked, wait_until_unmarked
 from .ready_python import Started, run
@@ -64,7 +64,7 @@ def refused(result: subprocess.CompletedProcess[str], code: int = 2) -> str:
     """The message of a run that was refused; it has no traceback of ours, and nothing on stdout."""
     assert result.returncode == code, result.stderr
     assert result.stdout == ""
-    assert "autobatch/cli.py" not in result.stderr
+    assert "autobatch/cli/app.py" not in result.stderr
     assert "site-packages" not in result.stderr
     return result.stderr
 
@@ -464,7 +464,7 @@ def test_debug_shows_the_whole_traceback_and_keeps_the_exit_code(tmp_path: Path,
     result = autobatch("report", "missing.json", *flag, cwd=tmp_path, **variables)
     assert result.returncode == 2
     assert "Traceback" in result.stderr
-    assert "autobatch/cli.py" in result.stderr
+    assert "autobatch/cli/app.py" in result.stderr
 
 
 @pytest.mark.parametrize("value", ["0", "false", "No", "off", ""])

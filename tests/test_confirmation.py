@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.plan import Config, Direction, Plan, RungOutcome
+from autobatch.core.plan import Config, Direction, Plan
+from autobatch.core.segment import RungOutcome
 from autobatch.searching.confirmation import (
     MOST_SEEDS,
     PROVEN,

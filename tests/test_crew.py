@@ -19,14 +19,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autobatch.core.plan import Config, Plan
+from autobatch.core.segment import Rung, RungResult
 from autobatch.errors import DeviceError, DeviceLost, TaskError
-from autobatch.plan import Config, Plan, Rung, RungResult
 from autobatch.searching.crew import Alone, Several
 from autobatch.searching.freeze_thaw import choose
 from autobatch.searching.observed import observations
-from autobatch.searching.search import Event, Kept, Ladder, Space, StudyRecord, Trial
+from autobatch.searching.search import (
+    Event,
+    Kept,
+    Ladder,
+    Space,
+    StudyRecord,
+    Trial,
+)
 from autobatch.searching.surrogate import fit
-from autobatch.simulated.sim import Landscape, SimCrew, SimRunner, VirtualClock, sim_facts
+from autobatch.simulated.sim import (
+    Landscape,
+    SimCrew,
+    SimRunner,
+    VirtualClock,
+    sim_facts,
+)
 
 from .processes import PATIENCE_S
 from .test_search import Run, in_one_go, race, sampled

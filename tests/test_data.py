@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from autobatch import Task
+from autobatch.core.plan import Plan
 from autobatch.errors import TaskError
-from autobatch.plan import Plan
 from autobatch.tasks.data import (
     SampleStream,
     rows_of,

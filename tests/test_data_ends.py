@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from autobatch import Plan, Task
+from autobatch.core.facts import TaskFacts
 from autobatch.devices import open_device
 from autobatch.errors import TaskError
-from autobatch.plan import TaskFacts
 from autobatch.runs.run_folder import RunFolder, RunState
 from autobatch.runs.settings import TuneSettings
 from autobatch.searching.ledger import Ledger
 from autobatch.simulated.sim import SimRunner, sim_facts
 from autobatch.tasks.data import training_batches
 from autobatch.tasks.worst_case import WorstSamples, find_worst_case
-from autobatch.tuning import _Tune
+from autobatch.tuning.pipeline import _Tune
 from autobatch.worker.check import check_task
 from autobatch.worker.torch_runner import TorchRunner
 

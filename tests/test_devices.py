@@ -17,7 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autobatch import devices
-from autobatch.devices import Device, describe_devices, host_memory, open_device
+from autobatch.devices import (
+    Device,
+    describe_devices,
+    host_memory,
+    open_device,
+)
 from autobatch.devices.base import budget_bytes
 from autobatch.devices.cpu import CpuDevice
 from autobatch.devices.cuda import CudaDevice

@@ -12,10 +12,11 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from autobatch.cli import cli
+from autobatch.cli.app import cli
+from autobatch.core.plan import Config, Plan
+from autobatch.core.progress import Progress
+from autobatch.core.segment import Rung, RungResult
 from autobatch.errors import TaskError
-from autobatch.plan import Config, Plan, Rung, RungResult
-from autobatch.progress import Progress
 from autobatch.render.content import report_document
 from autobatch.render.html import to_html
 from autobatch.render.markdown import to_markdown
@@ -27,7 +28,7 @@ from autobatch.searching.failures import failed_trials, first_line
 from autobatch.searching.ledger import Ledger
 from autobatch.searching.stability import divergence_risk
 from autobatch.simulated.sim import SimRunner
-from autobatch.tuning import _Tune
+from autobatch.tuning.pipeline import _Tune
 
 from .test_confirmation import config, trial
 

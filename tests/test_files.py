@@ -10,10 +10,11 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 from autobatch import Plan
-from autobatch.checkpoints import checkpoint_path
+from autobatch.core.checkpoints import checkpoint_path
+from autobatch.core.files import write_json, write_whole
+from autobatch.core.plan import Config
+from autobatch.core.segment import Rung
 from autobatch.devices import open_device
-from autobatch.files import write_json, write_whole
-from autobatch.plan import Config, Rung
 from autobatch.searching.record import StudyRecord
 from autobatch.worker.torch_runner import TorchRunner
 

@@ -14,7 +14,7 @@ from torch import Tensor, manual_seed, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from autobatch import Plan, Task
-from autobatch.plan import Config
+from autobatch.core.plan import Config
 from autobatch.tasks.data import training_batches
 from autobatch.tasks.fixed_seeds import fixed_seeds_undone, seeds_set, told
 from autobatch.worker.check import check_task

@@ -7,9 +7,14 @@ from typing import Any
 
 import pytest
 
-from autobatch.plan import Config, Direction, Plan
+from autobatch.core.plan import Config, Direction, Plan
 from autobatch.searching.freeze_thaw import FILLERS, choose
-from autobatch.searching.trials import Ladder, Space, Trial, same_config
+from autobatch.searching.trials import (
+    Ladder,
+    Space,
+    Trial,
+    same_config,
+)
 
 SPACE = Space(effective_batch_sizes=(32, 64, 128, 256), lr_low=1e-5, lr_high=1e-1, reference_batch=128)
 LADDER = Ladder()

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from autobatch import Plan, Task
+from autobatch.core.plan import Config
+from autobatch.core.segment import Rung
 from autobatch.devices import open_device
 from autobatch.errors import TaskError
-from autobatch.plan import Config, Rung
 from autobatch.worker.check import check_task
 from autobatch.worker.gradients import clip_norm, gradients_of, total_norm
 from autobatch.worker.torch_runner import TorchRunner

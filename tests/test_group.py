@@ -16,13 +16,21 @@ from typing import Any
 import pytest
 import torch
 
+from autobatch.core.plan import Config, Plan
+from autobatch.core.segment import Rung
 from autobatch.devices import host_memory, open_device
-from autobatch.engines import leaks, patience
 from autobatch.engines.group import COLLECTIVE_S, GroupRunner, open_workers
+from autobatch.engines.processes import leaks
+from autobatch.engines.processes import timeouts as patience
 from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
-from autobatch.errors import DeviceError, NoValidResult, TaskError, WorkerDied, WorkerTimeout
-from autobatch.plan import Config, Plan, Rung
+from autobatch.errors import (
+    DeviceError,
+    NoValidResult,
+    TaskError,
+    WorkerDied,
+    WorkerTimeout,
+)
 from autobatch.tasks.task import load_task
 from autobatch.worker.torch_runner import TorchRunner
 from autobatch.worker.training import read_checkpoint

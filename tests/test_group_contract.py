@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from autobatch.core.plan import Config, Plan
+from autobatch.core.runner import Runner
 from autobatch.engines.group import GroupRunner
 from autobatch.engines.served import RunnerSpec
-from autobatch.plan import Config, Plan, Runner
 
 from .contracts import RangeTestContract, RunnerContract
 from .test_remote_contract import TASK

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autobatch.core.measurement import LrSweep
+from autobatch.core.plan import Plan
 from autobatch.errors import SettingError
 from autobatch.measuring.learning_rate import (
     RULES,
@@ -18,7 +20,6 @@ from autobatch.measuring.learning_rate import (
     steepest,
     valley,
 )
-from autobatch.plan import LrSweep, Plan
 from autobatch.simulated.sim import SimRunner
 
 cheap = settings(max_examples=30)

@@ -6,7 +6,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from autobatch.progress import Progress
+from autobatch.core.progress import Progress
 from autobatch.render.live import LiveLine, live_progress
 from autobatch.simulated.sim import VirtualClock
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from autobatch.engines.local import LocalWorker
-from autobatch.engines.processes import ForkServer
+from autobatch.engines.processes.fork_server import ForkServer
+from autobatch.engines.processes.local import LocalWorker
 from autobatch.errors import TaskError, WorkerDied
 from autobatch.tasks.libraries import Libraries
 
@@ -215,8 +215,8 @@ def test_nothing_stays_in_shared_memory(executor: LocalWorker, method: str, end:
 
 COORDINATOR = """
 import os, sys, time
-from autobatch.engines.local import LocalWorker
-from autobatch.engines.processes import ForkServer
+from autobatch.engines.processes.local import LocalWorker
+from autobatch.engines.processes.fork_server import ForkServer
 server = ForkServer(["json"]) if {forked} else None
 executor = LocalWorker(server=server)
 from tests.test_local_engine import start_in_a_session_of_its_own
@@ -320,7 +320,7 @@ def test_a_server_that_imports_ends_with_its_coordinator(when: str, hanging: Pat
         pytest.skip("forking is for Linux")
     first = "autobatch_test_hangs" if when == "at the start" else "json"
     code = (
-        "import time; from autobatch.engines.processes import ForkServer; "
+        "import time; from autobatch.engines.processes.fork_server import ForkServer; "
         "from autobatch.tasks.libraries import Libraries; "
         f"server = ForkServer([{first!r}]); server.load(Libraries(('autobatch_test_hangs',), ())); "
         "print(server.pid, flush=True); time.sleep(60)"

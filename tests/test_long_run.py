@@ -11,12 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.plan import Config, Direction, Plan
+from autobatch.core.plan import Config, Direction, Plan
 from autobatch.searching.conclusion import SearchResult
 from autobatch.searching.confirmation import ScoreSummary
-from autobatch.searching.long_run import lead_growth, look_ahead, lr_trend, rank_stability
+from autobatch.searching.long_run import (
+    lead_growth,
+    look_ahead,
+    lr_trend,
+    rank_stability,
+)
 from autobatch.searching.seed_noise import Sigma
-from autobatch.searching.trials import Ladder, Space, Trial, oriented
+from autobatch.searching.trials import (
+    Ladder,
+    Space,
+    Trial,
+    oriented,
+)
 
 LADDER = Ladder()
 SPACE = Space(effective_batch_sizes=(32, 64, 128), lr_low=1e-4, lr_high=1.0, reference_batch=64)

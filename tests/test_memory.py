@@ -11,10 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.errors import DoesNotFit, SettingError, TaskError, WorkerDied
+from autobatch.core.facts import MemoryLimit
+from autobatch.core.measurement import Measurement, Outcome
+from autobatch.core.plan import Plan
+from autobatch.errors import (
+    DoesNotFit,
+    SettingError,
+    TaskError,
+    WorkerDied,
+)
 from autobatch.measuring.bracket import most_probes
 from autobatch.measuring.memory import MaxBatch, find_max_batch_size
-from autobatch.plan import Measurement, MemoryLimit, Outcome, Plan
 from autobatch.simulated.sim import SimRunner, draw
 
 MIB = 1 << 20

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from autobatch import Plan, Task, find_max_batch
-from autobatch.checkpoints import checkpoint_path
+from autobatch.core.checkpoints import checkpoint_path
+from autobatch.core.plan import Config
+from autobatch.core.segment import Rung
 from autobatch.devices import open_device
-from autobatch.plan import Config, Rung
 from autobatch.worker.check import check_task
 from autobatch.worker.modes import judged, to_train
 from autobatch.worker.torch_runner import TorchRunner

@@ -8,10 +8,16 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from autobatch.plan import Config, Direction, Plan
+from autobatch.core.plan import Config, Direction, Plan
 from autobatch.searching.confirmation import judge
 from autobatch.searching.observed import denoised_scores, observations
-from autobatch.searching.trials import DEFAULT_LADDER, Ladder, Role, State, Trial
+from autobatch.searching.trials import (
+    DEFAULT_LADDER,
+    Ladder,
+    Role,
+    State,
+    Trial,
+)
 
 
 def trial(

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autobatch.core.json_reader import Reader
 from autobatch.errors import ReportError
 from autobatch.searching.paces import LEAST_TRAIN_S, CorrectedTimes, Paces
-from autobatch.shapes import Reader
 
 SECONDS = st.floats(0.01, 1e4)
 RUNGS = st.lists(st.tuples(st.sampled_from([16, 32, 64]), SECONDS, SECONDS), max_size=12)

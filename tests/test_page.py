@@ -10,12 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.plan import DeviceInfo
+from autobatch.core.facts import DeviceInfo
 from autobatch.render.bench_content import bench_document
 from autobatch.render.charts import COLORS
 from autobatch.render.compare_content import comparison_document
 from autobatch.render.content import report_document
-from autobatch.render.document import Code, Column, Document, Facts, Paragraph, Section, Table
+from autobatch.render.document import (
+    Code,
+    Column,
+    Document,
+    Facts,
+    Paragraph,
+    Section,
+    Table,
+)
 from autobatch.render.html import to_html
 from autobatch.reports.bench_report import BenchReport
 from autobatch.reports.compare import compare

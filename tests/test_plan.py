@@ -15,15 +15,21 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 
+from autobatch.core.json_reader import Reader
+from autobatch.core.plan import (
+    LEAST_LR,
+    MOST_LR,
+    MOST_SAMPLES,
+    Config,
+    Plan,
+)
 from autobatch.devices import open_device
 from autobatch.errors import ReportError, SettingError, TaskError
 from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.profiling import profile
-from autobatch.plan import LEAST_LR, MOST_LR, MOST_SAMPLES, Config, Plan
 from autobatch.reports.report import Report
 from autobatch.runs.settings import TuneSettings
 from autobatch.searching.trials import rounded_lr
-from autobatch.shapes import Reader
 from autobatch.simulated.sim import SimRunner, sim_facts
 from autobatch.tasks.task import Task, load_task
 from autobatch.worker.torch_runner import TorchRunner

@@ -11,6 +11,10 @@ from typing import Any, cast
 
 import pytest
 
+from autobatch.core.facts import DeviceInfo, MemoryLimit, TaskFacts
+from autobatch.core.measurement import Measurement
+from autobatch.core.plan import Config, Plan
+from autobatch.core.segment import Rung, RungResult
 from autobatch.devices.environment import available_cores
 from autobatch.engines import group
 from autobatch.engines.group import open_workers, other_devices
@@ -18,7 +22,6 @@ from autobatch.engines.pool import Pool, check_workers
 from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
 from autobatch.errors import DeviceError, SettingError, TaskError
-from autobatch.plan import Config, DeviceInfo, Measurement, MemoryLimit, Plan, Rung, RungResult, TaskFacts
 from autobatch.render.content import report_document
 from autobatch.render.markdown import to_markdown
 from autobatch.runs.run_folder import RunFolder, RunState
@@ -26,7 +29,7 @@ from autobatch.runs.settings import TuneSettings
 from autobatch.searching.crew import Alone, Several
 from autobatch.searching.ledger import Ledger
 from autobatch.simulated.sim import SimRunner, VirtualClock, sim_facts
-from autobatch.tuning import _Tune
+from autobatch.tuning.pipeline import _Tune
 
 from .contracts import RunnerContract
 from .processes import on_two_cores

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autobatch.core.measurement import Measurement
+from autobatch.core.medians import median_interval
+from autobatch.core.plan import Plan
 from autobatch.errors import NoValidResult, TaskError
 from autobatch.measuring.profiling import find_remedy, profile
 from autobatch.measuring.throughput import ThroughputCurve
-from autobatch.medians import median_interval
-from autobatch.plan import Measurement, Plan
 from autobatch.simulated.sim import SimRunner, sim_facts
 
 

@@ -8,12 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.plan import Config, Plan, Precision
+from autobatch.core.plan import Config, Plan, Precision
 from autobatch.searching.costs import Costs
 from autobatch.searching.ledger import Ledger
 from autobatch.searching.limits import MemoryLimits
 from autobatch.searching.proposals import Proposals, runnable
-from autobatch.searching.trials import Ladder, SearchSettings, Space, Trial, same_config
+from autobatch.searching.trials import (
+    Ladder,
+    SearchSettings,
+    Space,
+    Trial,
+    same_config,
+)
 from autobatch.simulated.sim import VirtualClock
 
 SIZES = (16, 32, 64)

@@ -12,7 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.engines.ranks import (
+from autobatch.core.facts import MemoryLimit
+from autobatch.core.measurement import Measurement, Outcome
+from autobatch.core.plan import Plan
+from autobatch.engines.ranks.agreement import (
     Exchange,
     Place,
     Ranks,
@@ -23,10 +26,17 @@ from autobatch.engines.ranks import (
     started_by_torchrun,
     tell,
 )
-from autobatch.errors import AutobatchError, DeviceError, DoesNotFit, RankLost, SettingError, TaskError, WorkerDied
+from autobatch.errors import (
+    AutobatchError,
+    DeviceError,
+    DoesNotFit,
+    RankLost,
+    SettingError,
+    TaskError,
+    WorkerDied,
+)
 from autobatch.measuring.bracket import fits
 from autobatch.measuring.memory import MaxBatch, find_max_batch_size
-from autobatch.plan import Measurement, MemoryLimit, Outcome, Plan
 from autobatch.simulated.sim import SimRunner, sim_facts
 
 T = TypeVar("T")

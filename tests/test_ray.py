@@ -19,10 +19,16 @@ from typing import Any
 
 import pytest
 
+from autobatch.core.plan import Config, Plan
+from autobatch.core.segment import Rung
 from autobatch.devices import host_memory
 from autobatch.engines.served import RunnerSpec
-from autobatch.errors import CheckpointError, DeviceError, SettingError, StorageError
-from autobatch.plan import Config, Plan, Rung
+from autobatch.errors import (
+    CheckpointError,
+    DeviceError,
+    SettingError,
+    StorageError,
+)
 from autobatch.runs.run_folder import SHARED
 
 from .processes import PATIENCE_S, running
@@ -333,10 +339,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from autobatch.checkpoints import checkpoint_path
+from autobatch.core.checkpoints import checkpoint_path
 from autobatch.engines.ray import Cluster
 from autobatch.engines.served import RunnerSpec
-from autobatch.plan import Config, Plan, Rung
+from autobatch.core.plan import Config, Plan
+from autobatch.core.segment import Rung
 from autobatch.runs.run_folder import SHARED
 from tests.test_ray import hosts
 

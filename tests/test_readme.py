@@ -12,7 +12,7 @@ import click
 import pytest
 import torch
 
-from autobatch.cli import cli
+from autobatch.cli.app import cli
 from autobatch.tasks.task import Task, load_task
 from autobatch.worker.check import check_task
 

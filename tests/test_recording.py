@@ -10,11 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autobatch.core.facts import MemoryLimit
+from autobatch.core.json_reader import Reader
+from autobatch.core.measurement import Measurement
+from autobatch.core.plan import Plan
+from autobatch.core.runner import Prober
 from autobatch.errors import DoesNotFit, ReportError
 from autobatch.measuring.memory import MaxBatch, find_max_batch_size
-from autobatch.plan import Measurement, MemoryLimit, Plan, Prober
-from autobatch.shapes import Reader
-from autobatch.simulated.recording import Recorder, Recording, ReplayProber, measurement_from_json, measurement_to_json
+from autobatch.simulated.recording import (
+    Recorder,
+    Recording,
+    ReplayProber,
+    measurement_from_json,
+    measurement_to_json,
+)
 from autobatch.simulated.replay import ReplayRunner
 from autobatch.simulated.sim import SimRunner, sim_facts
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from autobatch.core.plan import Plan
 from autobatch.devices import open_device
 from autobatch.errors import TaskError
-from autobatch.plan import Plan
 from autobatch.tasks.task import Task
 from autobatch.worker.remedies import known_remedy
 from autobatch.worker.torch_runner import TorchRunner

@@ -16,15 +16,24 @@ from typing import Any
 import pytest
 import torch
 
+from autobatch.core.measurement import Measurement
+from autobatch.core.plan import Config, Plan
+from autobatch.core.segment import Rung, RungResult
 from autobatch.devices import host_memory
 from autobatch.devices.environment import default_threads
-from autobatch.engines import leaks, patience
-from autobatch.engines.patience import PROBE_TIMEOUT_S, Patience
 from autobatch.engines.pool import Pool
+from autobatch.engines.processes import leaks
+from autobatch.engines.processes import timeouts as patience
+from autobatch.engines.processes.timeouts import PROBE_TIMEOUT_S, Patience
 from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
-from autobatch.errors import DeviceError, NoValidResult, TaskError, WorkerDied, WorkerTimeout
-from autobatch.plan import Config, Measurement, Plan, Rung, RungResult
+from autobatch.errors import (
+    DeviceError,
+    NoValidResult,
+    TaskError,
+    WorkerDied,
+    WorkerTimeout,
+)
 from autobatch.searching.crew import Several
 
 from .processes import wait_until_gone

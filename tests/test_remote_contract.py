@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from autobatch.core.plan import Plan
 from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
-from autobatch.plan import Plan
 
 from .contracts import RunnerContract
 

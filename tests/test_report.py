@@ -11,9 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autobatch.core.facts import DeviceInfo
+from autobatch.core.files import check_writable, write_whole
+from autobatch.core.plan import (
+    LEAST_LR,
+    MOST_LR,
+    Config,
+    Plan,
+)
 from autobatch.errors import ReportError
-from autobatch.files import check_writable, write_whole
-from autobatch.plan import LEAST_LR, MOST_LR, Config, DeviceInfo, Plan
 from autobatch.reports.report import SCHEMA, Report, load_json
 from autobatch.searching.confirmation import ScoreSummary
 from tests.reports import LONG_RUN, example

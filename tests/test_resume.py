@@ -18,27 +18,45 @@ import pytest
 import torch
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-from autobatch.checkpoints import checkpoint_path, forget_checkpoints, is_whole
+from autobatch.core.checkpoints import checkpoint_path, forget_checkpoints, is_whole
+from autobatch.core.facts import DeviceInfo
+from autobatch.core.files import sync_folder, write_whole
+from autobatch.core.json_reader import Reader
+from autobatch.core.plan import Plan
+from autobatch.core.segment import Rung, RungResult
 from autobatch.engines.served import RunnerSpec
-from autobatch.errors import DeviceError, ReportError, RunError, StorageError
-from autobatch.files import sync_folder, write_whole
+from autobatch.errors import (
+    DeviceError,
+    ReportError,
+    RunError,
+    StorageError,
+)
 from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.memory import find_max_batch_size
 from autobatch.measuring.profiling import profile
-from autobatch.plan import DeviceInfo, Plan, Rung, RungResult
 from autobatch.reports.report import Report
 from autobatch.runs.conditions import changes, conditions_of_settings, conditions_of_task
 from autobatch.runs.found import Found
-from autobatch.runs.run_folder import RunFolder, RunState, holder, read_state
-from autobatch.runs.runs import latest_unfinished, remove_run, reopened, run_folders, summary
+from autobatch.runs.run_folder import (
+    RunFolder,
+    RunState,
+    holder,
+    read_state,
+)
+from autobatch.runs.runs import (
+    latest_unfinished,
+    remove_run,
+    reopened,
+    run_folders,
+    summary,
+)
 from autobatch.runs.settings import Earlier, TuneSettings
 from autobatch.searching.central import CentralRecord
 from autobatch.searching.ledger import Ledger
 from autobatch.searching.record import StudyRecord, read_kept
-from autobatch.shapes import Reader
 from autobatch.simulated.sim import SimRunner, sim_facts
 from autobatch.tasks.task_sources import source_hashes
-from autobatch.tuning import _Tune, run_tune
+from autobatch.tuning.pipeline import _Tune, run_tune
 
 from .reports import example
 from .test_central import studied
@@ -738,7 +756,7 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_report_that_has_no_room_is_told_as_a_full_disk_and_written_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autobatch.tuning._opened", lambda *_: simulated())
+    monkeypatch.setattr("autobatch.tuning.pipeline._opened", lambda *_: simulated())
     spec = RunnerSpec(device="cpu")
     with RunFolder.made(tmp_path / "run", "simulated") as folder:
         folder.report.mkdir()  # nothing can be put there

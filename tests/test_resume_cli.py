@@ -20,8 +20,8 @@ import pytest
 import torch
 
 import autobatch
-from autobatch.cli import cli
-from autobatch.commands.exits import exit_code
+from autobatch.cli.app import cli
+from autobatch.cli.exits import exit_code
 from autobatch.engines import remote
 from autobatch.errors import DeviceLost, SettingError
 from autobatch.runs.run_folder import read_state

@@ -14,12 +14,20 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 import autobatch.searching.record
+from autobatch.core.plan import Plan
+from autobatch.core.segment import Rung, RungResult
 from autobatch.measuring.profiling import profile
 from autobatch.measuring.throughput import ThroughputCurve
-from autobatch.plan import Plan, Rung, RungResult
 from autobatch.searching.ledger import Ledger
 from autobatch.searching.record import read_kept
-from autobatch.searching.search import Kept, SearchResult, SearchSettings, StudyRecord, horizon_s, search
+from autobatch.searching.search import (
+    Kept,
+    SearchResult,
+    SearchSettings,
+    StudyRecord,
+    horizon_s,
+    search,
+)
 from autobatch.simulated.replay import ReplayRunner
 from autobatch.simulated.sim import SimRunner, sim_facts
 

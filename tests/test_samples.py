@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from autobatch import Plan, Task
+from autobatch.core.plan import Config
+from autobatch.core.segment import Rung
 from autobatch.devices import open_device
 from autobatch.errors import TaskError
-from autobatch.plan import Config, Rung
 from autobatch.tasks.data import Collated, DeviceLoader, val_loader
 from autobatch.tasks.worst_case import checked_loader_batch, loader_batch
 from autobatch.worker.check import check_task

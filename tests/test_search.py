@@ -16,9 +16,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.errors import BudgetTooShort, CheckpointError, NoValidResult, SettingError, TaskError
+from autobatch.core.plan import (
+    Config,
+    Direction,
+    Plan,
+    Precision,
+)
+from autobatch.core.segment import GradNorms, Rung, RungResult
+from autobatch.errors import (
+    BudgetTooShort,
+    CheckpointError,
+    NoValidResult,
+    SettingError,
+    TaskError,
+)
 from autobatch.measuring.profiling import profile
-from autobatch.plan import Config, Direction, GradNorms, Plan, Precision, Rung, RungResult
 from autobatch.searching.costs import EQUIVALENTS
 from autobatch.searching.crew import Crew
 from autobatch.searching.ledger import Ledger
@@ -43,7 +55,13 @@ from autobatch.searching.trials import (
     total_steps,
     warm_starts,
 )
-from autobatch.simulated.sim import Landscape, SimCrew, SimRunner, VirtualClock, sim_facts
+from autobatch.simulated.sim import (
+    Landscape,
+    SimCrew,
+    SimRunner,
+    VirtualClock,
+    sim_facts,
+)
 
 EVAL_BATCH = 256
 

@@ -10,12 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autobatch.core.plan import Config, Plan
+from autobatch.core.runner import Runner
+from autobatch.core.segment import Rung, RungResult
 from autobatch.errors import ReportError
 from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.memory import find_max_batch_size
-from autobatch.plan import Config, Plan, Rung, RungResult, Runner
 from autobatch.simulated.replay import ReplayRunner
-from autobatch.simulated.sim import Landscape, SimRunner, VirtualClock, draw, sim_facts
+from autobatch.simulated.sim import (
+    Landscape,
+    SimRunner,
+    VirtualClock,
+    draw,
+    sim_facts,
+)
 
 from .contracts import RunnerContract
 

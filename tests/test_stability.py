@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.plan import Config, GradNorms, Plan, RungOutcome
+from autobatch.core.plan import Config, Plan
+from autobatch.core.segment import GradNorms, RungOutcome
 from autobatch.searching.confirmation import judge, leads_clearly
 from autobatch.searching.stability import SAFE_RISK, divergence_risk, norms_out_of_line
 from autobatch.searching.trials import Trial

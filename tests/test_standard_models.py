@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from autobatch import standard
+from autobatch.bench import standard_models as standard
+from autobatch.core.plan import Plan
 from autobatch.devices import open_device
 from autobatch.errors import TaskError
-from autobatch.plan import Plan
 from autobatch.tasks.task import Task, load_task
 from autobatch.worker.torch_runner import TorchRunner
 
@@ -158,7 +158,7 @@ def test_parameters_and_operations_are_as_published(name: str, full: Task) -> No
 
 def _found_by(package: Path) -> subprocess.CompletedProcess[str]:
     """What another Python prints that has the package, copied to a folder of its own, and nothing else of ours."""
-    code = "from autobatch.standard import standard_models as found; print(*found().values(), sep='\\n')"
+    code = "from autobatch.bench.standard_models import standard_models as found; print(*found().values(), sep='\\n')"
     return subprocess.run([sys.executable, "-c", code], cwd=package.parent, capture_output=True, text=True)
 
 

@@ -16,8 +16,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from autobatch.core.plan import Config, Direction, Plan
 from autobatch.errors import SettingError
-from autobatch.plan import Config, Direction, Plan
 from autobatch.searching.race_state import RaceState
 from autobatch.searching.record import StudyRecord, read_kept
 from autobatch.searching.study import propose

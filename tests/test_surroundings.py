@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from autobatch.cli import main
-from autobatch.commands.exits import end_when_told
-from autobatch.engines import processes
-from autobatch.engines.processes import StartedProcess
-from autobatch.engines.streams import LastingFile, lasting
-from autobatch.engines.warned import shared_file
+from autobatch.cli.app import main
+from autobatch.cli.exits import end_when_told
+from autobatch.engines.processes import fork_server as processes
+from autobatch.engines.processes.fork_server import StartedProcess
+from autobatch.engines.processes.streams import LastingFile, lasting
+from autobatch.engines.processes.warned import shared_file
 from autobatch.errors import StartError, first_line, text_of
 from autobatch.runs.run_folder import read_state
 

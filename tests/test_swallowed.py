@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from autobatch import Task
+from autobatch.core.plan import Config, Plan, Precision
+from autobatch.core.segment import Rung
 from autobatch.devices.cpu import CpuDevice
 from autobatch.errors import TaskError
-from autobatch.plan import Config, Plan, Precision, Rung
 from autobatch.worker.check import check_task
 from autobatch.worker.swallowed import GradientWatch
 from autobatch.worker.torch_runner import TorchRunner

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from autobatch.core.measurement import Measurement
+from autobatch.core.plan import Plan
 from autobatch.devices import open_device
 from autobatch.errors import DoesNotFit, TaskError
 from autobatch.measuring.memory import MaxBatch, find_max_batch_size
 from autobatch.measuring.profiling import profile
 from autobatch.measuring.taken import Rule, rule_for
-from autobatch.plan import Measurement, Plan
 from autobatch.simulated.sim import SimRunner
 from autobatch.tasks.task import Task
 from autobatch.worker.torch_runner import TorchRunner

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autobatch.core.measurement import Measurement
+from autobatch.core.plan import Plan
 from autobatch.errors import NoValidResult
 from autobatch.measuring.profiling import profile
 from autobatch.measuring.throughput import ThroughputCurve
-from autobatch.plan import Measurement, Plan
 from autobatch.render.document import Paragraph, Table
 from autobatch.render.evidence import throughput_section
 from autobatch.simulated.sim import SimRunner

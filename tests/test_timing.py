@@ -19,17 +19,22 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from autobatch.core.medians import median_interval
+from autobatch.core.plan import Config, Plan
 from autobatch.devices import open_device
 from autobatch.measuring.profiling import find_remedy
 from autobatch.measuring.throughput import ThroughputCurve
-from autobatch.medians import median_interval
-from autobatch.plan import Config, Plan
 from autobatch.simulated.sim import VirtualClock
 from autobatch.tasks.data import Collated, training_batches
 from autobatch.tasks.task import Task
 from autobatch.worker import torch_runner
 from autobatch.worker.flops import matmul_flops_per_s, step_flops
-from autobatch.worker.timing import Timing, measure_energy, repeat, time_step
+from autobatch.worker.timing import (
+    Timing,
+    measure_energy,
+    repeat,
+    time_step,
+)
 from autobatch.worker.torch_runner import TorchRunner
 from autobatch.worker.training import Trainer
 

@@ -18,13 +18,21 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from autobatch import Task
-from autobatch.checkpoints import checkpoint_path
+from autobatch.core.checkpoints import checkpoint_path
+from autobatch.core.plan import Config, Plan
+from autobatch.core.runner import Runner
+from autobatch.core.segment import Rung, RungResult
 from autobatch.devices import open_device
-from autobatch.errors import CheckpointError, DeviceLost, NoValidResult, StorageError, TaskError
-from autobatch.plan import Config, Plan, Rung, RungResult, Runner
+from autobatch.errors import (
+    CheckpointError,
+    DeviceLost,
+    NoValidResult,
+    StorageError,
+    TaskError,
+)
 from autobatch.tasks.data import counted_samples, load_data
 from autobatch.tasks.task import accuracy, load_task
-from autobatch.worker import open_task
+from autobatch.worker import task_session as open_task
 from autobatch.worker.torch_runner import TorchRunner
 from autobatch.worker.training import read_checkpoint
 

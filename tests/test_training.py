@@ -16,10 +16,16 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, TensorDataset
 
 from autobatch import Plan, Task
+from autobatch.core.plan import Config
+from autobatch.core.segment import GradNorms
 from autobatch.errors import TaskError
-from autobatch.plan import Config, GradNorms
 from autobatch.tasks.data import training_batches, val_loader
-from autobatch.worker.training import NORM_EVERY, NormWatch, Trainer, read_checkpoint
+from autobatch.worker.training import (
+    NORM_EVERY,
+    NormWatch,
+    Trainer,
+    read_checkpoint,
+)
 
 from .transformers_like import CausalLMOutputWithPast, Language, Output, sentences
 

@@ -13,10 +13,11 @@ import optuna
 import pytest
 import torch
 
+from autobatch.core.measurement import LrSweep
+from autobatch.core.plan import Config, Plan
+from autobatch.engines.opening import spec_for
 from autobatch.errors import NoValidResult
 from autobatch.measuring.learning_rate import LrCurve
-from autobatch.opening import spec_for
-from autobatch.plan import Config, LrSweep, Plan
 from autobatch.searching.trials import warm_starts
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"

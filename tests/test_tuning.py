@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from autobatch.plan import Config, Measurement, Plan
+from autobatch.core.measurement import Measurement
+from autobatch.core.plan import Config, Plan
 from autobatch.runs.run_folder import RunFolder, RunState
 from autobatch.runs.settings import Earlier, TuneSettings
 from autobatch.searching.ledger import Ledger
 from autobatch.simulated.sim import SimRunner, sim_facts
-from autobatch.tuning import _Tune
+from autobatch.tuning.pipeline import _Tune
 
 from .reports import CHOSEN, example
 

@@ -4,8 +4,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autobatch.core.units import (
+    format_duration,
+    format_lr,
+    format_size,
+    parse_duration,
+    parse_size,
+)
 from autobatch.errors import SettingError
-from autobatch.units import format_duration, format_lr, format_size, parse_duration, parse_size
 
 cheap = settings(max_examples=100)
 

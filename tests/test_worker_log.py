@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import autobatch
-from autobatch.engines import worker_log
-from autobatch.engines.local import LocalWorker
-from autobatch.engines.worker_log import kept_short, shorten
+from autobatch.engines.processes import worker_log
+from autobatch.engines.processes.local import LocalWorker
+from autobatch.engines.processes.worker_log import kept_short, shorten
 from autobatch.errors import WorkerDied
 
 from .test_resume_cli import task, the_run

@@ -26,8 +26,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import autobatch
-from autobatch.engines import exchange
-from autobatch.engines.alone import _fakes
+from autobatch.engines.ranks import exchange
+from autobatch.engines.ranks.stand_in import _fakes
 
 TIMEOUT = timedelta(seconds=120)  # a hang is a failure, and this ends it
 LIMITS = ("48MiB", "16MiB")  # far apart: what a process that has run already counts is off by some pages

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ..core.facts import DeviceInfo
 from ..errors import DeviceError
-from ..plan import DeviceInfo
 
 if TYPE_CHECKING:
     from .base import Device as Device

@@ -10,9 +10,9 @@ from typing import TypedDict
 
 import torch
 
+from ..core.facts import DeviceInfo, MemoryLimit
+from ..core.units import format_size
 from ..errors import SettingError
-from ..plan import DeviceInfo, MemoryLimit
-from ..units import format_size
 from .oom import is_out_of_memory
 
 

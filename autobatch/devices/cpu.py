@@ -28,11 +28,17 @@ from typing import final
 
 import torch
 
+from ..core.facts import DeviceInfo, MemoryLimit
+from ..core.units import format_size
 from ..errors import DeviceError
-from ..plan import DeviceInfo, MemoryLimit
-from ..units import format_size
 from . import host_memory
-from .base import Device, budget_bytes, capacity, check_limit, software
+from .base import (
+    Device,
+    budget_bytes,
+    capacity,
+    check_limit,
+    software,
+)
 from .environment import MMAP_THRESHOLD_BYTES, counts_exactly, give_back_freed_memory
 from .oom import is_out_of_memory
 from .rapl import POWERCAP, Rapl

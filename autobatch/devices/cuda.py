@@ -8,10 +8,16 @@ from typing import Any, final
 
 import torch
 
+from ..core.facts import DeviceInfo, MemoryLimit
+from ..core.units import format_size
 from ..errors import DeviceError
-from ..plan import DeviceInfo, MemoryLimit
-from ..units import format_size
-from .base import Device, budget_bytes, capacity, check_limit, software
+from .base import (
+    Device,
+    budget_bytes,
+    capacity,
+    check_limit,
+    software,
+)
 from .nvml import Card, CardFacts, load_library
 
 

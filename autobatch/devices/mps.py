@@ -8,8 +8,14 @@ from typing import Any, final
 
 import torch
 
-from ..plan import DeviceInfo, MemoryLimit
-from .base import Device, budget_bytes, capacity, check_limit, software
+from ..core.facts import DeviceInfo, MemoryLimit
+from .base import (
+    Device,
+    budget_bytes,
+    capacity,
+    check_limit,
+    software,
+)
 
 
 @final

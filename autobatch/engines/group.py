@@ -19,28 +19,41 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..checkpoints import forget_checkpoints
+from ..core.checkpoints import forget_checkpoints
+from ..core.facts import DeviceInfo, MemoryLimit, TaskFacts
+from ..core.measurement import LrSweep, Measurement
+from ..core.plan import Plan
+from ..core.runner import Runner
+from ..core.segment import Rung, RungResult
 from ..devices.environment import available_cores, worker_environment
-from ..errors import AutobatchError, NoValidResult, RankLost, SettingError, WorkerDied, WorkerTimeout
-from ..measuring.profiling import FEWEST_STEPS_WITH_PARTS
-from ..plan import (
-    DeviceInfo,
-    LrSweep,
-    Measurement,
-    MemoryLimit,
-    Plan,
-    Rung,
-    RungResult,
-    Runner,
-    TaskFacts,
+from ..errors import (
+    AutobatchError,
+    NoValidResult,
+    RankLost,
+    SettingError,
+    WorkerDied,
+    WorkerTimeout,
 )
-from .answers import Answer, cause, joined_rung, joined_sweep, joined_times
-from .leaks import LeakWatch
-from .local import LocalWorker
-from .patience import Patience, limit
+from ..measuring.profiling import FEWEST_STEPS_WITH_PARTS
 from .pool import Pool, check_workers
-from .processes import ForkServer
-from .ranks import Meeting, Place, agreed, agreed_limit, same_error
+from .processes.fork_server import ForkServer
+from .processes.leaks import LeakWatch
+from .processes.local import LocalWorker
+from .processes.timeouts import Patience, limit
+from .ranks.agreement import (
+    Meeting,
+    Place,
+    agreed,
+    agreed_limit,
+    same_error,
+)
+from .ranks.answers import (
+    Answer,
+    cause,
+    joined_rung,
+    joined_sweep,
+    joined_times,
+)
 from .remote import GRACE_S, RemoteRunner
 from .served import RunnerSpec, call, open_runner
 

@@ -11,22 +11,24 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ..errors import AutobatchError, DeviceError, SettingError, first_line
-from ..plan import (
-    DeviceInfo,
+from ..core.facts import DeviceInfo, MemoryLimit, TaskFacts
+from ..core.measurement import (
     Energy,
     LrSweep,
     Measurement,
-    MemoryLimit,
-    Plan,
-    Rung,
-    RungResult,
-    Runner,
-    TaskFacts,
     Workload,
 )
+from ..core.plan import Plan
+from ..core.runner import Runner
+from ..core.segment import Rung, RungResult
+from ..core.units import format_size
+from ..errors import (
+    AutobatchError,
+    DeviceError,
+    SettingError,
+    first_line,
+)
 from ..searching.crew import Alone, Crew, Several
-from ..units import format_size
 
 T = TypeVar("T")
 

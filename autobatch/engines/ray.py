@@ -22,7 +22,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import checkpoint_path, forget_checkpoints
+from ..core.checkpoints import checkpoint_path, forget_checkpoints
+from ..core.facts import DeviceInfo, MemoryLimit, TaskFacts
+from ..core.files import write_whole
+from ..core.measurement import (
+    Energy,
+    LrSweep,
+    Measurement,
+    Workload,
+)
+from ..core.plan import Plan
+from ..core.runner import Runner
+from ..core.segment import Rung, RungResult
 from ..errors import (
     AutobatchError,
     DeviceError,
@@ -32,20 +43,6 @@ from ..errors import (
     WorkerDied,
     WorkerTimeout,
     text_of,
-)
-from ..files import write_whole
-from ..plan import (
-    DeviceInfo,
-    Energy,
-    LrSweep,
-    Measurement,
-    MemoryLimit,
-    Plan,
-    Rung,
-    RungResult,
-    Runner,
-    TaskFacts,
-    Workload,
 )
 from ..runs.run_folder import SHARED
 from .pool import Pool, check_workers

@@ -18,32 +18,40 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import forget_checkpoints
-from ..devices import host_memory
-from ..devices.environment import worker_environment
-from ..errors import DeviceLost, NoValidResult, TaskError, WorkerDied, WorkerTimeout
-from ..measuring.profiling import FEWEST_STEPS_WITH_PARTS
-from ..plan import (
-    DeviceInfo,
+from ..core.checkpoints import forget_checkpoints
+from ..core.facts import DeviceInfo, MemoryLimit, TaskFacts
+from ..core.measurement import (
     Energy,
     LrSweep,
     Measurement,
-    MemoryLimit,
     Outcome,
-    Plan,
-    Rung,
-    RungOutcome,
-    RungResult,
-    Runner,
-    TaskFacts,
     Workload,
 )
+from ..core.plan import Plan
+from ..core.runner import Runner
+from ..core.segment import Rung, RungOutcome, RungResult
+from ..devices import host_memory
+from ..devices.environment import worker_environment
+from ..errors import (
+    DeviceLost,
+    NoValidResult,
+    TaskError,
+    WorkerDied,
+    WorkerTimeout,
+)
+from ..measuring.profiling import FEWEST_STEPS_WITH_PARTS
 from ..tasks.libraries import Libraries
-from .leaks import LeakWatch
-from .local import LocalWorker
-from .patience import PROBE_TIMEOUT_S, Patience, limit
-from .processes import ForkServer
-from .served import RunnerSpec, call, imported_libraries, names_of_devices, open_runner
+from .processes.fork_server import ForkServer
+from .processes.leaks import LeakWatch
+from .processes.local import LocalWorker
+from .processes.timeouts import PROBE_TIMEOUT_S, Patience, limit
+from .served import (
+    RunnerSpec,
+    call,
+    imported_libraries,
+    names_of_devices,
+    open_runner,
+)
 
 _NOTHING = Libraries((), ())
 

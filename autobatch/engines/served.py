@@ -10,13 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arm import Arm
+from ..core.compute_mode import Arm
+from ..core.facts import WorstCase
+from ..core.plan import Mode
+from ..core.runner import Runner
 from ..devices import host_memory
 from ..devices.environment import count_exactly, keep_freed_memory
 from ..errors import DeviceError, first_line
-from ..plan import Mode, Runner, WorstCase
 from ..tasks.libraries import Libraries, Watch, hush_libraries
-from .ranks import Meeting, Place
+from .ranks.agreement import Meeting, Place
 
 if TYPE_CHECKING:
     from ..worker.data_parallel import DataParallel
@@ -123,7 +125,7 @@ def _join(spec: RunnerSpec, *, on_cuda: bool) -> DataParallel | None:
     rank, size, meeting = spec.place.rank, spec.place.size, spec.meeting
     # Imported only here: torch.distributed is for who needs it.
     from ..worker.data_parallel import DataParallel, meet, tell_environment
-    from .alone import stand_in
+    from .ranks.stand_in import stand_in
 
     if spec.nproc > 1:
         tell_environment(rank, size, meeting.port if meeting is not None else 0)

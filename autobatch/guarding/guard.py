@@ -16,15 +16,34 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..devices.oom import is_out_of_memory
-from ..errors import DoesNotFit, SettingError, TaskError, first_line, with_class
+from ..errors import (
+    DoesNotFit,
+    SettingError,
+    TaskError,
+    first_line,
+    with_class,
+)
 from ..tasks.data import Batch, to_device
 from ..tasks.defaults import labels_counted
 from ..tasks.state import rng_state, set_rng_state
 from ..tasks.task import Task, cross_entropy_loss
 from ..worker.shares import weight_of
 from ..worker.training import autocast
-from .guard_ranks import Refused, check_layers, check_wrapping, ranks_of
-from .micro_batches import PASS_SPLIT, BySplit, Cut, Parts, Split, kind_of, ways_to_cut
+from .guard_ranks import (
+    Refused,
+    check_layers,
+    check_wrapping,
+    ranks_of,
+)
+from .micro_batches import (
+    PASS_SPLIT,
+    BySplit,
+    Cut,
+    Parts,
+    Split,
+    kind_of,
+    ways_to_cut,
+)
 
 try:
     import resource

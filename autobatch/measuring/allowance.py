@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..plan import Measurement
+from ..core.measurement import Measurement
 
 # Steps that it takes to try a size and to have it as the answer: two to explore and four of a verdict, with an
 # evaluation (a third of a step as a rule) and a short batch each. Assumed.

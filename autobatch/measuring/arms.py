@@ -8,9 +8,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..arm import Arm
-from ..errors import AutobatchError, NoValidResult, TaskError, first_line
-from ..plan import LrSweep, Plan, Runner
+from ..core.compute_mode import Arm
+from ..core.measurement import LrSweep
+from ..core.plan import Plan
+from ..core.runner import Runner
+from ..errors import (
+    AutobatchError,
+    NoValidResult,
+    TaskError,
+    first_line,
+)
 from .memory import MaxBatch
 from .throughput import ThroughputCurve
 

@@ -14,9 +14,12 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+from ..core.facts import MemoryLimit
+from ..core.measurement import Measurement
+from ..core.plan import Plan
+from ..core.runner import Prober
+from ..core.units import format_size
 from ..errors import TaskError, first_line
-from ..plan import Measurement, MemoryLimit, Plan, Prober
-from ..units import format_size
 from .allowance import Allowance
 from .taken import Rule, rule_for, rules_for
 

@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.lr_sweep import noise_of, smooth, start_of
+from ..core.measurement import LrSweep
+from ..core.plan import LEAST_LR, MOST_LR, Plan
+from ..core.runner import Runner
 from ..errors import SettingError
-from ..plan import LEAST_LR, MOST_LR, LrSweep, Plan, Runner
-from ..sweep import noise_of, smooth, start_of
 
 FEWEST_STEPS = 20  # assumed: below it the smoothing sees no shape
 

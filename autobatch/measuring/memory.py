@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from ..errors import AutobatchError, DoesNotFit, SettingError, TaskError, WorkerDied
-from ..plan import Measurement, MemoryLimit, Plan, Prober
-from ..units import format_size
+from ..core.facts import MemoryLimit
+from ..core.measurement import Measurement
+from ..core.plan import Plan
+from ..core.runner import Prober
+from ..core.units import format_size
+from ..errors import (
+    AutobatchError,
+    DoesNotFit,
+    SettingError,
+    TaskError,
+    WorkerDied,
+)
 from .allowance import Allowance
 from .bracket import Search, Sizes, fits
 

@@ -8,9 +8,11 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+from ..core.measurement import Energy, Measurement
+from ..core.medians import is_settled, likely_range
+from ..core.plan import Plan
+from ..core.runner import Runner
 from ..errors import NoValidResult, TaskError
-from ..medians import is_settled, likely_range
-from ..plan import Energy, Measurement, Plan, Runner
 from .throughput import Objective, Remedy, ThroughputCurve
 
 # Of the time: the first pass, then the neighbourhoods of the knee and the fastest, then energy where the device tells

@@ -15,9 +15,10 @@ from functools import cached_property
 from statistics import median
 from typing import Any, Literal
 
+from ..core.measurement import Measurement
+from ..core.medians import likely_range, median_interval
+from ..core.plan import Plan, Precision
 from ..errors import NoValidResult
-from ..medians import likely_range, median_interval
-from ..plan import Measurement, Plan, Precision
 
 KNEE_SHARE = (
     0.8  # cited: the best batch under equal time lay within [knee / 4, 2 knee] in 8 of 8 tables, knee so defined

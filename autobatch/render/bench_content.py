@@ -7,12 +7,35 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+from ..core.units import format_duration, format_size
 from ..reports.bench_report import BenchReport, Cell
-from ..units import format_duration, format_size
 from .curves import charts_of, recommended_point
-from .document import Bullets, Column, Document, Facts, Paragraph, Part, Section, Table
-from .evidence import loss_differs, losses_told, or_more, provenance
-from .numbers import capitalized, count_text, grouped, known, percent_text, share_text, si_text, speed_text
+from .document import (
+    Bullets,
+    Column,
+    Document,
+    Facts,
+    Paragraph,
+    Part,
+    Section,
+    Table,
+)
+from .evidence import (
+    loss_differs,
+    losses_told,
+    or_more,
+    provenance,
+)
+from .numbers import (
+    capitalized,
+    count_text,
+    grouped,
+    known,
+    percent_text,
+    share_text,
+    si_text,
+    speed_text,
+)
 
 Json = Mapping[str, Any]
 

@@ -7,14 +7,37 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..plan import Config
+from ..core.plan import Config
+from ..core.units import format_duration, format_probability
 from ..reports.report import Report
 from ..searching.trials import oriented
-from ..units import format_duration, format_probability
-from .document import Bullets, Code, Column, Document, Paragraph, Part, Section, Table
-from .evidence import OUTCOMES, lr_sentence, max_batch_summary, provenance, throughput_summary
+from .document import (
+    Bullets,
+    Code,
+    Column,
+    Document,
+    Paragraph,
+    Part,
+    Section,
+    Table,
+)
+from .evidence import (
+    OUTCOMES,
+    lr_sentence,
+    max_batch_summary,
+    provenance,
+    throughput_summary,
+)
 from .long_run import long_run_section
-from .numbers import capitalized, count_text, known, lr_text, score_decimals, score_text, share_text
+from .numbers import (
+    capitalized,
+    count_text,
+    known,
+    lr_text,
+    score_decimals,
+    score_text,
+    share_text,
+)
 
 Json = Mapping[str, Any]
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ..core.units import format_size
 from ..reports.bench_report import Cell
-from ..units import format_size
-from .document import Chart, Column, Point, Series, Table
+from .document import (
+    Chart,
+    Column,
+    Point,
+    Series,
+    Table,
+)
 from .numbers import si_text, speed_text
 
 Json = Mapping[str, Any]

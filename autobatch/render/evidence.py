@@ -10,9 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from ..plan import DeviceInfo
-from ..units import format_duration, format_lr, format_size
-from .document import Bullets, Column, Facts, Paragraph, Part, Section, Table
+from ..core.facts import DeviceInfo
+from ..core.units import format_duration, format_lr, format_size
+from .document import (
+    Bullets,
+    Column,
+    Facts,
+    Paragraph,
+    Part,
+    Section,
+    Table,
+)
 from .numbers import (
     capitalized,
     count_text,

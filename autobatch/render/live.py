@@ -13,8 +13,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table as Grid
 from rich.text import Text
 
-from ..progress import Listener, Progress, Stage, nobody
-from ..units import format_duration
+from ..core.progress import (
+    Listener,
+    Progress,
+    Stage,
+    nobody,
+)
+from ..core.units import format_duration
 from .terminal import plain_text
 
 # What a stage does, for the time until it says so itself.

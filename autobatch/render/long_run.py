@@ -6,9 +6,20 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..units import format_duration
-from .document import Column, Paragraph, Part, Section, Table
-from .numbers import count_text, lr_text, score_text, share_text
+from ..core.units import format_duration
+from .document import (
+    Column,
+    Paragraph,
+    Part,
+    Section,
+    Table,
+)
+from .numbers import (
+    count_text,
+    lr_text,
+    score_text,
+    share_text,
+)
 
 Json = Mapping[str, Any]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..units import format_size
+from ..core.units import format_size
 from .document import Unit
 from .numbers import si_text
 

@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..units import format_size
-from .document import Bullets, Column, Paragraph, Part, Section, Table
-from .evidence import loss_differs, losses_told, or_more, throughput_section
+from ..core.units import format_size
+from .document import (
+    Bullets,
+    Column,
+    Paragraph,
+    Part,
+    Section,
+    Table,
+)
+from .evidence import (
+    loss_differs,
+    losses_told,
+    or_more,
+    throughput_section,
+)
 from .numbers import count_text, known, speed_text
 
 Json = Mapping[str, Any]

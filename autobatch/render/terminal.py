@@ -16,10 +16,27 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.text import Text
 
-from ..plan import DeviceInfo
+from ..core.facts import DeviceInfo
 from ..reports.report import Json
-from .document import Bullets, Chart, Code, Document, Facts, Paragraph, Part, Section, Table, visible
-from .evidence import device_section, lr_section, max_batch_section, runs_section, throughput_section
+from .document import (
+    Bullets,
+    Chart,
+    Code,
+    Document,
+    Facts,
+    Paragraph,
+    Part,
+    Section,
+    Table,
+    visible,
+)
+from .evidence import (
+    device_section,
+    lr_section,
+    max_batch_section,
+    runs_section,
+    throughput_section,
+)
 from .side_by_side import arms_sections
 
 _INDENT = 2

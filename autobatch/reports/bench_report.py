@@ -12,11 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..core.facts import DeviceInfo
+from ..core.files import write_json
+from ..core.json_reader import (
+    NUMBER,
+    NUMBER_OR_NULL,
+    TEXT_OR_NULL,
+    WHOLE_OR_NULL,
+    Reader,
+    check,
+)
 from ..errors import ReportError
-from ..files import write_json
-from ..plan import DeviceInfo
-from ..shapes import NUMBER, NUMBER_OR_NULL, TEXT_OR_NULL, WHOLE_OR_NULL, Reader, check
-from .report import MAX_BATCH, THROUGHPUT, Report, device_from_json, device_to_json, load_json
+from .report import (
+    MAX_BATCH,
+    THROUGHPUT,
+    Report,
+    device_from_json,
+    device_to_json,
+    load_json,
+)
 
 KIND = "bench"
 # Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.

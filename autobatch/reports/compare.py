@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..core.units import format_size
 from ..errors import ReportError
-from ..units import format_size
 from .bench_report import BenchReport, Cell
 from .report import device_to_json
 

@@ -13,12 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from ..core.facts import DeviceInfo
+from ..core.files import write_json
+from ..core.json_reader import (
+    NUMBER,
+    NUMBER_OR_NULL,
+    TEXT_OR_NULL,
+    WHOLE_OR_NULL,
+    Perhaps,
+    Reader,
+    check,
+)
+from ..core.plan import (
+    Config,
+    Direction,
+    Plan,
+    Precision,
+)
 from ..errors import ReportError
-from ..files import write_json
-from ..plan import Config, DeviceInfo, Direction, Plan, Precision
 from ..searching.confirmation import ScoreSummary
 from ..searching.failures import ERRORS
-from ..shapes import NUMBER, NUMBER_OR_NULL, TEXT_OR_NULL, WHOLE_OR_NULL, Perhaps, Reader, check
 
 # Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
 SCHEMA = 1

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from .. import __version__
+from .._version import __version__
+from ..core.facts import DeviceInfo, TaskFacts
+from ..core.units import format_duration, format_lr, format_size
 from ..errors import RunError
-from ..plan import DeviceInfo, TaskFacts
-from ..units import format_duration, format_lr, format_size
 from .settings import TuneSettings
 
 Condition = str | int | float | bool | None

@@ -6,13 +6,18 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..core.json_reader import NUMBER, NUMBER_OR_NULL, Reader
+from ..core.measurement import LrSweep
 from ..errors import AutobatchError, ReportError
 from ..measuring.learning_rate import LrCurve
 from ..measuring.memory import LimitedBy, MaxBatch
 from ..measuring.throughput import ThroughputCurve
-from ..plan import LrSweep
-from ..shapes import NUMBER, NUMBER_OR_NULL, Reader
-from ..simulated.recording import limit_from_json, measurement_from_json, measurement_to_json, plan_from_json
+from ..simulated.recording import (
+    limit_from_json,
+    measurement_from_json,
+    measurement_to_json,
+    plan_from_json,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

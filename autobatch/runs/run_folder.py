@@ -25,10 +25,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from ..core.files import (
+    check_writable,
+    half_written,
+    sync_folder,
+    write_json,
+)
+from ..core.json_reader import Reader
 from ..errors import ReportError, RunError, StorageError
-from ..files import check_writable, half_written, sync_folder, write_json
 from ..reports.report import load_json
-from ..shapes import Reader
 from .conditions import Condition
 from .found import Found
 from .settings import TuneSettings

@@ -7,12 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..core.plan import Config, Direction
 from ..errors import ReportError, RunError
-from ..plan import Config, Direction
 from ..reports.report import config_to_json
 from ..searching.trials import Trial, oriented
 from .conditions import changes, check_conditions, conditions_of_settings
-from .run_folder import RunFolder, RunState, holder, is_run, read_state, task_folder
+from .run_folder import (
+    RunFolder,
+    RunState,
+    holder,
+    is_run,
+    read_state,
+    task_folder,
+)
 
 RunStatus = Literal["running", "finished", "interrupted", "unreadable"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..core.json_reader import Reader
+from ..core.plan import Config
 from ..errors import ReportError
-from ..plan import Config
 from ..reports.report import Report, config_to_json
 from ..searching.trials import Search
-from ..shapes import Reader
 from ..simulated.recording import config_from_json
 
 Engine = Literal["local", "ray"]

@@ -19,8 +19,8 @@ from contextlib import suppress
 import sqlalchemy
 from optuna.storages import RDBStorage
 
+from ..core.plan import Direction
 from ..errors import SettingError
-from ..plan import Direction
 from .storage_url import check_url, shown_url, without_secrets
 from .study import quiet
 from .study_writer import StudyWriter

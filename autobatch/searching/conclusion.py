@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..plan import Config
-from ..units import format_duration, format_lr, format_probability
+from ..core.plan import Config
+from ..core.units import format_duration, format_lr, format_probability
 from .confirmation import CLEAR_LEAD, ScoreSummary, Verdict
 from .failures import first_line
 from .seed_noise import Sigma

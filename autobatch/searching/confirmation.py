@@ -25,11 +25,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..plan import Config, Direction
+from ..core.plan import Config, Direction
 from .observed import denoised_scores
-from .seed_noise import Sigma, chance_below, pooled_sigma, score_resolution
+from .seed_noise import (
+    Sigma,
+    chance_below,
+    pooled_sigma,
+    score_resolution,
+)
 from .stability import SAFE_RISK, divergence_risk
-from .trials import DEFAULT_LADDER, Ladder, Trial, oriented
+from .trials import (
+    DEFAULT_LADDER,
+    Ladder,
+    Trial,
+    oriented,
+)
 
 # A lead over the baseline of so many standard deviations of a seed is beyond doubt before any fresh seed. Assumed: the
 # best of a hundred equal configurations leads by four such, its own luck and the baseline's together.

@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..core.plan import Plan
+from ..core.units import format_duration
 from ..errors import BudgetTooShort
-from ..plan import Plan
-from ..units import format_duration
 from .advice import enough_s, give_at_least, training_enough_s
-from .trials import MIN_STEPS, Ladder, StepTimes, Trial, optimizer_step_s, total_steps
+from .trials import (
+    MIN_STEPS,
+    Ladder,
+    StepTimes,
+    Trial,
+    optimizer_step_s,
+    total_steps,
+)
 
 # Full trials that a budget is cut into. Measured: at 16 the search leaves under half of the regret that it leaves at 8,
 # and from there to 32 little is gained, while a longer trial is worth more to whoever trains long.

@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
+from ..core.runner import Runner
+from ..core.segment import Rung, RungResult
 from ..errors import DeviceError, TaskError, first_line
-from ..plan import Rung, RungResult, Runner
 
 # Rungs in a row, of two trials at least, that crash on one worker before it is taken to be the cause. Assumed: one more
 # than a single trial is tried.

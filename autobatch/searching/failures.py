@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from ..units import format_lr
+from ..core.units import format_lr
 from .trials import Trial
 
 # Outcomes that say something of the task or of the machine rather than of a configuration.

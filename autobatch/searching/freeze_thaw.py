@@ -12,11 +12,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..plan import Direction
+from ..core.plan import Direction
 from . import surrogate
 from .observed import observations, place
 from .surrogate import Array
-from .trials import SAME_LR, Ladder, Space, Trial, scale
+from .trials import (
+    SAME_LR,
+    Ladder,
+    Space,
+    Trial,
+    scale,
+)
 
 # Configurations that fill the space before the surrogate is asked, the baseline and the warm starts among them. Tuned
 # on six tables, with 8 full trials: 3, 4 and 6 left .32, .28 and .34 points of regret (standard error .03).

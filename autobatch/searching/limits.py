@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..plan import Plan, Precision
+from ..core.plan import Plan, Precision
 from .trials import StepTimes
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..plan import Config, Direction
+from ..core.plan import Config, Direction
 from . import surrogate
 from .conclusion import SearchResult
 from .confirmation import ScoreSummary
@@ -27,7 +27,12 @@ from .observed import observations
 from .seed_noise import pooled_sigma, score_resolution
 from .stability import SAFE_RISK, divergence_risk
 from .surrogate import Array, Observation
-from .trials import Ladder, Space, Trial, oriented
+from .trials import (
+    Ladder,
+    Space,
+    Trial,
+    oriented,
+)
 
 # The share of truths that an interval should hold, and the quantiles that bound it.
 CONFIDENCE = 0.9

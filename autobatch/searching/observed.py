@@ -6,10 +6,16 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate, chain
 
-from ..plan import Direction
+from ..core.plan import Direction
 from . import surrogate
 from .surrogate import Observation
-from .trials import Ladder, Trial, has_blown_up, oriented, scale
+from .trials import (
+    Ladder,
+    Trial,
+    has_blown_up,
+    oriented,
+    scale,
+)
 
 # The noise is taken out of the scores of so many trials: the baseline and those that came farthest and scored best. It
 # takes a time that grows with the cube of them. Assumed; of this many the best few and all around them are part.

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ..core.json_reader import NUMBER, Reader
+from ..core.plan import Plan, Precision
 from ..errors import ReportError
-from ..plan import Plan, Precision
-from ..shapes import NUMBER, Reader
 from .trials import StepTimes
 
 # Rungs by which the pace of the machine is judged as it is now. Assumed: fewer are one hiccup, more are history.

@@ -7,13 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from ..plan import Config, Direction
+from ..core.plan import Config, Direction
 from .costs import Costs
 from .freeze_thaw import choose, untried
 from .ledger import Ledger
 from .limits import MemoryLimits
 from .study import propose
-from .trials import MIN_STEPS, SAME_LR, Ladder, SearchSettings, Space, Trial, rounded_lr, same_config
+from .trials import (
+    MIN_STEPS,
+    SAME_LR,
+    Ladder,
+    SearchSettings,
+    Space,
+    Trial,
+    rounded_lr,
+    same_config,
+)
 
 # Failed trials in a row after which nothing new is tried: the fault is then not in the configurations. Assumed.
 MOST_FAILURES = 10

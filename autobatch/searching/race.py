@@ -6,13 +6,34 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
-from ..errors import BudgetTooShort, CheckpointError, DeviceError, DeviceLost, NoValidResult, TaskError
-from ..plan import HANG_FACTOR, HANG_LEAST_S, Config, Direction, Plan, Rung, RungResult, Runner
-from ..units import format_duration
+from ..core.plan import Config, Direction, Plan
+from ..core.runner import Runner
+from ..core.segment import (
+    HANG_FACTOR,
+    HANG_LEAST_S,
+    Rung,
+    RungResult,
+)
+from ..core.units import format_duration
+from ..errors import (
+    BudgetTooShort,
+    CheckpointError,
+    DeviceError,
+    DeviceLost,
+    NoValidResult,
+    TaskError,
+)
 from .account import Account, Leg
 from .advice import enough_s, give_at_least, typed
 from .conclusion import SearchResult, conclude
-from .confirmation import MOST_SEEDS, Verdict, is_close, judge, leads_clearly, next_seed_for
+from .confirmation import (
+    MOST_SEEDS,
+    Verdict,
+    is_close,
+    judge,
+    leads_clearly,
+    next_seed_for,
+)
 from .costs import EQUIVALENTS, Costs
 from .crew import Crew
 from .ledger import Ledger

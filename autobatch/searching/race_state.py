@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..core.json_reader import NUMBER, Reader
 from ..errors import ReportError
-from ..shapes import NUMBER, Reader
 from .paces import Paces
 
 

@@ -13,10 +13,16 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from ..core.files import sync_folder
+from ..core.json_reader import NUMBER, TEXT_OR_NULL, Reader
+from ..core.plan import (
+    Config,
+    Direction,
+    Plan,
+    Precision,
+)
+from ..core.segment import GradNorms, RungOutcome
 from ..errors import ReportError, StorageError
-from ..files import sync_folder
-from ..plan import Config, Direction, GradNorms, Plan, Precision, RungOutcome
-from ..shapes import NUMBER, TEXT_OR_NULL, Reader
 from .central import CentralRecord
 from .race_state import RaceState
 from .study import quiet

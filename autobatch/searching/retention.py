@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..plan import Config, Direction
+from ..core.plan import Config, Direction
 from .trials import Trial, oriented
 
 

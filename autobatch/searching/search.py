@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..core.runner import Runner
 from ..errors import DeviceError
-from ..plan import Runner
 from .account import Account
 from .conclusion import SearchResult as SearchResult
 from .confirmation import ScoreSummary as ScoreSummary

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
 
-from ..plan import Direction
+from ..core.plan import Direction
 from .trials import Trial, oriented
 
 # Degrees of freedom below which the spread between configurations stands in for repeats: it counts as many as these

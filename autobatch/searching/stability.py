@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..plan import Config
+from ..core.plan import Config
 from .trials import Trial, has_blown_up, scale
 
 # A gradient norm so many times its median is out of line, and a clip that touches more than this share of the steps

@@ -15,9 +15,15 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from ..core.plan import Direction
 from ..errors import SettingError
-from ..plan import Direction
-from .trials import Ladder, Space, Trial, oriented, promotable
+from .trials import (
+    Ladder,
+    Space,
+    Trial,
+    oriented,
+    promotable,
+)
 
 
 def propose(

@@ -11,7 +11,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from ..plan import Direction
+from ..core.plan import Direction
 from .trials import Trial
 
 # Upper end of the recorded integer parameters, so that every trial of every run shares one distribution. Assumed to be

@@ -10,8 +10,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
+from ..core.facts import TaskFacts
+from ..core.plan import (
+    LEAST_LR,
+    MOST_LR,
+    Config,
+    Direction,
+    Plan,
+    Precision,
+)
+from ..core.segment import GradNorms, Rung, RungOutcome
 from ..errors import SettingError
-from ..plan import LEAST_LR, MOST_LR, Config, Direction, GradNorms, Plan, Precision, Rung, RungOutcome, TaskFacts
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler

@@ -12,10 +12,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
+from ..core.facts import MemoryLimit, TaskFacts
+from ..core.files import write_json
+from ..core.json_reader import NUMBER, Reader
+from ..core.measurement import Measurement, Outcome
+from ..core.plan import Config, Plan, Precision
+from ..core.runner import Prober
 from ..errors import ReportError
-from ..files import write_json
-from ..plan import Config, Measurement, MemoryLimit, Outcome, Plan, Precision, Prober, TaskFacts
-from ..shapes import NUMBER, Reader
 
 # Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
 SCHEMA = 1

@@ -12,9 +12,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
+from ..core.facts import DeviceInfo, MemoryLimit, TaskFacts
+from ..core.lr_sweep import drive
+from ..core.measurement import LrSweep, Measurement
+from ..core.plan import Config, Plan
+from ..core.runner import Runner
+from ..core.segment import Rung, RungResult
 from ..errors import CheckpointError, ReportError
-from ..plan import Config, DeviceInfo, LrSweep, Measurement, MemoryLimit, Plan, Rung, RungResult, Runner, TaskFacts
-from ..sweep import drive
 from .recording import Recording, ReplayProber
 from .sim import VirtualClock
 

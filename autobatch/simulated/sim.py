@@ -15,22 +15,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..core.facts import DeviceInfo, MemoryLimit, TaskFacts
+from ..core.lr_sweep import drive
+from ..core.measurement import Energy, LrSweep, Measurement
+from ..core.plan import Config, Plan
+from ..core.runner import Runner
+from ..core.segment import Rung, RungResult
 from ..errors import CheckpointError
-from ..plan import (
-    Config,
-    DeviceInfo,
-    Energy,
-    LrSweep,
-    Measurement,
-    MemoryLimit,
-    Plan,
-    Rung,
-    RungResult,
-    Runner,
-    TaskFacts,
-)
 from ..searching.crew import Alone, Crew
-from ..sweep import drive
 
 _MIB = 1 << 20
 

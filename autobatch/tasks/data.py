@@ -25,8 +25,8 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate, get_worker_info
 
+from ..core.plan import Plan
 from ..errors import AutobatchError, TaskError
-from ..plan import Plan
 from .fixed_seeds import fixed_seeds_undone
 from .state import preserve_generators, rng_state, set_rng_state
 from .task import Task, blame

@@ -12,7 +12,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .object_state import OF_EVERY_MODULE, attributes, cell_content, delete_attribute, is_of_wrapper, set_attribute
+from .object_state import (
+    OF_EVERY_MODULE,
+    attributes,
+    cell_content,
+    delete_attribute,
+    is_of_wrapper,
+    set_attribute,
+)
 from .task_file import is_users
 
 ABSENT: Any = object()

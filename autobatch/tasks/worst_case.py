@@ -20,9 +20,18 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, IterableDataset
 
+from ..core.facts import WorstCase
 from ..errors import TaskError
-from ..plan import WorstCase
-from .data import Batch, Collated, collate_samples, counting_loader, rows_of, seed_host, shape_of, tensors_of
+from .data import (
+    Batch,
+    Collated,
+    collate_samples,
+    counting_loader,
+    rows_of,
+    seed_host,
+    shape_of,
+    tensors_of,
+)
 from .state import preserve_generators
 from .task import Task
 

@@ -18,7 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TaskError
-from ..tasks.object_state import Reader, Record, TooLarge, Writer
+from ..tasks.object_state import (
+    Reader,
+    Record,
+    TooLarge,
+    Writer,
+)
 from ..tasks.places import (
     ABSENT,
     Place,

@@ -39,11 +39,27 @@ from ..tasks.task import Task, accuracy, blame
 from ..tasks.task_file import gather
 from ..tasks.worst_case import checked_loader_batch
 from .carried_state import Watched, cannot_be_kept
-from .check_data import Findings, check_dataset, describe_batch, told_seeds
-from .check_rates import DRY_RUN_STEPS, check_schedule, check_steps, has_writers, scheduled_rates
+from .check_data import (
+    Findings,
+    check_dataset,
+    describe_batch,
+    told_seeds,
+)
+from .check_rates import (
+    DRY_RUN_STEPS,
+    check_schedule,
+    check_steps,
+    has_writers,
+    scheduled_rates,
+)
 from .gradients import clip_norm, held
 from .left_out import left_out_warning
-from .made import NO_CLOSURES, arguments_of_step, hint_on_step, not_an_optimizer
+from .made import (
+    NO_CLOSURES,
+    arguments_of_step,
+    hint_on_step,
+    not_an_optimizer,
+)
 from .modes import to_train
 from .shares import weight_of
 from .split_check import split_warnings

@@ -23,7 +23,13 @@ from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 
 from ..devices.oom import is_out_of_memory
-from ..errors import DeviceError, RankLost, TaskError, first_line, text_of
+from ..errors import (
+    DeviceError,
+    RankLost,
+    TaskError,
+    first_line,
+    text_of,
+)
 from ..tasks.task import Task
 
 T = TypeVar("T", bool, int)

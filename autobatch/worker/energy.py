@@ -14,7 +14,7 @@ from statistics import fmean
 from time import perf_counter
 from typing import Protocol
 
-from ..plan import Energy
+from ..core.measurement import Energy
 
 # A counter that has not moved for so long is taken not to work. Assumed: five times the slowest tick known.
 _STANDS_STILL_S = 0.5

@@ -8,8 +8,8 @@ from time import perf_counter
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..core.plan import Precision
 from ..devices import Device
-from ..plan import Precision
 from ..tasks.data import Batch, to_device
 from ..tasks.task import Task
 from .timing import repeat

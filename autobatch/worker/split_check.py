@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..tasks.data import collate_samples, rows_of, seed_everything, tensors_of, to_device
+from ..tasks.data import (
+    collate_samples,
+    rows_of,
+    seed_everything,
+    tensors_of,
+    to_device,
+)
 from ..tasks.defaults import cross_entropy_loss, labels_counted
 from ..tasks.task import Task
 from .shares import weight_of

@@ -11,11 +11,11 @@ from statistics import median
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
+from ..core.measurement import Energy
+from ..core.medians import drift, is_settled
+from ..core.units import format_size
 from ..devices import Device
-from ..medians import drift, is_settled
-from ..plan import Energy
 from ..tasks.data import Batch, to_device
-from ..units import format_size
 from .energy import energy_of
 from .training import Trainer
 

@@ -18,27 +18,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..checkpoints import checkpoint_path, forget_checkpoints
-from ..devices.oom import is_device_lost
-from ..errors import (
-    CheckpointError,
-    NoValidResult,
-    TaskError,
-)
-from ..files import sync_folder
-from ..plan import (
-    Config,
+from ..core.checkpoints import checkpoint_path, forget_checkpoints
+from ..core.files import sync_folder
+from ..core.lr_sweep import drive
+from ..core.measurement import (
     Energy,
     LrSweep,
     Measurement,
     Outcome,
-    Plan,
-    Rung,
-    RungResult,
-    Runner,
     Workload,
 )
-from ..sweep import drive
+from ..core.plan import Config, Plan
+from ..core.runner import Runner
+from ..core.segment import Rung, RungResult
+from ..core.units import format_duration, format_size
+from ..devices.oom import is_device_lost
+from ..errors import CheckpointError, NoValidResult, TaskError
 from ..tasks.data import (
     Batch,
     Collated,
@@ -50,13 +45,17 @@ from ..tasks.data import (
     val_loader,
 )
 from ..tasks.state import preserve_generators
-from ..units import format_duration, format_size
 from .data_parallel import is_rank_lost
 from .flops import matmul_flops_per_s, step_flops
-from .open_task import COUNTED_SAMPLES, OpenTask, Refused
 from .swallowed import Usual
+from .task_session import COUNTED_SAMPLES, OpenTask, Refused
 from .timing import Timing, measure_energy, time_step
-from .training import NormWatch, Trainer, autocast, read_checkpoint
+from .training import (
+    NormWatch,
+    Trainer,
+    autocast,
+    read_checkpoint,
+)
 
 # Steps before the evaluation batch, the short batch and one more step. The first step allocates the optimizer's state,
 # which the last one runs beside (+1241 MiB for GPT-2 small in FakeTensor traces).

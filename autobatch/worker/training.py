@@ -23,17 +23,42 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import is_whole
+from ..core.checkpoints import is_whole
+from ..core.files import sync_folder
+from ..core.plan import Config, Precision
+from ..core.segment import GradNorms
 from ..errors import CheckpointError, TaskError, first_line
-from ..files import sync_folder
-from ..plan import Config, GradNorms, Precision
-from ..tasks.data import Batch, Collated, DeviceLoader, rows_of, seed_everything, to_device
-from ..tasks.defaults import accuracy, cross_entropy_loss, labels_counted, right_and_counted
+from ..tasks.data import (
+    Batch,
+    Collated,
+    DeviceLoader,
+    rows_of,
+    seed_everything,
+    to_device,
+)
+from ..tasks.defaults import (
+    accuracy,
+    cross_entropy_loss,
+    labels_counted,
+    right_and_counted,
+)
 from ..tasks.state import rng_state, set_rng_state
 from ..tasks.task import Task
-from .carried_state import Carried, cannot_be_kept, objects_of, plain_of
+from .carried_state import (
+    Carried,
+    cannot_be_kept,
+    objects_of,
+    plain_of,
+)
 from .data_parallel import DataParallel
-from .gradients import clip_norm, gradients_of, multiply, sparse_parameters, total_norm, zero_gradient
+from .gradients import (
+    clip_norm,
+    gradients_of,
+    multiply,
+    sparse_parameters,
+    total_norm,
+    zero_gradient,
+)
 from .modes import judged, to_train
 from .rates import following, held_by, of_groups
 from .shares import Shares, weight_of

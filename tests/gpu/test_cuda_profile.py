@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from autobatch import api
-from autobatch.arm import parse_arms
+from autobatch.bench.standard_models import standard_models
+from autobatch.core.compute_mode import parse_arms
 from autobatch.devices import open_device
-from autobatch.standard import standard_models
 from autobatch.worker.energy import energy_of
 from autobatch.worker.flops import matmul_flops_per_s
 

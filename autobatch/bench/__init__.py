@@ -1,0 +1,1 @@
+"""`autobatch bench`: a report for a device, on models whose sizes are known."""

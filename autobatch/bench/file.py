@@ -1,0 +1,133 @@
+"""Which file a bench report goes into, and what of an earlier command's is kept in it.
+
+A figure is kept where it would be measured in the same way: by the same software on the same device under the same
+settings, which are the whole report's, and of a task file that holds the same, which is for each model to say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ..core.facts import DeviceInfo
+from ..core.units import format_size
+from ..errors import ReportError
+from ..reports.bench_report import BenchReport, is_bench
+from ..reports.report import load_json
+
+
+def folder_for(device: DeviceInfo, cores: int, results: Path) -> Path:
+    """Where the reports of a device are: `<results>/<device>`."""
+    name = re.sub(r"[^a-z0-9]+", "-", device.name.lower()).strip("-") or device.kind
+    if device.kind == "cpu":
+        name += f"-{cores}-core" + ("s" if cores > 1 else "")
+    return results / name
+
+
+def file_for(report: BenchReport, folder: Path) -> Path:
+    """The newest file there that the same command left unfinished, or else today's, `<date>.json`.
+
+    Args:
+        report: as it begins, without a cell.
+        folder: as `folder_for` gives it.
+    """
+    begun = [(earlier.created, path) for path, earlier in _stored(folder) if _left_unfinished(earlier, report)]
+    return max(begun)[1] if begun else folder / f"{datetime.now(UTC):%Y-%m-%d}.json"
+
+
+def _stored(folder: Path) -> Iterator[tuple[Path, BenchReport]]:
+    for path in folder.glob("*.json"):
+        try:
+            data = load_json(path)
+            if is_bench(data):
+                yield path, BenchReport.from_json(data)
+        except ReportError:  # nothing to go on with, whatever it is; today's is refused when it is read
+            continue
+
+
+def _left_unfinished(earlier: BenchReport, now: BenchReport) -> bool:
+    is_same = set(earlier.asked) == set(now.asked) and earlier.settings is not None
+    return is_same and bool(earlier.missing) and not _changes(earlier, now)
+
+
+def with_earlier(report: BenchReport, path: Path, sources: Mapping[str, str]) -> tuple[BenchReport, tuple[str, ...]]:
+    """The report with the cells that an earlier command left in its file.
+
+    What failed and is asked for is not kept, so that it is run again; nor is any cell of a model whose task file holds
+    something else by now.
+
+    Args:
+        report: as it begins, without a cell.
+        path: its file.
+        sources: what the task file of each model that is asked for holds (`task_sources.source_digest`).
+
+    Returns:
+        The report, and the models whose cells were not kept because their task files hold something else.
+
+    Raises:
+        ReportError: what is in the file is another report, or of other settings.
+    """
+    if not path.exists():
+        return report, ()
+    earlier = BenchReport.load(path)
+    ways_out = "name another --output, or delete it"
+    if earlier.settings is None:
+        raise ReportError(f"{path} holds a report that does not say under which settings it was made: {ways_out}")
+    changes = _changes(earlier, report)
+    if changes:
+        raise ReportError(f"{path} holds a report to go on with, but {' and '.join(changes)} changed since: {ways_out}")
+    other = {cell.model for cell in earlier.cells if cell.source != sources.get(cell.model, cell.source)}
+    kept = tuple(
+        cell
+        for cell in earlier.cells
+        if cell.model not in other and (cell.outcome == "ok" or (cell.model, cell.arm) not in report.asked)
+    )
+    beside = sum((cell.model, cell.arm) not in report.asked for cell in kept)
+    kept_report = replace(report, created=earlier.created, cells=kept, planned=report.planned + beside)
+    return kept_report, tuple(sorted(other))
+
+
+def _changes(earlier: BenchReport, now: BenchReport) -> list[str]:
+    """A name for each thing that must be the same for two cells to stand in one report, and is not.
+
+    A value stands behind it where the user may have set it.
+    """
+    then, here = earlier.device, now.device
+    same = {
+        "autobatch": (earlier.version, now.version),
+        "the device": ((then.name, then.uuid), (here.name, here.uuid)),
+        "the driver": (then.driver, here.driver),
+        "the runtime": (then.runtime, here.runtime),
+        "torch": (then.torch, here.torch),
+        "Python": (then.python, here.python),
+        "the size of the models": (earlier.size, now.size),
+        "--quick": (earlier.quick, now.quick),
+        "--objective": (earlier.objective, now.objective),
+    }
+    found = [what for what, (before, after) in same.items() if before != after]
+    values: dict[str, tuple[object, object]] = {"the power limit": (then.power_limit_w, here.power_limit_w)}
+    for key, name in _SETTINGS.items():
+        values[name] = ((earlier.settings or {}).get(key), (now.settings or {}).get(key))
+    for name, (before, after) in values.items():
+        if before != after:
+            found.append(f"{name} ({_told(name, before)} then, {_told(name, after)} now)")
+    return found
+
+
+_MEMORY = "the memory limit"
+_SETTINGS = {
+    "memory_limit_bytes": _MEMORY,
+    "headroom": "--headroom",
+    "max_batch_size": "--max-batch-size",
+    "threads": "the number of threads",
+}
+_UNITS: Mapping[str, Callable[[float], str]] = {_MEMORY: format_size, "the power limit": lambda watts: f"{watts:g} W"}
+
+
+def _told(name: str, value: object) -> str:
+    if not isinstance(value, int | float):
+        return "none"
+    return _UNITS[name](value) if name in _UNITS else str(value)

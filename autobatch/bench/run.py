@@ -1,0 +1,292 @@
+"""`bench`: what a device does with models that everybody knows, cell by cell, into a report that can be published.
+
+A cell is one model computed in one way. The report is written after each, so that a run that was ended goes on where it
+stood.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from .._version import __version__
+from ..core.compute_mode import Arm
+from ..core.facts import DeviceInfo
+from ..core.measurement import Workload
+from ..core.plan import Plan
+from ..core.progress import Listener, Progress
+from ..core.runner import Runner
+from ..core.units import format_duration, format_size
+from ..engines.opening import counts_memory, open_spec
+from ..engines.served import RunnerSpec
+from ..errors import AutobatchError, SettingError, first_line
+from ..measuring.arms import (
+    ArmProfile,
+    FirstLosses,
+    first_losses,
+    profile_arm,
+    told_of_losses,
+)
+from ..measuring.throughput import Objective
+from ..render.curves import recommended_point
+from ..render.evidence import or_more
+from ..render.numbers import speed_text
+from ..reports.bench_report import BenchReport, Cell, Size
+from ..tasks.task_file import existing_file
+from ..tasks.task_sources import source_digest
+from ..tuning.stages import max_batch_of, profile_of
+from .file import with_earlier
+
+# Which of their two sizes the models take; see benchmarks/models/standard.
+_SIZE_VARIABLE = "AUTOBATCH_BENCH_SIZE"
+# What a processor's batches may use where no limit was asked for: all of a machine's memory would take samples by the
+# hundred thousand and steps of minutes. Assumed.
+_CPU_MEMORY_BYTES, _CPU_MEMORY_QUICK_BYTES = 1 << 30, 64 << 20
+_PROFILE_S, _PROFILE_QUICK_S = 30.0, 3.0  # a cell's timing. Assumed: 2 % intervals for most sizes; a look at each
+_MATMUL_S = 1.0  # assumed: fifty products of 20 ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchSettings:
+    """What was asked of `bench`, in base units; see `api.bench`."""
+
+    models: Mapping[str, Path]
+    arms: tuple[Arm, ...]
+    quick: bool
+    objective: Objective
+    size: Size
+    max_batch_size: int | None
+    command: str
+
+
+def begun(spec: RunnerSpec, device: DeviceInfo, settings: BenchSettings) -> BenchReport:
+    """The report before its first cell."""
+    asked = tuple((model, arm.name) for model in settings.models for arm in settings.arms)
+    return BenchReport(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=settings.command,
+        version=__version__,
+        device=device,
+        size=settings.size,
+        quick=settings.quick,
+        objective=settings.objective,
+        cells=(),
+        planned=len(asked),
+        warnings=_warnings(spec, device),
+        asked=asked,
+        settings={
+            "memory_limit_bytes": spec.memory_limit_bytes,
+            "headroom": spec.headroom,
+            "max_batch_size": settings.max_batch_size,
+            "threads": spec.threads,
+        },
+    )
+
+
+def run_bench(
+    spec: RunnerSpec, report: BenchReport, path: Path, settings: BenchSettings, *, listen: Listener
+) -> BenchReport:
+    """The report, its file written after each cell; see `api.bench` for what it raises.
+
+    Args:
+        spec: of every runner, but for the task and the arm.
+        report: as `begun` gives it.
+        path: of its file.
+        settings: as `begun` had them.
+        listen: is told what begins and what is found.
+    """
+    sources = {model: source_digest(file) for model, file in settings.models.items()}
+    report, other = with_earlier(report, path, sources)
+    if report.cells:
+        listen(Progress(stage="bench", text=f"{len(report.cells)} of {report.planned} are in {path.name}"))
+    for model in other:
+        text = f"{path.name} has {model} of a task file that held something else: it is measured again"
+        listen(Progress(stage="bench", text=text))
+    bench = _Bench(spec, report.device, settings)
+    known = {(cell.model, cell.arm) for cell in report.cells}  # a later arm may be compared with what is not among them
+    took: list[float] = []
+    for model, arm in itertools.product(settings.models, settings.arms):
+        if (model, arm.name) in known:
+            continue
+        number = len(report.cells) + 1
+        left = report.planned - len(report.cells)
+        about = f", about {format_duration(left * sum(took) / len(took))} left" if took else ""
+        what = f"{number} of {report.planned}: {model} in {arm.name}{about}"
+        predicted_s = sum(took) / len(took) if took else None
+        listen(Progress(stage="bench", text=what, predicted_s=predicted_s, piece=number))
+        cell = bench.cell(model, arm, listen)
+        took.append(cell.seconds)
+        report = replace(report, cells=(*report.cells, cell))
+        report.save(path)
+        listen(Progress(stage="bench", text=_told(cell), piece=number))
+    return report
+
+
+def _told(cell: Cell) -> str:
+    """One line about a cell."""
+    what = f"{cell.model} in {cell.arm}"
+    if cell.max_batch is None or cell.throughput is None:
+        return f"{what}: failed: {(cell.message or 'nothing says why').splitlines()[0]}"
+    best = recommended_point(cell.throughput)
+    speed = "" if best is None else f", {speed_text(best['samples_per_s'])} samples/s at batch {best['batch_size']:,}"
+    largest = f"{cell.max_batch['batch_size']:,}{or_more(cell.max_batch)}"
+    return f"{what}: up to batch {largest}{speed} ({format_duration(cell.seconds)})"
+
+
+def _warnings(spec: RunnerSpec, device: DeviceInfo) -> tuple[str, ...]:
+    found = []
+    if spec.memory_limit_bytes is not None:
+        limit = format_size(spec.memory_limit_bytes)
+        found.append(f"the largest batches are those of a device with {limit}: more was not to be used")
+    if device.kind == "cpu":
+        found.append(f"steps were timed on {spec.threads} thread{'s' if spec.threads > 1 else ''}")
+    return tuple(found)
+
+
+class _Bench:
+    """What the cells share."""
+
+    def __init__(
+        self,
+        spec: RunnerSpec,
+        device: DeviceInfo,
+        settings: BenchSettings,
+    ) -> None:
+        self.spec, self.device, self.settings = spec, device, settings
+        self._reference: dict[str, FirstLosses] = {}  # losses in fp32, by model
+
+    def cell(self, model: str, arm: Arm, listen: Listener) -> Cell:
+        """One model in one arm, measured now; `listen` is told each probe, and each size when it is timed first."""
+        began = time.monotonic()
+        source = source_digest(self.settings.models[model])
+        heard = _within(f"{model} in {arm.name}", listen)
+        spec = replace(self.spec, path=self.settings.models[model], arm=arm)
+        counts = counts_memory(self.device, spec.memory_limit_bytes)
+        also = _Extra()
+        found = profile_arm(
+            arm,
+            lambda: self._open(spec),
+            (lambda: self._open(replace(spec, memory_limit_bytes=None))) if counts else None,
+            find=partial(max_batch_of, max_batch_size=self.settings.max_batch_size, prove=True, on_progress=heard),
+            time_it=lambda runner, plan, largest: profile_of(
+                runner,
+                plan,
+                int(largest),
+                budget_s=self._budget_s,
+                objective=self.settings.objective,
+                on_progress=heard,
+            ),
+            also=also,
+        )
+        reference = None
+        if arm == Arm():
+            self._reference[model] = found.losses or FirstLosses(message=f"it failed: {found.message}")
+        elif found.message is None:
+            reference = self._losses_in_fp32(model, found)
+        losses = told_of_losses(found.losses, reference, Arm())
+        return replace(_cell(model, found, also), **losses, source=source, seconds=time.monotonic() - began)
+
+    @property
+    def _budget_s(self) -> float:
+        return _PROFILE_QUICK_S if self.settings.quick else _PROFILE_S
+
+    def _open(self, spec: RunnerSpec) -> AbstractContextManager[tuple[Runner, Plan]]:
+        return open_spec(spec, accumulation_steps=1, environment={_SIZE_VARIABLE: self.settings.size})
+
+    def _losses_in_fp32(self, model: str, found: ArmProfile) -> FirstLosses:
+        """From the cell in fp32 of this run, or computed now where that was an earlier one's, or is not wanted."""
+        if model not in self._reference:
+            spec = replace(self.spec, path=self.settings.models[model], arm=Arm(), memory_limit_bytes=None)
+            try:
+                with self._open(spec) as (runner, _):
+                    self._reference[model] = first_losses(runner, int(found.max_batch or 1))
+            except AutobatchError as error:  # a model that does not run in fp32 has nothing to be compared with
+                self._reference[model] = FirstLosses(message=f"it failed: {first_line(error)}")
+        return self._reference[model]
+
+
+class _Extra:
+    """What is asked of the runner beside its profile."""
+
+    def __init__(self) -> None:
+        self.workload: Workload | None = None
+        self.matmul_flops_per_s: float | None = None
+
+    def __call__(self, runner: Runner) -> None:
+        self.workload = runner.workload()
+        self.matmul_flops_per_s = runner.matmul_flops_per_s(budget_s=_MATMUL_S)
+
+
+def _within(what: str, listen: Listener) -> Listener:
+    """Tells what happens within a cell; later visits to a size that was timed are left out, being many."""
+    seen: set[str] = set()
+
+    def heard(progress: Progress) -> None:
+        about = progress.text.partition(":")[0]
+        if progress.stage != "profile" or about not in seen:
+            seen.update({about} if progress.stage == "profile" else ())
+            # Of no piece that is under way: the cell goes on.
+            listen(Progress(stage="bench", text=f"{what}: {progress.text}", piece=0))
+
+    return heard
+
+
+def _cell(model: str, found: ArmProfile, also: _Extra) -> Cell:
+    if found.message is not None or found.curve is None:
+        return Cell(model=model, arm=found.arm.name, outcome="failed", message=found.message)
+    flops = also.workload.flops_per_sample if also.workload else None
+    per_s = found.curve.samples_per_s(found.curve.recommended)
+    return Cell(
+        model=model,
+        arm=found.arm.name,
+        outcome="ok",
+        parameters=also.workload.parameters if also.workload else None,
+        max_batch=found.max_batch.to_json() if found.max_batch is not None else None,
+        throughput=found.curve.to_json(),
+        flops_per_sample=flops,
+        flops_per_s=None if flops is None else flops * per_s,
+        matmul_flops_per_s=also.matmul_flops_per_s,
+    )
+
+
+def default_memory_limit(kind: str, quick: bool) -> int | None:
+    """The memory that models may use where no limit was asked for; None for all of the device's."""
+    if kind != "cpu":
+        return None
+    return _CPU_MEMORY_QUICK_BYTES if quick else _CPU_MEMORY_BYTES
+
+
+def default_arms(kind: str, quick: bool) -> tuple[str, ...]:
+    """Ways of computing that are measured where none was named; each that the kind of device has."""
+    if kind == "cpu" and quick:
+        return ("fp32",)
+    return ("fp32", "tf32", "bf16") if kind == "cuda" else ("fp32", "bf16")
+
+
+def chosen_models(asked: Sequence[str], standard: Mapping[str, Path]) -> dict[str, Path]:
+    """Task files by name: the standard ones that were named, or all, and files of the user's.
+
+    Raises:
+        SettingError: there is no such model, or two are called the same.
+        TaskError: a file is no Python file.
+    """
+    if not asked:
+        return dict(standard)
+    found: dict[str, Path] = {}
+    for name in asked:
+        if name in standard:
+            title, path = name, standard[name]
+        elif Path(name).is_file():
+            title, path = Path(name).stem, existing_file(Path(name))
+        else:
+            raise SettingError(f"{name!r} is no model: it is one of {', '.join(standard)}, or the path of a task file")
+        if title in found:
+            raise SettingError(f"two models are called {title}: a report tells them apart by their names")
+        found[title] = path
+    return found

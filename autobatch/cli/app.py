@@ -1,0 +1,532 @@
+"""The command line: flags in, a stage run, results to stdout, everything else to stderr.
+
+Only click is imported here at first, so that `--help` and `--version` answer at once; each command imports what it
+runs.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+import click
+
+from .._version import __version__
+from ..errors import AutobatchError, SettingError, text_of
+from ..render.document import visible, visible_lines
+from ..searching.storage_url import shown_words, without_users
+from ..searching.trials import Search
+from .defaults import ConfiguredGroup
+from .exits import (
+    FAILED,
+    FOUND_NOTHING,
+    INTERRUPTED,
+    end_when_told,
+    exit_code,
+    fail,
+    fail_with_traceback,
+)
+from .options import (
+    CEILING,
+    DEVICE,
+    FEWEST_STEPS,
+    LATEST,
+    MEMORY,
+    NPROC,
+    OBJECTIVE,
+    OUTPUT,
+    PRECISIONS,
+    TASK,
+    Several,
+    SpreadingCommand,
+    option,
+)
+from .output import (
+    check_output,
+    progress_on_stderr,
+    show,
+    show_bench,
+    show_document,
+    show_report,
+)
+from .streams import (
+    end_as_pipes_do,
+    is_closed_pipe,
+    keep_streams,
+    lost_result,
+)
+from .torchrun import on_each_rank, refuse_torchrun
+
+IMPORTED_S = time.monotonic()
+INTERPRETER_S = (
+    5.0  # what it takes to start one and to import this, at most, on a slow disk. Assumed: usual are tenths.
+)
+
+# Unquoted, what follows a space in a URL is another word.
+ONE_WORD = "What follows --storage is one word: put a URL in quotes, '...'"
+
+
+@click.group(cls=ConfiguredGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="autobatch %(version)s")
+def cli() -> None:
+    """Find the batch size and learning rate that give a PyTorch task its best score in the time you have.
+
+    Every flag but "report --markdown" and those of "clean" can stand in [tool.autobatch] of pyproject.toml and in an
+    AUTOBATCH_ variable; a flag beats the environment, which beats the file.
+    """
+
+
+@cli.command()
+@click.argument("task", type=click.Path(path_type=Path), metavar="MODEL.py", required=False)
+@option("--budget", default="10m", metavar="TIME", help="Wall time for everything: 90s, 10m, 1h30m.")
+@option("--train-time", metavar="TIME", help="How long your real training takes; compared at this where affordable.")
+@DEVICE
+@MEMORY
+@NPROC
+@option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Train N trials at the same time, a GPU for each; by default one on each GPU there is.",
+)
+@option("--seed", type=int, default=0, help="Of everything that is drawn.")
+@option("--search", type=click.Choice(get_args(Search)), default="auto", help="How the next trial is chosen.")
+@option(
+    "--warm-start",
+    type=click.Path(path_type=Path),
+    metavar="REPORT.json",
+    multiple=True,
+    help="What this earlier run chose is tried first.",
+)
+@option(
+    "--max-trials",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Try no more configurations than this; by default what the time allows.",
+)
+@option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    help="Where workers run: on this machine, or on a Ray cluster, a GPU for each.",
+)
+@option("--address", metavar="ADDRESS", help="Of the Ray cluster: auto, ray://host:10001; by default one here.")
+@option(
+    "--storage",
+    metavar="URL",
+    show_default=False,  # one from pyproject.toml may have a password in it
+    help="Record the run in this database too: postgresql+psycopg://user@host/name, or any that Optuna takes.",
+)
+@option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Default: .autobatch/<task>/<time>/")
+@option(
+    "--resume",
+    is_flag=False,
+    flag_value=LATEST,
+    metavar="[RUN]",
+    help="Go on with a run that was stopped: this folder, or the task's latest. Its settings hold; a flag changes one.",
+)
+@option("--force", is_flag=True, help="Resume though the task, its data, the device or a setting has changed.")
+@option(
+    "--keep-checkpoints",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Leave those of the N best trials in the run's folder.",
+)
+@option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Also write the report as Markdown.")
+@OUTPUT
+def tune(task: Path | None, **options: Any) -> None:
+    """Search batch size, learning rate and accumulation steps for the best validation score."""
+    context = click.get_current_context()
+    resume = options["resume"]
+    if task is None and resume is not None and resume.endswith(".py"):  # --resume model.py
+        task, resume = Path(resume), LATEST
+    if task is None:
+        raise click.MissingParameter(ctx=context, param=context.command.params[0])
+    if options["storage"] is not None and task.suffix != ".py":  # not quoted: it may be the rest of a password
+        raise click.UsageError(f"a task is a Python file, MODEL.py. {ONE_WORD}")
+    refuse_torchrun("tune")
+    os.environ.pop("AUTOBATCH_STORAGE", None)  # a password is the database's alone: what is started here inherits none
+    from ..core.files import check_writable
+
+    for file in (options["output"], options["markdown"]):
+        if file is not None:
+            check_writable(file)
+    from .. import api
+    from ..core.units import parse_duration
+
+    names: tuple[str, ...]
+    names = ("budget", "train_time", "device", "memory_limit", "headroom", "seed", "search", "warm_start", "max_trials")
+    names += ("keep_checkpoints", "nproc", "workers", "storage", "engine", "address")
+    settings = {name: options[name] for name in names}
+    if resume is not None:  # the run's own, but for what was typed beside --resume
+        source = click.core.ParameterSource
+        # Where data goes is not taken from a run's folder, and often stands in the environment.
+        anywhere = {source.COMMANDLINE, source.ENVIRONMENT, source.DEFAULT_MAP}
+        counts = {name: anywhere if name in ("storage", "address") else {source.COMMANDLINE} for name in settings}
+        settings = {k: given for k, given in settings.items() if context.get_parameter_source(k) in counts[k]}
+    budget_s = None if resume is not None else parse_duration(options["budget"])
+    named = options["run_dir"] if resume in (None, LATEST) else resume
+    how = shlex.join(["autobatch", "tune", str(task), "--resume", *([] if named is None else [str(named)])])
+    with progress_on_stderr(options, budget_s=budget_s, how_to_resume=how) as listen:
+        report = api.tune(
+            task,
+            **settings,
+            run_dir=options["run_dir"],
+            resume=resume == LATEST or resume or False,
+            force=options["force"],
+            command=typed_command(),
+            on_progress=listen,
+            started_s=time.monotonic() - since_start_s(),
+        )
+    if options["markdown"] is not None:
+        from ..core.files import write_whole
+        from ..render.content import report_document
+        from ..render.markdown import to_markdown
+
+        write_whole(options["markdown"], to_markdown(report_document(report)))
+    show_report(report, options)
+    if report.lost_device:
+        fail(f"ended early, as no device was left to train on. What was found is kept: go on with: {how}", FAILED)
+    if report.interrupted:
+        fail(f"interrupted. Go on with: {how}", INTERRUPTED)
+    if report.is_unanswered:
+        fail("nothing could be compared with the baseline, as the other trials failed: see the warnings", FOUND_NOTHING)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=Path(".autobatch"), metavar="[FOLDER]")
+@OUTPUT
+def runs(folder: Path, **options: Any) -> None:
+    """List the runs of `tune`: where each stands, what of its budget is spent, and its best so far."""
+    check_output(options)
+    from ..render.terminal import print_runs
+    from ..runs.runs import run_folders, summary
+
+    show([summary(path).to_json() for path in run_folders(folder)], print_runs, options)
+
+
+@cli.command()
+@click.argument("folders", type=click.Path(path_type=Path), nargs=-1, metavar="[RUN]...")
+@click.option("--finished", is_flag=True, help="All runs in .autobatch that came to their end.")
+@click.option("--all", "everything", is_flag=True, help="All runs in .autobatch but those under way.")
+def clean(folders: tuple[Path, ...], finished: bool, everything: bool) -> None:
+    """Delete runs of `tune`: their journals, checkpoints, logs and reports, and nothing else."""
+    if bool(folders) + finished + everything != 1:
+        raise click.UsageError("name the runs to delete, or give --finished or --all; `autobatch runs` lists them")
+    from ..runs.runs import remove_run, run_folders, summary
+
+    if not folders:
+        wanted = {"finished"} if finished else {"finished", "interrupted", "unreadable"}
+        folders = tuple(path for path in run_folders(Path(".autobatch")) if summary(path).status in wanted)
+    for path in folders:
+        remove_run(path)
+        click.echo(f"deleted {visible(str(path))}")
+    if not folders:
+        click.echo("there is nothing to delete")
+
+
+@cli.command("max-batch")
+@TASK
+@DEVICE
+@MEMORY
+@NPROC
+@option("--mode", type=click.Choice(["training", "inference"]), default="training", help="What must fit.")
+@option("--multiple-of", type=click.IntRange(min=1), default=1, help="Answer with a multiple of this.")
+@option("--power-of-two", is_flag=True, help="Answer with a power of two.")
+@CEILING
+@option(
+    "--accumulation-steps",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Batches whose gradients are summed before a step; by default the baseline's.",
+)
+@option("--prove", is_flag=True, help="Also run the next size, in a process of its own, and see it fail.")
+@option("--soak", type=click.IntRange(min=0), default=0, metavar="N", help="Also train N steps on real batches.")
+@option("--record", type=click.Path(path_type=Path), metavar="FILE", help="Keep all probes, to be replayed.")
+@OUTPUT
+def max_batch(task: Path, **options: Any) -> None:
+    """Find the largest batch that fits in memory, by running it.
+
+    Under torchrun, on every rank: the answer is what fits on all of them.
+    """
+    check_output(options)
+    from .. import api
+
+    with on_each_rank() as is_first:
+        with progress_on_stderr(options if is_first else {**options, "quiet": True}) as listen:
+            found = api.find_max_batch(
+                task,
+                device=options["device"],
+                memory_limit=options["memory_limit"],
+                headroom=options["headroom"],
+                mode=options["mode"],
+                multiple_of=options["multiple_of"],
+                power_of_two=options["power_of_two"],
+                max_batch_size=options["max_batch_size"],
+                accumulation_steps=options["accumulation_steps"],
+                prove=options["prove"],
+                soak=options["soak"],
+                record=options["record"],
+                nproc=options["nproc"],
+                on_progress=listen,
+            )
+        from ..render.terminal import print_max_batch
+
+        result = found.to_json()
+        if options["prove"]:
+            result["why_not_proved"] = found.why_not_proved
+        if is_first:
+            show(result, print_max_batch, options)
+
+
+@cli.command(cls=SpreadingCommand)
+@TASK
+@option("--budget", default="30s", metavar="TIME", help="Time for the timing itself, of each precision.")
+@DEVICE
+@MEMORY
+@NPROC
+@CEILING
+@OBJECTIVE
+@PRECISIONS
+@OUTPUT
+def profile(task: Path, **options: Any) -> None:
+    """Measure samples per second over batch sizes, and where it saturates.
+
+    With --precisions, ways to compute stand side by side, each with what it does to the loss.
+    """
+    refuse_torchrun("profile")
+    check_output(options)
+    from .. import api
+    from ..core.compute_mode import parse_arms
+
+    shared = {
+        name: options[name] for name in ("budget", "device", "memory_limit", "headroom", "max_batch_size", "objective")
+    }
+    with progress_on_stderr(options) as listen:
+        if options["precisions"]:
+            if options["nproc"] > 1:
+                raise SettingError("--precisions compares ways to compute in one process: leave out --nproc or it")
+            arms = api.profile_arms(task, parse_arms(options["precisions"]), on_progress=listen, **shared)
+        else:
+            curve = api.profile(task, nproc=options["nproc"], on_progress=listen, **shared)
+    if options["precisions"]:
+        from ..measuring.arms import compared
+        from ..render.terminal import print_arms
+
+        show(compared(arms), print_arms, options)
+        if not any(arm.curve for arm in arms):
+            sys.exit(FOUND_NOTHING)
+        return
+    from ..render.terminal import print_profile
+
+    show(curve.to_json(), print_profile, options)
+
+
+@cli.command(cls=SpreadingCommand)
+@option(
+    "--models",
+    cls=Several,
+    belongs=lambda word: True,
+    metavar="NAME ...",
+    help="Standard models by name, or task files; all standard ones by default.",
+)
+@PRECISIONS
+@option("--quick", is_flag=True, help="Less time for each; on a processor fp32 alone and less memory.")
+@DEVICE
+@MEMORY
+@CEILING
+@OBJECTIVE
+@option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write the report as a page.")
+@OUTPUT
+def bench(**options: Any) -> None:
+    """Measure what this device does with models that everybody knows, and write a report to compare.
+
+    The report goes to --output, by default benchmarks/results/<device>/<date>.json, after each model. The same command
+    goes on where an earlier one was ended, on another day too.
+    """
+    refuse_torchrun("bench")
+    if options["html"] is not None:
+        from ..core.files import check_writable
+
+        check_writable(options["html"])
+    from .. import api
+
+    try:
+        with progress_on_stderr(options) as listen:
+            report, path = api.bench(
+                options["models"],
+                precisions=options["precisions"],
+                quick=options["quick"],
+                device=options["device"],
+                memory_limit=options["memory_limit"],
+                headroom=options["headroom"],
+                max_batch_size=options["max_batch_size"],
+                objective=options["objective"],
+                output=options["output"],
+                command=typed_command(),
+                on_progress=listen,
+            )
+    except KeyboardInterrupt:
+        fail("interrupted. What was done is in the report's file: the same command goes on from there", INTERRUPTED)
+    show_bench(report, path, options)
+    if report.found_nothing:
+        sys.exit(FOUND_NOTHING)
+
+
+@cli.command("find-lr")
+@TASK
+@option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Default: the baseline's.")
+@option("--rule", type=click.Choice(["min/10", "steepest", "valley"]), default="min/10", help="How it is read.")
+@option("--steps", type=click.IntRange(min=FEWEST_STEPS), default=100, help="Optimizer steps, one at each rate.")
+@option("--seed", type=int, default=0, help="Of the initialisation and the data order.")
+@DEVICE
+@OUTPUT
+def find_lr(task: Path, **options: Any) -> None:
+    """Run a learning-rate range test on a model of its own."""
+    refuse_torchrun("find-lr")
+    check_output(options)
+    from .. import api
+
+    with progress_on_stderr(options) as listen:
+        curve = api.find_lr(
+            task,
+            batch_size=options["batch_size"],
+            rule=options["rule"],
+            steps=options["steps"],
+            seed=options["seed"],
+            device=options["device"],
+            on_progress=listen,
+        )
+    from ..render.terminal import print_lr
+
+    show(curve.to_json(), print_lr, options)
+
+
+@cli.command()
+@click.argument("files", type=click.Path(path_type=Path), metavar="REPORT.json...", nargs=-1, required=True)
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print it as Markdown.")  # tune's variable names a file
+@option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write it as a page of its own.")
+@OUTPUT
+def report(files: tuple[Path, ...], as_markdown: bool, html: Path | None, **options: Any) -> None:
+    """Show a stored report again; compare reports of "bench", each with the first."""
+    if as_markdown and (options["as_json"] or options["output"] is not None):
+        raise click.UsageError("--markdown prints Markdown alone: leave out --json and --output, or --markdown")
+    check_output(options)
+    if html is not None:
+        from ..core.files import check_writable
+
+        check_writable(html)
+    from ..render.stored import read_reports
+
+    result, document = read_reports(files)
+    if html is not None:
+        from ..core.files import write_whole
+        from ..render.html import to_html
+
+        write_whole(html, to_html(document))
+    if as_markdown:
+        from ..render.markdown import to_markdown
+
+        click.echo(to_markdown(document))
+    else:
+        show_document(result, document, options)
+
+
+@cli.command()
+@OUTPUT
+def doctor(**options: Any) -> None:
+    """Say which devices there are, what is known about them, and why a fact is missing."""
+    check_output(options)
+    import dataclasses
+
+    from ..devices import describe_devices
+    from ..render.terminal import print_devices
+
+    devices = describe_devices()
+    show(
+        [dataclasses.asdict(device) for device in devices], lambda _, console: print_devices(devices, console), options
+    )
+
+
+def typed_command() -> str:
+    """What was typed, as it can be typed again but for what only a database is to know."""
+    return shlex.join(["autobatch", *shown_words(sys.argv[1:])])
+
+
+def without_urls(message: str) -> str:
+    """What click says of what was typed, without what may be a part of a database's URL."""
+    if any(word.partition("=")[0] == "--storage" for word in sys.argv[1:]):
+        took = f"Got more words than this command takes. {ONE_WORD}"
+        message = re.sub(
+            "^(Error: )Got unexpected extra argument.*", rf"\1{took}", message, flags=re.MULTILINE | re.DOTALL
+        )
+    return without_users(message)
+
+
+def since_start_s() -> float:
+    """Seconds since this program was started, so that the budget pays for its start-up.
+
+    The process may be older: an `exec` keeps it, and `bash -c "pip install ... && autobatch tune ..."` ends with one.
+    What an interpreter cannot have taken until it imported us was another program's.
+    """
+    since_import_s = time.monotonic() - IMPORTED_S
+    age_s = process_age_s()
+    return age_s if age_s - since_import_s <= INTERPRETER_S else since_import_s
+
+
+def process_age_s() -> float:
+    """Seconds since this process was born; 0 where nobody says."""
+    try:
+        with open("/proc/self/stat", encoding="ascii") as stat, open("/proc/uptime", encoding="ascii") as uptime:
+            started_ticks = int(stat.read().rsplit(")", 1)[1].split()[19])
+            return max(0.0, float(uptime.read().split()[0]) - started_ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def main() -> None:
+    """Run the command line; the exit code says how it went (see the README)."""
+    end_when_told()
+    keep_streams()
+    try:
+        run()
+    except SystemExit as end:
+        lost = lost_result()
+        if lost is None or end.code:
+            raise
+        if is_closed_pipe(lost):
+            end_as_pipes_do()
+        fail(f"the result cannot be printed: {lost.strerror}", FAILED)
+
+
+def run() -> NoReturn:
+    """Run the command line, and end with one message where something is wrong."""
+    noted = {"debug": False}
+    try:
+        cli(standalone_mode=False, obj=noted)
+        sys.exit(0)
+    except (click.Abort, KeyboardInterrupt):  # click turns the one into the other in some places
+        fail("interrupted, before anything was found", INTERRUPTED)
+    except click.ClickException as error:
+        told = io.StringIO()
+        error.show(told)
+        click.echo(visible_lines(without_urls(told.getvalue())), err=True, nl=False)
+        sys.exit(error.exit_code)
+    except AutobatchError as error:
+        if noted["debug"]:
+            fail_with_traceback(exit_code(error))
+        fail(str(error), exit_code(error))
+    except Exception as error:  # noqa: BLE001  # the last boundary: a bug of ours is told as one
+        if noted["debug"]:
+            fail_with_traceback(FAILED)
+        told_of = f"{type(error).__name__}: {text_of(error)}"
+        if isinstance(error, OSError | MemoryError):  # what the system refuses is no bug, as a rule
+            fail(f"{told_of}\nThis system refused something that autobatch needs. --debug says where.", FAILED)
+        fail(f"{told_of}\nThis is a bug in autobatch, not in your task. Run again with --debug for all of it.", FAILED)

@@ -1,0 +1,119 @@
+"""Options that several commands have, each of which may stand in the environment too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ..errors import SettingError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def option(*names: str, **settings: Any) -> Callable[[F], F]:
+    """A click option that may also stand in the environment: `--memory-limit` is AUTOBATCH_MEMORY_LIMIT."""
+    variable = "AUTOBATCH_" + names[0].removeprefix("--").replace("-", "_").upper()
+    return click.option(*names, envvar=variable, **({"show_envvar": True, "show_default": True} | settings))
+
+
+def _note_debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """For `main`, which answers for errors: it sees no options, and this one may stand in a variable or a file too."""
+    context.ensure_object(dict)["debug"] = value
+
+
+def options_of(*options: Callable[[Any], Any]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+class Several(click.Option):
+    """An option that takes all words that follow it, as long as `belongs` knows them: `--precisions fp32 bf16`."""
+
+    def __init__(self, *args: Any, belongs: Callable[[str], bool], **settings: Any) -> None:
+        super().__init__(*args, **(settings | {"multiple": True}))
+        self.belongs = belongs
+
+
+class SpreadingCommand(click.Command):
+    """A command that may have such options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        several = {name: option for option in self.params if isinstance(option, Several) for name in option.opts}
+        spread: list[str] = []
+        current: str | None = None
+        for word in args:
+            if current is not None and spread[-1] != current and not word.startswith("-"):
+                if several[current].belongs(word):
+                    spread.append(current)
+                else:
+                    current = None
+            elif word.startswith("-"):
+                current = word if word in several else None
+            spread.append(word)
+        return super().parse_args(ctx, spread)
+
+
+def _names_an_arm(word: str) -> bool:
+    from ..core.compute_mode import Arm
+
+    try:
+        Arm.parse(word)
+    except SettingError:
+        return False
+    return True
+
+
+LATEST = "latest"  # what --resume stands for by itself
+FEWEST_STEPS = 20  # learning_rate.FEWEST_STEPS, which is not imported for `--help`
+TASK = click.argument("task", type=click.Path(path_type=Path), metavar="MODEL.py")
+DEVICE = option("--device", default="auto", help='"auto", "cpu", "cuda", "cuda:1" or "mps".')
+MEMORY = options_of(
+    option("--memory-limit", metavar="SIZE", help="Behave as if the device had this much: 8GiB, 500MB."),
+    option("--headroom", type=float, default=0.05, help="Share of the limit that a batch must leave free."),
+)
+CEILING = option(
+    "--max-batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Look no further; by default than the data, or 131072.",
+)
+NPROC = option(
+    "--nproc",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="Train in N processes together (DDP), a GPU for each. Batch sizes are then those of each process.",
+)
+OBJECTIVE = option(
+    "--objective",
+    type=click.Choice(["throughput", "energy", "balanced"]),
+    default="throughput",
+    help="What the recommended batch size is best in: samples/s, joules a sample, or both.",
+)
+PRECISIONS = option(
+    "--precisions",
+    cls=Several,
+    belongs=_names_an_arm,
+    metavar="NAME ...",
+    help="Ways to compute: fp32 tf32 bf16 fp16, each also with +channels_last or +compile.",
+)
+OUTPUT = options_of(
+    option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Also write the JSON to this file."),
+    option("--quiet", "-q", is_flag=True, help="No progress on stderr."),
+    option(
+        "--debug",
+        is_flag=True,
+        is_eager=True,  # so that it holds for what is wrong with the others
+        expose_value=False,
+        callback=_note_debug,
+        help="Show tracebacks of autobatch's own frames.",
+    ),
+)

@@ -1,0 +1,126 @@
+"""What a command prints: its result to stdout, what is under way to stderr."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import DeviceLost, StorageError
+from ..render.document import visible
+from .exits import INTERRUPTED, fail
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..core.progress import Listener, Progress
+    from ..render.document import Document
+    from ..reports.bench_report import BenchReport
+    from ..reports.report import Report
+
+# A line of a stage that holds these words tells what was found; others tell what begins, or what failed.
+_FINDINGS = {
+    "memory": ": ok",
+    "profile": "samples/s",
+    "range test": "suggest",
+    "search": " after ",
+    "confirmation": " after ",
+}
+
+
+def check_output(options: Mapping[str, Any]) -> None:
+    if options["output"] is not None:
+        from ..core.files import check_writable
+
+        check_writable(options["output"])
+
+
+def show_report(report: Report, options: Mapping[str, Any]) -> None:
+    from ..render.content import report_document
+
+    show_document(report.to_json(), report_document(report), options)
+
+
+def show_document(result: Any, document: Document, options: Mapping[str, Any]) -> None:
+    from ..render.terminal import print_document
+
+    show(result, lambda _, console: print_document(document, console), options)
+
+
+def show(result: Any, draw: Callable[[Any, Console], None], options: Mapping[str, Any]) -> None:
+    """The result on stdout, drawn or as JSON, and in the output file where one was asked for."""
+    text = json.dumps(result, indent=1, allow_nan=False)
+    if options["output"] is not None:
+        from ..core.files import write_whole
+
+        write_whole(options["output"], text + "\n")
+    if options["as_json"]:
+        click.echo(text)
+        return
+    from rich.console import Console
+
+    draw(result, Console())
+
+
+@contextmanager
+def progress_on_stderr(
+    options: Mapping[str, Any], budget_s: float | None = None, how_to_resume: str | None = None
+) -> Iterator[Listener]:
+    """A listener that draws on stderr: live on a terminal, plain lines off it, nothing when quiet.
+
+    Where Ctrl-C ends the command, the last finding of each stage is told. In the memory stage that is the largest batch
+    that ran, since nothing below it is tried again.
+    """
+    from rich.console import Console
+
+    from ..render.live import live_progress
+
+    found: dict[str, str] = {}
+    try:
+        with live_progress(Console(stderr=True), budget_s=budget_s, quiet=options["quiet"]) as listen:
+
+            def heard(progress: Progress) -> None:
+                words = _FINDINGS.get(progress.stage)
+                if words is not None and words in progress.text and progress.predicted_s is None:
+                    found[progress.stage] = progress.text
+                listen(progress)
+
+            yield heard
+    except KeyboardInterrupt:
+        if not found:
+            raise
+        lines = [f"{stage}: {text}" for stage, text in found.items()]
+        if how_to_resume is not None:
+            lines.append(f"Go on with: {how_to_resume}")
+        fail("\n".join(["interrupted. Found so far:", *lines]), INTERRUPTED)
+    except StorageError as error:
+        if how_to_resume is None:
+            raise
+        raise StorageError(f"{error}. What was found is kept: make room, then go on with: {how_to_resume}") from None
+    except DeviceLost as lost:
+        if how_to_resume is None:
+            raise
+        raise DeviceLost(f"{lost}. Once there is one, go on with: {how_to_resume}") from None
+
+
+def show_bench(report: BenchReport, path: Path, options: Mapping[str, Any]) -> None:
+    """The overview on stdout; the report is in its file already."""
+    from ..render.bench_content import bench_document, bench_summary
+    from ..render.terminal import print_document
+
+    if options["html"] is not None:
+        from ..core.files import write_whole
+        from ..render.html import to_html
+
+        write_whole(options["html"], to_html(bench_document(report)))
+    summary = bench_summary(report)
+    show(report.to_json(), lambda _, console: print_document(summary, console), {**options, "output": None})
+    click.echo(
+        f"The report is in {visible(str(path))}: `autobatch report {visible(shlex.quote(str(path)))}` shows all of it",
+        err=True,
+    )

@@ -1,0 +1,68 @@
+"""One way of computing the same training: a precision, a memory format, compiled or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import get_args
+
+from ..errors import SettingError
+from .plan import Precision
+
+# What may follow the precision, joined with "+".
+_CHANNELS_LAST, _COMPILE = "channels_last", "compile"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """What is compared with what: the same task, computed in another way.
+
+    Attributes:
+        precision: "fp32" as torch computes by default, "tf32" with float32 matrix products on tensor cores, "bf16" and
+            "fp16" under autocast.
+        channels_last: images lie in memory with their channels side by side.
+        compile: the model goes through torch.compile.
+    """
+
+    precision: Precision = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+
+    @property
+    def name(self) -> str:
+        """As it is typed: "bf16+channels_last+compile"."""
+        flags = ((_CHANNELS_LAST, self.channels_last), (_COMPILE, self.compile))
+        return "+".join([self.precision, *(word for word, is_on in flags if is_on)])
+
+    @classmethod
+    def parse(cls, text: str) -> Arm:
+        """The arm that `text` names; a memory format or "compile" alone is one in fp32.
+
+        Raises:
+            SettingError: a word of it is none that is known, or comes twice.
+        """
+        words = text.strip().split("+")
+        precisions = [word for word in words if word in get_args(Precision)]
+        known = {*get_args(Precision), _CHANNELS_LAST, _COMPILE}
+        if len(precisions) > 1 or len(set(words)) < len(words) or not known.issuperset(words):
+            raise SettingError(
+                f'"{text}" is no way to compute: write one of {", ".join(get_args(Precision))}, and "+channels_last" '
+                'or "+compile" behind it, as in bf16+channels_last+compile'
+            )
+        return cls(
+            precision=precisions[0] if precisions else "fp32",  # type: ignore[arg-type]  # it is one of them
+            channels_last=_CHANNELS_LAST in words,
+            compile=_COMPILE in words,
+        )
+
+
+def parse_arms(texts: Iterable[str]) -> tuple[Arm, ...]:
+    """The arms that are named, in order, each once.
+
+    Raises:
+        SettingError: as `Arm.parse`, or there is none.
+    """
+    arms = tuple(dict.fromkeys(Arm.parse(text) for text in texts))
+    if not arms:
+        raise SettingError("at least one precision is needed, such as fp32")
+    return arms

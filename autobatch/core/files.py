@@ -1,0 +1,119 @@
+"""Files that are written whole, and known to be writable before the work that fills them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from ..errors import ReportError
+
+# What a full disk, a full quota and a limit on the size of files say.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+_PARTIAL = ".partial"
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write plain JSON values as `write_whole` does; what is not finite, which JSON does not have, is a ValueError."""
+    write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Put `content` into a file, text as UTF-8: after a crash there is the old file or the new one, never half of one.
+
+    A link is followed; what is no ordinary file (`/dev/stdout`, a pipe) is written to and not replaced.
+
+    Raises:
+        ReportError: the file cannot be written.
+    """
+    partial: str | None = None
+    content = content.encode() if isinstance(content, str) else content
+    try:
+        path = path.resolve()
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=_PARTIAL)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(partial, 0o666 & ~umask)  # mkstemp's file is private, a report is for colleagues too
+        os.replace(partial, path)
+        partial = None
+        sync_folder(path.parent)
+    except OSError as error:
+        raise ReportError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        if partial is not None:
+            Path(partial).unlink(missing_ok=True)
+
+
+def half_written(path: Path) -> list[Path]:
+    """What processes that were killed while they wrote `path` have left beside it."""
+    name = re.compile(re.escape(path.name) + r"[a-z0-9_]{8}" + re.escape(_PARTIAL))  # as tempfile calls them
+    return [other for other in path.parent.iterdir() if name.fullmatch(other.name)]
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are not there.
+
+    Raises:
+        ReportError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ReportError(f"the folder {path} cannot be made: there is a file of that name") from None
+    except OSError as error:
+        raise ReportError(f"the folder {path} cannot be made: {error.strerror}") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the folder's entries to the disk: a new name, or the new file behind one, outlives a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def full_disk(error: BaseException) -> OSError | None:
+    """The refusal for want of room that led to `error`, itself or one it was raised over; None where there is none.
+
+    Libraries replace it by an error of their own: what `torch.save` raises then says nothing of the disk.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _FULL:
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def check_writable(path: Path) -> None:
+    """Find out now, before hours of work, whether a report can be put at `path`.
+
+    Raises:
+        ReportError: its folder is not there or not writable, or `path` is a folder or a read-only file.
+    """
+    path = path.resolve()
+    if path.is_dir():
+        raise ReportError(f"{path} cannot be written: it is a folder; name a file")
+    if not path.parent.is_dir():
+        raise ReportError(f"{path} cannot be written: there is no folder {path.parent}")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ReportError(f"{path} cannot be written: the file is read-only")
+    if path.exists() and not path.is_file():
+        return
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=_PARTIAL):
+            pass
+    except OSError as error:
+        raise ReportError(f"{path} cannot be written: {error.strerror}") from None

@@ -1,0 +1,126 @@
+"""Checked access to what a JSON file holds: each message names the place, the rule and the value found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from ..errors import ReportError
+
+# A shape is a type, several, `[shape]` for a list of one shape, or a mapping of keys to shapes, of which
+# some are `Perhaps` there; more keys are welcome.
+NUMBER = (int, float)
+NUMBER_OR_NULL = (int, float, type(None))
+WHOLE_OR_NULL = (int, type(None))
+TEXT_OR_NULL = (str, type(None))
+
+
+@dataclass(frozen=True, slots=True)
+class Perhaps:
+    """The shape of a key that need not be there, as in a file of before there was one."""
+
+    shape: Any
+
+
+class Reader:
+    """The keys of a JSON object.
+
+    Args:
+        data: what should be one.
+        where: names it in messages.
+
+    Raises:
+        ReportError: it is not one; and from each method, where a value does not have the shape asked for.
+    """
+
+    def __init__(self, data: object, where: str) -> None:
+        if not isinstance(data, dict):
+            raise ReportError(f"{where} is a JSON object; found {type(data).__name__}")
+        self._data, self._where = data, where
+
+    def get(self, key: str, shape: Any, or_null: bool = False) -> Any:
+        """The value of a key, of that shape all through."""
+        if key not in self._data:
+            raise ReportError(f"{self._where} has no {key!r}")
+        value = self._data[key]
+        if not (or_null and value is None):
+            check(value, shape, f"{key!r} of {self._where}")
+        return value
+
+    def get_or_none(self, key: str, shape: Any) -> Any:
+        """The same, or None where it is null or not there."""
+        return None if self._data.get(key) is None else self.get(key, shape)
+
+    def inside(self, key: str) -> Reader:
+        """A reader of the object that is the value of a key."""
+        return Reader(self.get(key, dict), f"{key!r} of {self._where}")
+
+    def number(self, key: str) -> float:
+        """The value of a key, a finite number."""
+        return float(self.get(key, NUMBER))
+
+    def number_or_none(self, key: str) -> float | None:
+        """The same, or None where it is null or not there."""
+        return None if self._data.get(key) is None else self.number(key)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._data
+
+    def one_of(self, key: str, choices: Any) -> Any:
+        """The value of a key, one of the words of a `Literal`."""
+        value = self.get(key, str)
+        if value not in get_args(choices):
+            raise ReportError(f"{key!r} of {self._where} is one of {', '.join(get_args(choices))}; found {value!r:.80}")
+        return value
+
+    def list_of(self, key: str, shape: Any) -> tuple[Any, ...]:
+        """The value of a key, a list of that shape, as a tuple."""
+        return tuple(self.get(key, [shape]))
+
+
+def check(value: object, shape: Any, where: str) -> None:
+    """Raise a `ReportError` unless `value` has the shape; a bool is no number, and a number is finite."""
+    if _fits(value, shape):  # a place is only put into words where something is wrong there
+        return
+    if isinstance(shape, Mapping):
+        reader = Reader(value, where)
+        for key, inner in shape.items():
+            if not isinstance(inner, Perhaps):
+                reader.get(key, inner)
+            elif key in reader:
+                reader.get(key, inner.shape)
+    elif isinstance(shape, list):
+        check(value, list, where)
+        for number, item in enumerate(value if isinstance(value, list) else ()):
+            check(item, shape[0], f"item {number} of {where}")
+    else:
+        kinds = shape if isinstance(shape, tuple) else (shape,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise ReportError(f"{where} is {wanted}; found {value!r:.80}")
+        if isinstance(value, (int, float)) and not _is_finite(value):
+            raise ReportError(f"{where} is a finite number; found {value!r:.80}")
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    if isinstance(shape, Mapping):
+        return isinstance(value, dict) and all(
+            _fits(value[key], inner) if key in value else isinstance(inner, Perhaps) for key, inner in shape.items()
+        )
+    if isinstance(shape, Perhaps):
+        return _fits(value, shape.shape)
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(item, shape[0]) for item in value)
+    kinds = shape if isinstance(shape, tuple) else (shape,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        return False
+    return not isinstance(value, (int, float)) or _is_finite(value)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no double holds
+        return False

@@ -1,0 +1,94 @@
+"""One segment of one trial's training, and what came of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from .plan import Config
+
+# Work that takes this many times its prediction hangs; but nothing is called hung before the second figure, since what
+# a process does first may compile. Both assumed.
+HANG_FACTOR = 5.0
+HANG_LEAST_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """One leg of one trial: train `config` from `start_step` to `until_step` of a schedule of `total_steps`.
+
+    Attributes:
+        trial: the number that names the trial's checkpoint.
+        start_step: 0, or the `until_step` of the rung before, whose checkpoint is then read.
+        until_step: optimizer steps done when the rung ends; at most `total_steps`.
+        total_steps: the length of the whole schedule, fixed when the trial starts.
+        eval_batch_size: samples in one evaluation batch.
+        limit_s: wall seconds after which the rung gives up, outcome "timeout"; None for no limit.
+        may_give_up: it ends, outcome "diverged", where the loss rises from where the trial began and stays up.
+        fresh: it is to be trained in a process that has run nothing before.
+    """
+
+    trial: int
+    config: Config
+    seed: int
+    start_step: int
+    until_step: int
+    total_steps: int
+    eval_batch_size: int
+    limit_s: float | None = None
+    may_give_up: bool = False
+    fresh: bool = False
+
+
+# diverged  the loss was not finite, or stayed above where it began
+# timeout   the rung's `limit_s` passed, or the worker hung
+# raised    the task raised an exception or exited
+RungOutcome = Literal["ok", "diverged", "oom", "crashed", "timeout", "raised"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradNorms:
+    """The norms of the whole gradient before clipping, over those steps of a rung at which it was looked at.
+
+    Attributes:
+        median, largest: of the finite ones.
+        clipped: the share of those steps at which it was above the task's clip; None for a task that does not clip.
+    """
+
+    median: float
+    largest: float
+    clipped: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RungResult:
+    """What a rung showed.
+
+    Attributes:
+        score: on the validation data after `until_step` steps; None unless the outcome is "ok".
+        grad_norms: of this rung's steps; None where there are none, as on a runner without gradients.
+        train_s, eval_s: wall seconds of the optimizer steps, and of the evaluation.
+        seconds: wall seconds of everything, checkpoints and start-up of the trial included; not those in which a worker
+            was started and loaded the data.
+        is_first: of its process, which warmed up in it: kernels were compiled, caches filled.
+        fresh: its process had run nothing before, so that it ran out of memory by itself; False where nobody knows.
+        message: the error's own first line, where there was one.
+    """
+
+    rung: Rung
+    outcome: RungOutcome
+    score: float | None = None
+    grad_norms: GradNorms | None = None
+    train_s: float = 0.0
+    eval_s: float = 0.0
+    seconds: float = 0.0
+    is_first: bool = False
+    fresh: bool = False
+    message: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.outcome == "ok") != (self.score is not None and math.isfinite(self.score)):
+            raise ValueError(
+                f"a score is finite and there exactly when the outcome is ok: {self.outcome}, {self.score}"
+            )

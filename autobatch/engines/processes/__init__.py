@@ -1,0 +1,1 @@
+"""Processes on this machine: a fork server, the workers it makes, and how they end."""

@@ -1,0 +1,345 @@
+"""Worker processes of this machine: started as a Python of their own, or forked from one that has imported already."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import IO, final
+
+from ...errors import StartError
+from ...tasks.libraries import Libraries
+from .endings import (
+    MARK,
+    end_group,
+    end_marked,
+    new_mark,
+)
+from .warned import VARIABLE, shared_file
+from .worker_main import ORDER_BYTES
+
+# What is quoted of a dead worker's output; assumed: a traceback's end fits.
+_TAIL_LINES = 12
+_TAIL_BYTES = 16 << 10
+
+_CLOSE_S = 10.0  # assumed: what a worker may take to end after its kill, giving back its memory and a device's
+
+
+class WorkerProcess(ABC):
+    """A process of `autobatch.engines.processes.worker_main`, in a process group of its own."""
+
+    @property
+    @abstractmethod
+    def pid(self) -> int:
+        """Its number; waits until there is one."""
+
+    @abstractmethod
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal, as `subprocess.Popen.returncode`; None while it runs."""
+
+    @abstractmethod
+    def wait(self) -> int:
+        """Its exit code, once it has ended, and what it started with it."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End it and what it started. It has ended when `wait` returns."""
+
+    @abstractmethod
+    def last_words(self) -> str:
+        """The last lines that it wrote, where they went to a file."""
+
+
+@final
+class StartedProcess(WorkerProcess):
+    """A worker as a new Python on `connection`, the worker's end; its imports take their time.
+
+    Args:
+        connection: the worker's end; it is the caller's to close.
+        environment: variables to set on top of this process's own.
+        log: file that its output is added to; by default it goes to this process's stderr.
+    """
+
+    def __init__(
+        self, connection: Connection, *, environment: Mapping[str, str] | None = None, log: Path | None = None
+    ) -> None:
+        self._log = _Log(log)
+        self._mark = new_mark()
+        self._process = _start("work", connection.fileno(), [], {**(environment or {}), MARK: self._mark}, log)
+        self._group = threading.Lock()
+        self._group_is_gone = False
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def wait(self) -> int:
+        code = self._process.wait()
+        with self._group:
+            if not self._group_is_gone:  # once: later the number may be another group's
+                with suppress(PermissionError):  # what is left of it has changed its user
+                    end_group(self._process.pid)
+                end_marked(self._mark)
+                self._group_is_gone = True
+        return code
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            end_group(self._process.pid)
+
+    def last_words(self) -> str:
+        return self._log.tail()
+
+
+@final
+class ForkServer:
+    """A process that imports `modules` once and is forked for each worker, so that a fresh one costs no imports.
+
+    It takes no orders while it imports; whoever forks does not wait for that, and ending a worker meanwhile ends the
+    server and all workers. Only for Linux: elsewhere system libraries do not live through a fork.
+
+    Args:
+        modules: to import; nothing in them may start threads that matter or touch a device.
+        environment: variables to set on top of this process's own.
+        log: file that its output and that of its workers is added to; by default it goes to this process's stderr.
+    """
+
+    def __init__(
+        self, modules: Sequence[str], *, environment: Mapping[str, str] | None = None, log: Path | None = None
+    ) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control = ours
+        self.log = _Log(log)
+        try:
+            self._mark = new_mark()
+            self._process = _start("serve", theirs.fileno(), modules, {**(environment or {}), MARK: self._mark}, log)
+        except StartError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._lock = threading.Lock()
+        self._workers: dict[int, ForkedProcess] = {}  # those that have not ended
+        self._count = 0
+        self._imports = 1  # asked for and not reported as done: those at the start, and each load
+        self._ended = False
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """Of the server."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still fork."""
+        return not self._ended and self._process.poll() is None
+
+    def fork(self, connection: Connection) -> ForkedProcess:
+        """A worker on `connection`, the worker's end, which is the caller's to close."""
+        with self._lock:
+            worker = ForkedProcess(self, self._count, _Log(self.log.path))
+            self._count += 1
+            if self._ended:
+                worker.ended(self._process.wait())
+                return worker
+            self._workers[worker.number] = worker
+            with suppress(OSError):  # the server ended just now: the reader tells the worker
+                socket.send_fds(self._control, [pickle.dumps(("fork", worker.number))], [connection.fileno()])
+        return worker
+
+    def load(self, libraries: Libraries) -> None:
+        """Have the server import `libraries`: workers that are asked for from now on wait for it, and have them."""
+        file = os.memfd_create("libraries")  # a file, because an order must be short
+        with open(file, "wb") as stream:
+            pickle.dump(libraries, stream)
+            stream.flush()
+            os.lseek(file, 0, os.SEEK_SET)
+            with self._lock, suppress(OSError):  # the server has ended: the next one starts without
+                self._imports += 1
+                socket.send_fds(self._control, [pickle.dumps(("load", 0))], [file])
+
+    def end(self, worker: ForkedProcess) -> None:
+        """End the worker, unless it has ended; while the server imports, the server with all its workers."""
+        with self._lock, suppress(OSError):
+            if not self._imports:
+                self._control.send(pickle.dumps(("kill", worker.number)))
+            elif self._process.poll() is None:  # it takes no orders, and nobody knows whether it ever will
+                end_group(self._process.pid)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                report = self._control.recv(ORDER_BYTES)
+            except OSError:
+                report = b""
+            if not report:
+                break
+            number, pid, code = pickle.loads(report)
+            with self._lock:
+                if number is None:
+                    self._imports -= 1
+                    continue
+                worker = self._workers[number] if code is None else self._workers.pop(number)
+            if code is None:
+                worker.started(pid)
+            else:
+                worker.ended(code)
+        # Nobody is left to say how the workers ended, so what ended the server is taken for it. The kernel ends them
+        # with it; what they started is ours to end.
+        if self._process.poll() is None:
+            end_group(self._process.pid)
+        code = self._process.wait()
+        with self._lock:
+            self._ended = True
+            orphans, self._workers = list(self._workers.values()), {}
+        for worker in orphans:
+            if worker.is_started:
+                end_group(worker.pid)
+        end_marked(self._mark)
+        for worker in orphans:
+            worker.ended(code)
+
+    def close(self) -> None:
+        """End the server and its workers."""
+        with self._lock:
+            workers = list(self._workers.values())
+        try:
+            for worker in workers:  # by the server while it can: without it nobody could tell when they are gone
+                worker.kill()
+                worker.ends_within(_CLOSE_S)
+        finally:  # a second Ctrl-C too
+            with suppress(OSError):
+                self._control.shutdown(socket.SHUT_RDWR)  # wakes the reader, which does the rest
+        self._reader.join()
+        self._control.close()
+
+
+@final
+class ForkedProcess(WorkerProcess):
+    """A worker that a `ForkServer` made."""
+
+    def __init__(self, server: ForkServer, number: int, log: _Log) -> None:
+        self.number = number
+        self._server, self._log = server, log
+        self._pid: int | None = None
+        self._code: int | None = None
+        self._has_started, self._has_ended = threading.Event(), threading.Event()
+
+    def started(self, pid: int) -> None:
+        """The server's report that it runs."""
+        self._pid = pid
+        self._has_started.set()
+
+    def ended(self, code: int) -> None:
+        """The server's report that it has ended."""
+        self._code = code
+        self._has_ended.set()
+        self._has_started.set()
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it has a pid."""
+        return self._pid is not None
+
+    @property
+    def pid(self) -> int:
+        self._has_started.wait()
+        if self._pid is None:
+            raise ProcessLookupError("the worker was never started: its fork server ended")
+        return self._pid
+
+    def poll(self) -> int | None:
+        return self._code
+
+    def wait(self) -> int:
+        self._has_ended.wait()
+        assert self._code is not None
+        return self._code
+
+    def ends_within(self, seconds: float) -> bool:
+        """Waits for its end, no longer than this; whether it came."""
+        return self._has_ended.wait(seconds)
+
+    def kill(self) -> None:
+        if self._code is None:
+            self._server.end(self)
+
+    def last_words(self) -> str:
+        return (self._log if self.is_started else self._server.log).tail()
+
+
+class _Log:
+    """A file that a process writes to, from where it stood when the process began."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._start = path.stat().st_size if path is not None and path.exists() else 0
+
+    def tail(self) -> str:
+        """The last lines since then; none where there is no such file."""
+        if self.path is None:
+            return ""
+        try:
+            with open(self.path, "rb") as log:
+                end = log.seek(0, os.SEEK_END)
+                start = self._start if self._start <= end else 0  # it was shortened since
+                log.seek(max(start, end - _TAIL_BYTES))
+                text = log.read().decode(errors="replace")
+        except OSError:  # it was taken away
+            return ""
+        return "\n".join(text.strip().splitlines()[-_TAIL_LINES:])
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it has been removed: nothing is imported from there
+        return os.devnull
+
+
+def _start(
+    role: str, descriptor: int, modules: Sequence[str], environment: Mapping[str, str], log: Path | None
+) -> subprocess.Popen[bytes]:
+    package = str(Path(__file__).resolve().parents[3])
+    # In the caller's order, so that the worker finds the modules that the caller would. "" stands for the folder that
+    # the caller is in, which `-m` would put before all others if `-P` did not forbid it.
+    path = os.pathsep.join([*(entry or _here() for entry in sys.path), package])
+    # A database's password is for the coordinator alone.
+    inherited = {name: value for name, value in os.environ.items() if name != "AUTOBATCH_STORAGE"}
+    if not sys.executable:
+        raise StartError(
+            "a worker is a Python of its own, and this Python does not know where it lies (sys.executable)"
+        )
+    output: IO[bytes] | None = open(log, "ab") if log is not None else None  # noqa: SIM115  # closed below
+    warned = shared_file()
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "autobatch.engines.processes.worker_main", role, str(descriptor), *modules],
+            env={**inherited, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", VARIABLE: str(warned), **environment},
+            pass_fds=[descriptor, warned],
+            stdin=subprocess.DEVNULL,
+            stdout=output or sys.__stderr__ or subprocess.DEVNULL,
+            stderr=output or sys.__stderr__ or subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is the coordinator's to handle; and killing the group gets the loaders
+        )
+    except OSError as error:
+        raise StartError(
+            f"a worker cannot be started with {sys.executable}: {error.strerror}. Run autobatch with a Python that you "
+            "may execute, where there is room for one more process"
+        ) from None
+    finally:
+        if output is not None:
+            output.close()

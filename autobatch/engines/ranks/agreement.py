@@ -1,0 +1,288 @@
+"""One answer from many ranks: each probes by itself, then they tell each other what came out.
+
+A collective that one rank does not reach, because it ran out of memory on the way, leaves all others waiting. So a
+probe has none in it: each rank takes its steps alone (`alone.py` says how), and what it saw, an out-of-memory or an
+error included, is exchanged when they are over. The search is a function of the answers, so all ranks ask for the same
+sizes in the same order and end with the same number: what fits on the rank with the least room.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+from ... import errors
+from ...core.facts import MemoryLimit, TaskFacts
+from ...core.measurement import Measurement, Outcome
+from ...core.plan import Plan
+from ...core.runner import Prober
+from ...core.units import format_size
+from ...errors import AutobatchError, SettingError, WorkerDied
+from ...measuring.memory import MaxBatch
+
+T = TypeVar("T")
+
+# A crash is told before all else: no other rank's memory explains it.
+_WORST_FIRST: tuple[Outcome, ...] = ("crashed", "oom", "over_limit", "nonfinite", "ok")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a process stands among those that train one model.
+
+    Attributes:
+        rank: of this process, from 0.
+        size: processes in all.
+        local_rank: of this process among those of its machine.
+        local_size: processes on its machine.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meeting:
+    """Where the processes that train one model find each other.
+
+    Attributes:
+        file: on this machine, a new one for each group of processes.
+        port: of this machine that was free; for whatever in a task file reads MASTER_PORT.
+        limit_s: seconds that a collective may wait for a rank.
+    """
+
+    file: Path
+    port: int
+    limit_s: float
+
+
+def started_by_torchrun(environment: Mapping[str, str]) -> bool:
+    """Whether these variables are those of one rank of several that torchrun started.
+
+    WORLD_SIZE and RANK alone do not say so: clusters set them in every container, for whatever is run there.
+    """
+    size = environment.get("WORLD_SIZE", "")
+    known = ("RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+    return size.isdecimal() and int(size) > 1 and all(name in environment for name in known)
+
+
+def in_process_group() -> bool:
+    """Whether this process is one of those that torch.distributed has connected. Imports no torch."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+class Exchange(ABC):
+    """Where ranks tell each other things. Every rank calls `gather` the same number of times.
+
+    Attributes:
+        place: of this process.
+    """
+
+    place: Place
+
+    @abstractmethod
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank passed, in the order of ranks.
+
+        Raises:
+            RankLost: one of them ended, or did not come in time.
+        """
+
+
+def among(ranks: Sequence[int], size: int) -> str:
+    """These ranks in words: "rank 1", "ranks 0 and 2", "every rank"."""
+    if len(ranks) == size:
+        return "every rank"
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"
+
+
+def agreed_limit(limits: Sequence[MemoryLimit]) -> MemoryLimit:
+    """The limit that peaks of `agreed` are measured against: the smallest budget, and the nearest wall above it."""
+    tightest = min(limits, key=lambda limit: limit.budget_bytes)
+    where = [rank for rank, limit in enumerate(limits) if limit.budget_bytes == tightest.budget_bytes]
+    source = tightest.source
+    if len(where) < len(limits):
+        source = f"{source}, on {among(where, len(limits))}"
+    cushion = min(limit.capacity_bytes - limit.budget_bytes for limit in limits)
+    return MemoryLimit(
+        capacity_bytes=tightest.budget_bytes + cushion, budget_bytes=tightest.budget_bytes, source=source
+    )
+
+
+def blamed(measurements: Sequence[Measurement], limits: Sequence[MemoryLimit]) -> list[int]:
+    """The ranks that decide: those with the worst outcome, and where all fit, those with the least room left."""
+    worst = min((_WORST_FIRST.index(measured.outcome) for measured in measurements), default=0)
+    if _WORST_FIRST[worst] != "ok":
+        return [rank for rank, m in enumerate(measurements) if m.outcome == _WORST_FIRST[worst]]
+    rooms = _rooms(measurements, limits)
+    return [rank for rank, room in rooms.items() if room == min(rooms.values())]
+
+
+def _rooms(measurements: Sequence[Measurement], limits: Sequence[MemoryLimit]) -> dict[int, int]:
+    """The bytes of the budget that were left, by rank; negative above it."""
+    return {
+        rank: limit.budget_bytes - measured.peak_bytes
+        for rank, (measured, limit) in enumerate(zip(measurements, limits, strict=True))
+        if measured.peak_bytes is not None
+    }
+
+
+def agreed(measurements: Sequence[Measurement], limits: Sequence[MemoryLimit]) -> Measurement:
+    """The worst of what the ranks saw of one plan, as one measurement against `agreed_limit(limits)`.
+
+    Its peak leaves as much room below the smallest budget as the fullest rank has below its own, so that a search sees
+    that rank's curve. It is unknown where one rank's is. The message names the ranks with the worst outcome, unless all
+    have it.
+    """
+    deciding = blamed(measurements, limits)
+    first = measurements[deciding[0] if deciding else 0]
+    rooms = _rooms(measurements, limits)
+    retries = [measured.alloc_retries for measured in measurements if measured.alloc_retries is not None]
+    message = first.message
+    if first.outcome != "ok" and len(deciding) < len(measurements):
+        message = f"{among(deciding, len(measurements))}: {message or _said(first, limits[deciding[0]])}"
+    smallest = min(limit.budget_bytes for limit in limits)
+    return Measurement(
+        plan=first.plan,
+        outcome=first.outcome,
+        peak_bytes=None if len(rooms) < len(measurements) else smallest - min(rooms.values()),
+        allocated_bytes=first.allocated_bytes,
+        others_bytes=max((m.others_bytes for m in measurements if m.others_bytes is not None), default=None),
+        alloc_retries=max(retries, default=None),
+        seconds=max(measured.seconds for measured in measurements),
+        fresh=all(measured.fresh for measured in measurements),
+        message=message,
+    )
+
+
+def _said(measured: Measurement, limit: MemoryLimit) -> str:
+    """What came out, of a measurement that has no message of its own."""
+    if measured.outcome == "over_limit" and measured.peak_bytes is not None:
+        return f"a peak of {format_size(measured.peak_bytes)}, above {format_size(limit.budget_bytes)}"
+    return measured.outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What one rank did: the question, and its answer or the kind and the text of its error."""
+
+    question: str
+    answer: Any = None
+    error: tuple[str, str] | None = None
+
+
+def tell(exchange: Exchange, question: str, work: Callable[[], T]) -> list[T]:
+    """What `work` returned on each rank, once it is over on all of them.
+
+    Args:
+        question: what is done, in words that are the same on every rank.
+        work: its value travels, so it must be one that can be pickled.
+
+    Raises:
+        AutobatchError: `work` raised one, here or on another rank: it is the same on all of them, and names the rank.
+        SettingError: the ranks are not doing the same thing.
+        RankLost: a rank ended, or did not come in time.
+    """
+    try:
+        told = _Told(question, work())
+    except AutobatchError as error:
+        told = _Told(question, error=(type(error).__name__, str(error)))
+    except Exception as error:  # the others are told, and here it goes on as it is
+        exchange.gather(_Told(question, error=(WorkerDied.__name__, f"{type(error).__name__}: {error}")))
+        raise
+    everyone: list[_Told] = exchange.gather(told)
+    failed = [rank for rank, other in enumerate(everyone) if other.error is not None]
+    if failed:
+        raise same_error([other.error for other in everyone if other.error is not None], failed, len(everyone))
+    questions = [other.question for other in everyone]
+    odd = next((rank for rank, other in enumerate(questions) if other != questions[0]), None)
+    if odd is not None:
+        raise SettingError(
+            f"every rank must be asked for the same; rank 0 was at: {questions[0]}; rank {odd} was at: "
+            f"{questions[odd]}. Call it on all ranks with the same model, data and arguments"
+        )
+    return [other.answer for other in everyone]
+
+
+def same_error(told: Sequence[tuple[str, str]], failed: Sequence[int], size: int) -> AutobatchError:
+    """The error of the first rank that failed, naming those that did unless all of them say the same."""
+    kind, text = told[0]
+    if len(failed) == size and len({*told}) == 1:
+        return _class(kind)(text)
+    return _class(kind)(f"{among(failed, size)}: {text}")
+
+
+def _class(kind: str) -> type[AutobatchError]:
+    found: type[AutobatchError] = getattr(errors, kind)
+    return found
+
+
+@final
+class Ranks(Prober):
+    """The probers of all ranks, asked as one: each answers for itself, and all get the same answer back.
+
+    Args:
+        exchange: with the other ranks.
+        prober: of this rank. Its limit may differ from that of the others, its data too.
+        assumed: sentences to carry in the answer.
+    """
+
+    def __init__(self, exchange: Exchange, prober: Prober, *, assumed: Sequence[str] = ()) -> None:
+        self._exchange, self._prober, self._assumed = exchange, prober, assumed
+        self._limits: list[MemoryLimit] | None = None
+        self._train_sizes: list[int | None] = []
+        self._blamed: dict[int, list[int]] = {}  # by batch size
+
+    @property
+    def place(self) -> Place:
+        """Of this rank among them."""
+        return self._exchange.place
+
+    def facts(self) -> TaskFacts:
+        """This rank's, with the training data of the rank that has the least of it."""
+        everyone = tell(self._exchange, "the task's facts", self._prober.facts)
+        self._train_sizes = [facts.train_size for facts in everyone]
+        return replace(
+            everyone[self._exchange.place.rank],
+            train_size=min((size for size in self._train_sizes if size is not None), default=None),
+        )
+
+    def memory(self) -> MemoryLimit:
+        if self._limits is None:
+            self._limits = tell(self._exchange, "the memory limit", self._prober.memory)
+        return agreed_limit(self._limits)
+
+    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        self.memory()
+        assert self._limits is not None
+        question = f"{'a verdict' if verdict else 'a probe'} of {plan}"
+        measurements = tell(self._exchange, question, lambda: self._prober.probe(plan, verdict=verdict))
+        self._blamed[plan.batch_size] = blamed(measurements, self._limits)
+        return agreed(measurements, self._limits)
+
+    def settle(self, found: MaxBatch) -> MaxBatch:
+        """The answer, once every rank is known to have it, with the rank that decided it among what was assumed.
+
+        Raises:
+            SettingError: the ranks came to different answers, or one is still searching.
+        """
+        size = self._exchange.place.size
+        tell(self._exchange, f"the answer {int(found)}", lambda: None)
+        too_large = min((batch for batch in self._blamed if batch > found), default=None)
+        told = f"the smallest answer over {size} rank{'s' if size > 1 else ''}"
+        if found.limited_by == "memory" and too_large is not None:
+            told = f"{told}: {among(self._blamed[too_large], size)} had no room for {too_large}"
+        elif found.limited_by == "dataset":
+            fewest = [rank for rank, samples in enumerate(self._train_sizes) if samples == int(found)]
+            if 0 < len(fewest) < size:
+                told = f"{told}: {among(fewest, size)} has the least training data"
+        return MaxBatch(int(found), **(vars(found) | {"assumed": (*found.assumed, *self._assumed, told)}))

@@ -1,0 +1,253 @@
+"""Steps of one rank without the others: what they allocate is there, what they communicate is not.
+
+A probe may run out of memory between two collectives, and no other rank would ever know. So in a probe no collective
+reaches another rank, whoever calls it: DDP, FSDP, a synchronised batch norm, the user's own loss. There are two ways:
+
+- In a worker process `stand_in` makes a default process group of the real size and rank, whose collectives return at
+  once. A task whose `model()` wraps DDP or calls `fully_shard` builds what it would build, buckets and shards included.
+- In the user's process `without_others` takes the backends out of the process groups that are there, for a while.
+
+What a collective leaves behind is not what the others would have sent: each gets its own part back. Memory is what is
+asked for here, and that does not depend on it. Not in it: what the communication library itself takes (NCCL's buffers,
+outside of torch's allocator); a group that is already connected has taken it before, and the headroom is there for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any, Literal, final
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed import distributed_c10d
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing._internal.distributed import fake_pg  # noqa: F401  # registers torch's backend "fake"
+
+from ...core.facts import MemoryLimit, TaskFacts
+from ...core.measurement import Measurement
+from ...core.plan import Plan
+from ...core.runner import Prober
+from ...errors import SettingError
+
+Wrapping = Literal["ddp", "fsdp2"]
+
+_BACKEND = "autobatch_alone"
+_FSDP_RESET = "2.13"  # the torch in which FSDPModule.reset_iter_state was found
+
+
+# -- a process group of one's own, in a worker ------------------------------------------------------------------------
+
+
+class _StandIn(dist.ProcessGroup):
+    """A process group without the others: its collectives hand back this rank's own part and are done at once.
+
+    torch's "fake" backend does that already, but its work has no value: DDP, and hooks on its gradients, wait for the
+    reduced tensors.
+    """
+
+    def __init__(self, rank: int, size: int) -> None:
+        super().__init__(rank, size)  # type: ignore[call-arg]  # the stubs know one of its two constructors
+        backend = _fake(rank, size)
+        for kind in ("cpu", "cuda"):
+            self._register_backend(torch.device(kind), dist.ProcessGroup.BackendType.CUSTOM, backend)
+        self._set_default_backend(dist.ProcessGroup.BackendType.CUSTOM)
+
+    def allreduce(self, tensors: Any, opts: Any = None) -> Any:  # type: ignore[override]  # as C++ calls it
+        future: torch.futures.Future[Any] = torch.futures.Future()
+        future.set_result(tensors if isinstance(tensors, list) else [tensors])
+        return torch._C._distributed_c10d._create_work_from_future(future)  # type: ignore[attr-defined]
+
+    def getBackendName(self) -> str:
+        return _BACKEND
+
+
+def _fake(rank: int, size: int) -> Any:
+    """One of torch's backends that communicate nothing, by whichever signature this torch makes it with."""
+    plugin = dist.Backend._plugins["FAKE"]
+    if plugin.extended_api:
+        return plugin.creator_fn(SimpleNamespace(group_rank=rank, group_size=size), None)
+    return plugin.creator_fn(None, rank, size, None)
+
+
+def stand_in(rank: int, size: int) -> None:
+    """Make the default process group of this process one of `size` ranks in which it is `rank`, without the others.
+
+    The process is a worker's, and is ended as one: what is changed in torch.distributed stays changed. A task file may
+    call `init_process_group` and name backends as it does in training; there is one group, and it is this one.
+    """
+    if _BACKEND.upper() not in dist.Backend._plugins:
+        dist.Backend.register_backend(_BACKEND, lambda _, rank, size, __: _StandIn(rank, size), devices=["cpu", "cuda"])
+    dist.init_process_group(_BACKEND, rank=rank, world_size=size, store=dist.HashStore())  # type: ignore[attr-defined]
+    _replace("init_process_group", lambda *args, **kwargs: None)
+    _replace("new_group", functools.partial(_new_group, dist.new_group))
+    for name in ("broadcast_object_list", "scatter_object_list", "recv_object_list"):
+        _replace(name, functools.partial(_nobody_sends, name))
+
+
+def _replace(name: str, function: Callable[..., Any]) -> None:
+    for module in (dist, distributed_c10d):
+        setattr(module, name, function)
+
+
+def _new_group(original: Callable[..., Any], ranks: Any = None, timeout: Any = None, *_: Any, **kwargs: Any) -> Any:
+    """A group of the stand-in's kind, whichever backend was asked for: a real one would wait for the others."""
+    known = {name: kwargs[name] for name in ("use_local_synchronization", "group_desc") if name in kwargs}
+    return original(kwargs.pop("ranks", ranks), timeout, **known)
+
+
+def _nobody_sends(name: str, objects: list[Any], *args: Any, **kwargs: Any) -> None:
+    # The sizes come first, from the sender: without it they would be whatever was in memory.
+    source = kwargs.get("src", args[0] if args and isinstance(args[0], int) else 0)
+    if name != "broadcast_object_list" or source != dist.get_rank():
+        raise RuntimeError(
+            f"{name} waits for an object from another rank, and a probe runs without the others: let each rank make "
+            "the object itself, or call it outside of the functions of the task"
+        )
+
+
+# -- the user's process groups, without the others for a while --------------------------------------------------------
+
+# One for each group and for good: a group keeps the first of a kind, and checks others against it.
+_fakes: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def wrapping(model: nn.Module) -> Wrapping | None:
+    """How `model` is made data-parallel; None for one that is not.
+
+    Raises:
+        SettingError: it is wrapped in a way that a live model cannot be probed in.
+    """
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        return "ddp"
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:  # it takes seconds to import, and nobody has
+        return None
+    if any(isinstance(module, fsdp.FullyShardedDataParallel) for module in model.modules()):
+        raise SettingError(
+            "a live model must be plain, in DistributedDataParallel or sharded by fully_shard; found "
+            "FullyShardedDataParallel, whose state cannot be put back after an out-of-memory: put the model into a "
+            "task file, and run `torchrun ... -m autobatch max-batch model.py`"
+        )
+    if any(isinstance(module, fsdp.FSDPModule) for module in model.modules()):
+        if not hasattr(fsdp.FSDPModule, "reset_iter_state"):
+            raise SettingError(
+                f"a live model sharded by fully_shard needs torch {_FSDP_RESET}, which can reset it after an "
+                f"out-of-memory; found torch {torch.__version__}: put the model into a task file, and run "
+                "`torchrun ... -m autobatch max-batch model.py`"
+            )
+        return "fsdp2"
+    return None
+
+
+@contextmanager
+def without_others(model: nn.Module) -> Iterator[None]:
+    """Any steps of `model`, without a collective that another rank would have to join.
+
+    Afterwards its wrapper is as it was, and so are the process groups. What the steps do to its tensors is the caller's
+    to put back (`state.preserve`), inside of this. FSDP comes back sharded; an accumulation that its owner is in the
+    middle of is lost.
+    """
+    with ExitStack() as stack:
+        roots = _fsdp_roots(model)
+        for module in _fsdp_modules(model):
+            module.reshard()  # so that the sharded parameters are those that are put back
+        for root in roots:
+            stack.callback(_reset, root)
+        for module in model.modules():
+            if isinstance(module, DistributedDataParallel):
+                stack.enter_context(_without_sync(module))
+        for group in list(distributed_c10d._world.pg_map):
+            stack.enter_context(_cut_off(group))
+        yield
+
+
+@contextmanager
+def _cut_off(group: Any) -> Iterator[None]:
+    """The group's collectives return at once: its holders, in C++ too, ask it for its backend each time."""
+    if group not in _fakes:
+        _fakes[group] = _fake(group.rank(), group.size())
+    kinds = dist.ProcessGroup.BackendType
+    backends = [(device, group._get_backend(device)) for device in group._device_types]
+    try:
+        for device, backend in backends:
+            group._register_backend(device, kinds.CUSTOM, _fakes[group])
+            if group._get_backend(device).name() != _fakes[group].name():
+                raise SettingError(
+                    "a live model can be probed where torch's own backends (gloo, nccl, ...) connect the ranks, which "
+                    f"can be set aside meanwhile; found {backend.name()}: put the model into a task file, and run "
+                    "`torchrun ... -m autobatch max-batch model.py`"
+                )
+        yield
+    finally:
+        for device, backend in backends:
+            kind = dist.Backend.backend_type_map.get(backend.name(), kinds.CUSTOM)
+            group._register_backend(device, kind, backend)
+
+
+@contextmanager
+def _without_sync(module: DistributedDataParallel) -> Iterator[None]:
+    """DDP as between two synchronised steps: it averages nothing, and leaves its buckets in the order they have.
+
+    With its first synchronised step it would order them anew, for good, and the ranks have to agree on that order.
+    """
+    if module.static_graph and not module._static_graph_delay_allreduce_enqueued:
+        # Measured: a first step that is not synchronised is taken for the graph, and later ones average nothing.
+        raise SettingError(
+            "a live model in DistributedDataParallel(static_graph=True) must have taken its first training step, which "
+            "DDP records; found one that has not: train a step before, or leave static_graph out for the search"
+        )
+    names = ("require_backward_grad_sync", "require_forward_param_sync")
+    before = {name: getattr(module, name) for name in names}
+    module.require_backward_grad_sync = False
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)
+
+
+def _fsdp_modules(model: nn.Module) -> list[Any]:
+    if wrapping(model) != "fsdp2":
+        return []
+    from torch.distributed.fsdp import FSDPModule  # as in `wrapping`
+
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def _fsdp_roots(model: nn.Module) -> list[Any]:
+    """The sharded modules that are in no other sharded one: each runs its own all-gathers."""
+    sharded = _fsdp_modules(model)
+    inner = {id(below) for module in sharded for below in module.modules() if below is not module}
+    return [module for module in sharded if id(module) not in inner]
+
+
+def _reset(root: Any) -> None:
+    if root._get_fsdp_state()._is_root:  # None before its first forward pass, and then there is nothing to reset
+        root.reset_iter_state()
+    for module in _fsdp_modules(root):
+        module.reshard()
+
+
+@final
+class AloneProber(Prober):
+    """A prober of a live data-parallel model, each question asked without the others."""
+
+    def __init__(self, prober: Prober, model: nn.Module) -> None:
+        self._prober, self._model = prober, model
+
+    def facts(self) -> TaskFacts:
+        with without_others(self._model):
+            return self._prober.facts()
+
+    def memory(self) -> MemoryLimit:
+        return self._prober.memory()
+
+    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        with without_others(self._model):
+            return self._prober.probe(plan, verdict=verdict)

@@ -1,0 +1,133 @@
+"""The largest batch on every rank of a process group: what each rank opens, and how they come to one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...core.plan import Plan
+from ...core.runner import Prober, Runner
+from ...devices import host_memory, open_device
+from ...errors import SettingError
+from .agreement import Place, Ranks, tell
+from .exchange import GlooExchange
+from .stand_in import AloneProber, wrapping
+
+Opened = tuple[Runner, Plan, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Here:
+    """How this rank opens its runner, as `api` takes it."""
+
+    device: str
+    memory_limit: str | int | None
+    isolate: bool | None
+    place: Place
+    assumed: tuple[str, ...]
+
+
+@contextmanager
+def opened_on_all_ranks(
+    opened: Callable[..., AbstractContextManager[Opened]],
+    model: Any,
+    settings: str,
+    *,
+    device: str,
+    memory_limit: str | int | None,
+    isolate: bool | None,
+) -> Iterator[tuple[Ranks, Plan, tuple[str, ...]]]:
+    """A prober of all ranks, the plan to vary, and what was assumed here; every rank calls this.
+
+    Args:
+        opened: gives this rank's runner, the plan and what was assumed, for `device`, `memory_limit`, `isolate` and
+            `place`.
+        model: a live module, in this process; anything else is a task.
+        settings: what must be the same on every rank.
+        device, memory_limit, isolate: of this rank, as in `api.find_max_batch`.
+
+    Raises:
+        AutobatchError: any that a rank met, raised on all of them and naming it.
+        SettingError: the ranks ask for different things, or the model is wrapped in a way that cannot be probed.
+        RankLost: a rank ended, failed or did not come.
+    """
+    module = model if isinstance(model, nn.Module) else None
+    with closing(GlooExchange()) as exchange, ExitStack() as stack:
+        kept: list[tuple[Ranks, tuple[str, ...]]] = []
+
+        def open_here() -> Plan:
+            here = _settled(exchange.place, module, device, memory_limit, isolate)
+            runner, plan, assumed = stack.enter_context(
+                opened(device=here.device, memory_limit=here.memory_limit, isolate=here.isolate, place=here.place)
+            )
+            in_process = module is not None and not here.isolate
+            prober: Prober = AloneProber(runner, module) if module is not None and in_process else runner
+            kept.append((Ranks(exchange, prober, assumed=here.assumed), assumed))
+            return plan
+
+        plan = tell(exchange, f"the largest batch, {settings}", open_here)[exchange.place.rank]
+        ((ranks, assumed),) = kept
+        yield ranks, plan, assumed
+
+
+def _settled(
+    place: Place, model: nn.Module | None, device: str, memory_limit: str | int | None, isolate: bool | None
+) -> _Here:
+    """What was left open, decided for this rank."""
+    name = _device_name(place, model, device)
+    on_cpu = open_device(name).torch_device.type == "cpu"
+    assumed: list[str] = []
+    if model is not None:
+        isolate = _isolated(model, isolate, on_cpu=on_cpu, assumed=assumed)
+    if on_cpu and memory_limit is None and place.local_size > 1:
+        free = host_memory.available()
+        if free is not None:
+            memory_limit = free.free_bytes // place.local_size
+            assumed.append(f"each of the {place.local_size} ranks of a machine may use an equal share of what is free")
+    return _Here(device=name, memory_limit=memory_limit, isolate=isolate, place=place, assumed=tuple(assumed))
+
+
+def _device_name(place: Place, model: nn.Module | None, device: str) -> str:
+    """ "auto" is where a live model is, unless that is the CPU; else the GPU that has this rank's number."""
+    if device.strip().lower() != "auto":
+        return device
+    on = next((parameter.device for parameter in model.parameters()), None) if model is not None else None
+    if on is not None and on.type != "cpu":
+        return str(on)
+    if model is not None and wrapping(model) is not None:
+        return "cpu"  # a wrapper stays where its model was when it was wrapped
+    # One GPU in sight is this rank's own, hidden from the others by whoever started them.
+    return f"cuda:{place.local_rank}" if torch.cuda.device_count() > 1 else "auto"
+
+
+def _isolated(model: nn.Module, isolate: bool | None, *, on_cpu: bool, assumed: list[str]) -> bool:
+    """Whether a copy of the model goes to worker processes.
+
+    Raises:
+        SettingError: it was asked for and cannot be done.
+    """
+    how = wrapping(model)
+    travels = how is None or (how == "ddp" and on_cpu)
+    if isolate and not travels:
+        raise SettingError(
+            f"isolate=True copies the model to another process; found one that is "
+            f"{'sharded by fully_shard' if how == 'fsdp2' else 'in DistributedDataParallel on a GPU'}, which cannot be "
+            "copied: leave isolate out, or put the model into a task file and run `torchrun ... -m autobatch max-batch`"
+        )
+    isolated = travels and (on_cpu if isolate is None else isolate)
+    if how == "ddp" and not isolated and _has_bucket_views(model):
+        assumed.append(
+            "gradients take memory of their own beside DDP's buckets (gradient_as_bucket_view counts only in a process "
+            "of its own): somewhat more may fit"
+        )
+    return isolated
+
+
+def _has_bucket_views(model: nn.Module) -> bool:
+    wrappers = (module for module in model.modules() if isinstance(module, nn.parallel.DistributedDataParallel))
+    return any(wrapper.gradient_as_bucket_view for wrapper in wrappers)

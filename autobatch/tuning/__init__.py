@@ -1,0 +1,1 @@
+"""`tune`: the stages one after the other, and what comes of them."""

@@ -1,0 +1,386 @@
+"""A task open in this process: its data loaded once, its models borrowed, its steps guarded, its facts known.
+
+Everything of the user's runs inside `_guarded`, which turns an out-of-memory into an answer and any other failure into
+a `TaskError` with the user's own frames.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+
+from ..core.facts import (
+    DeviceInfo,
+    MemoryLimit,
+    TaskFacts,
+    WorstCase,
+)
+from ..core.files import full_disk
+from ..core.plan import Config, Mode, Plan
+from ..devices import Device
+from ..devices.oom import is_device_lost
+from ..errors import (
+    AutobatchError,
+    DeviceError,
+    DeviceLost,
+    RankLost,
+    StorageError,
+    TaskError,
+    with_class,
+)
+from ..tasks.data import (
+    Batch,
+    SampleDataset,
+    counted_samples,
+    load_data,
+    num_samples,
+    to_device,
+)
+from ..tasks.state import preserve, preserve_generators
+from ..tasks.task import Task, blame
+from ..tasks.worst_case import WorstSamples, find_worst_case, loader_batch
+from .carried_state import Outside
+from .check import check_inference, check_task, peak_lr_fraction
+from .check_data import require_a_batch
+from .data_parallel import DataParallel, is_rank_lost
+from .remedies import known_remedy
+from .training import Trainer
+
+T = TypeVar("T")
+
+# The length of the schedule of a model that is only measured. Assumed: no measurement comes near it, and a schedule
+# that is computed ahead for all of its steps is still quick to make and small.
+BENCH_STEPS = 1_000_000
+COUNTED_SAMPLES = 2  # of a batch whose operations are counted: batch norm takes no batch of one
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The allocator said no; the message is all that is kept of the error (its traceback would keep the tensors)."""
+
+    message: str
+
+
+class OpenTask:
+    """A task, and the device of this process that it runs on.
+
+    Args:
+        task: what is trained.
+        device: an open device, its memory limit not yet set.
+        memory_limit_bytes: make the device behave as if it had this much; None for what is there.
+        headroom: the share of the capacity that a batch must leave free.
+        mode: "training" for whole optimizer steps, "inference" for forward passes without gradients.
+        live: `task.model()` returns the user's own object: it is borrowed and given back as it was.
+        checkpoints: folder for paused trials; a temporary one by default.
+        worst_cases: from the facts of another runner of this task, which are then not looked for again.
+        soak_steps: optimizer steps on batches of the training data that a verdict takes beside its own.
+        group: the ranks that train together, each of which has a runner like this one; None for one process. All take
+            the calls that take steps. An evaluation takes no step, so rank 0 is asked alone, and of a rung it scores
+            alone: what the others return as its score is 0.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        device: Device,
+        *,
+        memory_limit_bytes: int | None = None,
+        headroom: float = 0.05,
+        mode: Mode = "training",
+        live: bool = False,
+        checkpoints: Path | None = None,
+        worst_cases: Mapping[str, WorstCase] | None = None,
+        soak_steps: int = 0,
+        group: DataParallel | None = None,
+    ) -> None:
+        self._group = group
+        self._task, self._device, self._mode, self._live = task, device, mode, live
+        self._limit = device.set_limit(memory_limit_bytes, headroom)
+        self._checkpoints, self._soak_steps = checkpoints, soak_steps
+        self._own_checkpoints: tempfile.TemporaryDirectory[str] | None = None
+        self._probes = 0
+        self._data: dict[str, Any] = {}
+        self._outside = Outside(task)
+        self._is_prepared = False
+        self._worst_cases = dict(worst_cases or {})
+        self._samples: dict[str, WorstSamples] = {}
+        self._facts: TaskFacts | None = None
+        self._bench: Trainer | None = None  # one model for all probes and timings of this process
+        self._last_model: weakref.ref[nn.Module] | None = None
+        self._is_lost = False  # the device answers this process no longer
+        self._products_before: str | None = None  # torch's precision of matrix products to go back to
+        if task.precision == "tf32":
+            if device.torch_device.type != "cuda":
+                raise DeviceError(f"tf32 is a mode of NVIDIA's tensor cores; {device.torch_device} has none: use bf16")
+            self._products_before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("high")  # convolutions take TF32 by default
+
+    # -- what is known ------------------------------------------------------------------------------------------------
+
+    def facts(self) -> TaskFacts:
+        """Facts of the task, after a check of all of it; the first call runs the check.
+
+        Raises:
+            TaskError: it lists every problem found.
+        """
+        if self._facts is None:
+            baseline, is_users = self._task.baseline_config()
+            if self._group is not None:
+                baseline = replace(baseline, plan=replace(baseline.plan, ranks=self._group.size))
+            trains = self._mode == "training"  # a model that only predicts may well be frozen, without an optimizer
+            warnings = self._check(baseline.plan.batch_size) if trains else check_inference(self._task, self._load)
+            self._look_for_worst_cases(("train_data", "val_data") if trains else ("train_data",))
+            train_size = self._train_size()
+            if trains and self._task.train_loader is None:  # a stream's size is known by now, where it ended
+                require_a_batch(self._task, "train_data", train_size, baseline.plan.batch_size)
+            self._facts = TaskFacts(
+                name=self._task.name,
+                train_size=train_size,
+                val_size=num_samples(self._load("val_data")),
+                direction=self._task.direction,
+                baseline=baseline,
+                baseline_is_users=is_users,
+                precision=self._task.precision,
+                accumulates=self._task.accumulation,
+                has_test_data=self._task.test_data is not None,
+                peak_lr_fraction=self._peak_lr_fraction() if trains else 0.0,
+                warnings=warnings if self._group is None else (*warnings, *self._group.warnings(self._task)),
+                worst_cases=self._worst_cases,
+                loader=self._loader(),
+                leaves_out=self._group is not None and trains and self._leaves_out(),
+            )
+        return self._facts
+
+    def _leaves_out(self) -> bool:
+        """Whether a step, of one process, leaves a trainable parameter without a gradient.
+
+        Raises:
+            TaskError: the model cannot be put into DistributedDataParallel.
+        """
+        group = self._group
+        assert group is not None
+
+        def step() -> bool:
+            config = self._task.baseline_config()[0]
+            self._outside.reset()
+            trainer = Trainer(self._task, config, self._device.torch_device, seed=0, total_steps=BENCH_STEPS)
+            group.check(trainer.model)
+            try:
+                trainer.backward(to_device(self._worst_batch(COUNTED_SAMPLES), self._device.torch_device))
+            except Exception as error:
+                if self._device.is_out_of_memory(error) or is_device_lost(error):
+                    raise
+                # A loss over groups of eight takes no two samples; what the user trains with it takes.
+                trainer.backward(to_device(self._worst_batch(config.plan.batch_size), self._device.torch_device))
+            return any(p.grad is None for p in trainer.model.parameters() if p.requires_grad)
+
+        with self._borrow():
+            found = self._guarded("a training step", step)
+        self._device.clean_up()
+        return False if isinstance(found, Refused) else found
+
+    def _loader(self) -> dict[str, Any] | None:
+        if self._task.train_loader is not None or isinstance(self._train_data(), IterableDataset | SampleDataset):
+            return None  # whether more workers share a stream or repeat it is the stream's to know; a stand-in has none
+        return {"num_workers": 0, "pin_memory": False} | {
+            name: value for name, value in self._task.loader.items() if name in ("num_workers", "pin_memory")
+        }
+
+    def _check(self, batch_size: int) -> tuple[str, ...]:
+        with self._borrow():
+            found = self._guarded(
+                "the check", lambda: check_task(self._task, self._device.torch_device, batch_size, load=self._load)
+            )
+        if isinstance(found, Refused):
+            return ("memory ran out while the task was checked with a few samples: the check was cut short",)
+        return found
+
+    def _look_for_worst_cases(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name == "val_data" or self._task.train_loader is None:
+                self._guarded(f"going through {name}()", partial(self._worst_samples, name))
+
+    def _peak_lr_fraction(self) -> float:
+        found = self._guarded("the schedule", lambda: peak_lr_fraction(self._task))
+        return 0.0 if isinstance(found, Refused) else found  # what does not fit is the memory probe's to say
+
+    def device(self) -> DeviceInfo:
+        return self._device.info()
+
+    def memory(self) -> MemoryLimit:
+        return self._limit
+
+    def _load(self, name: str) -> Any:
+        """The dataset that a function of the task returns; the function runs once in a process."""
+        if name not in self._data:
+            with self._outside.accepted():
+                self._data[name] = load_data(self._task, name)
+        return self._data[name]
+
+    def prepare(self) -> None:
+        """Load what a rung needs, so that no limit of the rung's is spent on it; once in a process."""
+        if self._is_prepared:
+            return
+        self._guarded("loading the data", self._train_data)  # where there is no memory for it, the rung says so
+        if self._rank == 0:  # who evaluates
+            self._guarded("loading the data", partial(self._load, "val_data"))
+        self._is_prepared = True
+
+    def _train_data(self) -> Any:
+        return None if self._task.train_loader is not None else self._load("train_data")
+
+    def _train_size(self) -> int | None:
+        data = self._train_data()
+        if self._task.train_loader is not None:
+            data = getattr(self._task.train_loader(1, 0), "dataset", None)
+        size = num_samples(data)
+        if size is not None:
+            return size
+        if "train_data" in self._worst_cases and self._worst_cases["train_data"].num_samples is not None:
+            return self._worst_cases["train_data"].num_samples  # all of it was gone through
+        with preserve_generators():
+            found = self._guarded("going through the training data", lambda: counted_samples(self._task, data))
+        return None if isinstance(found, Refused) else found
+
+    # -- borrowed models, guarded steps -------------------------------------------------------------------------------
+
+    @contextmanager
+    def _borrow(self) -> Iterator[None]:
+        lost: DeviceLost | None = None
+        try:
+            with preserve(self._task.model()) if self._live else preserve_generators():
+                try:
+                    yield
+                except DeviceLost as error:
+                    lost = error
+                    raise
+        except Exception:
+            if lost is not None:  # nothing can be put back on that device: what is told is why, not that it failed
+                raise lost from None
+            raise
+
+    def _guarded(self, what: str, work: Callable[[], T]) -> T | Refused:
+        """What `work` returns, or that memory was refused; the user's own errors come out as `TaskError`."""
+        try:
+            return work()
+        except AutobatchError:
+            raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # the user's code may raise anything
+            lost = is_device_lost(error)
+            if self._group is not None and not lost and is_rank_lost(error):
+                raise RankLost(f"rank {self._group.rank} lost the others: {with_class(error)}") from None
+            if lost:
+                self._is_lost = True
+                raise DeviceLost(
+                    f"{blame(what, error, self._task.path)}\nThis process can use {self._device.torch_device} no "
+                    "longer: run such steps in a process of their own (`isolate=True`, or the command line)"
+                ) from None
+            if (refusal := full_disk(error)) is not None:
+                where = refusal.filename or self._folder()
+                raise StorageError(f"{where} cannot be written: {refusal.strerror}") from None
+            if not self._device.is_out_of_memory(error):
+                raise known_remedy(error) or blame(what, error, self._task.path) from None
+            message = with_class(error)
+        # Here the except block is left: the traceback, and with it the failed step's tensors, is gone.
+        self._bench = None
+        self._device.clean_up()
+        return Refused(message)
+
+    def _counted(self, what: str, work: Callable[[], T]) -> T | Refused:
+        """The same, of work in which the user's code may catch an out-of-memory, where the device counts them.
+
+        Libraries catch their own too: cuDNN tries plans that ask for too much, but each only once
+        (aten/src/ATen/native/cudnn/Conv_v8.cpp). What is refused when the same work is done again is the task's.
+        """
+        for _ in range(2):
+            before = self._device.refusals()
+            done = self._guarded(what, work)
+            # Of several ranks none does it again by itself: the others would wait for it.
+            if isinstance(done, Refused) or self._group is not None or self._device.refusals() == before:
+                return done
+        self._drop_bench()
+        return Refused(f"the allocator refused memory to {what}, which went on: it seems to catch the error")
+
+    def _workbench(self, plan: Plan) -> Trainer:
+        """A model to step for measurements, whose scores nobody reads; kept between calls of one precision."""
+        bench = self._bench
+        used_up = bench is not None and bench.step_count > BENCH_STEPS // 2
+        if bench is None or used_up or bench.config.plan.precision != plan.precision:
+            self._bench = bench = None
+            lr = self._task.baseline_config()[0].lr
+            bench = self._trainer(Config(plan=plan, lr=lr), seed=0, total_steps=BENCH_STEPS)
+            self._bench = bench
+        bench.config = replace(bench.config, plan=plan)
+        return bench
+
+    def _trainer(self, config: Config, *, seed: int, total_steps: int) -> Trainer:
+        self._outside.reset()
+        trainer = Trainer(
+            self._task, config, self._device.torch_device, seed=seed, total_steps=total_steps, group=self._group
+        )
+        if not self._live and self._last_model is not None and self._last_model() is trainer.model:
+            raise TaskError(
+                "model() must return a new module at each call; it returned the one of the call before, so every trial "
+                "would go on training the weights of the trial before"
+            )
+        self._last_model = weakref.ref(trainer.model)
+        return trainer
+
+    @property
+    def _rank(self) -> int:
+        return 0 if self._group is None else self._group.rank
+
+    def _mean_of_ranks(self, losses: Tensor) -> float:
+        """The mean of these losses, over all ranks where there are several, so that they go on or give up together."""
+        mean = float(losses.cpu().double().mean())  # MPS has no float64
+        return mean if self._group is None else self._group.mean(mean)
+
+    def _drop_bench(self) -> None:
+        if self._bench is not None:
+            self._bench = None
+            self._device.clean_up()
+
+    def _worst_batch(self, batch_size: int) -> Batch:
+        """A training batch of the largest samples; of the task's own loader, its first."""
+        if self._task.train_loader is not None:
+            return loader_batch(self._task, batch_size)
+        return self._worst_samples("train_data").batch(batch_size)
+
+    def _worst_samples(self, name: str) -> WorstSamples:
+        if name not in self._samples:
+            if name not in self._worst_cases:
+                self._worst_cases[name] = find_worst_case(self._load(name), self._task.sample_size)
+            self._samples[name] = WorstSamples(self._task, self._load(name), self._worst_cases[name])
+        return self._samples[name]
+
+    def _folder(self) -> Path:
+        if self._checkpoints is None:
+            self._own_checkpoints = tempfile.TemporaryDirectory(prefix="autobatch-")
+            self._checkpoints = Path(self._own_checkpoints.name)
+        return self._checkpoints
+
+    def close(self) -> None:
+        if self._products_before is not None:
+            torch.set_float32_matmul_precision(self._products_before)
+            self._products_before = None
+        self._bench = None
+        self._data.clear()
+        self._samples.clear()
+        # A device that is lost may refuse this as it refuses everything; why it is lost has been told.
+        refusals = suppress(RuntimeError) if self._is_lost else nullcontext()
+        with refusals:
+            self._device.clean_up()
+        with refusals:
+            self._device.lift_limit()
+        if self._own_checkpoints is not None:
+            self._own_checkpoints.cleanup()
