@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -208,10 +209,68 @@ def test_a_mapping_without_labels_needs_a_metric() -> None:
         accuracy(Answering(), batch)
 
 
-def test_labels_of_another_shape_than_the_scores_are_not_compared_with_each_other() -> None:
-    scores, labels = scores_for(torch.tensor([0, 1, 1]), 2), torch.tensor([[0], [1], [1]])
-    with pytest.raises(TaskError, match=r"in shape \(3,\) for scores of \(3, 2\); found labels of \(3, 1\): let the"):
-        accuracy(nn.Identity(), (scores, labels))
+DEFAULTS = {"loss": cross_entropy_loss, "metric": accuracy}
+
+
+@pytest.mark.parametrize("used_by", DEFAULTS)
+@pytest.mark.parametrize(
+    ("scores", "labels", "why", "line", "mended"),
+    [
+        ((2, 7, 3), (2, 7), "the classes come last", "scores.transpose(1, 2)", (2, 3, 7)),
+        ((1, 7, 3), (1, 7), "the classes come last", "scores.transpose(1, 2)", (1, 3, 7)),
+        ((2, 4, 5, 3), (2, 4, 5), "the classes come last", "scores.movedim(-1, 1)", (2, 3, 4, 5)),
+        ((2, 4, 5, 6, 3), (2, 4, 5, 6), "the classes come last", "scores.movedim(-1, 1)", (2, 3, 4, 5, 6)),
+        ((7, 2, 3), (2, 7), "the batch comes second", "scores.permute(1, 2, 0)", (2, 3, 7)),
+        ((14, 3), (2, 7), "flattens the batch", "scores.unflatten(0, (-1, 7)).movedim(-1, 1)", (2, 3, 7)),
+        ((40, 3), (2, 4, 5), "flattens the batch", "scores.unflatten(0, (-1, 4, 5)).movedim(-1, 1)", (2, 3, 4, 5)),
+    ],
+)
+def test_scores_that_are_laid_out_otherwise_are_told_the_line_that_mends_them(
+    used_by: str, scores: Any, labels: Any, why: str, line: str, mended: Any
+) -> None:
+    given, y = torch.randn(scores), torch.randint(0, 3, labels)
+    found = re.escape(f"scores of {scores}; found labels of {labels}: ")
+    told = rf"the default {used_by} .*{found}.*{why}.* return {re.escape(line)}, or define {used_by}\(model, batch\)"
+    with pytest.raises(TaskError, match=told):
+        DEFAULTS[used_by](nn.Identity(), (given, y))
+    moved = eval(line, {"scores": given})  # as somebody would write it
+    assert moved.shape == mended
+    DEFAULTS[used_by](nn.Identity(), (moved, y))
+
+
+@pytest.mark.parametrize("used_by", DEFAULTS)
+@pytest.mark.parametrize(
+    ("scores", "labels", "message"),
+    [
+        (
+            (3, 2),
+            torch.zeros(3, 1).long(),
+            r"in shape \(3,\) for scores of \(3, 2\); found .* \(3, 1\): .*squeeze\(0\)",
+        ),
+        ((3, 2, 4, 4), torch.zeros(3, 1, 4, 4).long(), r"without the dimension of 1, by `\.squeeze\(0\)`"),
+        ((3, 2, 4), torch.zeros(12).long(), r"the labels are flattened, so let collate stack them"),
+        ((3, 2, 4, 4), torch.zeros(3, 2).long(), r"labels of \(3, 2\): let the dataset give them in that shape"),
+        ((3, 2), torch.zeros(3).int(), r"labels of int32 \(3,\): let the dataset give them as `\.long\(\)`$"),
+        ((3, 2), torch.zeros(3), r"labels of float32 \(3,\): .*`\.long\(\)`; where they are values and not classes"),
+        ((3, 2), torch.zeros(3, 2).long(), r"labels of int64 in the shape of the scores, \(3, 2\): .*`\.float\(\)`"),
+        (
+            (3, 1),
+            torch.zeros(3, 1),
+            r"two classes or more; found scores of \(3, 1\): .*binary_cross_entropy_with_logits",
+        ),
+        ((3, 1), torch.zeros(3).long(), r"two classes or more; found scores of \(3, 1\): .*mse_loss"),
+    ],
+)
+def test_labels_that_do_not_fit_the_scores_are_told_why(
+    used_by: str, scores: Any, labels: Tensor, message: str
+) -> None:
+    with pytest.raises(TaskError, match=rf"^the default {used_by} needs .*{message}"):
+        DEFAULTS[used_by](nn.Identity(), (torch.randn(scores), labels))
+
+
+def test_labels_in_a_list_are_for_collate_to_put_together() -> None:
+    with pytest.raises(TaskError, match=r"in one tensor; found a list: make it in collate"):
+        cross_entropy_loss(nn.Identity(), (torch.randn(2, 3), [0, 1]))
 
 
 class Named(nn.Module):
@@ -224,6 +283,19 @@ class Named(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scores: Tensor = self.layer(x)
         return scores
+
+
+def test_a_model_is_called_with_what_it_takes_though_mappings_differ() -> None:
+    class Optional(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+            return x if mask is None else x * mask
+
+    model, x, labels = Optional(), torch.randn(2, 3), torch.tensor([0, 2])
+    for batch in ({"x": x, "labels": labels}, {"x": x, "mask": x, "labels": labels}, {"x": x, "labels": labels}):
+        expected = F.cross_entropy(x * batch.get("mask", torch.ones(())), labels)
+        torch.testing.assert_close(cross_entropy_loss(model, batch), expected)
+    with pytest.raises(TaskError, match=r"cannot be called with them \(.*'y'"):
+        cross_entropy_loss(model, {"x": x, "y": x, "labels": labels})
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])

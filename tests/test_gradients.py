@@ -106,6 +106,59 @@ def test_sparse_layers_are_checked_probed_and_trained(changes: dict[str, Any], t
     runner.close()
 
 
+class Own(torch.optim.Optimizer):
+    """One that knows dense gradients alone, and does not look."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad.sign().add_(parameter), alpha=group["lr"])
+
+
+ADAM = torch.optim.AdamW
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize(
+    ("optimizer", "head"),
+    [
+        (lambda parameters, lr: ADAM(parameters, lr), True),
+        (lambda parameters, lr: ADAM(parameters, lr), False),
+        (lambda parameters, lr: torch.optim.RMSprop(parameters, lr), True),
+        (lambda parameters, lr: torch.optim.SGD(parameters, lr, weight_decay=0.1), False),
+        (lambda parameters, lr: torch.optim.Adagrad(parameters, lr, weight_decay=0.1), True),
+        (lambda parameters, lr: torch.optim.SparseAdam(list(parameters), lr), True),
+        (Own, True),
+    ],
+)
+def test_an_optimizer_that_takes_no_such_gradient_is_told_what_does(optimizer: Any, head: bool) -> None:
+    def check(optimizer: Any, **model: bool) -> tuple[str, ...]:
+        made = task(model=lambda: Bag(head=head, **model), optimizer=lambda m, lr: optimizer(m.parameters(), lr))
+        return check_task(made, CPU, 32)
+
+    with pytest.raises(TaskError) as caught:
+        check(optimizer)
+    told = str(caught.value)
+    assert "sparse gradients (words.weight)" in told
+    assert f"return SGD{' or Adagrad' if head else ', Adagrad or SparseAdam'}, without weight_decay" in told
+    assert "leave sparse=True out" in told
+    assert "step()" not in told.splitlines()[-1]
+    for remedy in (torch.optim.SGD, torch.optim.Adagrad, *(() if head else (torch.optim.SparseAdam,))):
+        check(remedy)
+    check(ADAM, sparse=False)
+
+
+def test_an_optimizer_for_sparse_gradients_alone_has_its_own_remedy() -> None:
+    made = task(model=lambda: Bag(sparse=False), optimizer=lambda m, lr: torch.optim.SparseAdam(m.parameters(), lr))
+    with pytest.raises(TaskError, match=r"does not support dense gradients, please consider Adam instead$"):
+        check_task(made, CPU, 32)
+
+
 def test_the_clip_shortens_the_step_of_a_sparse_layer() -> None:
     found = []
     for clip in (None, 1e-3):

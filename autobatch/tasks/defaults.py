@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import TaskError
+from .label_shapes import label_problem
 
 # Cited: the default `ignore_index` of torch's cross_entropy, and what transformers' collates pad labels with.
 IGNORED = -100
@@ -30,6 +31,10 @@ _SAME_LOSS = 1e-4
 
 # Of each model that was seen to compute a loss of (B, T) labels: whether it is that of the next label.
 _predicts_next: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+# Of each model: the parts of the last mapping, and those of them that it is called with. A step should not have to
+# read the signature again.
+_taken: WeakKeyDictionary[nn.Module, tuple[frozenset[Any], tuple[str, ...]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +60,17 @@ def cross_entropy_loss(model: nn.Module, batch: Any) -> Tensor:
     Labels of -100 count for nothing, and a batch that has no others has a loss of zero.
 
     Raises:
-        TaskError: the batch is neither a pair nor a mapping, or the model gives neither class scores nor a loss.
+        TaskError: the batch is neither a pair nor a mapping, the model gives neither class scores nor a loss, or the
+            labels do not fit the scores.
     """
     answer = _answer(model, batch, "loss")
     if answer.loss is not None:
         return _zero_of_nothing(answer.loss, answer.labels, is_of_next=_is_of_next(model, answer) is True)
-    mean = nn.functional.cross_entropy(_scores(answer, "loss"), answer.labels)  # type: ignore[arg-type]  # torch tells
-    return _zero_of_nothing(mean, answer.labels, is_of_next=False)
+    scores, labels = _scores(answer, "loss"), answer.labels
+    if (problem := label_problem(scores, labels, "loss")) is not None:
+        raise TaskError(problem)
+    assert labels is not None
+    return _zero_of_nothing(nn.functional.cross_entropy(scores, labels), labels, is_of_next=False)
 
 
 def labels_counted(model: nn.Module, batch: Any) -> float | None:
@@ -110,15 +119,11 @@ def right_and_counted(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
             )
         if is_of_next:
             scores, labels = scores[:, :, :-1], labels[:, 1:]
-    if labels.is_floating_point() and labels.shape == scores.shape:
+    if (problem := label_problem(scores, labels, "metric")) is not None:  # torch would compare each with all others
+        raise TaskError(problem)
+    if labels.shape == scores.shape:
         labels = labels.argmax(dim=1)
     best = scores.argmax(dim=1)
-    if labels.shape != best.shape:  # torch would compare each with all others
-        raise TaskError(
-            f"the default metric needs a label for each score, in shape {tuple(best.shape)} for scores of "
-            f"{tuple(scores.shape)}; found labels of {tuple(labels.shape)}: let the dataset give them in that shape, "
-            "or define metric(model, batch)"
-        )
     counted = labels != IGNORED
     right = (best == labels) & counted
     return tuple(part.reshape(len(part), -1).sum(dim=1).float() for part in (right, counted))  # type: ignore[return-value]
@@ -167,7 +172,16 @@ def _arguments(model: nn.Module, batch: Mapping[Any, Any], used_by: str) -> dict
     inner = getattr(model, "_orig_mod", model)  # of a compiled model the one inside
     if isinstance(inner, DistributedDataParallel):  # whose own forward takes anything
         inner = getattr(inner.module, "_orig_mod", inner.module)
-    signature = inspect.signature(inner.forward)
+    parts = frozenset(batch)
+    known, taken = _taken.get(inner, (None, ()))
+    if known != parts:
+        taken = _names_taken(inner, batch, used_by)
+        _taken[inner] = (parts, taken)
+    return {name: batch[name] for name in taken}
+
+
+def _names_taken(model: nn.Module, batch: Mapping[Any, Any], used_by: str) -> tuple[str, ...]:
+    signature = inspect.signature(model.forward)
     arguments = dict(batch)
     takes_all = any(known.kind is inspect.Parameter.VAR_KEYWORD for known in signature.parameters.values())
     if "labels" not in signature.parameters and not takes_all:
@@ -176,7 +190,7 @@ def _arguments(model: nn.Module, batch: Mapping[Any, Any], used_by: str) -> dict
         signature.bind(**arguments)
     except TypeError as error:
         raise _unknown_batch(batch, used_by, f", and the model cannot be called with them ({error})") from None
-    return arguments
+    return tuple(arguments)
 
 
 def _unknown_batch(batch: Any, used_by: str, why: str = "") -> TaskError:

@@ -457,7 +457,7 @@ def _check_optimizer(findings: Findings, model: nn.Module, optimizer: torch.opti
         if left_out:
             findings.warnings.append(f"optimizer(model, lr) leaves out {len(left_out)} parameters ({_some(left_out)})")
     has_stepped = False
-    with findings.attempt("optimizer.step()", hint_on_step):
+    with findings.attempt("optimizer.step()", lambda error: hint_on_step(error, model)):
         if batch is not None and task.clip_grad_norm is not None:
             clip_norm(model.parameters(), task.clip_grad_norm)
         optimizer.step()

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..errors import text_of
 
@@ -17,9 +18,28 @@ NO_CLOSURES = (
 )
 
 
-def hint_on_step(error: BaseException) -> str:
-    """A line to add where a `step()` has failed."""
-    return NO_CLOSURES if "closure" in text_of(error) else _CALLED
+def hint_on_step(error: BaseException, model: nn.Module | None = None) -> str:
+    """A line to add where a `step()` has failed.
+
+    Args:
+        error: what it raised.
+        model: whose gradients an optimizer stepped on; None where it was a schedule.
+    """
+    text = text_of(error)
+    if "closure" in text:
+        return NO_CLOSURES
+    gradients = {} if model is None else {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    sparse = [name for name, gradient in gradients.items() if gradient.layout is not torch.strided]
+    if sparse and "sparse" in text.lower():
+        names = ", ".join(sparse[:3]) + (", ..." if len(sparse) > 3 else "")
+        fit = "SGD, Adagrad or SparseAdam" if len(sparse) == len(gradients) else "SGD or Adagrad"
+        return (
+            f"The layer asks for sparse gradients ({names}), which few optimizers take: let optimizer(model, lr) "
+            f"return {fit}, without weight_decay, or leave sparse=True out of the layer"
+        )
+    if "dense gradients" in text:  # torch's SparseAdam names the remedy itself
+        return ""
+    return _CALLED
 
 
 def not_an_optimizer(made: object) -> str:
