@@ -326,7 +326,13 @@ class OpenTask:
     def _trainer(self, config: Config, *, seed: int, total_steps: int) -> Trainer:
         self._outside.reset()
         trainer = Trainer(
-            self._task, config, self._device.torch_device, seed=seed, total_steps=total_steps, group=self._group
+            self._task,
+            config,
+            self._device.torch_device,
+            seed=seed,
+            total_steps=total_steps,
+            group=self._group,
+            is_out_of_memory=self._device.is_out_of_memory,
         )
         if not self._live and self._last_model is not None and self._last_model() is trainer.model:
             raise TaskError(

@@ -45,6 +45,7 @@ from ..tasks.data import (
     val_loader,
 )
 from ..tasks.state import preserve_generators
+from .caught import Caught
 from .data_parallel import is_rank_lost
 from .flops import matmul_flops_per_s, step_flops
 from .swallowed import Usual
@@ -75,6 +76,15 @@ _RISEN, _FEWEST_TO_JUDGE = 0.05, 16
 def _at(what: str, plan: Plan) -> str:
     """What is done, with the batch size that it is done at: nobody may have asked for that one."""
     return f"{what} at batch size {plan.batch_size}"
+
+
+def _see_that_nothing_was_caught(trainer: Trainer) -> None:
+    """See that no step so far went on after memory had run out.
+
+    Raises:
+        torch.OutOfMemoryError: one did.
+    """
+    trainer.caught.see_none(_at("a training step", trainer.config.plan))
 
 
 class TorchRunner(OpenTask, Runner):
@@ -153,20 +163,24 @@ class TorchRunner(OpenTask, Runner):
             batches = training_batches(self._task, self._train_data(), plan, seed=0, rank=self._rank)
             losses.extend(bench.step(batches) for _ in range(self._soak_steps))
         self._device.synchronize()
+        _see_that_nothing_was_caught(bench)  # of ranks here, as one that gives up by itself leaves the others waiting
         return all(bool(torch.isfinite(loss)) for loss in losses if loss is not None), step_s
 
     def _step_that_ran(self, bench: Trainer, batch: Batch) -> Tensor | None:
         """A step on this batch, of the plan's size.
 
         Raises:
-            torch.OutOfMemoryError: it left fewer gradients than a step on a few samples does.
+            torch.OutOfMemoryError: it left fewer gradients than a step on a few samples does, or went on after memory
+                had run out.
         """
+        bench.caught.expect()
         # The others would wait for a rank that takes steps by itself; the gradients of a model that the user has put
         # into DDP or FSDP are written where nobody sees it, in buckets and shards.
         if self._group is not None or (dist.is_available() and dist.is_initialized()):
             return bench.step(cycle([batch]))
         with bench.gradients.exactly():
             loss = bench.step(cycle([batch]))
+            _see_that_nothing_was_caught(bench)
             left = bench.gradients.left
             size = bench.config.plan.batch_size
             if self._usual is None and self._task.training_step is not None and size > COUNTED_SAMPLES:
@@ -229,7 +243,8 @@ class TorchRunner(OpenTask, Runner):
         size = min(plan.batch_size, val_size or plan.batch_size)
         batch = self._worst_samples("val_data").batch(size)
         try:
-            bench.evaluate([Collated(batch, size)])
+            with bench.caught.watching():
+                bench.evaluate([Collated(batch, size)])
         except (Exception, SystemExit) as error:
             # An F1 or an area under the curve may not exist for one batch; the forward pass that it is of has run.
             no_batch = self._task.evaluate is not None and not is_device_lost(error)
@@ -239,13 +254,15 @@ class TorchRunner(OpenTask, Runner):
     def _probe_forward(self, plan: Plan, passes: int) -> tuple[bool, float]:
         model = self._task.model().to(self._device.torch_device).eval()
         batch = to_device(self._worst_batch(plan.batch_size), self._device.torch_device)
-        with torch.no_grad(), autocast(self._device.torch_device, plan.precision):
+        caught = Caught(self._device.is_out_of_memory)
+        with torch.no_grad(), autocast(self._device.torch_device, plan.precision), caught.watching():
             outputs = [self._task.loss(model, batch) for _ in range(passes - 1)]
             self._device.synchronize()
             begun = perf_counter()
             outputs.append(self._task.loss(model, batch))
         self._device.synchronize()
         step_s = perf_counter() - begun
+        caught.see_none(_at("a forward pass", plan))
         return all(bool(torch.isfinite(output).all()) for output in outputs), step_s
 
     # -- speed --------------------------------------------------------------------------------------------------------
@@ -279,9 +296,13 @@ class TorchRunner(OpenTask, Runner):
     def _time_step(self, plan: Plan, budget_s: float, loader: Mapping[str, Any] | None, parts: bool) -> Timing:
         batches = self._batches_to_time(plan, loader)
         bench = self._workbench(plan)
+        bench.caught.expect()
         if self._group is None:
-            return time_step(bench, self._device, batches, budget_s, parts=parts)
-        return time_step(bench, self._device, batches, budget_s, self._group.lead, parts=parts)
+            timed = time_step(bench, self._device, batches, budget_s, parts=parts)
+        else:
+            timed = time_step(bench, self._device, batches, budget_s, self._group.lead, parts=parts)
+        _see_that_nothing_was_caught(bench)
+        return timed
 
     def _is_suspect(self, trainer: Trainer, refusals: int | None) -> bool:
         """Whether some of its steps may not have run; `refusals` is what the device had counted before them."""
@@ -418,7 +439,15 @@ class TorchRunner(OpenTask, Runner):
         task = replace(self._task, scheduler=None)
         config = Config(plan=plan, lr=lowest)
         self._outside.reset()
-        trainer = Trainer(task, config, self._device.torch_device, seed=seed, total_steps=steps, group=self._group)
+        trainer = Trainer(
+            task,
+            config,
+            self._device.torch_device,
+            seed=seed,
+            total_steps=steps,
+            group=self._group,
+            is_out_of_memory=self._device.is_out_of_memory,
+        )
         groups = trainer.rate_shares()
         batches = training_batches(task, self._train_data(), plan, seed=seed, rank=self._rank)
         has_trained = False
@@ -440,7 +469,9 @@ class TorchRunner(OpenTask, Runner):
             has_trained = True
             return self._mean_of_ranks(loss)
 
-        return drive(loss_at, lowest=lowest, highest=highest, steps=steps)
+        swept = drive(loss_at, lowest=lowest, highest=highest, steps=steps)
+        _see_that_nothing_was_caught(trainer)
+        return swept
 
     # -- trials -------------------------------------------------------------------------------------------------------
 
@@ -495,6 +526,8 @@ class TorchRunner(OpenTask, Runner):
         norms = NormWatch(self._task.clip_grad_norm)
         for index in range(1, steps + 1):
             loss = trainer.step(batches)
+            if self._group is None:  # a rank that gives up by itself leaves the others waiting
+                _see_that_nothing_was_caught(trainer)
             norms.see(trainer.grad_norm)
             if loss is not None:
                 pending.append(loss)

@@ -27,6 +27,7 @@ from ..core.checkpoints import is_whole
 from ..core.files import sync_folder
 from ..core.plan import Config, Precision
 from ..core.segment import GradNorms
+from ..devices.oom import is_out_of_memory
 from ..errors import CheckpointError, TaskError, first_line
 from ..tasks.data import (
     Batch,
@@ -50,6 +51,7 @@ from .carried_state import (
     objects_of,
     plain_of,
 )
+from .caught import Caught
 from .data_parallel import DataParallel
 from .gradients import (
     clip_norm,
@@ -90,6 +92,7 @@ class Trainer:
         seed: of initialisation, dropout and (through the caller) data order.
         total_steps: the length of the schedule.
         group: the ranks that train it together, each of which has a trainer like this one; None for one process.
+        is_out_of_memory: the device's, by which errors are known that the task's code has caught in a step.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Trainer:
         seed: int,
         total_steps: int,
         group: DataParallel | None = None,
+        is_out_of_memory: Callable[[BaseException], bool] = is_out_of_memory,
     ) -> None:
         seed_everything(seed)
         self.group = group
@@ -125,6 +129,7 @@ class Trainer:
         # A compiled module keeps the parameters, buffers and attributes of the one it was made from.
         self.forward = cast(nn.Module, torch.compile(self.model)) if task.compile else self.model
         self.gradients = GradientWatch(self.model)
+        self.caught = Caught(is_out_of_memory)
         self._is_by_labels = task.weight is None and task.training_step is None and task.loss is cross_entropy_loss
         self.carried = self._carried()
         # Made for the first step, which all ranks take: one that only evaluates must not wait for the others.
@@ -262,6 +267,12 @@ class Trainer:
 
         Of several ranks it is the mean of what they return. None where a `training_step` returns no loss.
         """
+        if not self.caught.is_due:
+            return self._step(batches)
+        with self.caught.watching():
+            return self._step(batches)
+
+    def _step(self, batches: Iterator[Batch]) -> Tensor | None:
         last = self.config.plan.accumulation_steps - 1
         shares = self._shares()
         self.gradients.begin()

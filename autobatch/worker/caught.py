@@ -1,0 +1,151 @@
+"""Whether a step went on after memory had run out, because Python code caught the error.
+
+"Halve the batch where it does not fit" is a habit of long trainings. In a measurement, a step that trained on a part of
+its batch needs little memory and little time: its size would be the largest and the fastest there is. It leaves the
+gradients that a whole step leaves, so the error is looked for itself.
+
+Python tells a trace function of each error that comes into a frame, caught there or not. Ours is set by
+`PyEval_SetTrace` and not by `sys.settrace`, which until Python 3.12 keeps a copy of each call's arguments until the
+call returns (Python/sysmodule.c, `call_trampoline`). That would hold tensors that the step has let go of, and so change
+the peak. A call takes some microseconds more, so that in a training only some steps are watched.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from types import FrameType
+from typing import Any, cast
+
+import torch
+
+from ..errors import first_line
+
+# Include/cpython/pystate.h
+_CALL, _EXCEPTION = 0, 1
+# An error that torch itself catches (an autotuner tries kernels that ask for too much) is not the task's.
+_TORCH = str(Path(torch.__file__).parent) + os.sep
+# Calls and returns after which a step is watched no further, so that a compilation takes no longer than without.
+# Measured: 2 to 6 us each, thus about a second at most; a step of a transformer of 48 layers has some 20,000.
+_MOST_EVENTS = 200_000
+# Steps that nobody asked to watch are watched for so small a share of the time.
+_SHARE = 0.005
+
+
+class Caught:
+    """Watches steps for an out-of-memory that does not leave them.
+
+    Args:
+        is_out_of_memory: whether an error is one.
+
+    Attributes:
+        errors: each that was caught, with the place.
+    """
+
+    def __init__(self, is_out_of_memory: Callable[[BaseException], bool]) -> None:
+        self.errors: list[str] = []
+        self._is_out_of_memory = is_out_of_memory
+        self._due_at = 0.0
+        self._events = 0
+        # The last error: its identity, as the error itself would hold the step's tensors; what it says, where it is an
+        # out-of-memory; the last frame that it came to.
+        self._whose = 0
+        self._on_its_way: str | None = None
+        self._place = "", 0
+        self._lost: BaseException | None = None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next step is to be watched, among those of which some are."""
+        return perf_counter() >= self._due_at
+
+    def expect(self) -> None:
+        """The next step is to be watched, however long ago the last one was."""
+        self._due_at = 0.0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Meanwhile each error is looked at; not where somebody else traces, such as a debugger."""
+        if sys.gettrace() is not None:
+            yield
+            return
+        begun, before, hook = perf_counter(), len(self.errors), sys.unraisablehook
+        self._events, self._lost = 0, None
+        self._on_its_way, self._whose = None, 0
+
+        def keep(unraisable: Any) -> None:
+            # What a signal's handler raises while Python is in our function cannot be let out from there.
+            if unraisable.object is _on_event:
+                self._lost = unraisable.exc_value
+            else:
+                hook(unraisable)
+
+        sys.unraisablehook = keep
+        _SET_TRACE(_CALLBACK, ctypes.py_object(self))
+        is_through = False
+        try:
+            yield
+            is_through = True
+        finally:
+            if cast(object, sys.gettrace()) is self:
+                _SET_TRACE(None, None)
+            sys.unraisablehook = hook
+            if is_through:
+                self._note()  # it did not get out
+            else:
+                del self.errors[before:]  # what got out tells
+            # As if a step took no time that is not watched.
+            self._due_at = perf_counter() + (perf_counter() - begun) / _SHARE
+            lost, self._lost = self._lost, None
+            if lost is not None:
+                raise lost
+
+    def see_none(self, what: str) -> None:
+        """See that nothing was caught in what was watched so far; `what` says what that was.
+
+        Raises:
+            torch.OutOfMemoryError: something was.
+        """
+        if self.errors:
+            raise torch.OutOfMemoryError(
+                f"memory ran out in {what}, which went on with something else ({self.errors[0]}). Let the error out: "
+                "what such a step needs says nothing of a whole one"
+            )
+
+    def event(self, frame: FrameType, what: int, argument: int | None) -> None:
+        """What Python tells of: a call, a return or an error in a frame."""
+        self._events += 1
+        if what == _CALL:
+            frame.f_trace_lines = False
+            if self._events > _MOST_EVENTS:
+                _SET_TRACE(None, None)
+        elif what == _EXCEPTION and argument is not None:
+            _, error, traceback = ctypes.cast(argument, ctypes.py_object).value
+            if traceback is None or isinstance(error, (StopIteration, GeneratorExit)):  # the end of a loop
+                return
+            if traceback.tb_next is None or id(error) != self._whose:
+                self._note()
+                self._whose = id(error)
+                self._on_its_way = first_line(error) if self._is_out_of_memory(error) else None
+            self._place = frame.f_code.co_filename, traceback.tb_lineno
+
+    def _note(self) -> None:
+        """The error that was on its way has come no further than to its last place."""
+        path, line = self._place
+        if self._on_its_way is not None and not path.startswith(_TORCH):
+            self.errors.append(f"{self._on_its_way}; {path}, line {line}, caught it")
+        self._on_its_way = None
+
+
+def _on_event(watch: Caught, frame: FrameType, what: int, argument: int | None) -> int:
+    watch.event(frame, what, argument)
+    return 0
+
+
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.py_object, ctypes.c_int, ctypes.c_void_p)(_on_event)
+_SET_TRACE = ctypes.pythonapi.PyEval_SetTrace
