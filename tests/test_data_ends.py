@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from autobatch import Plan, Task
 from autobatch.core.facts import TaskFacts
+from autobatch.core.plan import Config
+from autobatch.core.segment import Rung
 from autobatch.devices import open_device
 from autobatch.errors import TaskError
 from autobatch.runs.run_folder import RunFolder, RunState
@@ -99,10 +101,13 @@ class Lines(IterableDataset[Any]):
         return self.says
 
 
+WHERE = r"(Stored|GoesOn)\.__iter__ \(test_data_ends\.py, line \d+\) goes on where it stopped"
+
+
 @pytest.mark.parametrize("name", ["train_data", "val_data", "test_data"])
 @pytest.mark.parametrize("made", [lambda: Stored(rows(200)), lambda: Stored(rows(32)), lambda: GoesOn(rows(32))])
 def test_data_that_can_be_read_once_is_told_by_the_check(name: str, made: Callable[[], Any]) -> None:
-    with pytest.raises(TaskError, match=rf"{name}\(\) must return data that can be read more than once"):
+    with pytest.raises(TaskError, match=rf"{name}\(\) must return data that can be read more than once: {WHERE}"):
         check_task(task(**{name: made}), CPU, 8)
 
 
@@ -121,7 +126,7 @@ def test_data_that_was_read_to_its_end_and_is_then_empty_is_told_where_it_shows(
     data = GoesOn(rows(100))
     found = find_worst_case(data)
     assert found.num_scanned == 100
-    with pytest.raises(TaskError, match=r"it gave 100 when it was read first, and no sample 0 when it was read again"):
+    with pytest.raises(TaskError, match=rf"it gave 100 when it was read first, and no sample 0 when .* again: {WHERE}"):
         WorstSamples(task(), data, found)
 
 
@@ -130,7 +135,9 @@ def test_a_second_epoch_without_batches_is_told(own: bool) -> None:
     data = GoesOn(rows(40))
     loader = (lambda batch_size, seed: DataLoader(data, batch_size=batch_size)) if own else None
     batches = training_batches(task(train_loader=loader), data, Plan(batch_size=16), seed=0)
-    with pytest.raises(TaskError, match=r"gave batches in one epoch and none in the next: .*inside"):
+    where = "inside the function" if own else WHERE
+    who = r"train_loader\(batch_size, seed\) \(test_data_ends\.py, line \d+\)" if own else r"train_data\(\)"
+    with pytest.raises(TaskError, match=rf"{who} gave batches in one epoch and none in the next: .*({where})"):
         list(itertools.islice(batches, 9))
 
 
@@ -144,6 +151,16 @@ def runner(**changes: Any) -> TorchRunner:
 def mean(model: nn.Module, loader: Any) -> float:
     scores: list[Tensor] = [model(x).mean() for x, _ in loader]
     return float(torch.stack(scores).mean())
+
+
+def test_an_error_of_our_own_about_a_task_names_its_file(tmp_path: Path) -> None:
+    data = GoesOn(rows(40))
+    running = runner(train_data=lambda: data, path=tmp_path / "model.py")
+    config = Config(plan=Plan(batch_size=16), lr=0.1)
+    rung = Rung(trial=0, config=config, seed=0, start_step=0, until_step=9, total_steps=9, eval_batch_size=16)
+    with pytest.raises(TaskError, match=r"^model\.py: train_data\(\) gave batches in one epoch and none in the next"):
+        running.advance(rung)
+    running.close()
 
 
 @one_core
@@ -257,7 +274,14 @@ def test_data(): return Endless()
 
 @pytest.mark.parametrize(
     ("code", "message"),
-    [(ONCE, "train_data() must return data that can be read more than once"), (ENDLESS, "test_data() did not end")],
+    [
+        (
+            ONCE,
+            "model.py: train_data() must return data that can be read more than once: "
+            "Once.__iter__ (model.py, line 10)",
+        ),
+        (ENDLESS, "model.py: test_data() did not end"),
+    ],
 )
 def test_tune_says_so_and_advises_no_longer_budget(code: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(CLI + code)

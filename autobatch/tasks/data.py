@@ -30,6 +30,7 @@ from ..errors import AutobatchError, TaskError
 from .fixed_seeds import fixed_seeds_undone
 from .state import preserve_generators, rng_state, set_rng_state
 from .task import Task, blame
+from .task_file import line_of
 
 Batch = Any  # whatever the user's dataset and collate make
 
@@ -129,6 +130,14 @@ def shape_of(tensor: torch.Tensor | np.ndarray[Any, Any]) -> tuple[int, ...]:
 def collate_samples(task: Task, samples: list[Any]) -> Batch:
     """One batch of these samples, by the task's `collate` or torch's default."""
     return (task.collate or default_collate)(samples)
+
+
+def goes_on(data: object) -> str:
+    """Why data cannot be read again, and what to do: for after a colon."""
+    return (
+        f"{type(data).__name__}.__iter__{line_of(getattr(type(data), '__iter__', None))} goes on where it stopped "
+        "before, or is at its end. Open files and make iterators inside __iter__, so that each call begins anew"
+    )
 
 
 def num_samples(data: object) -> int | None:
@@ -355,12 +364,11 @@ def training_batches(
             **_arguments(task, loader),
         )
         return
-    if plan.ranks > 1 and task.train_loader is None:
-        data = _EveryNth(data, rank, plan.ranks)
+    mine = _EveryNth(data, rank, plan.ranks) if plan.ranks > 1 and task.train_loader is None else data
     skip = start_step * plan.accumulation_steps
     before = rng_state() if skip else None
     given = False
-    for epoch in _epochs(task, data, plan.batch_size, seed, loader):
+    for epoch in _epochs(task, mine, plan.batch_size, seed, loader):
         empty = True
         for batch in epoch:
             empty, given = False, True
@@ -371,10 +379,12 @@ def training_batches(
                 continue
             yield batch
         if empty and given:
+            begin = "gave batches in one epoch and none in the next"
+            if task.train_loader is None:
+                raise TaskError(f"train_data() {begin}: {goes_on(data)}")
             raise TaskError(
-                f"{'train_data()' if task.train_loader is None else 'train_loader(batch_size, seed)'} gave batches in "
-                "one epoch and none in the next: what can be read only once must be made anew for each, inside "
-                f"{'__iter__' if task.train_loader is None else 'the function'}"
+                f"train_loader(batch_size, seed){line_of(task.train_loader)} {begin}: make what can be read only once "
+                "inside the function, so that each call begins anew"
             )
         if empty:
             raise TaskError(f"the training data gives no whole batch of {plan.batch_size} samples")

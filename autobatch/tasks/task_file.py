@@ -144,6 +144,12 @@ def user_frames(error: BaseException, root: Path | None) -> str:
     return "".join(traceback.format_list([frame for frame in frames if is_users(frame.filename, root)])).rstrip()
 
 
+def line_of(function: object) -> str:
+    """` (file.py, line 12)`, where a function or method is written; empty of one that is not written in Python."""
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    return f" ({Path(code.co_filename).name}, line {code.co_firstlineno})" if isinstance(code, CodeType) else ""
+
+
 def blame(what: str, error: BaseException, path: Path | None) -> TaskError:
     """The error to raise when the user's code failed: what failed, of which file, why, and their frames.
 

@@ -27,6 +27,7 @@ from .data import (
     Collated,
     collate_samples,
     counting_loader,
+    goes_on,
     rows_of,
     seed_host,
     shape_of,
@@ -210,9 +211,8 @@ class WorstSamples:
         samples = _samples_at(data, {*found.largest, *found.widest})
         if lost := {*found.largest, *found.widest} - set(samples):
             raise TaskError(
-                f"data must give the same number of samples each time: it gave {found.num_scanned:,} when it was read "
-                f"first, and no sample {min(lost):,} when it was read again. Where __iter__ goes on where it stopped "
-                "before, open files and make iterators inside it, so that each call begins anew"
+                f"data must give the same samples each time: it gave {found.num_scanned:,} when it was read first, and "
+                f"no sample {min(lost):,} when it was read again: {goes_on(data)}"
             )
         self._largest = [samples[index] for index in found.largest]
         self._widest = [samples[index] for index in found.widest]

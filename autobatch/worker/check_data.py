@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ..devices.oom import is_device_lost, is_out_of_memory
 from ..errors import TaskError
-from ..tasks.data import collate_samples, num_samples
+from ..tasks.data import collate_samples, goes_on, num_samples
 from ..tasks.fixed_seeds import seeds_set, told
 from ..tasks.task import Task, blame
 from .remedies import known_remedy
@@ -194,11 +194,7 @@ def _check_begins_anew(name: str, data: IterableDataset[Any]) -> None:
     own: object = data
     # One that is its own iterator may well begin anew each time it is asked.
     if (one is other and other is not own) or next(other, _END) is _END:
-        raise TaskError(
-            f"{name}() must return data that can be read more than once: {type(data).__name__}.__iter__ goes on where "
-            "it stopped before, or is at its end. Open files and make iterators inside __iter__, so that each call "
-            "begins anew"
-        )
+        raise TaskError(f"{name}() must return data that can be read more than once: {goes_on(data)}")
 
 
 def _check_collate(task: Task, name: str, samples: list[Any]) -> None:

@@ -273,7 +273,10 @@ class OpenTask:
         """What `work` returns, or that memory was refused; the user's own errors come out as `TaskError`."""
         try:
             return work()
-        except AutobatchError:
+        except AutobatchError as error:
+            path = self._task.path
+            if type(error) is TaskError and path is not None and path.name not in str(error):
+                raise TaskError(f"{path.name}: {error}") from error
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001  # the user's code may raise anything
             lost = is_device_lost(error)
