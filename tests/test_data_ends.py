@@ -278,7 +278,7 @@ def test_data(): return Endless()
         (
             ONCE,
             "model.py: train_data() must return data that can be read more than once: "
-            "Once.__iter__ (model.py, line 10)",
+            "Once.__iter__ (model.py, line 11)",
         ),
         (ENDLESS, "model.py: test_data() did not end"),
     ],
