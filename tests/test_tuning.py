@@ -79,6 +79,43 @@ def test_what_memory_does_not_limit_or_must_not_be_split_is_not_run_again(tmp_pa
     assert micro_batch(tmp_path, whole)[1] == 0
 
 
+def slow(batch: int) -> float:
+    return 0.05 * batch
+
+
+@pytest.mark.parametrize(
+    ("runner", "why"),
+    [
+        (SimRunner(step_s=slow, capacity_bytes=64 << 30), "time"),
+        # Memory had no room far above where time ended the search: what lies between is not known.
+        (Keeps(step_s=slow, peak_bytes=lambda batch: batch << 20, capacity_bytes=1 << 30), "time"),
+        (SimRunner(known=sim_facts(train_size=None), capacity_bytes=64 << 30), "ceiling"),
+    ],
+)
+def test_nothing_is_accumulated_past_a_size_that_nothing_but_time_or_a_ceiling_limits(
+    runner: SimRunner, why: str, tmp_path: Path
+) -> None:
+    ledger = Ledger(600.0, clock=runner.clock)
+    state = RunState(created="2026-01-02T03:04:05+00:00", settings=TuneSettings(name="t"))
+    with RunFolder.made(tmp_path, "t") as folder:
+        tune = _Tune(runner, ledger, lambda _: None, folder, state)
+    largest = tune.largest_batch(runner.facts())
+    assert largest.limited_by == why
+    assert tune.largest_micro_batch(runner.facts(), largest) == 0
+
+
+def test_a_short_run_tries_no_batch_past_where_time_ended_the_probes(tmp_path: Path) -> None:
+    runner = SimRunner(step_s=lambda batch: 1e-3 + 2e-4 * batch, capacity_bytes=64 << 30)
+    ledger = Ledger(25.0, clock=runner.clock)
+    state = RunState(created="2026-01-02T03:04:05+00:00", settings=TuneSettings(name="simulated"))
+    with RunFolder.made(tmp_path, "simulated") as folder:
+        report = _Tune(runner, ledger, lambda _: None, folder, state).run()
+    assert report.max_batch["limited_by"] == "time"
+    assert len(report.trials) > 2
+    assert all(trial["accumulation_steps"] == 1 for trial in report.trials)
+    assert all(trial["batch_size"] <= report.max_batch["batch_size"] for trial in report.trials)
+
+
 def test_what_an_earlier_run_chose_is_tried_first(tmp_path: Path) -> None:
     runner = SimRunner()
     ledger = Ledger(600.0, clock=runner.clock)

@@ -354,13 +354,18 @@ class _Tune:
             self.timed[probe.plan.batch_size] = probe.step_s[-1]
 
     def largest_micro_batch(self, facts: TaskFacts, largest: MaxBatch) -> int:
-        """The largest that fits beside gradients that are kept; accumulation is for what does not fit.
+        """The largest that fits beside gradients that are kept; 0 where no step is to accumulate.
+
+        Accumulation is for what does not fit or is not taken. Past a size that only time or a ceiling kept from being
+        probed, larger ones are slow or unknown, and no less so in parts.
 
         Of the powers of two, because the race's batches are, and so their largest divisors; and of the baseline's own,
         where it accumulates.
         """
-        if not facts.accumulates or not largest.has_no_room_above:
-            return int(largest) if facts.accumulates else 0
+        if not facts.accumulates or largest.limited_by in ("time", "ceiling"):
+            return 0
+        if not largest.has_no_room_above:
+            return int(largest)
         own, most = facts.baseline.plan, int(largest)
         sizes = {1 << exponent for exponent in range(most.bit_length())}
         if own.accumulation_steps > 1 and own.batch_size <= most:
