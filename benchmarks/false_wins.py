@@ -28,6 +28,7 @@ from provenance import about
 from autobatch.core.files import write_json
 from autobatch.core.plan import Config, Plan
 from autobatch.searching.confirmation import judge, leads_clearly, next_seed_for
+from autobatch.searching.history import History
 from autobatch.searching.trials import Role, Trial
 
 GAINS = (-2, -1, 0, 1, 2)
@@ -66,12 +67,12 @@ def race(
     if kind == "one bad":
         trials[-1] = trial(count, configs[-1], "search", score(count) - 30)
     for number in range(reserved + spare):
-        kept = 1 if leads_clearly(trials, "maximize") else reserved
-        config = next_seed_for(trials, "maximize", kept)
+        kept = 1 if leads_clearly(History(trials=tuple(trials), direction="maximize")) else reserved
+        config = next_seed_for(History(trials=tuple(trials), direction="maximize"), kept)
         if config is None or number >= kept + spare:
             break
         trials.append(trial(count + 1 + number, config, "confirmation", score(configs.index(config))))
-    verdict = judge(trials, "maximize")
+    verdict = judge(History(trials=tuple(trials), direction="maximize"))
     wins = verdict.is_proven if proven else verdict.finalist_wins
     return truths[configs.index(verdict.finalist)] if verdict.finalist and wins else None
 

@@ -43,7 +43,6 @@ from autobatch.core.plan import Config, Plan
 from autobatch.core.units import parse_duration
 from autobatch.searching.long_run import look_ahead
 from autobatch.searching.search import Ladder, SearchResult, SearchSettings
-from autobatch.searching.trials import oriented
 from autobatch.simulated.replay import ReplayRunner
 
 CUT = 1 / 4  # the share of a table's schedule that stands for T
@@ -139,14 +138,14 @@ def study(work: tuple[str, str, dict[str, Any], dict[str, Any], float, int, str]
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     ladder = ladder_of(table)
     result = searched(table, EQUIVALENTS, SearchSettings(seed=seed, sampler=sampler, ladder=ladder))
-    direction = table["direction"]
-    found = look_ahead(result, ladder.beyond(table["peak_lr_fraction"]), direction, result.horizon_s * 2.0**doublings)
+    better = result.history.oriented
+    found = look_ahead(result, result.horizon_s * 2.0**doublings)
     runner = ReplayRunner(table=later)
-    truth = {trial.config: oriented(runner.truth(trial.config), direction) for trial in result.trials}
+    truth = {trial.config: better(runner.truth(trial.config)) for trial in result.trials}
     batch = result.chosen.plan.effective_batch_size
 
     def at(lr: float) -> float:
-        return oriented(runner.truth(Config(plan=Plan(batch_size=batch), lr=lr)), direction)
+        return better(runner.truth(Config(plan=Plan(batch_size=batch), lr=lr)))
 
     leads = []
     for forecast in found.forecasts:
@@ -168,7 +167,7 @@ def study(work: tuple[str, str, dict[str, Any], dict[str, Any], float, int, str]
         )
     best = best_lr(runner, batch)
     baseline = next(trial.config for trial in result.trials if trial.role == "baseline")
-    gap = oriented(runner.best(), direction) - truth[baseline]
+    gap = better(runner.best()) - truth[baseline]
     top = max(at(lr) for lr in (*later["lrs"], best))
     kept = [pair.kept for pair in found.stability if (pair.early, pair.late) == (1 / 2, 1.0)]
     return Case(
@@ -188,15 +187,15 @@ def study(work: tuple[str, str, dict[str, Any], dict[str, Any], float, int, str]
         loss_unchanged=(top - at(result.chosen.lr)) / gap,
         loss_suggested=(top - at(found.lr.lr)) / gap,
         kept=kept[0] if kept else None,
-        kept_later=kept_later(result, truth, direction),
+        kept_later=kept_later(result, truth),
     )
 
 
-def kept_later(result: SearchResult, truth: dict[Config, float], direction: Any) -> float | None:
+def kept_later(result: SearchResult, truth: dict[Config, float]) -> float | None:
     """The share of pairs of full-length trials whose order at T is that of the truth later."""
     full = [t for t in result.trials if t.role != "confirmation" and t.final_score is not None]
     signs = [
-        oriented(one.scores[-1][1] - other.scores[-1][1], direction) * (truth[one.config] - truth[other.config])
+        result.history.oriented(one.scores[-1][1] - other.scores[-1][1]) * (truth[one.config] - truth[other.config])
         for one, other in combinations(full, 2)
     ]
     return fmean(1.0 if sign > 0 else 0.5 if sign == 0 else 0.0 for sign in signs) if signs else None

@@ -10,14 +10,15 @@ from autobatch.searching.conclusion import SearchResult, conclude
 from autobatch.searching.confirmation import PROVEN_AGAIN, judge
 from autobatch.searching.trials import Space, Trial
 
+from .histories import history
 from .test_confirmation import config, confirmed, searched, trial
 
 
 def concluded(trials: Sequence[Trial], *, may_win: bool = True) -> SearchResult:
     space = Space(effective_batch_sizes=(16, 32), lr_low=1e-4, lr_high=1.0, reference_batch=32)
     return conclude(
-        trials,
-        judge(trials, "maximize"),
+        history(trials),
+        judge(history(trials)),
         baseline=config(0),
         space=space,
         horizon_s=60.0,
@@ -63,7 +64,7 @@ def test_a_lead_of_four_standard_errors_is_not_proven_where_these_rest_on_little
     result = concluded(confirmed(searched(0.9000, 0.9013, 0.9010, 0.9008), config(1), 0.9014))
     assert result.score is not None
     assert result.score.stderr is not None
-    found = judge(result.trials, "maximize")
+    found = judge(history(result.trials))
     assert found.difference is not None
     assert found.stderr is not None
     assert found.difference > 4 * found.stderr
@@ -124,6 +125,6 @@ def test_the_best_score_that_was_its_seeds_luck_is_named() -> None:
     scores = (0.857, 0.78, 0.77, 0.81, 0.85, 0.855, 0.85)
     trials = [trial(0, config(0), "baseline", 0.4)]
     trials += [trial(number, config(number + 8), "search", score) for number, score in enumerate(scores, start=1)]
-    assert judge(trials, "maximize").lucky == config(9)
+    assert judge(history(trials)).lucky == config(9)
     (said,) = (reason for reason in concluded(trials).why if "luck" in reason)
     assert said == "batch 32 at 0.01 scored best once; by the trials around it, that was a lucky seed"

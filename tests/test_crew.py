@@ -25,14 +25,7 @@ from autobatch.errors import DeviceError, DeviceLost, TaskError
 from autobatch.searching.crew import Alone, Several
 from autobatch.searching.freeze_thaw import choose
 from autobatch.searching.observed import observations
-from autobatch.searching.search import (
-    Event,
-    Kept,
-    Ladder,
-    Space,
-    StudyRecord,
-    Trial,
-)
+from autobatch.searching.search import Event, Kept, Space, StudyRecord, Trial
 from autobatch.searching.surrogate import fit
 from autobatch.simulated.sim import (
     Landscape,
@@ -42,6 +35,7 @@ from autobatch.simulated.sim import (
     sim_facts,
 )
 
+from .histories import history
 from .processes import PATIENCE_S
 from .test_search import Run, in_one_go, race, sampled
 from .test_surrogate import ends, seen
@@ -224,13 +218,11 @@ def test_what_is_under_way_promises_less_than_it_did() -> None:
 
     def resumed(trials: list[Trial]) -> object:
         resumable = [trial for trial in trials if trial.state == "paused"]
-        return choose(
-            trials, space, ladder=Ladder(), direction="maximize", resumable=resumable, may_start=False, seed=0
-        )
+        return choose(history(trials), space, resumable=resumable, may_start=False, seed=0)
 
     best = resumed(trials)
     assert isinstance(best, Trial)
-    seen = observations(trials, space.reference_batch, Ladder(), "maximize")
+    seen = observations(history(trials), space.reference_batch)
     known = fit(seen)
     over = np.array([(o.batch, o.rate, 0.0) for o in seen if o.share == 1.0])
     place = np.array([(math.log2(best.config.plan.batch_size), math.log(space.scaled_lr(best.config)), 0.0)])

@@ -30,6 +30,7 @@ from autobatch.searching.stability import divergence_risk
 from autobatch.simulated.sim import SimRunner
 from autobatch.tuning.pipeline import _Tune
 
+from .histories import history
 from .test_confirmation import config, trial
 
 EXITED = "the loss of task.py failed: SystemExit: 3\n  File task.py, line 7, in loss"
@@ -122,7 +123,7 @@ def test_what_blew_up_or_did_not_fit_is_no_failure_of_the_task() -> None:
         trial(2, config(2), "search", None, "oom"),
         trial(3, config(3), "search", None, "timeout"),
     ]
-    assert failed_trials(trials) == ()
+    assert failed_trials(history(trials)) == ()
 
 
 def test_failures_are_told_by_their_message_the_most_frequent_first() -> None:
@@ -130,7 +131,7 @@ def test_failures_are_told_by_their_message_the_most_frequent_first() -> None:
         return replace(trial(number, config(number), "search", None, "raised"), message=message)
 
     messages = ["b", "a", "a\nmore", None, "c", "d", "a"]
-    said = failed_trials([failed(n, message) for n, message in enumerate(messages)])  # type: ignore[misc]
+    said = failed_trials(history([failed(n, message) for n, message in enumerate(messages)]))  # type: ignore[misc]
     assert said[0] == ("3 trials, the first of batch 32 at 0.002, failed, out of 7: the task raised or exited: a")
     assert said[1] == "the trial of batch 32 at 0.001 failed, out of 7: the task raised or exited: b"
     assert said[2].endswith("no message")
@@ -147,7 +148,9 @@ def test_a_search_takes_what_raised_for_what_blew_up() -> None:
     """As it did before they were told apart: many a task gives up by itself where its loss is no number."""
     near = Config(plan=Plan(batch_size=32), lr=2e-3)
     risks = [
-        divergence_risk(near, [trial(0, config(0), "baseline", 0.5), trial(1, config(3), "search", None, outcome)])
+        divergence_risk(
+            near, history([trial(0, config(0), "baseline", 0.5), trial(1, config(3), "search", None, outcome)])
+        )
         for outcome in ("diverged", "raised")
     ]
     assert risks[0] == risks[1] > 0

@@ -9,15 +9,11 @@ import pytest
 
 from autobatch.core.plan import Config, Direction, Plan
 from autobatch.searching.freeze_thaw import FILLERS, choose
-from autobatch.searching.trials import (
-    Ladder,
-    Space,
-    Trial,
-    same_config,
-)
+from autobatch.searching.trials import Space, Trial, same_config
+
+from .histories import history
 
 SPACE = Space(effective_batch_sizes=(32, 64, 128, 256), lr_low=1e-5, lr_high=1e-1, reference_batch=128)
-LADDER = Ladder()
 
 
 def trial(number: int, batch: int, lr: float, *scores: float) -> Trial:
@@ -44,13 +40,11 @@ def race() -> list[Trial]:
 
 def next_of(trials: list[Trial], direction: Direction = "maximize", **changes: Any) -> object:
     known: dict[str, Any] = {
-        "ladder": LADDER,
-        "direction": direction,
         "resumable": [t for t in trials if t.state == "paused"],
         "may_start": True,
         "seed": 0,
     }
-    return choose(trials, SPACE, **(known | changes))
+    return choose(history(trials, direction), SPACE, **(known | changes))
 
 
 def test_the_best_paused_trial_goes_on_where_nothing_may_start() -> None:

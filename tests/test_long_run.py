@@ -21,12 +21,9 @@ from autobatch.searching.long_run import (
     rank_stability,
 )
 from autobatch.searching.seed_noise import Sigma
-from autobatch.searching.trials import (
-    Ladder,
-    Space,
-    Trial,
-    oriented,
-)
+from autobatch.searching.trials import Ladder, Space, Trial
+
+from .histories import history
 
 LADDER = Ladder()
 SPACE = Space(effective_batch_sizes=(32, 64, 128), lr_low=1e-4, lr_high=1.0, reference_batch=64)
@@ -62,18 +59,20 @@ def raced(fall: float = 0.0, direction: Direction = "maximize", count: int = 24)
             for share in LADDER.shares[:rungs]
         ]
         config = Config(plan=Plan(batch_size=64), lr=lr)
-        found.append(a_trial(number, config, tuple(oriented(score, direction) for score in scores)))
+        found.append(a_trial(number, config, tuple(history((), direction).oriented(score) for score in scores)))
     return tuple(found)
 
 
-def result(trials: tuple[Trial, ...], chosen: Trial, sigma: float = 0.003, **changes: Any) -> SearchResult:
+def result(
+    trials: tuple[Trial, ...], chosen: Trial, sigma: float = 0.003, direction: Direction = "maximize"
+) -> SearchResult:
     """What a race of these trials came to."""
     first = trials[0].final_score
     fresh = chosen.final_score
     assert first is not None
     assert fresh is not None
-    found = SearchResult(
-        trials=trials,
+    return SearchResult(
+        history=history(trials, direction),
         horizon_s=60.0,
         space=SPACE,
         equivalents=16.0,
@@ -87,7 +86,6 @@ def result(trials: tuple[Trial, ...], chosen: Trial, sigma: float = 0.003, **cha
         why=(),
         interrupted=False,
     )
-    return replace(found, **changes)
 
 
 # The order of the trials
@@ -99,9 +97,9 @@ scores = st.lists(st.floats(0, 1, width=16), min_size=3, max_size=3).map(tuple)
 @given(st.lists(scores, min_size=2, max_size=8))
 def test_the_share_of_pairs_that_keep_their_order_does_not_depend_on_the_direction(found: list[Any]) -> None:
     configs = [Config(plan=Plan(batch_size=64), lr=0.01 * (1 + number)) for number in range(len(found))]
-    up = rank_stability([a_trial(n, configs[n], one) for n, one in enumerate(found)], LADDER, "maximize")
+    up = rank_stability(history([a_trial(n, configs[n], one) for n, one in enumerate(found)]))
     down = [a_trial(n, configs[n], tuple(-score for score in one)) for n, one in enumerate(found)]
-    assert up == rank_stability(down, LADDER, "minimize")
+    assert up == rank_stability(history(down, "minimize"))
     assert [(one.early, one.late) for one in up] == [(1 / 8, 1 / 2), (1 / 8, 1.0), (1 / 2, 1.0)]
     assert all(0 <= one.kept <= 1 and one.pairs == len(found) * (len(found) - 1) // 2 for one in up)
 
@@ -110,10 +108,10 @@ def test_kept_and_turned_orders_are_told_apart_and_confirmations_do_not_count() 
     config = Config(plan=Plan(batch_size=64), lr=0.01)
     trials = [a_trial(n, config, (n / 10, n / 10, -n / 10)) for n in range(4)]
     trials += [a_trial(4, config, (0.9, 0.9, 0.9), role="confirmation"), a_trial(5, config, (0.5,))]
-    early, _, late = rank_stability(trials, LADDER, "maximize")
+    early, _, late = rank_stability(history(trials))
     assert (early.kept, early.pairs, early.trials) == (1.0, 6, 4)
     assert (late.kept, late.pairs) == (0.0, 6)
-    assert rank_stability(trials[:1], LADDER, "maximize") == ()
+    assert rank_stability(history(trials[:1])) == ()
 
 
 # The lead
@@ -122,7 +120,7 @@ def test_kept_and_turned_orders_are_told_apart_and_confirmations_do_not_count() 
 def growth(before: float, after: float, sigma: float = 0.001) -> tuple[float, float]:
     config = Config(plan=Plan(batch_size=64), lr=0.01)
     ahead, behind = (a_trial(n, config, (0.5, 0.5 + n * before, 0.5 + n * after)) for n in (1, 0))
-    return lead_growth(ahead, behind, "maximize", sigma)
+    return lead_growth(history((ahead, behind)), ahead, behind, sigma)
 
 
 def test_a_lead_goes_on_as_it_did_in_part_and_never_grows() -> None:
@@ -145,9 +143,9 @@ def test_of_a_lead_that_noise_could_be_or_that_changed_sides_nothing_is_taken_ov
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 def test_a_forecast_is_less_sure_the_further_it_goes(direction: Direction) -> None:
     trials = raced(direction=direction)
-    best = max((t for t in trials[1:] if t.state == "complete"), key=lambda t: oriented(t.scores[-1][1], direction))
-    race = result(trials, best)
-    near, far = (look_ahead(race, LADDER, direction, 60.0 * times) for times in (2, 16))
+    best = max((t for t in trials[1:] if t.state == "complete"), key=history(trials, direction).last)
+    race = result(trials, best, direction=direction)
+    near, far = (look_ahead(race, 60.0 * times) for times in (2, 16))
     assert [one.against for one in near.forecasts] == ["baseline", "runner-up"]
     assert [one.is_picked for one in near.forecasts] == [False, True]
     for soon, late in zip(near.forecasts, far.forecasts, strict=True):
@@ -155,15 +153,15 @@ def test_a_forecast_is_less_sure_the_further_it_goes(direction: Direction) -> No
         assert late.high - late.low > soon.high - soon.low
         assert soon.low < soon.expected < soon.high
         assert 0.5 <= late.ahead <= soon.ahead <= 1
-    assert near == look_ahead(race, LADDER, direction, 120.0)
+    assert near == look_ahead(race, 120.0)
 
 
 def test_of_a_race_that_nothing_was_repeated_in_sigma_is_the_spread_and_without_that_there_is_no_forecast() -> None:
     trials = raced()
     best = max((t for t in trials[1:] if t.state == "complete"), key=lambda t: t.scores[-1][1])
-    assert look_ahead(replace(result(trials, best), sigma=None), LADDER, "maximize", 240.0).forecasts
+    assert look_ahead(replace(result(trials, best), sigma=None), 240.0).forecasts
     pair = (trials[0], best)
-    assert look_ahead(replace(result(pair, best), sigma=None), LADDER, "maximize", 240.0).forecasts == ()
+    assert look_ahead(replace(result(pair, best), sigma=None), 240.0).forecasts == ()
 
 
 def test_a_finalist_that_did_not_win_is_compared_by_its_fresh_seeds() -> None:
@@ -172,7 +170,7 @@ def test_a_finalist_that_did_not_win_is_compared_by_its_fresh_seeds() -> None:
     fresh = ScoreSummary(mean=0.5, stderr=0.002, scores=(0.49, 0.51))
     race = result(trials, best)
     kept = replace(race, chosen=trials[0].config, chose_baseline=True, score=race.baseline, finalist_score=fresh)
-    (only,) = look_ahead(kept, LADDER, "maximize", 240.0).forecasts
+    (only,) = look_ahead(kept, 240.0).forecasts
     assert (only.against, only.lr, only.is_picked) == ("runner-up", best.config.lr, False)
     assert race.baseline is not None
     assert only.lead == pytest.approx(race.baseline.mean - 0.5)
@@ -191,7 +189,7 @@ def turned(trials: tuple[Trial, ...], count: int) -> tuple[Trial, ...]:
 def test_no_lead_is_said_of_later_where_the_order_turned_before_the_end(count: int, is_said: bool) -> None:
     trials = turned(raced(), count)
     best = max(trials[1:], key=lambda t: t.scores[-1][1])
-    found = look_ahead(result(trials, best), LADDER, "maximize", 240.0)
+    found = look_ahead(result(trials, best), 240.0)
     last = found.stability[-1]
     assert (last.early, last.late, last.kept, last.pairs) == (1 / 2, 1.0, 0.0, count * (count - 1) // 2)
     assert bool(found.forecasts) == is_said
@@ -202,8 +200,8 @@ def test_a_runner_up_that_is_likely_to_diverge_is_none() -> None:
     best, second, *_ = sorted((t for t in trials[1:] if t.state == "complete"), key=lambda t: -t.scores[-1][1])
     beside = Config(plan=Plan(batch_size=64), lr=second.config.lr * 0.999)
     broken = a_trial(len(trials), beside, (), state="failed", outcome="diverged")
-    plain = look_ahead(result(trials, best), LADDER, "maximize", 240.0).forecasts[1]
-    warned = look_ahead(result((*trials, broken), best), LADDER, "maximize", 240.0).forecasts
+    plain = look_ahead(result(trials, best), 240.0).forecasts[1]
+    warned = look_ahead(result((*trials, broken), best), 240.0).forecasts
     assert plain.lr == second.config.lr
     assert all(one.lr != second.config.lr for one in warned)
 
@@ -213,7 +211,7 @@ def test_a_runner_up_that_is_likely_to_diverge_is_none() -> None:
 
 def test_a_best_rate_that_falls_with_time_is_followed_some_of_the_way() -> None:
     chosen = Config(plan=Plan(batch_size=64), lr=0.02)
-    falling = lr_trend(raced(fall=-0.3), SPACE, LADDER, "maximize", chosen, 2.0)
+    falling = lr_trend(history(raced(fall=-0.3)), SPACE, chosen, 2.0)
     assert falling.measured is not None
     assert -0.45 < falling.measured < -0.15
     assert falling.measured < falling.slope < 0
@@ -225,14 +223,14 @@ def test_a_best_rate_that_falls_with_time_is_followed_some_of_the_way() -> None:
 @pytest.mark.parametrize("fall", [0.0, 0.3])
 def test_no_rate_is_suggested_above_the_one_that_was_run(fall: float) -> None:
     chosen = Config(plan=Plan(batch_size=64), lr=0.02)
-    trend = lr_trend(raced(fall=fall), SPACE, LADDER, "maximize", chosen, 3.0)
+    trend = lr_trend(history(raced(fall=fall)), SPACE, chosen, 3.0)
     assert 0.02 * 0.8 < trend.lr <= 0.02
     assert trend.high > 0.02
 
 
 def test_a_few_trials_leave_the_rate_as_it_is_and_the_interval_widens_with_time() -> None:
     chosen = Config(plan=Plan(batch_size=128), lr=0.02)
-    near, far = (lr_trend(raced(count=2), SPACE, LADDER, "maximize", chosen, d) for d in (1.0, 4.0))
+    near, far = (lr_trend(history(raced(count=2)), SPACE, chosen, d) for d in (1.0, 4.0))
     assert near.measured is None
     assert near.lr == far.lr == pytest.approx(0.02)
     assert near.slope == 0
@@ -241,13 +239,13 @@ def test_a_few_trials_leave_the_rate_as_it_is_and_the_interval_widens_with_time(
 
 def test_the_unit_and_the_direction_of_the_score_change_nothing() -> None:
     chosen = Config(plan=Plan(batch_size=64), lr=0.02)
-    up = lr_trend(raced(fall=-0.3), SPACE, LADDER, "maximize", chosen, 2.0)
-    down = lr_trend(raced(fall=-0.3, direction="minimize"), SPACE, LADDER, "minimize", chosen, 2.0)
+    up = lr_trend(history(raced(fall=-0.3)), SPACE, chosen, 2.0)
+    down = lr_trend(history(raced(fall=-0.3, direction="minimize"), "minimize"), SPACE, chosen, 2.0)
     assert up.lr == pytest.approx(down.lr)
 
 
 def test_all_of_it_is_plain_data() -> None:
     trials = raced()
     best = max((t for t in trials[1:] if t.state == "complete"), key=lambda t: t.scores[-1][1])
-    data = look_ahead(result(trials, best), LADDER, "maximize", 240.0).to_json()
+    data = look_ahead(result(trials, best), 240.0).to_json()
     assert json.loads(json.dumps(data, allow_nan=False)) == data

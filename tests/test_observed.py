@@ -11,13 +11,9 @@ import pytest
 from autobatch.core.plan import Config, Direction, Plan
 from autobatch.searching.confirmation import judge
 from autobatch.searching.observed import denoised_scores, observations
-from autobatch.searching.trials import (
-    DEFAULT_LADDER,
-    Ladder,
-    Role,
-    State,
-    Trial,
-)
+from autobatch.searching.trials import Ladder, Role, State, Trial
+
+from .histories import history
 
 
 def trial(
@@ -48,7 +44,7 @@ def test_each_score_is_seen_at_its_rung_and_a_failure_at_the_one_it_did_not_reac
         trial(3, 0.03, 0.1, state="failed"),
         trial(4, 0.01, 0.7, role="confirmation", batch=128),
     ]
-    seen = observations(trials, 64, DEFAULT_LADDER, "maximize")
+    seen = observations(history(trials), 64)
     assert [(o.share, o.score) for o in seen] == [
         *((1 / 8, 0.2), (1 / 2, 0.4), (1.0, 0.6)),
         (1 / 8, 0.3),
@@ -76,11 +72,11 @@ def test_whoever_was_lucky_is_pulled_back_in_either_direction(direction: Directi
         ),
     ]
     assert trials[3].final_score == max((t.final_score or 0.0 for t in trials), key=lambda score: sign * score)
-    freed = denoised_scores(trials, DEFAULT_LADDER, direction)
+    freed = denoised_scores(history(trials, direction))
     assert set(freed) == set(range(10))
     of_rates = np.array([freed[n] for n in range(1, 10)])
     assert (of_rates - truth).std() < 0.7 * noise.std()
-    verdict = judge(trials, direction)
+    verdict = judge(history(trials, direction))
     assert verdict.finalist is not None
     assert verdict.finalist.lr > rates[2]
     assert verdict.lucky == trials[3].config
@@ -95,11 +91,9 @@ def test_only_what_the_search_trained_to_its_end_has_such_a_score() -> None:
         trial(3, 0.03, 0.3, 0.5, 0.7),
         trial(4, 0.03, 0.1, role="confirmation"),
     ]
-    assert set(denoised_scores(trials, DEFAULT_LADDER, "maximize")) == {0, 3}
-    assert denoised_scores(trials[1:3], DEFAULT_LADDER, "maximize") == {}
-    assert denoised_scores(trials, DEFAULT_LADDER, "maximize") == denoised_scores(
-        trials[:-1], DEFAULT_LADDER, "maximize"
-    )
+    assert set(denoised_scores(history(trials))) == {0, 3}
+    assert denoised_scores(history(trials[1:3])) == {}
+    assert denoised_scores(history(trials)) == denoised_scores(history(trials[:-1]))
 
 
 def test_of_very_many_trials_those_that_scored_best_are_enough() -> None:
@@ -108,17 +102,17 @@ def test_of_very_many_trials_those_that_scored_best_are_enough() -> None:
     for number, lr in enumerate(rates, start=1):
         end = 0.9 - 0.05 * math.log(lr / 0.1) ** 2
         trials.append(trial(number, float(lr), end - 0.3, end - 0.1, end))
-    freed = denoised_scores(trials, DEFAULT_LADDER, "maximize")
+    freed = denoised_scores(history(trials))
     assert len(freed) == 64
     assert 0 in freed
     best = max(trials, key=lambda t: t.final_score or 0.0)
     assert freed[best.number] == pytest.approx(best.final_score, abs=0.01)
-    verdict = judge(trials, "maximize")
+    verdict = judge(history(trials))
     assert verdict.finalist is not None
     assert verdict.finalist.lr == pytest.approx(0.1, rel=0.3)
 
 
 def test_a_ladder_without_its_first_rung_puts_the_scores_where_they_are() -> None:
     two = trial(0, 0.01, 0.4, 0.6, role="baseline", state="complete")
-    seen = observations([two], 64, Ladder(shares=(1 / 2, 1.0)), "maximize")
+    seen = observations(history([two], ladder=Ladder(shares=(1 / 2, 1.0))), 64)
     assert [o.share for o in seen] == [1 / 2, 1.0]

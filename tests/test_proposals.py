@@ -22,6 +22,8 @@ from autobatch.searching.trials import (
 )
 from autobatch.simulated.sim import VirtualClock
 
+from .histories import history
+
 SIZES = (16, 32, 64)
 
 
@@ -45,8 +47,6 @@ def proposals(lrs: tuple[float, ...] = (), max_batch: int = 64, **changes: objec
     return Proposals(
         space=Space(effective_batch_sizes=SIZES, lr_low=1e-4, lr_high=1e-1, reference_batch=32, lrs=lrs),
         limits=MemoryLimits(times=Times(), precision="fp32", max_batch=max_batch, max_micro_batch=max_batch),
-        ladder=Ladder(),
-        direction="maximize",
         settings=SearchSettings(**changes),  # type: ignore[arg-type]
         ledger=Ledger(60.0, VirtualClock()),
     )
@@ -71,7 +71,7 @@ def test_on_a_grid_every_cell_is_tried_before_the_end(seed: int) -> None:
     lrs = (1e-3, 3e-3, 1e-2)
     ours = proposals(lrs, seed=seed)
     trials: list[Trial] = []
-    while (config := ours.sampled(trials)) is not None:
+    while (config := ours.sampled(history(trials))) is not None:
         assert config not in [trial.config for trial in trials]
         trials.append(tried(len(trials), config))
         assert not ours.is_exhausted
@@ -81,13 +81,16 @@ def test_on_a_grid_every_cell_is_tried_before_the_end(seed: int) -> None:
 
 def test_sizes_that_no_longer_fit_are_not_proposed() -> None:
     ours = proposals(max_batch=32)
-    assert {ours.sampled([tried(0, Config(plan=Plan(batch_size=16), lr=n * 1e-3))]) is None for n in (1, 2)} == {False}
+    assert {
+        ours.sampled(history([tried(0, Config(plan=Plan(batch_size=16), lr=n * 1e-3))])) is None for n in (1, 2)
+    } == {False}
     found = [
-        ours.sampled([tried(n, Config(plan=Plan(batch_size=16), lr=1e-3)) for n in range(count)]) for count in (3, 7)
+        ours.sampled(history(tried(n, Config(plan=Plan(batch_size=16), lr=1e-3)) for n in range(count)))
+        for count in (3, 7)
     ]
     assert all(config is not None and config.plan.batch_size <= 32 for config in found)
     ours.limits.lower_below(Plan(batch_size=16))
-    assert ours.sampled([]) is None
+    assert ours.sampled(history([])) is None
 
 
 @settings(max_examples=4)
@@ -96,7 +99,7 @@ def test_workers_that_ask_at_once_get_what_can_be_told_apart(seed: int) -> None:
     ours = proposals(seed=seed)
     trials = [tried(n, Config(plan=Plan(batch_size=SIZES[n % 3]), lr=1e-3 * 1.1**n)) for n in range(12)]
     for _ in range(48):
-        config = ours.sampled(trials)
+        config = ours.sampled(history(trials))
         assert config is not None
         trials.append(tried(len(trials), config, "running"))
     under_way = [trial.config for trial in trials if trial.state == "running"]
@@ -105,9 +108,9 @@ def test_workers_that_ask_at_once_get_what_can_be_told_apart(seed: int) -> None:
 
 def test_ten_failures_in_a_row_or_too_many_trials_end_the_proposals() -> None:
     failed = [tried(n, Config(plan=Plan(batch_size=16), lr=1e-3 * (n + 1)), "failed") for n in range(10)]
-    assert proposals().sampled(failed[:9]) is not None
-    assert proposals().sampled(failed) is None
-    assert proposals(most_trials=5).sampled(failed[:5]) is None
+    assert proposals().sampled(history(failed[:9])) is not None
+    assert proposals().sampled(history(failed)) is None
+    assert proposals(most_trials=5).sampled(history(failed[:5])) is None
 
 
 @pytest.mark.parametrize(("max_batch", "fits"), [(64, True), (32, False)])

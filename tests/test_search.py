@@ -33,6 +33,7 @@ from autobatch.errors import (
 from autobatch.measuring.profiling import profile
 from autobatch.searching.costs import EQUIVALENTS
 from autobatch.searching.crew import Crew
+from autobatch.searching.halving import paused_best_first, promotable
 from autobatch.searching.ledger import Ledger
 from autobatch.searching.search import (
     Event,
@@ -48,8 +49,6 @@ from autobatch.searching.search import (
 from autobatch.searching.trials import (
     MIN_STEPS,
     Space,
-    paused_best_first,
-    promotable,
     same_config,
     space_for,
     total_steps,
@@ -62,6 +61,8 @@ from autobatch.simulated.sim import (
     VirtualClock,
     sim_facts,
 )
+
+from .histories import history
 
 EVAL_BATCH = 256
 
@@ -1073,26 +1074,26 @@ def paused(number: int, *scores: float) -> Trial:
 @pytest.mark.parametrize(("direction", "sign"), [("maximize", 1), ("minimize", -1)])
 def test_one_in_eta_goes_on_and_the_highest_rung_first(direction: Direction, sign: int) -> None:
     first = [paused(n, sign * n / 10) for n in range(8)]
-    assert [t.number for t in promotable(first[:3], Ladder(), direction)] == []
-    assert [t.number for t in promotable(first[:4], Ladder(), direction)] == [3]
-    assert [t.number for t in promotable(first, Ladder(), direction)] == [7, 6]
+    assert [t.number for t in promotable(history(first[:3], direction))] == []
+    assert [t.number for t in promotable(history(first[:4], direction))] == [3]
+    assert [t.number for t in promotable(history(first, direction))] == [7, 6]
     second = [paused(n, sign * n / 10, sign * n / 10) if n in (6, 7) else t for n, t in enumerate(first)]
-    assert [t.number for t in promotable(second, Ladder(), direction)] == [7]
+    assert [t.number for t in promotable(history(second, direction))] == [7]
 
 
 def test_a_trial_that_failed_takes_a_place_at_its_rung() -> None:
     trials = [paused(0, 0.1), paused(1, 0.2), paused(2, 0.3)]
     failed = replace(paused(3), state="failed", outcome="diverged")
-    assert [t.number for t in promotable([*trials, failed], Ladder(), "maximize")] == [2]
+    assert [t.number for t in promotable(history([*trials, failed]))] == [2]
 
 
 def test_a_trial_that_failed_takes_no_place_at_a_rung_that_it_was_not_on_the_way_to() -> None:
     """Of eight that diverged before their first score none was to be compared at the second."""
     early = [replace(paused(n), state="failed", outcome="diverged") for n in range(8)]
     rest = [paused(8, 0.1), paused(9, 0.2, 0.3)]
-    assert 9 not in [trial.number for trial in promotable([*early, *rest], Ladder(), "maximize")]
+    assert 9 not in [trial.number for trial in promotable(history([*early, *rest]))]
     later = [replace(paused(n, 0.1), state="failed", outcome="diverged") for n in range(8)]
-    assert 9 in [trial.number for trial in promotable([*later, *rest], Ladder(), "maximize")]
+    assert 9 in [trial.number for trial in promotable(history([*later, *rest]))]
 
 
 def test_a_trial_is_plain_data() -> None:
@@ -1107,7 +1108,7 @@ def test_a_trial_is_plain_data() -> None:
 def test_a_baseline_set_aside_before_its_first_score_comes_last_of_those_that_wait(direction: Direction) -> None:
     waiting = [paused(0), paused(1, 0.2), paused(2, 0.1, 0.4), paused(3, 0.3)]
     best_first = [2, 3, 1, 0] if direction == "maximize" else [2, 1, 3, 0]
-    assert [trial.number for trial in paused_best_first(waiting, direction)] == best_first
+    assert [trial.number for trial in paused_best_first(history(waiting, direction))] == best_first
 
 
 class Restarted(SimRunner):

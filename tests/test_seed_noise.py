@@ -20,13 +20,14 @@ from autobatch.searching.seed_noise import (
     variance_of_the_top,
 )
 
+from .histories import history
 from .test_confirmation import searched
 
 SCORES = st.floats(-100, 100)
 
 
 def test_sigma_is_the_pooled_one_where_only_repeats_are_there() -> None:
-    sigma = pooled_sigma([[1.0, 3.0], [5.0, 5.0, 8.0]], [], "maximize")
+    sigma = pooled_sigma([[1.0, 3.0], [5.0, 5.0, 8.0]], [])
     assert sigma is not None
     assert sigma.value == pytest.approx(math.sqrt((2 + 6) / 3))
     assert (sigma.repeats, sigma.spread_of, sigma.lent) == (3, 0, 0)
@@ -34,14 +35,14 @@ def test_sigma_is_the_pooled_one_where_only_repeats_are_there() -> None:
 
 
 def test_degrees_of_freedom_are_those_of_repeats_and_few_for_a_spread() -> None:
-    repeated = pooled_sigma([[1.0, 3.0], [5.0, 5.0, 8.0]], [], "maximize")
+    repeated = pooled_sigma([[1.0, 3.0], [5.0, 5.0, 8.0]], [])
     assert repeated is not None
     assert repeated.degrees == 3
-    lent = pooled_sigma([[1.0, 3.0]], [0.5, 0.6, 0.7], "maximize")
+    lent = pooled_sigma([[1.0, 3.0]], [0.5, 0.6, 0.7])
     assert lent is not None
     assert (lent.repeats, lent.lent, lent.spread_of) == (1, 5, 3)
     assert lent.degrees == pytest.approx(6**2 / (1 + 5**2 / 2))  # Satterthwaite
-    alone = pooled_sigma([], [0.5, 0.6, 0.7], "maximize")
+    alone = pooled_sigma([], [0.5, 0.6, 0.7])
     assert alone is not None
     assert alone.degrees == pytest.approx(2)
 
@@ -74,14 +75,14 @@ def test_students_t_is_symmetric_and_a_chance(t: float, degrees: float) -> None:
 
 
 def test_sigma_is_unknown_where_nothing_was_repeated() -> None:
-    assert pooled_sigma([[1.0], []], [0.5, 0.6], "maximize") is None
+    assert pooled_sigma([[1.0], []], [0.5, 0.6]) is None
 
 
 def test_the_spread_lends_what_the_repeats_lack_and_no_more() -> None:
     wild = [0.0, -10.0, -20.0]
     for count in range(1, 8):
         repeats = [float(number % 2) for number in range(count)]
-        sigma = pooled_sigma([repeats], wild, "maximize")
+        sigma = pooled_sigma([repeats], wild)
         assert sigma is not None
         assert sigma.repeats == count - 1
         assert sigma.lent == max(0, ENOUGH_REPEATS - (count - 1))
@@ -131,19 +132,19 @@ def test_the_top_of_a_normal_sample_is_narrower_than_the_whole() -> None:
 
 
 def test_scores_that_agree_are_not_told_apart_more_finely_than_the_score_can() -> None:
-    sigma = pooled_sigma([[0.98, 0.98]], [0.98, 0.98, 0.98], "maximize", resolution=0.02)
+    sigma = pooled_sigma([[0.98, 0.98]], [0.98, 0.98, 0.98], resolution=0.02)
     assert sigma is not None
     assert sigma.value == 0.02
     assert "smallest step between two scores" in sigma.source
-    assert pooled_sigma([[0.98, 0.98]], [0.98, 0.98, 0.98], "maximize") is None  # not a sigma of nothing
-    coarse = pooled_sigma([[0.9, 0.98]], [0.98, 0.98, 0.9], "maximize", resolution=0.02)
+    assert pooled_sigma([[0.98, 0.98]], [0.98, 0.98, 0.98]) is None  # not a sigma of nothing
+    coarse = pooled_sigma([[0.9, 0.98]], [0.98, 0.98, 0.9], resolution=0.02)
     assert coarse is not None
     assert coarse.value > 0.02
     assert "smallest step" not in coarse.source
 
 
 def test_the_resolution_is_the_smallest_step_that_any_two_scores_differ_by() -> None:
-    assert score_resolution(searched(0.96, 0.98, 0.98, 0.90)) == pytest.approx(0.02)
-    assert score_resolution(searched(0.96, 0.96 + 1e-9, 0.98)) == pytest.approx(0.02)  # rounding is no step
-    assert score_resolution(searched(0.5, 0.5)) == 0
-    assert score_resolution([]) == 0
+    assert score_resolution(history(searched(0.96, 0.98, 0.98, 0.90))) == pytest.approx(0.02)
+    assert score_resolution(history(searched(0.96, 0.96 + 1e-9, 0.98))) == pytest.approx(0.02)  # rounding is no step
+    assert score_resolution(history(searched(0.5, 0.5))) == 0
+    assert score_resolution(history([])) == 0

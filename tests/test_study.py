@@ -23,6 +23,8 @@ from autobatch.searching.record import StudyRecord, read_kept
 from autobatch.searching.study import propose
 from autobatch.searching.trials import Space, Trial
 
+from .histories import history
+
 STATE = RaceState(count=1, allotment_s=60.0, spent_s=3.5, max_batch=256, max_micro_batch=128)
 SPACE = Space(effective_batch_sizes=(32, 64, 128, 256), lr_low=1e-5, lr_high=1e-1, reference_batch=128)
 
@@ -62,7 +64,7 @@ class Watcher(optuna.samplers.RandomSampler):
 
 def shown(trials: list[Trial], direction: Direction = "maximize") -> tuple[optuna.trial.FrozenTrial, ...]:
     watcher = Watcher(seed=0)
-    propose(trials, SPACE, direction=direction, seed=0, sampler=watcher)
+    propose(history(trials, direction), SPACE, seed=0, sampler=watcher)
     return watcher.seen
 
 
@@ -70,8 +72,8 @@ def shown(trials: list[Trial], direction: Direction = "maximize") -> tuple[optun
 @given(st.integers(0, 20), st.integers(0, 2**31))
 def test_a_proposal_lies_in_the_space_and_is_a_function_of_what_was_seen(count: int, seed: int) -> None:
     trials = race(count)
-    batch, lr = propose(trials, SPACE, direction="maximize", seed=seed)
-    assert (batch, lr) == propose(trials, SPACE, direction="maximize", seed=seed)
+    batch, lr = propose(history(trials), SPACE, seed=seed)
+    assert (batch, lr) == propose(history(trials), SPACE, seed=seed)
     assert batch in SPACE.effective_batch_sizes
     assert SPACE.lr_low * 0.999 <= lr * math.sqrt(128 / batch) <= SPACE.lr_high * 1.001
 
@@ -79,15 +81,13 @@ def test_a_proposal_lies_in_the_space_and_is_a_function_of_what_was_seen(count: 
 def test_minimizing_proposes_what_maximizing_the_negative_does() -> None:
     trials = race(16)
     mirrored = [replace(t, scores=tuple((step, -score) for step, score in t.scores)) for t in trials]
-    assert propose(trials, SPACE, direction="maximize", seed=3) == propose(
-        mirrored, SPACE, direction="minimize", seed=3
-    )
+    assert propose(history(trials), SPACE, seed=3) == propose(history(mirrored, "minimize"), SPACE, seed=3)
 
 
 def test_proposals_follow_the_scores() -> None:
     """Trials at three high rates scored best, so that most proposals lie in the upper half of the space."""
     trials = [paused(n, 0.9 if n % 5 == 0 else 0.1, lr=3e-2 if n % 5 == 0 else 1e-4 * 1.1**n) for n in range(24)]
-    rates = [propose(trials, SPACE, direction="maximize", seed=seed)[1] for seed in range(10)]
+    rates = [propose(history(trials), SPACE, seed=seed)[1] for seed in range(10)]
     assert sum(rate > 3e-3 for rate in rates) >= 7
 
 
@@ -132,12 +132,12 @@ def test_a_configuration_outside_the_space_is_shown_at_its_edge() -> None:
 
 def test_an_unknown_sampler_is_named() -> None:
     with pytest.raises(SettingError, match=r'"tpe" or an optuna\.samplers\.BaseSampler; found \'gp\''):
-        propose([], SPACE, direction="maximize", seed=0, sampler="gp")
+        propose(history([]), SPACE, seed=0, sampler="gp")
 
 
 def test_optuna_says_nothing_and_keeps_its_verbosity(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     before = optuna.logging.get_verbosity()
-    propose(race(3), SPACE, direction="maximize", seed=0)
+    propose(history(race(3)), SPACE, seed=0)
     StudyRecord(tmp_path / "journal.log", "quiet", "maximize").save(paused(0, 0.1), STATE)
     assert capfd.readouterr() == ("", "")
     assert optuna.logging.get_verbosity() == before

@@ -10,24 +10,8 @@ from typing import Any
 from ..core.plan import Config
 from ..core.units import format_duration, format_probability
 from ..reports.report import Report
-from ..searching.trials import oriented
-from .document import (
-    Bullets,
-    Code,
-    Column,
-    Document,
-    Paragraph,
-    Part,
-    Section,
-    Table,
-)
-from .evidence import (
-    OUTCOMES,
-    lr_sentence,
-    max_batch_summary,
-    provenance,
-    throughput_summary,
-)
+from .document import Bullets, Code, Column, Document, Paragraph, Part, Section, Table
+from .evidence import OUTCOMES, lr_sentence, max_batch_summary, provenance, throughput_summary
 from .long_run import long_run_section
 from .numbers import (
     capitalized,
@@ -198,9 +182,8 @@ def _unconfirmed(report: Report, decimals: int) -> list[str]:
         for trial in report.trials
         if trial["role"] in ("warm start", "search") and trial["state"] == "complete" and not _is_chosen(trial, report)
     ]
-    sign = report.direction
-    best = max(found, key=lambda trial: oriented(_last_score(trial), sign), default=None)
-    if best is None or (bar is not None and oriented(_last_score(best), sign) <= oriented(bar, sign)):
+    best = max(found, key=lambda trial: report.oriented(_last_score(trial)), default=None)
+    if best is None or (bar is not None and report.oriented(_last_score(best)) <= report.oriented(bar)):
         return []
     score = score_text(_last_score(best), decimals)
     return [f"Not confirmed: {_batch_text(best)} at {lr_text(best['lr'])} scored {score}, once."]
@@ -236,7 +219,7 @@ def _trials(report: Report, decimals: int) -> Section:
         key=lambda trial: (
             not trial["scores"],
             -round(16 * _share_done(trial)),
-            -oriented(_last_score(trial), report.direction) if trial["scores"] else 0.0,
+            -report.oriented(_last_score(trial)) if trial["scores"] else 0.0,
         ),
     )
     pinned = [trial for trial in ranked if trial["role"] == "baseline" or _is_chosen(trial, report)][:_TRIALS_SHOWN]

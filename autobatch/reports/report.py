@@ -33,6 +33,7 @@ from ..core.plan import (
 from ..errors import ReportError
 from ..searching.confirmation import ScoreSummary
 from ..searching.failures import ERRORS
+from ..searching.trials import oriented
 
 # Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
 SCHEMA = 1
@@ -187,6 +188,10 @@ class Report:
             and all(plan[name] == trial.get(name, 1) for name in ("batch_size", "accumulation_steps", "ranks", "lr"))
         ]
         return found[0] if found else None
+
+    def oriented(self, score: float) -> float:
+        """A score with its sign turned so that higher is better."""
+        return oriented(score, self.direction)
 
     @property
     def is_unanswered(self) -> bool:

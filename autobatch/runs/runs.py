@@ -10,7 +10,8 @@ from typing import Any, Literal
 from ..core.plan import Config, Direction
 from ..errors import ReportError, RunError
 from ..reports.report import config_to_json
-from ..searching.trials import Trial, oriented
+from ..searching.history import History
+from ..searching.trials import Trial
 from .conditions import changes, check_conditions, conditions_of_settings
 from .run_folder import (
     RunFolder,
@@ -90,7 +91,8 @@ def summary(path: Path) -> RunSummary:
     except ReportError as error:
         return RunSummary(path=path, status="unreadable", note=str(error))
     who = holder(path)
-    best = None if kept is None else _best(kept.trials, minimize=state.conditions.get("direction") == "minimize")
+    direction: Direction = "minimize" if state.conditions.get("direction") == "minimize" else "maximize"
+    best = None if kept is None else _best(History(trials=kept.trials, direction=direction))
     return RunSummary(
         path=path,
         status="running" if who else "finished" if state.is_finished else "interrupted",
@@ -105,10 +107,8 @@ def summary(path: Path) -> RunSummary:
     )
 
 
-def _best(trials: tuple[Trial, ...], *, minimize: bool) -> Trial | None:
-    direction: Direction = "minimize" if minimize else "maximize"
-    scored = [(oriented(score, direction), trial) for trial in trials if (score := trial.final_score) is not None]
-    return max(scored, key=lambda pair: pair[0], default=(0.0, None))[1]
+def _best(history: History) -> Trial | None:
+    return max((trial for trial in history.trials if trial.state == "complete"), key=history.last, default=None)
 
 
 def latest_unfinished(task: str, path: Path | None) -> Path:

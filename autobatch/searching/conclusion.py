@@ -9,6 +9,7 @@ from ..core.plan import Config
 from ..core.units import format_duration, format_lr, format_probability
 from .confirmation import CLEAR_LEAD, ScoreSummary, Verdict
 from .failures import first_line
+from .history import History
 from .seed_noise import Sigma
 from .trials import Space, Trial
 
@@ -18,7 +19,7 @@ class SearchResult:
     """What the race found.
 
     Attributes:
-        trials: all of them, in the order they were started.
+        history: all of its trials.
         horizon_s: seconds of training of a full trial; the answer holds at this horizon.
         space: where the search looked.
         equivalents: full trials that the time paid for.
@@ -38,7 +39,7 @@ class SearchResult:
         lost_device: no device was left, which ended the race.
     """
 
-    trials: tuple[Trial, ...]
+    history: History
     horizon_s: float
     space: Space
     equivalents: float
@@ -57,9 +58,14 @@ class SearchResult:
     baseline_test_score: float | None = None
     lost_device: bool = False
 
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """All trials, in the order they were started."""
+        return self.history.trials
+
 
 def conclude(
-    trials: Sequence[Trial],
+    history: History,
     verdict: Verdict,
     *,
     baseline: Config,
@@ -74,7 +80,7 @@ def conclude(
     """The result of a race.
 
     Args:
-        trials: all of them.
+        history: of all its trials.
         verdict: on their full-length scores.
         baseline: as it was raced.
         space, horizon_s, equivalents: as in `SearchResult`.
@@ -83,6 +89,7 @@ def conclude(
         notes: further reasons.
         test_scores: of the chosen and of the baseline.
     """
+    trials = history.trials
     baseline_failed = any(trial.role == "baseline" and trial.state == "failed" for trial in trials)
     finalist = verdict.finalist
     # Whatever trains to the end is better than a baseline that does not.
@@ -108,7 +115,9 @@ def conclude(
     ]
     if verdict.lucky is not None:
         reasons.append(f"{_named(verdict.lucky)} scored best once; by the trials around it, that was a lucky seed")
-    failed = [trial for trial in trials if _is_baseline_again(trial, trials) and trial.state == "failed"]
+    failed = [
+        trial for trial in history.confirmations if _is_baseline_again(trial, history) and trial.state == "failed"
+    ]
     if failed:
         reasons.append(
             f"the baseline failed under a fresh seed ({failed[0].outcome}: {first_line(failed[0].message)}); its "
@@ -119,11 +128,11 @@ def conclude(
             f"nothing scored above the baseline's first run, but {_named(finalist)} came close and the baseline scored "
             "lower under a fresh seed, so both are compared on fresh seeds alone"
         )
-    reasons.append(_comparison(verdict, wins, may_win, trials))
+    reasons.append(_comparison(verdict, wins, may_win, history))
     if verdict.sigma is not None:
         reasons.append(f"a seed changes the score by {verdict.sigma.value:.2g}, from {verdict.sigma.source}")
     return SearchResult(
-        trials=tuple(trials),
+        history=history,
         horizon_s=horizon_s,
         space=space,
         equivalents=equivalents,
@@ -143,17 +152,17 @@ def conclude(
     )
 
 
-def _comparison(verdict: Verdict, wins: bool, may_win: bool, trials: Sequence[Trial]) -> str:
+def _comparison(verdict: Verdict, wins: bool, may_win: bool, history: History) -> str:
     """The verdict as a sentence."""
     if verdict.finalist is None:
-        if all(trial.final_score is None for trial in trials):
+        if all(trial.final_score is None for trial in history.trials):
             return "nothing was trained to the end, so nothing beat it"
-        others = [trial for trial in trials if trial.role != "baseline"]
+        others = [trial for trial in history.trials if trial.role != "baseline"]
         if others and all(trial.state == "failed" for trial in others):
             return "nothing else came to its end: all other trials failed, so nothing was compared with the baseline"
         if verdict.baseline_score is None and verdict.gave_way:
             return "all that was trained to the end failed under a fresh seed, so there is nothing to put in its place"
-        again = any(_is_baseline_again(trial, trials) and trial.final_score is not None for trial in trials)
+        again = any(t.final_score is not None and _is_baseline_again(t, history) for t in history.confirmations)
         close = ", which was trained again under a fresh seed because something came close" if again else ""
         return f"nothing else scored above the baseline{close}"
     who = _named(verdict.finalist)
@@ -188,9 +197,9 @@ def _comparison(verdict: Verdict, wins: bool, may_win: bool, trials: Sequence[Tr
     return f"on fresh seeds {who} {what}, standard error {verdict.stderr:.2g}{end}"
 
 
-def _is_baseline_again(trial: Trial, trials: Sequence[Trial]) -> bool:
+def _is_baseline_again(confirmation: Trial, history: History) -> bool:
     """Whether it is the baseline under a fresh seed."""
-    return trial.role == "confirmation" and any(t.role == "baseline" and t.config == trial.config for t in trials)
+    return history.baseline is not None and history.baseline.config == confirmation.config
 
 
 def _named(config: Config) -> str:

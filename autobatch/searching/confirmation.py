@@ -22,10 +22,10 @@ A win at a gain of 0 costs nothing. Those at -1 are what the reserve is too smal
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..core.plan import Config, Direction
+from ..core.plan import Config
+from .history import History
 from .observed import denoised_scores
 from .seed_noise import (
     Sigma,
@@ -34,12 +34,7 @@ from .seed_noise import (
     score_resolution,
 )
 from .stability import SAFE_RISK, divergence_risk
-from .trials import (
-    DEFAULT_LADDER,
-    Ladder,
-    Trial,
-    oriented,
-)
+from .trials import Trial
 
 # A lead over the baseline of so many standard deviations of a seed is beyond doubt before any fresh seed. Assumed: the
 # best of a hundred equal configurations leads by four such, its own luck and the baseline's together.
@@ -64,9 +59,6 @@ FROM_BELOW = 2.5
 # seen twice, and there 95 % do. Simulated: of races in which nothing is better 1 to 4 % end in that word
 # (benchmarks/null_races.py; benchmarks/false_wins.py --proven).
 PROVEN, PROVEN_AGAIN = 0.99, 0.95
-
-# A configuration that failed under so many fresh seeds in a row is tried no more. Assumed: a hang may be the machine's.
-MOST_FAILURES = 3
 
 # Seeds that each side gets at most, however much budget is left. Assumed: the standard error of a mean of eight is a
 # third of a seed's standard deviation, and what is smaller than that matters to nobody.
@@ -165,38 +157,37 @@ class Verdict:
         return self.is_proven or self.difference < -SETTLED * self.stderr
 
 
-def judge(trials: Sequence[Trial], direction: Direction, ladder: Ladder = DEFAULT_LADDER) -> Verdict:
+def judge(history: History) -> Verdict:
     """The verdict on a race: who challenges the baseline, and by how much it is better on fresh seeds.
 
     The standard error of the difference is sigma sqrt(1 / k_finalist + 1 / k_baseline).
     """
-    steady = denoised_scores(trials, ladder, direction)
-    own = _baseline_scores(trials)
-    broken = _broken(trials)
-    ranked = _challengers(trials, direction, steady)
-    standing = [trial for trial in ranked if trial.config not in broken]
+    own = history.baseline_scores
+    ranked = _challengers(history)
+    standing = [trial for trial in ranked if trial.config not in history.broken]
     # Who has begun under fresh seeds stays the finalist. Each of its runs that does not diverge lowers the risk around
     # it, and another might pass it that was run under no fresh seed at all.
-    begun = (trial for trial in standing if _fresh_scores(trials, trial.config))
+    begun = (trial for trial in standing if history.fresh_scores(trial.config))
     finalist = next(begun, standing[0] if standing else None)
-    fresh = _fresh_scores(trials, finalist.config) if finalist else ()
-    from_below = finalist is not None and bool(own) and not _scored_above(finalist, own[0], direction)
+    fresh = history.fresh_scores(finalist.config) if finalist else ()
+    from_below = finalist is not None and bool(own) and not _is_above(history, finalist, own[0])
     counted = own[1:] if from_below else own
 
     sigma = None
     if finalist is not None and finalist.final_score is not None and fresh:
         # The score it was selected by is biased upwards; pooled in here, it can only widen sigma.
         repeats = [own, (finalist.final_score, *fresh)]
-        sigma = pooled_sigma(repeats, _full_length(trials), direction, resolution=score_resolution(trials))
+        sigma = pooled_sigma(repeats, history.full_length, resolution=score_resolution(history))
     difference = stderr = None
     if fresh and counted and sigma is not None:
-        difference = oriented(sum(fresh) / len(fresh) - sum(counted) / len(counted), direction)
+        difference = history.oriented(sum(fresh) / len(fresh) - sum(counted) / len(counted))
         stderr = sigma.value * math.sqrt(1 / len(fresh) + 1 / len(counted))
-    above = [trial for trial in standing if _is_above(trial, finalist, direction)]
-    best = max(above, key=lambda t: oriented(t.final_score or 0.0, direction), default=None)
-    clear_lead = _clear_lead(finalist, trials, direction) if finalist else None
-    risk = max(SAFE_RISK, divergence_risk(finalist.config, trials)) if finalist else SAFE_RISK
-    passed_over = tuple(trial.config for trial in above if divergence_risk(trial.config, trials) > risk)
+    to_pass = finalist.final_score if finalist else None
+    above = [trial for trial in standing if _is_above(history, trial, to_pass)]
+    best = max(above, key=history.last, default=None)
+    clear_lead = _clear_lead(finalist, history) if finalist else None
+    risk = max(SAFE_RISK, divergence_risk(finalist.config, history)) if finalist else SAFE_RISK
+    passed_over = tuple(trial.config for trial in above if divergence_risk(trial.config, history) > risk)
     return Verdict(
         finalist=finalist.config if finalist else None,
         finalist_score=_summary(fresh, sigma),
@@ -204,23 +195,16 @@ def judge(trials: Sequence[Trial], direction: Direction, ladder: Ladder = DEFAUL
         difference=difference,
         stderr=stderr,
         sigma=sigma,
-        gave_way=tuple(trial.config for trial in ranked if trial.config in broken),
+        gave_way=tuple(trial.config for trial in ranked if trial.config in history.broken),
         passed_over=passed_over,
         lucky=best.config if best is not None and best.config not in passed_over else None,
         from_below=from_below,
-        clear_lead=None if finalist is None or fresh or _has_failed_again(trials, finalist.config) else clear_lead,
+        clear_lead=None if finalist is None or fresh or history.has_failed_again(finalist.config) else clear_lead,
         led_clearly=clear_lead is not None,
     )
 
 
-def next_seed_for(
-    trials: Sequence[Trial],
-    direction: Direction,
-    reserved: int,
-    ladder: Ladder = DEFAULT_LADDER,
-    *,
-    kept_back: int = 0,
-) -> Config | None:
+def next_seed_for(history: History, reserved: int, *, kept_back: int = 0) -> Config | None:
     """The configuration to train under a fresh seed next; None once it is settled or no more seeds would help.
 
     The reserved ones go to the finalist. While the difference is then within two standard errors, or fewer than
@@ -228,189 +212,124 @@ def next_seed_for(
     the best came close, the first goes to the baseline. Runs under way count as seeds, and where the reserved ones are,
     they are waited for: None.
     """
-    verdict = judge(trials, direction, ladder)
-    baseline = next(trial.config for trial in trials if trial.role == "baseline")
-    under_way = [t.config for t in trials if t.role == "confirmation" and t.state == "running"]
+    verdict = judge(history)
+    assert history.baseline is not None  # it begins the race
+    baseline = history.baseline.config
+    under_way = [trial.config for trial in history.confirmations if trial.state == "running"]
     if verdict.finalist is None:
-        return _next_from_below(trials, direction, baseline, reserved)
+        return _next_from_below(history, baseline, reserved)
     known = len(verdict.finalist_score.scores) if verdict.finalist_score else 0
     of_finalist = known + under_way.count(verdict.finalist)
     of_baseline = len(verdict.baseline_score.scores) if verdict.baseline_score else 0
     if of_finalist < reserved:
         return verdict.finalist
-    begun = sum(trial.role == "confirmation" for trial in trials)
+    begun = len(history.confirmations)
     if known < reserved or not of_baseline or (verdict.is_settled and begun >= kept_back):
         return None
     of_baseline += under_way.count(baseline)
-    if of_baseline < of_finalist and of_baseline < MOST_SEEDS and not _has_failed_again(trials, baseline):
+    if of_baseline < of_finalist and of_baseline < MOST_SEEDS and not history.has_failed_again(baseline):
         return baseline
     return verdict.finalist if of_finalist < MOST_SEEDS else None
 
 
-def _next_from_below(trials: Sequence[Trial], direction: Direction, baseline: Config, reserved: int) -> Config | None:
+def _next_from_below(history: History, baseline: Config, reserved: int) -> Config | None:
     """Whom to train under a fresh seed where nothing scored above the baseline's own run, with a reserve for both.
 
     The baseline once. Whoever is idle meanwhile trains the best of those below, which is the finalist if the baseline's
     own run was luck: by the clock there may be no time for one after the other.
     """
-    closest = _closest_below(trials, direction)
+    closest = _closest_below(history)
     if closest is None or reserved < 2:
         return None
-    fresh_runs = [trial for trial in trials if trial.role == "confirmation"]
-    again = [trial.state for trial in fresh_runs if trial.config == baseline]
+    again = [trial.state for trial in history.confirmations if trial.config == baseline]
     if not again:
         return baseline
-    begun = sum(trial.config == closest.config for trial in fresh_runs)
+    begun = sum(trial.config == closest.config for trial in history.confirmations)
     return closest.config if "running" in again and begun < reserved - 1 else None
 
 
-def _closest_below(trials: Sequence[Trial], direction: Direction) -> Trial | None:
+def _closest_below(history: History) -> Trial | None:
     """The best challenger within two standard errors below the baseline's own run, by the spread between all."""
-    own = _baseline_scores(trials)
-    sigma = pooled_sigma([], _full_length(trials), direction, resolution=score_resolution(trials))
+    own = history.baseline_scores
+    sigma = pooled_sigma([], history.full_length, resolution=score_resolution(history))
     if not own or sigma is None:
         return None
-    broken = _broken(trials)
-    found = [
-        (oriented(trial.final_score, direction), trial)
-        for trial in trials
-        if _may_challenge(trial) and trial.final_score is not None and trial.config not in broken
-    ]
-    score, best = max(found, key=lambda pair: pair[0], default=(-math.inf, None))
-    return best if oriented(own[0], direction) - score <= SETTLED * sigma.value * math.sqrt(2) else None
+    found = (t for t in history.trials if t.is_challenger and t.state == "complete" and t.config not in history.broken)
+    best = max(found, key=history.last, default=None)
+    score = -math.inf if best is None else history.last(best)
+    return best if history.oriented(own[0]) - score <= SETTLED * sigma.value * math.sqrt(2) else None
 
 
-def leads_clearly(trials: Sequence[Trial], direction: Direction, ladder: Ladder = DEFAULT_LADDER) -> bool:
+def leads_clearly(history: History) -> bool:
     """Whether the best challenger's score is so far above the baseline's own that one fresh seed is enough to tell."""
-    bar = _clear_from(trials, direction)
-    if bar is None or _best(trials, direction) <= bar:
+    bar = _clear_from(history)
+    if bar is None or history.best <= bar:
         return False  # which is soon told, and it is asked at every decision
-    ranked = _challengers(trials, direction, denoised_scores(trials, ladder, direction))
-    return bool(ranked) and _clear_lead(ranked[0], trials, direction) is not None
+    ranked = _challengers(history)
+    return bool(ranked) and _clear_lead(ranked[0], history) is not None
 
 
-def is_close(trials: Sequence[Trial], direction: Direction) -> bool:
+def is_close(history: History) -> bool:
     """Whether something scored above the baseline's own run, but nothing by what two fresh seeds settle."""
-    own = _baseline_scores(trials)
-    best = _best(trials, direction)
-    if not own or best <= oriented(own[0], direction):
+    own, best = history.baseline_scores, history.best
+    if not own or best <= history.oriented(own[0]):
         return False
-    bar = _clear_from(trials, direction, CLOSE_LEAD)
+    bar = _clear_from(history, CLOSE_LEAD)
     return bar is None or best <= bar
 
 
-def _clear_from(trials: Sequence[Trial], direction: Direction, lead: float = CLEAR_LEAD) -> float | None:
+def _clear_from(history: History, lead: float = CLEAR_LEAD) -> float | None:
     """The score above which a lead over the baseline's own run is beyond doubt, or larger than `lead` standard
     deviations of a seed; None where nothing tells.
 
     Sigma rests on the spread between configurations alone, which is to be too large rather than too small.
     """
-    own = _baseline_scores(trials)
-    resolution = score_resolution(trials)
-    sigma = pooled_sigma([], _full_length(trials), direction, resolution=resolution, farthest=math.inf)
-    return oriented(own[0], direction) + lead * sigma.value if own and sigma is not None else None
+    own = history.baseline_scores
+    sigma = pooled_sigma([], history.full_length, resolution=score_resolution(history), farthest=math.inf)
+    return history.oriented(own[0]) + lead * sigma.value if own and sigma is not None else None
 
 
-def _clear_lead(challenger: Trial, trials: Sequence[Trial], direction: Direction) -> float | None:
+def _clear_lead(challenger: Trial, history: History) -> float | None:
     """What the challenger's score is ahead of the baseline's own run by, where that is beyond doubt; None where not.
 
     Nor where training may diverge: that takes more than one seed to find out.
     """
-    bar = _clear_from(trials, direction)
-    if bar is None or challenger.final_score is None or oriented(challenger.final_score, direction) <= bar:
+    bar = _clear_from(history)
+    if bar is None or challenger.final_score is None or history.last(challenger) <= bar:
         return None
-    if divergence_risk(challenger.config, trials) > SAFE_RISK:
+    if divergence_risk(challenger.config, history) > SAFE_RISK:
         return None
-    return oriented(challenger.final_score - _baseline_scores(trials)[0], direction)
+    return history.oriented(challenger.final_score - history.baseline_scores[0])
 
 
-def _challengers(trials: Sequence[Trial], direction: Direction, steady: dict[int, float]) -> list[Trial]:
+def _challengers(history: History) -> list[Trial]:
     """Full-length trials that scored above the baseline's own run, all of them where it has none: those first that are
     worth most. Where none did, those above its first fresh seed.
 
-    That is what they are ahead of the baseline without the luck of a seed (`steady`), times the chance that the next
-    run does not diverge; ahead of the worst of them where that is behind the baseline, or the baseline has no score.
+    That is what they are ahead of the baseline without the luck of a seed (`denoised_scores`), times the chance that
+    the next run does not diverge; ahead of the worst of them where that is behind the baseline, or the baseline has no
+    score.
     """
-    found = [
-        (oriented(trial.final_score, direction), trial)
-        for trial in trials
-        if _may_challenge(trial) and trial.number in steady and trial.final_score is not None
-    ]
-    own, broken = _baseline_scores(trials), _broken(trials)
+    steady = denoised_scores(history)
+    found = [(history.last(t), t) for t in history.trials if t.is_challenger and t.number in steady]
+    own = history.baseline_scores
     if own:
-        bar = oriented(own[0], direction)
-        if len(own) > 1 and not any(score > bar for score, trial in found if trial.config not in broken):
-            bar = oriented(own[1], direction)
+        bar = history.oriented(own[0])
+        if len(own) > 1 and not any(score > bar for score, trial in found if trial.config not in history.broken):
+            bar = history.oriented(own[1])
     above = [trial for score, trial in found if not own or score > bar]
-    floors = [trial for trial in trials if trial.role == "baseline" and trial.number in steady]
+    floors = [trial for trial in history.trials if trial.role == "baseline" and trial.number in steady]
     least = min((steady[trial.number] for trial in [*floors, *above]), default=0.0)
 
     def worth(trial: Trial) -> float:
-        return (steady[trial.number] - least) * (1 - divergence_risk(trial.config, trials))
+        return (steady[trial.number] - least) * (1 - divergence_risk(trial.config, history))
 
     return sorted(above, key=worth, reverse=True)
 
 
-def _may_challenge(trial: Trial) -> bool:
-    return trial.role in ("warm start", "search")
-
-
-def _baseline_scores(trials: Sequence[Trial]) -> tuple[float, ...]:
-    """The baseline's full-length scores: that of its own run, then those under fresh seeds."""
-    baseline = next((trial.config for trial in trials if trial.role == "baseline"), None)
-    return tuple(
-        score
-        for trial in trials
-        if trial.config == baseline and not _may_challenge(trial) and (score := trial.final_score) is not None
-    )
-
-
-def _broken(trials: Sequence[Trial]) -> set[Config]:
-    """Configurations that failed under a fresh seed."""
-    fresh_runs = [trial for trial in trials if trial.role == "confirmation"]
-    return {trial.config for trial in fresh_runs if _is_its_own_fault(trial) or _keeps_failing(trial, fresh_runs)}
-
-
-def _scored_above(trial: Trial, score: float, direction: Direction) -> bool:
-    return trial.final_score is not None and oriented(trial.final_score - score, direction) > 0
-
-
-def _is_above(trial: Trial, other: Trial | None, direction: Direction) -> bool:
-    return other is not None and other.final_score is not None and _scored_above(trial, other.final_score, direction)
-
-
-def _full_length(trials: Sequence[Trial]) -> list[float]:
-    """The full-length score that each configuration but the baseline was judged by in the search."""
-    return [t.final_score for t in trials if _may_challenge(t) and t.final_score is not None]
-
-
-def _best(trials: Sequence[Trial], direction: Direction) -> float:
-    """The best of them, oriented; minus infinity where there is none."""
-    return max((oriented(score, direction) for score in _full_length(trials)), default=-math.inf)
-
-
-def _has_failed_again(trials: Sequence[Trial], config: Config) -> bool:
-    """Whether it failed under a fresh seed, for whatever reason."""
-    return any(t.role == "confirmation" and t.config == config and t.state == "failed" for t in trials)
-
-
-def _fresh_scores(trials: Sequence[Trial], config: Config) -> tuple[float, ...]:
-    return tuple(
-        trial.final_score
-        for trial in trials
-        if trial.role == "confirmation" and trial.config == config and trial.final_score is not None
-    )
-
-
-def _is_its_own_fault(trial: Trial) -> bool:
-    """A trial that ran out of the run's time says nothing against its configuration."""
-    return trial.state == "failed" and trial.outcome != "timeout"
-
-
-def _keeps_failing(trial: Trial, fresh_runs: Sequence[Trial]) -> bool:
-    """Whether the last `MOST_FAILURES` fresh seeds of its configuration all failed, whatever they failed of."""
-    last = [other.state for other in fresh_runs if other.config == trial.config][-MOST_FAILURES:]
-    return last == ["failed"] * MOST_FAILURES
+def _is_above(history: History, trial: Trial, score: float | None) -> bool:
+    """Whether a trial came to its end with a better score than this one."""
+    return trial.final_score is not None and score is not None and history.oriented(trial.final_score - score) > 0
 
 
 def _summary(scores: tuple[float, ...], sigma: Sigma | None) -> ScoreSummary | None:

@@ -5,9 +5,9 @@ search; what the task raised, or what ended its process, is something to mend.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 
 from ..core.units import format_lr
+from .history import History
 from .trials import Trial
 
 # Outcomes that say something of the task or of the machine rather than of a configuration.
@@ -19,10 +19,10 @@ _MOST = 300
 _SHOWN = 3
 
 
-def failed_trials(trials: Sequence[Trial]) -> tuple[str, ...]:
+def failed_trials(history: History) -> tuple[str, ...]:
     """A sentence for each message that trials failed with, the most frequent first; none where none failed so."""
     kinds: dict[tuple[str, str], list[Trial]] = defaultdict(list)
-    for trial in trials:
+    for trial in history.trials:
         if trial.state == "failed" and trial.outcome in ERRORS:
             kinds[trial.outcome, first_line(trial.message)].append(trial)
     ranked = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
@@ -31,7 +31,7 @@ def failed_trials(trials: Sequence[Trial]) -> tuple[str, ...]:
         config = failed[0].config
         at = f"batch {config.plan.effective_batch_size} at {format_lr(config.lr)}"
         which = f"the trial of {at}" if len(failed) == 1 else f"{len(failed)} trials, the first of {at},"
-        said.append(f"{which} failed, out of {len(trials)}: {_SAID[outcome]}: {message}")
+        said.append(f"{which} failed, out of {len(history.trials)}: {_SAID[outcome]}: {message}")
     rest = sum(len(failed) for _, failed in ranked[_SHOWN:])
     if rest:
         said.append(f"{rest} more trial{'s' if rest > 1 else ''} failed with other messages")

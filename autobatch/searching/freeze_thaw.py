@@ -12,17 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..core.plan import Direction
 from . import surrogate
+from .history import History
 from .observed import observations, place
 from .surrogate import Array
-from .trials import (
-    SAME_LR,
-    Ladder,
-    Space,
-    Trial,
-    scale,
-)
+from .trials import SAME_LR, Space, Trial, scale
 
 # Configurations that fill the space before the surrogate is asked, the baseline and the warm starts among them. Tuned
 # on six tables, with 8 full trials: 3, 4 and 6 left .32, .28 and .34 points of regret (standard error .03).
@@ -33,11 +27,9 @@ _RATES = 24  # candidates for the learning rate of each batch size; assumed: at 
 
 
 def choose(
-    trials: Sequence[Trial],
+    history: History,
     space: Space,
     *,
-    ladder: Ladder,
-    direction: Direction,
     resumable: Sequence[Trial],
     may_start: bool,
     seed: int,
@@ -45,28 +37,25 @@ def choose(
     """The paused trial to resume, or the (effective batch size, learning rate) to start; None where there is neither.
 
     Args:
-        trials: all so far, in the order of their numbers. Those that are under way are believed to come out as
-            predicted.
+        history: of the race. Trials that are under way are believed to come out as predicted.
         space: where to look; its batch sizes are those that can be run.
-        ladder: the rungs.
-        direction: of the scores.
         resumable: the paused trials that could still be brought to their end.
         may_start: whether a new trial could.
-        seed: of the run; the choice depends on it and on the trials alone.
+        seed: of the run; the choice depends on it and on the history alone.
     """
-    fresh = _candidates(trials, space, seed) if may_start else np.empty((0, 3))
-    racing = [trial for trial in trials if trial.role != "confirmation"]
-    seen = observations(trials, space.reference_batch, ladder, direction)
+    fresh = _candidates(history, space, seed) if may_start else np.empty((0, 3))
+    racing = history.racing
+    seen = observations(history, space.reference_batch)
     if not seen or (not resumable and not len(fresh)):
-        return _at(space, fresh[_farthest(fresh, trials, space)]) if len(fresh) else None
+        return _at(space, fresh[_farthest(fresh, history, space)]) if len(fresh) else None
     fills = len(racing) % EXPLORES_EVERY == 0
     if len(fresh) and len(racing) < FILLERS:
-        return _at(space, fresh[_farthest(fresh, trials, space)])
+        return _at(space, fresh[_farthest(fresh, history, space)])
 
     known = surrogate.fit(seen)
-    if len(pending := _pending(trials, space, ladder)):
+    if len(pending := _pending(history, space)):
         known = known.believing(pending)
-    finished = [_place(trial, space) for trial in trials if trial.state == "complete"]
+    finished = [_place(trial, space) for trial in history.trials if trial.state == "complete"]
     over = np.array(finished or [(o.batch, o.rate, 0.0) for o in seen])
     of_fresh = known.expected_improvement(fresh, over) if len(fresh) else np.zeros(0)
     of_paused = (
@@ -77,17 +66,17 @@ def choose(
     if len(of_paused) and (not len(of_fresh) or of_paused.max() >= of_fresh.max()):
         return resumable[int(of_paused.argmax())]
     if fills:
-        return _at(space, fresh[_farthest(fresh, trials, space)])
+        return _at(space, fresh[_farthest(fresh, history, space)])
     return _at(space, fresh[int(of_fresh.argmax())])
 
 
-def _pending(trials: Sequence[Trial], space: Space, ladder: Ladder) -> Array:
+def _pending(history: History, space: Space) -> Array:
     """(m, 3): where the scores of the rungs under way will lie."""
     found = []
-    for trial in trials:
+    for trial in history.trials:
         if trial.state == "running":
             level = len(trial.scores) if trial.role != "confirmation" else -1
-            found.append((*_place(trial, space)[:2], math.log2(ladder.shares[level])))
+            found.append((*_place(trial, space)[:2], math.log2(history.ladder.shares[level])))
     return np.array(found).reshape(-1, 3)
 
 
@@ -107,21 +96,21 @@ def _at(space: Space, point: Array) -> tuple[int, float]:
     return batch, space.lr_at(batch, math.exp(float(point[1])))
 
 
-def untried(trials: Sequence[Trial], space: Space, seed: int) -> list[tuple[int, float]]:
+def untried(history: History, space: Space, seed: int) -> list[tuple[int, float]]:
     """(effective batch size, learning rate) at every size, the rates evenly over the range; but none that was tried."""
-    return [_at(space, point) for point in _candidates(trials, space, seed)]
+    return [_at(space, point) for point in _candidates(history, space, seed)]
 
 
-def _candidates(trials: Sequence[Trial], space: Space, seed: int) -> Array:
+def _candidates(history: History, space: Space, seed: int) -> Array:
     """(m, 3): every batch size with rates evenly over the range, shifted from choice to choice, but none tried."""
     low, high = math.log(space.lr_low), math.log(space.lr_high)
     # Of an additive sequence with the golden ratio any stretch is spread evenly (Kuipers and Niederreiter 1974).
-    shift = (0.5 + (seed + len(trials)) * 0.6180339887498949) % 1.0
+    shift = (0.5 + (seed + len(history.trials)) * 0.6180339887498949) % 1.0
     rates = low + (high - low) * (np.arange(_RATES) + shift) / _RATES
     points = np.array([(math.log2(size), rate, 0.0) for size in space.effective_batch_sizes for rate in rates])
     if space.lrs:
         points = np.unique([_snapped(point, space) for point in points], axis=0)
-    tried = np.array([_place(trial, space)[:2] for trial in trials])
+    tried = np.array([_place(trial, space)[:2] for trial in history.trials])
     if not len(tried):
         return points
     same_batch = np.abs(points[:, None, 0] - tried[None, :, 0]) < 1e-6
@@ -129,11 +118,11 @@ def _candidates(trials: Sequence[Trial], space: Space, seed: int) -> Array:
     return np.asarray(points[~(same_batch & same_rate).any(axis=1)])
 
 
-def _farthest(points: Array, trials: Sequence[Trial], space: Space) -> int:
+def _farthest(points: Array, history: History, space: Space) -> int:
     """The point farthest from everything tried, lengths taken as shares of the space."""
-    if not trials:
+    if not history.trials:
         return len(points) // 2
-    tried = np.array([_place(trial, space)[:2] for trial in trials])
+    tried = np.array([_place(trial, space)[:2] for trial in history.trials])
     sizes = space.effective_batch_sizes
     extents = np.array([max(1.0, math.log2(sizes[-1] / sizes[0])), math.log(space.lr_high / space.lr_low)])
     apart = (points[:, None, :2] - tried[None, :, :]) / extents

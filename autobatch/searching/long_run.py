@@ -19,20 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from ..core.plan import Config, Direction
+from ..core.plan import Config
 from . import surrogate
 from .conclusion import SearchResult
 from .confirmation import ScoreSummary
+from .history import History
 from .observed import observations
 from .seed_noise import pooled_sigma, score_resolution
 from .stability import SAFE_RISK, divergence_risk
 from .surrogate import Array, Observation
-from .trials import (
-    Ladder,
-    Space,
-    Trial,
-    oriented,
-)
+from .trials import Space, Trial
 
 # The share of truths that an interval should hold, and the quantiles that bound it.
 CONFIDENCE = 0.9
@@ -155,40 +151,39 @@ class LongRun:
         }
 
 
-def look_ahead(result: SearchResult, ladder: Ladder, direction: Direction, train_time_s: float) -> LongRun:
+def look_ahead(result: SearchResult, train_time_s: float) -> LongRun:
     """What the race says of a training of `train_time_s` seconds, longer than those that were raced.
 
     Args:
         result: of the race.
-        ladder: its rungs.
-        direction: of its scores.
         train_time_s: above `result.horizon_s`.
     """
     doublings = math.log2(train_time_s / result.horizon_s)
-    stability = rank_stability(result.trials, ladder, direction)
+    stability = rank_stability(result.history)
     return LongRun(
         horizon_s=result.horizon_s,
         train_time_s=train_time_s,
         confidence=CONFIDENCE,
         stability=stability,
-        forecasts=() if _has_turned(stability) else tuple(_forecasts(result, direction, doublings)),
-        lr=lr_trend(result.trials, result.space, ladder, direction, result.chosen, doublings),
+        forecasts=() if _has_turned(stability) else tuple(_forecasts(result, doublings)),
+        lr=lr_trend(result.history, result.space, result.chosen, doublings),
     )
 
 
-def rank_stability(trials: Sequence[Trial], ladder: Ladder, direction: Direction) -> tuple[Stability, ...]:
+def rank_stability(history: History) -> tuple[Stability, ...]:
     """For every two rungs that at least two trials reached: how far their order was the same.
 
     Trials go on because they did well, so those that reached a late rung are closer to each other than all are, and
     their order is less stable.
     """
     found = []
-    for early, late in combinations(range(len(ladder.shares)), 2):
-        reached = [t for t in trials if t.role != "confirmation" and len(t.scores) > late]
+    shares = history.ladder.shares
+    for early, late in combinations(range(len(shares)), 2):
+        reached = [trial for trial in history.racing if len(trial.scores) > late]
         pairs = [
             (
-                oriented(one.scores[early][1] - other.scores[early][1], direction),
-                oriented(one.scores[late][1] - other.scores[late][1], direction),
+                history.oriented(one.scores[early][1] - other.scores[early][1]),
+                history.oriented(one.scores[late][1] - other.scores[late][1]),
             )
             for one, other in combinations(reached, 2)
         ]
@@ -196,8 +191,8 @@ def rank_stability(trials: Sequence[Trial], ladder: Ladder, direction: Direction
             kept = sum(1.0 if first * second > 0 else 0.5 if first * second == 0 else 0.0 for first, second in pairs)
             found.append(
                 Stability(
-                    early=ladder.shares[early],
-                    late=ladder.shares[late],
+                    early=shares[early],
+                    late=shares[late],
                     trials=len(reached),
                     pairs=len(pairs),
                     kept=kept / len(pairs),
@@ -212,17 +207,18 @@ def _has_turned(stability: Sequence[Stability]) -> bool:
     return last is not None and last.pairs >= _PAIRS_LEAST and last.kept <= _KEPT_LEAST
 
 
-def _forecasts(result: SearchResult, direction: Direction, doublings: float) -> list[Forecast]:
+def _forecasts(result: SearchResult, doublings: float) -> list[Forecast]:
     """The lead of the choice over the baseline, and over the best of the others that were trained to the end."""
-    full = [t for t in result.trials if t.role != "confirmation" and t.final_score is not None]
-    scores = [t.final_score for t in full if t.final_score is not None]
-    sigma = result.sigma or pooled_sigma([], scores, direction, resolution=score_resolution(result.trials))
+    history = result.history
+    full = [trial for trial in history.racing if trial.final_score is not None]
+    ends = [history.last(trial) for trial in full]
+    sigma = result.sigma or pooled_sigma([], ends, resolution=score_resolution(history))
     chosen = next((trial for trial in full if trial.config == result.chosen), None)
     if chosen is None or sigma is None:
         return []
     others = sorted(
-        (t for t in full if t.config != result.chosen and (t.role == "baseline" or _is_safe(t.config, result.trials))),
-        key=lambda trial: -oriented(trial.scores[-1][1], direction),
+        (t for t in full if t.config != result.chosen and (t.role == "baseline" or _is_safe(t.config, history))),
+        key=lambda trial: -history.last(trial),
     )
     against = [("baseline", next((trial for trial in others if trial.role == "baseline"), None))]
     against.append(("runner-up", next((trial for trial in others if trial.role != "baseline"), None)))
@@ -233,9 +229,9 @@ def _forecasts(result: SearchResult, direction: Direction, doublings: float) -> 
         ours, theirs = result.score, result.baseline if name == "baseline" else None
         if name == "runner-up" and other.config == result.finalist:  # the baseline was kept
             theirs = result.finalist_score
-        lead = oriented(_mean(ours, chosen) - _mean(theirs, other), direction)
+        lead = history.oriented(_mean(ours, chosen) - _mean(theirs, other))
         seeds = 1 / _seeds(ours) + 1 / _seeds(theirs)
-        growth, growth_sd = lead_growth(chosen, other, direction, sigma.value)
+        growth, growth_sd = lead_growth(history, chosen, other, sigma.value)
         drawn = _leads(lead, sigma.value * math.sqrt(seeds), growth, growth_sd, sigma.value, doublings)
         low, expected, high = (float(value) for value in np.quantile(drawn, (_TAILS[0], 0.5, _TAILS[1])))
         found.append(
@@ -254,7 +250,7 @@ def _forecasts(result: SearchResult, direction: Direction, doublings: float) -> 
     return found
 
 
-def lead_growth(one: Trial, other: Trial, direction: Direction, sigma: float) -> tuple[float, float]:
+def lead_growth(history: History, one: Trial, other: Trial, sigma: float) -> tuple[float, float]:
     """By what the logarithm of the lead of one trial over another changes per doubling, and its standard deviation.
 
     What it did between the last two rungs, shrunk towards what leads do, and never above 0: leads that grew up to T
@@ -262,13 +258,13 @@ def lead_growth(one: Trial, other: Trial, direction: Direction, sigma: float) ->
     either of the two.
 
     Args:
+        history: that both are of.
         one, other: both trained to the end.
-        direction: of their scores.
         sigma: standard deviation of a score between seeds.
     """
     if min(len(one.scores), len(other.scores)) < 2:
         return _GROWTH_MEAN, _GROWTH_SD
-    before, after = (oriented(one.scores[at][1] - other.scores[at][1], direction) for at in (-2, -1))
+    before, after = (history.oriented(one.scores[at][1] - other.scores[at][1]) for at in (-2, -1))
     stderr = sigma * math.sqrt(2)
     if before * after <= 0 or min(abs(before), abs(after)) <= 2 * stderr:
         return _GROWTH_MEAN, _GROWTH_SD
@@ -289,9 +285,7 @@ def _leads(lead: float, stderr: float, growth: float, growth_sd: float, sigma: f
     return np.asarray((lead + stderr * normal[0]) * factor + drift)
 
 
-def lr_trend(
-    trials: Sequence[Trial], space: Space, ladder: Ladder, direction: Direction, chosen: Config, doublings: float
-) -> LrTrend:
+def lr_trend(history: History, space: Space, chosen: Config, doublings: float) -> LrTrend:
     """The learning rate for a training that is longer by so many doublings, at the batch size of `chosen`.
 
     At each rung with enough scores the best rate is that of draws of the surrogate; a line through them over the
@@ -300,8 +294,8 @@ def lr_trend(
     """
     measured = stderr = None
     bests: list[tuple[float, float]] = []
-    seen = observations(trials, space.reference_batch, ladder, direction)
-    shares = [share for share in ladder.shares if sum(o.share == share for o in seen) >= _SCORES_LEAST]
+    seen = observations(history, space.reference_batch)
+    shares = [share for share in history.ladder.shares if sum(o.share == share for o in seen) >= _SCORES_LEAST]
     if shares:
         batch = chosen.plan.effective_batch_size
         drawn = _best_rates(seen, shares, math.log2(batch))  # (draws, shares), at the reference batch
@@ -343,9 +337,9 @@ def _shrunk(measured: float, variance: float, mean: float, sd: float) -> tuple[f
     return mean + weight * (measured - mean), sd * math.sqrt(1 - weight)
 
 
-def _is_safe(config: Config, trials: Sequence[Trial]) -> bool:
+def _is_safe(config: Config, history: History) -> bool:
     """Whether training around a configuration holds; the lead over one that diverges is no figure."""
-    return divergence_risk(config, trials) <= SAFE_RISK
+    return divergence_risk(config, history) <= SAFE_RISK
 
 
 def _mean(scores: ScoreSummary | None, trial: Trial) -> float:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, chain
 
-from ..core.plan import Direction
 from . import surrogate
+from .history import History
 from .surrogate import Observation
-from .trials import (
-    Ladder,
-    Trial,
-    has_blown_up,
-    oriented,
-    scale,
-)
+from .trials import Trial, has_blown_up, scale
 
 # The noise is taken out of the scores of so many trials: the baseline and those that came farthest and scored best. It
 # takes a time that grows with the cube of them. Assumed; of this many the best few and all around them are part.
@@ -28,45 +22,41 @@ def place(trial: Trial, reference_batch: int) -> tuple[float, float]:
     return math.log2(batch), math.log(trial.config.lr * scale(batch, reference_batch))
 
 
-def observations(
-    trials: Sequence[Trial], reference_batch: int, ladder: Ladder, direction: Direction
-) -> tuple[Observation, ...]:
+def observations(history: History, reference_batch: int) -> tuple[Observation, ...]:
     """Every score so far; a trial that diverged counts as the worst one seen, at the rung that it did not reach."""
-    return tuple(chain.from_iterable(_by_trial(trials, reference_batch, ladder, direction)))
+    return tuple(chain.from_iterable(_by_trial(history, reference_batch)))
 
 
-def denoised_scores(trials: Sequence[Trial], ladder: Ladder, direction: Direction) -> dict[int, float]:
+def denoised_scores(history: History) -> dict[int, float]:
     """What the full-length score of each trial of the search is without its seed's luck, by the trial's number.
 
     Oriented so that higher is better, in the score's own unit (`surrogate.denoised`). Of many trials about as good the
     one that scored best had the luckiest seed, and those around it, which had another, pull it back.
     Fresh seeds are left out: what they say of the finalist is compared with the baseline, not with what was not rerun.
     """
-    racing = [trial for trial in trials if trial.role != "confirmation"]
+    racing = history.racing
     if not any(trial.state == "complete" for trial in racing):
         return {}
-    ends = (oriented(t.scores[-1][1], direction) if t.scores else -math.inf for t in racing)
+    ends = (history.last(t) if t.scores else -math.inf for t in racing)
     order = sorted(zip(racing, ends, strict=True), key=lambda pair: (-len(pair[0].scores), -pair[1]))
     order.sort(key=lambda pair: pair[0].role != "baseline")
     kept = [trial for trial, _ in order[:_MOST]]
-    told = _by_trial(kept, 1, ladder, direction)
+    told = _by_trial(replace(history, trials=tuple(kept)), 1)
     scores = surrogate.denoised(tuple(chain.from_iterable(told)))
     last = (end - 1 for end in accumulate(map(len, told)))
     return {t.number: float(scores[index]) for t, index in zip(kept, last, strict=True) if t.state == "complete"}
 
 
-def _by_trial(
-    trials: Sequence[Trial], reference_batch: int, ladder: Ladder, direction: Direction
-) -> list[list[Observation]]:
+def _by_trial(history: History, reference_batch: int) -> list[list[Observation]]:
     """The observations of each trial, that of its last rung at the end."""
-    scores = [oriented(score, direction) for trial in trials for _, score in trial.scores]
+    scores = [history.oriented(score) for trial in history.trials for _, score in trial.scores]
     told = []
-    for trial in trials:
+    for trial in history.trials:
         batch, rate = place(trial, reference_batch)
         # A confirmation has one rung, the last.
-        shares = ladder.shares if trial.role != "confirmation" else ladder.shares[-1:]
+        shares = history.ladder.shares if trial.role != "confirmation" else history.ladder.shares[-1:]
         found = [
-            Observation(batch=batch, rate=rate, share=share, score=oriented(score, direction))
+            Observation(batch=batch, rate=rate, share=share, score=history.oriented(score))
             for share, (_, score) in zip(shares, trial.scores, strict=False)
         ]
         if trial.state == "failed" and has_blown_up(trial) and scores:

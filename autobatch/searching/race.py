@@ -6,23 +6,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
-from ..core.plan import Config, Direction, Plan
+from ..core.plan import Config, Plan
 from ..core.runner import Runner
-from ..core.segment import (
-    HANG_FACTOR,
-    HANG_LEAST_S,
-    Rung,
-    RungResult,
-)
+from ..core.segment import HANG_FACTOR, HANG_LEAST_S, Rung, RungResult
 from ..core.units import format_duration
-from ..errors import (
-    BudgetTooShort,
-    CheckpointError,
-    DeviceError,
-    DeviceLost,
-    NoValidResult,
-    TaskError,
-)
+from ..errors import BudgetTooShort, CheckpointError, DeviceError, DeviceLost, NoValidResult, TaskError
 from .account import Account, Leg
 from .advice import enough_s, give_at_least, typed
 from .conclusion import SearchResult, conclude
@@ -36,6 +24,8 @@ from .confirmation import (
 )
 from .costs import EQUIVALENTS, Costs
 from .crew import Crew
+from .halving import paused_best_first, promotable
+from .history import History
 from .ledger import Ledger
 from .limits import MemoryLimits
 from .paces import CorrectedTimes
@@ -52,8 +42,6 @@ from .trials import (
     Trial,
     last_rung,
     optimizer_step_s,
-    paused_best_first,
-    promotable,
     space_for,
     warm_starts,
 )
@@ -98,11 +86,10 @@ class Race:
     record: StudyRecord | None
     on_event: Callable[[Event], None] | None
 
-    direction: Direction = field(init=False)
+    history: History = field(init=False)
     proposals: Proposals = field(init=False)
     baseline: Config = field(init=False)
     baseline_origin: str = field(init=False)
-    trials: list[Trial] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     is_over: bool = False
     test_scores: tuple[float | None, float | None] = (None, None)
@@ -111,6 +98,11 @@ class Race:
     began_s: float = 0.0  # by the ledger
     again: list[int] = field(default_factory=list)  # trials of those that wait for a worker after theirs has died
     is_confirming: bool = False
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """All trials, in the order of their numbers."""
+        return self.history.trials
 
     @property
     def costs(self) -> Costs:
@@ -122,7 +114,7 @@ class Race:
     def prepare(self, lr_hint: float | None, lr_diverged: float | None, kept: Kept | None = None) -> None:
         """Fix the baseline, the space and the warm starts, and go to where an earlier process was stopped."""
         facts = self.runner.facts()
-        self.direction = facts.direction
+        self.history = History(direction=facts.direction, ladder=self.costs.ladder)
         whose = "your configuration" if facts.baseline_is_users else "the default configuration (assumed)"
         self.baseline, self.baseline_origin = facts.baseline, f"{whose}, trained to the end"
         own = facts.baseline.plan
@@ -166,8 +158,6 @@ class Race:
         self.proposals = Proposals(
             space=space,
             limits=self.limits,
-            ladder=self.costs.ladder,
-            direction=self.direction,
             settings=self.settings,
             ledger=self.ledger,
             waiting=warm_starts(space, self.baseline, plan, lr_hint, earlier) if plan else earlier,
@@ -177,7 +167,7 @@ class Race:
 
     def _restore(self, kept: Kept) -> None:
         state = kept.state
-        self.trials, self.baseline = list(kept.trials), kept.trials[0].config
+        self.history, self.baseline = replace(self.history, trials=kept.trials), kept.trials[0].config
         self.account.allotment_s, self.account.spent_s = state.allotment_s, state.spent_s
         self.account.paces = state.paces
         self._correct_times()
@@ -261,7 +251,7 @@ class Race:
                 self._set_aside(trial)
         # Once fresh seeds have begun they end the race, those that failed too: what these leave of the time is the next
         # best one's, and hardly ever enough for another trial beside the reserve (benchmarks/NOTES.md).
-        if not self.is_confirming and not any(trial.role == "confirmation" for trial in self.trials):
+        if not self.is_confirming and not self.history.confirmations:
             action = self._next_action()
             while action is None and self.account.allot_what_is_left():
                 action = self._next_action()
@@ -278,19 +268,19 @@ class Race:
         """The trial to advance by a rung, new or paused; None when nothing that could be finished fits."""
         left_s = self.account.left_s(*self._kept_back) - self._tests_s
         may_start = left_s >= self.costs.full_trial_s
-        if may_start and (known := self.proposals.known(self.trials)) is not None:
+        if may_start and (known := self.proposals.known(self.history)) is not None:
             config, origin = known
             return self._start(config, "warm start", origin)
         if self._thaws:
             resumable = [t for t in self.trials if t.state == "paused" and self.costs.finish_s(t) <= left_s]
-            choice = self.proposals.chosen(self.trials, resumable, may_start=may_start)
+            choice = self.proposals.chosen(self.history, resumable, may_start=may_start)
             return self._start_sampled(choice) if isinstance(choice, Config) else choice
-        for trial in promotable(self.trials, self.costs.ladder, self.direction):
+        for trial in promotable(self.history):
             if self.costs.finish_s(trial) <= left_s:
                 return trial
-        if may_start and (found := self.proposals.sampled(self.trials)) is not None:
+        if may_start and (found := self.proposals.sampled(self.history)) is not None:
             return self._start_sampled(found)
-        for trial in paused_best_first(self.trials, self.direction):
+        for trial in paused_best_first(self.history):
             if self.costs.finish_s(trial) <= left_s:
                 return trial
         return None
@@ -305,7 +295,7 @@ class Race:
     def _next_confirmation(self) -> tuple[Trial, int] | None:
         """The finalist, or the baseline where it is close, under a fresh seed; None once no more are needed."""
         kept = self._kept_back
-        config = next_seed_for(self.trials, self.direction, kept[0], self.costs.ladder, kept_back=sum(kept))
+        config = next_seed_for(self.history, kept[0], kept_back=sum(kept))
         if config is None:
             return None
         needed_s = self.costs.confirmation_s + self._tests_s
@@ -324,7 +314,7 @@ class Race:
         By the pace of all rungs rather than that of the slowest: nothing else would use the time, and what does not
         come to its end by then is cut.
         """
-        if any(trial.role == "confirmation" for trial in self.trials):
+        if self.history.confirmations:
             return False
         return self.ledger.fits(_NEARLY * needed_s * self.account.paces.correction)
 
@@ -369,9 +359,7 @@ class Race:
             role=role,
             origin=origin,
         )
-        self.trials.append(trial)
-        self._update(trial)
-        return trial
+        return self._update(trial)
 
     def _start_sampled(self, config: Config) -> Trial:
         return self._start(config, "search", f"proposed after {len(self.trials)} trials")
@@ -440,7 +428,7 @@ class Race:
         )
         ran_out = result.outcome == "timeout" and leg.is_cut_short and not self._fits(leg.modelled_s)
         if leg.attempt < _attempts(result, trial.role) and not ran_out:
-            self.trials[trial.number] = trial  # in the record it is in flight
+            self.history = self.history.updated(trial)  # in the record it is in flight
             self.account.under_way[trial.number] = replace(leg, attempt=leg.attempt + 1)
             self.again.append(trial.number)
             return
@@ -496,12 +484,11 @@ class Race:
 
         After the result is in the record: until then the rung may have to be run again.
         """
-        waiting = [t for t in paused_best_first(self.trials, self.direction) if t.role != "baseline"]  # it goes on
+        waiting = [t for t in paused_best_first(self.history) if t.role != "baseline"]  # it goes on
         for worst in waiting[self.settings.most_paused :]:
             self._update(replace(worst, state="dropped"))
         needed = needed_checkpoints(
-            self.trials,
-            self.direction,
+            self.history,
             keep=self.settings.keep_checkpoints,
             tests=self.runner.facts().has_test_data,
             is_over=self.is_over,
@@ -514,7 +501,7 @@ class Race:
         self.checkpoints = needed
 
     def _update(self, trial: Trial) -> Trial:
-        self.trials[trial.number] = trial
+        self.history = self.history.updated(trial)
         if self.record is not None:
             self.count += 1
             with self.ledger.charge("record"):
@@ -539,16 +526,14 @@ class Race:
         """
         if self.crew.size > 1:
             return self.settings.confirmations
-        few = self.account.equivalents < FEW_EQUIVALENTS or leads_clearly(
-            self.trials, self.direction, self.costs.ladder
-        )
+        few = self.account.equivalents < FEW_EQUIVALENTS or leads_clearly(self.history)
         return 1 if few else self.settings.confirmations
 
     @property
     def _kept_back(self) -> tuple[int, ...]:
         """Full trials kept back for fresh seeds, by rounds: the finalist's; where the lead is close, more for both."""
         first = self.confirmations
-        if not is_close(self.trials, self.direction):
+        if not is_close(self.history):
             return (first,)
         pairs = int(self.account.equivalents / max(1, self.crew.size) / TRIALS_A_PAIR)
         return first, min(MOST_SEEDS, 2 * pairs)
@@ -559,7 +544,7 @@ class Race:
     # The end
 
     def _verdict(self) -> Verdict:
-        return judge(self.trials, self.direction, self.costs.ladder)
+        return judge(self.history)
 
     def interrupted(self, why: str = "stopped by the user before the end") -> SearchResult:
         """The baseline, unless it failed or all the reserved seeds had spoken when the race was stopped.
@@ -569,7 +554,8 @@ class Race:
         for trial in self.trials:
             if trial.state == "running":  # not in the record: there it is in flight, to be taken up
                 stopped = replace(trial, message="interrupted")
-                self.trials[trial.number] = replace(stopped, state="paused" if trial.scores else "dropped")
+                stopped = replace(stopped, state="paused" if trial.scores else "dropped")
+                self.history = self.history.updated(stopped)
         fresh = self._verdict().finalist_score
         spoken = fresh is not None and len(fresh.scores) >= self.confirmations
         return self._result(interrupted=why, may_win=spoken)
@@ -636,7 +622,7 @@ class Race:
 
     def _result(self, *, interrupted: str | None, may_win: bool) -> SearchResult:
         return conclude(
-            self.trials,
+            self.history,
             self._verdict(),
             baseline=self.baseline,
             space=self.proposals.space,

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from ..core.plan import Config
+from .history import History
+from .trials import Trial
 
-from ..core.plan import Config, Direction
-from .trials import Trial, oriented
 
-
-def needed_checkpoints(
-    trials: Sequence[Trial], direction: Direction, *, keep: int, tests: bool, is_over: bool = False
-) -> dict[int, int]:
+def needed_checkpoints(history: History, *, keep: int, tests: bool, is_over: bool = False) -> dict[int, int]:
     """The step of the one checkpoint that each trial still needs, by its number; trials that need none are left out.
 
     Those that may go on need theirs, at step 0 none yet. Of the complete ones the best `keep` do, and until the race is
     over those that may be scored on the test data.
 
     Args:
-        trials: of the race, in the order of their numbers.
-        direction: of the scores.
+        history: of the race.
         keep: so many of the complete trials keep theirs for good.
         tests: there is test data, on which the baseline and the finalist's first fresh run are scored.
         is_over: nothing will go on, or be scored.
     """
-    complete = [(oriented(score, direction), trial) for trial in trials if (score := trial.final_score) is not None]
+    complete = [(score, trial) for trial in history.trials if (score := history.final(trial)) is not None]
     best = sorted(complete, key=lambda pair: (-pair[0], pair[1].number))[:keep]
     needed = {trial.number: trial.steps_done for _, trial in best}
     if is_over:
@@ -32,5 +28,5 @@ def needed_checkpoints(
     for _, trial in complete:
         if tests and trial.role in ("baseline", "confirmation"):
             tested.setdefault((trial.role, trial.config), trial)
-    waiting = [trial for trial in trials if trial.state in ("running", "paused")]
+    waiting = [trial for trial in history.trials if trial.state in ("running", "paused")]
     return needed | {trial.number: trial.steps_done for trial in (*tested.values(), *waiting)}

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
 
-from ..core.plan import Direction
-from .trials import Trial, oriented
+from .history import History
 
 # Degrees of freedom below which the spread between configurations stands in for repeats: it counts as many as these
 # lack. Two fresh seeds leave one or two degrees, at which a lucky pair of equal scores would pass for certainty; from
@@ -86,7 +85,6 @@ class Sigma:
 def pooled_sigma(
     repeats: Sequence[Sequence[float]],
     full_length: Sequence[float],
-    direction: Direction,
     *,
     resolution: float = 0.0,
     farthest: float = FARTHEST,
@@ -95,9 +93,8 @@ def pooled_sigma(
 
     Args:
         repeats: scores of one configuration each, under different seeds.
-        full_length: one score for each configuration trained to the end, the baseline left out; see `spread`. Not used
-            where fewer than `SPREAD_LEAST` are there, or the repeats have `ENOUGH_REPEATS` degrees of freedom.
-        direction: of the scores.
+        full_length: `History.full_length`; see `spread`. Not used where fewer than `SPREAD_LEAST` are there, or the
+            repeats have `ENOUGH_REPEATS` degrees of freedom.
         resolution: the smallest step between two scores; sigma is no less, for what is finer was not seen.
         farthest: of the spread; infinite for an upper estimate that a bad score may widen.
 
@@ -109,7 +106,7 @@ def pooled_sigma(
     lent, spread_of, between = max(0, ENOUGH_REPEATS - degrees), 0, 0.0
     if lent and len(full_length) >= SPREAD_LEAST:
         gap = max(resolution, math.sqrt(squares / degrees) if degrees else 0.0)
-        between, spread_of = spread([oriented(score, direction) for score in full_length], gap, farthest)
+        between, spread_of = spread(full_length, gap, farthest)
     else:
         lent = 0
     if degrees + lent == 0:
@@ -162,12 +159,12 @@ def chance_below(t: float, degrees: float) -> float:
     return 0.5 + math.copysign(above_half, t)
 
 
-def score_resolution(trials: Sequence[Trial]) -> float:
+def score_resolution(history: History) -> float:
     """The smallest step between two scores that any trial had at any rung; 0 where no two differ.
 
     An accuracy over fifty samples moves in steps of .02, and scores that tie there may differ by as much.
     """
-    scores = sorted({score for trial in trials for _, score in trial.scores})
+    scores = sorted({score for trial in history.trials for _, score in trial.scores})
     return min(
         (high - low for low, high in pairwise(scores) if high - low > _SAME_SCORE * max(abs(low), abs(high))),
         default=0.0,

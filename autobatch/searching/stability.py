@@ -8,10 +8,10 @@ three of four seeds, and the next lower one, a tenth behind, under none of fourt
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from ..core.plan import Config
-from .trials import Trial, has_blown_up, scale
+from .history import History
+from .trials import has_blown_up, scale
 
 # A gradient norm so many times its median is out of line, and a clip that touches more than this share of the steps
 # sets their length. Both assumed.
@@ -22,7 +22,7 @@ _MOST_STEPS = 0.5
 SAFE_RISK = 0.05
 
 
-def divergence_risk(config: Config, trials: Sequence[Trial]) -> float:
+def divergence_risk(config: Config, history: History) -> float:
     """The chance, in [0, 1), that training `config` diverges under a fresh seed; 0 where nothing did.
 
     A smoothed share (Laplace's rule of succession with one survival assumed) in which a trial counts the less the
@@ -33,12 +33,12 @@ def divergence_risk(config: Config, trials: Sequence[Trial]) -> float:
 
     Args:
         config: of which configuration.
-        trials: of the race; those that did not diverge tell nothing unless they came to their end.
+        history: of the race; trials that did not diverge tell nothing unless they came to their end.
     """
-    if not any(map(has_blown_up, trials)):  # as a rule, and it is asked at every decision
+    if not any(map(has_blown_up, history.trials)):  # as a rule, and it is asked at every decision
         return 0.0
     diverged = survived = 0.0
-    for trial in trials:
+    for trial in history.trials:
         doublings = math.log2(trial.config.plan.effective_batch_size / config.plan.effective_batch_size)
         here = trial.config.lr * scale(trial.config.plan.effective_batch_size, config.plan.effective_batch_size)
         above = math.log2(here / config.lr)
@@ -49,12 +49,12 @@ def divergence_risk(config: Config, trials: Sequence[Trial]) -> float:
     return diverged / (diverged + survived + 1)
 
 
-def norms_out_of_line(config: Config, trials: Sequence[Trial]) -> str | None:
+def norms_out_of_line(config: Config, history: History) -> str | None:
     """A sentence where the gradient norms of `config` were out of line; None where they were not, or are not known.
 
     The first rung of a trial is left out: at the beginning of a training norms are large.
     """
-    rungs = [norms for trial in trials if trial.config == config for norms in trial.grad_norms[1:]]
+    rungs = [norms for trial in history.trials if trial.config == config for norms in trial.grad_norms[1:]]
     clips = [norms.clipped for norms in rungs if norms.clipped is not None]
     if clips:
         share = sum(clips) / len(clips)

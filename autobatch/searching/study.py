@@ -7,32 +7,26 @@ replaced by passing another `optuna.samplers.BaseSampler`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from ..core.plan import Direction
 from ..errors import SettingError
-from .trials import (
-    Ladder,
-    Space,
-    Trial,
-    oriented,
-    promotable,
-)
+from .halving import promotable
+from .history import History
+from .trials import Ladder, Space, Trial
 
 
 def propose(
-    trials: Sequence[Trial],
+    history: History,
     space: Space,
     *,
-    direction: Direction,
     seed: int,
-    ladder: Ladder | None = None,
     sampler: str | BaseSampler = "tpe",
 ) -> tuple[int, float]:
     """The (effective batch size, learning rate) to try next: a pure function of what was seen and the seed.
@@ -48,11 +42,9 @@ def propose(
     only up to the rung where halving would have stopped it: else its neighborhood would pass for good.
 
     Args:
-        trials: all so far, in the order of their numbers; confirmations are left out.
+        history: of the race; confirmations are left out.
         space: where to look.
-        direction: of the scores.
         seed: of the run; the draw depends on it and on how many trials there are.
-        ladder: the rungs; by default T/8, T/2, T.
         sampler: "tpe", or any Optuna sampler, whose own state then takes the place of the seed.
 
     Raises:
@@ -61,25 +53,23 @@ def propose(
     if isinstance(sampler, str):
         if sampler != "tpe":
             raise SettingError(f'a sampler is "tpe" or an optuna.samplers.BaseSampler; found {sampler!r}')
-        sampler = TPESampler(seed=(seed * 10_007 + len(trials)) % 2**32)
-    ladder = ladder or Ladder()
+        sampler = TPESampler(seed=(seed * 10_007 + len(history.trials)) % 2**32)
     sizes = space.effective_batch_sizes
     box: dict[str, BaseDistribution] = {
         "batch": IntDistribution(0, len(sizes) - 1),
         "lr": FloatDistribution(space.lr_low, space.lr_high, log=True),
     }
-    racing = [trial for trial in trials if trial.role != "confirmation"]
-    seen = [oriented(score, direction) for trial in racing for _, score in trial.scores]
-    worst = oriented(min(seen, default=0.0), direction)
+    seen = [history.oriented(score) for trial in history.racing for _, score in trial.scores]
+    worst = history.oriented(min(seen, default=0.0))
     with quiet():
-        study = optuna.create_study(direction=direction, sampler=sampler)
-        for trial in racing:
+        study = optuna.create_study(direction=history.direction, sampler=sampler)
+        for trial in history.racing:
             if trial.scores or trial.state in ("failed", "running"):
                 params = {
                     "batch": sizes.index(space.nearest(trial.config.plan.effective_batch_size)),
                     "lr": min(max(space.scaled_lr(trial.config), space.lr_low), space.lr_high),
                 }
-                study.add_trial(_as_seen(trial, racing, ladder, direction, worst, params, box))
+                study.add_trial(_as_seen(trial, history, worst, params, box))
         asked = study.ask(box)
     batch = sizes[asked.params["batch"]]
     return batch, space.lr_at(batch, asked.params["lr"])
@@ -87,9 +77,7 @@ def propose(
 
 def _as_seen(
     trial: Trial,
-    racing: Sequence[Trial],
-    ladder: Ladder,
-    direction: Direction,
+    history: History,
     worst: float,
     params: dict[str, int | float],
     box: dict[str, BaseDistribution],
@@ -97,32 +85,22 @@ def _as_seen(
     """A trial as the sampler is to see it."""
     levels = len(trial.scores)
     if trial.role == "baseline":
-        levels = _stopped_by_halving(trial, racing, ladder, direction)
+        levels = _stopped_by_halving(trial, history)
     if trial.state == "complete" and levels == len(trial.scores):
         return optuna.trial.create_trial(value=trial.final_score, params=params, distributions=box)
-    curve = {_step_of(ladder, level): trial.scores[level][1] for level in range(levels)}
+    curve = {_step_of(history.ladder, level): trial.scores[level][1] for level in range(levels)}
     if trial.state == "failed" or not trial.scores:
-        curve = {_step_of(ladder, 0): worst}
+        curve = {_step_of(history.ladder, 0): worst}
     return optuna.trial.create_trial(
         state=TrialState.PRUNED, params=params, distributions=box, intermediate_values=curve
     )
 
 
-def _stopped_by_halving(trial: Trial, racing: Sequence[Trial], ladder: Ladder, direction: Direction) -> int:
+def _stopped_by_halving(trial: Trial, history: History) -> int:
     """How many rungs of a trial successive halving would have paid for."""
     for level in range(1, len(trial.scores)):
-        as_paused = Trial(
-            number=trial.number,
-            config=trial.config,
-            seed=trial.seed,
-            total_steps=trial.total_steps,
-            role=trial.role,
-            origin=trial.origin,
-            state="paused",
-            scores=trial.scores[:level],
-        )
-        others = [as_paused if other.number == trial.number else other for other in racing]
-        if as_paused not in promotable(others, ladder, direction):
+        as_paused = replace(trial, state="paused", scores=trial.scores[:level])
+        if as_paused not in promotable(history.updated(as_paused)):
             return level
     return len(trial.scores)
 

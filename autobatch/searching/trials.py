@@ -107,6 +107,11 @@ class Trial:
         return self.scores[-1][0] if self.scores else 0
 
     @property
+    def is_challenger(self) -> bool:
+        """Whether it was tried because it might be better than the baseline; not a fresh seed."""
+        return self.role in ("warm start", "search")
+
+    @property
     def final_score(self) -> float | None:
         """The score at the end of the schedule; None for a trial that did not get there."""
         return self.scores[-1][1] if self.state == "complete" else None
@@ -381,36 +386,6 @@ def warm_starts(
 def rounded_lr(lr: float) -> float:
     """The learning rate to three digits: what is printed is then what was run. What cannot be is the next that can."""
     return float(f"{min(max(lr, LEAST_LR), MOST_LR):.3g}")
-
-
-def promotable(trials: Sequence[Trial], ladder: Ladder, direction: Direction) -> list[Trial]:
-    """The paused trials that asynchronous successive halving would resume, the highest rung first, then the best.
-
-    A trial goes on when it ranks within the top 1 / eta of all that finished its rung and those that failed on the way
-    there from the rung before (Li et al. 2020, arXiv 1810.05934). Nothing is judged for good: a paused trial may come
-    into the top later.
-    """
-    chosen = []
-    racing = [trial for trial in trials if trial.role != "confirmation"]
-    for level in reversed(range(len(ladder.shares) - 1)):
-        finished = sorted(
-            (trial for trial in racing if len(trial.scores) > level),
-            key=lambda trial: -oriented(trial.scores[level][1], direction),
-        )
-        failed = sum(trial.state == "failed" and len(trial.scores) == level for trial in racing)
-        places = math.floor((len(finished) + failed) / ladder.eta(level))
-        chosen += [t for t in finished[:places] if t.state == "paused" and len(t.scores) == level + 1]
-    return chosen
-
-
-def paused_best_first(trials: Sequence[Trial], direction: Direction) -> list[Trial]:
-    """The paused trials, those on the highest rung first, and on each rung the best first.
-
-    Last comes a baseline that was set aside before its first score.
-    """
-    paused = [trial for trial in trials if trial.state == "paused"]
-    latest = {trial.number: oriented(trial.scores[-1][1], direction) if trial.scores else 0.0 for trial in paused}
-    return sorted(paused, key=lambda trial: (-len(trial.scores), -latest[trial.number]))
 
 
 def last_rung(trial: Trial, eval_batch_size: int) -> Rung:

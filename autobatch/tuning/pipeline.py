@@ -543,10 +543,10 @@ class _Tune:
             for earlier in self.settings.earlier
             if earlier.task != facts.name
         ]
-        norms = norms_out_of_line(result.chosen, result.trials)
+        norms = norms_out_of_line(result.chosen, result.history)
         if norms is not None:
             warnings.append(norms)
-        warnings += failed_trials(result.trials)
+        warnings += failed_trials(result.history)
         warnings += self.state.remarks
         if (missing := self.close_central()) is not None:
             warnings.append(missing)
@@ -556,7 +556,7 @@ class _Tune:
             if self.runner.size > 1:
                 at_once = (f"{self.runner.size} workers trained a trial each at the same time",)
         # The race may have had to accumulate a baseline that does not fit.
-        raced = [trial.config for trial in result.trials if trial.role == "baseline"]
+        raced = result.history.baseline
         return Report(
             task=facts.name,
             created=self.state.created,
@@ -569,7 +569,7 @@ class _Tune:
             train_time_s=self.settings.train_time_s,
             plan=result.chosen,
             chose_baseline=result.chose_baseline,
-            baseline_plan=raced[0] if raced else facts.baseline,
+            baseline_plan=raced.config if raced else facts.baseline,
             baseline_is_users=facts.baseline_is_users,
             probability=result.probability,
             is_proven=result.is_proven,
@@ -586,17 +586,15 @@ class _Tune:
             warnings=tuple(warnings),
             interrupted=result.interrupted,
             lost_device=result.lost_device,
-            long_run=self.beyond(facts, result),
+            long_run=self.beyond(result),
         )
 
-    def beyond(self, facts: TaskFacts, result: SearchResult) -> dict[str, Any] | None:
+    def beyond(self, result: SearchResult) -> dict[str, Any] | None:
         """What the race says of the user's training where that is longer than T; None where it is not."""
         from ..searching.long_run import look_ahead
-        from ..searching.search import SearchSettings
 
         train_time_s = self.settings.train_time_s
         # Within a hundredth it is the same horizon: T is a whole number of optimizer steps.
         if train_time_s is None or result.horizon_s >= 0.99 * train_time_s:
             return None
-        ladder = SearchSettings().ladder.beyond(facts.peak_lr_fraction)
-        return look_ahead(result, ladder, facts.direction, train_time_s).to_json()
+        return look_ahead(result, train_time_s).to_json()
