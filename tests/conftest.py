@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, settings
 
 from autobatch.engines.processes import fork_server as processes
 
-from .ready_python import Forked, ReadyPython, Started, Subprocess
+from .helpers.ready_python import Forked, ReadyPython, Started, Subprocess
 
 # Several test processes share the cores: with a thread for each core in each of them, steps wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The contracts live in a module that is no test file; their failures shall be as readable as a test's own.
-pytest.register_assert_rewrite("tests.contracts")
+pytest.register_assert_rewrite("tests.helpers.contracts")
 
 # A busy machine may stop for a second anywhere; speed is measured in benchmarks.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -20,11 +20,11 @@ from autobatch.core.compute_mode import parse_arms
 from autobatch.engines.remote import RemoteRunner
 from autobatch.errors import DoesNotFit, SettingError, TaskError
 
-from .ready_python import run
+from .helpers.ready_python import run
 
 pytestmark = pytest.mark.usefixtures("ready_python")
 
-TASKS = Path(__file__).parent / "tasks"
+TASKS = Path(__file__).parent / "task_files"
 
 
 def small() -> nn.Module:

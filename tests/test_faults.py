@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .ready_python import Started
+from .helpers.ready_python import Started
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -40,7 +40,7 @@ _FALL = 0.75  # assumed: no choice of another algorithm by a library spares a qu
 _NOTICED = 0.01  # assumed: a change of what other processes hold, as a share of the budget, that is worth a sentence
 _SHRINK = 4  # assumed: factor between steps down from a size that failed without telling its peak
 # Sizes that a task may refuse before its error is taken to be about something else: for each doubling up to the
-# ceiling, and at least. Assumed: a rule is found in fewer (tests/test_taken.py), and most refusals cost no step.
+# ceiling, and at least. Assumed: a rule is found in fewer (measuring/test_taken.py), and most refusals cost no step.
 _MOST_REFUSED, _MOST_REFUSED_LEAST = 3, 16
 
 

@@ -13,7 +13,7 @@ import torch
 from autobatch.devices import Device, open_device
 from autobatch.devices.cuda import CudaDevice
 
-from ..test_devices import MIB, DeviceContract
+from ..devices.test_devices import MIB, DeviceContract
 
 
 class TestCuda(DeviceContract):
