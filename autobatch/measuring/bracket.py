@@ -21,7 +21,7 @@ from ..core.runner import Prober
 from ..core.units import format_size
 from ..errors import TaskError, first_line
 from .allowance import Allowance
-from .taken import Rule, rule_for, rules_for
+from .taken import Rule, rule_for, rules_for, sure_for
 
 # While no size is known not to fit, the next one aims at `_AIMS[i]` of the budget, where i counts the `_STAGES` that
 # the peak has reached. Assumed: they leave room for a bend or a cliff above the last probe, and benchmarks/max_batch.py
@@ -132,7 +132,8 @@ class Search:
     """What is known so far, and what to run next.
 
     `low` and `high` are the bracket: the largest size known to fit below the smallest known not to. Invariants: nothing
-    outside the bracket is ever run, and a verdict is never run twice, so that every probe brings the end nearer.
+    outside the bracket is ever run, but for what `_unsure` asks, and a verdict is never run twice, so that every probe
+    brings the end nearer.
 
     Attributes:
         asked: the sizes that the answer may have.
@@ -215,13 +216,27 @@ class Search:
         That is the next one, as the task may go by no rule that we know; then the next of each other rule that agrees
         with what was taken and refused. Each of those that the task refuses refutes a rule, so that they are few.
         """
-        if self.rule is None or self.allowance is not None:
+        if self.rule is None:
             return None
+        if self.allowance is not None:
+            return self._unsure()
         others = [self.asked.narrowed(rule) for rule in rules_for(self.took, set(self.refused))]
         doubted = {size for sizes in others if sizes is not None and (size := sizes.above(low)) <= sizes.ceiling}
         doubted |= {self.asked.above(low)} - self.refused.keys()
         most = self.asked.ceiling if high is None else high - 1
         return min((size for size in doubted if size <= most), default=None)
+
+    def _unsure(self) -> int | None:
+        """The next size down that the task may refuse by a least size; None where there is none.
+
+        A search with an allowance is followed by others that want small sizes too, of the shape that is sure.
+        """
+        below = max((size for size in self.refused if size < min(self.took)), default=None)
+        if below is None:
+            return None
+        step = sure_for(self.took | {self.own}, set(self.refused)).multiple_of
+        sizes = [step << exponent for exponent in range(min(self.took).bit_length())]
+        return max((size for size in sizes if below < size < min(self.took)), default=None)
 
     def ends_with_task(self, size: int) -> bool:
         """Whether it is the task that takes no larger size."""

@@ -19,6 +19,7 @@ from ..errors import (
 )
 from .allowance import Allowance
 from .bracket import Search, Sizes, fits
+from .taken import EVERY_SIZE, Rule, sure_for
 
 LimitedBy = Literal["memory", "dataset", "ceiling", "task", "time"]
 
@@ -35,6 +36,7 @@ class MaxBatch(int):
         assumed: a sentence for each thing that was taken for granted.
         proof: the next size up in a verdict run of its own, shown not to fit; None where that was not shown.
         warnings: what the check of the task found that does not stop it.
+        rule: the sizes that the task is sure to take, where it refused some.
 
     Raises:
         ValueError: the evidence does not show that this size ran and fits, or that `proof` did not.
@@ -47,6 +49,7 @@ class MaxBatch(int):
     assumed: tuple[str, ...]
     proof: Measurement | None
     warnings: tuple[str, ...]
+    rule: Rule
 
     def __new__(
         cls,
@@ -59,6 +62,7 @@ class MaxBatch(int):
         assumed: Iterable[str] = (),
         proof: Measurement | None = None,
         warnings: Iterable[str] = (),
+        rule: Rule = EVERY_SIZE,
     ) -> MaxBatch:
         probes = tuple(probes)
         if verdict not in probes or verdict.plan.batch_size != batch_size or not fits(verdict, limit, verdict=True):
@@ -80,6 +84,7 @@ class MaxBatch(int):
             assumed=tuple(assumed),
             proof=proof,
             warnings=tuple(warnings),
+            rule=rule,
         )
         return answer
 
@@ -234,6 +239,7 @@ def find_max_batch_size(
         limited_by=_ended_by(search, batch_size, ceiling_is),
         assumed=(*assumed, *search.remarks()),
         proof=after if after is not None and _has_no_room(after, search.limit) else None,
+        rule=sure_for(search.took | {own}, set(search.refused)) if search.refused else EVERY_SIZE,
     )
 
 

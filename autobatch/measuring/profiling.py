@@ -13,6 +13,7 @@ from ..core.medians import is_settled, likely_range
 from ..core.plan import Plan
 from ..core.runner import Runner
 from ..errors import NoValidResult, TaskError
+from .taken import EVERY_SIZE, Rule
 from .throughput import Objective, Remedy, ThroughputCurve
 
 # Of the time: the first pass, then the neighbourhoods of the knee and the fastest, then energy where the device tells
@@ -50,9 +51,12 @@ def profile(
     include: Iterable[int] = (),
     refine: bool = False,
     objective: Objective = "throughput",
+    rule: Rule = EVERY_SIZE,
     on_measurement: Callable[[Measurement], None] | None = None,
 ) -> ThroughputCurve:
     """The throughput curve over the powers of two up to `max_batch`, `max_batch` itself and `include`.
+
+    Of a task that takes multiples alone, powers of two of them.
 
     Time is shared evenly among the sizes still to come, so that what a quick one leaves goes to the slow ones. The
     sizes of `include` come first, then the smallest; when the budget is spent, the rest is skipped and said so. A size
@@ -68,6 +72,7 @@ def profile(
         refine: look closer where it tells most: at multiples of 8 around the knee and the best, and below `max_batch`;
             and visit every size more often, until its median is known.
         objective: what the recommended size is to be best in.
+        rule: the sizes that the task is sure to take; no others are timed, but for those asked for.
         on_measurement: called with each measurement as it comes.
 
     Raises:
@@ -76,7 +81,8 @@ def profile(
     """
     first = sorted({size for size in include if 1 <= size <= max_batch})
     smallest = _SMALLEST_SIZE if max_batch >= _SMALLEST_SIZE else 1
-    powers = [1 << power for power in range(max_batch.bit_length()) if smallest <= 1 << power <= max_batch]
+    powers = {rule.multiple_of << power for power in range(max_batch.bit_length())}
+    powers = {size for size in powers if smallest <= size <= max_batch and rule.takes(size)}
     coarse = {*powers, max_batch}
     if refine:
         coarse |= {size for size in (*_FEW_SAMPLES, max_batch // _SPACING * _SPACING) if 0 < size <= max_batch}

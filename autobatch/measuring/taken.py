@@ -46,6 +46,9 @@ class Rule:
         return " and ".join(parts)
 
 
+EVERY_SIZE = Rule()
+
+
 def rule_for(took: Set[int], refused: Set[int]) -> Rule | None:
     """The likeliest of the `rules_for` these sizes; None where there is none."""
     return next(rules_for(took, refused), None)
@@ -62,6 +65,25 @@ def rules_for(took: Set[int], refused: Set[int]) -> Iterator[Rule]:
         refused: sizes at which the task raised an error of its own.
     """
     return (rule for rule in _rules(took, refused) if _agrees(rule, took, refused))
+
+
+def sure_for(took: Set[int], refused: Set[int]) -> Rule:
+    """The sizes that all likely rules take: a trial at a size that is refused would be lost.
+
+    Likely are those with a least or a most size only where none without agrees. Such a size lies anywhere between what
+    was taken and what was refused.
+    """
+    first = rule_for(took, refused)
+    if first is None:
+        return EVERY_SIZE
+    has_least, has_most = first.least > 1, first.most is not None
+    rules = [r for r in rules_for(took, refused) if (r.least > 1, r.most is not None) == (has_least, has_most)]
+    return Rule(
+        multiple_of=math.lcm(*(rule.multiple_of for rule in rules)),
+        power_of_two=any(rule.power_of_two for rule in rules),
+        least=min(took) if has_least else 1,
+        most=max(took) if has_most else None,
+    )
 
 
 def _agrees(rule: Rule, took: Set[int], refused: Set[int]) -> bool:

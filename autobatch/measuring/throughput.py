@@ -19,6 +19,7 @@ from ..core.measurement import Measurement
 from ..core.medians import likely_range, median_interval
 from ..core.plan import Plan, Precision
 from ..errors import NoValidResult
+from .taken import EVERY_SIZE, Rule
 
 KNEE_SHARE = (
     0.8  # cited: the best batch under equal time lay within [knee / 4, 2 knee] in 8 of 8 tables, knee so defined
@@ -70,6 +71,7 @@ class ThroughputCurve:
         objective: what the recommended size is best in.
         remedy: a change of the loader that was measured to help; None where none was, or none was tried.
         warnings: what the check of the task found that does not stop it.
+        rule: the sizes that the task is sure to take; plans have no others.
 
     Raises:
         ValueError: no measurement is ok and timed, or a size comes twice.
@@ -80,6 +82,7 @@ class ThroughputCurve:
     objective: Objective = "throughput"
     remedy: Remedy | None = None
     warnings: tuple[str, ...] = ()
+    rule: Rule = EVERY_SIZE
 
     def __post_init__(self) -> None:
         ordered = tuple(sorted(self.measurements, key=lambda m: m.plan.batch_size))
@@ -262,13 +265,17 @@ class ThroughputCurve:
         if rest or not share:
             return None
         if share <= max_batch:
-            return Plan(batch_size=share, precision=precision, ranks=self.ranks)
+            is_taken = self.rule.takes(share)
+            return Plan(batch_size=share, precision=precision, ranks=self.ranks) if is_taken else None
         most = max_batch if max_micro_batch is None else min(max_batch, max_micro_batch)
         if most < 1:
             return None
-        divisors = [
+        divisors = {
             d for low in range(1, math.isqrt(share) + 1) if share % low == 0 for d in (low, share // low) if d <= most
-        ]
+        }
+        divisors = set(filter(self.rule.takes, divisors))
+        if not divisors:
+            return None
         batch = min(divisors, key=lambda d: (self.step_s(d) * (share // d), -d))
         return Plan(batch_size=batch, accumulation_steps=share // batch, precision=precision, ranks=self.ranks)
 

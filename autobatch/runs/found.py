@@ -11,6 +11,7 @@ from ..core.measurement import LrSweep
 from ..errors import AutobatchError, ReportError
 from ..measuring.learning_rate import LrCurve
 from ..measuring.memory import LimitedBy, MaxBatch
+from ..measuring.taken import EVERY_SIZE, Rule
 from ..measuring.throughput import ThroughputCurve
 from ..simulated.recording import (
     limit_from_json,
@@ -90,6 +91,7 @@ def _largest_to_json(largest: MaxBatch) -> dict[str, Any]:
         "limit": asdict(largest.limit),
         "limited_by": largest.limited_by,
         "assumed": list(largest.assumed),
+        "rule": asdict(largest.rule),
     }
 
 
@@ -98,6 +100,7 @@ def _largest(found: Reader) -> MaxBatch:
     verdict = found.get("verdict", int)
     if not 0 <= verdict < len(probes):
         raise ReportError(f"the run of the largest batch is one of its {len(probes)} probes; found number {verdict}")
+    has_rule = found.get_or_none("rule", dict) is not None  # runs of before have none
     return MaxBatch(
         found.get("batch_size", int),
         verdict=probes[verdict],
@@ -105,6 +108,16 @@ def _largest(found: Reader) -> MaxBatch:
         limit=limit_from_json(found.inside("limit")),
         limited_by=found.one_of("limited_by", LimitedBy),
         assumed=found.list_of("assumed", str),
+        rule=_rule(found.inside("rule")) if has_rule else EVERY_SIZE,
+    )
+
+
+def _rule(found: Reader) -> Rule:
+    return Rule(
+        multiple_of=found.get("multiple_of", int),
+        power_of_two=found.get("power_of_two", bool),
+        least=found.get("least", int),
+        most=found.get("most", int, or_null=True),
     )
 
 

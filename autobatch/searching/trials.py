@@ -311,7 +311,8 @@ def space_for(
     stochastic method). The range reaches to the baseline's own size wherever that is: somebody trains with it, and a
     knee far above says what the device is good for, not what the data are (NOTES.md, 2026-11-23). Taken are those
     that fit and take at least `MIN_STEPS` steps in the horizon. Where these are under `FEWEST_SIZES`, half and twice
-    the baseline's size come in too, as far as they can be run.
+    the baseline's size come in too, as far as they can be run. A task that takes no power of two gets the baseline's
+    own size, which it takes, and what that is after doublings and halvings.
 
     Args:
         facts, times: the task and its throughput profile.
@@ -340,6 +341,10 @@ def space_for(
     sizes = {size for exponent in exponents if low <= (size := ranks * 2**exponent) <= high and can_run(size)}
     if len(sizes) < FEWEST_SIZES:
         sizes |= {size for size in (own // 2, own, 2 * own) if ranks <= size <= at_most and can_run(size)}
+    if not sizes:
+        powers = [2**exponent for exponent in range(math.ceil(high).bit_length())]
+        near = {batch * power for power in powers} | {batch // power for power in powers if batch % power == 0}
+        sizes = {size for size in near if min(low, batch) <= size <= max(high, batch) and can_run(size)}
     hints = [baseline.lr * scale(batch, knee)] + ([lr_hint] if lr_hint else [])
     lr_low, lr_high = min(hints) / 10**LR_DECADES, max(hints) * 10**LR_DECADES
     # Where the loss never fell, nothing shows that the test trained at all: what ended it may be a bad batch at a rate

@@ -233,8 +233,9 @@ class _Tune:
             micro_batch = self.largest_micro_batch(facts, largest)
             self.keep(micro_batch=micro_batch)
         if (curve := found.curve) is None:
-            curve = self.throughput(facts, int(largest))
+            curve = self.throughput(facts, largest)
             self.keep(curve=curve)
+        curve = replace(curve, rule=largest.rule)
         if (sweep := found.sweep) is None and not found.is_swept:
             sweep = self.range_test(facts, curve, int(largest), micro_batch)
             self.keep(sweep=sweep, is_swept=True)
@@ -359,15 +360,17 @@ class _Tune:
         Accumulation is for what does not fit or is not taken. Past a size that only time or a ceiling kept from being
         probed, larger ones are slow or unknown, and no less so in parts.
 
-        Of the powers of two, because the race's batches are, and so their largest divisors; and of the baseline's own,
-        where it accumulates.
+        Of the powers of two, because the race's batches are, and so their largest divisors, or of the multiples that
+        the task takes; and of the baseline's own, where it accumulates.
         """
         if not facts.accumulates or largest.limited_by in ("time", "ceiling"):
             return 0
         if not largest.has_no_room_above:
             return int(largest)
         own, most = facts.baseline.plan, int(largest)
-        sizes = {1 << exponent for exponent in range(most.bit_length())}
+        step = largest.rule.multiple_of
+        sizes = {size for exponent in range(most.bit_length()) if (size := step << exponent) <= most}
+        sizes = set(filter(largest.rule.takes, sizes))
         if own.accumulation_steps > 1 and own.batch_size <= most:
             sizes.add(own.batch_size)
         with self.ledger.charge("memory"):
@@ -379,7 +382,7 @@ class _Tune:
                     return size
         return 0
 
-    def throughput(self, facts: TaskFacts, largest: int) -> ThroughputCurve:
+    def throughput(self, facts: TaskFacts, largest: MaxBatch) -> ThroughputCurve:
         left_s = self.ledger.available_s
         budget_s = min(PROFILE_SHARE * left_s, max(_PROFILE_ENOUGH_S, _PROFILE_LONG_SHARE * left_s))
         baseline = facts.baseline.plan.batch_size
@@ -388,9 +391,10 @@ class _Tune:
             curve = profile(
                 self.runner,
                 facts.smallest_plan,
-                max_batch=largest,
+                max_batch=int(largest),
                 budget_s=budget_s,
                 include=[baseline] if baseline <= largest else [],
+                rule=largest.rule,
             )
         self.say("profile", curve.describe_knee())
         return curve

@@ -19,7 +19,7 @@ from autobatch.devices import open_device
 from autobatch.errors import DoesNotFit, TaskError
 from autobatch.measuring.memory import MaxBatch, find_max_batch_size
 from autobatch.measuring.profiling import profile
-from autobatch.measuring.taken import Rule, rule_for
+from autobatch.measuring.taken import Rule, rule_for, rules_for, sure_for
 from autobatch.simulated.sim import SimRunner
 from autobatch.tasks.task import Task
 from autobatch.worker.torch_runner import TorchRunner
@@ -117,6 +117,27 @@ def test_a_rule_takes_what_was_taken_and_nothing_that_was_refused(took: set[int]
     if rule is not None:
         assert all(map(rule.takes, took))
         assert not any(map(rule.takes, refused - took))
+
+
+@given(took=st.sets(st.integers(1, 300), min_size=1), refused=st.sets(st.integers(1, 300)), size=st.integers(1, 300))
+def test_a_size_is_sure_where_all_rules_that_agree_take_it(took: set[int], refused: set[int], size: int) -> None:
+    sure, likely = sure_for(took, refused - took), rule_for(took, refused - took)
+    assert all(map(sure.takes, took))
+    if likely is None:
+        assert sure == Rule()
+        return
+    assert not any(map(sure.takes, refused - took))
+    assert likely.takes(size) or not sure.takes(size)
+    # Two rules with the same bounds: what is sure is what both take.
+    for other in rules_for(took, refused - took):
+        if (other.least, other.most) == (likely.least, likely.most):
+            assert other.takes(size) or not sure.takes(size)
+
+
+def test_multiples_of_four_and_of_six_are_told_apart_by_taking_neither_for_sure() -> None:
+    took, refused = {12, 372}, {2, 375}
+    assert rule_for(took, refused) == Rule(multiple_of=4)
+    assert sure_for(took, refused) == Rule(multiple_of=12)
 
 
 def test_a_task_that_fails_at_any_size_is_at_fault_itself() -> None:

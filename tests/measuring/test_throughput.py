@@ -13,6 +13,7 @@ from autobatch.core.measurement import Measurement
 from autobatch.core.plan import Plan
 from autobatch.errors import NoValidResult
 from autobatch.measuring.profiling import profile
+from autobatch.measuring.taken import Rule
 from autobatch.measuring.throughput import ThroughputCurve
 from autobatch.render.document import Paragraph, Table
 from autobatch.render.evidence import throughput_section
@@ -152,6 +153,39 @@ def test_accumulation_takes_the_fastest_divisor_and_not_the_largest() -> None:
     measured = curve((32, 1.0), (48, 4.0))  # 48 fits, but memory traffic makes it slow
     assert measured.plan_for(96, 48, "fp32") == Plan(batch_size=32, accumulation_steps=3)
     assert measured.plan_for(96, 0, "fp32") is None
+
+
+@cheap
+@given(
+    effective=st.integers(1, 3000),
+    limit=st.integers(1, 300),
+    micro=st.integers(0, 300),
+    rule=st.builds(Rule, multiple_of=st.integers(1, 12), power_of_two=st.booleans(), least=st.integers(1, 20)),
+)
+def test_a_plan_has_no_micro_batch_that_the_task_does_not_take(
+    effective: int, limit: int, micro: int, rule: Rule
+) -> None:
+    measured = replace(curve((8, 1.0), (64, 2.0)), rule=rule)
+    plan = measured.plan_for(effective, limit, "fp32", micro)
+    most = min(limit, micro)
+    possible = [effective] if effective <= limit else [d for d in range(1, most + 1) if effective % d == 0]
+    if plan is None:
+        assert not any(map(rule.takes, possible))
+    else:
+        assert plan.effective_batch_size == effective
+        assert plan.batch_size in possible
+        assert rule.takes(plan.batch_size)
+
+
+def test_of_a_task_that_takes_multiples_powers_of_two_of_them_are_timed() -> None:
+    class Sixes(SimRunner):
+        def time(self, plan: Plan, **options: Any) -> Measurement:
+            assert plan.batch_size % 6 == 0
+            return SimRunner.time(self, plan, **options)
+
+    rule = Rule(multiple_of=6)
+    measured = profile(Sixes(), Plan(batch_size=1), max_batch=198, budget_s=2.0, include=[18], rule=rule)
+    assert [m.plan.batch_size for m in measured.measurements] == [12, 18, 24, 48, 96, 192, 198]
 
 
 def test_a_curve_without_times_is_refused() -> None:

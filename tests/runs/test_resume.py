@@ -32,8 +32,9 @@ from autobatch.errors import (
     StorageError,
 )
 from autobatch.measuring.learning_rate import find_lr_curve
-from autobatch.measuring.memory import find_max_batch_size
+from autobatch.measuring.memory import MaxBatch, find_max_batch_size
 from autobatch.measuring.profiling import profile
+from autobatch.measuring.taken import Rule
 from autobatch.reports.report import Report
 from autobatch.runs.conditions import changes, conditions_of_settings, conditions_of_task
 from autobatch.runs.found import Found
@@ -105,6 +106,14 @@ def test_what_the_stages_found_comes_back_to_the_last_bit() -> None:
     runner = simulated(slowdown=1.37)
     largest = find_max_batch_size(runner, Plan(batch_size=1), ceiling=4096, ceiling_is="ceiling")
     curve = find_lr_curve(runner, Plan(batch_size=64))
+    largest = MaxBatch(
+        int(largest),
+        verdict=largest.verdict,
+        probes=largest.probes,
+        limit=largest.limit,
+        limited_by="ceiling",
+        rule=Rule(multiple_of=6, least=12, most=500),
+    )
     found = Found(
         largest=largest,
         micro_batch=64,
@@ -118,12 +127,16 @@ def test_what_the_stages_found_comes_back_to_the_last_bit() -> None:
     assert back == found
     assert back.largest is not None
     assert (back.largest.verdict, back.largest.probes) == (largest.verdict, largest.probes)
+    assert back.largest.rule == largest.rule
     assert back.curve is not None
     assert found.curve is not None
     assert back.curve.step_s(37) == found.curve.step_s(37)
     before = json.loads(json.dumps(found.to_json()))
-    del before["sweep"]["without_schedule"]  # a run that an earlier version began
-    assert Found.from_json(Reader(before, "a test")).sweep == curve
+    del before["sweep"]["without_schedule"], before["largest"]["rule"]  # a run that an earlier version began
+    found_before = Found.from_json(Reader(before, "a test"))
+    assert found_before.sweep == curve
+    assert found_before.largest is not None
+    assert found_before.largest.rule == Rule()
 
 
 def test_the_state_of_a_run_comes_back(tmp_path: Path) -> None:

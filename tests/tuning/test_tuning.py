@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import pytest
 
 from autobatch.core.measurement import Measurement
 from autobatch.core.plan import Config, Plan
+from autobatch.core.segment import Rung, RungResult
+from autobatch.errors import TaskError
 from autobatch.runs.run_folder import RunFolder, RunState
 from autobatch.runs.settings import Earlier, TuneSettings
 from autobatch.searching.ledger import Ledger
@@ -114,6 +118,54 @@ def test_a_short_run_tries_no_batch_past_where_time_ended_the_probes(tmp_path: P
     assert len(report.trials) > 2
     assert all(trial["accumulation_steps"] == 1 for trial in report.trials)
     assert all(trial["batch_size"] <= report.max_batch["batch_size"] for trial in report.trials)
+
+
+@dataclass(slots=True, kw_only=True)
+class Picky(SimRunner):
+    """A task whose loss raises at the sizes that it does not take."""
+
+    takes: Callable[[int], bool]
+
+    def _see(self, plan: Plan) -> None:
+        if not self.takes(plan.batch_size):
+            raise TaskError(f"a training step at batch size {plan.batch_size} failed: AssertionError")
+
+    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        self._see(plan)
+        return SimRunner.probe(self, plan, verdict=verdict)
+
+    def time(self, plan: Plan, **options: Any) -> Measurement:
+        self._see(plan)
+        return SimRunner.time(self, plan, **options)
+
+    def advance(self, rung: Rung) -> RungResult:
+        self._see(rung.config.plan)
+        return SimRunner.advance(self, rung)
+
+
+@pytest.mark.parametrize(
+    ("own", "takes"),
+    [
+        (12, lambda size: size % 6 == 0),
+        (60, lambda size: size % 5 == 0),
+        (32, lambda size: size % 2 == 0),
+        (16, lambda size: size >= 16),
+        (3, lambda size: size % 3 == 0),
+        (24, lambda size: size.bit_count() <= 2 and size > 1),
+    ],
+)
+@pytest.mark.parametrize("capacity_bytes", [64 << 30, 400 << 20])
+def test_the_race_proposes_no_size_that_the_task_refuses(
+    own: int, takes: Callable[[int], bool], capacity_bytes: int, tmp_path: Path
+) -> None:
+    known = sim_facts(baseline=Config(plan=Plan(batch_size=own), lr=1e-3), train_size=3000)
+    runner = Picky(known=known, takes=takes, capacity_bytes=capacity_bytes)
+    state = RunState(created="2026-01-02T03:04:05+00:00", settings=TuneSettings(name="simulated"))
+    with RunFolder.made(tmp_path, "simulated") as folder:
+        report = _Tune(runner, Ledger(60.0, clock=runner.clock), lambda _: None, folder, state).run()
+    sizes = {trial["batch_size"] for trial in report.trials}
+    assert all(map(takes, sizes))
+    assert len({trial["effective_batch_size"] for trial in report.trials}) >= 3
 
 
 def test_what_an_earlier_run_chose_is_tried_first(tmp_path: Path) -> None:
