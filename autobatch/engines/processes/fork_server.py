@@ -23,6 +23,7 @@ from .endings import (
     end_marked,
     new_mark,
 )
+from .relay import Relay
 from .warned import VARIABLE, shared_file
 from .worker_main import ORDER_BYTES
 
@@ -73,7 +74,8 @@ class StartedProcess(WorkerProcess):
     ) -> None:
         self._log = _Log(log)
         self._mark = new_mark()
-        self._process = _start("work", connection.fileno(), [], {**(environment or {}), MARK: self._mark}, log)
+        variables = {**(environment or {}), MARK: self._mark}
+        self._process, self._relay = _start("work", connection.fileno(), [], variables, log)
         self._group = threading.Lock()
         self._group_is_gone = False
 
@@ -91,6 +93,8 @@ class StartedProcess(WorkerProcess):
                 with suppress(PermissionError):  # what is left of it has changed its user
                     end_group(self._process.pid)
                 end_marked(self._mark)
+                if self._relay is not None:
+                    self._relay.drain()
                 self._group_is_gone = True
         return code
 
@@ -123,7 +127,8 @@ class ForkServer:
         self.log = _Log(log)
         try:
             self._mark = new_mark()
-            self._process = _start("serve", theirs.fileno(), modules, {**(environment or {}), MARK: self._mark}, log)
+            variables = {**(environment or {}), MARK: self._mark}
+            self._process, self._relay = _start("serve", theirs.fileno(), modules, variables, log)
         except StartError:
             ours.close()
             raise
@@ -209,6 +214,8 @@ class ForkServer:
             if worker.is_started:
                 end_group(worker.pid)
         end_marked(self._mark)
+        if self._relay is not None:
+            self._relay.drain()
         for worker in orphans:
             worker.ended(code)
 
@@ -312,7 +319,7 @@ def _here() -> str:
 
 def _start(
     role: str, descriptor: int, modules: Sequence[str], environment: Mapping[str, str], log: Path | None
-) -> subprocess.Popen[bytes]:
+) -> tuple[subprocess.Popen[bytes], Relay | None]:
     package = str(Path(__file__).resolve().parents[3])
     # In the caller's order, so that the worker finds the modules that the caller would. "" stands for the folder that
     # the caller is in, which `-m` would put before all others if `-P` did not forbid it.
@@ -324,22 +331,26 @@ def _start(
             "a worker is a Python of its own, and this Python does not know where it lies (sys.executable)"
         )
     output: IO[bytes] | None = open(log, "ab") if log is not None else None  # noqa: SIM115  # closed below
+    relay = Relay.to_stderr() if log is None else None
     warned = shared_file()
     try:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-P", "-m", "autobatch.engines.processes.worker_main", role, str(descriptor), *modules],
             env={**inherited, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", VARIABLE: str(warned), **environment},
             pass_fds=[descriptor, warned],
             stdin=subprocess.DEVNULL,
             stdout=output or sys.__stderr__ or subprocess.DEVNULL,
-            stderr=output or sys.__stderr__ or subprocess.DEVNULL,
+            stderr=output or (relay.write_end if relay is not None else subprocess.DEVNULL),
             start_new_session=True,  # Ctrl-C is the coordinator's to handle; and killing the group gets the loaders
         )
+        return process, relay
     except OSError as error:
         raise StartError(
             f"a worker cannot be started with {sys.executable}: {error.strerror}. Run autobatch with a Python that you "
             "may execute, where there is room for one more process"
         ) from None
     finally:
+        if relay is not None:
+            relay.started()
         if output is not None:
             output.close()

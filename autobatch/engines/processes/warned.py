@@ -1,7 +1,8 @@
-"""Warnings that several workers give: each is shown by the first of them, and by no other.
+"""Warnings that several workers give: each is shown once in a command, by the first of them.
 
-Every worker imports the same libraries, and is warned by them of the same. What was shown is noted in a file without a
-name that all of them have open.
+Every worker imports the same libraries, and is warned by them of the same: by `warnings`, or by a `logging` handler
+that writes to stderr (what C++ writes there is `relay.py`'s). What was shown is noted in a file without a name that all
+of them have open. What the user's own code logs is always shown, and so is whatever is an error or has a traceback.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
+import logging
 import os
 import tempfile
 import warnings
@@ -30,6 +32,7 @@ def warn_once() -> None:
     number = os.environ.pop(VARIABLE, None)
     if number is None:
         return
+    _show_logged_once(int(number))
     show = warnings.showwarning
 
     def once(
@@ -44,6 +47,43 @@ def warn_once() -> None:
             show(message, category, filename, lineno, file, line)
 
     warnings.showwarning = once
+
+
+def _show_logged_once(descriptor: int) -> None:
+    write = logging.StreamHandler.emit
+
+    def once(handler: logging.StreamHandler[TextIO], record: logging.LogRecord) -> None:
+        if _is_of_library(record) and _is_to_stderr(handler.stream):
+            told = _told(record)
+            if told is not None and not _is_new(descriptor, told):
+                return
+        write(handler, record)
+
+    logging.StreamHandler.emit = once  # type: ignore[assignment,method-assign]  # typed by its subclasses' stream
+
+
+def _told(record: logging.LogRecord) -> str | None:
+    """What it says and where, without the time; None where it cannot be put together, which its handler will tell."""
+    try:
+        return f"{record.name}:{record.pathname}:{record.lineno}:{record.getMessage()}"
+    except Exception:  # noqa: BLE001  # the arguments may be objects of any kind
+        return None
+
+
+def _is_of_library(record: logging.LogRecord) -> bool:
+    """Whether it is a warning, and none of the user's own."""
+    if not logging.WARNING <= record.levelno < logging.ERROR or record.exc_info or record.stack_info:
+        return False
+    from ...tasks.task_file import is_users  # where a worker logs nothing, it is not needed
+
+    return not is_users(record.pathname, None)
+
+
+def _is_to_stderr(stream: TextIO | None) -> bool:
+    try:
+        return stream is not None and stream.fileno() == 2
+    except (OSError, ValueError, AttributeError):  # a stream in memory, a closed one, a notebook's
+        return False
 
 
 def _is_new(descriptor: int, told: str) -> bool:
