@@ -141,7 +141,8 @@ class Search:
             fault where a size is refused.
         allowance: how far to go; None for as far as there is to go.
         sizes: those that were asked for, as far as the task takes them.
-        took, refused: sizes that the task ran at, and those that its own code refused, with what it raised.
+        took, refused: sizes that the task ran at, or is trained with, and those that its own code refused, with what it
+            raised.
         is_cut: the allowance ended the search.
     """
 
@@ -194,7 +195,9 @@ class Search:
                 closes = size == self.sizes.top or (high is not None and self.sizes.above(size) >= high)
                 self._run(size, verdict=closes or self.verdicts_only)
             elif low == 0:
-                return 0
+                if (last := self._left_out_below(high)) is None:
+                    return 0
+                self._run(last, verdict=False)
             elif low not in self.verdicts:
                 self._run(low, verdict=True)
             elif prove and high is not None and high not in self.verdicts:
@@ -225,6 +228,22 @@ class Search:
         doubted |= {self.asked.above(low)} - self.refused.keys()
         most = self.asked.ceiling if high is None else high - 1
         return min((size for size in doubted if size <= most), default=None)
+
+    def _left_out_below(self, high: int | None) -> int | None:
+        """A size below the smallest that does not fit that the guessed rule alone leaves out; None where there is none.
+
+        First those of other shapes that agree with what was taken and refused, then where a least size may lie.
+        """
+        if self.rule is None or high is None:
+            return None
+        shapes = (rule for rule in rules_for(self.took, set(self.refused)) if rule.least == 1)
+        smallest = {sizes.above(0) for shape in shapes if (sizes := self.asked.narrowed(shape)) is not None}
+        untried = {size for size in smallest | {self.asked.above(0)} if size < high} - self.refused.keys()
+        if untried:
+            return min(untried)
+        below = max((size for size in self.refused if size < high), default=0)
+        middle = self.asked.floor((below + high) / 2)
+        return middle if below < middle < high else None
 
     def _unsure(self) -> int | None:
         """The next size down that the task may refuse by a least size; None where there is none.
@@ -334,6 +353,8 @@ class Search:
                 except TaskError as refusal:
                     self.refused[known] = refusal
                 else:
+                    if known == self.own:  # also where it needs more memory than there is here
+                        self.took.add(known)
                     if self.asked.has(known):
                         self.fitting[known] = fits(probe, self.limit, verdict=False)
             if self.took:

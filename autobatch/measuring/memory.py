@@ -222,13 +222,14 @@ def find_max_batch_size(
         # All but the smallest are too large, and with the smallest the task does not train: batch norm with one sample.
         raise DoesNotFit(f"{_refusal(search, too_large)}. A batch of {smallest} does not train: {error}") from None
     if batch_size == 0:
-        smallest = search.sizes.above(0)
-        untrained = [size for size in search.refused if size < smallest]
+        too_large = search.high
+        assert too_large is not None  # what ran and did not fit
+        untrained = [size for size in search.refused if size < too_large]
         if untrained:
             size = max(untrained)
             why = f"A batch of {size} does not train: {search.refused[size]}"
-            raise DoesNotFit(f"{_refusal(search, smallest)}. {why}")
-        raise _refusal(search, smallest)
+            raise DoesNotFit(f"{_refusal(search, too_large)}. {why}")
+        raise _refusal(search, too_large)
     high = search.high
     after = None if high is None else search.verdicts.get(high)
     return MaxBatch(

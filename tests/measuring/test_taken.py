@@ -154,6 +154,36 @@ def test_sizes_that_were_asked_for_and_are_not_taken_are_an_error() -> None:
     assert answer == 984
 
 
+@pytest.mark.parametrize(
+    ("takes", "room", "own"),
+    [
+        (lambda size: size >= 20, 25, 32),
+        (lambda size: size >= 20, 20, 40),
+        (lambda size: size >= 3, 3, 32),  # multiples of four are what it seems to take
+        (lambda size: size % 5 == 0, 5, 40),
+        (lambda size: size % 7 == 0, 7, 56),
+        (lambda size: size % 16 == 0, 16, 48),
+    ],
+)
+def test_what_fits_is_found_where_nothing_of_the_guessed_rule_does(takes: Takes, room: int, own: int) -> None:
+    runner = Picky(takes=takes, peak_bytes=lambda size: size << 20, capacity_bytes=room << 20, headroom=0.0)
+    found = find_max_batch_size(runner, Plan(batch_size=1), ceiling=500, ceiling_is="dataset", own=own)
+    assert found == room
+
+
+@pytest.mark.parametrize(("least", "room"), [(2, 1), (8, 1), (8, 7), (64, 1), (64, 7), (64, 30), (64, 63)])
+def test_where_nothing_fits_the_error_is_of_memory_whatever_was_refused(least: int, room: int) -> None:
+    runner = Picky(
+        takes=lambda size: size % least == 0,
+        peak_bytes=lambda size: size << 20,
+        capacity_bytes=room << 20,
+        headroom=0.0,
+    )
+    with pytest.raises(DoesNotFit, match=rf"a batch of {least} must fit in .*A batch of \d+ does not train"):
+        find_max_batch_size(runner, Plan(batch_size=1), ceiling=500, ceiling_is="dataset", own=64)
+    assert len(runner.asked) < 40
+
+
 def test_a_task_that_takes_no_single_sample_and_has_no_room_for_two_says_both() -> None:
     runner = Picky(takes=lambda size: size > 1, peak_bytes=lambda batch: (8 << 30) * batch)
     with pytest.raises(DoesNotFit, match=r"a batch of 2 must fit.*A batch of 1 does not train: .*not so many"):
