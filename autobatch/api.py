@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from .bench.run import (
     run_bench,
 )
 from .bench.standard_models import standard_models
+from .core.codec import device_to_json
 from .core.compute_mode import Arm, parse_arms
 from .core.files import check_writable, make_folder
 from .core.plan import Mode, Plan, Precision
@@ -197,7 +198,7 @@ def _kept(recorder: Recorder, prober: Prober, record: str | Path | None) -> Iter
             about: dict[str, Any] = {"version": __version__, "date": datetime.now(UTC).isoformat(timespec="seconds")}
             about["command"] = shlex.join(shown_words(sys.argv))
             if isinstance(prober, Runner):
-                about["device"] = asdict(prober.device())
+                about["device"] = device_to_json(prober.device())
             recording = recorder.recording(about)
             if recording is not None:
                 recording.save(Path(record))

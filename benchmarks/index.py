@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from autobatch.core.files import write_whole
+from autobatch.core.files import load_json, write_whole
 from autobatch.errors import ReportError
 from autobatch.render.bench_content import bench_document
 from autobatch.render.curves import recommended_point
@@ -22,7 +22,6 @@ from autobatch.render.html import to_html
 from autobatch.render.markdown import escaped, to_markdown
 from autobatch.render.numbers import known, si_text, speed_text
 from autobatch.reports.bench_report import BenchReport, is_bench
-from autobatch.reports.report import load_json
 
 HERE = Path(__file__).parent
 BEGIN = "<!-- devices: begin, made by python benchmarks/index.py -->"

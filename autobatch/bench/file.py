@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..core.facts import DeviceInfo
+from ..core.files import load_json
 from ..core.units import format_size
 from ..errors import ReportError
 from ..reports.bench_report import BenchReport, is_bench
-from ..reports.report import load_json
 
 
 def folder_for(device: DeviceInfo, cores: int, results: Path) -> Path:

@@ -444,15 +444,12 @@ def report(files: tuple[Path, ...], as_markdown: bool, html: Path | None, **opti
 def doctor(**options: Any) -> None:
     """Say which devices there are, what is known about them, and why a fact is missing."""
     check_output(options)
-    import dataclasses
-
+    from ..core.codec import device_to_json
     from ..devices import describe_devices
     from ..render.terminal import print_devices
 
     devices = describe_devices()
-    show(
-        [dataclasses.asdict(device) for device in devices], lambda _, console: print_devices(devices, console), options
-    )
+    show([device_to_json(device) for device in devices], lambda _, console: print_devices(devices, console), options)
 
 
 def typed_command() -> str:

@@ -1,4 +1,4 @@
-"""Files that are written whole, and known to be writable before the work that fills them."""
+"""Files that are written whole, known to be writable before the work that fills them, and read with care."""
 
 from __future__ import annotations
 
@@ -20,6 +20,30 @@ _PARTIAL = ".partial"
 def write_json(path: Path, value: object) -> None:
     """Write plain JSON values as `write_whole` does; what is not finite, which JSON does not have, is a ValueError."""
     write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def load_json(path: Path) -> object:
+    """What a JSON file holds.
+
+    Raises:
+        ReportError: it is not there, not JSON, cut short, or holds NaN or an infinity, which JSON does not have.
+    """
+
+    def refuse(constant: str) -> object:
+        raise ReportError(f"{path}: a report holds finite numbers; found {constant}")
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except ReportError:
+        raise
+    except OSError as error:
+        raise ReportError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ReportError(f"{path} is not a text file") from None
+    except json.JSONDecodeError as error:
+        raise ReportError(f"{path} is not whole JSON: {error.msg} at line {error.lineno}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
+        raise ReportError(f"{path} is not a report: {error}") from None
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -9,6 +9,8 @@ from typing import Any, get_args
 
 from ..errors import ReportError
 
+Json = Mapping[str, Any]
+
 # A shape is a type, several, `[shape]` for a list of one shape, or a mapping of keys to shapes, of which
 # some are `Perhaps` there; more keys are welcome.
 NUMBER = (int, float)
@@ -39,6 +41,11 @@ class Reader:
         if not isinstance(data, dict):
             raise ReportError(f"{where} is a JSON object; found {type(data).__name__}")
         self._data, self._where = data, where
+
+    @property
+    def where(self) -> str:
+        """What names the object in messages."""
+        return self._where
 
     def get(self, key: str, shape: Any, or_null: bool = False) -> Any:
         """The value of a key, of that shape all through."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
-from typing import Any
 
+from ..core.json_reader import Json
 from ..core.units import format_duration, format_size
 from ..reports.bench_report import BenchReport, Cell
 from .curves import charts_of, recommended_point
@@ -36,8 +36,6 @@ from .numbers import (
     si_text,
     speed_text,
 )
-
-Json = Mapping[str, Any]
 
 _HOW = (
     "A largest batch was run: whole optimizer steps in a fresh process, within the memory limit.",

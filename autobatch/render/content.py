@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
 
+from ..core.json_reader import Json
 from ..core.plan import Config
 from ..core.units import format_duration, format_probability
 from ..reports.report import Report
@@ -22,8 +21,6 @@ from .numbers import (
     score_text,
     share_text,
 )
-
-Json = Mapping[str, Any]
 
 # Trials shown. Assumed: the best few and the two that matter; the JSON has them all.
 _TRIALS_SHOWN = 8

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
+from ..core.json_reader import Json
 from ..core.units import format_size
 from ..reports.bench_report import Cell
 from .document import (
@@ -15,8 +15,6 @@ from .document import (
     Table,
 )
 from .numbers import si_text, speed_text
-
-Json = Mapping[str, Any]
 
 # Series whose levels lie further apart than this are drawn on a logarithmic scale: on a linear one the lowest would lie
 # on the axis. Assumed.

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any
 
 from ..core.facts import DeviceInfo
+from ..core.json_reader import Json
 from ..core.units import format_duration, format_lr, format_size
 from .document import (
     Bullets,
@@ -33,8 +33,6 @@ from .numbers import (
     share_text,
     speed_text,
 )
-
-Json = Mapping[str, Any]
 
 # Rows that a range test is thinned to. Assumed: its shape shows, and it fits on a screen.
 _LR_ROWS = 16

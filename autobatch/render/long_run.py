@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
+from ..core.json_reader import Json
 from ..core.units import format_duration
 from .document import (
     Column,
@@ -20,8 +19,6 @@ from .numbers import (
     score_text,
     share_text,
 )
-
-Json = Mapping[str, Any]
 
 # Forecasts were tried on trainings up to this many times as long (benchmarks/NOTES.md).
 _TRIED = 4

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
+from ..core.json_reader import Json
 from ..core.units import format_size
 from .document import (
     Bullets,
@@ -21,8 +21,6 @@ from .evidence import (
     throughput_section,
 )
 from .numbers import count_text, known, speed_text
-
-Json = Mapping[str, Any]
 
 
 def arms_sections(found: Json) -> tuple[Section, ...]:

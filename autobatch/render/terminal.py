@@ -17,7 +17,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from ..core.facts import DeviceInfo
-from ..reports.report import Json
+from ..core.json_reader import Json
 from .document import (
     Bullets,
     Chart,

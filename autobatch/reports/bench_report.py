@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..core.codec import device_from_json, device_to_json
 from ..core.facts import DeviceInfo
-from ..core.files import write_json
+from ..core.files import load_json, write_json
 from ..core.json_reader import (
     NUMBER,
     NUMBER_OR_NULL,
     TEXT_OR_NULL,
     WHOLE_OR_NULL,
+    Json,
     Reader,
     check,
 )
@@ -27,16 +29,12 @@ from .report import (
     MAX_BATCH,
     THROUGHPUT,
     Report,
-    device_from_json,
-    device_to_json,
-    load_json,
 )
 
 KIND = "bench"
 # Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
 SCHEMA = 1
 
-Json = Mapping[str, Any]
 Size = Literal["small", "full"]
 CellOutcome = Literal["ok", "failed"]
 

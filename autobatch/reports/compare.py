@@ -11,16 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..core.codec import device_to_json
+from ..core.json_reader import Json
 from ..core.units import format_size
 from ..errors import ReportError
 from .bench_report import BenchReport, Cell
-from .report import device_to_json
 
 KIND = "bench comparison"
 # Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
 SCHEMA = 1
 
-Json = Mapping[str, Any]
 Verdict = Literal["more", "less", "no difference", "unknown"]
 
 

@@ -6,30 +6,24 @@ what is wrong with it.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
+from ..core.codec import config_from_json, config_to_json, device_from_json, device_to_json
 from ..core.facts import DeviceInfo
-from ..core.files import write_json
+from ..core.files import load_json, write_json
 from ..core.json_reader import (
     NUMBER,
     NUMBER_OR_NULL,
     TEXT_OR_NULL,
     WHOLE_OR_NULL,
+    Json,
     Perhaps,
     Reader,
     check,
 )
-from ..core.plan import (
-    Config,
-    Direction,
-    Plan,
-    Precision,
-)
+from ..core.plan import Config, Direction
 from ..errors import ReportError
 from ..searching.confirmation import ScoreSummary
 from ..searching.failures import ERRORS
@@ -37,8 +31,6 @@ from ..searching.trials import oriented
 
 # Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
 SCHEMA = 1
-
-Json = Mapping[str, Any]
 
 # What the evidence of a report must hold for it to be drawn.
 MAX_BATCH: Json = {
@@ -258,9 +250,9 @@ class Report:
             budget_s=found.number("budget_s"),
             horizon_s=found.number("horizon_s"),
             train_time_s=found.number_or_none("train_time_s"),
-            plan=_config(found.inside("plan")),
+            plan=config_from_json(found.inside("plan")),
             chose_baseline=found.get("chose_baseline", bool),
-            baseline_plan=_config(baseline.inside("plan")),
+            baseline_plan=config_from_json(baseline.inside("plan")),
             baseline_is_users=baseline.get("is_users", bool),
             probability=_probability(found),
             is_proven=found.get("proven", bool, or_null=True) if "proven" in found else None,
@@ -298,63 +290,8 @@ class Report:
         return cls.from_json(load_json(path))
 
 
-def config_to_json(config: Config) -> dict[str, Any]:
-    """A configuration as plain data: what to type into one's own training."""
-    return {
-        "batch_size": config.plan.batch_size,
-        "accumulation_steps": config.plan.accumulation_steps,
-        "ranks": config.plan.ranks,
-        "effective_batch_size": config.plan.effective_batch_size,
-        "lr": config.lr,
-        "precision": config.plan.precision,
-    }
-
-
 def _score_to_json(score: ScoreSummary | None) -> dict[str, Any]:
     return {"mean": None, "stderr": None, "scores": []} if score is None else score.to_json()
-
-
-def load_json(path: Path) -> object:
-    """What a JSON file holds.
-
-    Raises:
-        ReportError: it is not there, not JSON, cut short, or holds NaN or an infinity, which JSON does not have.
-    """
-
-    def refuse(constant: str) -> object:
-        raise ReportError(f"{path}: a report holds finite numbers; found {constant}")
-
-    try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except ReportError:
-        raise
-    except OSError as error:
-        raise ReportError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ReportError(f"{path} is not a text file") from None
-    except json.JSONDecodeError as error:
-        raise ReportError(f"{path} is not whole JSON: {error.msg} at line {error.lineno}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
-        raise ReportError(f"{path} is not a report: {error}") from None
-
-
-def _config(found: Reader) -> Config:
-    try:
-        plan = Plan(
-            batch_size=found.get("batch_size", int),
-            accumulation_steps=found.get("accumulation_steps", int),
-            precision=found.one_of("precision", Precision),
-            ranks=found.get("ranks", int) if "ranks" in found else 1,  # earlier reports do not say
-        )
-    except ReportError:
-        raise
-    except ValueError as error:
-        raise ReportError(f"the report's plan cannot be: {error}") from None
-    lr = found.number("lr")
-    try:
-        return Config(plan=plan, lr=lr)
-    except ValueError as error:
-        raise ReportError(f"the report's learning rate cannot be: {error}") from None
 
 
 def _score(found: Reader) -> ScoreSummary | None:
@@ -415,22 +352,3 @@ def _ledger(found: Reader) -> Json:
     for kind in ledger["entries"]:
         entries.number(kind)
     return ledger
-
-
-def device_to_json(device: DeviceInfo) -> dict[str, Any]:
-    """A device as plain data."""
-    return dataclasses.asdict(device) | {"notes": list(device.notes)}
-
-
-def device_from_json(found: Reader) -> DeviceInfo:
-    """The device that `device_to_json` wrote.
-
-    Raises:
-        ReportError: a fact is missing, or is not of its kind.
-    """
-    names = {field.name for field in dataclasses.fields(DeviceInfo)} - {"kind", "notes"}
-    texts = dict.fromkeys(("driver", "runtime", "torch", "python", "uuid"), TEXT_OR_NULL)
-    kinds = {"name": str, "power_limit_w": NUMBER_OR_NULL} | texts
-    known = {name: found.get(name, kinds.get(name, (int, type(None)))) for name in sorted(names)}
-    kind = found.one_of("kind", get_type_hints(DeviceInfo)["kind"])
-    return DeviceInfo(**known, kind=kind, notes=found.list_of("notes", str))

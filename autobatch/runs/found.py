@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..core.json_reader import NUMBER, NUMBER_OR_NULL, Reader
-from ..core.measurement import LrSweep
+from ..core.codec import (
+    limit_from_json,
+    limit_to_json,
+    measurement_from_json,
+    measurement_to_json,
+    sweep_from_json,
+    sweep_to_json,
+)
+from ..core.json_reader import Reader
 from ..errors import AutobatchError, ReportError
 from ..measuring.learning_rate import LrCurve
 from ..measuring.memory import LimitedBy, MaxBatch
 from ..measuring.taken import EVERY_SIZE, Rule
 from ..measuring.throughput import ThroughputCurve
-from ..simulated.recording import (
-    limit_from_json,
-    measurement_from_json,
-    measurement_to_json,
-    plan_from_json,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ def _largest_to_json(largest: MaxBatch) -> dict[str, Any]:
         "batch_size": int(largest),
         "probes": [measurement_to_json(probe) for probe in probes],
         "verdict": probes.index(largest.verdict),
-        "limit": asdict(largest.limit),
+        "limit": limit_to_json(largest.limit),
         "limited_by": largest.limited_by,
         "assumed": list(largest.assumed),
         "rule": asdict(largest.rule),
@@ -134,21 +134,8 @@ def _curve(found: Reader) -> ThroughputCurve:
 
 
 def _sweep_to_json(curve: LrCurve) -> dict[str, Any]:
-    sweep = asdict(curve.sweep)
-    return sweep | {
-        "losses": [loss if math.isfinite(loss) else None for loss in curve.sweep.losses],
-        "rule": curve.rule,
-    }
+    return sweep_to_json(curve.sweep) | {"rule": curve.rule}
 
 
 def _sweep(found: Reader) -> LrCurve:
-    losses = found.list_of("losses", NUMBER_OR_NULL)
-    sweep = LrSweep(
-        plan=plan_from_json(found.inside("plan")),
-        lrs=found.list_of("lrs", NUMBER),
-        losses=tuple(math.nan if loss is None else loss for loss in losses),
-        diverged=found.get("diverged", bool),
-        seconds=found.number("seconds"),
-        without_schedule=bool(found.get_or_none("without_schedule", bool)),  # runs of before do not say
-    )
-    return LrCurve(sweep=sweep, rule=found.get("rule", str))
+    return LrCurve(sweep=sweep_from_json(found), rule=found.get("rule", str))

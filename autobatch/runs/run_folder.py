@@ -28,12 +28,12 @@ from typing import Any, Self
 from ..core.files import (
     check_writable,
     half_written,
+    load_json,
     sync_folder,
     write_json,
 )
 from ..core.json_reader import Reader
 from ..errors import ReportError, RunError, StorageError
-from ..reports.report import load_json
 from .conditions import Condition
 from .found import Found
 from .settings import TuneSettings

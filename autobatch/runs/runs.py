@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..core.codec import config_to_json
 from ..core.plan import Config, Direction
 from ..errors import ReportError, RunError
-from ..reports.report import config_to_json
 from ..searching.history import History
 from ..searching.trials import Trial
 from .conditions import changes, check_conditions, conditions_of_settings

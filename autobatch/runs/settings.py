@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..core.codec import config_from_json, config_to_json
 from ..core.json_reader import Reader
 from ..core.plan import Config
 from ..errors import ReportError
-from ..reports.report import Report, config_to_json
+from ..reports.report import Report
 from ..searching.trials import Search
-from ..simulated.recording import config_from_json
 
 Engine = Literal["local", "ray"]
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
+from ..core.codec import limit_from_json, limit_to_json, measurement_from_json, measurement_to_json
 from ..core.facts import MemoryLimit, TaskFacts
 from ..core.files import write_json
-from ..core.json_reader import NUMBER, Reader
-from ..core.measurement import Measurement, Outcome
-from ..core.plan import Config, Plan, Precision
+from ..core.json_reader import Reader
+from ..core.measurement import Measurement
+from ..core.plan import Plan
 from ..core.runner import Prober
 from ..errors import ReportError
 
@@ -56,7 +57,7 @@ class Recording:
             "schema": SCHEMA,
             "task": self.task,
             "train_size": self.train_size,
-            "limit": asdict(self.limit),
+            "limit": limit_to_json(self.limit),
             "probes": [{"verdict": probe.verdict, **measurement_to_json(probe.measurement)} for probe in self.probes],
             "about": dict(self.about),
         }
@@ -96,84 +97,6 @@ class Recording:
 def _probe(found: Reader) -> Probe:
     measurement = measurement_from_json(found)
     return Probe(verdict=found.get("verdict", bool), measurement=measurement)
-
-
-def config_from_json(found: Reader) -> Config:
-    """A plan and its learning rate.
-
-    Raises:
-        ReportError: they cannot be.
-    """
-    plan = plan_from_json(found)
-    try:
-        return Config(plan=plan, lr=found.number("lr"))
-    except ValueError as error:  # a Config checks its rate
-        raise ReportError(f"a recorded configuration cannot be: {error}") from None
-
-
-def plan_from_json(found: Reader) -> Plan:
-    """A plan from its batch size, accumulation steps and precision.
-
-    Raises:
-        ReportError: it cannot be.
-    """
-    try:
-        return Plan(
-            batch_size=found.get("batch_size", int),
-            accumulation_steps=found.get("accumulation_steps", int),
-            precision=found.one_of("precision", Precision),
-            ranks=found.get("ranks", int) if "ranks" in found else 1,
-        )
-    except ReportError:
-        raise
-    except ValueError as error:  # a Plan checks its numbers
-        raise ReportError(f"a recorded step has a plan that could be run; {error}") from None
-
-
-def measurement_to_json(measurement: Measurement) -> dict[str, Any]:
-    """A measurement as plain JSON values; what was not measured is left out."""
-    measured = asdict(measurement)
-    return {key: value for key, value in measured.items() if value is not None and value not in ((), {})}
-
-
-def measurement_from_json(found: Reader) -> Measurement:
-    """The measurement that `measurement_to_json` made, to the last bit.
-
-    Raises:
-        ReportError: it is not one.
-    """
-    known: dict[str, Any] = {
-        key: found.list_of(key, NUMBER) for key in ("step_s", "compute_s", "loader_s", "visits_s") if key in found
-    }
-    sizes = ("peak_bytes", "allocated_bytes", "others_bytes", "alloc_retries")
-    known |= {key: found.get(key, int) for key in sizes if key in found}
-    known |= {key: found.number(key) for key in ("joules", "watts") if key in found}
-    if "phases_s" in found:
-        phases = found.inside("phases_s")
-        known["phases_s"] = {part: phases.number(part) for part in found.get("phases_s", dict)}
-    if "remarks" in found:
-        known["remarks"] = found.list_of("remarks", str)
-    return Measurement(
-        plan=plan_from_json(found.inside("plan")),
-        outcome=found.one_of("outcome", Outcome),
-        seconds=found.number("seconds"),
-        fresh=found.get("fresh", bool),
-        message=found.get("message", str) if "message" in found else None,
-        **known,
-    )
-
-
-def limit_from_json(found: Reader) -> MemoryLimit:
-    """The memory limit of a file, from its fields.
-
-    Raises:
-        ReportError: it is not one.
-    """
-    return MemoryLimit(
-        capacity_bytes=found.get("capacity_bytes", int),
-        budget_bytes=found.get("budget_bytes", int),
-        source=found.get("source", str),
-    )
 
 
 def _size(measured: Measurement) -> int:

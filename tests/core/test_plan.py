@@ -62,7 +62,7 @@ def test_what_is_proposed_can_always_be_tried(rate: float) -> None:
 def test_a_report_with_such_a_rate_is_refused(rate: float) -> None:
     data = json.loads(json.dumps(example().to_json()))
     data["plan"]["lr"] = rate
-    with pytest.raises(ReportError, match="the report's learning rate cannot be: a learning rate lies between"):
+    with pytest.raises(ReportError, match="'plan' of the report cannot be: a learning rate lies between"):
         Report.from_json(data)
 
 
@@ -71,11 +71,11 @@ def test_a_report_or_a_run_with_such_a_size_is_refused(size: tuple[int, int, int
     plan = dict(zip(("batch_size", "accumulation_steps", "ranks"), size, strict=True))
     data = json.loads(json.dumps(example().to_json()))
     data["plan"] |= plan
-    with pytest.raises(ReportError, match="the report's plan cannot be: "):
+    with pytest.raises(ReportError, match="'plan' of the report cannot be: "):
         Report.from_json(data)
     settings = TuneSettings(name="digits").to_json()
     earlier = {"plan": data["plan"], "created": "2026-01-02T03:04:05+00:00", "task": "digits"}
-    with pytest.raises(ReportError, match="could be run; "):
+    with pytest.raises(ReportError, match="'plan' of an earlier run cannot be: "):
         TuneSettings.from_json(Reader(settings | {"earlier": [earlier]}, "the settings"))
 
 

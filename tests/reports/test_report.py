@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autobatch.core.facts import DeviceInfo
-from autobatch.core.files import check_writable, write_whole
+from autobatch.core.files import check_writable, load_json, write_whole
 from autobatch.core.plan import (
     LEAST_LR,
     MOST_LR,
@@ -20,7 +20,7 @@ from autobatch.core.plan import (
     Plan,
 )
 from autobatch.errors import ReportError
-from autobatch.reports.report import SCHEMA, Report, load_json
+from autobatch.reports.report import SCHEMA, Report
 from autobatch.searching.confirmation import ScoreSummary
 from tests.helpers.reports import LONG_RUN, example
 
@@ -142,7 +142,11 @@ def _set(data: Any, path: str, value: Any) -> None:
         ("budget_s", float("inf"), "'budget_s' of the report is a finite number; found inf"),
         ("budget_s", 10**400, "'budget_s' of the report is a finite number; found 1000"),
         ("plan", [], "'plan' of the report is dict; found []"),
-        ("plan/batch_size", 0, "the report's plan cannot be: batch_size, accumulation_steps and ranks are at least 1"),
+        (
+            "plan/batch_size",
+            0,
+            "'plan' of the report cannot be: batch_size, accumulation_steps and ranks are at least 1",
+        ),
         ("plan/precision", "int8", "'precision' of 'plan' of the report is one of fp32, tf32, bf16, fp16; found 'int"),
         ("score/scores", [1.0, "x"], "item 1 of 'scores' of 'score' of the report is int or float; found 'x'"),
         ("device/kind", "tpu", "'kind' of 'device' of the report is one of cuda, rocm, mps, cpu; found 'tpu'"),

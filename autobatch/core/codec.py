@@ -1,0 +1,156 @@
+"""The core types as plain JSON values, and back: written once, for run folders, reports and recordings alike.
+
+Every number comes back to the last bit. What a file holds may come from anywhere: a value that cannot be is a
+`ReportError` that names its place.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, fields
+from typing import Any, get_type_hints
+
+from ..errors import ReportError
+from .facts import DeviceInfo, MemoryLimit
+from .json_reader import NUMBER, NUMBER_OR_NULL, TEXT_OR_NULL, Reader
+from .measurement import LrSweep, Measurement, Outcome
+from .plan import Config, Plan, Precision
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """A plan, key by key."""
+    return asdict(plan)
+
+
+def plan_from_json(found: Reader) -> Plan:
+    """The plan that `plan_to_json` or `config_to_json` wrote.
+
+    Raises:
+        ReportError: it is none, or cannot be run.
+    """
+    known: dict[str, Any] = {
+        "batch_size": found.get("batch_size", int),
+        "accumulation_steps": found.get("accumulation_steps", int),
+        "precision": found.one_of("precision", Precision),
+        "ranks": found.get("ranks", int) if "ranks" in found else 1,  # earlier files do not say
+    }
+    try:
+        return Plan(**known)
+    except ValueError as error:  # a Plan checks its numbers
+        raise ReportError(f"{found.where} cannot be: {error}") from None
+
+
+def config_to_json(config: Config) -> dict[str, Any]:
+    """A configuration: what to type into one's own training."""
+    return {
+        "batch_size": config.plan.batch_size,
+        "accumulation_steps": config.plan.accumulation_steps,
+        "ranks": config.plan.ranks,
+        "effective_batch_size": config.plan.effective_batch_size,
+        "lr": config.lr,
+        "precision": config.plan.precision,
+    }
+
+
+def config_from_json(found: Reader) -> Config:
+    """The configuration that `config_to_json` wrote.
+
+    Raises:
+        ReportError: it is none, or cannot be trained with.
+    """
+    plan, lr = plan_from_json(found), found.number("lr")
+    try:
+        return Config(plan=plan, lr=lr)
+    except ValueError as error:  # a Config checks its rate
+        raise ReportError(f"{found.where} cannot be: {error}") from None
+
+
+def device_to_json(device: DeviceInfo) -> dict[str, Any]:
+    """A device, fact by fact; null for what is not known."""
+    return asdict(device) | {"notes": list(device.notes)}
+
+
+def device_from_json(found: Reader) -> DeviceInfo:
+    """The device that `device_to_json` wrote.
+
+    Raises:
+        ReportError: a fact is missing, or is not of its kind.
+    """
+    names = {field.name for field in fields(DeviceInfo)} - {"kind", "notes"}
+    texts = dict.fromkeys(("driver", "runtime", "torch", "python", "uuid"), TEXT_OR_NULL)
+    kinds = {"name": str, "power_limit_w": NUMBER_OR_NULL} | texts
+    known = {name: found.get(name, kinds.get(name, (int, type(None)))) for name in sorted(names)}
+    kind = found.one_of("kind", get_type_hints(DeviceInfo)["kind"])
+    return DeviceInfo(**known, kind=kind, notes=found.list_of("notes", str))
+
+
+def limit_to_json(limit: MemoryLimit) -> dict[str, Any]:
+    """A memory limit, in bytes."""
+    return asdict(limit)
+
+
+def limit_from_json(found: Reader) -> MemoryLimit:
+    """The memory limit that `limit_to_json` wrote.
+
+    Raises:
+        ReportError: it is none.
+    """
+    return MemoryLimit(
+        capacity_bytes=found.get("capacity_bytes", int),
+        budget_bytes=found.get("budget_bytes", int),
+        source=found.get("source", str),
+    )
+
+
+def measurement_to_json(measurement: Measurement) -> dict[str, Any]:
+    """A measurement, sizes in bytes and times in seconds; what was not measured is left out."""
+    measured = asdict(measurement)
+    return {key: value for key, value in measured.items() if value is not None and value not in ((), {})}
+
+
+def measurement_from_json(found: Reader) -> Measurement:
+    """The measurement that `measurement_to_json` wrote.
+
+    Raises:
+        ReportError: it is none.
+    """
+    known: dict[str, Any] = {
+        key: found.list_of(key, NUMBER) for key in ("step_s", "compute_s", "loader_s", "visits_s") if key in found
+    }
+    sizes = ("peak_bytes", "allocated_bytes", "others_bytes", "alloc_retries")
+    known |= {key: found.get(key, int) for key in sizes if key in found}
+    known |= {key: found.number(key) for key in ("joules", "watts") if key in found}
+    if "phases_s" in found:
+        phases = found.inside("phases_s")
+        known["phases_s"] = {part: phases.number(part) for part in found.get("phases_s", dict)}
+    if "remarks" in found:
+        known["remarks"] = found.list_of("remarks", str)
+    return Measurement(
+        plan=plan_from_json(found.inside("plan")),
+        outcome=found.one_of("outcome", Outcome),
+        seconds=found.number("seconds"),
+        fresh=found.get("fresh", bool),
+        message=found.get("message", str) if "message" in found else None,
+        **known,
+    )
+
+
+def sweep_to_json(sweep: LrSweep) -> dict[str, Any]:
+    """A range test, step by step; null for a loss that is not finite, which JSON does not have."""
+    return asdict(sweep) | {"losses": [loss if math.isfinite(loss) else None for loss in sweep.losses]}
+
+
+def sweep_from_json(found: Reader) -> LrSweep:
+    """The range test that `sweep_to_json` wrote; NaN for a loss that was not finite.
+
+    Raises:
+        ReportError: it is none.
+    """
+    return LrSweep(
+        plan=plan_from_json(found.inside("plan")),
+        lrs=found.list_of("lrs", NUMBER),
+        losses=tuple(math.nan if loss is None else loss for loss in found.list_of("losses", NUMBER_OR_NULL)),
+        diverged=found.get("diverged", bool),
+        seconds=found.number("seconds"),
+        without_schedule=bool(found.get_or_none("without_schedule", bool)),  # earlier files do not say
+    )
