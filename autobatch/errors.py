@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class AutobatchError(Exception):
-    """Anything autobatch raises on purpose; everything else is a bug of ours or of the user's code."""
+    """Anything autobatch raises on purpose; everything else is a bug of ours or of the user's code.
+
+    Attributes:
+        warnings: what the check of the task had warned of, where it was over by then.
+    """
+
+    warnings: tuple[str, ...] = ()
 
 
 class TaskError(AutobatchError, ValueError):
@@ -83,6 +91,16 @@ class WorkerTimeout(WorkerDied):
     """
 
     is_hang: bool = False
+
+
+@contextmanager
+def after_warnings(warnings: Sequence[str]) -> Iterator[None]:
+    """An error inside takes along what the check of the task has warned of, as no result will."""
+    try:
+        yield
+    except AutobatchError as error:
+        error.warnings = error.warnings or tuple(warnings)
+        raise
 
 
 def text_of(error: BaseException) -> str:

@@ -519,7 +519,7 @@ def run() -> NoReturn:
     except AutobatchError as error:
         if noted["debug"]:
             fail_with_traceback(exit_code(error))
-        fail(str(error), exit_code(error))
+        fail(_with_warnings(error), exit_code(error))
     except Exception as error:  # noqa: BLE001  # the last boundary: a bug of ours is told as one
         if noted["debug"]:
             fail_with_traceback(FAILED)
@@ -527,3 +527,9 @@ def run() -> NoReturn:
         if isinstance(error, OSError | MemoryError):  # what the system refuses is no bug, as a rule
             fail(f"{told_of}\nThis system refused something that autobatch needs. --debug says where.", FAILED)
         fail(f"{told_of}\nThis is a bug in autobatch, not in your task. Run again with --debug for all of it.", FAILED)
+
+
+def _with_warnings(error: AutobatchError) -> str:
+    """What an error says, and below it what the check had warned of, which may be the reason."""
+    warned = [f"- {warning}" for warning in error.warnings]
+    return "\n".join([str(error), *(["Before that, the check of the task had warned:"] if warned else []), *warned])

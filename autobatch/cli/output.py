@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import DeviceLost, StorageError
+from ..errors import DeviceLost, StorageError, after_warnings
 from ..render.document import visible
 from .exits import INTERRUPTED, fail
 
@@ -101,11 +101,15 @@ def progress_on_stderr(
     except StorageError as error:
         if how_to_resume is None:
             raise
-        raise StorageError(f"{error}. What was found is kept: make room, then go on with: {how_to_resume}") from None
+        with after_warnings(error.warnings):
+            raise StorageError(
+                f"{error}. What was found is kept: make room, then go on with: {how_to_resume}"
+            ) from None
     except DeviceLost as lost:
         if how_to_resume is None:
             raise
-        raise DeviceLost(f"{lost}. Once there is one, go on with: {how_to_resume}") from None
+        with after_warnings(lost.warnings):
+            raise DeviceLost(f"{lost}. Once there is one, go on with: {how_to_resume}") from None
 
 
 def show_bench(report: BenchReport, path: Path, options: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from ..core.plan import Mode, Plan, Precision
 from ..core.runner import Runner
 from ..core.units import parse_size
 from ..devices.environment import default_threads
-from ..errors import DoesNotFit, SettingError, TaskError
+from ..errors import DoesNotFit, SettingError, TaskError, after_warnings
 from ..tasks.libraries import hush_libraries
 from ..tasks.task_file import existing_file
 from .group import open_workers
@@ -132,8 +132,13 @@ def open_task(
         runner = open_workers(spec_for(task, device, memory_limit, headroom, mode, place, soak, nproc))
     is_guess = is_live and sample is None and data is None
     try:
-        with _hushed() if is_here else nullcontext():
-            yield runner, _plan_to_vary(task if is_live else runner.facts(), accumulation_steps), assumed
+        if is_live:
+            with _hushed() if is_here else nullcontext():
+                yield runner, _plan_to_vary(task, accumulation_steps), assumed
+        else:
+            facts = runner.facts()
+            with after_warnings(facts.warnings):
+                yield runner, _plan_to_vary(facts, accumulation_steps), assumed
     except TaskError as error:
         if not is_guess:
             raise

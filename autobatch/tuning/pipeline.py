@@ -30,6 +30,7 @@ from ..errors import (
     SettingError,
     StorageError,
     WorkerTimeout,
+    after_warnings,
 )
 from ..measuring.allowance import Allowance
 from ..measuring.bracket import fits
@@ -155,7 +156,9 @@ def run_tune(
             raise
         told = f"the budget of {format_duration(settings.budget_s)} ended before anything could be compared: {error}. "
         doing = _OPENING if run is None else run.doing
-        raise BudgetTooShort(f"{told}{_what_would_do(doing, run)}. What the task printed is in {folder.log}") from None
+        with after_warnings(error.warnings):
+            what_would_do = _what_would_do(doing, run)
+            raise BudgetTooShort(f"{told}{what_would_do}. What the task printed is in {folder.log}") from None
     finally:
         if run is not None:
             run.close_central()
@@ -218,7 +221,13 @@ class _Tune:
         with self.ledger.charge("start-up"):
             facts = self.runner.facts()
             device = self.runner.device()
-            self.open_central(facts, device)
+            with after_warnings(facts.warnings):
+                self.open_central(facts, device)
+        with after_warnings(facts.warnings):
+            return self.stages(facts, device)
+
+    def stages(self, facts: TaskFacts, device: DeviceInfo) -> Report:
+        """All that comes after the check of the task."""
         self.say("start", f"{facts.name} on {device.name}")
         self.go_on_under(conditions_of_task(facts, device, self.settings.workers or 1))
         if self.state.resumed:

@@ -36,6 +36,7 @@ from ..errors import (
     RankLost,
     StorageError,
     TaskError,
+    after_warnings,
     with_class,
 )
 from ..tasks.data import (
@@ -137,29 +138,36 @@ class OpenTask:
             baseline, is_users = self._task.baseline_config()
             if self._group is not None:
                 baseline = replace(baseline, plan=replace(baseline.plan, ranks=self._group.size))
-            trains = self._mode == "training"  # a model that only predicts may well be frozen, without an optimizer
+            # A model that only predicts may well be frozen, without an optimizer.
+            trains = self._mode == "training"
             warnings = self._check(baseline.plan.batch_size) if trains else check_inference(self._task, self._load)
-            self._look_for_worst_cases(("train_data", "val_data") if trains else ("train_data",))
-            train_size = self._train_size()
-            if trains and self._task.train_loader is None:  # a stream's size is known by now, where it ended
-                require_a_batch(self._task, "train_data", train_size, baseline.plan.batch_size)
-            self._facts = TaskFacts(
-                name=self._task.name,
-                train_size=train_size,
-                val_size=num_samples(self._load("val_data")),
-                direction=self._task.direction,
-                baseline=baseline,
-                baseline_is_users=is_users,
-                precision=self._task.precision,
-                accumulates=self._task.accumulation,
-                has_test_data=self._task.test_data is not None,
-                peak_lr_fraction=self._peak_lr_fraction() if trains else 0.0,
-                warnings=warnings if self._group is None else (*warnings, *self._group.warnings(self._task)),
-                worst_cases=self._worst_cases,
-                loader=self._loader(),
-                leaves_out=self._group is not None and trains and self._leaves_out(),
-            )
+            with after_warnings(warnings):
+                self._facts = self._looked_into(baseline, is_users, warnings)
         return self._facts
+
+    def _looked_into(self, baseline: Config, is_users: bool, warnings: tuple[str, ...]) -> TaskFacts:
+        """The facts of a task that passed the check."""
+        trains = self._mode == "training"
+        self._look_for_worst_cases(("train_data", "val_data") if trains else ("train_data",))
+        train_size = self._train_size()
+        if trains and self._task.train_loader is None:  # a stream's size is known by now, where it ended
+            require_a_batch(self._task, "train_data", train_size, baseline.plan.batch_size)
+        return TaskFacts(
+            name=self._task.name,
+            train_size=train_size,
+            val_size=num_samples(self._load("val_data")),
+            direction=self._task.direction,
+            baseline=baseline,
+            baseline_is_users=is_users,
+            precision=self._task.precision,
+            accumulates=self._task.accumulation,
+            has_test_data=self._task.test_data is not None,
+            peak_lr_fraction=self._peak_lr_fraction() if trains else 0.0,
+            warnings=warnings if self._group is None else (*warnings, *self._group.warnings(self._task)),
+            worst_cases=self._worst_cases,
+            loader=self._loader(),
+            leaves_out=self._group is not None and trains and self._leaves_out(),
+        )
 
     def _leaves_out(self) -> bool:
         """Whether a step, of one process, leaves a trainable parameter without a gradient.

@@ -549,3 +549,42 @@ def test_version_and_help_answer_without_the_slow_imports(arguments: list[str], 
     imported = set(re.findall(r"\| +([\w.]+)$", result.stderr, re.MULTILINE))
     assert "click" in imported
     assert not imported & {"torch", "optuna", "numpy", "rich"}
+
+
+LATE = """
+import torch
+from torch import nn
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self): return 400
+    def __getitem__(self, index):
+        if index > LAST: raise ValueError(f"row {index} is broken")
+        return torch.ones(3) * index, index % 2
+
+rows = Rows()
+def train_data(): return rows
+def val_data(): return rows
+def model(): return nn.Linear(3, 2)
+
+def after_step(model, step):
+    if step >= STEP: raise ValueError("a step too many")
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "step", "command", "message"),
+    [
+        (40, 10**6, ("max-batch",), "row \\d+ is broken"),
+        (40, 10**6, ("tune", "--budget", "90s"), "row \\d+ is broken"),
+        (400, 5, ("profile",), "a step too many"),
+    ],
+    ids=["while the data is looked at", "in tune", "in a later stage"],
+)
+def test_what_the_check_warned_of_is_told_where_the_command_fails_later(
+    last: int, step: int, command: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "late.py").write_text(LATE.replace("LAST", str(last)).replace("STEP", str(step)))
+    told = refused(autobatch(*command, "late.py", "--device", "cpu", cwd=tmp_path))
+    assert re.search(message, told)
+    warned = "Before that, the check of the task had warned:\n- train_data() and val_data() return the same object"
+    assert told.count(warned) == 1

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from autobatch.engines.processes import relay
 from autobatch.engines.processes.relay import Relay, WarningFilter
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 STAMP = b"[W1129 12:00:00.123456789 "
 LATER = b"[W1130 09:41:07.000000001 "
 
