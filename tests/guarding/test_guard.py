@@ -690,8 +690,9 @@ def test_where_a_plain_step_is_refused_the_guarded_loop_trains_to_the_same_weigh
     assert done.stdout.split("\n") == ["refused", "True True", "equal", ""]
 
 
-def test_the_code_in_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+def test_the_code_on_the_page_runs_as_it_stands(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "training-loops.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     (block,) = [block for block in blocks if "oom_safe" in block]
     (tmp_path / "script.py").write_text(block)
     done = run([sys.executable, "script.py"], cwd=tmp_path, timeout=600)
