@@ -153,6 +153,7 @@ def find_max_batch(
         accumulation_steps=accumulation_steps,
         soak=soak,
         nproc=nproc,
+        is_timed=False,
     )
 
     def open_here(

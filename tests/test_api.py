@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import autobatch
 from autobatch.api import profile_arms
 from autobatch.core.compute_mode import parse_arms
+from autobatch.core.runner import Runner
 from autobatch.engines.remote import RemoteRunner
+from autobatch.engines.served import RunnerSpec
 from autobatch.errors import DoesNotFit, SettingError, TaskError
 
 from .helpers.ready_python import run
@@ -159,6 +161,20 @@ def test_a_limit_of_memory_does_not_slow_down_what_is_timed(monkeypatch: pytest.
     (profiled,) = profile_arms(TASKS / "minimal.py", parse_arms(["fp32"]), **how)
     assert profiled.curve is not None
     assert set(timed_under) == {None}
+
+
+def test_only_the_search_for_the_largest_batch_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[bool] = []
+
+    def noted(spec: RunnerSpec) -> Runner:
+        opened.append(spec.is_timed)
+        raise InterruptedError
+
+    monkeypatch.setattr("autobatch.engines.opening.open_workers", noted)
+    for verb in (autobatch.find_max_batch, autobatch.profile, autobatch.find_lr):
+        with pytest.raises(InterruptedError):
+            verb(TASKS / "minimal.py")
+    assert opened == [False, True, True]
 
 
 def test_nothing_fits_is_told_with_the_numbers() -> None:

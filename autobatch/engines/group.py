@@ -288,7 +288,7 @@ class GroupRunner(Runner):
             )
             for rank in range(size)
         ]
-        self._environment = worker_environment(spec.threads) | dict(environment or {})
+        self._environment = worker_environment(spec.threads, is_timed=spec.is_timed) | dict(environment or {})
         self._server: ForkServer | None = None
         self._team: _Team | None = None
         self._facts: TaskFacts | None = None

@@ -50,6 +50,7 @@ def spec_for(
     place: Place | None = None,
     soak: int = 0,
     nproc: int = 1,
+    is_timed: bool = True,
 ) -> RunnerSpec:
     if nproc < 1:
         raise SettingError(f"nproc is a number of processes, at least 1; got {nproc}")
@@ -68,6 +69,7 @@ def spec_for(
         place=place,
         soak_steps=soak,
         nproc=nproc,
+        is_timed=is_timed,
     )
     if isinstance(task, (str, Path)):
         return replace(common, path=existing_file(Path(task)))  # told before a worker is started for it
@@ -102,6 +104,7 @@ def open_task(
     accumulation_steps: int | None = None,
     soak: int = 0,
     nproc: int = 1,
+    is_timed: bool = True,
 ) -> Iterator[tuple[Runner, Plan, tuple[str, ...]]]:
     """A runner for whatever was passed, the plan to vary, and what was assumed; closed afterwards."""
     assumed: tuple[str, ...] = ()
@@ -129,7 +132,7 @@ def open_task(
     if is_here:
         runner = _in_process(task, device, memory_limit, headroom, mode, soak)
     else:
-        runner = open_workers(spec_for(task, device, memory_limit, headroom, mode, place, soak, nproc))
+        runner = open_workers(spec_for(task, device, memory_limit, headroom, mode, place, soak, nproc, is_timed))
     is_guess = is_live and sample is None and data is None
     try:
         if is_live:

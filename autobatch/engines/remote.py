@@ -89,7 +89,7 @@ class RemoteRunner(Runner):
     ) -> None:
         self._spec, self._log, self._remaining_s = spec, log, remaining_s
         self._patience, self._leaks = Patience(probe_timeout_s), LeakWatch(log)
-        self._environment = worker_environment(spec.threads) | dict(environment or {})
+        self._environment = worker_environment(spec.threads, is_timed=spec.is_timed) | dict(environment or {})
         self._is_limited = spec.memory_limit_bytes is not None
         self._server: ForkServer | None = None
         self._is_closed = False  # until it is asked again

@@ -43,6 +43,7 @@ class RunnerSpec:
             for one on each GPU. In an actor of Ray's those of its machine.
         meeting: where they find each other; None for one that takes its steps without the others.
         find_unused: as `DataParallel` takes it.
+        is_timed: as `worker_environment` takes it.
     """
 
     path: Path | None = None
@@ -61,6 +62,7 @@ class RunnerSpec:
     workers: int | None = 1
     meeting: Meeting | None = None
     find_unused: bool = False
+    is_timed: bool = True
 
 
 # In a worker: the runner it has open, and what it began with.

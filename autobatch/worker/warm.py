@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..devices import cpu  # noqa: F401
 from ..tasks import inputs  # noqa: F401
 from . import torch_runner  # noqa: F401
 
@@ -12,3 +13,7 @@ from . import torch_runner  # noqa: F401
 torch.set_num_threads(1)
 # The first optimizer of a process imports as much again as torch does (measured, torch 2.13: 68 MiB, half of the time).
 torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+# The kernels of a process's first LSTM, which oneDNN writes then (measured: 50 ms, half of what it takes to bring a
+# process to the state of `CpuDevice`). No backward pass: autograd may start threads for it.
+with torch.random.fork_rng(devices=[]):
+    torch.nn.LSTM(16, 32)(torch.zeros(4, 4, 16))

@@ -275,6 +275,23 @@ def test_the_environment_names_the_threads() -> None:
         worker_environment(0)
 
 
+def test_only_what_is_not_timed_runs_faster_than_the_users_own_and_as_the_user_set_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = {"GLIBC_TUNABLES", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    assert not names & worker_environment(1).keys()
+    untimed = worker_environment(1, is_timed=False)
+    assert untimed["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert int(untimed["GOMP_SPINCOUNT"]) > 0
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    untimed = worker_environment(1, is_timed=False)
+    assert untimed["GLIBC_TUNABLES"].endswith(":glibc.malloc.hugetlb=0")
+    assert "GOMP_SPINCOUNT" not in untimed
+
+
 FREED = """
 from autobatch.devices.environment import count_exactly
 from autobatch.devices.host_memory import process_memory
