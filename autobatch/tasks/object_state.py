@@ -32,13 +32,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._contextlib import _DecoratorContextManager
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, TaskError
 
 Node = Any  # a plain value, or a list that begins with its kind
 
 _PLAIN = frozenset({type(None), bool, int, float, str})
 # Assumed: a data set of Python objects that a module holds is above the first, a network of modules below the second.
 _MOST_OBJECTS, _DEEPEST = 100_000, 150
+TOO_MANY = f"more than {_MOST_OBJECTS:,} Python objects, or to one {_DEEPEST} levels down"
 # Python's own classes are opaque but for those below: a logger leads to all of logging.
 _STANDARD = frozenset(sys.stdlib_module_names) - {"__main__"}
 _HEAP_TYPE = 1 << 9  # of `type.__flags__`: made by a class statement, not written in C
@@ -51,8 +52,16 @@ OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"_parameters", "_buffers", 
 _MISSING: Any = object()
 
 
-class TooLarge(Exception):
+class TooLarge(TaskError):
     """More objects than anybody's state of training is made of."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"a value leads to {TOO_MANY}: that is too much to keep in a checkpoint. Keep tensors or arrays instead"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
 
 
 @dataclass(slots=True)
@@ -113,7 +122,11 @@ class Writer:
         """
         # Of each value by itself: a large one leaves the room of those after it.
         self._most = len(self._written) + _MOST_OBJECTS
-        self.record.values[name] = self._node(value, 0)
+        try:
+            self.record.values[name] = self._node(value, 0)
+        except TooLarge:  # those that were begun are as if nobody had seen them: others may lead to them too
+            self._written = {number for number in self._written if self.record.objects[number] is not None}
+            raise
 
     def _node(self, value: Any, depth: int) -> Node:
         kind = type(value)

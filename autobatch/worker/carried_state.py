@@ -10,6 +10,7 @@ that the next trial in the same process begins as the first did.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import TaskError
 from ..tasks.object_state import (
+    TOO_MANY,
     Reader,
     Record,
     TooLarge,
@@ -55,7 +57,6 @@ class _Seen:
             try:
                 writer.write(name, value)
             except TooLarge:
-                writer.record.values.pop(name, None)
                 self.too_large.add(name)
         self.values, self.objects = writer.record.values, writer.record.objects
         self.opaque = writer.record.opaque
@@ -117,21 +118,22 @@ class Watched:
     def _places(self) -> dict[str, Place]:
         return {**dict(places_of_model(self._model)), **self._functions}
 
-    def lost(self) -> list[str]:
-        """What has changed and cannot be written down, as a person calls it."""
+    def warnings(self) -> list[str]:
+        """About what has changed and cannot be written down, and about what is too large to see whether it has."""
         places = self._places()
         now = _Seen(places, self._numbers(), self._before)
+        large = sorted(now.too_large | self._before.too_large)
+        found = [_too_large(places[name]) for name in large if name in places and not self._says_its_state(name)]
         new = now.opaque - self._before.opaque
         if not new:
-            return []
-        found = []
+            return found
         for name in now.values:
             single = Writer(self._numbers(), tensors="sum")
             value = places[name].get()
             if value is not ABSENT:
                 single.write(name, value)
                 if single.finish().opaque & new and not self._says_its_state(name):
-                    found.append(places[name].told)
+                    found.append(_cannot_be_kept(places[name].told))
         return found
 
     def _says_its_state(self, name: str) -> bool:
@@ -210,8 +212,13 @@ class Carried(Watched):
         for name, place in {**{name: places.get(name) for name in changed}, **(self._whole() if whole else {})}.items():
             if place is None or place.get() is ABSENT:
                 gone.append(name)
-            else:
+                continue
+            try:
                 writer.write(name, place.get())
+            except TooLarge:
+                raise TaskError(
+                    f"{place.told} cannot be kept in a checkpoint: it leads to {TOO_MANY}. Keep tensors or arrays there"
+                ) from None
         sums, tensors = self._sums_of_left_out(), self._left_out()
         return {
             **writer.finish().plain(),
@@ -274,12 +281,22 @@ class Carried(Watched):
             owner._buffers[key] = tensor.to(device)
 
 
-def cannot_be_kept(told: str) -> str:
-    """The warning about something that changes in training and cannot be written down."""
+def _cannot_be_kept(told: str) -> str:
     return (
         f"{told} changes in training and cannot be kept in a checkpoint, so a trial that is paused goes on without "
         "what it was: keep tensors, numbers or plain Python objects there, or give the module get_extra_state() and "
         "set_extra_state()"
+    )
+
+
+def _too_large(place: Place) -> str:
+    value = place.get()
+    # Of others nobody knows what their `__len__` does.
+    size = f" of {len(value):,}" if type(value) in (list, tuple, dict, set, deque) else ""
+    return (
+        f"{place.told} (a {type(value).__name__}{size}) leads to {TOO_MANY}: that is too much to see whether training "
+        "changes it, and to keep it in a checkpoint. If training does, a trial that is paused goes on without what it "
+        "was: keep a tensor or an array there, or give the module get_extra_state() and set_extra_state()"
     )
 
 

@@ -38,7 +38,7 @@ from ..tasks.state import preserve, preserve_generators
 from ..tasks.task import Task, accuracy, blame
 from ..tasks.task_file import gather
 from ..tasks.worst_case import checked_loader_batch
-from .carried_state import Watched, cannot_be_kept
+from .carried_state import Watched
 from .check_data import (
     Findings,
     check_dataset,
@@ -231,7 +231,7 @@ def _told_lost(findings: Findings, model: nn.Module) -> Iterator[None]:
     """A warning about what a step inside changes and no checkpoint can keep."""
     watched = Watched(findings.task, model, {})
     yield
-    findings.warnings += [cannot_be_kept(told) for told in watched.lost()]
+    findings.warnings += watched.warnings()
 
 
 @contextmanager

@@ -47,7 +47,6 @@ from ..tasks.state import rng_state, set_rng_state
 from ..tasks.task import Task
 from .carried_state import (
     Carried,
-    cannot_be_kept,
     objects_of,
     plain_of,
 )
@@ -70,7 +69,7 @@ from .swallowed import GradientWatch
 # every step it takes 7 to 13 % of the steps per second, at every sixteenth 0.5 to 0.9 % (benchmarks/NOTES.md).
 NORM_EVERY = 16
 
-_TOLD: set[str] = set()  # what this process has warned of
+_WARNED: set[str] = set()  # what this process has warned of
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -411,10 +410,10 @@ class Trainer:
 
     def _warn_of_lost(self) -> None:
         """Tell, once in a process, what changes in training and is not kept."""
-        for told in self.carried.lost():
-            if told not in _TOLD:
-                _TOLD.add(told)
-                warnings.warn(cannot_be_kept(told), stacklevel=2)
+        for warning in self.carried.warnings():
+            if warning not in _WARNED:
+                _WARNED.add(warning)
+                warnings.warn(warning, stacklevel=2)
 
     def _state(self, generators: dict[str, Any], others: list[Any]) -> dict[str, Any]:
         model = self.model.state_dict()

@@ -6,6 +6,7 @@ import copy
 import functools
 import itertools
 import random
+import re
 import warnings
 import weakref
 from collections import defaultdict, deque
@@ -27,7 +28,7 @@ from autobatch.core.checkpoints import checkpoint_path
 from autobatch.core.plan import Config
 from autobatch.core.segment import Rung
 from autobatch.devices import open_device
-from autobatch.errors import CheckpointError
+from autobatch.errors import CheckpointError, TaskError
 from autobatch.tasks import object_state
 from autobatch.worker import training
 from autobatch.worker.carried_state import objects_of, plain_of
@@ -436,6 +437,7 @@ def with_a_large_global(model: nn.Module, batch: Any) -> Tensor:
     return nn.functional.cross_entropy(model(x), y) + pull + 0 * len(large)
 
 
+@pytest.mark.filterwarnings("ignore:the global `large`")
 def test_what_comes_after_a_global_that_is_too_large_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_state, "_MOST_OBJECTS", 500)
     monkeypatch.setattr(f"{__name__}.large", [[number] for number in range(1_000)])
@@ -734,10 +736,90 @@ class SaysItself(Iterates):
 
 
 def test_what_cannot_be_kept_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "_TOLD", set())
+    monkeypatch.setattr(training, "_WARNED", set())
     runner = TorchRunner(task(model=Iterates), open_device("cpu"), checkpoints=tmp_path)
     assert any("`Iterates.strengths` changes in training and cannot be kept" in one for one in runner.facts().warnings)
     with pytest.warns(UserWarning, match="`Iterates.strengths` changes in training and cannot be kept in a checkpoint"):
+        runner.advance(rung(0, 3))
+    runner.close()
+
+
+class Replays(Net):
+    """Keeps what it has seen, an object for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Any = [[number] for number in range(1_000)]
+
+
+class ReplaysLater(Net):
+    """The same, from when it has been trained for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[int, list[int]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(self.seen) < 2_000:
+            self.seen |= {len(self.seen) + number: [number] for number in range(300)}
+        return super().forward(x)
+
+
+class ReplaysAndSays(Replays):
+    def get_extra_state(self) -> Any:
+        return len(self.seen)
+
+    def set_extra_state(self, state: Any) -> None:
+        self.seen = [[number] for number in range(state)]
+
+
+def with_large(model: nn.Module, batch: Any) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1]) + 0 * len(large)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model": Replays}, r"`Replays\.seen` \(a list of 1,000\) leads to more than"),
+        ({"model": ReplaysLater}, r"`ReplaysLater\.seen` \(a dict of [\d,]+\) leads to more than"),
+        ({"loss": with_large}, r"the global `large` \(a list of 1,000\) leads to more than"),
+    ],
+)
+def test_what_is_too_large_to_be_kept_is_named_with_its_size(
+    changes: Any, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_WARNED", set())
+    monkeypatch.setattr(object_state, "_MOST_OBJECTS", 500)
+    monkeypatch.setattr(f"{__name__}.large", [[number] for number in range(1_000)])
+    runner = TorchRunner(task(**changes), open_device("cpu"), checkpoints=tmp_path)
+    if changes.get("model") is not ReplaysLater:
+        assert any(re.search(told, warning) for warning in runner.facts().warnings)
+    with pytest.warns(UserWarning, match=rf"{told}.* keep a tensor or an array there, or give the module get_extra_st"):
+        runner.advance(rung(0, 6))
+    runner.close()
+
+
+def test_a_module_that_says_its_large_state_itself_is_not_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_state, "_MOST_OBJECTS", 500)
+    runner = TorchRunner(task(model=ReplaysAndSays), open_device("cpu"), checkpoints=tmp_path)
+    assert runner.facts().warnings == ()
+    runner.close()
+
+
+def test_an_optimizer_that_keeps_too_much_is_an_error_of_the_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Remembers(torch.optim.SGD):
+        def __init__(self, parameters: Any, lr: float) -> None:
+            super().__init__(parameters, lr)
+            self.steps = [[number] for number in range(1_000)]
+
+    monkeypatch.setattr(object_state, "_MOST_OBJECTS", 500)
+    made = task(optimizer=lambda model, lr: Remembers(model.parameters(), lr))
+    runner = TorchRunner(made, open_device("cpu"), checkpoints=tmp_path)
+    with pytest.raises(TaskError, match=r"`Remembers\.steps` cannot be kept in a checkpoint: it leads to more than"):
         runner.advance(rung(0, 3))
     runner.close()
 
