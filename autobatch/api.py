@@ -57,8 +57,8 @@ from .runs.conditions import conditions_of_settings
 from .runs.run_folder import RunFolder, RunState
 from .runs.runs import latest_unfinished, reopened
 from .runs.settings import Earlier, Engine, TuneSettings
+from .searching.schedulers.table import SEARCHES
 from .searching.storage_url import check_url, shown_url, shown_words
-from .searching.trials import Search
 from .simulated.recording import Recorder
 from .tasks.task_sources import source_hashes
 from .tuning.pipeline import run_tune
@@ -411,7 +411,7 @@ def tune(
     memory_limit: str | int | None = None,
     headroom: float | None = None,
     seed: int | None = None,
-    search: Search | None = None,
+    search: str | None = None,
     warm_start: Sequence[Report | str | Path] = (),
     max_trials: int | None = None,
     keep_checkpoints: int | None = None,
@@ -505,7 +505,7 @@ def tune(
     headroom = 0.05 if headroom is None else headroom
     if workers is not None and workers < 1:
         raise SettingError(f"workers is a number of processes, at least 1; got {workers}")
-    for what, word, words in (("search", search, get_args(Search)), ("engine", engine, get_args(Engine))):
+    for what, word, words in (("search", search, tuple(SEARCHES)), ("engine", engine, get_args(Engine))):
         if word is not None and word not in words:
             raise SettingError(f"{what} is one of {', '.join(words)}; got {word!r}")
     if storage is not None:

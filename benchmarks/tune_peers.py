@@ -35,13 +35,8 @@ from autobatch.errors import NoValidResult
 from autobatch.measuring.learning_rate import LrCurve, find_lr_curve
 from autobatch.measuring.profiling import profile
 from autobatch.measuring.throughput import ThroughputCurve
-from autobatch.searching.trials import (
-    Search,
-    Space,
-    space_for,
-    total_steps,
-    warm_starts,
-)
+from autobatch.searching.schedulers.warm_starts import warm_starts
+from autobatch.searching.trials import Space, space_for, total_steps
 from autobatch.tasks.data import training_batches, val_loader
 from autobatch.tasks.task import Task, load_task
 from autobatch.tuning.pipeline import sweep_steps
@@ -204,7 +199,7 @@ def enter(path: Path, budget_s: float, step_s: dict[int, float]) -> Field:
     )
 
 
-def ours(field: Field, repeat: int, search: Search) -> Answer:
+def ours(field: Field, repeat: int, search: str) -> Answer:
     """`autobatch tune`."""
     with tempfile.TemporaryDirectory() as folder:
         report = autobatch.tune(

@@ -299,7 +299,7 @@ def test_settings_that_mean_nothing_are_refused() -> None:
 def test_a_search_or_an_engine_that_there_is_none_of_is_told_at_once(tmp_path: Path) -> None:
     asked: dict[str, Any] = {"run_dir": tmp_path / "run"}
     with pytest.raises(SettingError, match="search is one of auto, freeze-thaw, tpe; got 'gp'"):
-        autobatch.tune(tmp_path / "model.py", search="gp", **asked)  # type: ignore[arg-type]
+        autobatch.tune(tmp_path / "model.py", search="gp", **asked)
     with pytest.raises(SettingError, match="engine is one of local, ray; got 'rey'"):
         autobatch.tune(tmp_path / "model.py", engine="rey", **asked)  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()

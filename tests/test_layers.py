@@ -42,7 +42,12 @@ ROOMS = [
 
 # Who may import a package that is not the standard library's, beside torch and numpy: each has one home.
 HOMES = {
-    "optuna": {"searching.study", "searching.study_writer", "searching.record", "searching.central"},
+    "optuna": {
+        "searching.schedulers.optuna_sampler",
+        "searching.study_writer",
+        "searching.record",
+        "searching.central",
+    },
     "sqlalchemy": {"searching.central"},
     "ray": {"engines.ray"},
     "pynvml": {"devices.nvml"},

@@ -13,15 +13,15 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
 import click
 
 from .._version import __version__
 from ..errors import AutobatchError, SettingError, text_of
 from ..render.document import visible, visible_lines
+from ..searching.schedulers.table import SEARCHES
 from ..searching.storage_url import shown_words, without_users
-from ..searching.trials import Search
 from .defaults import ConfiguredGroup
 from .exits import (
     FAILED,
@@ -96,7 +96,7 @@ def cli() -> None:
     help="Train N trials at the same time, a GPU for each; by default one on each GPU there is.",
 )
 @option("--seed", type=int, default=0, help="Of everything that is drawn.")
-@option("--search", type=click.Choice(get_args(Search)), default="auto", help="How the next trial is chosen.")
+@option("--search", type=click.Choice(tuple(SEARCHES)), default="auto", help="How the next trial is chosen.")
 @option(
     "--warm-start",
     type=click.Path(path_type=Path),

@@ -76,10 +76,10 @@ class Reader:
         return key in self._data
 
     def one_of(self, key: str, choices: Any) -> Any:
-        """The value of a key, one of the words of a `Literal`."""
-        value = self.get(key, str)
-        if value not in get_args(choices):
-            raise ReportError(f"{key!r} of {self._where} is one of {', '.join(get_args(choices))}; found {value!r:.80}")
+        """The value of a key, one of the words of a `Literal` or of a table."""
+        value, words = self.get(key, str), get_args(choices) or tuple(choices)
+        if value not in words:
+            raise ReportError(f"{key!r} of {self._where} is one of {', '.join(words)}; found {value!r:.80}")
         return value
 
     def list_of(self, key: str, shape: Any) -> tuple[Any, ...]:

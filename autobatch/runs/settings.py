@@ -10,7 +10,7 @@ from ..core.json_reader import Reader
 from ..core.plan import Config
 from ..errors import ReportError
 from ..reports.report import Report
-from ..searching.trials import Search
+from ..searching.schedulers.table import SEARCHES
 
 Engine = Literal["local", "ray"]
 
@@ -60,7 +60,7 @@ class TuneSettings:
     memory_limit_bytes: int | None = None
     headroom: float = 0.05
     seed: int = 0
-    search: Search = "auto"
+    search: str = "auto"
     earlier: tuple[Earlier, ...] = ()
     max_trials: int | None = None
     keep_checkpoints: int = 0
@@ -114,7 +114,7 @@ class TuneSettings:
             memory_limit_bytes=found.get("memory_limit_bytes", int, or_null=True),
             headroom=found.number("headroom"),
             seed=found.get("seed", int),
-            search=found.one_of("search", Search),
+            search=found.one_of("search", SEARCHES),
             earlier=tuple(_earlier(Reader(one, "an earlier run")) for one in found.list_of("earlier", dict)),
             max_trials=found.get("max_trials", int, or_null=True),
             keep_checkpoints=found.get("keep_checkpoints", int),

@@ -5,18 +5,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
+from ..core.segment import RungResult
 from .costs import Costs
 from .crew import Crew
 from .ledger import Ledger
-from .paces import Paces
+from .paces import CorrectedTimes, Paces
+from .trials import StepTimes, Trial, optimizer_step_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Leg:
-    """A rung under way: where it ends, its modelled seconds, when it began by the ledger, and which attempt it is.
+class SegmentInFlight:
+    """A segment of a training that is under way.
 
     Attributes:
-        is_cut_short: it may take the time that is left, which is less than what a hang is told by.
+        until_step: where it ends.
+        modelled_s: what it takes by the profile.
+        began_s: when it began, by the ledger.
+        attempt: which one it is, from 1 up.
+        is_cut_short: it may take the time that is left, which is less than what a hang is known by.
     """
 
     until_step: int
@@ -34,20 +40,51 @@ class Account:
         ledger, costs, crew: the race's own.
         allotment_s, spent_s: modelled seconds that the race may spend, and has spent.
         paces: what finished rungs took over what the profile gave for them.
-        under_way: the rungs being trained, by trial.
+        profile: the step times as they were measured; those of `costs` are corrected.
+        under_way: the segments being trained, by trial.
     """
 
     ledger: Ledger
     costs: Costs
     crew: Crew
+    profile: StepTimes
     allotment_s: float = 0.0
     spent_s: float = 0.0
     paces: Paces = field(default_factory=Paces)
-    under_way: dict[int, Leg] = field(default_factory=dict)
+    under_way: dict[int, SegmentInFlight] = field(default_factory=dict)
 
-    def begin(self, trial: int, leg: Leg) -> None:
-        """Note that a leg of this trial is under way from now on."""
-        self.under_way[trial] = replace(leg, began_s=self.ledger.elapsed_s)
+    def begin(self, trial: int, segment: SegmentInFlight) -> None:
+        """Note that a segment of this trial is under way from now on."""
+        self.under_way[trial] = replace(segment, began_s=self.ledger.elapsed_s)
+
+    def learn(self, trial: Trial, segment: SegmentInFlight, result: RungResult, reference: int) -> None:
+        """Note what a segment took over what the profile gave for it.
+
+        Args:
+            trial: as it stood before.
+            segment: that has ended well.
+            result: what it came to.
+            reference: batch size of the baseline, see `correct_times`.
+        """
+        # A process warms up in its first segment: that of the very first counts for a while, those of others never.
+        if self.paces.first is None or not result.is_first:
+            self.paces = self.paces.with_rung(segment.modelled_s, result.seconds)
+        if not result.is_first:
+            plan = trial.config.plan
+            profiled_s = (segment.until_step - trial.steps_done) * optimizer_step_s(plan, self.profile)
+            self.paces = self.paces.with_steps(plan.batch_size, profiled_s, result.train_s)
+            self.correct_times(reference)
+
+    def correct_times(self, reference: int) -> None:
+        """Give the batch sizes that the profile is wrong about their own time in trials to come.
+
+        Else a trial at such a size would be compared after more training than others, or less. A trial that has begun
+        keeps its steps: its schedule was drawn over them.
+
+        Args:
+            reference: batch size of the baseline; T is what a training takes at that size.
+        """
+        self.costs = replace(self.costs, times=CorrectedTimes(self.profile, self.paces.off_by(reference)))
 
     @property
     def equivalents(self) -> float:
@@ -64,12 +101,12 @@ class Account:
         one another.
         """
         kept_s, size = sum(rounds) * self.costs.confirmation_s, self.crew.size
-        begun_s = sum(leg.modelled_s for leg in self.under_way.values())
+        begun_s = sum(segment.modelled_s for segment in self.under_way.values())
         on_clock_s = self.ledger.available_s / self.paces.slowest_correction
         now_s = self.ledger.elapsed_s
         to_do_s = sum(
-            max(0.0, leg.modelled_s - (now_s - leg.began_s) / self.paces.slowest_correction)
-            for leg in self.under_way.values()
+            max(0.0, segment.modelled_s - (now_s - segment.began_s) / self.paces.slowest_correction)
+            for segment in self.under_way.values()
         )
         waves = sum(math.ceil(seeds / size) if size else seeds for seeds in rounds)
         return min(

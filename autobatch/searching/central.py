@@ -21,8 +21,8 @@ from optuna.storages import RDBStorage
 
 from ..core.plan import Direction
 from ..errors import SettingError
+from .schedulers.optuna_sampler import quiet
 from .storage_url import check_url, shown_url, without_secrets
-from .study import quiet
 from .study_writer import StudyWriter
 from .trials import Trial
 

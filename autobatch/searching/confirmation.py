@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from ..core.plan import Config
 from .history import History
-from .observed import denoised_scores
+from .schedulers.observations import denoised_scores
 from .seed_noise import (
     Sigma,
     chance_below,

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 
 from ..core.plan import Config
-from . import surrogate
 from .conclusion import SearchResult
 from .confirmation import ScoreSummary
 from .history import History
-from .observed import observations
+from .schedulers import surrogate
+from .schedulers.observations import observations
+from .schedulers.surrogate import Array, Observation
 from .seed_noise import pooled_sigma, score_resolution
 from .stability import SAFE_RISK, divergence_risk
-from .surrogate import Array, Observation
 from .trials import Space, Trial
 
 # The share of truths that an interval should hold, and the quantiles that bound it.

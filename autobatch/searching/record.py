@@ -25,7 +25,7 @@ from ..core.segment import GradNorms, RungOutcome
 from ..errors import ReportError, StorageError
 from .central import CentralRecord
 from .race_state import RaceState
-from .study import quiet
+from .schedulers.optuna_sampler import quiet
 from .study_writer import StudyWriter
 from .trials import Role, State, Trial
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ..core.plan import Config
+from ..core.runner import Runner
 from .history import History
 from .trials import Trial
 
@@ -30,3 +33,38 @@ def needed_checkpoints(history: History, *, keep: int, tests: bool, is_over: boo
             tested.setdefault((trial.role, trial.config), trial)
     waiting = [trial for trial in history.trials if trial.state in ("running", "paused")]
     return needed | {trial.number: trial.steps_done for trial in (*tested.values(), *waiting)}
+
+
+class Checkpoints:
+    """The checkpoints that a race has left on the disk.
+
+    Args:
+        runner: writes and deletes them.
+        keep: so many of the best complete trials keep theirs when the race is over.
+    """
+
+    def __init__(self, runner: Runner, keep: int) -> None:
+        self._runner, self._keep = runner, keep
+        self._steps: dict[int, int] = {}  # of those that are there, by trial
+
+    def expect(self, trial: int) -> None:
+        """Note that a trial is about to leave one."""
+        self._steps.setdefault(trial, 0)
+
+    def suspect(self, trials: Iterable[int]) -> None:
+        """Take it that these trials have left any: nobody knows what a kill has left."""
+        self._steps = dict.fromkeys(trials, -1)
+
+    def tidy(self, history: History, *, is_over: bool) -> None:
+        """Delete those that nothing will need.
+
+        After the result is in the record: until then the segment may have to be run again.
+        """
+        tests = self._runner.facts().has_test_data
+        needed = needed_checkpoints(history, keep=self._keep, tests=tests, is_over=is_over)
+        for number in self._steps.keys() - needed.keys():
+            self._runner.forget(number)
+        for number, step in needed.items():
+            if step != self._steps.get(number):
+                self._runner.forget(number, before=step)
+        self._steps = needed

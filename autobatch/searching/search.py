@@ -23,8 +23,11 @@ from .confirmation import ScoreSummary as ScoreSummary
 from .costs import Costs
 from .costs import horizon_s as horizon_s
 from .crew import Alone, Crew
+from .ending import finished, interrupted, without_device
+from .history import History
 from .ledger import Ledger
 from .limits import MemoryLimits
+from .preparation import prepare
 from .race import Race
 from .record import Kept as Kept
 from .record import StudyRecord as StudyRecord
@@ -87,27 +90,34 @@ def search(
         eval_s=eval_s,
     )
     crew = crew or Alone(runner)
+    limits = MemoryLimits(
+        times=times,
+        precision=facts.precision,
+        max_batch=max_batch,
+        max_micro_batch=max_micro_batch if facts.accumulates else 0,
+    )
+    prepared = prepare(facts, settings, limits, costs, lr_hint=lr_hint, lr_diverged=lr_diverged)
     race = Race(
         runner=runner,
         crew=crew,
         ledger=ledger,
-        limits=MemoryLimits(
-            times=times,
-            precision=facts.precision,
-            max_batch=max_batch,
-            max_micro_batch=max_micro_batch if facts.accumulates else 0,
-        ),
-        account=Account(ledger=ledger, costs=costs, crew=crew),
+        limits=limits,
+        account=Account(ledger=ledger, costs=costs, crew=crew, profile=times),
         eval_batch_size=eval_batch_size,
         settings=settings,
         record=record,
         on_event=on_event,
+        baseline=prepared.baseline,
+        candidates=prepared.candidates,
+        scheduler=prepared.scheduler,
+        history=History(direction=facts.direction, ladder=costs.ladder),
+        notes=list(prepared.notes),
     )
-    race.prepare(lr_hint, lr_diverged, kept)
+    race.set_out(kept)
     try:
         race.run()
     except KeyboardInterrupt:
-        return race.interrupted()
+        return interrupted(race)
     except DeviceError as lost:
-        return race.without_device(lost)
-    return race.result()
+        return without_device(race, lost)
+    return finished(race)

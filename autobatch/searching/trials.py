@@ -25,7 +25,6 @@ from ..errors import SettingError
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
-Search = Literal["auto", "freeze-thaw", "tpe"]  # as a user names it
 Role = Literal["baseline", "warm start", "search", "confirmation"]
 EventKind = Literal["rung started", "rung finished", "confirming"]
 Number = TypeVar("Number", int, float)
@@ -221,8 +220,7 @@ class SearchSettings:
             Assumed: successive halving hardly ever returns to a trial beyond the best sixteen.
         most_trials: configurations tried at most; None for what the time and the space allow.
         keep_checkpoints: so many of the best complete trials keep theirs when the race is over.
-        sampler: "tpe" or any Optuna sampler, promoted by successive halving; "freeze-thaw"; or "auto", which begins
-            with freeze-thaw and goes over to "tpe" (`race.THAWS`).
+        sampler: the name of a search (schedulers/table.py), or any Optuna sampler for successive halving.
         lrs: the only learning rates to propose, rising; any where it is empty.
         earlier: what earlier runs found, each with where it comes from: tried first, as far as memory holds it.
     """
@@ -357,35 +355,6 @@ def space_for(
     return Space(
         effective_batch_sizes=tuple(sorted(sizes)) or (batch,), lr_low=lr_low, lr_high=lr_high, reference_batch=knee
     )
-
-
-def warm_starts(
-    space: Space, baseline: Config, plan: Plan, lr_hint: float | None, earlier: Sequence[tuple[Config, str]] = ()
-) -> list[tuple[Config, str]]:
-    """What to try first, each with its reason: what earlier runs found, the baseline scaled to `plan`, and the range
-    test's suggestion for it.
-
-    One that cannot be told from the baseline or from one before it is left out.
-
-    Args:
-        space: `lr_hint` is the learning rate at its reference batch.
-        baseline: what the user trains with.
-        plan: at the knee of the throughput curve, or as close to it as can be run.
-        lr_hint: None without a range test.
-        earlier: with where each comes from.
-    """
-    batch = plan.effective_batch_size
-    lr = baseline.lr * scale(baseline.plan.effective_batch_size, batch)
-    scaled = f"the baseline scaled to the knee of the throughput curve, batch {batch}"
-    found = [*earlier, (Config(plan=plan, lr=rounded_lr(lr)), scaled)]
-    if lr_hint is not None:
-        suggested = Config(plan=plan, lr=rounded_lr(space.lr_at(batch, lr_hint)))
-        found.append((suggested, f"what the range test suggests, at the knee, batch {batch}"))
-    starts: list[tuple[Config, str]] = []
-    for config, origin in found:
-        if not any(same_config(config, other) for other in (baseline, *(start for start, _ in starts))):
-            starts.append((config, origin))
-    return starts
 
 
 def rounded_lr(lr: float) -> float:

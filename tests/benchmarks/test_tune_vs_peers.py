@@ -18,7 +18,7 @@ from autobatch.core.plan import Config, Plan
 from autobatch.engines.opening import spec_for
 from autobatch.errors import NoValidResult
 from autobatch.measuring.learning_rate import LrCurve
-from autobatch.searching.trials import warm_starts
+from autobatch.searching.schedulers.warm_starts import warm_starts
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 MINIMAL = Path(__file__).parents[1] / "task_files" / "minimal.py"

@@ -26,7 +26,7 @@ from autobatch.engines import remote
 from autobatch.errors import DeviceLost, SettingError
 from autobatch.runs.run_folder import read_state
 from autobatch.searching import race
-from autobatch.searching.account import Leg
+from autobatch.searching.account import SegmentInFlight
 from autobatch.searching.record import read_kept
 from autobatch.searching.trials import Trial
 
@@ -365,9 +365,9 @@ def only_cut(monkeypatch: pytest.MonkeyPatch, hangs: Callable[[float], bool], *,
     """Rungs of rates that hang are ended after `after_s`; all others may take what a busy machine takes for them."""
     submit = race.Race._submit
 
-    def submit_with_limit(self: race.Race, trial: Trial, leg: Leg) -> None:
+    def submit_with_limit(self: race.Race, trial: Trial, segment: SegmentInFlight) -> None:
         monkeypatch.setattr(race, "HANG_LEAST_S", after_s if hangs(trial.config.lr) else 600.0)
-        submit(self, trial, leg)
+        submit(self, trial, segment)
 
     monkeypatch.setattr(race.Race, "_submit", submit_with_limit)
 

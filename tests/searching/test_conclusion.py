@@ -10,7 +10,7 @@ from autobatch.searching.conclusion import SearchResult, conclude
 from autobatch.searching.confirmation import PROVEN_AGAIN, judge
 from autobatch.searching.trials import Space, Trial
 
-from ..histories import history
+from ..helpers.histories import history
 from .test_confirmation import config, confirmed, searched, trial
 
 

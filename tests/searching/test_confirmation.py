@@ -25,7 +25,7 @@ from autobatch.searching.confirmation import (
 )
 from autobatch.searching.trials import Role, Trial
 
-from ..histories import history
+from ..helpers.histories import history
 
 
 def config(number: int) -> Config:

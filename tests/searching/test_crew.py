@@ -23,10 +23,10 @@ from autobatch.core.plan import Config, Plan
 from autobatch.core.segment import Rung, RungResult
 from autobatch.errors import DeviceError, DeviceLost, TaskError
 from autobatch.searching.crew import Alone, Several
-from autobatch.searching.freeze_thaw import choose
-from autobatch.searching.observed import observations
+from autobatch.searching.schedulers.freeze_thaw import choose
+from autobatch.searching.schedulers.observations import observations
+from autobatch.searching.schedulers.surrogate import fit
 from autobatch.searching.search import Event, Kept, Space, StudyRecord, Trial
-from autobatch.searching.surrogate import fit
 from autobatch.simulated.sim import (
     Landscape,
     SimCrew,
@@ -35,8 +35,8 @@ from autobatch.simulated.sim import (
     sim_facts,
 )
 
+from ..helpers.histories import history
 from ..helpers.processes import PATIENCE_S
-from ..histories import history
 from .test_search import Run, in_one_go, race, sampled
 from .test_surrogate import ends, seen
 

@@ -30,7 +30,7 @@ from autobatch.searching.stability import divergence_risk
 from autobatch.simulated.sim import SimRunner
 from autobatch.tuning.pipeline import _Tune
 
-from ..histories import history
+from ..helpers.histories import history
 from .test_confirmation import config, trial
 
 EXITED = "the loss of task.py failed: SystemExit: 3\n  File task.py, line 7, in loss"

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from autobatch.core.plan import Config, Direction, Plan
-from autobatch.searching.freeze_thaw import FILLERS, choose
+from autobatch.searching.schedulers.freeze_thaw import FILLERS, choose
 from autobatch.searching.trials import Space, Trial, same_config
 
-from ..histories import history
+from ..helpers.histories import history
 
 SPACE = Space(effective_batch_sizes=(32, 64, 128, 256), lr_low=1e-5, lr_high=1e-1, reference_batch=128)
 

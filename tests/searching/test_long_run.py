@@ -23,7 +23,7 @@ from autobatch.searching.long_run import (
 from autobatch.searching.seed_noise import Sigma
 from autobatch.searching.trials import Ladder, Space, Trial
 
-from ..histories import history
+from ..helpers.histories import history
 
 LADDER = Ladder()
 SPACE = Space(effective_batch_sizes=(32, 64, 128), lr_low=1e-4, lr_high=1.0, reference_batch=64)

@@ -10,10 +10,10 @@ import pytest
 
 from autobatch.core.plan import Config, Direction, Plan
 from autobatch.searching.confirmation import judge
-from autobatch.searching.observed import denoised_scores, observations
+from autobatch.searching.schedulers.observations import denoised_scores, observations
 from autobatch.searching.trials import Ladder, Role, State, Trial
 
-from ..histories import history
+from ..helpers.histories import history
 
 
 def trial(

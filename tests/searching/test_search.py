@@ -33,8 +33,9 @@ from autobatch.errors import (
 from autobatch.measuring.profiling import profile
 from autobatch.searching.costs import EQUIVALENTS
 from autobatch.searching.crew import Crew
-from autobatch.searching.halving import paused_best_first, promotable
 from autobatch.searching.ledger import Ledger
+from autobatch.searching.schedulers.promotion import paused_best_first, promotable
+from autobatch.searching.schedulers.warm_starts import warm_starts
 from autobatch.searching.search import (
     Event,
     Kept,
@@ -46,14 +47,7 @@ from autobatch.searching.search import (
     horizon_s,
     search,
 )
-from autobatch.searching.trials import (
-    MIN_STEPS,
-    Space,
-    same_config,
-    space_for,
-    total_steps,
-    warm_starts,
-)
+from autobatch.searching.trials import MIN_STEPS, Space, same_config, space_for, total_steps
 from autobatch.simulated.sim import (
     Landscape,
     SimCrew,
@@ -62,7 +56,7 @@ from autobatch.simulated.sim import (
     sim_facts,
 )
 
-from ..histories import history
+from ..helpers.histories import history
 
 EVAL_BATCH = 256
 
@@ -237,11 +231,11 @@ def test_the_search_begins_with_freeze_thaw_and_goes_over_to_tpe(monkeypatch: py
         return [trial.config for trial in race(sampler=sampler, budget_s=40.0).result.trials]
 
     assert tried("auto") == tried("freeze-thaw")  # 16 full trials
-    monkeypatch.setattr("autobatch.searching.race.THAWS", 4.0)
+    monkeypatch.setattr("autobatch.searching.schedulers.switch.THAWS", 4.0)
     short, frozen = tried("auto"), tried("freeze-thaw")
     assert short[:5] == frozen[:5]
     assert short != frozen
-    monkeypatch.setattr("autobatch.searching.race.THAWS", 0.0)
+    monkeypatch.setattr("autobatch.searching.schedulers.switch.THAWS", 0.0)
     assert tried("auto") == tried("tpe")
 
 

@@ -20,7 +20,7 @@ from autobatch.searching.seed_noise import (
     variance_of_the_top,
 )
 
-from ..histories import history
+from ..helpers.histories import history
 from .test_confirmation import searched
 
 SCORES = st.floats(-100, 100)

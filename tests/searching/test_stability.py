@@ -14,7 +14,7 @@ from autobatch.searching.confirmation import judge, leads_clearly
 from autobatch.searching.stability import SAFE_RISK, divergence_risk, norms_out_of_line
 from autobatch.searching.trials import Trial
 
-from ..histories import history
+from ..helpers.histories import history
 from .test_confirmation import trial
 
 

@@ -17,13 +17,12 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from autobatch.core.plan import Config, Direction, Plan
-from autobatch.errors import SettingError
 from autobatch.searching.race_state import RaceState
 from autobatch.searching.record import StudyRecord, read_kept
-from autobatch.searching.study import propose
+from autobatch.searching.schedulers.optuna_sampler import propose
 from autobatch.searching.trials import Space, Trial
 
-from ..histories import history
+from ..helpers.histories import history
 
 STATE = RaceState(count=1, allotment_s=60.0, spent_s=3.5, max_batch=256, max_micro_batch=128)
 SPACE = Space(effective_batch_sizes=(32, 64, 128, 256), lr_low=1e-5, lr_high=1e-1, reference_batch=128)
@@ -128,11 +127,6 @@ def test_confirmations_are_not_shown() -> None:
 def test_a_configuration_outside_the_space_is_shown_at_its_edge() -> None:
     (trial,) = shown([paused(0, 0.7, batch=2048, lr=100.0)])
     assert trial.params == {"batch": 3, "lr": SPACE.lr_high}
-
-
-def test_an_unknown_sampler_is_named() -> None:
-    with pytest.raises(SettingError, match=r'"tpe" or an optuna\.samplers\.BaseSampler; found \'gp\''):
-        propose(history([]), SPACE, seed=0, sampler="gp")
 
 
 def test_optuna_says_nothing_and_keeps_its_verbosity(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from autobatch.searching.surrogate import Observation, denoised, fit
+from autobatch.searching.schedulers.surrogate import Observation, denoised, fit
 
 SHARES = (1 / 8, 1 / 2, 1.0)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,19 +12,19 @@ from hypothesis import strategies as st
 
 from autobatch.core.plan import Config, Plan, Precision
 from autobatch.searching.costs import Costs
-from autobatch.searching.ledger import Ledger
 from autobatch.searching.limits import MemoryLimits
-from autobatch.searching.proposals import Proposals, runnable
+from autobatch.searching.schedulers.base import Budget, Start
+from autobatch.searching.schedulers.candidates import Candidates
+from autobatch.searching.schedulers.halving import Halving
+from autobatch.searching.schedulers.warm_starts import runnable
 from autobatch.searching.trials import (
     Ladder,
-    SearchSettings,
     Space,
     Trial,
     same_config,
 )
-from autobatch.simulated.sim import VirtualClock
 
-from ..histories import history
+from ..helpers.histories import history
 
 SIZES = (16, 32, 64)
 
@@ -43,13 +45,18 @@ def costs(horizon_s: float) -> Costs:
     return Costs(times=Times(), ladder=Ladder(), horizon_s=horizon_s, eval_s=1.0)
 
 
-def proposals(lrs: tuple[float, ...] = (), max_batch: int = 64, **changes: object) -> Proposals:
-    return Proposals(
+def candidates(lrs: tuple[float, ...] = (), max_batch: int = 64, **changes: Any) -> Candidates:
+    return Candidates(
         space=Space(effective_batch_sizes=SIZES, lr_low=1e-4, lr_high=1e-1, reference_batch=32, lrs=lrs),
         limits=MemoryLimits(times=Times(), precision="fp32", max_batch=max_batch, max_micro_batch=max_batch),
-        settings=SearchSettings(**changes),  # type: ignore[arg-type]
-        ledger=Ledger(60.0, VirtualClock()),
+        **changes,
     )
+
+
+def new(ours: Candidates, trials: Iterable[Trial]) -> Config | None:
+    """What successive halving would start, where nothing can be promoted."""
+    found = Halving(ours).suggest(history(trials), Budget(costs=costs(8.0), left_s=11.0))
+    return found.config if isinstance(found, Start) else None
 
 
 def tried(number: int, config: Config, state: str = "paused") -> Trial:
@@ -69,9 +76,9 @@ def tried(number: int, config: Config, state: str = "paused") -> Trial:
 @given(st.integers(0, 1000))
 def test_on_a_grid_every_cell_is_tried_before_the_end(seed: int) -> None:
     lrs = (1e-3, 3e-3, 1e-2)
-    ours = proposals(lrs, seed=seed)
+    ours = candidates(lrs, seed=seed)
     trials: list[Trial] = []
-    while (config := ours.sampled(history(trials))) is not None:
+    while (config := new(ours, trials)) is not None:
         assert config not in [trial.config for trial in trials]
         trials.append(tried(len(trials), config))
         assert not ours.is_exhausted
@@ -80,43 +87,38 @@ def test_on_a_grid_every_cell_is_tried_before_the_end(seed: int) -> None:
 
 
 def test_sizes_that_no_longer_fit_are_not_proposed() -> None:
-    ours = proposals(max_batch=32)
-    assert {
-        ours.sampled(history([tried(0, Config(plan=Plan(batch_size=16), lr=n * 1e-3))])) is None for n in (1, 2)
-    } == {False}
-    found = [
-        ours.sampled(history(tried(n, Config(plan=Plan(batch_size=16), lr=1e-3)) for n in range(count)))
-        for count in (3, 7)
-    ]
+    ours = candidates(max_batch=32)
+    assert {new(ours, [tried(0, Config(plan=Plan(batch_size=16), lr=n * 1e-3))]) is None for n in (1, 2)} == {False}
+    found = [new(ours, [tried(n, Config(plan=Plan(batch_size=16), lr=1e-3)) for n in range(count)]) for count in (3, 7)]
     assert all(config is not None and config.plan.batch_size <= 32 for config in found)
     ours.limits.lower_below(Plan(batch_size=16))
-    assert ours.sampled(history([])) is None
+    assert new(ours, []) is None
 
 
 @settings(max_examples=4)
 @given(st.integers(0, 1000))
 def test_workers_that_ask_at_once_get_what_can_be_told_apart(seed: int) -> None:
-    ours = proposals(seed=seed)
+    ours = candidates(seed=seed)
     trials = [tried(n, Config(plan=Plan(batch_size=SIZES[n % 3]), lr=1e-3 * 1.1**n)) for n in range(12)]
     for _ in range(48):
-        config = ours.sampled(history(trials))
+        config = new(ours, trials)
         assert config is not None
         trials.append(tried(len(trials), config, "running"))
     under_way = [trial.config for trial in trials if trial.state == "running"]
     assert not any(same_config(a, b) for n, a in enumerate(under_way) for b in under_way[:n])
 
 
-def test_ten_failures_in_a_row_or_too_many_trials_end_the_proposals() -> None:
+def test_ten_failures_in_a_row_or_too_many_trials_end_the_candidates() -> None:
     failed = [tried(n, Config(plan=Plan(batch_size=16), lr=1e-3 * (n + 1)), "failed") for n in range(10)]
-    assert proposals().sampled(history(failed[:9])) is not None
-    assert proposals().sampled(history(failed)) is None
-    assert proposals(most_trials=5).sampled(history(failed[:5])) is None
+    assert new(candidates(), failed[:9]) is not None
+    assert new(candidates(), failed) is None
+    assert new(candidates(most_trials=5), failed[:5]) is None
 
 
 @pytest.mark.parametrize(("max_batch", "fits"), [(64, True), (32, False)])
 def test_what_an_earlier_run_found_is_tried_where_it_fits(max_batch: int, fits: bool) -> None:
     earlier = Config(plan=Plan(batch_size=16, accumulation_steps=4), lr=1e-3)
-    starts, notes = runnable([(earlier, "the report of June")], proposals(max_batch=max_batch).limits, costs(100.0))
+    starts, notes = runnable([(earlier, "the report of June")], candidates(max_batch=max_batch).limits, costs(100.0))
     if fits:
         assert starts == [(Config(plan=Plan(batch_size=64), lr=1e-3), "the report of June")]
         assert notes == []
@@ -127,7 +129,7 @@ def test_what_an_earlier_run_found_is_tried_where_it_fits(max_batch: int, fits: 
 @pytest.mark.parametrize(("horizon_s", "steps"), [(32.5, None), (31.5, "31 steps"), (1.5, "1 step"), (0.1, "1 step")])
 def test_what_an_earlier_run_found_is_left_out_where_too_few_steps_fit(horizon_s: float, steps: str | None) -> None:
     earlier = (Config(plan=Plan(batch_size=64), lr=1e-3), "the report of June")  # a step takes a second
-    starts, notes = runnable([earlier], proposals().limits, costs(horizon_s))
+    starts, notes = runnable([earlier], candidates().limits, costs(horizon_s))
     if steps is None:
         assert (starts, notes) == ([earlier], [])
     else:

@@ -16,10 +16,9 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from ..errors import SettingError
-from .halving import promotable
-from .history import History
-from .trials import Ladder, Space, Trial
+from ..history import History
+from ..trials import Ladder, Space, Trial
+from .promotion import promotable
 
 
 def propose(
@@ -27,7 +26,7 @@ def propose(
     space: Space,
     *,
     seed: int,
-    sampler: str | BaseSampler = "tpe",
+    sampler: BaseSampler | None = None,
 ) -> tuple[int, float]:
     """The (effective batch size, learning rate) to try next: a pure function of what was seen and the seed.
 
@@ -45,14 +44,9 @@ def propose(
         history: of the race; confirmations are left out.
         space: where to look.
         seed: of the run; the draw depends on it and on how many trials there are.
-        sampler: "tpe", or any Optuna sampler, whose own state then takes the place of the seed.
-
-    Raises:
-        SettingError: an unknown name of a sampler.
+        sampler: any Optuna sampler, whose own state then takes the place of the seed; by default TPE.
     """
-    if isinstance(sampler, str):
-        if sampler != "tpe":
-            raise SettingError(f'a sampler is "tpe" or an optuna.samplers.BaseSampler; found {sampler!r}')
+    if sampler is None:
         sampler = TPESampler(seed=(seed * 10_007 + len(history.trials)) % 2**32)
     sizes = space.effective_batch_sizes
     box: dict[str, BaseDistribution] = {

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..history import History
+from ..trials import SAME_LR, Space, Trial, scale
 from . import surrogate
-from .history import History
-from .observed import observations, place
+from .base import Budget, Resume, Scheduler, Start, proposal
+from .candidates import Candidates
+from .observations import observations, place
 from .surrogate import Array
-from .trials import SAME_LR, Space, Trial, scale
 
 # Configurations that fill the space before the surrogate is asked, the baseline and the warm starts among them. Tuned
 # on six tables, with 8 full trials: 3, 4 and 6 left .32, .28 and .34 points of regret (standard error .03).
@@ -24,6 +26,33 @@ FILLERS = 4
 # From then on one in so many fills the space too. On those tables that makes no difference; assumed safer elsewhere.
 EXPLORES_EVERY = 7
 _RATES = 24  # candidates for the learning rate of each batch size; assumed: at five decades half an e-fold apart
+
+
+class FreezeThaw(Scheduler):
+    """Resumes or starts whatever promises more at the end of its schedule.
+
+    Args:
+        candidates: what may be tried.
+    """
+
+    def __init__(self, candidates: Candidates) -> None:
+        self._candidates = candidates
+
+    def suggest(self, history: History, budget: Budget) -> Start | Resume | None:
+        ours = self._candidates
+        space = ours.runnable
+        choice = choose(
+            history,
+            space or ours.space,
+            resumable=[trial for trial in history.trials if trial.state == "paused" and budget.can_finish(trial)],
+            may_start=budget.may_start and space is not None and ours.are_wanted(history),
+            seed=ours.seed,
+        )
+        if choice is None:
+            return None
+        if isinstance(choice, Trial):
+            return Resume(trial=choice.number)
+        return proposal(ours.config(*choice), history)
 
 
 def choose(

@@ -6,10 +6,10 @@ import math
 from dataclasses import replace
 from itertools import accumulate, chain
 
+from ..history import History
+from ..trials import Trial, has_blown_up, scale
 from . import surrogate
-from .history import History
 from .surrogate import Observation
-from .trials import Trial, has_blown_up, scale
 
 # The noise is taken out of the scores of so many trials: the baseline and those that came farthest and scored best. It
 # takes a time that grows with the cube of them. Assumed; of this many the best few and all around them are part.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from .history import History
-from .trials import Trial
+from ..history import History
+from ..trials import Trial
 
 
 def promotable(history: History) -> list[Trial]:

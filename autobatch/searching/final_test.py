@@ -1,0 +1,58 @@
+"""Scores on data that no choice was made by: of the winner and of the baseline, once each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core.runner import Runner
+from ..errors import CheckpointError, TaskError
+from .account import Account
+from .confirmation import judge
+from .history import History
+from .trials import Trial, last_rung
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinalTest:
+    """The test of a race that is over.
+
+    Attributes:
+        runner: has the test data.
+        account: the time.
+        eval_batch_size: samples of one batch.
+    """
+
+    runner: Runner
+    account: Account
+    eval_batch_size: int
+
+    @property
+    def takes_s(self) -> float:
+        """Modelled seconds of both scores, which no trial may use up; 0 without test data.
+
+        The test data is taken to be no longer to evaluate than the validation data.
+        """
+        return 2 * self.account.costs.eval_s if self.runner.facts().has_test_data else 0.0
+
+    def scores(self, history: History) -> tuple[tuple[float | None, float | None], list[str]]:
+        """The scores of what is chosen and of the baseline, and a note on each that is not to be had."""
+        if not self.runner.facts().has_test_data:
+            return (None, None), []
+        verdict = judge(history)
+        runs = [next((t for t in history.trials if t.role == "baseline" and t.state == "complete"), None)]
+        if verdict.finalist_wins:
+            fresh = (t for t in history.confirmations if t.config == verdict.finalist and t.state == "complete")
+            runs.insert(0, next(fresh, None))
+        notes: list[str] = []
+        scores = [self._score(trial, notes) for trial in runs]
+        return (scores[0], scores[-1]), notes
+
+    def _score(self, trial: Trial | None, notes: list[str]) -> float | None:
+        if trial is None or not self.account.fits(self.account.costs.eval_s):
+            return None
+        with self.account.ledger.charge("evaluation"):
+            try:
+                return self.runner.test_score(last_rung(trial, self.eval_batch_size))
+            except (TaskError, CheckpointError) as error:  # what was found stands without it
+                notes.append(f"there is no score on the test data: {error}")
+                return None
