@@ -37,6 +37,7 @@ from .core.units import (
     parse_duration,
     parse_size,
 )
+from .devices.backend import BACKENDS
 from .engines.opening import (
     counts_memory,
     device_of,
@@ -350,7 +351,7 @@ def bench(
         arms=parse_arms(precisions or default_arms(about.kind, quick)),
         quick=quick,
         objective=objective,
-        size="small" if about.kind == "cpu" else "full",
+        size="small" if BACKENDS[about.kind].is_processor else "full",
         max_batch_size=max_batch_size,
         command=command,
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from ..core.facts import DeviceInfo
 from ..core.files import load_json
 from ..core.units import format_size
+from ..devices.backend import BACKENDS
 from ..errors import ReportError
 from ..reports.bench_report import BenchReport, is_bench
 
@@ -22,7 +23,7 @@ from ..reports.bench_report import BenchReport, is_bench
 def folder_for(device: DeviceInfo, cores: int, results: Path) -> Path:
     """Where the reports of a device are: `<results>/<device>`."""
     name = re.sub(r"[^a-z0-9]+", "-", device.name.lower()).strip("-") or device.kind
-    if device.kind == "cpu":
+    if BACKENDS[device.kind].is_processor:
         name += f"-{cores}-core" + ("s" if cores > 1 else "")
     return results / name
 

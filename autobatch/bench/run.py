@@ -17,12 +17,13 @@ from pathlib import Path
 
 from .._version import __version__
 from ..core.compute_mode import Arm
-from ..core.facts import DeviceInfo
+from ..core.facts import DeviceInfo, DeviceKind
 from ..core.measurement import Workload
 from ..core.plan import Plan
 from ..core.progress import Listener, Progress
 from ..core.runner import Runner
 from ..core.units import format_duration, format_size
+from ..devices.backend import BACKENDS
 from ..engines.opening import counts_memory, open_spec
 from ..engines.served import RunnerSpec
 from ..errors import AutobatchError, SettingError, first_line
@@ -144,7 +145,7 @@ def _warnings(spec: RunnerSpec, device: DeviceInfo) -> tuple[str, ...]:
     if spec.memory_limit_bytes is not None:
         limit = format_size(spec.memory_limit_bytes)
         found.append(f"the largest batches are those of a device with {limit}: more was not to be used")
-    if device.kind == "cpu":
+    if BACKENDS[device.kind].is_processor:
         found.append(f"steps were timed on {spec.threads} thread{'s' if spec.threads > 1 else ''}")
     return tuple(found)
 
@@ -255,18 +256,18 @@ def _cell(model: str, found: ArmProfile, also: _Extra) -> Cell:
     )
 
 
-def default_memory_limit(kind: str, quick: bool) -> int | None:
+def default_memory_limit(kind: DeviceKind, quick: bool) -> int | None:
     """The memory that models may use where no limit was asked for; None for all of the device's."""
-    if kind != "cpu":
+    if not BACKENDS[kind].is_processor:
         return None
     return _CPU_MEMORY_QUICK_BYTES if quick else _CPU_MEMORY_BYTES
 
 
-def default_arms(kind: str, quick: bool) -> tuple[str, ...]:
+def default_arms(kind: DeviceKind, quick: bool) -> tuple[str, ...]:
     """Ways of computing that are measured where none was named; each that the kind of device has."""
-    if kind == "cpu" and quick:
+    if BACKENDS[kind].is_processor and quick:
         return ("fp32",)
-    return ("fp32", "tf32", "bf16") if kind == "cuda" else ("fp32", "bf16")
+    return BACKENDS[kind].benched
 
 
 def chosen_models(asked: Sequence[str], standard: Mapping[str, Path]) -> dict[str, Path]:

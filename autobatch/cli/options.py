@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ..devices.backend import names_in_words
 from ..errors import SettingError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -73,7 +74,8 @@ def _names_an_arm(word: str) -> bool:
 LATEST = "latest"  # what --resume stands for by itself
 FEWEST_STEPS = 20  # learning_rate.FEWEST_STEPS, which is not imported for `--help`
 TASK = click.argument("task", type=click.Path(path_type=Path), metavar="MODEL.py")
-DEVICE = option("--device", default="auto", help='"auto", "cpu", "cuda", "cuda:1" or "mps".')
+*_WORDS, _LAST_WORD = (f'"{name}"' for name in names_in_words("1"))
+DEVICE = option("--device", default="auto", help=f"{', '.join(_WORDS)} or {_LAST_WORD}.")
 MEMORY = options_of(
     option("--memory-limit", metavar="SIZE", help="Behave as if the device had this much: 8GiB, 500MB."),
     option("--headroom", type=float, default=0.05, help="Share of the limit that a batch must leave free."),

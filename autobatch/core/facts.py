@@ -94,13 +94,16 @@ class TaskFacts:
         return tuple(told)
 
 
+DeviceKind = Literal["cuda", "rocm", "mps", "cpu"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceInfo:
     """What makes two runs comparable. Unknown is None; `notes` says why a fact is missing.
 
     Attributes:
         name: as the vendor writes it, "NVIDIA H200" or the processor's model name.
-        kind: "cuda", "rocm", "mps" or "cpu".
+        kind: what it is, as `devices/backend.py` lists them.
         index: among the devices that this process sees; None for a device there is one of.
         memory_bytes: of the whole device, whoever uses it.
         free_bytes: when it was opened.
@@ -113,7 +116,7 @@ class DeviceInfo:
     """
 
     name: str
-    kind: Literal["cuda", "rocm", "mps", "cpu"]
+    kind: DeviceKind
     index: int | None = None
     memory_bytes: int | None = None
     free_bytes: int | None = None

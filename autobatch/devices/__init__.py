@@ -6,11 +6,14 @@ needs torch is imported where it is used.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..core.facts import DeviceInfo
 from ..errors import DeviceError
+from .backend import CARDS, NAMED, names_in_words
 
 if TYPE_CHECKING:
     from .base import Device as Device
@@ -28,7 +31,7 @@ def open_device(name: str = "auto") -> Device:
     """The device called `name`; nothing about it is changed yet.
 
     Args:
-        name: "auto" (the first GPU, else the CPU), "cpu", "cuda" (torch's current one), "cuda:1" or "mps".
+        name: "auto" (the first GPU, else the CPU), "cpu", "cuda" (torch's current one), "cuda:1", "mps".
 
     Raises:
         DeviceError: there is no such device; the message lists those there are.
@@ -37,27 +40,16 @@ def open_device(name: str = "auto") -> Device:
     wanted = name.strip().lower()
     if wanted == "auto":
         wanted = present[0]
-    elif wanted == "cuda" and "cuda:0" in present:
-        import torch
-
-        wanted = f"cuda:{torch.cuda.current_device()}"
+    elif wanted in CARDS and f"{wanted}:0" in present:
+        wanted = f"{wanted}:{CARDS[wanted].current_index()}"
+    kind, _, number = wanted.partition(":")
     if wanted not in present:
-        why = f" ({_why_no_cuda()})" if wanted.startswith("cuda") and "cuda:0" not in present else ""
+        *words, last = names_in_words("N")
         raise DeviceError(
-            f"a device is auto, cpu, cuda, cuda:N or mps, and must be there; found {name!r}{why}. "
+            f"a device is {', '.join(words)} or {last}, and must be there; found {name!r}{_why_not(kind, present)}. "
             f"There is: {', '.join(present)}"
         )
-    if wanted == "cpu":
-        from .cpu import CpuDevice
-
-        return CpuDevice()
-    if wanted == "mps":
-        from .mps import MpsDevice
-
-        return MpsDevice()
-    from .cuda import CudaDevice
-
-    return CudaDevice(int(wanted.removeprefix("cuda:")))
+    return NAMED[kind].open(int(number or 0))
 
 
 def describe_devices() -> list[DeviceInfo]:
@@ -67,30 +59,21 @@ def describe_devices() -> list[DeviceInfo]:
     """
     found = [open_device(name).info() for name in device_names()]
     if len(found) == 1:
-        return [replace(found[0], notes=(*found[0].notes, f"no GPU: {_why_no_cuda()}"))]
+        why = "; ".join(backend.why_absent() for backend in CARDS.values())
+        return [replace(found[0], notes=(*found[0].notes, f"no GPU: {why}"))]
     return found
 
 
 def device_names() -> list[str]:
     """Names of the devices that are there, GPUs first."""
-    import torch
-
-    names = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    if torch.backends.mps.is_available():
-        names.append("mps")
-    return [*names, "cpu"]
+    return [name for backend in NAMED.values() for name in backend.names()]
 
 
-def _why_no_cuda() -> str:
-    """Why torch sees no CUDA device, in one sentence."""
-    import torch
-
-    from .nvml import Card, load_library
-
-    reasons = []
-    if torch.version.cuda is None and torch.version.hip is None:
-        reasons.append(f"this torch ({torch.__version__}) is built without CUDA and ROCm")
-    if torch.version.hip is None:
-        library, notes = load_library()
-        reasons.extend(Card(0, None, library=library, notes=notes).facts().notes)
-    return "; ".join(reasons) or "torch cannot use the driver that is installed"
+def _why_not(kind: str, present: Sequence[str]) -> str:
+    """Why there is no such device of a kind, in brackets; empty where that is plain."""
+    if kind not in CARDS:
+        return ""
+    visible = CARDS[kind].visible
+    if f"{kind}:0" not in present:
+        return f" ({CARDS[kind].why_absent()})"
+    return f" ({visible} is {os.environ[visible]!r})" if visible is not None and visible in os.environ else ""

@@ -13,6 +13,7 @@ import torch
 from ..core.facts import DeviceInfo, MemoryLimit
 from ..core.units import format_size
 from ..errors import SettingError
+from .backend import Backend
 from .oom import is_out_of_memory
 
 
@@ -21,9 +22,11 @@ class Device(ABC):
 
     Attributes:
         torch_device: where tensors go.
+        backend: what devices of its kind have.
     """
 
     torch_device: torch.device
+    backend: Backend
 
     @abstractmethod
     def info(self) -> DeviceInfo:

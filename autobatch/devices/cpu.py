@@ -32,6 +32,7 @@ from ..core.facts import DeviceInfo, MemoryLimit
 from ..core.units import format_size
 from ..errors import DeviceError
 from . import host_memory
+from .backend import PROCESSOR
 from .base import (
     Device,
     budget_bytes,
@@ -61,10 +62,12 @@ _MOST_BLOCKS = (256 << 20) // _BLOCK_BYTES  # assumed: where the heap does not g
 class CpuDevice(Device):
     """The processor and its memory, as far as this process may use them."""
 
+    backend = PROCESSOR
+
     def __init__(
         self, *, proc: Path = host_memory.PROC, cgroup: Path = host_memory.CGROUP, powercap: Path = POWERCAP
     ) -> None:
-        self.torch_device = torch.device("cpu")
+        self.torch_device = torch.device(self.backend.torch_name)
         self._rapl = Rapl(powercap)
         self._proc, self._cgroup = proc, cgroup
         self._pinned: list[bytes | bytearray] = []
@@ -83,7 +86,7 @@ class CpuDevice(Device):
             notes.append(f"energy: {why}")
         return DeviceInfo(
             name=name,
-            kind="cpu",
+            kind=self.backend.kind,
             memory_bytes=memory.total_bytes if memory else _physical_bytes(),
             free_bytes=memory.free_bytes if memory else None,
             threads=torch.get_num_threads(),
@@ -309,3 +312,8 @@ def _physical_bytes() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf; elsewhere a name may be unknown
         return None
+
+
+def open_nth(index: int) -> CpuDevice:
+    """The processor, of which there is one."""
+    return CpuDevice()

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 
 from ..core.facts import DeviceInfo, MemoryLimit
+from .backend import BACKENDS
 from .base import (
     Device,
     budget_bytes,
@@ -26,15 +27,17 @@ class MpsDevice(Device):
         mps: torch.mps, or what stands in for it in a test.
     """
 
+    backend = BACKENDS["mps"]
+
     def __init__(self, *, mps: Any = torch.mps) -> None:
-        self.torch_device = torch.device("mps")
+        self.torch_device = torch.device(self.backend.torch_name)
         self._mps, self._walled = mps, False
 
     def info(self) -> DeviceInfo:
         recommended = int(self._mps.recommended_max_memory())
         return DeviceInfo(
             name=f"Apple GPU ({platform.processor() or platform.machine()})",
-            kind="mps",
+            kind=self.backend.kind,
             memory_bytes=recommended,
             free_bytes=max(0, recommended - int(self._mps.driver_allocated_memory())),
             threads=torch.get_num_threads(),
@@ -77,3 +80,8 @@ class MpsDevice(Device):
     def clean_up(self) -> None:
         gc.collect()
         self._mps.empty_cache()
+
+
+def open_nth(index: int) -> MpsDevice:
+    """Apple's GPU, of which there is one."""
+    return MpsDevice()

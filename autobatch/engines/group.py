@@ -25,6 +25,7 @@ from ..core.measurement import LrSweep, Measurement
 from ..core.plan import Plan
 from ..core.runner import Runner
 from ..core.segment import Rung, RungResult
+from ..devices.backend import BACKENDS, CARDS
 from ..devices.environment import available_cores, worker_environment
 from ..errors import (
     AutobatchError,
@@ -82,7 +83,7 @@ def open_workers(
                 f"{spec.workers} and --nproc {spec.nproc}: leave one of them out"
             )
         return GroupRunner(spec, log=log, remaining_s=remaining_s)
-    may_have_more = spec.device.strip().lower() in ("auto", "cuda")
+    may_have_more = spec.device.strip().lower() in ("auto", *CARDS)
     if spec.workers == 1 or (spec.workers is None and not may_have_more):
         return RemoteRunner(spec, log=log, remaining_s=remaining_s)
     spec = replace(spec, threads=max(1, spec.threads // (spec.workers or 1)))
@@ -106,16 +107,17 @@ def other_devices(first: RemoteRunner, spec: RunnerSpec) -> list[str]:
         SettingError: there are fewer than `spec` asks for.
     """
     info, asked = first.device(), spec.device.strip().lower()
-    if info.kind == "cpu":
+    backend = BACKENDS[info.kind]
+    if backend.is_processor:
         check_workers(spec.workers or 1, available_cores(), unit="core", where="this machine")
-        return ["cpu"] * ((spec.workers or 1) - 1)
-    if asked not in ("auto", "cuda") or info.index is None:
+        return [backend.torch_name] * ((spec.workers or 1) - 1)
+    if asked not in ("auto", backend.torch_name) or info.index is None:
         check_workers(spec.workers or 1, 1, unit="device", where=f"--device {spec.device}")
         return []
-    present = [name for name in first.device_names() if name.startswith("cuda:")]
+    present = [name for name in first.device_names() if name.startswith(f"{backend.torch_name}:")]
     wanted = len(present) if spec.workers is None else spec.workers
     check_workers(wanted, len(present), unit="GPU", where="this machine")
-    return [name for name in present if name != f"cuda:{info.index}"] if wanted > 1 else []
+    return [name for name in present if name != f"{backend.torch_name}:{info.index}"] if wanted > 1 else []
 
 
 class _Team:
@@ -356,7 +358,7 @@ class GroupRunner(Runner):
         if self._team is None:
             facts, limit = self.facts(), self.memory()
             spec = replace(self._spec, worst_cases=facts.worst_cases, find_unused=facts.leaves_out)
-            on_cpu = self.device().kind == "cpu"
+            on_cpu = BACKENDS[self.device().kind].is_processor
             if on_cpu:  # what is free changes from one process to the next
                 spec = replace(spec, memory_limit_bytes=limit.budget_bytes, headroom=0.0)
             for prober in self._probers:

@@ -17,6 +17,7 @@ from ..core.facts import DeviceInfo, TaskFacts
 from ..core.plan import Mode, Plan, Precision
 from ..core.runner import Runner
 from ..core.units import parse_size
+from ..devices.backend import BACKENDS
 from ..devices.environment import default_threads
 from ..errors import DoesNotFit, SettingError, TaskError, after_warnings
 from ..tasks.libraries import hush_libraries
@@ -207,7 +208,7 @@ def _in_process(
 def _on_cpu(device: str) -> bool:
     from ..devices import open_device
 
-    return open_device(device).torch_device.type == "cpu"
+    return open_device(device).backend.is_processor
 
 
 @contextmanager
@@ -221,7 +222,7 @@ def open_spec(
 
 def counts_memory(device: DeviceInfo, memory_limit: object) -> bool:
     """Whether a worker keeps a limit by counting memory to the page, which slows down each of its steps."""
-    return device.kind == "cpu" and memory_limit is not None
+    return BACKENDS[device.kind].is_processor and memory_limit is not None
 
 
 def device_of(spec: RunnerSpec) -> DeviceInfo:

@@ -22,6 +22,7 @@ from ..core.plan import Plan
 from ..core.runner import Runner
 from ..core.segment import Rung, RungResult
 from ..core.units import format_size
+from ..devices.backend import BACKENDS
 from ..errors import (
     AutobatchError,
     DeviceError,
@@ -277,4 +278,4 @@ def _device_of(runner: Runner) -> DeviceInfo | Exception:
 
 def _kind(device: DeviceInfo) -> tuple[str, str, int | None]:
     """What makes two devices alike."""
-    return device.kind, device.name, None if device.kind == "cpu" else device.memory_bytes
+    return device.kind, device.name, None if BACKENDS[device.kind].is_processor else device.memory_bytes

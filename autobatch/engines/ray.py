@@ -34,6 +34,7 @@ from ..core.measurement import (
 from ..core.plan import Plan
 from ..core.runner import Runner
 from ..core.segment import Rung, RungResult
+from ..devices.backend import CARDS, PROCESSOR
 from ..errors import (
     AutobatchError,
     DeviceError,
@@ -384,13 +385,19 @@ class Cluster:
         gpus, free_gpus = int(resources.get("GPU", 0)), int(ray.available_resources().get("GPU", 0))
         nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         asked = spec.device.strip().lower()
-        if asked not in ("auto", "cuda", "cpu"):
-            raise SettingError(f"on a cluster a device is auto, cuda or cpu: Ray says which one; found {spec.device!r}")
-        on_gpu = asked == "cuda" or (asked == "auto" and gpus > 0)
+        cards, processor = list(CARDS), PROCESSOR.torch_name
+        if asked not in ("auto", *cards, processor):
+            raise SettingError(
+                f"on a cluster a device is auto, {', '.join(cards)} or {processor}: Ray says which one; "
+                f"found {spec.device!r}"
+            )
+        on_gpu = asked in cards or (asked == "auto" and gpus > 0)
+        if asked == "auto":  # Ray does not say whose its GPUs are
+            asked = cards[0] if on_gpu else processor
         wanted, most = spec.workers or (max(1, free_gpus) if on_gpu else 1), gpus if on_gpu else sum(nodes)
         check_workers(wanted, most, unit="GPU" if on_gpu else "core", where="the cluster")
         threads = 1 if on_gpu else threads_for(wanted, nodes)
-        spec = replace(spec, device="cuda" if on_gpu else "cpu", threads=threads, workers=wanted)
+        spec = replace(spec, device=asked, threads=threads, workers=wanted)
         needs = {"num_gpus": 1.0 if on_gpu else 0.0, "num_cpus": float(threads)}
         return [RayRunner(spec, self._home, needs, remaining_s) for _ in range(wanted)]
 

@@ -31,6 +31,7 @@ from ..core.plan import Plan
 from ..core.runner import Runner
 from ..core.segment import Rung, RungOutcome, RungResult
 from ..devices import host_memory
+from ..devices.backend import BACKENDS
 from ..devices.environment import worker_environment
 from ..errors import (
     DeviceLost,
@@ -243,7 +244,7 @@ class RemoteRunner(Runner):
 
     @property
     def _on_cpu(self) -> bool:
-        return self.device().kind == "cpu"
+        return BACKENDS[self.device().kind].is_processor
 
     def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
         """Where the worker dies, the probe is run once more, since not every death is the batch's doing; that it was is

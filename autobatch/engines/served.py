@@ -15,6 +15,7 @@ from ..core.facts import WorstCase
 from ..core.plan import Mode
 from ..core.runner import Runner
 from ..devices import host_memory
+from ..devices.backend import Backend
 from ..devices.environment import count_exactly, keep_freed_memory
 from ..errors import DeviceError, first_line
 from ..tasks.libraries import Libraries, Watch, hush_libraries
@@ -81,19 +82,18 @@ def _open(spec: RunnerSpec) -> Runner:
     torch.set_num_threads(spec.threads)  # a fork has the server's one
     try:
         device = open_device(_device_of(spec))
-        if device.torch_device.type == "cuda":
-            # As the user's own script does: `.cuda()` and `fully_shard` take the current one.
-            torch.cuda.set_device(device.torch_device)
+        # As the user's own script does: `.cuda()` and `fully_shard` take the current one.
+        device.backend.make_current(device.torch_device)
     except DeviceError:
         raise
     except RuntimeError as error:  # a card that has gone, or that its driver no longer answers for, is still listed
         raise DeviceError(f"{_device_of(spec)} cannot be opened: {first_line(error)}") from None
     memory_limit_bytes = spec.memory_limit_bytes
     sharing = spec.nproc * (spec.workers or 1)
-    if sharing > 1 and memory_limit_bytes is None and device.torch_device.type == "cpu":
+    if sharing > 1 and memory_limit_bytes is None and device.backend.is_processor:
         free = host_memory.available()
         memory_limit_bytes = None if free is None else free.free_bytes // sharing
-    group = _join(spec, on_cuda=device.torch_device.type == "cuda")
+    group = _join(spec, device.backend)
     task = unpickle_task(spec.pickled) if spec.pickled is not None else load_task(spec.path or "")
     hush_libraries()  # now: a task file may have set filters of its own
     if spec.arm is not None:
@@ -120,7 +120,7 @@ def _device_of(spec: RunnerSpec) -> str:
     return device_of_rank(spec.device, spec.place.local_rank, spec.place.local_size)
 
 
-def _join(spec: RunnerSpec, *, on_cuda: bool) -> DataParallel | None:
+def _join(spec: RunnerSpec, backend: Backend) -> DataParallel | None:
     """Make this process a rank, where it is to be one; as what it sees of the others."""
     if spec.place is None:
         return None
@@ -134,7 +134,7 @@ def _join(spec: RunnerSpec, *, on_cuda: bool) -> DataParallel | None:
     if meeting is None:
         stand_in(rank, size)
     else:
-        meet(rank, size, meeting.file, meeting.limit_s, on_cuda=on_cuda)
+        meet(rank, size, meeting.file, meeting.limit_s, backend)
     return DataParallel(rank=rank, size=size, find_unused=spec.find_unused) if spec.nproc > 1 else None
 
 

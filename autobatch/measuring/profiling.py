@@ -230,19 +230,19 @@ def _most_telling(curve: ThroughputCurve, seen: Set[int]) -> int | None:
 
 
 def find_remedy(
-    runner: Runner, curve: ThroughputCurve, *, cores: int, on_cuda: bool, budget_s: float
+    runner: Runner, curve: ThroughputCurve, *, cores: int, pins_memory: bool, budget_s: float
 ) -> ThroughputCurve:
     """The curve with a change of the loader that was measured to help at its knee; as it is where none did.
 
-    Tried are more and fewer worker processes, by powers of two up to the number of cores, and on a CUDA device memory
-    that is pinned, with the number of workers that was best. A change helps where it is faster by more than 5 %, and
-    by more than both medians are uncertain.
+    Tried are more and fewer worker processes, by powers of two up to the number of cores, and pinned memory where
+    the device takes copies from it, with the number of workers that was best. A change helps where it is faster by more
+    than 5 %, and by more than both medians are uncertain.
 
     Args:
         runner: of the task that the curve is of.
         curve: one whose loader does not keep up.
         cores: that loader processes may use.
-        on_cuda: whether the device takes copies from pinned memory.
+        pins_memory: whether the device takes copies from pinned memory.
         budget_s: seconds for all that is tried.
     """
     now = runner.facts().loader
@@ -257,7 +257,7 @@ def find_remedy(
     best, change = before, dict[str, Any]()
     for trial in trials:
         best, change = _better(runner, best, change, trial, share_s)
-    if on_cuda and not now["pin_memory"]:
+    if pins_memory and not now["pin_memory"]:
         best, change = _better(runner, best, change, change | {"pin_memory": True}, share_s)
     if best is before:
         return curve

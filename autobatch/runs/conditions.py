@@ -11,6 +11,7 @@ from pathlib import Path
 from .._version import __version__
 from ..core.facts import DeviceInfo, TaskFacts
 from ..core.units import format_duration, format_lr, format_size
+from ..devices.backend import BACKENDS
 from ..errors import RunError
 from .settings import TuneSettings
 
@@ -53,7 +54,7 @@ def conditions_of_task(facts: TaskFacts, device: DeviceInfo, workers: int) -> di
         facts, device: what it tells.
         workers: that were asked for. They share a processor's cores, and each other device has one of its own.
     """
-    plan, on_cpu = facts.baseline.plan, device.kind == "cpu"
+    plan, on_cpu = facts.baseline.plan, BACKENDS[device.kind].is_processor
     # What a processor may use changes with what its container or its machine has free; a card's memory is its own.
     memory = None if on_cpu or device.memory_bytes is None else format_size(device.memory_bytes)
     return {

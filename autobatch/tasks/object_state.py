@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._contextlib import _DecoratorContextManager
 
+from ..devices.backend import PROCESSOR
 from ..errors import CheckpointError, TaskError
 
 Node = Any  # a plain value, or a list that begins with its kind
@@ -417,7 +418,7 @@ class Reader:
         if fits and (current.shape, current.dtype, current.layout) == (values.shape, values.dtype, values.layout):
             current.detach().copy_(values)
             return current.requires_grad_(requires_grad) if current.is_leaf else current
-        values = values.to("cpu" if place == "cpu" else self._device, copy=True)
+        values = values.to(place if place == PROCESSOR.torch_name else self._device, copy=True)
         if kind == "Tensor":
             return values.requires_grad_(requires_grad)
         return nn.Parameter(values, requires_grad) if kind == "Parameter" else nn.Buffer(values)

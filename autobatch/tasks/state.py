@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..devices.backend import NAMED
 from .object_state import Reader, TooLarge, Writer
 from .places import ABSENT, names_of_model, places_of_model
 
@@ -34,11 +35,8 @@ def rng_state() -> dict[str, Any]:
         },
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    if torch.backends.mps.is_available():
-        state["mps"] = torch.mps.get_rng_state()
-    return state
+    on_devices = {name: backend.rng_state() for name, backend in NAMED.items()}
+    return state | {name: found for name, found in on_devices.items() if found is not None}
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
@@ -49,10 +47,9 @@ def set_rng_state(state: dict[str, Any]) -> None:
     inner = {"key": numbers.pop("key").numpy().astype(np.uint32), "pos": numbers.pop("pos")}
     np.random.set_state(numbers | {"state": inner})
     torch.set_rng_state(state["torch"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state_all(state["cuda"])
-    if "mps" in state:
-        torch.mps.set_rng_state(state["mps"])
+    for name, backend in NAMED.items():
+        if name in state:
+            backend.set_rng_state(state[name])
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from ..core.measurement import Measurement
 from ..core.plan import Plan
 from ..core.progress import Listener, Progress, nobody
 from ..core.runner import Prober, Runner
+from ..devices.backend import BACKENDS
 from ..devices.environment import available_cores
 from ..errors import SettingError
 from ..measuring.memory import MaxBatch, find_max_batch_size
@@ -101,5 +102,5 @@ def profile_of(
     if not curve.loader_bound:
         return curve
     on_progress(Progress(stage="profile", text="the loader does not keep up: trying what would help it"))
-    is_cuda = runner.device().kind in ("cuda", "rocm")
-    return find_remedy(runner, curve, cores=available_cores(), on_cuda=is_cuda, budget_s=_REMEDY_SHARE * budget_s)
+    pins = BACKENDS[runner.device().kind].pins_memory
+    return find_remedy(runner, curve, cores=available_cores(), pins_memory=pins, budget_s=_REMEDY_SHARE * budget_s)

@@ -22,6 +22,7 @@ from torch import nn
 from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 
+from ..devices.backend import CARDS, PROCESSOR, Backend, is_processor
 from ..devices.oom import is_out_of_memory
 from ..errors import (
     DeviceError,
@@ -87,7 +88,7 @@ class DataParallel:
         adds them in an order that depends on where in a bucket they are.
         """
         wrapper = DistributedDataParallel(module, find_unused_parameters=self.find_unused)
-        if self.size > 2 and all(parameter.device.type == "cpu" for parameter in module.parameters()):
+        if self.size > 2 and all(is_processor(parameter.device) for parameter in module.parameters()):
             # As a lambda: DDP looks at a hook's annotations, and takes none that are text.
             wrapper.register_comm_hook(self.size, lambda size, bucket: _mean_in_order(size, bucket))
         return wrapper
@@ -163,20 +164,22 @@ def device_of_rank(name: str, local_rank: int, local_size: int) -> str:
         DeviceError: there are fewer GPUs than ranks, or the device is one that ranks cannot share.
     """
     wanted = name.strip().lower()
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
-        return "cpu"
-    if wanted not in ("auto", "cuda"):
+    if wanted == "auto":
+        wanted = next((kind for kind, backend in CARDS.items() if backend.count()), PROCESSOR.torch_name)
+    if wanted == PROCESSOR.torch_name:
+        return wanted
+    if wanted not in CARDS:
         raise DeviceError(
-            f"{local_size} processes train on a GPU each, --device cuda, or share the processor, --device cpu; "
-            f"found {name!r}"
+            f"{local_size} processes train on a GPU each, --device {' or '.join(CARDS)}, or share the processor, "
+            f"--device {PROCESSOR.torch_name}; found {name!r}"
         )
-    present = torch.cuda.device_count()
+    present = CARDS[wanted].count()
     if present < local_size:
         instead = f"--nproc {present}, or --device cpu" if present else "--device cpu"
         raise DeviceError(
             f"{local_size} processes need {local_size} GPUs, one each; this machine shows {present}: take {instead}"
         )
-    return f"cuda:{local_rank}"
+    return f"{wanted}:{local_rank}"
 
 
 def tell_environment(rank: int, size: int, port: int) -> None:
@@ -191,14 +194,14 @@ def tell_environment(rank: int, size: int, port: int) -> None:
     )
 
 
-def meet(rank: int, size: int, file: Path, limit_s: float, *, on_cuda: bool) -> None:
+def meet(rank: int, size: int, file: Path, limit_s: float, backend: Backend) -> None:
     """Make the default process group of this process one with the others; they are on this machine.
 
     Args:
         rank, size: of this process, and how many there are.
         file: where they find each other; a new one for each group.
         limit_s: seconds for each collective, after which it fails.
-        on_cuda: whether tensors on GPUs are to travel.
+        backend: of the device whose tensors are to travel, beside those on the processor.
 
     Raises:
         RankLost: the others did not come.
@@ -209,7 +212,7 @@ def meet(rank: int, size: int, file: Path, limit_s: float, *, on_cuda: bool) -> 
         )  # by itself it looks up the host's name, which may lead nowhere
     try:
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+            _collectives(backend),
             store=dist.FileStore(str(file), size),  # type: ignore[attr-defined]  # the stubs leave it out
             rank=rank,
             world_size=size,
@@ -220,3 +223,10 @@ def meet(rank: int, size: int, file: Path, limit_s: float, *, on_cuda: bool) -> 
     # A task file may do this too, as it does in training; there is one group, and it is this one.
     for module in (dist, distributed_c10d):
         vars(module)["init_process_group"] = lambda *args, **kwargs: None
+
+
+def _collectives(backend: Backend) -> str:
+    """What carries tensors of these devices and of the processor, as torch.distributed writes it."""
+    if backend.is_processor or backend.collective is None:
+        return f"{PROCESSOR.collective}"
+    return f"{PROCESSOR.torch_name}:{PROCESSOR.collective},{backend.torch_name}:{backend.collective}"

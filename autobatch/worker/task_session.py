@@ -104,6 +104,14 @@ class OpenTask:
         soak_steps: int = 0,
         group: DataParallel | None = None,
     ) -> None:
+        # Before the limit is set: what raises here leaves the process as it was.
+        if task.precision not in device.backend.precisions:
+            if task.precision == "tf32":
+                raise DeviceError(f"tf32 is a mode of NVIDIA's tensor cores; {device.torch_device} has none: use bf16")
+            raise DeviceError(
+                f"{device.torch_device} computes in {', '.join(device.backend.precisions)}; found precision = "
+                f"{task.precision!r} in the task: take one of those"
+            )
         self._group = group
         self._task, self._device, self._mode, self._live = task, device, mode, live
         self._limit = device.set_limit(memory_limit_bytes, headroom)
@@ -121,8 +129,6 @@ class OpenTask:
         self._is_lost = False  # the device answers this process no longer
         self._products_before: str | None = None  # torch's precision of matrix products to go back to
         if task.precision == "tf32":
-            if device.torch_device.type != "cuda":
-                raise DeviceError(f"tf32 is a mode of NVIDIA's tensor cores; {device.torch_device} has none: use bf16")
             self._products_before = torch.get_float32_matmul_precision()
             torch.set_float32_matmul_precision("high")  # convolutions take TF32 by default
 

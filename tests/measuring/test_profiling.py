@@ -126,7 +126,7 @@ def starved(num_workers: int = 0, **changes: Any) -> tuple[Starved, ThroughputCu
 def test_workers_that_were_measured_to_help_are_told() -> None:
     runner, curve = starved()
     assert curve.loader_bound
-    found = find_remedy(runner, curve, cores=8, on_cuda=False, budget_s=1.0).remedy
+    found = find_remedy(runner, curve, cores=8, pins_memory=False, budget_s=1.0).remedy
     assert found is not None
     assert found.loader == {"num_workers": 4}
     assert found.before == {"num_workers": 0}
@@ -136,7 +136,7 @@ def test_workers_that_were_measured_to_help_are_told() -> None:
 
 def test_pinned_memory_is_tried_with_the_best_workers_on_cuda_alone() -> None:
     runner, curve = starved(pinned_s=0.02)
-    found = find_remedy(runner, curve, cores=4, on_cuda=True, budget_s=1.0).remedy
+    found = find_remedy(runner, curve, cores=4, pins_memory=True, budget_s=1.0).remedy
     assert found is not None
     assert found.loader == {"num_workers": 4, "pin_memory": True}
     assert not any(asked and "pin_memory" in asked for asked in starved(pinned_s=0.02)[0].asked)
@@ -144,7 +144,7 @@ def test_pinned_memory_is_tried_with_the_best_workers_on_cuda_alone() -> None:
 
 def test_what_does_not_help_is_not_told() -> None:
     runner, curve = starved(num_workers=4)
-    assert find_remedy(runner, curve, cores=8, on_cuda=False, budget_s=1.0).remedy is None
+    assert find_remedy(runner, curve, cores=8, pins_memory=False, budget_s=1.0).remedy is None
 
 
 def test_a_machine_that_has_become_faster_is_no_remedy() -> None:
@@ -161,14 +161,14 @@ def test_a_machine_that_has_become_faster_is_no_remedy() -> None:
     runner = Waking(known=sim_facts(loader={"num_workers": 0, "pin_memory": False}))
     curve = profile(runner, Plan(batch_size=1), max_batch=64, budget_s=1.0)
     assert len(runner.asked) < 8
-    assert find_remedy(runner, curve, cores=8, on_cuda=False, budget_s=1.0).remedy is None
+    assert find_remedy(runner, curve, cores=8, pins_memory=False, budget_s=1.0).remedy is None
 
 
 def test_a_task_with_its_own_loader_is_left_alone() -> None:
     runner, curve = starved()
     runner.known = sim_facts(loader=None)
     asked = len(runner.asked)
-    assert find_remedy(runner, curve, cores=8, on_cuda=False, budget_s=1.0) is curve
+    assert find_remedy(runner, curve, cores=8, pins_memory=False, budget_s=1.0) is curve
     assert len(runner.asked) == asked
 
 
@@ -329,7 +329,7 @@ def test_a_loader_that_cannot_be_changed_is_no_reason_to_lose_the_profile() -> N
     runner = Unreadable(known=sim_facts(loader={"num_workers": 0, "pin_memory": False}))
     curve = profile(runner, Plan(batch_size=1), max_batch=64, budget_s=1.0)
     assert curve.loader_bound
-    assert find_remedy(runner, curve, cores=8, on_cuda=True, budget_s=1.0) is curve
+    assert find_remedy(runner, curve, cores=8, pins_memory=True, budget_s=1.0) is curve
 
 
 def test_a_machine_that_fails_while_a_remedy_is_sought_leaves_the_profile() -> None:
@@ -343,7 +343,7 @@ def test_a_machine_that_fails_while_a_remedy_is_sought_leaves_the_profile() -> N
 
     runner = Failing(known=sim_facts(loader={"num_workers": 0, "pin_memory": False}))
     curve = profile(runner, Plan(batch_size=1), max_batch=64, budget_s=1.0)
-    assert find_remedy(runner, curve, cores=8, on_cuda=False, budget_s=1.0) is curve
+    assert find_remedy(runner, curve, cores=8, pins_memory=False, budget_s=1.0) is curve
 
 
 def test_further_visits_time_whole_steps_alone() -> None:

@@ -479,7 +479,7 @@ def test_pinned_memory_goes_to_the_real_loader_and_is_told_where_its_copies_are_
     runner = TorchRunner(made, open_device("cpu"))
     curve = ThroughputCurve(measurements=(runner.time(Plan(batch_size=4), budget_s=10.0),))
     assert curve.loader_bound
-    found = find_remedy(runner, curve, cores=0, on_cuda=True, budget_s=30.0).remedy
+    found = find_remedy(runner, curve, cores=0, pins_memory=True, budget_s=30.0).remedy
     runner.close()
     assert found is not None
     assert (found.loader, found.before) == ({"pin_memory": True}, {"pin_memory": False})

@@ -33,11 +33,13 @@ from ...core.facts import MemoryLimit, TaskFacts
 from ...core.measurement import Measurement
 from ...core.plan import Plan
 from ...core.runner import Prober
+from ...devices.backend import NAMED
 from ...errors import SettingError
 
 Wrapping = Literal["ddp", "fsdp2"]
 
 _BACKEND = "autobatch_alone"
+_TYPES = tuple(name for name, backend in NAMED.items() if backend.collective is not None)  # whose tensors may travel
 _FSDP_RESET = "2.13"  # the torch in which FSDPModule.reset_iter_state was found
 
 
@@ -54,7 +56,7 @@ class _StandIn(dist.ProcessGroup):
     def __init__(self, rank: int, size: int) -> None:
         super().__init__(rank, size)  # type: ignore[call-arg]  # the stubs know one of its two constructors
         backend = _fake(rank, size)
-        for kind in ("cpu", "cuda"):
+        for kind in _TYPES:
             self._register_backend(torch.device(kind), dist.ProcessGroup.BackendType.CUSTOM, backend)
         self._set_default_backend(dist.ProcessGroup.BackendType.CUSTOM)
 
@@ -82,7 +84,7 @@ def stand_in(rank: int, size: int) -> None:
     call `init_process_group` and name backends as it does in training; there is one group, and it is this one.
     """
     if _BACKEND.upper() not in dist.Backend._plugins:
-        dist.Backend.register_backend(_BACKEND, lambda _, rank, size, __: _StandIn(rank, size), devices=["cpu", "cuda"])
+        dist.Backend.register_backend(_BACKEND, lambda _, rank, size, __: _StandIn(rank, size), devices=[*_TYPES])
     dist.init_process_group(_BACKEND, rank=rank, world_size=size, store=dist.HashStore())  # type: ignore[attr-defined]
     _replace("init_process_group", lambda *args, **kwargs: None)
     _replace("new_group", functools.partial(_new_group, dist.new_group))

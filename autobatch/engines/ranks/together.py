@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from ...core.plan import Plan
 from ...core.runner import Prober, Runner
 from ...devices import host_memory, open_device
+from ...devices.backend import CARDS, PROCESSOR, is_processor
 from ...errors import SettingError
 from .agreement import Place, Ranks, tell
 from .exchange import GlooExchange
@@ -80,7 +80,7 @@ def _settled(
 ) -> _Here:
     """What was left open, decided for this rank."""
     name = _device_name(place, model, device)
-    on_cpu = open_device(name).torch_device.type == "cpu"
+    on_cpu = open_device(name).backend.is_processor
     assumed: list[str] = []
     if model is not None:
         isolate = _isolated(model, isolate, on_cpu=on_cpu, assumed=assumed)
@@ -97,12 +97,13 @@ def _device_name(place: Place, model: nn.Module | None, device: str) -> str:
     if device.strip().lower() != "auto":
         return device
     on = next((parameter.device for parameter in model.parameters()), None) if model is not None else None
-    if on is not None and on.type != "cpu":
+    if on is not None and not is_processor(on):
         return str(on)
     if model is not None and wrapping(model) is not None:
-        return "cpu"  # a wrapper stays where its model was when it was wrapped
+        return PROCESSOR.torch_name  # a wrapper stays where its model was when it was wrapped
     # One GPU in sight is this rank's own, hidden from the others by whoever started them.
-    return f"cuda:{place.local_rank}" if torch.cuda.device_count() > 1 else "auto"
+    several = next((kind for kind, backend in CARDS.items() if backend.count() > 1), None)
+    return "auto" if several is None else f"{several}:{place.local_rank}"
 
 
 def _isolated(model: nn.Module, isolate: bool | None, *, on_cpu: bool, assumed: list[str]) -> bool:
