@@ -94,7 +94,7 @@ class TaskFacts:
         return tuple(told)
 
 
-DeviceKind = Literal["cuda", "rocm", "mps", "cpu"]
+DeviceKind = Literal["cuda", "rocm", "xpu", "mps", "cpu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

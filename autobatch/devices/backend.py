@@ -129,6 +129,16 @@ _TABLE = (
     _CUDA,
     # ROCm answers to torch.cuda, takes tf32 as it does, and has it on few cards.
     replace(_CUDA, kind="rocm", benched=("fp32", "bf16")),
+    # tf32 is there too, but torch.set_float32_matmul_precision does not say that it sets it: it speaks of CUDA.
+    Backend(
+        kind="xpu",
+        torch_name="xpu",
+        home="xpu",
+        has_cards=True,
+        collective="xccl",
+        pins_memory=True,
+        visible="ZE_AFFINITY_MASK",
+    ),
     Backend(kind="mps", torch_name="mps", home="mps"),
     Backend(kind="cpu", torch_name="cpu", home="cpu", is_processor=True, collective="gloo"),
 )

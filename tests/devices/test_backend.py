@@ -108,6 +108,7 @@ def test_generators_of_cards_in_use_are_put_back(name: str, monkeypatch: pytest.
 def test_a_collective_carries_the_processors_tensors_beside_the_cards() -> None:
     assert _collectives(PROCESSOR) == "gloo"
     assert _collectives(BACKENDS["cuda"]) == _collectives(BACKENDS["rocm"]) == "cpu:gloo,cuda:nccl"
+    assert _collectives(BACKENDS["xpu"]) == "cpu:gloo,xpu:xccl"
 
 
 def test_a_precision_that_the_kind_does_not_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,4 +119,4 @@ def test_a_precision_that_the_kind_does_not_have_is_refused(monkeypatch: pytest.
 
 
 def test_the_words_for_a_device_are_those_that_open_one() -> None:
-    assert names_in_words("1") == ["auto", "cpu", "cuda", "cuda:1", "mps"]
+    assert names_in_words("1") == ["auto", "cpu", "cuda", "cuda:1", "xpu", "xpu:1", "mps"]

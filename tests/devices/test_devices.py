@@ -23,12 +23,14 @@ from autobatch.devices import (
     host_memory,
     open_device,
 )
+from autobatch.devices.backend import BACKENDS, NAMED
 from autobatch.devices.base import budget_bytes
 from autobatch.devices.cpu import CpuDevice
 from autobatch.devices.cuda import CudaDevice
 from autobatch.devices.environment import worker_environment
 from autobatch.devices.mps import MpsDevice
 from autobatch.devices.nvml import Card, load_library, resolve_visible
+from autobatch.devices.xpu import XpuDevice
 from autobatch.errors import DeviceError, SettingError
 
 from ..helpers.ready_python import run
@@ -48,7 +50,7 @@ class DeviceContract:
     def test_it_says_what_it_is(self, device: Device) -> None:
         info = device.info()
         assert info.name
-        assert info.kind in ("cuda", "rocm", "mps", "cpu")
+        assert info.kind in BACKENDS
         assert info.torch == torch.__version__
         assert info.memory_bytes is not None
         assert info.free_bytes is not None
@@ -488,6 +490,39 @@ class FakeMps(FakeCuda):
         pass
 
 
+@dataclass
+class FakeXpu(FakeCuda):
+    """torch.xpu, as its source in torch 2.13 has it: the same allocator, which counts no refusals and takes a float."""
+
+    no_free: str | None = None  # what the driver says where it does not say what is free
+    stale_free: bool = False  # it does not see what our allocator holds
+    integrated: bool = False
+
+    def get_device_properties(self, index: int) -> SimpleNamespace:
+        return SimpleNamespace(
+            name="Intel(R) Data Center GPU Max 1100",
+            total_memory=self.total,
+            uuid=bytes(range(16)),
+            driver_version="1.6.33578",
+            is_integrated_gpu=self.integrated,
+            has_fp64=not self.integrated,
+        )
+
+    def mem_get_info(self, index: int) -> tuple[int, int]:
+        if self.no_free is not None:
+            raise RuntimeError(self.no_free)
+        free, total = super().mem_get_info(index)
+        return free + (self.reserved if self.stale_free else 0), total
+
+    def set_per_process_memory_fraction(self, fraction: float, index: int) -> None:
+        if not isinstance(fraction, float):
+            raise TypeError("Invalid type for fraction argument, must be `float`")
+        super().set_per_process_memory_fraction(fraction, index)
+
+    def memory_stats(self, index: int) -> dict[str, int]:
+        return {"reserved_bytes.all.current": self.reserved, "reserved_bytes.all.peak": self.peak}
+
+
 class Held:
     """Bytes in use on a stand-in, while it lives."""
 
@@ -600,6 +635,65 @@ class TestMpsStandIn(DeviceContract):
         assert limit.capacity_bytes == limit.budget_bytes
         device.lift_limit()
         assert self.memory.allowed == 1.7
+
+
+class TestXpuStandIn(DeviceContract):
+    @pytest.fixture
+    def memory(self) -> FakeXpu:
+        return FakeXpu()
+
+    @pytest.fixture
+    def device(self, memory: FakeXpu) -> Device:
+        self.xpu = memory
+        return XpuDevice(1, xpu=memory)
+
+    def allocate(self, device: Device, size: int) -> object:
+        return Held(self.xpu, size)
+
+    def test_its_facts_are_those_of_the_driver(self, device: Device) -> None:
+        info = device.info()
+        assert (info.kind, info.index, info.driver) == ("xpu", 1, "1.6.33578")
+        assert (device.torch_device, info.name) == (torch.device("xpu", 1), "Intel(R) Data Center GPU Max 1100")
+        assert info.uuid == "00010203-0405-0607-0809-0a0b0c0d0e0f"
+        assert (device.joules(), device.watts(), device.alloc_retries(), device.refusals()) == (None,) * 4
+        assert "150 ms" in info.notes[0]
+
+    def test_headroom_is_a_wall_and_what_the_user_set_comes_back(self, device: Device, memory: FakeXpu) -> None:
+        memory.allowed = 0.5
+        limit = device.set_limit(None, 0.05)
+        assert (memory.allowed, limit.capacity_bytes) == (0.5, memory.total // 2)
+        assert limit.source == "the memory fraction that was set for this process"
+        device.lift_limit()
+        assert memory.allowed == 0.5
+
+    def test_what_a_driver_calls_free_though_it_is_held_is_not_counted_twice(
+        self, device: Device, memory: FakeXpu
+    ) -> None:
+        memory.stale_free, memory.others = True, 0
+        held = self.allocate(device, 4 << 30)
+        assert device.set_limit(None, 0.0).capacity_bytes == memory.total
+        device.reset_peak()
+        assert device.peak_bytes() == 4 << 30
+        assert held is not None
+
+    def test_a_card_that_does_not_say_what_is_free_is_taken_for_free(self, device: Device, memory: FakeXpu) -> None:
+        memory.no_free, memory.integrated = "The device (Intel(R) Graphics) doesn't support querying", True
+        info = device.info()
+        assert info.free_bytes is None
+        assert "free memory: The device (Intel(R) Graphics) doesn't support querying" in info.notes
+        assert any("shares the machine's memory" in note for note in info.notes)
+        assert any("bf16 does without" in note for note in info.notes)
+        limit = device.set_limit(None, 0.25)
+        assert (limit.capacity_bytes, limit.budget_bytes) == (memory.total, memory.total * 3 // 4)
+        held = self.allocate(device, 1 << 30)
+        device.reset_peak()
+        assert device.peak_bytes() == 1 << 30
+        assert held is not None
+
+    def test_a_torch_that_cannot_limit_it_is_refused(self) -> None:
+        old = SimpleNamespace(mem_get_info=None)
+        with pytest.raises(DeviceError, match=r"xpu has set_per_process_memory_fraction, which keeps a memory limit"):
+            XpuDevice(0, xpu=old)
 
 
 # -- NVML ------------------------------------------------------------------------------------------------------------
@@ -804,11 +898,11 @@ def test_the_cpu_opens_by_name_and_nothing_is_limited() -> None:
 
 
 def test_auto_takes_a_gpu_where_there_is_one() -> None:
-    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    expected = next(kind for kind, backend in NAMED.items() if backend.count())
     assert open_device().torch_device.type == expected
 
 
-@pytest.mark.parametrize("name", ["tpu", "", "cuda:99", "cuda:x", "gpu"])
+@pytest.mark.parametrize("name", ["tpu", "", "cuda:99", "cuda:x", "gpu", "xpu:99", "xpu:"])
 def test_an_unknown_device_lists_those_there_are(name: str) -> None:
     with pytest.raises(DeviceError, match=r"must be there; found .*There is: .*cpu"):
         open_device(name)
@@ -820,6 +914,12 @@ def test_without_cuda_both_say_why() -> None:
         open_device("cuda")
     if not torch.backends.mps.is_available():
         assert describe_devices()[-1].notes[-1].startswith("no GPU: ")
+
+
+@pytest.mark.skipif(torch.version.xpu is not None, reason="this torch is built with XPU")
+def test_without_xpu_the_refusal_says_why() -> None:
+    with pytest.raises(DeviceError, match=r"found 'xpu' \(this torch \(.+\) is built without XPU\)"):
+        open_device("xpu")
 
 
 def test_every_device_is_described() -> None:
