@@ -59,7 +59,7 @@ from .runs.run_folder import RunFolder, RunState
 from .runs.runs import latest_unfinished, reopened
 from .runs.settings import Earlier, Engine, TuneSettings
 from .searching.schedulers.table import SEARCHES
-from .searching.storage_url import check_url, shown_url, shown_words
+from .searching.storage.url import check_url, shown_url, shown_words
 from .simulated.recording import Recorder
 from .tasks.task_sources import source_hashes
 from .tuning.pipeline import run_tune

@@ -38,7 +38,8 @@ from autobatch.core.units import parse_duration
 from autobatch.devices import open_device
 from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.throughput import ThroughputCurve
-from autobatch.searching.trials import Ladder, scale, total_steps
+from autobatch.searching.space import scale
+from autobatch.searching.trials import Ladder, total_steps
 from autobatch.tasks.task import load_task
 from autobatch.worker.torch_runner import TorchRunner
 

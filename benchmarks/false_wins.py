@@ -27,9 +27,9 @@ from provenance import about
 
 from autobatch.core.files import write_json
 from autobatch.core.plan import Config, Plan
-from autobatch.searching.confirmation import judge, leads_clearly, next_seed_for
 from autobatch.searching.history import History
 from autobatch.searching.trials import Role, Trial
+from autobatch.searching.verdict.confirmation import judge, leads_clearly, next_seed_for
 
 GAINS = (-2, -1, 0, 1, 2)
 KINDS = ("equal", "mixed", "one bad", "steps")

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from autobatch.errors import ReportError
 from autobatch.runs.run_folder import read_state
-from autobatch.searching.record import read_kept
+from autobatch.searching.storage.journal import read_kept
 
 MARK = "AUTOBATCH_KILL_POINT"
 TARGETS = ("coordinator", "worker", "both")

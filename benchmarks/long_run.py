@@ -41,8 +41,8 @@ from replay import mean_of, searched
 
 from autobatch.core.plan import Config, Plan
 from autobatch.core.units import parse_duration
-from autobatch.searching.long_run import look_ahead
 from autobatch.searching.search import Ladder, SearchResult, SearchSettings
+from autobatch.searching.verdict.long_run import look_ahead
 from autobatch.simulated.replay import ReplayRunner
 
 CUT = 1 / 4  # the share of a table's schedule that stands for T

@@ -32,7 +32,7 @@ from provenance import about
 from autobatch.core.files import write_json
 from autobatch.core.plan import Config, Plan
 from autobatch.measuring.profiling import profile
-from autobatch.searching.ledger import Ledger
+from autobatch.searching.budget.ledger import Ledger
 from autobatch.searching.search import SearchResult, SearchSettings, search
 from autobatch.simulated.sim import SimRunner, draw, sim_facts
 

@@ -46,9 +46,9 @@ from autobatch.core.measurement import Measurement
 from autobatch.core.plan import Config, Plan
 from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.throughput import ThroughputCurve
-from autobatch.searching.ledger import REPORT_MOST_S, REPORT_SHARE, Ledger
+from autobatch.searching.budget.ledger import REPORT_MOST_S, REPORT_SHARE, Ledger
 from autobatch.searching.search import SearchResult, SearchSettings, search
-from autobatch.searching.trials import closest
+from autobatch.searching.space import closest
 from autobatch.simulated.replay import ReplayRunner
 
 BUDGETS = (8, 16, 32)

@@ -32,7 +32,7 @@ from provenance import about
 from autobatch.core.plan import Config, Plan
 from autobatch.measuring.profiling import profile
 from autobatch.measuring.throughput import ThroughputCurve
-from autobatch.searching.ledger import Ledger
+from autobatch.searching.budget.ledger import Ledger
 from autobatch.searching.search import (
     Event,
     SearchSettings,

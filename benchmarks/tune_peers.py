@@ -36,7 +36,8 @@ from autobatch.measuring.learning_rate import LrCurve, find_lr_curve
 from autobatch.measuring.profiling import profile
 from autobatch.measuring.throughput import ThroughputCurve
 from autobatch.searching.schedulers.warm_starts import warm_starts
-from autobatch.searching.trials import Space, space_for, total_steps
+from autobatch.searching.space import Space, space_for
+from autobatch.searching.trials import total_steps
 from autobatch.tasks.data import training_batches, val_loader
 from autobatch.tasks.task import Task, load_task
 from autobatch.tuning.pipeline import sweep_steps

@@ -44,11 +44,11 @@ ROOMS = [
 HOMES = {
     "optuna": {
         "searching.schedulers.optuna_sampler",
-        "searching.study_writer",
-        "searching.record",
-        "searching.central",
+        "searching.storage.study_writer",
+        "searching.storage.journal",
+        "searching.storage.central",
     },
-    "sqlalchemy": {"searching.central"},
+    "sqlalchemy": {"searching.storage.central"},
     "ray": {"engines.ray"},
     "pynvml": {"devices.nvml"},
     "rich": {"render.terminal", "render.live"},

@@ -21,7 +21,7 @@ from .._version import __version__
 from ..errors import AutobatchError, SettingError, text_of
 from ..render.document import visible, visible_lines
 from ..searching.schedulers.table import SEARCHES
-from ..searching.storage_url import shown_words, without_users
+from ..searching.storage.url import shown_words, without_users
 from .defaults import ConfiguredGroup
 from .exits import (
     FAILED,

@@ -1,7 +1,7 @@
 """A run's folder: what lies in it, who holds it, and where it stands. docs/runs.md says it to users.
 
     run.json       settings, conditions and what the stages before the race found; replaced whole at each stage
-    journal.log    the race, a line at a time (searching/record.py)
+    journal.log    the race, a line at a time (searching/storage/journal.py)
     checkpoints/   of trials that may be resumed (checkpoints.py)
     worker.log     what the workers print
     report.json    the answer

@@ -83,7 +83,7 @@ def _folders(folder: Path, depth: int) -> Iterator[Path]:
 
 def summary(path: Path) -> RunSummary:
     """Where the run in a folder stands; one whose files cannot be read is told, not raised."""
-    from ..searching.record import read_kept  # optuna, which the commands that start a worker import later
+    from ..searching.storage.journal import read_kept  # optuna, which the commands that start a worker import later
 
     try:
         state = read_state(path)

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from ..core.units import format_duration
 from ..errors import DeviceError, DeviceLost, NoValidResult
-from .advice import enough_s, give_at_least, typed
-from .conclusion import SearchResult, conclude
-from .confirmation import judge
-from .costs import EQUIVALENTS
+from .budget.advice import enough_s, give_at_least, typed
+from .budget.costs import EQUIVALENTS
 from .history import History
 from .race import Race
 from .trials import MIN_STEPS, optimizer_step_s
+from .verdict.conclusion import SearchResult, conclude
+from .verdict.confirmation import judge
 
 
 def finished(race: Race) -> SearchResult:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from ..core.runner import Runner
 from ..errors import CheckpointError, TaskError
-from .account import Account
-from .confirmation import judge
+from .budget.account import Account
 from .history import History
 from .trials import Trial, last_rung
+from .verdict.confirmation import judge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,15 +8,16 @@ from ..core.facts import TaskFacts
 from ..core.plan import Plan
 from ..core.units import format_duration
 from ..errors import BudgetTooShort
-from .advice import enough_s, give_at_least
-from .costs import EQUIVALENTS, Costs
-from .ledger import Ledger
+from .budget.advice import enough_s, give_at_least
+from .budget.costs import EQUIVALENTS, Costs
+from .budget.ledger import Ledger
 from .limits import MemoryLimits
 from .schedulers.base import Scheduler, Start
 from .schedulers.candidates import Candidates
 from .schedulers.table import scheduler_for
 from .schedulers.warm_starts import WarmStarts, runnable, warm_starts
-from .trials import MIN_STEPS, SearchSettings, space_for
+from .space import space_for
+from .trials import MIN_STEPS, SearchSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

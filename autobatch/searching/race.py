@@ -10,22 +10,22 @@ from ..core.plan import Plan
 from ..core.runner import Runner
 from ..core.segment import HANG_FACTOR, HANG_LEAST_S, Rung, RungResult
 from ..errors import CheckpointError, DeviceError, TaskError
-from .account import Account, SegmentInFlight
-from .confirmation import MOST_SEEDS, is_close, leads_clearly, next_seed_for
-from .costs import Costs
+from .budget.account import Account, SegmentInFlight
+from .budget.costs import Costs
+from .budget.ledger import Ledger
 from .crew import Crew
 from .final_test import FinalTest
 from .history import History
-from .ledger import Ledger
 from .limits import MemoryLimits
 from .preparation import check_time
-from .race_state import RaceState
-from .record import Kept, StudyRecord
-from .retention import Checkpoints
 from .schedulers.base import Budget, Resume, Scheduler, Start
 from .schedulers.candidates import Candidates
 from .schedulers.promotion import paused_best_first
+from .storage.journal import Kept, StudyRecord
+from .storage.race_state import RaceState
+from .storage.retention import Checkpoints
 from .trials import Event, EventKind, Role, SearchSettings, Trial
+from .verdict.confirmation import MOST_SEEDS, is_close, leads_clearly, next_seed_for
 
 # Below this many full trials only one is reserved for confirmation. Assumed: else under half is left for the search.
 FEW_EQUIVALENTS = 6

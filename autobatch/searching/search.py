@@ -1,14 +1,13 @@
 """The race for the best validation score at equal training time, on any `Runner`.
 
-The baseline runs to the end first. Then come the warm starts, and new trials and paused ones, which wait at a rung by
-their checkpoint: freeze-thaw weighs the one against the other (freeze_thaw.py), and with any other sampler a trial goes
-on if it ranks among the best at its rung, by asynchronous successive halving. The last slice of the time goes to
-finishing what is paused. Then the finalist is trained again under fresh seeds.
+The baseline is trained to the end first. From then on a scheduler says what to train next: a new trial, or one that
+waits at a rung with its checkpoint (schedulers/table.py has all schedulers). The last part of the time goes to fresh
+seeds for the finalist and the baseline.
 
-What is done next is decided by scores and by *modelled* cost, from the profile; so the same profile and the same scores
-give the same race, where one rung is trained at a time and takes what the profile said, beside the other sizes. Several
-workers train several: who becomes idle takes the next, and by freeze-thaw what is under way is believed to come out as
-the surrogate predicts. The clock is the guard: nothing starts whose predicted end does not fit.
+Decisions rest on scores and on *modelled* cost, which comes from the profile. So the same profile and the same scores
+give the same race, as long as one segment is trained at a time and takes what the profile said, relative to the other
+sizes. Several workers train several at once: whoever becomes idle takes the next. The clock is the guard: nothing
+starts whose predicted end does not fit.
 """
 
 from __future__ import annotations
@@ -17,26 +16,26 @@ from collections.abc import Callable
 
 from ..core.runner import Runner
 from ..errors import DeviceError
-from .account import Account
-from .conclusion import SearchResult as SearchResult
-from .confirmation import ScoreSummary as ScoreSummary
-from .costs import Costs
-from .costs import horizon_s as horizon_s
+from .budget.account import Account
+from .budget.costs import Costs
+from .budget.costs import horizon_s as horizon_s
+from .budget.ledger import Ledger
 from .crew import Alone, Crew
 from .ending import finished, interrupted, without_device
 from .history import History
-from .ledger import Ledger
 from .limits import MemoryLimits
 from .preparation import prepare
 from .race import Race
-from .record import Kept as Kept
-from .record import StudyRecord as StudyRecord
+from .space import Space as Space
+from .storage.journal import Kept as Kept
+from .storage.journal import StudyRecord as StudyRecord
 from .trials import Event as Event
 from .trials import Ladder as Ladder
 from .trials import SearchSettings as SearchSettings
-from .trials import Space as Space
 from .trials import StepTimes as StepTimes
 from .trials import Trial as Trial
+from .verdict.conclusion import SearchResult as SearchResult
+from .verdict.confirmation import ScoreSummary as ScoreSummary
 
 
 def search(

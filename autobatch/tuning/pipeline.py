@@ -47,23 +47,18 @@ from ..runs.conditions import (
 )
 from ..runs.run_folder import RunFolder, RunState
 from ..runs.settings import TuneSettings
-from ..searching.advice import (
-    MEMORY_SHARE,
-    PROFILE_SHARE,
-    SWEEP_SHARE,
-    give_at_least,
-)
-from ..searching.costs import least_budget_s, worth_step_s
+from ..searching.budget.advice import MEMORY_SHARE, PROFILE_SHARE, SWEEP_SHARE, give_at_least
+from ..searching.budget.costs import least_budget_s, worth_step_s
+from ..searching.budget.ledger import Ledger
 from ..searching.crew import Alone
-from ..searching.failures import ERRORS, failed_trials, first_line
-from ..searching.ledger import Ledger
 from ..searching.limits import MemoryLimits
-from ..searching.stability import norms_out_of_line
 from ..searching.trials import optimizer_step_s
+from ..searching.verdict.failures import ERRORS, failed_trials, first_line
+from ..searching.verdict.stability import norms_out_of_line
 
 if TYPE_CHECKING:
-    from ..searching.central import CentralRecord
     from ..searching.search import Event, Kept, SearchResult
+    from ..searching.storage.central import CentralRecord
 
 # No batch beyond this is looked for where the data does not end the search first. Assumed: past any batch in use.
 CEILING = 131_072
@@ -123,7 +118,7 @@ def run_tune(
     """
     kept = None
     if state.resumed:
-        from ..searching.record import read_kept  # optuna, which a new run imports while its worker is at work
+        from ..searching.storage.journal import read_kept  # optuna, which a new run imports while its worker is at work
 
         kept = read_kept(folder.journal) if folder.journal.exists() else None
     settings, is_setting_out = state.settings, bool(state.resumed)
@@ -254,7 +249,7 @@ class _Tune:
     def see_evaluation_end(self) -> None:
         """Told now where validation data never ends, and not when everything but an evaluation is known."""
         # Imported here, as in `race`.
-        from ..searching.costs import longest_evaluation_s
+        from ..searching.budget.costs import longest_evaluation_s
 
         with self.ledger.charge("evaluation"):
             self.runner.see_evaluation_end(longest_evaluation_s(self.ledger.available_s))
@@ -271,7 +266,7 @@ class _Tune:
                 self.save(remarks=tuple(dict.fromkeys((*self.state.remarks, remark))))
             return
         # Imported here: a run without a database imports optuna while its worker is at work.
-        from ..searching.central import CentralRecord
+        from ..searching.storage.central import CentralRecord
 
         self.central = CentralRecord(
             self.storage,
@@ -432,8 +427,8 @@ class _Tune:
         self, facts: TaskFacts, curve: ThroughputCurve, sweep: LrCurve | None, largest: int, micro_batch: int
     ) -> SearchResult:
         # Imported here, where the worker has long been started: optuna takes half a second.
-        from ..searching.record import StudyRecord
         from ..searching.search import SearchSettings, horizon_s, search
+        from ..searching.storage.journal import StudyRecord
 
         eval_batch = min(largest, facts.val_size or largest, _EVAL_BATCH)
         if (eval_s := self.state.found.eval_s) is None:
@@ -604,7 +599,7 @@ class _Tune:
 
     def beyond(self, result: SearchResult) -> dict[str, Any] | None:
         """What the race says of the user's training where that is longer than T; None where it is not."""
-        from ..searching.long_run import look_ahead
+        from ..searching.verdict.long_run import look_ahead
 
         train_time_s = self.settings.train_time_s
         # Within a hundredth it is the same horizon: T is a whole number of optimizer steps.

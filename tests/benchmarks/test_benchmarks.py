@@ -21,7 +21,7 @@ import pytest
 from autobatch.core.plan import Config, Plan
 from autobatch.devices import open_device
 from autobatch.measuring.learning_rate import find_lr_curve
-from autobatch.searching.ledger import Ledger
+from autobatch.searching.budget.ledger import Ledger
 from autobatch.searching.trials import SearchSettings
 from autobatch.simulated.replay import ReplayRunner
 from autobatch.tasks.task import load_task

@@ -26,8 +26,8 @@ from autobatch.engines import remote
 from autobatch.errors import DeviceLost, SettingError
 from autobatch.runs.run_folder import read_state
 from autobatch.searching import race
-from autobatch.searching.account import SegmentInFlight
-from autobatch.searching.record import read_kept
+from autobatch.searching.budget.account import SegmentInFlight
+from autobatch.searching.storage.journal import read_kept
 from autobatch.searching.trials import Trial
 
 from ..helpers.processes import PATIENCE_S, on_two_cores, wait_until_gone, wait_until_unmarked

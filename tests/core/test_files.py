@@ -15,10 +15,10 @@ from autobatch.core.files import write_json, write_whole
 from autobatch.core.plan import Config
 from autobatch.core.segment import Rung
 from autobatch.devices import open_device
-from autobatch.searching.record import StudyRecord
+from autobatch.searching.storage.journal import StudyRecord
 from autobatch.worker.torch_runner import TorchRunner
 
-from ..searching.test_study import STATE, paused
+from ..searching.schedulers.test_optuna_sampler import STATE, paused
 from ..worker.test_training import task, trainer
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc which file a descriptor is of")

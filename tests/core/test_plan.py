@@ -29,7 +29,7 @@ from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.profiling import profile
 from autobatch.reports.report import Report
 from autobatch.runs.settings import TuneSettings
-from autobatch.searching.trials import rounded_lr
+from autobatch.searching.space import rounded_lr
 from autobatch.simulated.sim import SimRunner, sim_facts
 from autobatch.tasks.task import Task, load_task
 from autobatch.worker.torch_runner import TorchRunner

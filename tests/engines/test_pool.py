@@ -26,8 +26,8 @@ from autobatch.render.content import report_document
 from autobatch.render.markdown import to_markdown
 from autobatch.runs.run_folder import RunFolder, RunState
 from autobatch.runs.settings import TuneSettings
+from autobatch.searching.budget.ledger import Ledger
 from autobatch.searching.crew import Alone, Several
-from autobatch.searching.ledger import Ledger
 from autobatch.simulated.sim import SimRunner, VirtualClock, sim_facts
 from autobatch.tuning.pipeline import _Tune
 

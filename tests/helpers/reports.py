@@ -11,15 +11,10 @@ from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.memory import find_max_batch_size
 from autobatch.measuring.profiling import profile
 from autobatch.reports.report import Report
-from autobatch.searching.confirmation import ScoreSummary
-from autobatch.searching.ledger import Ledger
-from autobatch.searching.long_run import (
-    Forecast,
-    LongRun,
-    LrTrend,
-    Stability,
-)
+from autobatch.searching.budget.ledger import Ledger
 from autobatch.searching.trials import Trial
+from autobatch.searching.verdict.confirmation import ScoreSummary
+from autobatch.searching.verdict.long_run import Forecast, LongRun, LrTrend, Stability
 from autobatch.simulated.sim import SimRunner, VirtualClock
 
 YOURS = Config(plan=Plan(batch_size=32), lr=1e-3)

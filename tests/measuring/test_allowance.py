@@ -14,7 +14,7 @@ from autobatch.core.plan import Config, Plan
 from autobatch.measuring.memory import MaxBatch
 from autobatch.runs.run_folder import RunFolder, RunState
 from autobatch.runs.settings import TuneSettings
-from autobatch.searching.ledger import Ledger
+from autobatch.searching.budget.ledger import Ledger
 from autobatch.simulated.sim import SimRunner, sim_facts
 from autobatch.tuning.pipeline import _Tune
 

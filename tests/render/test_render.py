@@ -36,7 +36,7 @@ from autobatch.render.terminal import (
     print_profile,
 )
 from autobatch.reports.report import Report
-from autobatch.searching.confirmation import ScoreSummary
+from autobatch.searching.verdict.confirmation import ScoreSummary
 from tests.helpers.reports import CHOSEN, LONG_RUN, YOURS, example, trial
 
 EXAMPLE = example()

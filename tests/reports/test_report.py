@@ -21,7 +21,7 @@ from autobatch.core.plan import (
 )
 from autobatch.errors import ReportError
 from autobatch.reports.report import SCHEMA, Report
-from autobatch.searching.confirmation import ScoreSummary
+from autobatch.searching.verdict.confirmation import ScoreSummary
 from tests.helpers.reports import LONG_RUN, example
 
 EXAMPLE = example(long_run=LONG_RUN)

@@ -52,16 +52,16 @@ from autobatch.runs.runs import (
     summary,
 )
 from autobatch.runs.settings import Earlier, TuneSettings
-from autobatch.searching.central import CentralRecord
-from autobatch.searching.ledger import Ledger
-from autobatch.searching.record import StudyRecord, read_kept
+from autobatch.searching.budget.ledger import Ledger
+from autobatch.searching.storage.central import CentralRecord
+from autobatch.searching.storage.journal import StudyRecord, read_kept
 from autobatch.simulated.sim import SimRunner, sim_facts
 from autobatch.tasks.task_sources import source_hashes
 from autobatch.tuning.pipeline import _Tune, run_tune
 
 from ..helpers.reports import example
-from ..searching.test_central import studied
-from ..searching.test_study import STATE, finished, paused
+from ..searching.schedulers.test_optuna_sampler import STATE, finished, paused
+from ..searching.storage.test_central import studied
 
 CREATED = "2026-01-02T03:04:05+00:00"
 

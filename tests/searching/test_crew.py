@@ -37,8 +37,8 @@ from autobatch.simulated.sim import (
 
 from ..helpers.histories import history
 from ..helpers.processes import PATIENCE_S
+from .schedulers.test_surrogate import ends, seen
 from .test_search import Run, in_one_go, race, sampled
-from .test_surrogate import ends, seen
 
 
 def raced(size: int, runner: SimRunner | None = None, **changes: Any) -> Run:

@@ -31,9 +31,9 @@ from autobatch.errors import (
     TaskError,
 )
 from autobatch.measuring.profiling import profile
-from autobatch.searching.costs import EQUIVALENTS
+from autobatch.searching.budget.costs import EQUIVALENTS
+from autobatch.searching.budget.ledger import Ledger
 from autobatch.searching.crew import Crew
-from autobatch.searching.ledger import Ledger
 from autobatch.searching.schedulers.promotion import paused_best_first, promotable
 from autobatch.searching.schedulers.warm_starts import warm_starts
 from autobatch.searching.search import (
@@ -47,7 +47,8 @@ from autobatch.searching.search import (
     horizon_s,
     search,
 )
-from autobatch.searching.trials import MIN_STEPS, Space, same_config, space_for, total_steps
+from autobatch.searching.space import Space, same_config, space_for
+from autobatch.searching.trials import MIN_STEPS, total_steps
 from autobatch.simulated.sim import (
     Landscape,
     SimCrew,

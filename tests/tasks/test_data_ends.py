@@ -22,7 +22,7 @@ from autobatch.devices import open_device
 from autobatch.errors import TaskError
 from autobatch.runs.run_folder import RunFolder, RunState
 from autobatch.runs.settings import TuneSettings
-from autobatch.searching.ledger import Ledger
+from autobatch.searching.budget.ledger import Ledger
 from autobatch.simulated.sim import SimRunner, sim_facts
 from autobatch.tasks.data import training_batches
 from autobatch.tasks.worst_case import WorstSamples, find_worst_case

@@ -15,7 +15,7 @@ from autobatch.core.segment import Rung, RungResult
 from autobatch.errors import TaskError
 from autobatch.runs.run_folder import RunFolder, RunState
 from autobatch.runs.settings import Earlier, TuneSettings
-from autobatch.searching.ledger import Ledger
+from autobatch.searching.budget.ledger import Ledger
 from autobatch.simulated.sim import SimRunner, sim_facts
 from autobatch.tuning.pipeline import _Tune
 

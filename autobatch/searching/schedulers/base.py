@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from ...core.plan import Config
-from ..costs import Costs
+from ..budget.costs import Costs
 from ..history import History
 from ..trials import Role, Trial
 

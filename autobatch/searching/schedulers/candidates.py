@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from ...core.plan import Config
 from ..history import History
 from ..limits import MemoryLimits
-from ..trials import Space, rounded_lr
+from ..space import Space, rounded_lr
 
 # Failed trials in a row after which nothing new is tried: the fault is then not in the configurations. Assumed.
 MOST_FAILURES = 10

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..history import History
-from ..trials import SAME_LR, Space, Trial, scale
+from ..space import SAME_LR, Space, scale
+from ..trials import Trial
 from . import surrogate
 from .base import Budget, Resume, Scheduler, Start, proposal
 from .candidates import Candidates

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...core.plan import Config
 from ..history import History
-from ..trials import SAME_LR, Space, same_config
+from ..space import SAME_LR, Space, same_config
 from .base import Budget, Resume, Scheduler, Start, proposal
 from .candidates import Candidates
 from .freeze_thaw import untried

@@ -7,7 +7,8 @@ from dataclasses import replace
 from itertools import accumulate, chain
 
 from ..history import History
-from ..trials import Trial, has_blown_up, scale
+from ..space import scale
+from ..trials import Trial, has_blown_up
 from . import surrogate
 from .surrogate import Observation
 

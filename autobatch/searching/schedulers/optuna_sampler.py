@@ -1,7 +1,7 @@
 """What Optuna's samplers would try next.
 
-The search keeps its own trials; Optuna is asked what to try and, in record.py, told what happened. So a sampler is
-replaced by passing another `optuna.samplers.BaseSampler`.
+The race keeps its own trials. Optuna is asked what to try here, and storage/study_writer.py tells it what happened. So
+any `optuna.samplers.BaseSampler` can take the place of TPE.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from ..history import History
-from ..trials import Ladder, Space, Trial
+from ..space import Space
+from ..trials import Ladder, Trial
 from .promotion import promotable
 
 

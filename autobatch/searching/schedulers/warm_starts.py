@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...core.plan import Config, Plan
-from ..costs import Costs
+from ..budget.costs import Costs
 from ..history import History
 from ..limits import MemoryLimits
-from ..trials import MIN_STEPS, Space, rounded_lr, same_config, scale
+from ..space import Space, rounded_lr, same_config, scale
+from ..trials import MIN_STEPS
 from .base import Budget, Resume, Scheduler, Start
 from .candidates import Candidates
 

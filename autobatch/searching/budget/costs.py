@@ -1,0 +1,119 @@
+"""What work costs by the profile: the horizon, and the modelled seconds of a rung and of a trial."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ...core.plan import Plan
+from ...core.units import format_duration
+from ...errors import BudgetTooShort
+from ..trials import MIN_STEPS, Ladder, StepTimes, Trial, optimizer_step_s, total_steps
+from .advice import enough_s, give_at_least, training_enough_s
+
+# Full trials that a budget is cut into. Measured: at 16 the search leaves under half of the regret that it leaves at 8,
+# and from there to 32 little is gained, while a longer trial is worth more to whoever trains long.
+EQUIVALENTS = 16
+# Where several are trained at once, full trials that follow one another on the clock. Assumed: the rungs of one trial
+# and its fresh seeds do, and what was learned from the first ones is to be of use to the last.
+IN_A_ROW = 8
+
+
+def horizon_s(
+    remaining_s: float,
+    train_time_s: float | None,
+    *,
+    eval_s: float,
+    baseline_step_s: float,
+    rungs: int = 3,
+    spent_s: float = 0.0,
+    at_once: int = 1,
+) -> float:
+    """Seconds of training of one full trial: the user's training time, or a 16th of what remains where that is less.
+
+    With several workers it is an eighth of what remains, so that two or more train 16 trials or more.
+
+    Args:
+        remaining_s: seconds that may be planned into (`Ledger.available_s`).
+        train_time_s: how long the user trains; None where unknown.
+        eval_s: seconds of one evaluation; a full trial pays for one at each rung.
+        baseline_step_s: seconds of one optimizer step of the baseline.
+        rungs: of a full trial.
+        spent_s: seconds that everything before took; only for the message.
+        at_once: trials that are trained at the same time.
+
+    Raises:
+        BudgetTooShort: the baseline could not take `MIN_STEPS` steps; the message says which budget would do.
+    """
+    least_s = MIN_STEPS * baseline_step_s
+    extra_s = rungs * eval_s
+    if train_time_s is not None and train_time_s < least_s:
+        raise BudgetTooShort(
+            f"a training of {format_duration(train_time_s)} is fewer than {MIN_STEPS} steps of the baseline. "
+            f"{give_at_least(training_enough_s(least_s), 'a training time of ')}"
+        )
+    in_a_row = EQUIVALENTS if at_once == 1 else IN_A_ROW
+    affordable_s = remaining_s / in_a_row - extra_s
+    if affordable_s < least_s:
+        needed_s = enough_s(in_a_row * (least_s + extra_s), spent_s)
+        raise BudgetTooShort(
+            f"a budget pays for {in_a_row} trials of at least {MIN_STEPS} baseline steps, evaluation included; "
+            f"{format_duration(max(0.0, remaining_s))} of it remain. {give_at_least(needed_s)}"
+        )
+    return affordable_s if train_time_s is None else min(train_time_s, affordable_s)
+
+
+def least_budget_s(baseline_step_s: float, *, eval_s: float, spent_s: float, rungs: int = 3) -> float:
+    """Seconds of a budget whose race gives each trial `MIN_STEPS` steps of the baseline; see `horizon_s`."""
+    return enough_s(EQUIVALENTS * (MIN_STEPS * baseline_step_s + rungs * eval_s), spent_s)
+
+
+def worth_step_s(remaining_s: float, train_time_s: float | None) -> float:
+    """Seconds of the longest step that a full trial in what remains takes often enough, whatever else it costs."""
+    return min(remaining_s / IN_A_ROW, math.inf if train_time_s is None else train_time_s) / MIN_STEPS
+
+
+def longest_evaluation_s(remaining_s: float, rungs: int = 3) -> float:
+    """Seconds of one evaluation that no budget with so much left pays for: see `horizon_s`."""
+    return remaining_s / (IN_A_ROW * rungs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """Modelled seconds of every piece of work of a race.
+
+    Attributes:
+        times: the throughput profile.
+        ladder: the rungs of a trial.
+        horizon_s: seconds of training of a full trial.
+        eval_s: seconds of one evaluation. Checkpoints are not modelled: the ledger has what they took.
+    """
+
+    times: StepTimes
+    ladder: Ladder
+    horizon_s: float
+    eval_s: float
+
+    @property
+    def full_trial_s(self) -> float:
+        """A trial through all its rungs."""
+        return self.horizon_s + len(self.ladder.shares) * self.eval_s
+
+    @property
+    def confirmation_s(self) -> float:
+        """A trial in one go."""
+        return self.horizon_s + self.eval_s
+
+    def rung_s(self, trial: Trial, until_step: int) -> float:
+        """Training `trial` from where it stands to `until_step`, with its evaluation."""
+        steps = until_step - trial.steps_done
+        return steps * optimizer_step_s(trial.config.plan, self.times) + self.eval_s
+
+    def finish_s(self, trial: Trial) -> float:
+        """Training `trial` from where it stands to its end, rung by rung."""
+        rungs_left = len(self.ladder.shares) - len(trial.scores)
+        return self.rung_s(trial, trial.total_steps) + (rungs_left - 1) * self.eval_s
+
+    def total_steps(self, plan: Plan) -> int:
+        """Optimizer steps of a full trial of `plan`."""
+        return total_steps(plan, self.times, self.horizon_s)

@@ -1,0 +1,170 @@
+"""What training takes over what the profile gave for it: of all rungs together, of late, and of one batch size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ...core.json_reader import NUMBER, Reader
+from ...core.plan import Plan, Precision
+from ...errors import ReportError
+from ..trials import StepTimes
+
+# Rungs by which the pace of the machine is judged as it is now. Assumed: fewer are one hiccup, more are history.
+LATEST_RUNGS = 3
+
+# A batch size whose steps are off by more than this beside the baseline's, and by more than six standard errors of what
+# at least five pairs of neighbouring rungs say, is given its own time from then on. The share is what a fitted step
+# time is asked to be good to. The others are tuned on simulated races of 32 rungs over four sizes: where rungs take up
+# to twice their time by chance, 5 of 100 races find a size that is not off, looked at after each rung (22 with four
+# errors and four pairs); where one size takes 1.5 times its time, and all up to 1.3 by chance, 47 of 50 find it, in the
+# median at the 17th rung.
+OFF_BY = 0.05
+OFF_ERRORS = 6.0
+LEAST_PAIRS = 5
+
+# Shorter rungs tell nothing of a batch size: a loader that starts is a good part of them. Assumed, in seconds.
+LEAST_TRAIN_S = 1.0
+
+Pace = tuple[float, float]  # modelled and measured seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paces:
+    """What finished rungs took over what the profile gave for them.
+
+    Attributes:
+        first: of the very first rung, in which a worker warms up; it counts only while it is the only one. None before
+            it.
+        total: of all later ones together, those left out in which another process warmed up.
+        latest: of the last `LATEST_RUNGS` of the later ones.
+        steps: the batch size of each rung long enough to tell of it, and the measured over the profiled seconds of its
+            steps alone; in the order in which they ended.
+    """
+
+    first: Pace | None = None
+    total: Pace = (0.0, 0.0)
+    latest: tuple[Pace, ...] = ()
+    steps: tuple[tuple[int, float], ...] = ()
+
+    def with_rung(self, modelled_s: float, measured_s: float) -> Paces:
+        """These, and one rung more."""
+        if self.first is None:
+            return replace(self, first=(modelled_s, measured_s))
+        total = (self.total[0] + modelled_s, self.total[1] + measured_s)
+        return replace(self, total=total, latest=(*self.latest, (modelled_s, measured_s))[-LATEST_RUNGS:])
+
+    def with_steps(self, batch_size: int, profiled_s: float, measured_s: float) -> Paces:
+        """These, and the training steps of one rung more; short ones change nothing."""
+        if measured_s < LEAST_TRAIN_S or profiled_s <= 0:
+            return self
+        return replace(self, steps=(*self.steps, (batch_size, measured_s / profiled_s)))
+
+    @property
+    def correction(self) -> float:
+        """Measured over modelled seconds; 1 where there are none."""
+        return _ratio(self.total if self.latest else self.first or (0.0, 0.0))
+
+    @property
+    def slowest_correction(self) -> float:
+        """The same, or that of the latest rungs where they were slower.
+
+        A machine that throttles or is shared may stay as slow as it has become: planned by the mean, no time is left
+        for the fresh seeds (benchmarks/NOTES.md).
+        """
+        return max(self.correction, _ratio((sum(m for m, _ in self.latest), sum(s for _, s in self.latest))))
+
+    def off_by(self, reference: int) -> dict[int, float]:
+        """By batch size, how many times its profiled time a step takes, beside a step at the batch size `reference`.
+
+        A machine that is slower for all sizes alike, or has become so, is in none of them: it changes no comparison at
+        equal time. So only rungs that followed one another are compared, log ratio with log ratio; the sizes' effects
+        are those that explain the differences best (least squares), their errors such as hold where one rung was
+        disturbed and the others were not (White 1980). Sizes that are not off for certain are left out.
+        """
+        pairs = [(one, other) for one, other in pairwise(self.steps) if one[0] != other[0]]
+        sizes = sorted({batch for pair in pairs for batch, _ in pair})
+        free = len(pairs) - (len(sizes) - 1)
+        design = np.zeros((len(pairs), len(sizes)))
+        for row, ((one, _), (other, _)) in zip(design, pairs, strict=True):
+            row[sizes.index(one)], row[sizes.index(other)] = -1.0, 1.0
+        is_known = np.abs(design).sum(axis=0) >= LEAST_PAIRS
+        if free < LEAST_PAIRS or reference not in sizes or not is_known[sizes.index(reference)]:
+            return {}
+        differences = np.array([math.log(after / before) for (_, before), (_, after) in pairs])
+        solve = np.linalg.pinv(design)
+        beside = np.eye(len(sizes))  # each row: one size less the one to compare with
+        beside[:, sizes.index(reference)] -= 1.0
+        offs = beside @ solve @ differences
+        residuals = differences - design @ (solve @ differences)
+        errors = np.sqrt(((beside @ solve * residuals) ** 2).sum(axis=1) * len(pairs) / free)
+        is_off = is_known & (np.abs(offs) > np.maximum(math.log1p(OFF_BY), OFF_ERRORS * errors))
+        return {size: math.exp(off) for size, off, told in zip(sizes, offs, is_off, strict=True) if told}
+
+    def to_json(self) -> dict[str, Any]:
+        """The paces as plain data; every number comes back to the last bit."""
+        return {
+            "first": None if self.first is None else list(self.first),
+            "total": list(self.total),
+            "latest": [list(pace) for pace in self.latest],
+            "steps": [list(step) for step in self.steps],
+        }
+
+    @classmethod
+    def from_json(cls, found: Reader) -> Paces:
+        """The paces that `to_json` made.
+
+        Raises:
+            ReportError: it is not one.
+        """
+        first, steps = found.get("first", [NUMBER], or_null=True), found.list_of("steps", [NUMBER])
+        if not all(len(step) == 2 and isinstance(step[0], int) and min(step) > 0 for step in steps):
+            raise ReportError(f"a rung's pace is a batch size and a ratio, both above 0; found {steps!r:.80}")
+        return cls(
+            first=None if first is None else _pace(first),
+            total=_pace(found.get("total", [NUMBER])),
+            latest=tuple(_pace(pace) for pace in found.get("latest", [[NUMBER]])),
+            steps=tuple((batch, float(ratio)) for batch, ratio in steps),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectedTimes:
+    """A profile's step times, but for batch sizes that training has shown to be off.
+
+    Attributes:
+        profile: whose knee and plans stay as they are.
+        off_by: see `Paces.off_by`.
+    """
+
+    profile: StepTimes
+    off_by: Mapping[int, float]
+
+    @property
+    def knee_batch_size(self) -> int:
+        """The profile's own."""
+        return self.profile.knee_batch_size
+
+    def step_s(self, batch_size: int) -> float:
+        """Seconds of one forward, backward and optimizer step at `batch_size`."""
+        return self.profile.step_s(batch_size) * self.off_by.get(batch_size, 1.0)
+
+    def plan_for(self, effective_batch: int, max_batch: int, precision: Precision, max_micro_batch: int) -> Plan | None:
+        """The profile's own."""
+        return self.profile.plan_for(effective_batch, max_batch, precision, max_micro_batch)
+
+
+def _ratio(pace: Pace) -> float:
+    modelled_s, measured_s = pace
+    return measured_s / modelled_s if measured_s > 0 else 1.0
+
+
+def _pace(found: list[float]) -> Pace:
+    if len(found) != 2:
+        raise ReportError(f"a pace is modelled and measured seconds; found {found!r:.80}")
+    return float(found[0]), float(found[1])

@@ -1,0 +1,83 @@
+"""Where a race stands beside its trials, as one frozen value: what a resumed run needs to decide as an undisturbed one.
+
+It is written with every rung, in the same line of the record, so that there is never one without the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...core.json_reader import NUMBER, Reader
+from ...errors import ReportError
+from ..budget.timing_correction import Paces
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RaceState:
+    """A race between two pieces of work.
+
+    Attributes:
+        count: of the changes written so far; the state with the highest is the latest.
+        allotment_s, spent_s: modelled seconds that the race may spend, and has spent.
+        max_batch, max_micro_batch: what memory is thought to hold by now.
+        paces: of the finished rungs.
+        is_exhausted: no proposal was found that had not been tried.
+        notes: further reasons for the report.
+        charged: the ledger, seconds by kind.
+        is_over: nothing more is to be run.
+        test_scores: of the chosen and of the baseline; once it is over.
+    """
+
+    count: int
+    allotment_s: float
+    spent_s: float
+    max_batch: int
+    max_micro_batch: int
+    paces: Paces = field(default_factory=Paces)
+    is_exhausted: bool = False
+    notes: tuple[str, ...] = ()
+    charged: Mapping[str, float] = field(default_factory=dict)
+    is_over: bool = False
+    test_scores: tuple[float | None, float | None] = (None, None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The state as plain data; every number comes back to the last bit."""
+        return {
+            "count": self.count,
+            "allotment_s": self.allotment_s,
+            "spent_s": self.spent_s,
+            "max_batch": self.max_batch,
+            "max_micro_batch": self.max_micro_batch,
+            "paces": self.paces.to_json(),
+            "is_exhausted": self.is_exhausted,
+            "notes": list(self.notes),
+            "charged": dict(self.charged),
+            "is_over": self.is_over,
+            "test_scores": list(self.test_scores),
+        }
+
+    @classmethod
+    def from_json(cls, found: Reader) -> RaceState:
+        """The state that `to_json` made.
+
+        Raises:
+            ReportError: it is not one.
+        """
+        charged, scores = found.inside("charged"), found.get("test_scores", list)
+        if len(scores) != 2 or any(score is not None and not isinstance(score, NUMBER) for score in scores):
+            raise ReportError(f"the test scores of a race are two numbers or nulls; found {scores!r:.80}")
+        return cls(
+            count=found.get("count", int),
+            allotment_s=found.number("allotment_s"),
+            spent_s=found.number("spent_s"),
+            max_batch=found.get("max_batch", int),
+            max_micro_batch=found.get("max_micro_batch", int),
+            paces=Paces.from_json(found.inside("paces")),
+            is_exhausted=found.get("is_exhausted", bool),
+            notes=found.list_of("notes", str),
+            charged={kind: charged.number(kind) for kind in found.get("charged", dict)},
+            is_over=found.get("is_over", bool),
+            test_scores=(scores[0], scores[1]),
+        )

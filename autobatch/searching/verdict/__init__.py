@@ -1,0 +1,1 @@
+"""What the scores say: who won, how sure that is, and what it says of a longer training."""

@@ -1,0 +1,216 @@
+"""What is told to give more of: given exactly that, on the same machine, it runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autobatch.core.facts import TaskFacts
+from autobatch.core.measurement import Measurement
+from autobatch.core.plan import Config, Plan
+from autobatch.core.units import parse_duration
+from autobatch.engines.served import RunnerSpec
+from autobatch.errors import BudgetTooShort, NoValidResult, WorkerTimeout
+from autobatch.reports.report import Report
+from autobatch.runs.run_folder import RunFolder, RunState
+from autobatch.runs.settings import TuneSettings
+from autobatch.searching.budget.advice import enough_s, give_at_least, typed
+from autobatch.searching.budget.costs import EQUIVALENTS, horizon_s
+from autobatch.searching.budget.ledger import Ledger, report_reserve_s
+from autobatch.searching.trials import MIN_STEPS
+from autobatch.simulated.sim import SimRunner, sim_facts
+from autobatch.tuning import pipeline as tuning
+from autobatch.tuning.pipeline import _Tune
+
+
+class Machine(SimRunner):
+    """Starts up in `start_s` seconds, and each probe in a process that takes `probe_s` to start."""
+
+    start_s = 0.0
+    probe_s = 0.0
+
+    def facts(self) -> TaskFacts:
+        started, self.start_s = self.start_s, 0.0
+        self.clock.advance(started)
+        return SimRunner.facts(self)
+
+    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        self.clock.advance(self.probe_s)
+        return SimRunner.probe(self, plan, verdict=verdict)
+
+
+def tuned(make: Callable[[], SimRunner], folder: Path, budget_s: float, train_time_s: float | None = None) -> Report:
+    runner = make()
+    given_ = TuneSettings(name="t", budget_s=budget_s, train_time_s=train_time_s, max_trials=1)
+    state = RunState(created="2026-01-02T03:04:05+00:00", settings=given_)
+    with RunFolder.made(folder / f"{budget_s}", "t") as made:
+        return _Tune(runner, Ledger(budget_s, clock=runner.clock), lambda _: None, made, state).run()
+
+
+def advised_s(message: str) -> float:
+    found = re.search(r"Give (?:a budget of )?at least (\S+?)(?:\.|$)", message)
+    assert found is not None, message
+    return parse_duration(found[1])
+
+
+@settings(max_examples=30)
+@given(
+    fixed_ms=st.floats(0.5, 200),
+    sample_ms=st.floats(0.001, 20),
+    eval_s=st.floats(0, 3),
+    start_s=st.floats(0, 20),
+    probe_s=st.floats(0, 2),
+    own=st.sampled_from([1, 32, 256]),
+    budget_s=st.floats(1, 100),
+    room_for=st.sampled_from([20, 1 << 20]),
+    jitter=st.floats(0.9, 1.13),
+)
+def test_a_budget_that_was_advised_is_enough(
+    fixed_ms: float,
+    sample_ms: float,
+    eval_s: float,
+    start_s: float,
+    probe_s: float,
+    own: int,
+    budget_s: float,
+    room_for: int,
+    jitter: float,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    def machine(pace: float) -> Callable[[], SimRunner]:
+        def make() -> SimRunner:
+            made = Machine(
+                known=sim_facts(baseline=Config(plan=Plan(batch_size=own), lr=1e-3)),
+                step_s=lambda batch: pace * (fixed_ms + sample_ms * batch) / 1000,
+                eval_s=eval_s,
+                peak_bytes=lambda batch: batch,
+                capacity_bytes=room_for,
+                headroom=0.0,
+            )
+            made.start_s, made.probe_s = start_s, probe_s
+            return made
+
+        return make
+
+    folder = tmp_path_factory.mktemp("t")
+    try:
+        tuned(machine(1.0), folder, budget_s)
+    except BudgetTooShort as error:
+        needed_s = advised_s(str(error))
+        assert needed_s > budget_s
+        tuned(machine(jitter), folder, needed_s)
+
+
+def slow_machine(slowdown: float) -> SimRunner:
+    return SimRunner(slowdown=slowdown, step_s=lambda batch: 0.002, eval_s=0.0)
+
+
+def test_training_that_takes_many_times_its_profile_is_told_that_a_budget_does_not_mend_it(tmp_path: Path) -> None:
+    with pytest.raises(NoValidResult, match=r"takes 30\.0 times what the profile said\. With any budget it") as told:
+        tuned(lambda: slow_machine(30.0), tmp_path, 60.0)
+    found = re.search(r"give a training time of at most (\S+)$", str(told.value))
+    assert found is not None, told.value
+    report = tuned(lambda: slow_machine(30.0), tmp_path / "again", 60.0, parse_duration(found[1]))
+    assert report.baseline is not None
+
+
+def test_training_that_takes_a_few_times_its_profile_comes_to_its_end(tmp_path: Path) -> None:
+    assert tuned(lambda: slow_machine(10.0), tmp_path, 60.0).baseline is not None
+
+
+def test_a_training_time_that_was_advised_is_enough() -> None:
+    with pytest.raises(
+        BudgetTooShort, match=r"fewer than 32 steps of the baseline\. Give a training time of at"
+    ) as told:
+        horizon_s(1000, 1.0, eval_s=0, baseline_step_s=0.1)
+    given_s = parse_duration(str(told.value).rsplit(" ", 1)[1])
+    assert horizon_s(1000, given_s, eval_s=0, baseline_step_s=0.11) == given_s
+
+
+@given(st.floats(0.001, 1e6))
+def test_an_advice_is_rounded_up_and_can_be_typed(seconds: float) -> None:
+    assert seconds <= parse_duration(typed(seconds)) <= max(1.0, 1.0 + 1.15 * seconds)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "1s"), (61, "1m01s"), (119.5, "2m"), (121, "2m05s"), (1201, "21m"), (4000, "1h07m"), (7201, "2h10m")],
+)
+def test_an_advice_is_written_as_a_budget_is_typed(seconds: float, text: str) -> None:
+    assert give_at_least(seconds) == f"Give at least {text}"
+
+
+@given(work_s=st.floats(1, 1e5), spent_s=st.floats(0, 1e3))
+def test_what_is_enough_leaves_the_work_its_time(work_s: float, spent_s: float) -> None:
+    needed_s = enough_s(work_s, spent_s)
+    assert 0.87 * (needed_s - report_reserve_s(needed_s)) - spent_s >= 1.2 * work_s
+    assert needed_s < 1.5 * (work_s + spent_s) + 2  # it does not grow fourfold
+
+
+class Stuck(SimRunner):
+    """The time for everything ends in the call that is named."""
+
+    stuck = ""
+    ended_s = 0.0
+
+    def _end(self, name: str) -> None:
+        if name == self.stuck:
+            self.clock.advance(self.ended_s)
+            raise WorkerTimeout(f"{name} took longer than the {self.ended_s:.1f} s it had; its worker was ended")
+
+    def facts(self) -> TaskFacts:
+        self._end("facts")
+        return SimRunner.facts(self)
+
+    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        if plan.batch_size > 2:
+            self._end("probe")
+        return SimRunner.probe(self, plan, verdict=verdict)
+
+    def time_evaluation(self, batch_size: int) -> float:
+        self._end("time_evaluation")
+        return SimRunner.time_evaluation(self, batch_size)
+
+
+def ended(stuck: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> str:
+    """What `tune` says where the time ends in that call."""
+    runner = Stuck(known=sim_facts(**changes), step_s=lambda batch: 0.1 * batch)
+    runner.stuck, runner.ended_s = stuck, 5.0
+    monkeypatch.setattr(tuning, "_opened", lambda *_: runner)
+    state = RunState(created="2026-01-02T03:04:05+00:00", settings=TuneSettings(name="t", budget_s=60.0))
+    with RunFolder.made(folder, "t") as made, pytest.raises(BudgetTooShort) as told:
+        tuning.run_tune(made, state, RunnerSpec(path=Path("t.py")), lambda _: None, started_s=None)
+    assert f"What the task printed is in {made.log}" in str(told.value)
+    return str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("stuck", "what"),
+    [
+        (
+            "facts",
+            r"opening and checking the task \(model\(\), train_data\(\), val_data\(\), a step and an evaluation\)",
+        ),
+        ("time_evaluation", r"an evaluation on val_data\(\), which does not say its size and may have no end,"),
+    ],
+)
+def test_where_no_time_may_do_it_is_told_what_did_not_end(
+    stuck: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = ended(stuck, tmp_path, monkeypatch, val_size=None)
+    assert re.search(
+        rf"ended before anything could be compared: .*not known how long {what} takes.*whether it ends", said
+    )
+    assert "at least" not in said
+
+
+def test_where_steps_are_too_slow_for_the_budget_it_is_told_which_would_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = ended("probe", tmp_path, monkeypatch)  # 0.2 s for two samples, 3.2 s for the baseline's 32
+    assert advised_s(said) > EQUIVALENTS * MIN_STEPS * 3.2
