@@ -16,6 +16,11 @@ def checkpoint_path(folder: Path, trial: int, step: int) -> Path:
     return folder / f"trial-{trial:05d}-{step:09d}.pt"
 
 
+def part_of_rank(path: Path, rank: int) -> Path:
+    """Where rank `rank` keeps what is its own, beside a checkpoint at `path` that rank 0 writes."""
+    return path.with_name(f"{path.name}.rank-{rank}")
+
+
 def is_whole(path: Path) -> bool:
     """Whether there is a file that can be a checkpoint: an archive with its list of contents, which is written last.
 

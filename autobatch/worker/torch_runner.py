@@ -491,7 +491,7 @@ class TorchRunner(OpenTask, Runner):
         """The checkpoint that a rung goes on from."""
         path = checkpoint_path(self._folder(), rung.trial, rung.start_step)
         try:
-            state = read_checkpoint(path)
+            state = read_checkpoint(path, self._rank)
         except FileNotFoundError:
             raise CheckpointError(
                 f"trial {rung.trial} has no checkpoint at step {rung.start_step} to go on from: {path} is not there"
@@ -566,7 +566,7 @@ class TorchRunner(OpenTask, Runner):
             )
         path = checkpoint_path(self._folder(), rung.trial, rung.until_step)
         new = path.with_suffix(".pt.new")
-        trainer.save(new)  # before the evaluation, which draws
+        trainer.save(new, name=path)  # before the evaluation, which draws
         begun = perf_counter()
         score = 0.0
         if self._rank == 0:

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core.checkpoints import is_whole
-from ..core.files import sync_folder
+from ..core.checkpoints import is_whole, part_of_rank
+from ..core.files import full_disk, sync_folder
 from ..core.plan import Config, Precision
 from ..core.segment import GradNorms
 from ..devices.oom import is_out_of_memory
@@ -389,24 +389,44 @@ class Trainer:
         except (TypeError, ValueError):
             raise TaskError(f"{what} returns a number; it returned {type(value).__name__}") from None
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, *, name: Path | None = None) -> None:
         """Write all that a later process needs to go on as if nothing had happened; whole or not at all.
 
-        On the disk when this returns, under a name that outlives a loss of power. In a group, all ranks call it and
-        rank 0 writes: what they do not share is the state of their generators. The weights are those to judge, where
-        the optimizer has others to train.
+        On the disk when this returns, under a name that outlives a loss of power. In a group, all ranks call it. Each
+        writes what it alone keeps beside the model into a file of its own, which may be large; rank 0 writes the rest
+        when they have, with the state of everyone's generators. The weights are those to judge, where the optimizer has
+        others to train.
+
+        Args:
+            path: of the checkpoint; `name` where rank 0 will put it, if that is another.
 
         Raises:
             OSError: it cannot be written; where the disk is full, some error that `files.full_disk` knows.
         """
         self._warn_of_lost()
+        generators = rng_state()
         if self.group is not None and not self.group.is_first:
-            self.group.gather((rng_state(), self.carried.state(whole=False)))
+            refusal = self._write_part(part_of_rank(name or path, self.group.rank))
+            self.group.gather((generators, refusal))
+            if refusal is not None:
+                raise refusal
             return
-        generators = rng_state()  # as they are here: what is gathered from the others is plain data
         others = [] if self.group is None else self.group.gather(None)[1:]
+        for _, refusal in others:
+            if refusal is not None:
+                raise refusal
         with judged(self.optimizer):
-            self._write(self._state(generators, others), path)
+            self._write(self._state([generators, *(state for state, _ in others)]), path)
+
+    def _write_part(self, path: Path) -> OSError | None:
+        """Write what this rank alone keeps; why there is no room for it, which the others have to hear of."""
+        try:
+            self._write({"step": self.step_count, "carried": self.carried.state(whole=False)}, path)
+        except Exception as error:
+            if (refusal := full_disk(error)) is None:
+                raise
+            return OSError(refusal.errno, refusal.strerror, refusal.filename or str(path))
+        return None
 
     def _warn_of_lost(self) -> None:
         """Tell, once in a process, what changes in training and is not kept."""
@@ -415,7 +435,7 @@ class Trainer:
                 _WARNED.add(warning)
                 warnings.warn(warning, stacklevel=2)
 
-    def _state(self, generators: dict[str, Any], others: list[Any]) -> dict[str, Any]:
+    def _state(self, generators: list[dict[str, Any]]) -> dict[str, Any]:
         model = self.model.state_dict()
         state: dict[str, Any] = {
             "step": self.step_count,
@@ -424,8 +444,8 @@ class Trainer:
             "model": {name: value for name, value in model.items() if isinstance(value, Tensor)},
             # What a module says of itself in get_extra_state() may be any object.
             "extra": plain_of({name: value for name, value in model.items() if not isinstance(value, Tensor)}),
-            "rng": [generators, *(state for state, _ in others)],
-            "carried": [self.carried.state(), *(carried for _, carried in others)],
+            "rng": generators,
+            "carried": [self.carried.state()],
         }
         for name in ("scheduler", "scaler"):
             part = getattr(self, name)
@@ -482,7 +502,7 @@ class Trainer:
         if carried is None:
             self._restore_by_position(state["optimizer"])
         else:
-            for one in carried[:1] if rank == 0 else (carried[0], carried[rank]):
+            for one in carried:
                 self.carried.restore(one, self.device)
         if "after_step" in state:
             cast(Any, self.after_step).load_state_dict(state["after_step"])
@@ -587,10 +607,10 @@ def _plain(state: Any) -> Any:
     return state
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What `Trainer.save` wrote, the hook's tensors where they were and all others on the host.
+def read_checkpoint(path: Path, rank: int = 0) -> dict[str, Any]:
+    """What `Trainer.save` wrote for a rank, the hook's tensors where they were and all others on the host.
 
-    "step" is how many optimizer steps were taken.
+    "step" is how many optimizer steps were taken; "carried" is rank 0's and, of another rank, its own after it.
 
     Raises:
         CheckpointError: it is no whole checkpoint.
@@ -611,7 +631,28 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"the checkpoint {path} cannot be read: {reason}") from None
     if missing:
         raise CheckpointError(f"the checkpoint {path} cannot be read: it lacks {', '.join(sorted(missing))}")
+    if "carried" in state:
+        of_all = state["carried"]  # those of all ranks, before each had a file of its own
+        if not rank or rank >= len(state["rng"]):
+            own = []
+        else:
+            own = [of_all[rank] if len(of_all) > 1 else _read_part(path, rank, state["step"])]
+        state["carried"] = [of_all[0], *own]
     return state
+
+
+def _read_part(path: Path, rank: int, step: int) -> Any:
+    part = part_of_rank(path, rank)
+    if not is_whole(part):
+        raise CheckpointError(
+            f"the checkpoint {path} cannot be read: the part of rank {rank}, {part.name}, is not whole"
+        )
+    state = _read(part, "cpu")
+    if state["step"] != step:
+        raise CheckpointError(
+            f"the checkpoint {path} cannot be read: the part of rank {rank} is of step {state['step']}, not of {step}"
+        )
+    return state["carried"]
 
 
 def _read(file: Path | io.BytesIO, device: str | None) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from autobatch.core.checkpoints import part_of_rank
 from autobatch.core.plan import Config, Plan
 from autobatch.core.segment import Rung
 from autobatch.devices import host_memory, open_device
@@ -25,6 +26,7 @@ from autobatch.engines.processes import timeouts as patience
 from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
 from autobatch.errors import (
+    CheckpointError,
     DeviceError,
     NoValidResult,
     TaskError,
@@ -288,6 +290,41 @@ def test_a_resumed_trial_of_ranks_equals_one_straight_through_bit_for_bit(
     assert len(states) == nproc
     assert not torch.equal(states[0], states[1])  # each rank draws for itself
     assert all(torch.equal(a, b["torch"]) for a, b in zip(states, resumed["rng"], strict=True))
+
+
+# What each rank keeps beside the model is its own, and decides its steps: the samples that it saw last.
+KEEPING = TASK.replace(
+    "    x, y = batch\n    return nn.functional",
+    "    x, y = batch\n    seen = getattr(model, 'seen', x)\n    model.seen = x\n"
+    "    x = x + 0.1 * seen[: len(x)].mean(dim=0)\n    return nn.functional",
+)
+
+
+def test_each_rank_keeps_its_own_state_in_a_file_of_its_own(opened: Callable[..., GroupRunner], tmp_path: Path) -> None:
+    runner = opened(KEEPING)
+    assert runner.advance(rung(PAIR, 20)).outcome == "ok"
+    runner.advance(rung(PAIR, 40, trial=5))
+    first = latest(tmp_path / "checkpoints")
+    others = [path.name for path in first.parent.glob(f"{first.name}.*")]
+    assert others == [f"{first.name}.rank-1"]
+    ours, theirs = (read_checkpoint(first, rank)["carried"] for rank in (0, 1))
+    assert (len(ours), len(theirs)) == (1, 2)
+    seen = [[one for one in state["tensors"] if one.shape == (4, 8)] for state in theirs]
+    assert [len(found) for found in seen] == [1, 1]
+    assert not torch.equal(seen[0][0], seen[1][0])
+    runner.close()
+    runner = opened(KEEPING)
+    assert runner.advance(rung(PAIR, 40, start=20)).outcome == "ok"
+    resumed, straight = checkpoint(tmp_path), checkpoint(tmp_path, 5)
+    for name, value in straight["model"].items():
+        assert torch.equal(value, resumed["model"][name]), name
+    runner.forget(4)
+    assert not list(first.parent.glob("trial-00004-*"))
+
+    part = part_of_rank(latest(tmp_path / "checkpoints", 5), 1)
+    part.write_bytes(part.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"the part of rank 1, .*\.rank-1, is not whole"):
+        read_checkpoint(latest(tmp_path / "checkpoints", 5), 1)
 
 
 @pytest.mark.parametrize(

@@ -407,8 +407,8 @@ def test_a_checkpoint_is_not_kept_in_memory_while_the_trial_goes_on(
     read: list[weakref.ref[Tensor]] = []
     alive: list[int] = []
 
-    def reading(path: Path) -> dict[str, Any]:
-        state = read_checkpoint(path)
+    def reading(path: Path, rank: int = 0) -> dict[str, Any]:
+        state = read_checkpoint(path, rank)
         tensors = [*state["model"].values(), *state["carried"][0]["tensors"]]
         read.extend(map(weakref.ref, tensors))
         return state
