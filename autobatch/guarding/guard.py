@@ -24,10 +24,9 @@ from ..errors import (
     with_class,
 )
 from ..tasks.data import Batch, to_device
-from ..tasks.defaults import labels_counted
 from ..tasks.state import rng_state, set_rng_state
 from ..tasks.task import Task, cross_entropy_loss
-from ..worker.shares import weight_of
+from ..worker.shares import counted
 from ..worker.training import autocast
 from .guard_ranks import (
     Refused,
@@ -307,15 +306,13 @@ class OomSafeBackward:
         """The loss of a batch times what it is a mean over, and how exact a number of its type is."""
         before.put_values_back()
         loss = self._loss_of(piece).detach()
-        counted = self._counted(piece)
-        weight = 1.0 if counted is None else counted
+        known = self._counted(piece)
+        weight = 1.0 if known is None else known
         return float(loss) * weight if weight else 0.0, torch.finfo(loss.dtype).eps
 
     def _counted(self, piece: Batch) -> float | None:
         """How many things the loss of a piece is a mean over; None where they are its samples."""
-        if self._weight is not None:
-            return weight_of(self._weight, piece)
-        return labels_counted(self._model, piece) if self._loss is cross_entropy_loss else None
+        return counted(self._model, piece, loss=self._loss, weight=self._weight)
 
     def _pieces(self, batch: Batch, before: _Before) -> list[tuple[Batch, int]]:
         """The micro-batches with their samples."""
@@ -328,9 +325,9 @@ class OomSafeBackward:
         """Of micro-batches in the mean over the batch."""
         if len(pieces) == 1:
             return [1.0]
-        counted = [self._counted(piece) for piece, _ in pieces]
+        known = [self._counted(piece) for piece, _ in pieces]
         weights = [
-            float(samples) if weight is None else weight for (_, samples), weight in zip(pieces, counted, strict=True)
+            float(samples) if weight is None else weight for (_, samples), weight in zip(pieces, known, strict=True)
         ]
         if not any(weights):  # a mean over nothing is for the loss to make sense of
             weights = [float(samples) for _, samples in pieces]

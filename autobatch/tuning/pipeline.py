@@ -53,7 +53,7 @@ from ..searching.budget.ledger import Ledger
 from ..searching.crew import Alone
 from ..searching.limits import MemoryLimits
 from ..searching.trials import optimizer_step_s
-from ..searching.verdict.failures import ERRORS, failed_trials, first_line
+from ..searching.verdict.failures import ERRORS, failed_trials, headline
 from ..searching.verdict.stability import norms_out_of_line
 
 if TYPE_CHECKING:
@@ -524,7 +524,7 @@ class _Tune:
         share = trial.steps_done / trial.total_steps
         found = f"{trial.scores[-1][1]:.4g} after {share:.0%}" if trial.outcome == "ok" else trial.outcome
         if trial.outcome in ERRORS:
-            found = f"failed: {first_line(trial.message)}"
+            found = f"failed: {headline(trial.message)}"
         self.say(stage, f"{what}: {found}", piece=trial.number)
 
     def report(

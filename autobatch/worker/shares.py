@@ -6,7 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from ..errors import TaskError
+from ..tasks.defaults import cross_entropy_loss, labels_counted
 
 
 def weight_of(weight: Callable[[Any], Any], batch: Any) -> float:
@@ -24,6 +27,26 @@ def weight_of(weight: Callable[[Any], Any], batch: Any) -> float:
     if not math.isfinite(value) or value < 0:
         raise TaskError(f"weight(batch) returns how many things the loss is a mean over; it returned {value}")
     return value
+
+
+def counted(
+    model: nn.Module,
+    batch: Any,
+    *,
+    loss: Callable[..., Any] | None,
+    weight: Callable[[Any], Any] | None,
+) -> float | None:
+    """How many things the loss of a batch is a mean over; None where they are its samples.
+
+    Args:
+        model: as the loss calls it.
+        batch: that the loss has been taken of, where the model computes its loss itself.
+        loss: the task's own, or the default; None where a `training_step` takes it.
+        weight: of the task, which goes before all else.
+    """
+    if weight is not None:
+        return weight_of(weight, batch)
+    return labels_counted(model, batch) if loss is cross_entropy_loss else None
 
 
 class Shares:

@@ -24,9 +24,8 @@ from ..tasks.data import (
     tensors_of,
     to_device,
 )
-from ..tasks.defaults import cross_entropy_loss, labels_counted
 from ..tasks.task import Task
-from .shares import weight_of
+from .shares import counted
 from .training import autocast
 
 # Samples of a half, so that there are pairs in it.
@@ -214,11 +213,9 @@ class _Compared:
 
     def _weight(self, index: int) -> float:
         """What training takes a half for."""
-        if self._task.weight is not None:
-            return weight_of(self._task.weight, self._hosts[index])
-        is_default = self._task.training_step is None and self._task.loss is cross_entropy_loss
-        labels = labels_counted(self._model, self._hosts[index]) if is_default else None
-        return 1.0 if labels is None else labels
+        loss = self._task.loss if self._task.training_step is None else None
+        known = counted(self._model, self._hosts[index], loss=loss, weight=self._task.weight)
+        return 1.0 if known is None else known
 
     def _told(self, whole: Tensor, halves: list[Tensor], shares: list[float], off: float) -> str:
         ignores_scale = float((whole - (halves[0] + halves[1]) / 2).norm()) <= self._rounding * float(whole.norm())

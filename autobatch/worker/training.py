@@ -40,7 +40,6 @@ from ..tasks.data import (
 from ..tasks.defaults import (
     accuracy,
     cross_entropy_loss,
-    labels_counted,
     right_and_counted,
 )
 from ..tasks.state import rng_state, set_rng_state
@@ -62,7 +61,7 @@ from .gradients import (
 )
 from .modes import judged, to_train
 from .rates import following, held_by, of_groups
-from .shares import Shares, weight_of
+from .shares import Shares, counted
 from .swallowed import GradientWatch
 
 # Without a clip the norm of the gradient is taken at every so many steps. Measured on three small models on a CPU: at
@@ -245,12 +244,9 @@ class Trainer:
 
     def _weight_of(self, batch: Batch, samples: int | None = None) -> float:
         """How many things the loss of a batch is a mean over; its samples, where the task does not say otherwise."""
-        if self.task.weight is not None:
-            return weight_of(self.task.weight, batch)
-        labels = labels_counted(self.forward, batch) if self._is_by_labels else None
-        if labels is not None:
-            return labels
-        return float(samples or rows_of(batch) or self.config.plan.batch_size)
+        loss = self.task.loss if self.task.training_step is None else None
+        known = counted(self.forward, batch, loss=loss, weight=self.task.weight)
+        return float(samples or rows_of(batch) or self.config.plan.batch_size) if known is None else known
 
     def _arrived(self, batch: Batch) -> Batch:
         moved = to_device(batch, self.device, self._layout)

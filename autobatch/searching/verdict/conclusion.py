@@ -11,7 +11,7 @@ from ..history import History
 from ..space import Space
 from ..trials import Trial
 from .confirmation import CLEAR_LEAD, ScoreSummary, Verdict
-from .failures import first_line
+from .failures import headline
 from .seed_noise import Sigma
 
 
@@ -105,7 +105,7 @@ def conclude(
         reasons.append(interrupted)
     if baseline_failed:
         first = trials[0]
-        reasons.append(f"the baseline itself failed ({first.outcome}: {first_line(first.message)})")
+        reasons.append(f"the baseline itself failed ({first.outcome}: {headline(first.message)})")
     reasons += [
         f"{_named(config)} scored best once and failed under a fresh seed, so it gave way"
         for config in verdict.gave_way
@@ -121,7 +121,7 @@ def conclude(
     ]
     if failed:
         reasons.append(
-            f"the baseline failed under a fresh seed ({failed[0].outcome}: {first_line(failed[0].message)}); its "
+            f"the baseline failed under a fresh seed ({failed[0].outcome}: {headline(failed[0].message)}); its "
             "score is of the seeds under which it came to the end"
         )
     if verdict.from_below and finalist is not None:

@@ -24,7 +24,7 @@ def failed_trials(history: History) -> tuple[str, ...]:
     kinds: dict[tuple[str, str], list[Trial]] = defaultdict(list)
     for trial in history.trials:
         if trial.state == "failed" and trial.outcome in ERRORS:
-            kinds[trial.outcome, first_line(trial.message)].append(trial)
+            kinds[trial.outcome, headline(trial.message)].append(trial)
     ranked = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
     said = []
     for (outcome, message), failed in ranked[:_SHOWN]:
@@ -38,7 +38,7 @@ def failed_trials(history: History) -> tuple[str, ...]:
     return tuple(said)
 
 
-def first_line(message: str | None) -> str:
+def headline(message: str | None) -> str:
     """The first line of a message that says something, cut where it is endless."""
     line = next((line.strip() for line in (message or "").splitlines() if line.strip()), "no message")
     return line if len(line) <= _MOST else f"{line[:_MOST]}..."

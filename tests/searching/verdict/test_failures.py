@@ -25,7 +25,7 @@ from autobatch.reports.report import Report
 from autobatch.runs.run_folder import RunFolder, RunState
 from autobatch.runs.settings import TuneSettings
 from autobatch.searching.budget.ledger import Ledger
-from autobatch.searching.verdict.failures import failed_trials, first_line
+from autobatch.searching.verdict.failures import failed_trials, headline
 from autobatch.searching.verdict.stability import divergence_risk
 from autobatch.simulated.sim import SimRunner
 from autobatch.tuning.pipeline import _Tune
@@ -139,9 +139,9 @@ def test_failures_are_told_by_their_message_the_most_frequent_first() -> None:
 
 
 def test_a_message_is_one_line_and_has_an_end() -> None:
-    assert first_line("\n\n  disk full \n at line 3") == "disk full"
-    assert first_line(None) == first_line(" \n") == "no message"
-    assert len(first_line("x" * 10_000)) < 310
+    assert headline("\n\n  disk full \n at line 3") == "disk full"
+    assert headline(None) == headline(" \n") == "no message"
+    assert len(headline("x" * 10_000)) < 310
 
 
 def test_a_search_takes_what_raised_for_what_blew_up() -> None:
