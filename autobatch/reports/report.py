@@ -25,9 +25,8 @@ from ..core.json_reader import (
 )
 from ..core.plan import Config, Direction
 from ..errors import ReportError
-from ..searching.trials import oriented
+from ..searching.trials import ERRORS, oriented
 from ..searching.verdict.confirmation import ScoreSummary
-from ..searching.verdict.failures import ERRORS
 
 # Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
 SCHEMA = 1

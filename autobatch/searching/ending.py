@@ -13,6 +13,7 @@ from .race import Race
 from .trials import MIN_STEPS, optimizer_step_s
 from .verdict.conclusion import SearchResult, conclude
 from .verdict.confirmation import judge
+from .verdict.failures import headline
 
 
 def finished(race: Race) -> SearchResult:
@@ -75,9 +76,19 @@ def _result(race: Race, history: History, stopped: str | None = None) -> SearchR
         equivalents=race.account.equivalents,
         may_win=stopped is None or (fresh is not None and len(fresh.scores) >= race.confirmations),
         interrupted=stopped,
-        notes=[*race.notes, *_corrections(race), *race.crew.remarks],
+        notes=[*race.notes, *_why_stuck(history), *_corrections(race), *race.crew.remarks],
         test_scores=race.test_scores,
     )
+
+
+def _why_stuck(history: History) -> list[str]:
+    """Why the search ended before its time."""
+    if not (stuck := history.stuck):
+        return []
+    return [
+        f"the search ended early: {len(stuck)} trials failed at the same point of their training and none got past it, "
+        f"the last of them with: {headline(stuck[-1].message)}"
+    ]
 
 
 def _corrections(race: Race) -> list[str]:

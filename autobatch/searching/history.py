@@ -12,7 +12,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..core.plan import Config, Direction
-from .trials import DEFAULT_LADDER, Ladder, Trial, oriented
+from .trials import DEFAULT_LADDER, ERRORS, Ladder, Trial, oriented
+
+# So many trials that errors ended on one rung, which none has got past, and the fault is in the task. Assumed.
+MOST_ERRORS = 10
 
 # A configuration that failed under so many fresh seeds in a row is tried no more. Assumed: a hang may be the machine's.
 MOST_FAILED_SEEDS = 3
@@ -74,6 +77,17 @@ class History:
         config = self.baseline.config if self.baseline else None
         of_baseline = (t for t in self.trials if t.config == config and not t.is_challenger)
         return tuple(score for trial in of_baseline if (score := trial.final_score) is not None)
+
+    @cached_property
+    def stuck(self) -> tuple[Trial, ...]:
+        """The trials that errors ended on one rung, where they are `MOST_ERRORS` and none ever got past it; else none.
+
+        What was tried must get past a rung for anything to be learned from it, whatever the configuration.
+        """
+        rivals = [trial for trial in self.trials if trial.is_challenger]
+        furthest = max((len(trial.scores) for trial in rivals), default=0)
+        ended = [t for t in rivals if t.state == "failed" and t.outcome in ERRORS and len(t.scores) == furthest]
+        return tuple(ended) if len(ended) >= MOST_ERRORS else ()
 
     # What came to the end in the search
 

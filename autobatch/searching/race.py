@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,9 @@ MOST_ATTEMPTS = 3
 
 # Of what the first fresh seed should take, what must be left for it to be tried. Assumed: paces vary by as much.
 _NEARLY = 0.9
+
+# Times what they should take, a rung that is to leave the reserve, and the reserve, are given. Assumed, as above.
+_ROOM = 1.1
 
 # A baseline that hangs is run once more: nothing can be compared without it, and a hang may be the machine's. Assumed.
 BASELINE_HANGS = 2
@@ -195,7 +199,7 @@ class Race:
         for trial in self.history.trials[1:]:
             if trial.state == "running" and trial.number not in self.account.under_way:
                 until_step = trial.total_steps if trial.role == "confirmation" else self._next_until(trial)
-                if self._fits(self.costs.rung_s(trial, until_step)):
+                if self._fits(self.costs.rung_s(trial, until_step) + self._to_leave_s(trial)):
                     return trial, until_step
                 self._set_aside(trial)
         # Once fresh seeds have begun they end the race, those that failed too: what these leave of the time is the next
@@ -216,6 +220,8 @@ class Race:
 
     def _suggestion(self) -> Start | Resume | None:
         """What the search would do with what is left beside the reserve."""
+        if self.history.stuck:
+            return None
         left_s = self.account.left_s(*self._kept_back) - self.final_test.takes_s
         budget = Budget(costs=self.costs, left_s=left_s, spent_s=self.account.spent_s)
         with self.ledger.charge("deciding"):
@@ -276,6 +282,10 @@ class Race:
     def _submit(self, trial: Trial, segment: SegmentInFlight) -> None:
         predicted_s = segment.modelled_s * self.account.paces.correction
         left_s = max(0.0, self.ledger.available_s - self.final_test.takes_s * self.account.paces.correction)
+        # One that takes longer than it should is cut where the reserve begins: what it finds could not be confirmed.
+        slowest = _ROOM * self.account.paces.slowest_correction
+        to_leave_s = min(slowest * self._to_leave_s(trial), max(0.0, left_s - slowest * segment.modelled_s))
+        left_s -= to_leave_s
         hang_s = max(HANG_FACTOR * predicted_s, HANG_LEAST_S)
         self.account.begin(trial.number, replace(segment, is_cut_short=left_s < hang_s))
         rung = Rung(
@@ -296,11 +306,17 @@ class Race:
     def _try_again(self, trial: Trial) -> None:
         """Have a rung trained anew whose worker died, hung or may have been full; want of time is not its fault."""
         segment = self.account.under_way[trial.number]
-        if self._fits(segment.modelled_s):
+        if self._fits(segment.modelled_s + self._to_leave_s(trial)):
             self._submit(trial, segment)
         else:
             del self.account.under_way[trial.number]
             self._set_aside(trial)
+
+    def _to_leave_s(self, trial: Trial) -> float:
+        """Modelled seconds on the clock that a trial of the search leaves to the finalist's fresh seeds."""
+        if not trial.is_challenger:
+            return 0.0
+        return math.ceil(self._kept_back[0] / max(1, self.crew.size)) * self.costs.confirmation_s
 
     def _set_aside(self, trial: Trial) -> None:
         """Leave a trial where it is for want of time; the baseline, which has no other place, until there is more."""
@@ -329,7 +345,8 @@ class Race:
             outcome=result.outcome,
             message=result.message,
         )
-        ran_out = result.outcome == "timeout" and segment.is_cut_short and not self._fits(segment.modelled_s)
+        is_time_up = not self._fits(segment.modelled_s + self._to_leave_s(trial))
+        ran_out = result.outcome == "timeout" and segment.is_cut_short and is_time_up
         if segment.attempt < _attempts(result, trial.role) and not ran_out:
             self.history = self.history.updated(trial)  # in the record it is in flight
             self.account.under_way[trial.number] = replace(segment, attempt=segment.attempt + 1)

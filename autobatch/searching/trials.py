@@ -25,6 +25,9 @@ Role = Literal["baseline", "warm start", "search", "confirmation"]
 EventKind = Literal["rung started", "rung finished", "confirming"]
 State = Literal["running", "paused", "complete", "dropped", "failed"]
 
+# Outcomes that say something of the task or of the machine rather than of a configuration.
+ERRORS = ("raised", "crashed")
+
 # Fewer optimizer steps than this are no training run to compare. Assumed. It also makes the rungs of every schedule
 # fall within 1/64 of their nominal share, so that scores at one rung are comparable whatever the batch size.
 MIN_STEPS = 32

@@ -52,8 +52,8 @@ from ..searching.budget.costs import least_budget_s, worth_step_s
 from ..searching.budget.ledger import Ledger
 from ..searching.crew import Alone
 from ..searching.limits import MemoryLimits
-from ..searching.trials import optimizer_step_s
-from ..searching.verdict.failures import ERRORS, failed_trials, headline
+from ..searching.trials import ERRORS, optimizer_step_s
+from ..searching.verdict.failures import failed_trials, headline
 from ..searching.verdict.stability import norms_out_of_line
 
 if TYPE_CHECKING:

@@ -8,10 +8,8 @@ from collections import defaultdict
 
 from ...core.units import format_lr
 from ..history import History
-from ..trials import Trial
+from ..trials import ERRORS, Trial
 
-# Outcomes that say something of the task or of the machine rather than of a configuration.
-ERRORS = ("raised", "crashed")
 _SAID = {"raised": "the task raised or exited", "crashed": "the worker or its checkpoint was lost"}
 # Characters of a message. Assumed: an exception's own line is shorter, and a traceback's start says nothing.
 _MOST = 300
