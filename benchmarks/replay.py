@@ -47,6 +47,7 @@ from autobatch.core.plan import Config, Plan
 from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.throughput import ThroughputCurve
 from autobatch.searching.budget.ledger import REPORT_MOST_S, REPORT_SHARE, Ledger
+from autobatch.searching.schedulers.table import SEARCHES as OURS
 from autobatch.searching.search import SearchResult, SearchSettings, search
 from autobatch.searching.space import closest
 from autobatch.simulated.replay import ReplayRunner
@@ -226,9 +227,7 @@ def lr_grid(table: dict[str, Any], parts: int) -> tuple[float, ...]:
 
 
 SEARCHES: dict[str, Callable[[dict[str, Any], int, int, tuple[float, ...]], tuple[Config, float | None, int]]] = {
-    "auto": partial(ours, sampler="auto"),
-    "freeze-thaw": partial(ours, sampler="freeze-thaw"),
-    "tpe": partial(ours, sampler="tpe"),
+    **{name: partial(ours, sampler=name) for name in OURS},
     "optuna TPE": partial(stock, make=lambda seed: TPESampler(seed=seed)),
     "optuna random": partial(stock, make=lambda seed: RandomSampler(seed=seed)),
     "optuna GP": partial(stock, make=lambda seed: GPSampler(seed=seed)),

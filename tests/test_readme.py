@@ -119,6 +119,18 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert anchor in anchors_of(path.read_text(encoding="utf-8")), link
 
 
+def test_every_file_and_name_in_the_architecture_is_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"[\w/]+/[\w/]*(?:\.py|/)?(?=[`\s,)])", re.sub(r"\]\([^)]*\)", "]", text)))
+    named = {name for name in named if name.endswith((".py", "/"))}
+    assert len(named) > 30
+    for name in named:
+        assert (ROOT / "autobatch" / name).exists() or (ROOT / name).exists(), name
+    code = "".join(path.read_text() for room in ("autobatch", "tests") for path in sorted((ROOT / room).rglob("*.py")))
+    for name in re.findall(r"`([A-Z_]{2,}|[A-Z]\w+)`", text):
+        assert re.search(rf"^(?:class )?{name}\b[ :(]", code, re.MULTILINE), name
+
+
 def test_every_page_is_reached_from_the_readme() -> None:
     seen, waiting = set(), [ROOT / "README.md"]
     while waiting:

@@ -10,8 +10,9 @@ from .halving import Halving
 
 # Full trials' worth of modelled time after which "auto" goes over from freeze-thaw to TPE with successive halving. What
 # the surrogate takes for a decision grows with the cube of the rungs. After 8 and 16 freeze-thaw leaves less than TPE
-# on the six tables that it was tuned on, about as much on five others; after 32 neither is ahead (docs/search.md).
-# Going over after 8 was better than both on the six, and worse than both on the five (benchmarks/NOTES.md).
+# on the six tables that it was tuned on, about as much on five others; after 32 neither is ahead
+# (docs/search-results.md). Going over after 8 was better than both on the six, and worse than both on the five
+# (benchmarks/NOTES.md).
 THAWS = 32.0
 
 

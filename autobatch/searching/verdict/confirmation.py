@@ -1,7 +1,7 @@
 """Did it really beat the baseline? Fresh seeds for both, and one rule that says when to believe the difference.
 
-The best of many noisy scores is too high (on six tables by up to .3 points after Optuna's TPE: docs/search.md), so
-nothing here reports the score that a configuration was selected by: the finalist is trained again under seeds that
+The best of many noisy scores is too high (on six tables by up to .3 points after Optuna's TPE: docs/search-results.md),
+so nothing here reports the score that a configuration was selected by: the finalist is trained again under seeds that
 nothing selected. Nor is the finalist simply the one that scored best: it is the one that would without its seed's luck,
 as far as the trials around it tell (`observations.denoised_scores`). The baseline's own run to the end is such a sample
 already, unless nothing scored above it: then that run may have been the lucky one, and where something came close the
