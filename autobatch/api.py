@@ -31,12 +31,7 @@ from .core.files import check_writable, make_folder
 from .core.plan import Mode, Plan, Precision
 from .core.progress import Listener, Progress, nobody
 from .core.runner import Prober, Runner
-from .core.units import (
-    format_duration,
-    format_lr,
-    parse_duration,
-    parse_size,
-)
+from .core.units import parse_duration, parse_size
 from .devices.backend import BACKENDS
 from .engines.opening import (
     counts_memory,
@@ -49,7 +44,7 @@ from .engines.processes.worker_log import kept_short
 from .engines.ranks.agreement import Place, Ranks, in_process_group
 from .errors import SettingError, TaskError
 from .measuring.arms import ArmProfile, profile_arm
-from .measuring.learning_rate import LrCurve, find_lr_curve
+from .measuring.learning_rate import LrCurve
 from .measuring.memory import MaxBatch
 from .measuring.throughput import Objective, ThroughputCurve
 from .reports.bench_report import BenchReport
@@ -62,8 +57,8 @@ from .searching.schedulers.table import SEARCHES
 from .searching.storage.url import check_url, shown_url, shown_words
 from .simulated.recording import Recorder
 from .tasks.task_sources import source_hashes
-from .tuning.pipeline import run_tune
-from .tuning.stages import check_max_batch_size, max_batch_of, profile_of
+from .tuning.run import run_tune
+from .tuning.stages import check_max_batch_size, lr_curve_of, max_batch_of, profile_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -282,7 +277,7 @@ def profile_arms(
     counts = memory_limit is not None and counts_memory(device_of(spec), memory_limit)
     found = []
     for arm in arms:
-        on_progress(Progress(stage="start", text=f"in {arm.name}"))
+        on_progress(Progress(stage="start", kind="note", text=f"in {arm.name}"))
         found.append(
             profile_arm(
                 arm,
@@ -370,7 +365,7 @@ def find_lr(
     task: Task | str | Path,
     *,
     batch_size: int | None = None,
-    accumulation_steps: int = 1,
+    accumulation_steps: int | None = None,
     rule: str = "min/10",
     steps: int = _SWEEP_STEPS,
     seed: int = 0,
@@ -382,25 +377,29 @@ def find_lr(
 
     Args:
         task: a task file's path or a `Task`; the model is one of its own.
-        batch_size, accumulation_steps: of the steps; the baseline's by default.
+        batch_size: of the steps; by default the baseline's, accumulation and all.
+        accumulation_steps: batches of that size in each step; by default the baseline's, or 1 beside a `batch_size`.
         rule: "min/10", "steepest" or "valley"; see `learning_rate.RULES`.
         steps: optimizer steps, one at each rate.
         seed: of the initialisation and the data order.
         device, memory_limit: as in `find_max_batch`.
         on_progress: called when it begins and ends.
+
+    Raises:
+        SettingError: there is no such step.
     """
+    for name, value in (("batch_size", batch_size), ("accumulation_steps", accumulation_steps)):
+        if value is not None and value < 1:
+            raise SettingError(f"{name} is at least 1; got {value}")
     with open_task(task, device=device, memory_limit=memory_limit) as (runner, _, _):
         facts = runner.facts()
         plan = facts.baseline.plan
         if batch_size is not None:
-            plan = Plan(batch_size=batch_size, accumulation_steps=accumulation_steps, precision=facts.precision)
-        on_progress(Progress(stage="range test", text=f"{steps} steps at batch {plan.effective_batch_size}"))
-        curve = replace(find_lr_curve(runner, plan, steps=steps, seed=seed, rule=rule), warnings=facts.warnings)
-        found = "no suggestion" if curve.suggestion is None else f"suggests {format_lr(curve.suggestion)}"
-        left_out = ", without the task's schedule" if curve.sweep.without_schedule else ""
-        took = format_duration(curve.sweep.seconds)
-        on_progress(Progress(stage="range test", text=f"{rule} {found}{left_out} ({took})"))
-        return curve
+            plan = Plan(batch_size=batch_size, precision=facts.precision)
+        if accumulation_steps is not None:
+            plan = replace(plan, accumulation_steps=accumulation_steps)
+        curve = lr_curve_of(runner, plan, steps=steps, seed=seed, rule=rule, on_progress=on_progress)
+        return replace(curve, warnings=facts.warnings)
 
 
 def tune(

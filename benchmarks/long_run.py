@@ -275,7 +275,7 @@ def really(path: Path, budget_s: float, fresh: int) -> dict[str, Any]:
         )
     found = report.long_run
     assert found is not None
-    suggested = Config(plan=report.plan.plan, lr=found["lr"]["lr"])
+    suggested = Config(plan=report.config.plan, lr=found["lr"]["lr"])
     seeds = [FRESH_SEED + index for index in range(fresh)]
 
     def trained(config: Config) -> list[float]:
@@ -283,7 +283,7 @@ def really(path: Path, budget_s: float, fresh: int) -> dict[str, Any]:
         return [field.train(answer, seed, report.train_time_s or math.nan) for seed in seeds]
 
     scores = {
-        "chosen": trained(report.plan),
+        "chosen": trained(report.config),
         "suggested": trained(suggested),
         "baseline": trained(report.baseline_plan),
     }
@@ -292,14 +292,14 @@ def really(path: Path, budget_s: float, fresh: int) -> dict[str, Any]:
         "horizon_s": report.horizon_s,
         "train_time_s": report.train_time_s,
         "chose_baseline": report.chose_baseline,
-        "batch_size": report.plan.plan.effective_batch_size,
-        "lr": report.plan.lr,
+        "batch_size": report.config.plan.effective_batch_size,
+        "lr": report.config.lr,
         "long_run": found,
         "scores": scores,
     }
     print(f"{path.stem}: T = {report.horizon_s:.2f} s, then {report.train_time_s:.2f} s, {report.direction}")
     for name, found_scores in scores.items():
-        lr = {"chosen": report.plan.lr, "suggested": suggested.lr, "baseline": report.baseline_plan.lr}[name]
+        lr = {"chosen": report.config.lr, "suggested": suggested.lr, "baseline": report.baseline_plan.lr}[name]
         spread = stdev(found_scores) / math.sqrt(fresh) if fresh > 1 else math.nan
         print(f"  {name:10} lr {lr:<10.4g} {fmean(found_scores):.4f} +- {spread:.4f}")
     for one in found["forecasts"]:

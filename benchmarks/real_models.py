@@ -150,10 +150,10 @@ def _max_batch(found: dict[str, Any]) -> str:
 
 def _tuned(found: dict[str, Any]) -> str:
     report = Report.from_json(found)
-    plan = report.plan.plan
+    plan = report.config.plan
     kept = ", which is what you have" if report.chose_baseline else ""
     warned = f"; {len(report.warnings)} warnings" if report.warnings else ""
-    return f"batch {plan.batch_size} x {plan.accumulation_steps}, lr {report.plan.lr:.3g}{kept}{warned}"
+    return f"batch {plan.batch_size} x {plan.accumulation_steps}, lr {report.config.lr:.3g}{kept}{warned}"
 
 
 _ANSWERS: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -42,10 +43,12 @@ from autobatch.searching.search import (
 )
 from autobatch.simulated.sim import (
     Landscape,
-    SimCrew,
     SimRunner,
     draw,
 )
+
+sys.path.append(str(Path(__file__).parents[1]))  # where the tests' helpers are, if it is run from elsewhere
+from tests.helpers.sim_crew import SimCrew
 
 CLOCK_TRIALS, WORK_TRIALS = 16, 64
 TRIAL_S = 60.0  # of a full one, on the virtual clock

@@ -40,7 +40,7 @@ from autobatch.searching.space import Space, space_for
 from autobatch.searching.trials import total_steps
 from autobatch.tasks.data import training_batches, val_loader
 from autobatch.tasks.task import Task, load_task
-from autobatch.tuning.pipeline import sweep_steps
+from autobatch.tuning.stages import sweep_steps
 from autobatch.worker.torch_runner import TorchRunner
 from autobatch.worker.training import Trainer
 
@@ -213,7 +213,7 @@ def ours(field: Field, repeat: int, search: str) -> Answer:
         )
     if report.interrupted:  # it ends a comparison, and is nobody's answer
         raise KeyboardInterrupt
-    return Answer(task=field.task, config=report.plan, trials=len(report.trials), why=report.why)
+    return Answer(task=field.task, config=report.config, trials=len(report.trials), why=report.why)
 
 
 def tpe(field: Field, repeat: int, warm: bool) -> Answer:

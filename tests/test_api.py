@@ -6,6 +6,7 @@ import copy
 import pickle
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from torch.utils.data import DataLoader, TensorDataset
 import autobatch
 from autobatch.api import profile_arms
 from autobatch.core.compute_mode import parse_arms
+from autobatch.core.plan import Config, Plan
 from autobatch.core.runner import Runner
 from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
 from autobatch.errors import DoesNotFit, SettingError, TaskError
+from autobatch.simulated.sim import SimRunner, sim_facts
 
 from .helpers.ready_python import run
 
@@ -117,8 +120,36 @@ def test_a_task_made_in_code_runs_in_workers() -> None:
     assert autobatch.find_max_batch(task, device="cpu") == 96
     curve = autobatch.profile(task, budget="1s", device="cpu", max_batch_size=32)
     assert curve.step_s(16) > 0
-    sweep = autobatch.find_lr(task, steps=30, device="cpu")
+    sweep = autobatch.find_lr(task, steps=30, device="cpu", accumulation_steps=2)
     assert len(sweep.sweep.lrs) <= 30
+    assert sweep.sweep.plan == Plan(batch_size=32, accumulation_steps=2)
+
+
+OWN = Plan(batch_size=16, accumulation_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "plan"),
+    [
+        ({}, OWN),
+        ({"accumulation_steps": 4}, Plan(batch_size=16, accumulation_steps=4)),
+        ({"accumulation_steps": 1}, Plan(batch_size=16)),
+        ({"batch_size": 64}, Plan(batch_size=64)),
+        ({"batch_size": 64, "accumulation_steps": 3}, Plan(batch_size=64, accumulation_steps=3)),
+    ],
+)
+def test_a_range_test_takes_the_steps_that_it_is_given(
+    given: dict[str, int], plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = SimRunner(known=sim_facts(baseline=Config(plan=OWN, lr=0.1)))
+    monkeypatch.setattr("autobatch.api.open_task", lambda *_, **__: nullcontext((runner, OWN, ())))
+    assert autobatch.find_lr(TASKS / "minimal.py", **given).sweep.plan == plan  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["batch_size", "accumulation_steps"])
+def test_a_range_test_of_no_step_is_refused(name: str) -> None:
+    with pytest.raises(SettingError, match=f"{name} is at least 1; got 0"):
+        autobatch.find_lr(TASKS / "minimal.py", **{name: 0})  # type: ignore[arg-type]
 
 
 class Waits(nn.Module):

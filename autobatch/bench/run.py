@@ -20,7 +20,7 @@ from ..core.compute_mode import Arm
 from ..core.facts import DeviceInfo, DeviceKind
 from ..core.measurement import Workload
 from ..core.plan import Plan
-from ..core.progress import Listener, Progress
+from ..core.progress import Kind, Listener, Progress
 from ..core.runner import Runner
 from ..core.units import format_duration, format_size
 from ..devices.backend import BACKENDS
@@ -105,10 +105,10 @@ def run_bench(
     sources = {model: source_digest(file) for model, file in settings.models.items()}
     report, other = with_earlier(report, path, sources)
     if report.cells:
-        listen(Progress(stage="bench", text=f"{len(report.cells)} of {report.planned} are in {path.name}"))
+        listen(Progress(stage="bench", kind="note", text=f"{len(report.cells)} of {report.planned} are in {path.name}"))
     for model in other:
         text = f"{path.name} has {model} of a task file that held something else: it is measured again"
-        listen(Progress(stage="bench", text=text))
+        listen(Progress(stage="bench", kind="note", text=text))
     bench = _Bench(spec, report.device, settings)
     known = {(cell.model, cell.arm) for cell in report.cells}  # a later arm may be compared with what is not among them
     took: list[float] = []
@@ -120,12 +120,13 @@ def run_bench(
         about = f", about {format_duration(left * sum(took) / len(took))} left" if took else ""
         what = f"{number} of {report.planned}: {model} in {arm.name}{about}"
         predicted_s = sum(took) / len(took) if took else None
-        listen(Progress(stage="bench", text=what, predicted_s=predicted_s, piece=number))
+        listen(Progress(stage="bench", kind="began", key=f"cell {number}", text=what, predicted_s=predicted_s))
         cell = bench.cell(model, arm, listen)
         took.append(cell.seconds)
         report = replace(report, cells=(*report.cells, cell))
         report.save(path)
-        listen(Progress(stage="bench", text=_told(cell), piece=number))
+        kind: Kind = "found" if cell.outcome == "ok" else "failed"
+        listen(Progress(stage="bench", kind=kind, key=f"cell {number}", text=_told(cell)))
     return report
 
 
@@ -229,11 +230,13 @@ def _within(what: str, listen: Listener) -> Listener:
     seen: set[str] = set()
 
     def heard(progress: Progress) -> None:
-        about = progress.text.partition(":")[0]
-        if progress.stage != "profile" or about not in seen:
-            seen.update({about} if progress.stage == "profile" else ())
-            # Of no piece that is under way: the cell goes on.
-            listen(Progress(stage="bench", text=f"{what}: {progress.text}", piece=0))
+        if progress.stage == "profile" and progress.key is not None:
+            if progress.key in seen:
+                return
+            seen.add(progress.key)
+        # With a key of its own, as the cell goes on.
+        key = f"{what}: {progress.key or progress.stage}"
+        listen(replace(progress, stage="bench", key=key, text=f"{what}: {progress.text}"))
 
     return heard
 

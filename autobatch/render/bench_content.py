@@ -8,6 +8,7 @@ from statistics import median
 
 from ..core.json_reader import Json
 from ..core.units import format_duration, format_size
+from ..core.words import limit_sentence
 from ..reports.bench_report import BenchReport, Cell
 from .curves import charts_of, recommended_point
 from .document import (
@@ -48,14 +49,6 @@ _HOW = (
     "Energy is what the device says that it took while the steps ran, idle power included; where it says nothing, none "
     "is shown.",
 )
-
-
-# What ended a search for the largest batch that was not memory.
-_ENDS = {
-    "ceiling": "the size at which it was to stop",
-    "dataset": "the number of training samples",
-    "task": "an error of the task's own at larger ones",
-}
 
 
 def bench_summary(report: BenchReport) -> Document:
@@ -210,12 +203,8 @@ def _said(cell: Cell) -> Iterator[str]:
         yield f"Failed: {cell.message or 'nothing says why'}"
         return
     proved = ", and the next size was seen to fail" if found["proved"] else ""
-    fit = f"{count_text(found['batch_size'], 'sample')} fit"
-    if found["limited_by"] == "memory":
-        yield f"{fit}, limited by memory{proved}."
-    else:
-        ended = _ENDS.get(found["limited_by"], found["limited_by"])
-        yield f"{fit}, and more may: {ended} ended the search, not memory."
+    limited = limit_sentence(found["limited_by"], f"{found['batch_size']:,}", found["limit_bytes"])
+    yield f"{capitalized(limited)}{proved}."
     yield capitalized(profiled["knee"]) + "."
     if profiled.get("recommended"):
         yield capitalized(profiled["recommended"]).removesuffix(".") + "."

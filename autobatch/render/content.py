@@ -8,9 +8,10 @@ import math
 from ..core.json_reader import Json
 from ..core.plan import Config
 from ..core.units import format_duration, format_probability
+from ..core.words import outcome_text
 from ..reports.report import Report
 from .document import Bullets, Code, Column, Document, Paragraph, Part, Section, Table
-from .evidence import OUTCOMES, lr_sentence, max_batch_summary, provenance, throughput_summary
+from .evidence import lr_sentence, max_batch_summary, provenance, throughput_summary
 from .long_run import long_run_section
 from .numbers import (
     capitalized,
@@ -64,11 +65,11 @@ def difference(report: Report) -> tuple[float, float | None] | None:
 
 def _use(report: Report) -> Section:
     """The configuration, as it is typed into one's own training."""
-    plan = report.plan.plan
+    plan = report.config.plan
     lines = (
         f"batch_size = {plan.batch_size}",
         f"accumulation_steps = {plan.accumulation_steps}",
-        f"lr = {lr_text(report.plan.lr, 6)}",
+        f"lr = {lr_text(report.config.lr, 6)}",
         f'precision = "{plan.precision}"',
     )
     return Section(title="Use", parts=(Code(lines=lines), Paragraph(text=_headline(report))))
@@ -104,7 +105,7 @@ def _headline(report: Report) -> str:
     else:
         keep = "keep what you have" if report.baseline_is_users else "there is no reason to leave it"
         text = f"This is {name}. Nothing beat it: {keep}."
-    plan = report.plan.plan
+    plan = report.config.plan
     if plan.ranks > 1:
         text += f" The batch size is that of each of {plan.ranks} processes."
     if plan.effective_batch_size > plan.batch_size:
@@ -201,7 +202,7 @@ def _horizon(report: Report) -> str:
 
 
 def _batch_marks(report: Report) -> dict[int, str]:
-    chosen, baseline = report.plan.plan.batch_size, report.baseline_plan.plan.batch_size
+    chosen, baseline = report.config.plan.batch_size, report.baseline_plan.plan.batch_size
     own = "yours" if report.baseline_is_users else "default"
     if chosen == baseline:
         return {chosen: f"chosen, {own}"}
@@ -223,7 +224,7 @@ def _trials(report: Report, decimals: int) -> Section:
     others = [trial for trial in ranked if trial not in pinned][: _TRIALS_SHOWN - len(pinned)]
     shown = [trial for trial in ranked if trial in pinned or trial in others]
     columns = (
-        Column(title="batch x acc." + (" x ranks" if report.plan.plan.ranks > 1 else "")),
+        Column(title="batch x acc." + (" x ranks" if report.config.plan.ranks > 1 else "")),
         Column(title="lr", is_number=True),
         Column(title="score", is_number=True),
         Column(title="trained", is_number=True),
@@ -298,9 +299,9 @@ def _state_text(trial: Json) -> str:
     if trial["state"] != "failed":
         return str(trial["state"])
     outcome = str(trial["outcome"])
-    return OUTCOMES.get(outcome) or outcome
+    return outcome_text(outcome)
 
 
 def _is_chosen(trial: Json, report: Report) -> bool:
-    chosen = dataclasses.asdict(report.plan.plan) | {"lr": report.plan.lr}
+    chosen = dataclasses.asdict(report.config.plan) | {"lr": report.config.lr}
     return all(({"ranks": 1} | dict(trial))[name] == value for name, value in chosen.items())

@@ -12,6 +12,7 @@ from itertools import chain
 from ..core.facts import DeviceInfo
 from ..core.json_reader import Json
 from ..core.units import format_duration, format_lr, format_size
+from ..core.words import limit_sentence, outcome_text
 from .document import (
     Bullets,
     Column,
@@ -37,22 +38,6 @@ from .numbers import (
 # Rows that a range test is thinned to. Assumed: its shape shows, and it fits on a screen.
 _LR_ROWS = 16
 
-OUTCOMES = {
-    "over_limit": "over the limit",
-    "oom": "out of memory",
-    "nonfinite": "loss is no number",
-    "timeout": "out of time",
-    "raised": "the task raised",
-}
-
-_LIMITS = {
-    "memory": "Memory set the limit",
-    "dataset": "The size of the data ended the search, not memory",
-    "ceiling": "No larger size was to be tried",
-    "task": "The task takes no larger batch",
-    "time": "Larger ones would have taken time that is of more use elsewhere",
-}
-
 
 def max_batch_summary(found: Json) -> tuple[Part, ...]:
     """The largest batch, its peak, and what limited it."""
@@ -66,9 +51,10 @@ def max_batch_summary(found: Json) -> tuple[Part, ...]:
         proof = " The next size was run as well and failed."
     elif found.get("why_not_proved") is not None:  # a proof was asked for
         proof = f" No proof: {found['why_not_proved']}."
+    limited = capitalized(limit_sentence(found["limited_by"], str(found["batch_size"]), limit))
     text = (
         f"{count_text(found['batch_size'], 'sample')} ran, with {used} of the {known(limit, format_size)} "
-        f"that may be used{share}{in_tensors}. {_LIMITS.get(found['limited_by'], found['limited_by'])}.{proof}"
+        f"that may be used{share}{in_tensors}. {limited}.{proof}"
     )
     assumed = tuple(f"assumed: {sentence}" for sentence in found["assumed"])
     return (Paragraph(text=text), Bullets(items=assumed)) if assumed else (Paragraph(text=text),)
@@ -87,7 +73,7 @@ def max_batch_section(found: Json) -> Section:
     rows = tuple(
         (
             str(probe["batch_size"]),
-            OUTCOMES.get(probe["outcome"], probe["outcome"]),
+            outcome_text(probe["outcome"]),
             known(probe["peak_bytes"], format_size, "-"),
             known(probe["seconds"], format_duration, "-"),
             "fresh" if probe["fresh"] else "shared",
@@ -285,7 +271,7 @@ def device_section(device: DeviceInfo) -> Section:
 
 def _speed_or_outcome(point: Json) -> str:
     outcome: str = point["outcome"]
-    return known(_speed(point), speed_text, OUTCOMES.get(outcome, outcome))
+    return known(_speed(point), speed_text, outcome_text(outcome))
 
 
 def _speed(point: Json) -> float | None:

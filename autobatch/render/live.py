@@ -107,15 +107,15 @@ class LiveLine:
     def __init__(self, console: Console, budget_s: float | None, clock: Callable[[], float], started_s: float) -> None:
         self._console, self._budget_s, self._started_s, self._clock = console, budget_s, started_s, clock
         self._stage: Stage = "start"
-        self._pieces: dict[int | None, tuple[Progress, float]] = {}  # what is under way, and when it began
+        self._pieces: dict[str | None, tuple[Progress, float]] = {}  # what is under way, and when it began
 
     def note(self, progress: Progress) -> None:
         """Take note of what has begun, or that something was found and so is over."""
         self._stage = progress.stage
-        pieces = {key: piece for key, piece in self._pieces.items() if None not in (key, progress.piece)}
-        pieces.pop(progress.piece, None)
+        pieces = {key: piece for key, piece in self._pieces.items() if None not in (key, progress.key)}
+        pieces.pop(progress.key, None)
         if progress.predicted_s is not None:
-            pieces[progress.piece] = progress, self._clock()
+            pieces[progress.key] = progress, self._clock()
         self._pieces = pieces  # at once: another thread draws
 
     def draw(self) -> Grid:

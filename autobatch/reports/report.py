@@ -59,6 +59,7 @@ THROUGHPUT: Json = {
         {"batch_size": int, "outcome": str}
         | dict.fromkeys(("samples_per_s", "step_s", "spread_s"), NUMBER_OR_NULL)
         | dict.fromkeys(("compute_samples_per_s", "loader_samples_per_s"), NUMBER_OR_NULL)
+        | dict.fromkeys(("undisturbed_samples_per_s", "undisturbed_step_s"), Perhaps(NUMBER_OR_NULL))
         | {"joules_per_sample": Perhaps(NUMBER_OR_NULL), "remarks": Perhaps([str])}
         | {"phases_s": Perhaps((dict, type(None)))}
     ],
@@ -109,15 +110,15 @@ class Report:
         budget_s: seconds that the run was given.
         horizon_s: T, seconds of training at which configurations were compared.
         train_time_s: seconds that the user's real training takes; None where it was not said.
-        plan: the configuration recommended.
+        config: the configuration recommended; its key in JSON is "plan".
         chose_baseline: the recommendation is what the user trains with already.
         baseline_plan: what the user trains with, or the stated default.
         baseline_is_users: False where the task declares no baseline.
-        score: of `plan`, on fresh seeds only; None where the time ended before one was run.
+        score: of `config`, on fresh seeds only; None where the time ended before one was run.
         baseline: scores of `baseline_plan`; None where it never reached the end of its training.
         probability: the chance that what was compared with the baseline on fresh seeds is truly better; None where
             nothing was, and in reports from before this was told.
-        is_proven: whether `plan` beat the baseline, beyond what luck does; where it did not, it is as good. None in
+        is_proven: whether `config` beat the baseline, beyond what luck does; where it did not, it is as good. None in
             reports from before this was told.
         test_score, test_baseline: on the test data, scored once; None where the task has none.
         max_batch: evidence of the memory search, as `MaxBatch.to_json` gives it.
@@ -142,7 +143,7 @@ class Report:
     budget_s: float
     horizon_s: float
     train_time_s: float | None
-    plan: Config
+    config: Config
     chose_baseline: bool
     baseline_plan: Config
     baseline_is_users: bool
@@ -170,7 +171,7 @@ class Report:
         """
         if self.chose_baseline or self.score is not None:
             return None
-        plan = config_to_json(self.plan)
+        plan = config_to_json(self.config)
         found = [
             float(trial["scores"][-1][1])
             for trial in self.trials
@@ -204,7 +205,7 @@ class Report:
             "budget_s": self.budget_s,
             "horizon_s": self.horizon_s,
             "train_time_s": self.train_time_s,
-            "plan": config_to_json(self.plan),
+            "plan": config_to_json(self.config),
             "chose_baseline": self.chose_baseline,
             "probability": self.probability,
             "proven": self.is_proven,
@@ -249,7 +250,7 @@ class Report:
             budget_s=found.number("budget_s"),
             horizon_s=found.number("horizon_s"),
             train_time_s=found.number_or_none("train_time_s"),
-            plan=config_from_json(found.inside("plan")),
+            config=config_from_json(found.inside("plan")),
             chose_baseline=found.get("chose_baseline", bool),
             baseline_plan=config_from_json(baseline.inside("plan")),
             baseline_is_users=baseline.get("is_users", bool),

@@ -32,7 +32,7 @@ class Earlier:
     @classmethod
     def of(cls, report: Report) -> Earlier:
         """The answer of a report."""
-        return cls(config=report.plan, created=report.created, task=report.task)
+        return cls(config=report.config, created=report.created, task=report.task)
 
     @property
     def origin(self) -> str:

@@ -7,11 +7,9 @@ on a `VirtualClock`, so that an hour of training passes at once and a ledger on 
 from __future__ import annotations
 
 import hashlib
-import heapq
 import math
 import random
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +20,6 @@ from ..core.plan import Config, Plan
 from ..core.runner import Runner
 from ..core.segment import Rung, RungResult
 from ..errors import CheckpointError
-from ..searching.crew import Alone, Crew
 
 _MIB = 1 << 20
 
@@ -243,41 +240,3 @@ class SimRunner(Runner):
 
     def close(self) -> None:
         self.kept.clear()
-
-
-class SimCrew(Crew):
-    """Workers that train at once on a virtual clock, each as `runner` would alone.
-
-    Args:
-        runner: its answers are functions of the rung, whichever worker is asked.
-        clock: the runner's own.
-        size: workers.
-    """
-
-    def __init__(self, runner: Runner, clock: VirtualClock, size: int) -> None:
-        self._runner, self._clock, self._size = runner, clock, size
-        self._ends: list[tuple[float, int, Rung, Future[RungResult]]] = []
-        self._count = 0
-        self.busy_s = 0.0  # seconds that workers have trained, all of them together
-
-    @property
-    def size(self) -> int:
-        return self._size
-
-    @property
-    def busy(self) -> int:
-        return len(self._ends)
-
-    def submit(self, rung: Rung) -> None:
-        began_s, alone = self._clock.now_s, Alone(self._runner)
-        alone.submit(rung)
-        _, done = alone.next()
-        self.busy_s += self._clock.now_s - began_s
-        heapq.heappush(self._ends, (self._clock.now_s, self._count, rung, done))
-        self._count += 1
-        self._clock.now_s = began_s  # it has only begun
-
-    def next(self) -> tuple[Rung, Future[RungResult]]:
-        ends_s, _, rung, done = heapq.heappop(self._ends)
-        self._clock.now_s = max(ends_s, self._clock.now_s)
-        return rung, done

@@ -70,7 +70,7 @@ def test_a_librarys_warning_that_comes_again_is_counted(real_models: Any) -> Non
 def test_the_answer_of_a_search_is_its_recommendation(real_models: Any) -> None:
     report = example()
     answer = real_models._tuned(report.to_json())
-    assert answer.startswith(f"batch {report.plan.plan.batch_size} x {report.plan.plan.accumulation_steps}, lr ")
+    assert answer.startswith(f"batch {report.config.plan.batch_size} x {report.config.plan.accumulation_steps}, lr ")
     assert real_models._tuned(example(chose_baseline=True).to_json()).count("which is what you have") == 1
 
 

@@ -23,7 +23,7 @@ import pytest
 from autobatch._version import __version__
 from autobatch.cli.app import cli
 from autobatch.cli.output import progress_on_stderr
-from autobatch.core.progress import Progress, Stage
+from autobatch.core.progress import Kind, Progress, Stage
 from autobatch.measuring.learning_rate import FEWEST_STEPS
 
 from ..helpers.processes import PATIENCE_S, marked, wait_until_unmarked
@@ -230,21 +230,25 @@ def test_an_interrupt_while_sizes_are_tried_tells_the_largest_that_ran(tmp_path:
 
 
 def test_of_each_stage_the_last_finding_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    told: list[tuple[Stage, str, float | None]] = [
-        ("start", "a task on a device", None),
-        ("memory", "batch 2: ok, peak 1 MiB", None),
-        ("memory", "batch 8: ok, peak 4 MiB", None),
-        ("memory", "batch 9: over the limit, peak 5 MiB", None),
-        ("profile", "batch 8: 1,234 samples/s", None),
-        ("profile", "batch 4: crashed", None),
-        ("range test", "100 steps at batch 8", None),
-        ("search", "trial 0: batch 8, lr 0.001", 3.0),
+    told: list[tuple[Stage, Kind, str]] = [
+        ("start", "note", "a task on a device"),
+        ("memory", "found", "batch 2: ok, peak 1 MiB"),
+        ("memory", "found", "batch 8: ok, peak 4 MiB"),
+        ("memory", "failed", "batch 9: over the limit, peak 5 MiB"),
+        ("profile", "found", "batch 8: 1,234 samples/s"),
+        ("profile", "failed", "batch 4: crashed"),
+        ("range test", "began", "100 steps at batch 8"),
+        # Words that once were taken for a finding's.
+        ("range test", "failed", "min/10 suggests nothing at batch 8"),
+        ("search", "began", "trial 0: batch 8, lr 0.001"),
+        ("confirmation", "failed", "trial 4: batch 8, lr 0.001: failed: ended after 3 samples/s: ok"),
+        ("bench", "found", "what is in a file already"),
     ]
 
     def run() -> None:
         with progress_on_stderr({"quiet": True}) as listen:
-            for stage, text, predicted_s in told:
-                listen(Progress(stage=stage, text=text, predicted_s=predicted_s))
+            for stage, kind, text in told:
+                listen(Progress(stage=stage, kind=kind, text=text))
             raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as stopped:

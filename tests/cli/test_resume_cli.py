@@ -459,7 +459,7 @@ def test_a_task_made_in_code_is_resumed_too(tmp_path: Path, monkeypatch: pytest.
     in_code = autobatch.Task(name="code", model=made.model, train_data=made.train_data, val_data=made.val_data)
 
     def stop(progress: Any) -> None:
-        if progress.stage == "search" and progress.text.startswith("trial 1"):
+        if progress.key == "trial 1":
             raise KeyboardInterrupt
 
     report = autobatch.tune(in_code, **given, on_progress=stop)

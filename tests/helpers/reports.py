@@ -88,7 +88,7 @@ def example(**changes: Any) -> Report:
         "budget_s": 60.0,
         "horizon_s": 3.5,
         "train_time_s": None,
-        "plan": CHOSEN,
+        "config": CHOSEN,
         "chose_baseline": False,
         "probability": 0.998,
         "is_proven": True,

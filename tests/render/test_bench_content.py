@@ -77,7 +77,7 @@ def test_what_a_cell_says_is_told_in_words() -> None:
     cells = (report.cells[0], dataclasses.replace(cell, throughput=profiled))
     text = " ".join(to_markdown(bench_document(dataclasses.replace(report, cells=cells))).split())
     for sentence in (
-        "2,533 samples fit, limited by memory, and the next size was seen to fail.",
+        "Batch 2,533 is the largest that fits in 133 GiB, and the next size was seen to fail.",
         "Speed saturates at batch 256: the smallest with 80 % of the highest samples/s.",
         "Batch 2048 is the smallest within 2 % of the highest samples/s.",
         "left out in turn, is predicted from the others within 2.1% of its undisturbed time.",
@@ -128,7 +128,11 @@ def test_a_loss_that_diverged_or_is_not_compared_is_told_and_older_reports_tell_
 
 @pytest.mark.parametrize(
     ("limited_by", "told"),
-    [("ceiling", "the size at which it was to stop"), ("dataset", "the number of training samples")],
+    [
+        ("ceiling", "and no larger one was looked for"),
+        ("dataset", "and the data is too small for a larger one to be worth trying"),
+        ("a word of later", "a word of later"),
+    ],
 )
 def test_a_largest_batch_that_memory_did_not_set_is_no_largest(limited_by: str, told: str) -> None:
     cell = GPU.cells[1]
@@ -136,7 +140,7 @@ def test_a_largest_batch_that_memory_did_not_set_is_no_largest(limited_by: str, 
     document = bench_document(dataclasses.replace(GPU, cells=(dataclasses.replace(cell, max_batch=found),)))
     assert row(drawn(document), "resnet50", "bf16")[2] == "2533 or more"
     text = " ".join(to_markdown(document).split())
-    assert f"2,533 samples fit, and more may: {told} ended the search, not memory." in text
+    assert f"Batch 2,533 fits{',' if told.startswith('and') else ';'} {told}." in text
     assert "at batch 2533, the largest that was looked at." in text
 
 

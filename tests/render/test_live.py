@@ -25,8 +25,8 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
 
 
-FINDING = Progress(stage="memory", text="batch 128: ok, peak 12 MiB")
-PIECE = Progress(stage="search", text="trial 3: batch 128, lr 0.01", predicted_s=9.5)
+FINDING = Progress(stage="memory", kind="found", text="batch 128: ok, peak 12 MiB")
+PIECE = Progress(stage="search", kind="began", text="trial 3: batch 128, lr 0.01", predicted_s=9.5)
 
 
 def test_off_a_terminal_each_fact_is_a_plain_line() -> None:
@@ -74,7 +74,7 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> No
 def test_text_from_outside_is_neither_markup_nor_a_control_code() -> None:
     file = io.StringIO()
     with live_progress(Console(file=file), budget_s=None, clock=VirtualClock()) as listen:
-        listen(Progress(stage="search", text="[red]x[/red] \x1b[2J\nnext :smile:"))
+        listen(Progress(stage="search", kind="note", text="[red]x[/red] \x1b[2J\nnext :smile:"))
     assert file.getvalue() == "[  0.0 s] search: [red]x[/red] \\x1b[2J next :smile:\n"
 
 
@@ -119,16 +119,24 @@ def test_without_a_budget_the_line_tells_the_elapsed_time_alone() -> None:
     assert " of " not in _line(line, 80)
 
 
+def began(key: str) -> Progress:
+    return Progress(stage="search", kind="began", key=key, text=key, predicted_s=20.0)
+
+
+def ended(key: str) -> Progress:
+    return Progress(stage="search", kind="found", key=key, text=f"{key}: 0.9")
+
+
 def test_of_several_pieces_the_latest_is_told_and_how_many_more() -> None:
     line = LiveLine(_console(Terminal()), 600.0, lambda: 10.0, 0.0)
     for trial in (3, 4, 5):
-        line.note(Progress(stage="search", text=f"trial {trial}", predicted_s=20.0, piece=trial))
+        line.note(began(f"trial {trial}"))
     assert "search: trial 5, about 0:20 left, and 2 more" in _line(line, 80)
-    line.note(Progress(stage="search", text="trial 5: 0.9", piece=5))
+    line.note(ended("trial 5"))
     assert "search: trial 4, about 0:20 left, and 1 more" in _line(line, 80)
-    line.note(Progress(stage="search", text="trial 3: 0.8", piece=3))
+    line.note(ended("trial 3"))
     assert "search: trial 4, about 0:20 left " in _line(line, 80)
-    line.note(Progress(stage="search", text="trial 4: 0.7", piece=4))
+    line.note(ended("trial 4"))
     assert "choosing what to try next" in _line(line, 80)
 
 
@@ -143,7 +151,7 @@ def test_a_finding_ends_the_piece() -> None:
 @pytest.mark.parametrize("budget_s", [None, 36_000.0])
 def test_the_live_line_is_one_line(width: int, budget_s: float | None) -> None:
     line = LiveLine(_console(io.StringIO(), width), budget_s, VirtualClock(), 0.0)
-    line.note(Progress(stage="range test", text="x" * 300, predicted_s=3.0))
+    line.note(Progress(stage="range test", kind="began", text="x" * 300, predicted_s=3.0))
     shown = _line(line, width)
     assert shown.strip()
     assert "\n" not in shown

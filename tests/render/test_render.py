@@ -72,7 +72,7 @@ def changed(**changes: Any) -> Report:
 
 def kept(**changes: Any) -> Report:
     """The run in which nothing beat the baseline."""
-    values: dict[str, Any] = {"chose_baseline": True, "plan": YOURS, "score": EXAMPLE.baseline}
+    values: dict[str, Any] = {"chose_baseline": True, "config": YOURS, "score": EXAMPLE.baseline}
     return changed(**values | changes)
 
 
@@ -293,7 +293,7 @@ def test_at_most_eight_trials_are_shown_the_chosen_and_the_baseline_among_them()
         [trial(0, YOURS, "baseline", (0.1,)).to_json(), trial(1, worst, "search", (), state="failed").to_json()]
         + [trial(2 + i, Config(plan=CHOSEN.plan, lr=i / 7 + 1), "search", (0.9, 0.9, 0.9)).to_json() for i in range(20)]
     )
-    rows = re.findall(r"^ +(\d+ x \d+) .*$", drawn(changed(trials=trials, plan=worst)), re.MULTILINE)
+    rows = re.findall(r"^ +(\d+ x \d+) .*$", drawn(changed(trials=trials, config=worst)), re.MULTILINE)
     assert len(rows) == 8
     assert rows[-2:] == ["32 x 1", "16 x 1"]
 

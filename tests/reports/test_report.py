@@ -60,7 +60,7 @@ fields: dict[str, st.SearchStrategy[Any]] = {
     "direction": st.sampled_from(["maximize", "minimize"]),
     "budget_s": finite,
     "train_time_s": maybe,
-    "plan": configs,
+    "config": configs,
     "baseline_plan": configs,
     "chose_baseline": st.booleans(),
     "baseline_is_users": st.booleans(),
@@ -94,11 +94,11 @@ def test_a_stored_report_is_the_one_that_was_saved(tmp_path: Path) -> None:
 
 def test_a_plan_of_several_processes_survives_json_and_an_older_report_is_of_one() -> None:
     several = Config(plan=Plan(batch_size=16, ranks=4), lr=0.1)
-    stored = example(plan=several).to_json()
-    assert Report.from_json(stored).plan == several
+    stored = example(config=several).to_json()
+    assert Report.from_json(stored).config == several
     assert stored["plan"]["effective_batch_size"] == 64
     del stored["plan"]["ranks"]
-    assert Report.from_json(stored).plan.plan == Plan(batch_size=16)
+    assert Report.from_json(stored).config.plan == Plan(batch_size=16)
 
 
 def test_json_holds_what_scripts_rely_on() -> None:
@@ -149,13 +149,14 @@ def _set(data: Any, path: str, value: Any) -> None:
         ),
         ("plan/precision", "int8", "'precision' of 'plan' of the report is one of fp32, tf32, bf16, fp16; found 'int"),
         ("score/scores", [1.0, "x"], "item 1 of 'scores' of 'score' of the report is int or float; found 'x'"),
-        ("device/kind", "tpu", "'kind' of 'device' of the report is one of cuda, rocm, mps, cpu; found 'tpu'"),
+        ("device/kind", "tpu", "'kind' of 'device' of the report is one of cuda, rocm, xpu, mps, cpu; found 'tpu'"),
         ("device/memory_bytes", 1.5, "'memory_bytes' of 'device' of the report is int or null; found 1.5"),
         ("why", "because", "'why' of the report is list; found 'because'"),
         ("why", [1], "item 0 of 'why' of the report is str; found 1"),
         ("max_batch/probes/0", 3, "item 0 of 'probes' of 'max_batch' of the report is a JSON object; found int"),
         ("learning_rate", 3, "'learning_rate' of the report is a JSON object; found int"),
         ("throughput/measurements/1/samples_per_s", "fast", "is int or float or null; found 'fast'"),
+        ("throughput/measurements/0/undisturbed_step_s", "", "is int or float or null; found ''"),
         ("trials/0/scores", [[1]], "trial 0 of the report has steps, and scores as pairs"),
         ("trials/0/total_steps", 0, "trial 0 of the report has steps"),
         ("long_run", 3, "'long_run' of the report is a JSON object; found int"),

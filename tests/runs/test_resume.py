@@ -57,7 +57,8 @@ from autobatch.searching.storage.central import CentralRecord
 from autobatch.searching.storage.journal import StudyRecord, read_kept
 from autobatch.simulated.sim import SimRunner, sim_facts
 from autobatch.tasks.task_sources import source_hashes
-from autobatch.tuning.pipeline import _Tune, run_tune
+from autobatch.tuning.pipeline import _Tune
+from autobatch.tuning.run import run_tune
 
 from ..helpers.reports import example
 from ..searching.schedulers.test_optuna_sampler import STATE, finished, paused
@@ -769,7 +770,7 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_report_that_has_no_room_is_told_as_a_full_disk_and_written_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autobatch.tuning.pipeline._opened", lambda *_: simulated())
+    monkeypatch.setattr("autobatch.tuning.run._opened", lambda *_: simulated())
     spec = RunnerSpec(device="cpu")
     with RunFolder.made(tmp_path / "run", "simulated") as folder:
         folder.report.mkdir()  # nothing can be put there

@@ -29,7 +29,6 @@ from autobatch.searching.schedulers.surrogate import fit
 from autobatch.searching.search import Event, Kept, Space, StudyRecord, Trial
 from autobatch.simulated.sim import (
     Landscape,
-    SimCrew,
     SimRunner,
     VirtualClock,
     sim_facts,
@@ -37,6 +36,7 @@ from autobatch.simulated.sim import (
 
 from ..helpers.histories import history
 from ..helpers.processes import PATIENCE_S
+from ..helpers.sim_crew import SimCrew
 from .schedulers.test_surrogate import ends, seen
 from .test_search import Run, in_one_go, race, sampled
 

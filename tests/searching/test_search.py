@@ -51,13 +51,13 @@ from autobatch.searching.space import Space, same_config, space_for
 from autobatch.searching.trials import MIN_STEPS, total_steps
 from autobatch.simulated.sim import (
     Landscape,
-    SimCrew,
     SimRunner,
     VirtualClock,
     sim_facts,
 )
 
 from ..helpers.histories import history
+from ..helpers.sim_crew import SimCrew
 
 EVAL_BATCH = 256
 

@@ -45,7 +45,7 @@ def micro_batch(tmp_path: Path, runner: SimRunner) -> tuple[int, int, list[str]]
     with RunFolder.made(tmp_path, "t") as folder:
         tune = _Tune(runner, ledger, lambda progress: said.append(progress.text), folder, state)
     largest = tune.largest_batch(runner.facts())
-    found = tune.largest_micro_batch(runner.facts(), largest)
+    found = tune.largest_micro_batch(largest)
     return int(largest), found, said
 
 
@@ -105,7 +105,7 @@ def test_nothing_is_accumulated_past_a_size_that_nothing_but_time_or_a_ceiling_l
         tune = _Tune(runner, ledger, lambda _: None, folder, state)
     largest = tune.largest_batch(runner.facts())
     assert largest.limited_by == why
-    assert tune.largest_micro_batch(runner.facts(), largest) == 0
+    assert tune.largest_micro_batch(largest) == 0
 
 
 def test_a_short_run_tries_no_batch_past_where_time_ended_the_probes(tmp_path: Path) -> None:
@@ -195,5 +195,5 @@ def test_a_training_that_the_budget_cannot_pay_for_is_extrapolated_to(
     if report.long_run is not None:
         assert report.long_run["train_time_s"] == 7200.0
         assert report.long_run["horizon_s"] == report.horizon_s
-        assert report.long_run["lr"]["lr"] <= report.plan.lr
+        assert report.long_run["lr"]["lr"] <= report.config.lr
     assert not any("your training takes" in warning for warning in report.warnings)

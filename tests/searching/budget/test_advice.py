@@ -24,7 +24,7 @@ from autobatch.searching.budget.costs import EQUIVALENTS, horizon_s
 from autobatch.searching.budget.ledger import Ledger, report_reserve_s
 from autobatch.searching.trials import MIN_STEPS
 from autobatch.simulated.sim import SimRunner, sim_facts
-from autobatch.tuning import pipeline as tuning
+from autobatch.tuning import run as tuning
 from autobatch.tuning.pipeline import _Tune
 
 

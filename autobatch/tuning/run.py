@@ -1,0 +1,118 @@
+"""A run of `tune`: its workers opened, its stages run under one ledger, its report saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..core.progress import Listener
+from ..core.runner import Runner
+from ..core.units import format_duration
+from ..engines.group import open_workers
+from ..engines.served import RunnerSpec
+from ..errors import BudgetTooShort, ReportError, SettingError, StorageError, WorkerTimeout, after_warnings
+from ..reports.report import Report
+from ..runs.run_folder import RunFolder, RunState
+from ..runs.settings import TuneSettings
+from ..searching.budget.advice import give_at_least
+from ..searching.budget.ledger import Ledger
+from .pipeline import OPENING, _Tune
+
+_SETTING_OUT_S = 600.0  # assumed: no resumed run needs longer until its first worker has opened the task
+
+
+def run_tune(
+    folder: RunFolder,
+    state: RunState,
+    spec: RunnerSpec,
+    listen: Listener,
+    *,
+    started_s: float | None,
+    force: bool = False,
+    storage: str | None = None,
+) -> Report:
+    """The whole of `tune` for a task that workers can open, or what is left of it; see `api.tune` for what it raises.
+
+    Args:
+        folder: of the run, held by this process.
+        state: where the run stands.
+        spec: the task and its device.
+        listen: told what happens.
+        started_s: `time.monotonic()` when the program began; a resumed run is not charged for that.
+        force: go on though the conditions have changed.
+        storage: URL of a database that the race is recorded in too; the one in the settings is only for people.
+    """
+    kept = None
+    if state.resumed:
+        from ..searching.storage.journal import read_kept  # optuna, which a new run imports while its worker is at work
+
+        kept = read_kept(folder.journal) if folder.journal.exists() else None
+    settings, is_setting_out = state.settings, bool(state.resumed)
+    carried = kept.state.charged if kept is not None else state.charged
+    ledger = Ledger(settings.budget_s, started_s=None if state.resumed else started_s, carried=carried)
+    spec = replace(spec, checkpoints=folder.checkpoints)
+
+    def remaining_s() -> float:
+        return _SETTING_OUT_S if is_setting_out else ledger.available_s
+
+    runner = _opened(spec, settings, folder, remaining_s)
+    run: _Tune | None = None
+    try:
+        if is_setting_out:  # starting workers and checking the task again is downtime
+            runner.facts()
+            ledger = Ledger(settings.budget_s, carried=carried)
+            is_setting_out = False
+        run = _Tune(runner, ledger, listen, folder, state, kept=kept, force=force, storage=storage)
+        report = run.run()
+        try:
+            report.save(folder.report)
+        except ReportError as error:  # as for every other file of the run: it goes on when there is room
+            raise StorageError(str(error)) from None
+        if not report.interrupted:
+            run.finish()
+        return report
+    except WorkerTimeout as error:
+        # Rungs and the test answer for their own time: what the end of the budget cuts off is a stage before the race.
+        if error.is_hang:
+            raise
+        told = f"the budget of {format_duration(settings.budget_s)} ended before anything could be compared: {error}. "
+        doing = OPENING if run is None else run.doing
+        with after_warnings(error.warnings):
+            what_would_do = _what_would_do(doing, run)
+            raise BudgetTooShort(f"{told}{what_would_do}. What the task printed is in {folder.log}") from None
+    finally:
+        if run is not None:
+            run.close_central()
+        runner.close()
+
+
+def _what_would_do(doing: str, run: _Tune | None) -> str:
+    """The remedy where the time ended while `doing` was under way: time, as far as anything says how much it takes."""
+    if run is not None and (needed_s := run.least_s()) is not None and needed_s > run.settings.budget_s:
+        return give_at_least(needed_s)
+    return (
+        f"It is not known how long {doing} takes, only that this budget was too short for it: see first whether it "
+        "ends at all, and then give several times what it takes by itself"
+    )
+
+
+def _opened(spec: RunnerSpec, settings: TuneSettings, folder: RunFolder, remaining_s: Callable[[], float]) -> Runner:
+    """The workers, where the user wants them."""
+    if settings.engine == "local":
+        return open_workers(spec, log=folder.log, remaining_s=remaining_s)
+    if spec.nproc > 1:
+        raise SettingError(
+            f"on a cluster each worker trains a trial by itself; found --nproc {spec.nproc} with --engine ray: leave "
+            "one of them out"
+        )
+    # Ray takes SIGTERM for itself when it is imported and when it starts, and what it does then is to exit.
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        from ..engines.ray import open_cluster  # an extra
+
+        return open_cluster(spec, settings.address, checkpoints=folder.checkpoints, remaining_s=remaining_s)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
