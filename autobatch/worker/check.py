@@ -178,7 +178,7 @@ def check_inference(task: Task, load: Callable[[str], Any]) -> tuple[str, ...]:
     """
     findings = Findings(task, load)
     with preserve_generators():
-        seed_everything(0)
+        seed_everything(_NOBODYS_SEED)
         if task.train_loader is None:
             check_dataset(findings, "train_data")
         _check_model(findings, trains=False)

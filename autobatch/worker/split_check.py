@@ -41,7 +41,7 @@ def _batch_in_halves(task: Task, samples: list[Any], batch: Any, count: int) -> 
     """A training batch and its two halves, as unlike each other as the samples allow; None where it cannot be cut."""
     if task.train_loader is not None:  # rows of another number are no samples: time steps, two views of each
         return _cut(batch, count) if count > 1 and rows_of(batch) == count else None
-    half = min(_HALF, len(samples) // 2)
+    half = min(_HALF, len(samples) // 2, count // 2)  # memory may hold no more than the batch that was asked for
     if not half:
         return None
     # By length, padding, labels, whatever they hold: a loss counts unlike samples unlike.
@@ -108,7 +108,7 @@ def split_warnings(
         model: on the device.
         samples: the first of the training data; none where the task has a loader of its own.
         batch: of that loader, of a few samples.
-        count: of those.
+        count: of those; no more go through the model at once.
         device: where the model is.
     """
     try:

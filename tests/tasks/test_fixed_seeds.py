@@ -17,7 +17,7 @@ from autobatch import Plan, Task
 from autobatch.core.plan import Config
 from autobatch.tasks.data import training_batches
 from autobatch.tasks.fixed_seeds import fixed_seeds_undone, seeds_set, told
-from autobatch.worker.check import check_task
+from autobatch.worker.check import check_inference, check_task
 from autobatch.worker.training import Trainer
 
 CPU = torch.device("cpu")
@@ -222,6 +222,29 @@ def forked_net(seed: int = 5) -> nn.Module:
 
 def test_the_commonest_seed_in_a_fork_is_not_warned_of() -> None:
     assert not any("seed" in warning for warning in check_task(task(model=lambda: forked_net(0)), CPU, 8))
+
+
+class Drawn(TensorDataset):
+    """Samples that are drawn under a seed of their own, in a fork of the generators or not."""
+
+    def __init__(self, seed: int, *, forks: bool) -> None:
+        super().__init__(*blobs().tensors)
+        self.seed, self.forks = seed, forks
+
+    def __getitem__(self, index: Any) -> Any:
+        with torch.random.fork_rng(devices=[], enabled=self.forks):
+            torch.manual_seed(self.seed)
+            return super().__getitem__(index)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+@pytest.mark.parametrize("forks", [True, False])
+def test_the_check_of_inference_tells_the_same_seeds(seed: int, forks: bool) -> None:
+    data = Drawn(seed, forks=forks)
+    made = task(train_data=lambda: data)
+    trained, ran = check_task(made, CPU, 8), check_inference(made, lambda name: data)
+    assert any(f"torch.manual_seed({seed})" in warning for warning in ran) == (not forks)
+    assert [warning for warning in trained if "manual_seed" in warning] == list(ran)
 
 
 def test_a_seed_that_is_put_back_fixes_nothing_outside() -> None:

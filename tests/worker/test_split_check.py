@@ -208,6 +208,23 @@ def test_a_label_that_only_the_loss_leaves_out_is_told() -> None:
     assert found(loss=without(-100), weight=tokens) == ()
 
 
+@pytest.mark.parametrize(("batch_size", "most"), [(1, 2), (2, 2), (3, 3), (4, 4), (32, 4)])
+@pytest.mark.parametrize("loss", [of_tokens, of_samples])
+def test_no_more_samples_go_through_than_the_baseline_has(batch_size: int, most: int, loss: Any) -> None:
+    """But for one, which batch norm cannot take."""
+    seen: list[int] = []
+
+    def watched(model: nn.Module, batch: Any) -> Tensor:
+        seen.append(len(batch[0]))
+        answer: Tensor = loss(model, batch)
+        return answer
+
+    warnings = found(loss=watched, baseline={"batch_size": batch_size, "lr": 1e-3})
+    assert max(seen) == most
+    assert seen.count(1) + seen.count(2) >= 2  # halves were compared
+    assert any("not that of its two halves" in warning for warning in warnings) == (loss is of_tokens)
+
+
 def test_a_step_that_takes_long_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "_LONGEST_STEP_S", 0.0)
     assert found(loss=of_tokens) == ()
