@@ -1,7 +1,6 @@
-"""The command line: flags in, a stage run, results to stdout, everything else to stderr.
+"""The command line: it reads flags, runs a stage, prints results to stdout and everything else to stderr.
 
-Only click is imported here at first, so that `--help` and `--version` answer at once; each command imports what it
-runs.
+This module imports only click, so that `--help` and `--version` answer at once. Each command imports what it runs.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ INTERPRETER_S = (
     5.0  # what it takes to start one and to import this, at most, on a slow disk. Assumed: usual are tenths.
 )
 
-# Unquoted, what follows a space in a URL is another word.
+# The shell splits an unquoted URL at its first space.
 ONE_WORD = "What follows --storage is one word: put a URL in quotes, '...'"
 
 
@@ -77,15 +76,19 @@ ONE_WORD = "What follows --storage is one word: put a URL in quotes, '...'"
 def cli() -> None:
     """Find the batch size and learning rate that give a PyTorch task its best score in the time you have.
 
-    Every flag but "report --markdown" and those of "clean" can stand in [tool.autobatch] of pyproject.toml and in an
-    AUTOBATCH_ variable; a flag beats the environment, which beats the file.
+    Flags can also be set in [tool.autobatch] of pyproject.toml or in AUTOBATCH_ variables, except those of "clean" and
+    "report --markdown". A flag overrides a variable, and a variable overrides the file.
     """
 
 
 @cli.command()
 @click.argument("task", type=click.Path(path_type=Path), metavar="MODEL.py", required=False)
-@option("--budget", default="10m", metavar="TIME", help="Wall time for everything: 90s, 10m, 1h30m.")
-@option("--train-time", metavar="TIME", help="How long your real training takes; compared at this where affordable.")
+@option("--budget", default="10m", metavar="TIME", help="Wall time for the whole run: 90s, 10m, 1h30m.")
+@option(
+    "--train-time",
+    metavar="TIME",
+    help="How long your real training takes. Trials are compared after this long if the budget allows it.",
+)
 @DEVICE
 @MEMORY
 @NPROC
@@ -93,56 +96,63 @@ def cli() -> None:
     "--workers",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Train N trials at the same time, a GPU for each; by default one on each GPU there is.",
+    help="Train N trials at the same time, one GPU each. Default: one trial on every GPU.",
 )
-@option("--seed", type=int, default=0, help="Of everything that is drawn.")
-@option("--search", type=click.Choice(tuple(SEARCHES)), default="auto", help="How the next trial is chosen.")
+@option("--seed", type=int, default=0, help="Seed for every random choice.")
+@option("--search", type=click.Choice(tuple(SEARCHES)), default="auto", help="The method that chooses the next trial.")
 @option(
     "--warm-start",
     type=click.Path(path_type=Path),
     metavar="REPORT.json",
     multiple=True,
-    help="What this earlier run chose is tried first.",
+    help="Try first what this earlier run chose.",
 )
 @option(
     "--max-trials",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Try no more configurations than this; by default what the time allows.",
+    help="Try at most N configurations. Default: as many as the budget allows.",
 )
 @option(
     "--engine",
     type=click.Choice(["local", "ray"]),
     default="local",
-    help="Where workers run: on this machine, or on a Ray cluster, a GPU for each.",
+    help="Where workers run: on this machine, or on a Ray cluster with one GPU each.",
 )
-@option("--address", metavar="ADDRESS", help="Of the Ray cluster: auto, ray://host:10001; by default one here.")
+@option(
+    "--address", metavar="ADDRESS", help="Address of the Ray cluster: auto, ray://host:10001. Default: start one here."
+)
 @option(
     "--storage",
     metavar="URL",
-    show_default=False,  # one from pyproject.toml may have a password in it
-    help="Record the run in this database too: postgresql+psycopg://user@host/name, or any that Optuna takes.",
+    show_default=False,  # a URL from pyproject.toml may contain a password
+    help="Also record the run in this database: postgresql+psycopg://user@host/name, or any other URL for Optuna.",
 )
-@option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Default: .autobatch/<task>/<time>/")
+@option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of the run. Default: .autobatch/<task>/<time>/",
+)
 @option(
     "--resume",
     is_flag=False,
     flag_value=LATEST,
     metavar="[RUN]",
-    help="Go on with a run that was stopped: this folder, or the task's latest. Its settings hold; a flag changes one.",
+    help="Continue a stopped run: this folder, or the task's latest. It keeps its settings; a flag changes one.",
 )
-@option("--force", is_flag=True, help="Resume though the task, its data, the device or a setting has changed.")
+@option("--force", is_flag=True, help="Resume even if the task, its data, the device or a setting has changed.")
 @option(
     "--keep-checkpoints",
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Leave those of the N best trials in the run's folder.",
+    help="Keep the checkpoints of the N best trials in the run's folder.",
 )
 @option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Also write the report as Markdown.")
 @OUTPUT
 def tune(task: Path | None, **options: Any) -> None:
-    """Search batch size, learning rate and accumulation steps for the best validation score."""
+    """Find the batch size, learning rate and accumulation steps with the best validation score."""
     context = click.get_current_context()
     resume = options["resume"]
     if task is None and resume is not None and resume.endswith(".py"):  # --resume model.py
@@ -152,7 +162,7 @@ def tune(task: Path | None, **options: Any) -> None:
     if options["storage"] is not None and task.suffix != ".py":  # not quoted: it may be the rest of a password
         raise click.UsageError(f"a task is a Python file, MODEL.py. {ONE_WORD}")
     refuse_torchrun("tune")
-    os.environ.pop("AUTOBATCH_STORAGE", None)  # a password is the database's alone: what is started here inherits none
+    os.environ.pop("AUTOBATCH_STORAGE", None)  # no process started here inherits a password
     from ..core.files import check_writable
 
     for file in (options["output"], options["markdown"]):
@@ -165,9 +175,9 @@ def tune(task: Path | None, **options: Any) -> None:
     names = ("budget", "train_time", "device", "memory_limit", "headroom", "seed", "search", "warm_start", "max_trials")
     names += ("keep_checkpoints", "nproc", "workers", "storage", "engine", "address")
     settings = {name: options[name] for name in names}
-    if resume is not None:  # the run's own, but for what was typed beside --resume
+    if resume is not None:  # the run keeps its settings, except for flags typed beside --resume
         source = click.core.ParameterSource
-        # Where data goes is not taken from a run's folder, and often stands in the environment.
+        # A run's folder does not decide where data is sent. These two are often set in the environment.
         anywhere = {source.COMMANDLINE, source.ENVIRONMENT, source.DEFAULT_MAP}
         counts = {name: anywhere if name in ("storage", "address") else {source.COMMANDLINE} for name in settings}
         settings = {k: given for k, given in settings.items() if context.get_parameter_source(k) in counts[k]}
@@ -193,18 +203,21 @@ def tune(task: Path | None, **options: Any) -> None:
         write_whole(options["markdown"], to_markdown(report_document(report)))
     show_report(report, options)
     if report.lost_device:
-        fail(f"ended early, as no device was left to train on. What was found is kept: go on with: {how}", FAILED)
+        fail(f"ended early because no device was left to train on. The results are kept. Continue with: {how}", FAILED)
     if report.interrupted:
-        fail(f"interrupted. Go on with: {how}", INTERRUPTED)
+        fail(f"interrupted. Continue with: {how}", INTERRUPTED)
     if report.is_unanswered:
-        fail("nothing could be compared with the baseline, as the other trials failed: see the warnings", FOUND_NOTHING)
+        fail(
+            "nothing could be compared with the baseline because the other trials failed: see the warnings",
+            FOUND_NOTHING,
+        )
 
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path(".autobatch"), metavar="[FOLDER]")
 @OUTPUT
 def runs(folder: Path, **options: Any) -> None:
-    """List the runs of `tune`: where each stands, what of its budget is spent, and its best so far."""
+    """List the runs of `tune`: the status of each, the budget spent, and the best score so far."""
     check_output(options)
     from ..render.terminal import print_runs
     from ..runs.runs import run_folders, summary
@@ -214,8 +227,8 @@ def runs(folder: Path, **options: Any) -> None:
 
 @cli.command()
 @click.argument("folders", type=click.Path(path_type=Path), nargs=-1, metavar="[RUN]...")
-@click.option("--finished", is_flag=True, help="All runs in .autobatch that came to their end.")
-@click.option("--all", "everything", is_flag=True, help="All runs in .autobatch but those under way.")
+@click.option("--finished", is_flag=True, help="Delete all finished runs in .autobatch.")
+@click.option("--all", "everything", is_flag=True, help="Delete all runs in .autobatch that are not running.")
 def clean(folders: tuple[Path, ...], finished: bool, everything: bool) -> None:
     """Delete runs of `tune`: their journals, checkpoints, logs and reports, and nothing else."""
     if bool(folders) + finished + everything != 1:
@@ -237,24 +250,37 @@ def clean(folders: tuple[Path, ...], finished: bool, everything: bool) -> None:
 @DEVICE
 @MEMORY
 @NPROC
-@option("--mode", type=click.Choice(["training", "inference"]), default="training", help="What must fit.")
-@option("--multiple-of", type=click.IntRange(min=1), default=1, help="Answer with a multiple of this.")
-@option("--power-of-two", is_flag=True, help="Answer with a power of two.")
+@option(
+    "--mode",
+    type=click.Choice(["training", "inference"]),
+    default="training",
+    help="What must fit: training steps, or forward passes.",
+)
+@option("--multiple-of", type=click.IntRange(min=1), default=1, metavar="N", help="Only answer with multiples of N.")
+@option("--power-of-two", is_flag=True, help="Only answer with powers of two.")
 @CEILING
 @option(
     "--accumulation-steps",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Batches whose gradients are summed before a step; by default the baseline's.",
+    help="Micro-batches per optimizer step. The answer is the size of one. Default: the baseline's.",
 )
-@option("--prove", is_flag=True, help="Also run the next size, in a process of its own, and see it fail.")
-@option("--soak", type=click.IntRange(min=0), default=0, metavar="N", help="Also train N steps on real batches.")
-@option("--record", type=click.Path(path_type=Path), metavar="FILE", help="Keep all probes, to be replayed.")
+@option("--prove", is_flag=True, help="Also run the next larger size in its own process, and show that it fails.")
+@option(
+    "--soak",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Also train N steps on real batches before accepting a size.",
+)
+@option(
+    "--record", type=click.Path(path_type=Path), metavar="FILE", help="Save all probes to a file that can be replayed."
+)
 @OUTPUT
 def max_batch(task: Path, **options: Any) -> None:
-    """Find the largest batch that fits in memory, by running it.
+    """Find the largest micro-batch per process that fits in memory, by running it.
 
-    Under torchrun, on every rank: the answer is what fits on all of them.
+    Under torchrun every rank runs the probes, and the answer fits on all of them.
     """
     check_output(options)
     from .. import api
@@ -288,7 +314,7 @@ def max_batch(task: Path, **options: Any) -> None:
 
 @cli.command(cls=SpreadingCommand)
 @TASK
-@option("--budget", default="30s", metavar="TIME", help="Time for the timing itself, of each precision.")
+@option("--budget", default="30s", metavar="TIME", help="Time for measuring speed, in each compute mode.")
 @DEVICE
 @MEMORY
 @NPROC
@@ -297,9 +323,9 @@ def max_batch(task: Path, **options: Any) -> None:
 @PRECISIONS
 @OUTPUT
 def profile(task: Path, **options: Any) -> None:
-    """Measure samples per second over batch sizes, and where it saturates.
+    """Measure samples per second at several micro-batch sizes, and find where speed saturates.
 
-    With --precisions, ways to compute stand side by side, each with what it does to the loss.
+    With --precisions, it compares compute modes, and shows how each changes the loss.
     """
     refuse_torchrun("profile")
     check_output(options)
@@ -312,7 +338,9 @@ def profile(task: Path, **options: Any) -> None:
     with progress_on_stderr(options) as listen:
         if options["precisions"]:
             if options["nproc"] > 1:
-                raise SettingError("--precisions compares ways to compute in one process: leave out --nproc or it")
+                raise SettingError(
+                    "--precisions compares compute modes in one process: leave out --nproc or --precisions"
+                )
             arms = api.profile_arms(task, parse_arms(options["precisions"]), on_progress=listen, **shared)
         else:
             curve = api.profile(task, nproc=options["nproc"], on_progress=listen, **shared)
@@ -335,21 +363,21 @@ def profile(task: Path, **options: Any) -> None:
     cls=Several,
     belongs=lambda word: True,
     metavar="NAME ...",
-    help="Standard models by name, or task files; all standard ones by default.",
+    help="Names of standard models, or task files. Default: all standard models.",
 )
 @PRECISIONS
-@option("--quick", is_flag=True, help="Less time for each; on a processor fp32 alone and less memory.")
+@option("--quick", is_flag=True, help="Spend less time on each model. On a CPU, also use only fp32 and less memory.")
 @DEVICE
 @MEMORY
 @CEILING
 @OBJECTIVE
-@option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write the report as a page.")
+@option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write the report as an HTML page.")
 @OUTPUT
 def bench(**options: Any) -> None:
-    """Measure what this device does with models that everybody knows, and write a report to compare.
+    """Measure well-known models on this device, and write a report that can be compared with others.
 
-    The report goes to --output, by default benchmarks/results/<device>/<date>.json, after each model. The same command
-    goes on where an earlier one was ended, on another day too.
+    After each model the report is written to --output, by default benchmarks/results/<device>/<date>.json. To continue
+    after a stop, run the same command again, even on another day.
     """
     refuse_torchrun("bench")
     if options["html"] is not None:
@@ -374,7 +402,9 @@ def bench(**options: Any) -> None:
                 on_progress=listen,
             )
     except KeyboardInterrupt:
-        fail("interrupted. What was done is in the report's file: the same command goes on from there", INTERRUPTED)
+        fail(
+            "interrupted. The report's file has the results so far: run the same command again to continue", INTERRUPTED
+        )
     show_bench(report, path, options)
     if report.found_nothing:
         sys.exit(FOUND_NOTHING)
@@ -382,14 +412,29 @@ def bench(**options: Any) -> None:
 
 @cli.command("find-lr")
 @TASK
-@option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Default: the baseline's.")
-@option("--rule", type=click.Choice(["min/10", "steepest", "valley"]), default="min/10", help="How it is read.")
-@option("--steps", type=click.IntRange(min=FEWEST_STEPS), default=100, help="Optimizer steps, one at each rate.")
-@option("--seed", type=int, default=0, help="Of the initialisation and the data order.")
+@option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Micro-batch size. Default: the baseline's micro-batch and accumulation steps.",
+)
+@option(
+    "--rule",
+    type=click.Choice(["min/10", "steepest", "valley"]),
+    default="min/10",
+    help="The rule that reads a rate from the curve.",
+)
+@option(
+    "--steps",
+    type=click.IntRange(min=FEWEST_STEPS),
+    default=100,
+    help="Number of optimizer steps, one per learning rate.",
+)
+@option("--seed", type=int, default=0, help="Seed for initialisation and data order.")
 @DEVICE
 @OUTPUT
 def find_lr(task: Path, **options: Any) -> None:
-    """Run a learning-rate range test on a model of its own."""
+    """Run a learning-rate range test on a new model."""
     refuse_torchrun("find-lr")
     check_output(options)
     from .. import api
@@ -411,13 +456,15 @@ def find_lr(task: Path, **options: Any) -> None:
 
 @cli.command()
 @click.argument("files", type=click.Path(path_type=Path), metavar="REPORT.json...", nargs=-1, required=True)
-@click.option("--markdown", "as_markdown", is_flag=True, help="Print it as Markdown.")  # tune's variable names a file
-@option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write it as a page of its own.")
+@click.option(
+    "--markdown", "as_markdown", is_flag=True, help="Print it as Markdown."
+)  # tune's AUTOBATCH_MARKDOWN names a file
+@option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write it as an HTML page.")
 @OUTPUT
 def report(files: tuple[Path, ...], as_markdown: bool, html: Path | None, **options: Any) -> None:
-    """Show a stored report again; compare reports of "bench", each with the first."""
+    """Show a stored report, or compare several reports of "bench" with the first."""
     if as_markdown and (options["as_json"] or options["output"] is not None):
-        raise click.UsageError("--markdown prints Markdown alone: leave out --json and --output, or --markdown")
+        raise click.UsageError("--markdown prints only Markdown: leave out --json and --output, or --markdown")
     check_output(options)
     if html is not None:
         from ..core.files import check_writable
@@ -442,7 +489,7 @@ def report(files: tuple[Path, ...], as_markdown: bool, html: Path | None, **opti
 @cli.command()
 @OUTPUT
 def doctor(**options: Any) -> None:
-    """Say which devices there are, what is known about them, and why a fact is missing."""
+    """List the devices of this machine, what is known about them, and why a fact is missing."""
     check_output(options)
     from ..core.codec import device_to_json
     from ..devices import describe_devices
@@ -453,12 +500,12 @@ def doctor(**options: Any) -> None:
 
 
 def typed_command() -> str:
-    """What was typed, as it can be typed again but for what only a database is to know."""
+    """The command as it was typed, without what only the database may know."""
     return shlex.join(["autobatch", *shown_words(sys.argv[1:])])
 
 
 def without_urls(message: str) -> str:
-    """What click says of what was typed, without what may be a part of a database's URL."""
+    """A message of click's, without words that may be part of a database's URL."""
     if any(word.partition("=")[0] == "--storage" for word in sys.argv[1:]):
         took = f"Got more words than this command takes. {ONE_WORD}"
         message = re.sub(
@@ -468,10 +515,10 @@ def without_urls(message: str) -> str:
 
 
 def since_start_s() -> float:
-    """Seconds since this program was started, so that the budget pays for its start-up.
+    """Seconds since this program started, so that the budget pays for its start-up.
 
-    The process may be older: an `exec` keeps it, and `bash -c "pip install ... && autobatch tune ..."` ends with one.
-    What an interpreter cannot have taken until it imported us was another program's.
+    The process may be older than the program: `exec` keeps the process, and `bash -c "pip install ... && autobatch
+    tune ..."` ends with an `exec`. Time beyond what an interpreter needs to import this module was another program's.
     """
     since_import_s = time.monotonic() - IMPORTED_S
     age_s = process_age_s()
@@ -479,7 +526,7 @@ def since_start_s() -> float:
 
 
 def process_age_s() -> float:
-    """Seconds since this process was born; 0 where nobody says."""
+    """Seconds since this process began; 0 if the system does not say."""
     try:
         with open("/proc/self/stat", encoding="ascii") as stat, open("/proc/uptime", encoding="ascii") as uptime:
             started_ticks = int(stat.read().rsplit(")", 1)[1].split()[19])
@@ -489,7 +536,7 @@ def process_age_s() -> float:
 
 
 def main() -> None:
-    """Run the command line; the exit code says how it went (see the README)."""
+    """Run the command line. The README lists the exit codes."""
     end_when_told()
     keep_streams()
     try:
@@ -504,12 +551,12 @@ def main() -> None:
 
 
 def run() -> NoReturn:
-    """Run the command line, and end with one message where something is wrong."""
+    """Run the command line. If something is wrong, print one message and exit."""
     noted = {"debug": False}
     try:
         cli(standalone_mode=False, obj=noted)
         sys.exit(0)
-    except (click.Abort, KeyboardInterrupt):  # click turns the one into the other in some places
+    except (click.Abort, KeyboardInterrupt):  # click raises either
         fail("interrupted, before anything was found", INTERRUPTED)
     except click.ClickException as error:
         told = io.StringIO()
@@ -520,16 +567,16 @@ def run() -> NoReturn:
         if noted["debug"]:
             fail_with_traceback(exit_code(error))
         fail(_with_warnings(error), exit_code(error))
-    except Exception as error:  # noqa: BLE001  # the last boundary: a bug of ours is told as one
+    except Exception as error:  # noqa: BLE001  # the last boundary: report our own bugs as bugs
         if noted["debug"]:
             fail_with_traceback(FAILED)
-        told_of = f"{type(error).__name__}: {text_of(error)}"
-        if isinstance(error, OSError | MemoryError):  # what the system refuses is no bug, as a rule
-            fail(f"{told_of}\nThis system refused something that autobatch needs. --debug says where.", FAILED)
-        fail(f"{told_of}\nThis is a bug in autobatch, not in your task. Run again with --debug for all of it.", FAILED)
+        what = f"{type(error).__name__}: {text_of(error)}"
+        if isinstance(error, OSError | MemoryError):  # usually the system refused something, which is no bug
+            fail(f"{what}\nThis system refused something that autobatch needs. --debug says where.", FAILED)
+        fail(f"{what}\nThis is a bug in autobatch, not in your task. Run again with --debug for all of it.", FAILED)
 
 
 def _with_warnings(error: AutobatchError) -> str:
-    """What an error says, and below it what the check had warned of, which may be the reason."""
+    """The message of an error, and below it the warnings of the check, which may be the reason."""
     warned = [f"- {warning}" for warning in error.warnings]
     return "\n".join([str(error), *(["Before that, the check of the task had warned:"] if warned else []), *warned])

@@ -1,4 +1,4 @@
-"""Defaults of the options from `[tool.autobatch]` of the nearest pyproject.toml."""
+"""Defaults for the options, from `[tool.autobatch]` in the nearest pyproject.toml."""
 
 from __future__ import annotations
 
@@ -26,12 +26,10 @@ class ConfiguredGroup(click.Group):
         try:
             here = Path.cwd()
         except FileNotFoundError:
-            raise SettingError(
-                "the folder that this was started in has been removed: go to one that is there"
-            ) from None
+            raise SettingError("the current folder has been removed: change to one that exists") from None
         settings = _read_settings(here)
         known = {
-            # What has no variable has no key either: above all, what deletes is typed.
+            # An option without a variable has no key either, above all those that delete.
             name: {option.name for option in command.params if isinstance(option, click.Option) and option.envvar}
             for name, command in self.commands.items()
         }

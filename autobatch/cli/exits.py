@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and one message where something went wrong."""
+"""How a command ends: its exit code, and one message if something went wrong."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ..errors import (
 )
 from ..render.document import visible_lines
 
-# Exit codes: 2 is what could be known before training; click itself exits 2 for a wrong usage.
+# Exit codes. 2 means that the command was refused before training; click also exits with 2 for wrong usage.
 FOUND_NOTHING, FAILED, REFUSED, INTERRUPTED = 3, 1, 2, 130
 
 
 def end_when_told() -> None:
-    """Have SIGTERM and SIGHUP, as Ctrl-C, end what is under way with what was found kept."""
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, with its results kept."""
     signal.signal(signal.SIGTERM, _terminated)
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # else it is not to end with its terminal: nohup
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # otherwise nohup keeps it running without its terminal
         signal.signal(signal.SIGHUP, _hung_up)
 
 
@@ -36,22 +36,22 @@ def _terminated(signum: int, frame: object) -> NoReturn:
 
 
 def _hung_up(signum: int, frame: object) -> NoReturn:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the shell sends it and the system as well: once is enough
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the shell and the system both send it; once is enough
     raise KeyboardInterrupt
 
 
 def leave(end: SystemExit) -> NoReturn:
-    """End this process as `end` would, but without taking apart object by object what the system takes back at once.
+    """End this process as `end` would, but without destroying every object, because the system frees them at once.
 
-    Measured: of a `tune` that is an hour of nothing else a quarter of a second, with Optuna and rich loaded; on a core
-    that ten processes share 2.8 s, after the last reading of the ledger and so beyond the budget. Where torch is loaded
-    in this process it may have a device open, which is left as torch wants it.
+    Measured: destroying them takes a quarter of a second with Optuna and rich loaded, and 2.8 s on a core that ten
+    processes share. That is after the ledger's last reading, and so beyond the budget. If torch is loaded here it may
+    have a device open, and then the process ends as usual.
     """
     if "torch" in sys.modules or not isinstance(end.code, int):
         raise end
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):  # it has gone, or there never was one
+        with suppress(OSError, ValueError, AttributeError):  # the stream is closed, or there never was one
             stream.flush()
     os._exit(end.code)
 

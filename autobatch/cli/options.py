@@ -1,4 +1,4 @@
-"""Options that several commands have, each of which may stand in the environment too."""
+"""Options that several commands share. Each can also be set by an environment variable."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def option(*names: str, **settings: Any) -> Callable[[F], F]:
-    """A click option that may also stand in the environment: `--memory-limit` is AUTOBATCH_MEMORY_LIMIT."""
+    """A click option that an environment variable can set too: AUTOBATCH_MEMORY_LIMIT sets `--memory-limit`."""
     variable = "AUTOBATCH_" + names[0].removeprefix("--").replace("-", "_").upper()
     return click.option(*names, envvar=variable, **({"show_envvar": True, "show_default": True} | settings))
 
 
 def _note_debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-    """For `main`, which answers for errors: it sees no options, and this one may stand in a variable or a file too."""
+    """Leave the flag where `run` finds it, which reports errors and sees no options."""
     context.ensure_object(dict)["debug"] = value
 
 
@@ -35,7 +35,7 @@ def options_of(*options: Callable[[Any], Any]) -> Callable[[F], F]:
 
 
 class Several(click.Option):
-    """An option that takes all words that follow it, as long as `belongs` knows them: `--precisions fp32 bf16`."""
+    """An option that takes every word after it that `belongs` accepts: `--precisions fp32 bf16`."""
 
     def __init__(self, *args: Any, belongs: Callable[[str], bool], **settings: Any) -> None:
         super().__init__(*args, **(settings | {"multiple": True}))
@@ -43,7 +43,7 @@ class Several(click.Option):
 
 
 class SpreadingCommand(click.Command):
-    """A command that may have such options."""
+    """A command that can have `Several` options."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         several = {name: option for option in self.params if isinstance(option, Several) for name in option.opts}
@@ -71,51 +71,55 @@ def _names_an_arm(word: str) -> bool:
     return True
 
 
-LATEST = "latest"  # what --resume stands for by itself
-FEWEST_STEPS = 20  # learning_rate.FEWEST_STEPS, which is not imported for `--help`
+LATEST = "latest"  # the value of --resume without an argument
+FEWEST_STEPS = 20  # as learning_rate.FEWEST_STEPS; `--help` does not import that module
 TASK = click.argument("task", type=click.Path(path_type=Path), metavar="MODEL.py")
 *_WORDS, _LAST_WORD = (f'"{name}"' for name in names_in_words("1"))
 DEVICE = option("--device", default="auto", help=f"{', '.join(_WORDS)} or {_LAST_WORD}.")
 MEMORY = options_of(
-    option("--memory-limit", metavar="SIZE", help="Behave as if the device had this much: 8GiB, 500MB."),
-    option("--headroom", type=float, default=0.05, help="Share of the limit that a batch must leave free."),
+    option(
+        "--memory-limit",
+        metavar="SIZE",
+        help="Treat the device as if it had only this much memory: 8GiB, 500MB. Default: what is free.",
+    ),
+    option("--headroom", type=float, default=0.05, help="The share of the memory limit that stays free."),
 )
 CEILING = option(
     "--max-batch-size",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Look no further; by default than the data, or 131072.",
+    help="The largest micro-batch per process to try. Default: the size of the training data, or 131072.",
 )
 NPROC = option(
     "--nproc",
     type=click.IntRange(min=1),
     default=1,
     metavar="N",
-    help="Train in N processes together (DDP), a GPU for each. Batch sizes are then those of each process.",
+    help="Train each model in N processes (DDP), one GPU each. Batch sizes of the task and the answer are per process.",
 )
 OBJECTIVE = option(
     "--objective",
     type=click.Choice(["throughput", "energy", "balanced"]),
     default="throughput",
-    help="What the recommended batch size is best in: samples/s, joules a sample, or both.",
+    help="What the recommended batch size optimizes: samples per second, joules per sample, or both.",
 )
 PRECISIONS = option(
     "--precisions",
     cls=Several,
     belongs=_names_an_arm,
     metavar="NAME ...",
-    help="Ways to compute: fp32 tf32 bf16 fp16, each also with +channels_last or +compile.",
+    help="Compute modes to compare: fp32 tf32 bf16 fp16, each also with +channels_last or +compile.",
 )
 OUTPUT = options_of(
     option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
     option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Also write the JSON to this file."),
-    option("--quiet", "-q", is_flag=True, help="No progress on stderr."),
+    option("--quiet", "-q", is_flag=True, help="Print no progress on stderr."),
     option(
         "--debug",
         is_flag=True,
-        is_eager=True,  # so that it holds for what is wrong with the others
+        is_eager=True,  # so that it is set before another option is refused
         expose_value=False,
         callback=_note_debug,
-        help="Show tracebacks of autobatch's own frames.",
+        help="Show full tracebacks, with autobatch's own frames.",
     ),
 )

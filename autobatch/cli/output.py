@@ -1,4 +1,4 @@
-"""What a command prints: its result to stdout, what is under way to stderr."""
+"""What a command prints: its result to stdout, its progress to stderr."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..reports.bench_report import BenchReport
     from ..reports.report import Report
 
-# What is found in these stages is in a file already when the command is ended.
+# When the command is ended, the results of these stages are already in a file.
 _FILED = {"bench"}
 
 
@@ -47,7 +47,7 @@ def show_document(result: Any, document: Document, options: Mapping[str, Any]) -
 
 
 def show(result: Any, draw: Callable[[Any, Console], None], options: Mapping[str, Any]) -> None:
-    """The result on stdout, drawn or as JSON, and in the output file where one was asked for."""
+    """Print the result to stdout, drawn or as JSON, and write it to the --output file if there is one."""
     text = json.dumps(result, indent=1, allow_nan=False)
     if options["output"] is not None:
         from ..core.files import write_whole
@@ -65,10 +65,10 @@ def show(result: Any, draw: Callable[[Any, Console], None], options: Mapping[str
 def progress_on_stderr(
     options: Mapping[str, Any], budget_s: float | None = None, how_to_resume: str | None = None
 ) -> Iterator[Listener]:
-    """A listener that draws on stderr: live on a terminal, plain lines off it, nothing when quiet.
+    """A listener that writes progress to stderr: a live line on a terminal, plain lines elsewhere, nothing if quiet.
 
-    Where Ctrl-C ends the command, the last finding of each stage is told. In the memory stage that is the largest batch
-    that ran, since nothing below it is tried again.
+    If Ctrl-C ends the command, it prints the last result of each stage. In the memory stage that is the largest batch
+    that ran, because no smaller one is tried afterwards.
     """
     from rich.console import Console
 
@@ -89,24 +89,24 @@ def progress_on_stderr(
             raise
         lines = [f"{stage}: {text}" for stage, text in found.items()]
         if how_to_resume is not None:
-            lines.append(f"Go on with: {how_to_resume}")
-        fail("\n".join(["interrupted. Found so far:", *lines]), INTERRUPTED)
+            lines.append(f"Continue with: {how_to_resume}")
+        fail("\n".join(["interrupted. Results so far:", *lines]), INTERRUPTED)
     except StorageError as error:
         if how_to_resume is None:
             raise
         with after_warnings(error.warnings):
             raise StorageError(
-                f"{error}. What was found is kept: make room, then go on with: {how_to_resume}"
+                f"{error}. The results are kept: make room, then continue with: {how_to_resume}"
             ) from None
     except DeviceLost as lost:
         if how_to_resume is None:
             raise
         with after_warnings(lost.warnings):
-            raise DeviceLost(f"{lost}. Once there is one, go on with: {how_to_resume}") from None
+            raise DeviceLost(f"{lost}. Once there is one, continue with: {how_to_resume}") from None
 
 
 def show_bench(report: BenchReport, path: Path, options: Mapping[str, Any]) -> None:
-    """The overview on stdout; the report is in its file already."""
+    """Print the overview to stdout; the report is already in its file."""
     from ..render.bench_content import bench_document, bench_summary
     from ..render.terminal import print_document
 
@@ -118,6 +118,6 @@ def show_bench(report: BenchReport, path: Path, options: Mapping[str, Any]) -> N
     summary = bench_summary(report)
     show(report.to_json(), lambda _, console: print_document(summary, console), {**options, "output": None})
     click.echo(
-        f"The report is in {visible(str(path))}: `autobatch report {visible(shlex.quote(str(path)))}` shows all of it",
+        f"The whole report is in {visible(str(path))}: `autobatch report {visible(shlex.quote(str(path)))}` prints it",
         err=True,
     )

@@ -1,7 +1,7 @@
-"""The streams of a command, whose readers may go away: `| head`, a terminal that is closed, a full disk.
+"""The streams of a command, whose readers may go away: `| head`, a closed terminal, a full disk.
 
-What cannot be written is dropped where it is written, so that no run ends for want of a reader: what it found is in its
-folder. In the end a result that nobody took is told as other programs tell it.
+What cannot be written is dropped, so that no run ends because nobody reads: its results are in its folder. At the end,
+a command whose result did not arrive reports that as other programs do.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from ..engines.processes.streams import LastingFile, lasting
 
 
 def keep_streams() -> None:
-    """Have this process's own stdout and stderr take what is written to them, whatever becomes of their readers."""
-    # One that was closed when this program began: its number must not become a file's, which others would write to.
+    """Make stdout and stderr of this process accept every write, even after their readers have gone."""
+    # If a stream was closed when the program began, no file may get its number, because others would write to it.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
-    if sys.stdout is sys.__stdout__:  # else somebody has put one of their own there
+    if sys.stdout is sys.__stdout__:  # otherwise somebody has replaced the stream
         sys.stdout = lasting(sys.stdout)
     if sys.stderr is sys.__stderr__:
         sys.stderr = lasting(sys.stderr)
 
 
 def lost_result() -> OSError | None:
-    """Why not all of what went to stdout arrived; None where it did."""
+    """The error that kept output from reaching stdout; None if all of it arrived."""
     buffer = getattr(sys.stdout, "buffer", None)
     if buffer is None:
         return None
@@ -38,12 +38,12 @@ def lost_result() -> OSError | None:
 
 
 def is_closed_pipe(error: OSError) -> bool:
-    """Whether a reader went away that had what it wanted, such as `head`."""
+    """Whether the reader closed the pipe, as `head` does."""
     return error.errno == errno.EPIPE
 
 
 def end_as_pipes_do() -> NoReturn:
-    """End by SIGPIPE, without a word, as programs do whose reader has gone."""
+    """End by SIGPIPE without a message, as programs do when their reader has gone."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGPIPE)
     sys.exit(128 + signal.SIGPIPE)

@@ -1,4 +1,4 @@
-"""A command that torchrun started on every rank: which one answers, and which commands refuse."""
+"""Commands that torchrun starts on every rank: which rank answers, and which commands refuse."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from .exits import exit_code
 
 @contextmanager
 def on_each_rank() -> Iterator[bool]:
-    """Whether this process is the one that answers: rank 0 of those that torchrun started, connected meanwhile.
+    """Whether this process answers: outside torchrun it does, and under torchrun only rank 0 does.
 
-    What all of them raise is told by rank 0; where a rank is lost, by each that is left.
+    The ranks are connected inside the block. Rank 0 reports an error that all ranks raise; if a rank is lost, every
+    remaining rank reports it.
     """
     from ..engines.ranks.agreement import started_by_torchrun
 
@@ -29,7 +30,7 @@ def on_each_rank() -> Iterator[bool]:
         try:
             yield rank == 0
         except AutobatchError as error:
-            # When the first rank fails, torchrun ends the others: each gives its message and exit code all the same.
+            # torchrun ends the other ranks when the first fails; each still prints its message and exits with its code.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             if isinstance(error, RankLost):
                 raise
@@ -44,6 +45,6 @@ def refuse_torchrun(command: str) -> None:
 
     if started_by_torchrun(os.environ):
         raise SettingError(
-            f"{command} starts its own processes (tune, profile: --nproc N); it was started by torchrun as one of "
-            f"{os.environ['WORLD_SIZE']}. Start it without torchrun; max-batch is what runs under it"
+            f"{command} starts its own processes (tune, profile: --nproc N), but torchrun started it as one of "
+            f"{os.environ['WORLD_SIZE']}. Start it without torchrun; only max-batch runs under torchrun"
         )

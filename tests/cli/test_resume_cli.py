@@ -61,7 +61,7 @@ def test_after_ctrl_c_the_command_that_is_told_goes_on(task: Path, tmp_path: Pat
     code, stdout, stderr = interrupt(tmp_path, "search: trial 2", "tune", "model.py", *QUICK, "--json")
     assert code == 130, stderr
     assert json.loads(stdout)["interrupted"]
-    assert stderr.rstrip().endswith("autobatch: interrupted. Go on with: autobatch tune model.py --resume")
+    assert stderr.rstrip().endswith("autobatch: interrupted. Continue with: autobatch tune model.py --resume")
     listed = autobatch_cli("runs", "--json", cwd=tmp_path)
     (found,) = json.loads(listed.stdout)
     assert (found["status"], found["task"], found["trials"]) == ("interrupted", "model", 3)
@@ -109,7 +109,7 @@ def test_a_run_that_was_terminated_in_mid_race_goes_on(task: Path, tmp_path: Pat
     assert code == 130, stderr
     stopped = json.loads(stdout)
     assert stopped["interrupted"]
-    assert stderr.rstrip().endswith("autobatch: interrupted. Go on with: autobatch tune model.py --resume")
+    assert stderr.rstrip().endswith("autobatch: interrupted. Continue with: autobatch tune model.py --resume")
     assert wait_until_unmarked("terminated-run")
     kept = read_kept(the_run(tmp_path) / "journal.log")
     assert kept is not None
@@ -246,8 +246,12 @@ def test_where_data_goes_is_given_again_in_any_way(
 @pytest.mark.parametrize(
     ("lost_device", "code", "words"),
     [
-        (False, 130, "autobatch: interrupted. Go on with: autobatch tune model.py --resume"),
-        (True, 1, "autobatch: ended early, as no device was left to train on. What was found is kept: go on with: "),
+        (False, 130, "autobatch: interrupted. Continue with: autobatch tune model.py --resume"),
+        (
+            True,
+            1,
+            "autobatch: ended early because no device was left to train on. The results are kept. Continue with: ",
+        ),
     ],
 )
 def test_why_a_run_ended_early_is_told_by_words_and_code(
@@ -280,7 +284,7 @@ def test_without_a_device_from_the_start_it_is_told_how_to_go_on_once_there_is_o
     monkeypatch.setattr("autobatch.api.tune", tune)
     with pytest.raises(DeviceLost) as told:
         cli.main(["tune", "model.py"], standalone_mode=False)
-    assert str(told.value) == ("no device was left. Once there is one, go on with: autobatch tune model.py --resume")
+    assert str(told.value) == ("no device was left. Once there is one, continue with: autobatch tune model.py --resume")
     assert exit_code(told.value) == 1
 
 
@@ -320,8 +324,8 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(filled: str,
             code = process.wait()
         told = (tmp_path / "err").read_text().splitlines()[-1]
         assert code == 1, told
-        assert re.search(r"cannot be written: No space left on device\. What was found is kept: make room, then", told)
-        assert told.endswith(f"go on with: autobatch tune model.py --resume {disk / 'run'}")
+        assert re.search(r"cannot be written: No space left on device\. The results are kept: make room, then", told)
+        assert told.endswith(f"continue with: autobatch tune model.py --resume {disk / 'run'}")
         ballast.unlink()
         resumed = autobatch_cli("tune", "model.py", "--resume", disk / "run", "--json", "-q", cwd=tmp_path)
         assert resumed.returncode == 0, resumed.stderr

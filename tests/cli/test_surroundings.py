@@ -111,7 +111,7 @@ def test_a_folder_that_was_removed_is_told(
         code, message = told(capsys, monkeypatch, *words)
         assert (code, message) == (
             2,
-            "autobatch: the folder that this was started in has been removed: go to one that is there\n",
+            "autobatch: the current folder has been removed: change to one that exists\n",
         )
 
 

@@ -70,7 +70,7 @@ def test_a_group_that_is_stopped_leaves_no_process_behind(tmp_path: Path, when: 
     [
         (["tune", MINIMAL, "--nproc", "0"], "--nproc"),
         (["max-batch", MINIMAL, *PAIR, "--mode", "inference"], "nproc=2 is for training"),
-        (["profile", MINIMAL, *PAIR, "--precisions", "fp32", "bf16"], "leave out --nproc or it"),
+        (["profile", MINIMAL, *PAIR, "--precisions", "fp32", "bf16"], "leave out --nproc or --precisions"),
         (["profile", MINIMAL, "--nproc", "2", "--device", "mps"], "found 'mps'"),
         (["tune", TASKS / "broken" / "loss_raises.py", *PAIR], "loss"),
     ],
