@@ -163,6 +163,7 @@ def search(name: str, model: str, limit_bytes: int, headroom: float) -> Search:
         memory_limit_bytes=limit_bytes,
         headroom=headroom,
         threads=default_threads(),
+        is_timed=False,
     )
     runner = Recorded(spec)
     try:
@@ -190,7 +191,7 @@ def search_in_one_process(model: str, limit_bytes: int) -> Search | None:
     None where the process died: a library that takes no notice of a refused allocation ends it, and the search with it.
     """
     command = [sys.executable, __file__, "--one-process", model, str(limit_bytes)]
-    environment = os.environ | worker_environment(default_threads())
+    environment = os.environ | worker_environment(default_threads(), is_timed=False)
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         return None

@@ -56,7 +56,7 @@ from .ranks.answers import (
     joined_times,
 )
 from .remote import GRACE_S, RemoteRunner
-from .served import RunnerSpec, call, open_runner
+from .served import TO_STEP, RunnerSpec, call, open_runner
 
 T = TypeVar("T")
 
@@ -386,7 +386,7 @@ class GroupRunner(Runner):
         if not sys.platform.startswith("linux"):
             return None
         if self._server is None or not self._server.alive:
-            self._server = ForkServer(["autobatch.worker.warm"], environment=self._environment, log=self._log)
+            self._server = ForkServer(TO_STEP, environment=self._environment, log=self._log)
         return self._server
 
     def _end_team(self) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.checkpoints import forget_checkpoints
-from ..core.facts import DeviceInfo, MemoryLimit, TaskFacts
+from ..core.facts import DeviceInfo, MemoryLimit, TaskFacts, WorstCase
 from ..core.measurement import (
     Energy,
     LrSweep,
@@ -47,11 +47,14 @@ from .processes.leaks import LeakWatch
 from .processes.local import LocalWorker
 from .processes.timeouts import PROBE_TIMEOUT_S, Patience, limit
 from .served import (
+    TO_READ,
+    TO_STEP,
     RunnerSpec,
     call,
     imported_libraries,
     names_of_devices,
     open_runner,
+    worst_cases,
 )
 
 _NOTHING = Libraries((), ())
@@ -96,12 +99,39 @@ class RemoteRunner(Runner):
         self._is_closed = False  # until it is asked again
         self._libraries: Libraries | None = _NOTHING  # the latest that the server was told to load; None: never again
         self._is_exact = False  # whether the worker counts memory to the page
+        self._looking: Future[dict[str, WorstCase]] | None = None  # what the scout will say
+        self._scout = self._send_scout()
         self._worker = self._start(exact=False)
         self._used: LocalWorker | None = None  # the latest that has taken steps of the task
         self._prepared: LocalWorker | None = None  # which holds the data
         self._facts: TaskFacts | None = None
         self._device: DeviceInfo | None = None
         self._memory: MemoryLimit | None = None
+
+    def _send_scout(self) -> LocalWorker | None:
+        """A process that looks for the largest samples while the server imports what steps need.
+
+        Only where nothing is timed or trained: elsewhere one more that reads the data is no gain to speak of.
+        """
+        is_alone = self._spec.place is None and self._spec.nproc == 1
+        if self._spec.is_timed or not is_alone or not sys.platform.startswith("linux"):
+            return None
+        self._server = ForkServer(TO_READ, environment=self._environment, log=self._log)
+        scout = LocalWorker(server=self._server)
+        try:
+            self._looking = scout.submit(worst_cases, self._spec)
+        except WorkerDied:  # with its server, just now
+            return None
+        self._server.load(Libraries(TO_STEP, ()))
+        return scout
+
+    def _end_scout(self) -> None:
+        """Its data goes before the worker loads it once more."""
+        if self._scout is not None:
+            with suppress(ProcessLookupError):
+                _ = self._worker.process.pid  # waits for its start, before which the server imports and takes no orders
+            self._scout.kill()
+            self._scout = None
 
     def _start(self, *, exact: bool) -> _Worker:
         """A process that has run nothing."""
@@ -112,10 +142,13 @@ class RemoteRunner(Runner):
                 self._server.close()
                 self._server = None
             if self._server is None:
-                self._server = ForkServer(["autobatch.worker.warm"], environment=self._environment, log=self._log)
+                self._server = ForkServer(TO_STEP, environment=self._environment, log=self._log)
             process = LocalWorker(server=self._server)
         else:
             process = LocalWorker(environment=self._environment, log=self._log)
+        if self._looking is not None:
+            looking, self._looking = self._looking, None
+            return _Worker(process, self._opening_after(looking, process))
         # The task itself travels once.
         try:
             opening = process.submit(open_runner, self._spec, exact=exact)
@@ -123,6 +156,28 @@ class RemoteRunner(Runner):
             opening = Future()
             opening.set_exception(death)
         return _Worker(process, opening)
+
+    def _opening_after(self, looking: Future[dict[str, WorstCase]], process: LocalWorker) -> Future[None]:
+        """The opening in `process`, never beside another of the same task, which may write files when it is loaded."""
+        opening: Future[None] = Future()
+
+        def opened(done: Future[None]) -> None:
+            if (error := done.exception()) is not None:
+                opening.set_exception(error)
+            else:
+                opening.set_result(None)
+
+        def looked(found: Future[dict[str, WorstCase]]) -> None:
+            # What is wrong with the task or its data is for the check to tell, which comes next.
+            if found.exception() is None:
+                self._spec = replace(self._spec, worst_cases=found.result())
+            try:
+                process.submit(open_runner, self._spec, exact=False).add_done_callback(opened)
+            except WorkerDied as death:
+                opening.set_exception(death)
+
+        looking.add_done_callback(looked)
+        return opening
 
     def _call(
         self,
@@ -202,6 +257,7 @@ class RemoteRunner(Runner):
     def facts(self) -> TaskFacts:
         if self._facts is None:
             self.device()
+            self._end_scout()
             self._share_libraries()  # the server loads them while the worker checks the task
             try:
                 facts: TaskFacts = self._ask("facts")

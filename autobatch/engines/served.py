@@ -22,6 +22,7 @@ from ..tasks.libraries import Libraries, Watch, hush_libraries
 from .ranks.agreement import Meeting, Place
 
 if TYPE_CHECKING:
+    from ..tasks.task import Task
     from ..worker.data_parallel import DataParallel
 
 
@@ -66,6 +67,10 @@ class RunnerSpec:
     is_timed: bool = True
 
 
+# What a fork server imports for a worker that only reads the task and its data, and for all others.
+TO_READ = ("autobatch.worker.warm", "autobatch.engines.served")
+TO_STEP = ("autobatch.worker.first_step", "autobatch.engines.served")
+
 # In a worker: the runner it has open, and what it began with.
 _runner: Runner | None = None
 _watch: Watch | None = None
@@ -75,8 +80,6 @@ def _open(spec: RunnerSpec) -> Runner:
     import torch
 
     from ..devices import open_device
-    from ..tasks.inputs import unpickle_task
-    from ..tasks.task import load_task
     from ..worker.torch_runner import TorchRunner
 
     torch.set_num_threads(spec.threads)  # a fork has the server's one
@@ -94,8 +97,7 @@ def _open(spec: RunnerSpec) -> Runner:
         free = host_memory.available()
         memory_limit_bytes = None if free is None else free.free_bytes // sharing
     group = _join(spec, device.backend)
-    task = unpickle_task(spec.pickled) if spec.pickled is not None else load_task(spec.path or "")
-    hush_libraries()  # now: a task file may have set filters of its own
+    task = _task(spec)
     if spec.arm is not None:
         arm = spec.arm
         task = replace(task, precision=arm.precision, channels_last=arm.channels_last, compile=arm.compile)
@@ -110,6 +112,30 @@ def _open(spec: RunnerSpec) -> Runner:
         soak_steps=spec.soak_steps,
         group=group,
     )
+
+
+def _task(spec: RunnerSpec) -> Task:
+    from ..tasks.inputs import unpickle_task
+    from ..tasks.task import load_task
+
+    task = unpickle_task(spec.pickled) if spec.pickled is not None else load_task(spec.path or "")
+    hush_libraries()  # now: a task file may have set filters of its own
+    return task
+
+
+def worst_cases(spec: RunnerSpec) -> dict[str, WorstCase]:
+    """In a worker that does nothing else: where the largest samples of the task's data are."""
+    import torch
+
+    from ..tasks.data import load_data
+    from ..tasks.worst_case import find_worst_case
+
+    torch.set_num_threads(spec.threads)
+    task = _task(spec)
+    names = [] if task.train_loader is not None else ["train_data"]
+    if spec.mode == "training":
+        names.append("val_data")
+    return {name: find_worst_case(load_data(task, name), task.sample_size) for name in names}
 
 
 def _device_of(spec: RunnerSpec) -> str:

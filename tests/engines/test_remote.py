@@ -388,6 +388,78 @@ def test_a_crash_costs_a_rung_and_the_next_trial_runs(opened: Callable[..., Remo
     assert runner.advance(rung(steps=5)).outcome == "ok"
 
 
+# Its data notes who reads it, and whether whoever read it before is gone; FAULT says what befalls the first reader.
+SCOUTED = """
+import os, signal
+from pathlib import Path
+import torch
+from torch import nn
+
+readers = Path(__file__).with_name("readers")
+baseline = {"batch_size": 4, "lr": 1e-2}
+
+class Texts(torch.utils.data.Dataset):
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return torch.ones(1 + index % 7), index % 3
+
+def train_data():
+    before = readers.read_text().split() if readers.exists() else []
+    is_gone = not any(os.path.exists(f"/proc/{pid}") for pid in before[:1])
+    with open(readers, "a") as file:
+        file.write(f"{os.getpid()} {is_gone}\\n")
+    fault = os.environ.get("FAULT")
+    if fault == "broken" or (fault and not before):
+        if fault == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("no data here")
+    return Texts(50)
+
+def val_data():
+    return Texts(10)
+
+def collate(samples):
+    texts, labels = zip(*samples)
+    return nn.utils.rnn.pad_sequence(texts, batch_first=True), torch.tensor(labels)
+
+def model():
+    return nn.Sequential(nn.AdaptiveAvgPool1d(1), nn.Linear(1, 3))
+"""
+
+
+@pytest.mark.parametrize("fault", ["", "raised", "killed"])
+def test_where_nothing_is_timed_a_process_of_its_own_reads_the_data_first_and_is_gone_when_it_is_read_again(
+    fault: str, tmp_path: Path
+) -> None:
+    (tmp_path / "scouted.py").write_text(SCOUTED)
+    spec = RunnerSpec(path=tmp_path / "scouted.py", device="cpu", threads=1, is_timed=False)
+    with closing(RemoteRunner(spec, log=tmp_path / "log", environment={"FAULT": fault})) as runner:
+        facts = runner.facts()
+        readers = [line.split() for line in (tmp_path / "readers").read_text().splitlines()]
+        assert runner.probe(Plan(batch_size=4)).outcome == "ok"
+    assert facts.worst_cases["train_data"].varies
+    assert set(facts.worst_cases["train_data"].largest) == set(range(6, 50, 7))
+    assert facts.val_size == 10
+    (scout, _), (worker, was_gone) = readers
+    assert scout != worker
+    assert was_gone == "True"
+
+
+def test_what_is_wrong_with_the_data_is_told_by_the_check_though_another_process_met_it_first(tmp_path: Path) -> None:
+    (tmp_path / "scouted.py").write_text(SCOUTED)
+    spec = RunnerSpec(path=tmp_path / "scouted.py", device="cpu", threads=1, is_timed=False)
+    with closing(RemoteRunner(spec, log=tmp_path / "log", environment={"FAULT": "broken"})) as runner:
+        with pytest.raises(TaskError, match=r"(?s)train_data\(\) of scouted.py failed.*no data here"):
+            runner.facts()
+        with pytest.raises(TaskError, match="no data here"):  # told each time that it is asked
+            runner.facts()
+
+
 class Falling(RemoteRunner):
     """On a card that falls off its bus: it is there for the first worker alone, and no device has the number later."""
 
