@@ -33,7 +33,7 @@ from replay import curve_of
 from stacked import EVAL_BATCH, Scores, train_stacked
 
 from autobatch.core.plan import Config, Plan
-from autobatch.core.segment import Rung
+from autobatch.core.segment import TrainSegment
 from autobatch.core.units import parse_duration
 from autobatch.devices import open_device
 from autobatch.measuring.learning_rate import find_lr_curve
@@ -58,7 +58,7 @@ def train_one_by_one(
 def _curve(runner: TorchRunner, config: Config, seed: int, rungs: Sequence[int]) -> Scores:
     scores: Scores = []
     for done, until in pairwise((0, *rungs)):
-        rung = Rung(
+        rung = TrainSegment(
             trial=0,
             config=config,
             seed=seed,

@@ -63,7 +63,7 @@ class Race:
     search: str
     seed: int
     trials: int
-    rungs: int
+    segments: int
     regret: float
     idle: float
     coordinator_s: float
@@ -84,7 +84,7 @@ def race(workers: int, search_name: str, seed: int, clock_s: float, folder: Path
     told: list[float] = []
 
     def watch(event: Event) -> None:
-        if event.kind == "rung started":
+        if event.kind == "segment started":
             told.append(time.perf_counter())
 
     # Counted apart, as disks differ: what the record takes of the coordinator's time.
@@ -123,7 +123,7 @@ def race(workers: int, search_name: str, seed: int, clock_s: float, folder: Path
         search=search_name,
         seed=seed,
         trials=len(result.trials),
-        rungs=len(runner.rungs),
+        segments=len(runner.segments),
         regret=100 * (landscape.best_score - (score or 0.0)),
         idle=1 - crew.busy_s / (workers * (runner.clock() - began_s)),
         coordinator_s=took_s,
@@ -143,14 +143,14 @@ def summary(races: list[Race]) -> str:
     error = stdev(one.regret for one in races) / len(races) ** 0.5 if len(races) > 1 else math.nan
     per_s = mean("rungs") / mean("coordinator_s")
     return (
-        f"{first.search:12} {first.workers:>7} {mean('trials'):>7.0f} {mean('rungs'):>7.0f} {per_s:>11.1f} "
+        f"{first.search:12} {first.workers:>7} {mean('trials'):>7.0f} {mean('segments'):>7.0f} {per_s:>11.1f} "
         f"{1000 * mean('last_s'):>9.1f} {mean('record_s') / mean('coordinator_s'):>7.0%} {per_s * RUNG_S:>10.0f} "
         f"{mean('idle'):>6.1%} {mean('regret'):>7.3f} ± {error:.3f} {mean('journal_bytes') / 2**20:>8.1f}"
     )
 
 
 HEAD = (
-    f"{'search':12} {'workers':>7} {'trials':>7} {'rungs':>7} {'decisions/s':>11} {'last (ms)':>9} {'record':>7} "
+    f"{'search':12} {'workers':>7} {'trials':>7} {'segments':>7} {'decisions/s':>11} {'last (ms)':>9} {'record':>7} "
     f"{'keeps up':>10} {'idle':>6} {'regret':>15} {'MiB':>8}"
 )
 

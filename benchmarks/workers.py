@@ -1,10 +1,10 @@
-"""How many more rungs do several workers finish in the same time?
+"""How many more segments do several workers finish in the same time?
 
     python benchmarks/workers.py [TASK.py ...] [--workers 2] [--seconds 20] [--repeats 3] [--json OUT]
 
-One worker of one thread, then `--workers` of one thread each, in turn, `--repeats` times: rungs of equal length are
+One worker of one thread, then `--workers` of one thread each, in turn, `--repeats` times: segments of equal length are
 given to whoever is idle until the time is over, and those that ended are counted, the shares of those under way too.
-The project asks two workers on two idle cores for 1.8 times the rungs of one. Exit code 1 where a task's median is
+The project asks two workers on two idle cores for 1.8 times the segments of one. Exit code 1 where a task's median is
 below 0.9 of the number of workers.
 """
 
@@ -22,22 +22,22 @@ from typing import Any
 from provenance import about
 
 from autobatch.core.plan import Config, Plan
-from autobatch.core.segment import Rung
+from autobatch.core.segment import TrainSegment
 from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
 from autobatch.searching.crew import Several
 
 MODELS = Path(__file__).parent / "models"
 TARGET = 0.9
-RUNG_S = 1.0  # of a rung, about: short beside the time, long beside what begins and ends it
+RUNG_S = 1.0  # of a segment, about: short beside the time, long beside what begins and ends it
 
 
-def rungs_in(crew: Several, steps: int, config: Config, seconds: float, first: int) -> tuple[float, int]:
+def segments_in(crew: Several, steps: int, config: Config, seconds: float, first: int) -> tuple[float, int]:
     """Rungs that the crew finishes in so many seconds, and how many trials were begun."""
     count, done, began_s, ends_s = first, 0.0, {}, time.perf_counter() + seconds
     while True:
         while crew.has_idle and time.perf_counter() < ends_s:
-            rung = Rung(
+            segment = TrainSegment(
                 trial=count,
                 config=config,
                 seed=0,
@@ -47,14 +47,14 @@ def rungs_in(crew: Several, steps: int, config: Config, seconds: float, first: i
                 eval_batch_size=64,
             )
             began_s[count] = time.perf_counter()
-            crew.submit(rung)
+            crew.submit(segment)
             count += 1
         if not crew.busy:
             return done, count
-        rung, future = crew.next()
+        segment, future = crew.next()
         if (outcome := future.result().outcome) != "ok":
             raise SystemExit(f"a rung ended as {outcome}: {future.result().message}")
-        now, since = time.perf_counter(), began_s[rung.trial]
+        now, since = time.perf_counter(), began_s[segment.trial]
         done += 1.0 if now <= ends_s else max(0.0, (ends_s - since) / (now - since))
 
 
@@ -76,10 +76,10 @@ def measure(task: Path, workers: int, seconds: float, repeats: int) -> dict[str,
         for number in range(repeats + 1):
             for size in found:
                 crew = Several(runners[:size])
-                rungs, count = rungs_in(crew, steps, config, seconds if number else RUNG_S, count)
+                segments, count = segments_in(crew, steps, config, seconds if number else RUNG_S, count)
                 crew.close()
                 if number:  # the first time starts things
-                    found[size].append(rungs)
+                    found[size].append(segments)
     gains = [many / one for one, many in zip(found[1], found[workers], strict=True)]
     return {
         "task": task.stem,

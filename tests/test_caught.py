@@ -21,7 +21,7 @@ from torch.utils.data import TensorDataset
 
 from autobatch import Task
 from autobatch.core.plan import Config, Plan
-from autobatch.core.segment import Rung
+from autobatch.core.segment import TrainSegment
 from autobatch.devices.cpu import CpuDevice
 from autobatch.devices.oom import is_out_of_memory
 from autobatch.errors import TaskError
@@ -318,9 +318,9 @@ def opened(folder: Path, way: str, **changes: Any) -> TorchRunner:
     return TorchRunner(Task(**(known | WAYS[way]() | changes)), CpuDevice(), checkpoints=folder)
 
 
-def rung(size: int) -> Rung:
+def segment(size: int) -> TrainSegment:
     config = Config(plan=Plan(batch_size=size), lr=1e-2)
-    return Rung(trial=0, config=config, seed=0, start_step=0, until_step=10, total_steps=10, eval_batch_size=8)
+    return TrainSegment(trial=0, config=config, seed=0, start_step=0, until_step=10, total_steps=10, eval_batch_size=8)
 
 
 @pytest.mark.parametrize("verdict", [False, True])
@@ -351,8 +351,8 @@ def test_neither_did_a_timing_or_a_trial(tmp_path: Path, way: str) -> None:
     assert "memory ran out in a training step at batch size 24" in str(timed.message)
     runner = opened(tmp_path, way)
     try:
-        assert runner.advance(rung(8)).outcome == "ok"
-        done = runner.advance(rung(24))
+        assert runner.advance(segment(8)).outcome == "ok"
+        done = runner.advance(segment(24))
     finally:
         runner.close()
     assert done.outcome == "oom"

@@ -1,8 +1,8 @@
-"""Where the checkpoints of a run lie: one file for each trial and step, so that a rung may be run again.
+"""Where the checkpoints of a run lie: one file for each trial and step, so that a segment may be run again.
 
-A rung reads the file of the step it starts from and leaves one of the step it ends at. The older one goes only when the
-result is in the run's record: whatever is killed in between, the rung is run again from where it began, with the same
-result. What is in a checkpoint is training.py's to read; that one is all there is known without torch.
+A segment reads the file of the step it starts from and leaves one of the step it ends at. The older one goes only when
+the result is in the run's record: whatever is killed in between, the segment is run again from where it began, with the
+same result. What is in a checkpoint is training.py's to read; that one is all there is known without torch.
 """
 
 from __future__ import annotations

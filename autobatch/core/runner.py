@@ -1,4 +1,4 @@
-"""The seam: questions go in (`Plan`, `Rung`), answers come out (`Measurement`, `RungResult`), a `Runner` is between.
+"""The seam: a `Runner` takes questions (`Plan`, `TrainSegment`) and gives answers (`Measurement`, `SegmentResult`).
 
 Above this module are torch, hardware and the user's code; below it is arithmetic on frozen data. Running out of memory
 is an answer here, not an exception: a `Runner` returns an outcome and raises only for what no other size would mend.
@@ -13,7 +13,7 @@ from typing import Any
 from .facts import DeviceInfo, MemoryLimit, TaskFacts
 from .measurement import Energy, LrSweep, Measurement, Workload
 from .plan import Plan
-from .segment import Rung, RungResult
+from .segment import SegmentResult, TrainSegment
 
 
 class Prober(ABC):
@@ -104,19 +104,19 @@ class Runner(Prober):
         """A range test on a model of its own: no trial's weights are touched."""
 
     @abstractmethod
-    def advance(self, rung: Rung) -> RungResult:
-        """Train one rung, evaluate it, keep a checkpoint of its last step beside that of its first.
+    def advance(self, segment: TrainSegment) -> SegmentResult:
+        """Train one segment, evaluate it, keep a checkpoint of its last step beside that of its first.
 
         On the disk when this returns, and the same however often it is asked for, until the first one is forgotten.
 
         Raises:
-            CheckpointError: the trial has no checkpoint of the rung's first step.
+            CheckpointError: the trial has no checkpoint of the segment's first step.
             StorageError: there is no room for the checkpoint.
         """
 
     @abstractmethod
-    def test_score(self, rung: Rung) -> float | None:
-        """The score on the test data of the checkpoint that `rung` left; None where the task has no test data."""
+    def test_score(self, segment: TrainSegment) -> float | None:
+        """The score on the test data of the checkpoint that `segment` left; None where the task has no test data."""
 
     @abstractmethod
     def forget(self, trial: int, before: int | None = None) -> None:

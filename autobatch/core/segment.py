@@ -15,16 +15,16 @@ HANG_LEAST_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rung:
-    """One leg of one trial: train `config` from `start_step` to `until_step` of a schedule of `total_steps`.
+class TrainSegment:
+    """One segment of one trial: train `config` from `start_step` to `until_step` of a schedule of `total_steps`.
 
     Attributes:
         trial: the number that names the trial's checkpoint.
-        start_step: 0, or the `until_step` of the rung before, whose checkpoint is then read.
-        until_step: optimizer steps done when the rung ends; at most `total_steps`.
+        start_step: 0, or the `until_step` of the segment before, whose checkpoint is then read.
+        until_step: optimizer steps done when the segment ends; at most `total_steps`.
         total_steps: the length of the whole schedule, fixed when the trial starts.
         eval_batch_size: samples in one evaluation batch.
-        limit_s: wall seconds after which the rung gives up, outcome "timeout"; None for no limit.
+        limit_s: wall seconds after which the segment gives up, outcome "timeout"; None for no limit.
         may_give_up: it ends, outcome "diverged", where the loss rises from where the trial began and stays up.
         fresh: it is to be trained in a process that has run nothing before.
     """
@@ -42,14 +42,14 @@ class Rung:
 
 
 # diverged  the loss was not finite, or stayed above where it began
-# timeout   the rung's `limit_s` passed, or the worker hung
+# timeout   the segment's `limit_s` passed, or the worker hung
 # raised    the task raised an exception or exited
-RungOutcome = Literal["ok", "diverged", "oom", "crashed", "timeout", "raised"]
+SegmentOutcome = Literal["ok", "diverged", "oom", "crashed", "timeout", "raised"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradNorms:
-    """The norms of the whole gradient before clipping, over those steps of a rung at which it was looked at.
+    """The norms of the whole gradient before clipping, over those steps of a segment at which it was looked at.
 
     Attributes:
         median, largest: of the finite ones.
@@ -62,12 +62,12 @@ class GradNorms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RungResult:
-    """What a rung showed.
+class SegmentResult:
+    """What a segment showed.
 
     Attributes:
         score: on the validation data after `until_step` steps; None unless the outcome is "ok".
-        grad_norms: of this rung's steps; None where there are none, as on a runner without gradients.
+        grad_norms: of this segment's steps; None where there are none, as on a runner without gradients.
         train_s, eval_s: wall seconds of the optimizer steps, and of the evaluation.
         seconds: wall seconds of everything, checkpoints and start-up of the trial included; not those in which a worker
             was started and loaded the data.
@@ -76,8 +76,8 @@ class RungResult:
         message: the error's own first line, where there was one.
     """
 
-    rung: Rung
-    outcome: RungOutcome
+    segment: TrainSegment
+    outcome: SegmentOutcome
     score: float | None = None
     grad_norms: GradNorms | None = None
     train_s: float = 0.0

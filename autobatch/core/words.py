@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from .units import format_size
 
-# Of a measurement and of a rung. What is not here is said as it is: "ok", "crashed", "diverged".
+# Of a measurement and of a segment. What is not here is said as it is: "ok", "crashed", "diverged".
 OUTCOMES: Mapping[str, str] = {
     "over_limit": "over the limit",
     "oom": "out of memory",

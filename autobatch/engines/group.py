@@ -24,7 +24,7 @@ from ..core.facts import DeviceInfo, MemoryLimit, TaskFacts
 from ..core.measurement import LrSweep, Measurement
 from ..core.plan import Plan
 from ..core.runner import Runner
-from ..core.segment import Rung, RungResult
+from ..core.segment import SegmentResult, TrainSegment
 from ..devices.backend import BACKENDS, CARDS
 from ..devices.environment import available_cores, worker_environment
 from ..errors import (
@@ -51,7 +51,7 @@ from .ranks.agreement import (
 from .ranks.answers import (
     Answer,
     cause,
-    joined_rung,
+    joined_segment,
     joined_sweep,
     joined_times,
 )
@@ -61,7 +61,7 @@ from .served import TO_STEP, RunnerSpec, call, open_runner
 T = TypeVar("T")
 
 # For a collective, and for all ranks to have opened the task. Cited: what torch gives NCCL's collectives by default
-# (torch/distributed/constants.py). It is the last resort: whoever fails tells, and a rung has a limit of its own.
+# (torch/distributed/constants.py). It is the last resort: whoever fails tells, and a segment has a limit of its own.
 COLLECTIVE_S = 600.0
 # From the moment that one rank has failed, or rank 0 is done, for the answers of the others. Assumed: what ranks in
 # lockstep are apart on a crowded machine; a rank that another one's failure has left in a collective never answers.
@@ -460,19 +460,19 @@ class GroupRunner(Runner):
             raise NoValidResult(f"the range test at batch {plan.effective_batch_size} hung: {error}")
         raise error
 
-    def advance(self, rung: Rung) -> RungResult:
-        limit_s = None if rung.limit_s is None else rung.limit_s + GRACE_S
-        if rung.fresh or (self._team is not None and not self._team.is_whole):
+    def advance(self, segment: TrainSegment) -> SegmentResult:
+        limit_s = None if segment.limit_s is None else segment.limit_s + GRACE_S
+        if segment.fresh or (self._team is not None and not self._team.is_whole):
             self._end_team()
         is_fresh = self._team is None
-        result = joined_rung(rung, self._ask("advance", rung, timeout_s=limit_s))
+        result = joined_segment(segment, self._ask("advance", segment, timeout_s=limit_s))
         if self._team is not None and self._team.is_whole and self._leaks.is_leaking(self._team.pids):
             self._end_team()  # the next call starts another
         return replace(result, fresh=is_fresh)
 
-    def test_score(self, rung: Rung) -> float | None:
+    def test_score(self, segment: TrainSegment) -> float | None:
         try:
-            score: float | None = self._ask_first("test_score", rung)
+            score: float | None = self._ask_first("test_score", segment)
         except WorkerDied:  # also for want of time: what was found stands without it
             return None
         return score

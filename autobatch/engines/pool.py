@@ -20,7 +20,7 @@ from ..core.measurement import (
 )
 from ..core.plan import Plan
 from ..core.runner import Runner
-from ..core.segment import Rung, RungResult
+from ..core.segment import SegmentResult, TrainSegment
 from ..core.units import format_size
 from ..devices.backend import BACKENDS
 from ..errors import (
@@ -236,24 +236,24 @@ class Pool(Runner):
             lambda runner: runner.sweep_lr(plan, lowest=lowest, highest=highest, steps=steps, seed=seed)
         )
 
-    def advance(self, rung: Rung) -> RungResult:
-        return self._first.advance(rung)
+    def advance(self, segment: TrainSegment) -> SegmentResult:
+        return self._first.advance(segment)
 
-    def test_score(self, rung: Rung) -> float | None:
-        """Of a worker that still takes rungs; where it gives no score, which may be its own fault, of another one."""
+    def test_score(self, segment: TrainSegment) -> float | None:
+        """Ask a worker that still takes segments; where it gives no score, which may be its own fault, ask another."""
         at_work = () if self._crew is None else self._crew.at_work
         self._runners.sort(key=lambda runner: not any(runner is other for other in at_work))
-        score = self._of_first(lambda runner: runner.test_score(rung))
+        score = self._of_first(lambda runner: runner.test_score(segment))
         if score is not None or not self.facts().has_test_data:
             return score
         if len(self._runners) > 1:
             self._runners.append(self._runners.pop(0))
-            score = self._of_first(lambda runner: runner.test_score(rung))
+            score = self._of_first(lambda runner: runner.test_score(segment))
             asked = "another one was asked" if score is not None else "nor did another one"
         else:
             asked = "there is no other"
         why = "it died, or memory or the time ran out"
-        self._remarks.append(f"a worker gave trial {rung.trial} no score on the test data ({why}): {asked}")
+        self._remarks.append(f"a worker gave trial {segment.trial} no score on the test data ({why}): {asked}")
         return score
 
     def forget(self, trial: int, before: int | None = None) -> None:

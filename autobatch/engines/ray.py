@@ -1,10 +1,10 @@
 """A cluster: workers placed by Ray, a GPU for each, wherever it has one free. The study stays with the caller.
 
 A worker is a Ray actor that hosts a `RemoteRunner`, so that on its machine all is as on this one: a process of its own
-for torch, fresh ones for verdicts, an out-of-memory that costs a rung. The task's folder and this package travel by
+for torch, fresh ones for verdicts, an out-of-memory that costs a segment. The task's folder and this package travel by
 Ray's runtime environment. Checkpoints live in the run's folder here: a worker that sees that folder too (a shared file
-system) writes there, and for any other they travel with the rung through the object store. So whatever machine is lost,
-the rung is trained again from its last checkpoint, by an actor that Ray places anew.
+system) writes there, and for any other they travel with the segment through the object store. So whatever machine is
+lost, the segment is trained again from its last checkpoint, by an actor that Ray places anew.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ..core.measurement import (
 )
 from ..core.plan import Plan
 from ..core.runner import Runner
-from ..core.segment import Rung, RungResult
+from ..core.segment import SegmentResult, TrainSegment
 from ..devices.backend import CARDS, PROCESSOR
 from ..errors import (
     AutobatchError,
@@ -47,7 +47,7 @@ from ..errors import (
 )
 from ..runs.run_folder import SHARED
 from .pool import Pool, check_workers
-from .remote import GRACE_S, RemoteRunner, rung_of_dead
+from .remote import GRACE_S, RemoteRunner, segment_of_dead
 from .served import RunnerSpec
 
 try:
@@ -56,8 +56,8 @@ try:
 except ImportError as missing:
     raise SettingError("--engine ray needs Ray: pip install 'ray>=2.40'") from missing
 
-# A rung's own limit is kept by its worker; after so much more the machine it is on is taken to be gone. Assumed: what
-# a checkpoint of some gigabytes may need to travel.
+# A segment's own limit is kept by its worker; after so much more the machine it is on is taken to be gone. Assumed:
+# what a checkpoint of some gigabytes may need to travel.
 _TRAVEL_S = 120.0
 # Until Ray has placed an actor and the device is open there: at the start, when a cluster may have to start a machine
 # for it, and in place of one that was lost, which others need not wait for. Assumed.
@@ -101,23 +101,23 @@ class _Host:
         except AutobatchError as error:
             return _Raised(error)
 
-    def advance(self, rung: Rung, checkpoint: bytes | None) -> Any:
-        """What came of a rung, and the checkpoint that it left, where it has to travel."""
-        result = self._answer(lambda: self._on_checkpoint("advance", rung, rung.start_step, checkpoint))
-        left = checkpoint_path(self._folder, rung.trial, rung.until_step)
+    def advance(self, segment: TrainSegment, checkpoint: bytes | None) -> Any:
+        """What came of a segment, and the checkpoint that it left, where it has to travel."""
+        result = self._answer(lambda: self._on_checkpoint("advance", segment, segment.start_step, checkpoint))
+        left = checkpoint_path(self._folder, segment.trial, segment.until_step)
         content = left.read_bytes() if not self._shares and left.is_file() else None
         if not self._shares:
-            forget_checkpoints(self._folder, rung.trial)  # the next rung of the trial may be another machine's
+            forget_checkpoints(self._folder, segment.trial)  # the next segment of the trial may be another machine's
         return result, content
 
-    def test_score(self, rung: Rung, checkpoint: bytes | None) -> Any:
-        """The score on the test data of the checkpoint that a rung left."""
-        return self._answer(lambda: self._on_checkpoint("test_score", rung, rung.until_step, checkpoint))
+    def test_score(self, segment: TrainSegment, checkpoint: bytes | None) -> Any:
+        """The score on the test data of the checkpoint that a segment left."""
+        return self._answer(lambda: self._on_checkpoint("test_score", segment, segment.until_step, checkpoint))
 
-    def _on_checkpoint(self, method: str, rung: Rung, step: int, checkpoint: bytes | None) -> Any:
+    def _on_checkpoint(self, method: str, segment: TrainSegment, step: int, checkpoint: bytes | None) -> Any:
         if checkpoint is not None:
-            _write_checkpoint(checkpoint_path(self._folder, rung.trial, step), checkpoint)
-        return getattr(self._runner, method)(rung)
+            _write_checkpoint(checkpoint_path(self._folder, segment.trial, step), checkpoint)
+        return getattr(self._runner, method)(segment)
 
     def shares(self) -> bool:
         """Whether checkpoints are in the caller's folder as they are written."""
@@ -299,28 +299,28 @@ class RayRunner(Runner):
         path = checkpoint_path(self._home.folder, trial, step)
         return None if self._settle() or not step or not path.is_file() else ray.put(path.read_bytes())
 
-    def advance(self, rung: Rung) -> RungResult:
+    def advance(self, segment: TrainSegment) -> SegmentResult:
         begun = time.monotonic()
-        limit_s = None if rung.limit_s is None else rung.limit_s + GRACE_S + _TRAVEL_S
+        limit_s = None if segment.limit_s is None else segment.limit_s + GRACE_S + _TRAVEL_S
         try:
-            checkpoint = self._checkpoint(rung.trial, rung.start_step)
-            self._get(self._actor.call.remote("prepare", (), {"fresh": rung.fresh}), None)
-            begun = time.monotonic()  # what placing a worker and loading the data took says nothing of the rung
-            result, left = self._get(self._actor.advance.remote(rung, checkpoint), limit_s)
+            checkpoint = self._checkpoint(segment.trial, segment.start_step)
+            self._get(self._actor.call.remote("prepare", (), {"fresh": segment.fresh}), None)
+            begun = time.monotonic()  # what placing a worker and loading the data took says nothing of the segment
+            result, left = self._get(self._actor.advance.remote(segment, checkpoint), limit_s)
         except WorkerDied as death:
-            return rung_of_dead(rung, death, time.monotonic() - begun)
+            return segment_of_dead(segment, death, time.monotonic() - begun)
         if isinstance(result, _Raised):
             raise result.error
         if left is not None:
-            _write_checkpoint(checkpoint_path(self._home.folder, rung.trial, rung.until_step), left)
+            _write_checkpoint(checkpoint_path(self._home.folder, segment.trial, segment.until_step), left)
         travelled_s = time.monotonic() - begun - result.seconds
-        ended: RungResult = replace(result, seconds=result.seconds + max(0.0, travelled_s))
+        ended: SegmentResult = replace(result, seconds=result.seconds + max(0.0, travelled_s))
         return ended
 
-    def test_score(self, rung: Rung) -> float | None:
+    def test_score(self, segment: TrainSegment) -> float | None:
         try:
-            checkpoint = self._checkpoint(rung.trial, rung.until_step)
-            score: float | None = self._get(self._actor.test_score.remote(rung, checkpoint), None)
+            checkpoint = self._checkpoint(segment.trial, segment.until_step)
+            score: float | None = self._get(self._actor.test_score.remote(segment, checkpoint), None)
         except WorkerDied:  # also for want of time: what was found stands without it
             return None
         return score

@@ -29,7 +29,7 @@ from ..core.measurement import (
 )
 from ..core.plan import Plan
 from ..core.runner import Runner
-from ..core.segment import Rung, RungOutcome, RungResult
+from ..core.segment import SegmentOutcome, SegmentResult, TrainSegment
 from ..devices import host_memory
 from ..devices.backend import BACKENDS
 from ..devices.environment import worker_environment
@@ -60,7 +60,7 @@ from .served import (
 _NOTHING = Libraries((), ())
 
 OPENING_S = 600.0  # to open the task, where the call that waits for that has a limit; assumed, as for a probe
-GRACE_S = 2.0  # assumed: what a rung may need past its own limit to notice it, before its worker is killed
+GRACE_S = 2.0  # assumed: what a segment may need past its own limit to notice it, before its worker is killed
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +192,8 @@ class RemoteRunner(Runner):
             asked = self._worker = self._start(exact=self._is_exact)
         what, limit_s, is_hang = "opening the task", *self._limit(None if timeout_s is None else OPENING_S)
         try:
-            # Its own limit: none of a rung's is for a worker that starts. And where opening failed, that is the error,
-            # not that a call found no runner.
+            # Its own limit: none of a segment's is for a worker that starts. And where opening failed, that is the
+            # error, not that a call found no runner.
             asked.opening.result(timeout=limit_s)
             what, limit_s, is_hang = method, *self._limit(timeout_s)
             return asked.process.submit(call, method, args, kwargs).result(timeout=limit_s)
@@ -354,7 +354,7 @@ class RemoteRunner(Runner):
         """Have a worker that holds the data: what that takes says nothing of the work that comes.
 
         It has what is left of the time for everything: a worker that is new in mid-race has to open the task and load
-        the data again, which may take longer than a rung may.
+        the data again, which may take longer than a segment may.
 
         Args:
             fresh: and has taken no step yet.
@@ -425,24 +425,24 @@ class RemoteRunner(Runner):
             raise NoValidResult(f"the range test at batch {plan.effective_batch_size} hung: {hang}") from None
         return sweep
 
-    def advance(self, rung: Rung) -> RungResult:
-        limit_s = None if rung.limit_s is None else rung.limit_s + GRACE_S
+    def advance(self, segment: TrainSegment) -> SegmentResult:
+        limit_s = None if segment.limit_s is None else segment.limit_s + GRACE_S
         begun = time.monotonic()
         try:
-            self.prepare(fresh=rung.fresh)
+            self.prepare(fresh=segment.fresh)
             is_fresh = self._is_fresh
-            result: RungResult = self._work("advance", rung, timeout_s=limit_s)
+            result: SegmentResult = self._work("advance", segment, timeout_s=limit_s)
         except WorkerDied as death:
-            return rung_of_dead(rung, death, time.monotonic() - begun)
+            return segment_of_dead(segment, death, time.monotonic() - begun)
         worker = self._worker.process
         # What has run out of memory may be what it kept of other work: nothing else is to be charged with that.
         if worker.alive and (result.outcome == "oom" or self._leaks.is_leaking([worker.pid])):
             worker.kill()  # the next call starts another
         return replace(result, fresh=is_fresh)
 
-    def test_score(self, rung: Rung) -> float | None:
+    def test_score(self, segment: TrainSegment) -> float | None:
         try:
-            score: float | None = self._work("test_score", rung)
+            score: float | None = self._work("test_score", segment)
         except WorkerDied:  # also for want of time: what was found stands without it
             return None
         return score
@@ -461,7 +461,7 @@ class RemoteRunner(Runner):
         self._worker.process.kill()
 
 
-def rung_of_dead(rung: Rung, death: WorkerDied, spent_s: float) -> RungResult:
-    """What came of a rung whose worker died in it, or was ended because it took too long."""
-    outcome: RungOutcome = "timeout" if isinstance(death, WorkerTimeout) else "crashed"
-    return RungResult(rung=rung, outcome=outcome, message=str(death), train_s=spent_s, seconds=spent_s)
+def segment_of_dead(segment: TrainSegment, death: WorkerDied, spent_s: float) -> SegmentResult:
+    """What came of a segment whose worker died in it, or was ended because it took too long."""
+    outcome: SegmentOutcome = "timeout" if isinstance(death, WorkerTimeout) else "crashed"
+    return SegmentResult(segment=segment, outcome=outcome, message=str(death), train_s=spent_s, seconds=spent_s)

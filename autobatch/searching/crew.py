@@ -1,4 +1,4 @@
-"""Who trains the rungs of a race: one runner, each in its turn, or several at once, each on a device of its own."""
+"""Who trains the segments of a race: one runner, each in its turn, or several at once, each on a device of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from ..core.runner import Runner
-from ..core.segment import Rung, RungResult
+from ..core.segment import SegmentResult, TrainSegment
 from ..errors import DeviceError, TaskError, first_line
 
 # Rungs in a row, of two trials at least, that crash on one worker before it is taken to be the cause. Assumed: one more
@@ -16,12 +16,12 @@ _MOST_CRASHES = 4
 
 
 class Crew(ABC):
-    """Takes rungs as long as one of its workers is idle, and gives back what came of each as it ends."""
+    """Takes segments as long as one of its workers is idle, and gives back what came of each as it ends."""
 
     @property
     @abstractmethod
     def size(self) -> int:
-        """Workers that can still take a rung."""
+        """Workers that can still take a segment."""
 
     @property
     @abstractmethod
@@ -30,7 +30,7 @@ class Crew(ABC):
 
     @property
     def has_idle(self) -> bool:
-        """Whether another rung can be submitted now."""
+        """Whether another segment can be submitted now."""
         return self.busy < self.size
 
     @property
@@ -39,12 +39,12 @@ class Crew(ABC):
         return ()
 
     @abstractmethod
-    def submit(self, rung: Rung) -> None:
-        """Have an idle worker train a rung."""
+    def submit(self, segment: TrainSegment) -> None:
+        """Have an idle worker train a segment."""
 
     @abstractmethod
-    def next(self) -> tuple[Rung, Future[RungResult]]:
-        """The rung that ends first, and its future, which is done; only where one is under way.
+    def next(self) -> tuple[TrainSegment, Future[SegmentResult]]:
+        """The segment that ends first, and its future, which is done; only where one is under way.
 
         What `Runner.advance` raised is in the future.
         """
@@ -55,7 +55,7 @@ class Alone(Crew):
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._rung: Rung | None = None
+        self._segment: TrainSegment | None = None
         self._is_lost = False
 
     @property
@@ -64,29 +64,30 @@ class Alone(Crew):
 
     @property
     def busy(self) -> int:
-        return int(self._rung is not None)
+        return int(self._segment is not None)
 
-    def submit(self, rung: Rung) -> None:
-        self._rung = rung
+    def submit(self, segment: TrainSegment) -> None:
+        self._segment = segment
 
-    def next(self) -> tuple[Rung, Future[RungResult]]:
-        rung, self._rung = self._rung, None
-        assert rung is not None
-        done: Future[RungResult] = Future()
+    def next(self) -> tuple[TrainSegment, Future[SegmentResult]]:
+        segment, self._segment = self._segment, None
+        assert segment is not None
+        done: Future[SegmentResult] = Future()
         try:
-            done.set_result(self._runner.advance(rung))
+            done.set_result(self._runner.advance(segment))
         except Exception as error:  # noqa: BLE001  # whoever takes the result gets it, as from any future
             self._is_lost = isinstance(error, DeviceError)
             done.set_exception(error)
-        return rung, done
+        return segment, done
 
 
 class Several(Crew):
-    """Several runners, each waited for in a thread of its own; whoever is idle takes the next rung.
+    """Several runners, each waited for in a thread of its own; whoever is idle takes the next segment.
 
-    A runner that raises `DeviceError` has lost its device and gets no further rung; the error is in the future. Nor
-    does one whose rungs of different trials keep crashing while there are others: it is the machine's fault then. So it
-    is where they end in errors of the task's that no other runner has seen, though others have trained as many rungs.
+    A runner that raises `DeviceError` has lost its device and gets no further segment; the error is in the future. Nor
+    does one whose segments of different trials keep crashing while there are others: it is the machine's fault then. So
+    it is where they end in errors of the task's that no other runner has seen, though others have trained as many
+    segments.
 
     Args:
         runners: of one task on like devices, which read one another's checkpoints. They stay their owner's to close.
@@ -95,9 +96,9 @@ class Several(Crew):
     def __init__(self, runners: Sequence[Runner]) -> None:
         self._idle = list(runners)
         self._threads = ThreadPoolExecutor(len(runners), thread_name_prefix="autobatch-worker")
-        self._running: dict[Future[RungResult], tuple[Rung, Runner]] = {}
-        self._crashed: dict[int, list[int]] = {}  # by runner: the trials of its latest rungs, if all have crashed
-        self._trained: dict[int, int] = {}  # by runner: rungs that ended well
+        self._running: dict[Future[SegmentResult], tuple[TrainSegment, Runner]] = {}
+        self._crashed: dict[int, list[int]] = {}  # by runner: the trials of its latest segments, if all have crashed
+        self._trained: dict[int, int] = {}  # by runner: segments that ended well
         self._blamed: set[int] = set()  # runners on which the task has raised an error
         self._remarks: list[str] = []
         self._is_closed = False
@@ -112,54 +113,54 @@ class Several(Crew):
 
     @property
     def at_work(self) -> tuple[Runner, ...]:
-        """The runners that still take rungs."""
+        """The runners that still take segments."""
         return (*self._idle, *(runner for _, runner in self._running.values()))
 
     @property
     def remarks(self) -> tuple[str, ...]:
         return tuple(self._remarks)
 
-    def submit(self, rung: Rung) -> None:
-        # A rung that crashed is rather tried again elsewhere.
+    def submit(self, segment: TrainSegment) -> None:
+        # A segment that crashed is rather tried again elsewhere.
         runner = min(self._idle, key=lambda one: len(self._crashed.get(id(one), ())))
         self._idle.remove(runner)
-        self._running[self._threads.submit(self._advance, runner, rung)] = rung, runner
+        self._running[self._threads.submit(self._advance, runner, segment)] = segment, runner
 
-    def _advance(self, runner: Runner, rung: Rung) -> RungResult:
+    def _advance(self, runner: Runner, segment: TrainSegment) -> SegmentResult:
         if self._is_closed:  # it would start its worker again
-            return RungResult(rung=rung, outcome="crashed", message="the run was ended")
-        return runner.advance(rung)
+            return SegmentResult(segment=segment, outcome="crashed", message="the run was ended")
+        return runner.advance(segment)
 
-    def next(self) -> tuple[Rung, Future[RungResult]]:
+    def next(self) -> tuple[TrainSegment, Future[SegmentResult]]:
         done = next(iter(wait(self._running, return_when=FIRST_COMPLETED).done))
-        rung, runner = self._running.pop(done)
+        segment, runner = self._running.pop(done)
         error = done.exception()
         if isinstance(error, DeviceError):
-            self._remarks.append(f"a device was lost while trial {rung.trial} trained on it: {error}")
-            return rung, done
+            self._remarks.append(f"a device was lost while trial {segment.trial} trained on it: {error}")
+            return segment, done
         if isinstance(error, TaskError):
             self._blamed.add(id(runner))
         if isinstance(error, TaskError) or (error is None and done.result().outcome == "crashed"):
             trials = self._crashed.setdefault(id(runner), [])
-            trials.append(rung.trial)
+            trials.append(segment.trial)
             if len(trials) >= _MOST_CRASHES and len(set(trials)) > 1 and self.size and self._is_the_cause(runner):
                 message = done.result().message if error is None else first_line(error)
                 self._remarks.append(f"a worker got no more trials after {len(trials)} crashes in a row: {message}")
-                return rung, done
+                return segment, done
         else:
             self._crashed.pop(id(runner), None)
             self._trained[id(runner)] = self._trained.get(id(runner), 0) + 1
         self._idle.append(runner)
-        return rung, done
+        return segment, done
 
     def _is_the_cause(self, runner: Runner) -> bool:
-        """Whether a runner whose rungs keep failing is to blame: errors of the task's may be of what it was given."""
+        """Whether a runner whose segments keep failing is to blame: the task may raise because of what it was given."""
         if id(runner) not in self._blamed:
             return True
         others = max((count for other, count in self._trained.items() if other != id(runner)), default=0)
         return self._blamed == {id(runner)} and others >= _MOST_CRASHES
 
     def close(self) -> None:
-        """Take no more rungs; what is under way ends with its runner."""
+        """Take no more segments; what is under way ends with its runner."""
         self._is_closed = True
         self._threads.shutdown(wait=False)

@@ -8,7 +8,7 @@ from ..core.runner import Runner
 from ..errors import CheckpointError, TaskError
 from .budget.account import Account
 from .history import History
-from .trials import Trial, last_rung
+from .trials import Trial, last_segment
 from .verdict.confirmation import judge
 
 
@@ -52,7 +52,7 @@ class FinalTest:
             return None
         with self.account.ledger.charge("evaluation"):
             try:
-                return self.runner.test_score(last_rung(trial, self.eval_batch_size))
+                return self.runner.test_score(last_segment(trial, self.eval_batch_size))
             except (TaskError, CheckpointError) as error:  # what was found stands without it
                 notes.append(f"there is no score on the test data: {error}")
                 return None

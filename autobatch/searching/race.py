@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from ..core.plan import Plan
 from ..core.runner import Runner
-from ..core.segment import HANG_FACTOR, HANG_LEAST_S, Rung, RungResult
+from ..core.segment import HANG_FACTOR, HANG_LEAST_S, SegmentResult, TrainSegment
 from ..errors import CheckpointError, DeviceError, TaskError
 from .budget.account import Account, SegmentInFlight
 from .budget.costs import Costs
@@ -41,7 +41,7 @@ MOST_ATTEMPTS = 3
 # Of what the first fresh seed should take, what must be left for it to be tried. Assumed: paces vary by as much.
 _NEARLY = 0.9
 
-# Times what they should take, a rung that is to leave the reserve, and the reserve, are given. Assumed, as above.
+# Times what they should take, a segment that is to leave the reserve, and the reserve, are given. Assumed, as above.
 _ROOM = 1.1
 
 # A baseline that hangs is run once more: nothing can be compared without it, and a hang may be the machine's. Assumed.
@@ -165,8 +165,8 @@ class Race:
             while self.crew.has_idle:
                 if self.again:
                     self._try_again(self.history.trials[self.again.pop(0)])
-                elif (segment := self._next_segment()) is not None:
-                    self._set_off(*segment)
+                elif (work := self._next_segment()) is not None:
+                    self._set_off(*work)
                 else:
                     break
             if not self.account.under_way:
@@ -194,12 +194,12 @@ class Race:
         baseline = self.history.trials[0]
         if baseline.state in ("running", "paused") and baseline.number not in self.account.under_way:
             until_step = self._next_until(baseline)
-            if self._fits(self.costs.rung_s(baseline, until_step)):
+            if self._fits(self.costs.segment_s(baseline, until_step)):
                 return baseline, until_step
         for trial in self.history.trials[1:]:
             if trial.state == "running" and trial.number not in self.account.under_way:
                 until_step = trial.total_steps if trial.role == "confirmation" else self._next_until(trial)
-                if self._fits(self.costs.rung_s(trial, until_step) + self._to_leave_s(trial)):
+                if self._fits(self.costs.segment_s(trial, until_step) + self._to_leave_s(trial)):
                     return trial, until_step
                 self._set_aside(trial)
         # Once fresh seeds have begun they end the race, those that failed too: what these leave of the time is the next
@@ -244,9 +244,9 @@ class Race:
         return trial, trial.total_steps
 
     def _may_yet_be_confirmed(self, needed_s: float) -> bool:
-        """Whether the first fresh seed may come to its end though a rung that took longer has used up of its reserve.
+        """Whether the first fresh seed may still come to its end though a slow segment has used up some of its reserve.
 
-        By the pace of all rungs rather than that of the slowest: nothing else would use the time, and what does not
+        By the pace of all segments rather than that of the slowest: nothing else would use the time, and what does not
         come to its end by then is cut.
         """
         if self.history.confirmations:
@@ -277,37 +277,37 @@ class Race:
         """Have a trial trained until a step."""
         trial = self._update(replace(trial, state="running"))
         self.checkpoints.expect(trial.number)
-        self._submit(trial, SegmentInFlight(until_step=until_step, modelled_s=self.costs.rung_s(trial, until_step)))
+        self._submit(trial, SegmentInFlight(until_step=until_step, modelled_s=self.costs.segment_s(trial, until_step)))
 
-    def _submit(self, trial: Trial, segment: SegmentInFlight) -> None:
-        predicted_s = segment.modelled_s * self.account.paces.correction
+    def _submit(self, trial: Trial, in_flight: SegmentInFlight) -> None:
+        predicted_s = in_flight.modelled_s * self.account.paces.correction
         left_s = max(0.0, self.ledger.available_s - self.final_test.takes_s * self.account.paces.correction)
         # One that takes longer than it should is cut where the reserve begins: what it finds could not be confirmed.
         slowest = _ROOM * self.account.paces.slowest_correction
-        to_leave_s = min(slowest * self._to_leave_s(trial), max(0.0, left_s - slowest * segment.modelled_s))
+        to_leave_s = min(slowest * self._to_leave_s(trial), max(0.0, left_s - slowest * in_flight.modelled_s))
         left_s -= to_leave_s
         hang_s = max(HANG_FACTOR * predicted_s, HANG_LEAST_S)
-        self.account.begin(trial.number, replace(segment, is_cut_short=left_s < hang_s))
-        rung = Rung(
+        self.account.begin(trial.number, replace(in_flight, is_cut_short=left_s < hang_s))
+        segment = TrainSegment(
             trial=trial.number,
             config=trial.config,
             seed=trial.seed,
             start_step=trial.steps_done,
-            until_step=segment.until_step,
+            until_step=in_flight.until_step,
             total_steps=trial.total_steps,
             eval_batch_size=self.eval_batch_size,
             limit_s=min(left_s, hang_s),
             may_give_up=trial.is_challenger,
             fresh=trial.outcome == "oom",  # it was not believed yet
         )
-        self._tell("rung started", trial, predicted_s)
-        self.crew.submit(rung)
+        self._tell("segment started", trial, predicted_s)
+        self.crew.submit(segment)
 
     def _try_again(self, trial: Trial) -> None:
-        """Have a rung trained anew whose worker died, hung or may have been full; want of time is not its fault."""
-        segment = self.account.under_way[trial.number]
-        if self._fits(segment.modelled_s + self._to_leave_s(trial)):
-            self._submit(trial, segment)
+        """Have a segment trained anew whose worker died, hung or may have been full; want of time is not its fault."""
+        in_flight = self.account.under_way[trial.number]
+        if self._fits(in_flight.modelled_s + self._to_leave_s(trial)):
+            self._submit(trial, in_flight)
         else:
             del self.account.under_way[trial.number]
             self._set_aside(trial)
@@ -323,52 +323,52 @@ class Race:
         self._update(replace(trial, state="paused" if trial.scores or trial.role == "baseline" else "dropped"))
 
     def _take_in(self) -> None:
-        """Wait for the rung that ends first, and draw the consequences."""
+        """Wait for the segment that ends first, and draw the consequences."""
         at_once = len(self.account.under_way)
         is_confirmation = all(self.history.trials[number].role == "confirmation" for number in self.account.under_way)
         kind = "confirmation" if is_confirmation else "training"
         with self.ledger.charge(kind):
-            rung, done = self.crew.next()
-        segment, trial = self.account.under_way[rung.trial], self.history.trials[rung.trial]
+            segment, done = self.crew.next()
+        in_flight, trial = self.account.under_way[segment.trial], self.history.trials[segment.trial]
         if isinstance(done.exception(), DeviceError) and self.crew.size:
             self.again.append(trial.number)  # it counts as no attempt: others are there
             return
-        result = _outcome(rung, done, trial.role)
-        # Of the time that passed, a rung among several has had its share.
+        result = _outcome(segment, done, trial.role)
+        # Of the time that passed, a segment among several has had its share.
         self.ledger.transfer(kind, "evaluation", result.eval_s / at_once)
         self.ledger.transfer(kind, "checkpoints", (result.seconds - result.train_s - result.eval_s) / at_once)
-        self.account.spent_s += segment.modelled_s
+        self.account.spent_s += in_flight.modelled_s
         trial = replace(
             trial,
             seconds=trial.seconds + result.seconds,
-            predicted_s=trial.predicted_s + segment.modelled_s,
+            predicted_s=trial.predicted_s + in_flight.modelled_s,
             outcome=result.outcome,
             message=result.message,
         )
-        is_time_up = not self._fits(segment.modelled_s + self._to_leave_s(trial))
-        ran_out = result.outcome == "timeout" and segment.is_cut_short and is_time_up
-        if segment.attempt < _attempts(result, trial.role) and not ran_out:
+        is_time_up = not self._fits(in_flight.modelled_s + self._to_leave_s(trial))
+        ran_out = result.outcome == "timeout" and in_flight.is_cut_short and is_time_up
+        if in_flight.attempt < _attempts(result, trial.role) and not ran_out:
             self.history = self.history.updated(trial)  # in the record it is in flight
-            self.account.under_way[trial.number] = replace(segment, attempt=segment.attempt + 1)
+            self.account.under_way[trial.number] = replace(in_flight, attempt=in_flight.attempt + 1)
             self.again.append(trial.number)
             return
         del self.account.under_way[trial.number]
         if ran_out:  # the end of the time says nothing of a trial
             self._set_aside(trial)
         else:
-            self._end_rung(trial, segment, result)
-        self._tell("rung finished", self.history.trials[trial.number])
+            self._end_segment(trial, in_flight, result)
+        self._tell("segment finished", self.history.trials[trial.number])
         self._tidy()
 
-    def _end_rung(self, trial: Trial, segment: SegmentInFlight, result: RungResult) -> None:
-        """Take down what a rung came to, and what it says of the time and of the memory."""
+    def _end_segment(self, trial: Trial, in_flight: SegmentInFlight, result: SegmentResult) -> None:
+        """Take down what a segment came to, and what it says of the time and of the memory."""
         state, scores = trial.state, trial.scores
         if result.score is None:
             state = "failed"
         else:
-            self.account.learn(trial, segment, result, self.baseline.config.plan.batch_size)
-            state = "complete" if segment.until_step == trial.total_steps else "paused"
-            scores = (*scores, (segment.until_step, result.score))
+            self.account.learn(trial, in_flight, result, self.baseline.config.plan.batch_size)
+            state = "complete" if in_flight.until_step == trial.total_steps else "paused"
+            scores = (*scores, (in_flight.until_step, result.score))
         norms = trial.grad_norms if result.grad_norms is None else (*trial.grad_norms, result.grad_norms)
         if result.outcome == "oom":
             self._remember_what_did_not_fit(trial.config.plan)
@@ -402,7 +402,7 @@ class Race:
     # Time
 
     def _fits(self, modelled_s: float) -> bool:
-        """Whether the clock pays for a rung, and for the test after it."""
+        """Whether the clock pays for a segment, and for the test after it."""
         return self.account.fits(modelled_s + self.final_test.takes_s)
 
     @property
@@ -429,23 +429,23 @@ class Race:
         return self.costs.ladder.until(len(trial.scores), trial.total_steps)
 
 
-def _attempts(result: RungResult, role: Role) -> int:
-    """How often a rung is trained that comes to this."""
+def _attempts(result: SegmentResult, role: Role) -> int:
+    """How often a segment is trained that comes to this."""
     if result.outcome == "timeout" and role == "baseline":
         return BASELINE_HANGS
-    if result.outcome == "oom" and not (result.fresh or result.rung.fresh):
+    if result.outcome == "oom" and not (result.fresh or result.segment.fresh):
         return MOST_ATTEMPTS + 1  # what its process kept of other work may have taken the room: once more, without that
     return MOST_ATTEMPTS if result.outcome == "crashed" else 1
 
 
-def _outcome(rung: Rung, done: Future[RungResult], role: Role) -> RungResult:
-    """What came of a rung, where what was raised says something of its trial alone."""
+def _outcome(segment: TrainSegment, done: Future[SegmentResult], role: Role) -> SegmentResult:
+    """What came of a segment, where what was raised says something of its trial alone."""
     try:
         return done.result()
     except CheckpointError as error:
-        return RungResult(rung=rung, outcome="crashed", message=str(error))
+        return SegmentResult(segment=segment, outcome="crashed", message=str(error))
     except TaskError as error:
         if role == "baseline":
             raise
         # The task trains with the user's settings, and gives up with these: many do when the loss blows up.
-        return RungResult(rung=rung, outcome="raised", message=str(error))
+        return SegmentResult(segment=segment, outcome="raised", message=str(error))

@@ -15,14 +15,14 @@ from ..core.plan import (
     Plan,
     Precision,
 )
-from ..core.segment import GradNorms, Rung, RungOutcome
+from ..core.segment import GradNorms, SegmentOutcome, TrainSegment
 from ..errors import SettingError
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 Role = Literal["baseline", "warm start", "search", "confirmation"]
-EventKind = Literal["rung started", "rung finished", "confirming"]
+EventKind = Literal["segment started", "segment finished", "confirming"]
 State = Literal["running", "paused", "complete", "dropped", "failed"]
 
 # Outcomes that say something of the task or of the machine rather than of a configuration.
@@ -76,7 +76,7 @@ class Trial:
     origin: str
     state: State = "running"
     scores: tuple[tuple[int, float], ...] = ()
-    outcome: RungOutcome = "ok"
+    outcome: SegmentOutcome = "ok"
     message: str | None = None
     grad_norms: tuple[GradNorms, ...] = ()
     seconds: float = 0.0
@@ -192,7 +192,7 @@ class Event:
     """Something a person watching would want to know.
 
     Attributes:
-        kind: "rung started", "rung finished", or "confirming" when the search is over and the fresh seeds begin.
+        kind: "segment started", "segment finished", or "confirming" when the search is over and the fresh seeds begin.
         trial: as it stands after the event; None for "confirming".
         elapsed_s: of the whole run, by the ledger.
         predicted_s: how long what has just started should take; 0 for what has finished.
@@ -224,10 +224,10 @@ def optimizer_step_s(plan: Plan, times: StepTimes) -> float:
     return plan.accumulation_steps * times.step_s(plan.batch_size)
 
 
-def last_rung(trial: Trial, eval_batch_size: int) -> Rung:
+def last_segment(trial: Trial, eval_batch_size: int) -> TrainSegment:
     """The rung that left the checkpoint at the end of a complete trial."""
     start = trial.scores[-2][0] if len(trial.scores) > 1 else 0
-    return Rung(
+    return TrainSegment(
         trial=trial.number,
         config=trial.config,
         seed=trial.seed,

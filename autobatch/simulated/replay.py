@@ -17,7 +17,7 @@ from ..core.lr_sweep import drive
 from ..core.measurement import LrSweep, Measurement
 from ..core.plan import Config, Plan
 from ..core.runner import Runner
-from ..core.segment import Rung, RungResult
+from ..core.segment import SegmentResult, TrainSegment
 from ..errors import CheckpointError, ReportError
 from .recording import Recording, ReplayProber
 from .sim import VirtualClock
@@ -190,24 +190,28 @@ class ReplayRunner(Runner):
         self.clock.advance(seconds)
         return LrSweep(plan=plan, lrs=lrs, losses=losses, diverged=diverged, seconds=seconds)
 
-    def advance(self, rung: Rung) -> RungResult:
-        if rung.start_step and rung.start_step not in self.kept.get(rung.trial, ()):
-            raise CheckpointError(f"trial {rung.trial} has no checkpoint at step {rung.start_step} to go on from")
-        train_s = (rung.until_step - rung.start_step) * self._step_s(rung.config.plan)
-        if rung.limit_s is not None and train_s + self.eval_s > rung.limit_s:
-            self.clock.advance(rung.limit_s)
-            return RungResult(rung=rung, outcome="timeout", seconds=rung.limit_s, message="simulated: out of time")
+    def advance(self, segment: TrainSegment) -> SegmentResult:
+        if segment.start_step and segment.start_step not in self.kept.get(segment.trial, ()):
+            raise CheckpointError(f"trial {segment.trial} has no checkpoint at step {segment.start_step} to go on from")
+        train_s = (segment.until_step - segment.start_step) * self._step_s(segment.config.plan)
+        if segment.limit_s is not None and train_s + self.eval_s > segment.limit_s:
+            self.clock.advance(segment.limit_s)
+            return SegmentResult(
+                segment=segment, outcome="timeout", seconds=segment.limit_s, message="simulated: out of time"
+            )
         seconds = train_s + self.eval_s
         self.clock.advance(seconds)
-        self.kept.setdefault(rung.trial, set()).add(rung.until_step)
-        score = self.score(rung.config, rung.until_step / rung.total_steps, rung.seed)
+        self.kept.setdefault(segment.trial, set()).add(segment.until_step)
+        score = self.score(segment.config, segment.until_step / segment.total_steps, segment.seed)
         if score is None:
-            return RungResult(
-                rung=rung, outcome="diverged", train_s=train_s, seconds=seconds, message="tabulated as diverged"
+            return SegmentResult(
+                segment=segment, outcome="diverged", train_s=train_s, seconds=seconds, message="tabulated as diverged"
             )
-        return RungResult(rung=rung, outcome="ok", score=score, train_s=train_s, eval_s=self.eval_s, seconds=seconds)
+        return SegmentResult(
+            segment=segment, outcome="ok", score=score, train_s=train_s, eval_s=self.eval_s, seconds=seconds
+        )
 
-    def test_score(self, rung: Rung) -> float | None:
+    def test_score(self, segment: TrainSegment) -> float | None:
         return None
 
     def forget(self, trial: int, before: int | None = None) -> None:

@@ -18,7 +18,7 @@ from ..core.lr_sweep import drive
 from ..core.measurement import Energy, LrSweep, Measurement
 from ..core.plan import Config, Plan
 from ..core.runner import Runner
-from ..core.segment import Rung, RungResult
+from ..core.segment import SegmentResult, TrainSegment
 from ..errors import CheckpointError
 
 _MIB = 1 << 20
@@ -119,9 +119,9 @@ class SimRunner(Runner):
     eval_s: float = 0.05
     slowdown: float = 1.0
     reads_peak: bool = True
-    faults: Callable[[Rung], RungResult | None] = lambda rung: None
+    faults: Callable[[TrainSegment], SegmentResult | None] = lambda segment: None
     probes: list[Plan] = field(default_factory=list)
-    rungs: list[Rung] = field(default_factory=list)
+    segments: list[TrainSegment] = field(default_factory=list)
     kept: dict[int, set[int]] = field(default_factory=dict)
 
     def facts(self) -> TaskFacts:
@@ -198,29 +198,31 @@ class SimRunner(Runner):
         lrs, losses, diverged = drive(loss_at, lowest=lowest, highest=highest, steps=steps)
         return LrSweep(plan=plan, lrs=lrs, losses=losses, diverged=diverged, seconds=seconds)
 
-    def advance(self, rung: Rung) -> RungResult:
-        if rung.start_step and rung.start_step not in self.kept.get(rung.trial, ()):
-            raise CheckpointError(f"trial {rung.trial} has no checkpoint at step {rung.start_step} to go on from")
-        self.rungs.append(rung)
-        plan = rung.config.plan
-        train_s = (rung.until_step - rung.start_step) * plan.accumulation_steps * self.step_s(plan.batch_size)
+    def advance(self, segment: TrainSegment) -> SegmentResult:
+        if segment.start_step and segment.start_step not in self.kept.get(segment.trial, ()):
+            raise CheckpointError(f"trial {segment.trial} has no checkpoint at step {segment.start_step} to go on from")
+        self.segments.append(segment)
+        plan = segment.config.plan
+        train_s = (segment.until_step - segment.start_step) * plan.accumulation_steps * self.step_s(plan.batch_size)
         train_s *= self.slowdown
-        if rung.limit_s is not None and train_s + self.eval_s > rung.limit_s:
-            self.clock.advance(rung.limit_s)
-            return RungResult(rung=rung, outcome="timeout", seconds=rung.limit_s, message="simulated: out of time")
-        fault = self.faults(rung)
+        if segment.limit_s is not None and train_s + self.eval_s > segment.limit_s:
+            self.clock.advance(segment.limit_s)
+            return SegmentResult(
+                segment=segment, outcome="timeout", seconds=segment.limit_s, message="simulated: out of time"
+            )
+        fault = self.faults(segment)
         if fault is not None:
             self.clock.advance(fault.seconds)
             return fault
         self.clock.advance(train_s + self.eval_s)
-        score = self.landscape(rung.config, rung.until_step / rung.total_steps, rung.seed)
+        score = self.landscape(segment.config, segment.until_step / segment.total_steps, segment.seed)
         if score is None:
-            return RungResult(
-                rung=rung, outcome="diverged", train_s=train_s, seconds=train_s, message="simulated: diverged"
+            return SegmentResult(
+                segment=segment, outcome="diverged", train_s=train_s, seconds=train_s, message="simulated: diverged"
             )
-        self.kept.setdefault(rung.trial, set()).add(rung.until_step)
-        return RungResult(
-            rung=rung,
+        self.kept.setdefault(segment.trial, set()).add(segment.until_step)
+        return SegmentResult(
+            segment=segment,
             outcome="ok",
             score=score if self.known.direction == "maximize" else -score,
             train_s=train_s,
@@ -228,10 +230,10 @@ class SimRunner(Runner):
             seconds=train_s + self.eval_s,
         )
 
-    def test_score(self, rung: Rung) -> float | None:
+    def test_score(self, segment: TrainSegment) -> float | None:
         if not self.known.has_test_data:
             return None
-        return self.landscape(rung.config, 1.0, rung.seed + 1)
+        return self.landscape(segment.config, 1.0, segment.seed + 1)
 
     def forget(self, trial: int, before: int | None = None) -> None:
         steps = self.kept.pop(trial, set())

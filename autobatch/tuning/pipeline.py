@@ -360,7 +360,7 @@ class _Tune:
         stage: Stage = "confirmation" if trial.role == "confirmation" else "search"
         key = f"trial {trial.number}"
         what = f"{key}: batch {plan.effective_batch_size}, lr {format_lr(trial.config.lr)}"
-        if event.kind == "rung started":
+        if event.kind == "segment started":
             self.say(stage, "began", what, key, event.predicted_s)
         elif trial.outcome == "ok":
             share = trial.steps_done / trial.total_steps

@@ -86,7 +86,7 @@ class OpenTask:
         worst_cases: from the facts of another runner of this task, which are then not looked for again.
         soak_steps: optimizer steps on batches of the training data that a verdict takes beside its own.
         group: the ranks that train together, each of which has a runner like this one; None for one process. All take
-            the calls that take steps. An evaluation takes no step, so rank 0 is asked alone, and of a rung it scores
+            the calls that take steps. An evaluation takes no step, so rank 0 is asked alone, and of a segment it scores
             alone: what the others return as its score is 0.
     """
 
@@ -242,10 +242,10 @@ class OpenTask:
         return self._data[name]
 
     def prepare(self) -> None:
-        """Load what a rung needs, so that no limit of the rung's is spent on it; once in a process."""
+        """Load what a segment needs, so that no limit of the segment's is spent on it; once in a process."""
         if self._is_prepared:
             return
-        self._guarded("loading the data", self._train_data)  # where there is no memory for it, the rung says so
+        self._guarded("loading the data", self._train_data)  # where there is no memory for it, the segment says so
         if self._rank == 0:  # who evaluates
             self._guarded("loading the data", partial(self._load, "val_data"))
         self._is_prepared = True

@@ -30,7 +30,7 @@ from ..core.measurement import (
 )
 from ..core.plan import Config, Plan
 from ..core.runner import Runner
-from ..core.segment import Rung, RungResult
+from ..core.segment import SegmentResult, TrainSegment
 from ..core.units import format_duration, format_size
 from ..devices.oom import is_device_lost
 from ..errors import CheckpointError, NoValidResult, TaskError
@@ -67,9 +67,9 @@ _STEPS_TO_BE_SURE = 8
 _EVALUATION_SAMPLE_S = 1.0  # an evaluation longer than this is timed in part
 # Samples to a batch where data is gone through without a model. Assumed: few enough to stop soon after a limit.
 _READ_AT_ONCE = 16
-# A trial is given up at half of its first rung where the mean loss of each tenth since the first is above the largest
-# loss of a step in that one, by this share. Assumed. Of fewer steps in the first tenth the largest says little: of 16
-# noisy ones (batches of one sample, exponential losses) all lie below 95 % of their mean once in 2,500 trials.
+# A trial is given up at half of its first segment where the mean loss of each tenth since the first is above the
+# largest loss of a step in that one, by this share. Assumed. Of fewer steps in the first tenth the largest says little:
+# of 16 noisy ones (batches of one sample, exponential losses) all lie below 95 % of their mean once in 2,500 trials.
 _RISEN, _FEWEST_TO_JUDGE = 0.05, 16
 
 
@@ -90,7 +90,7 @@ def _see_that_nothing_was_caught(trainer: Trainer) -> None:
 class TorchRunner(OpenTask, Runner):
     """Runs a task on a device in this process; made as an `OpenTask` is."""
 
-    _has_trained = False  # a rung
+    _has_trained = False  # a segment
     _usual: Usual | None = None  # what a step on a few samples gives a gradient
     _is_usual_sure = False  # so many were taken that a task which trains its parts in turn has shown it
 
@@ -475,54 +475,57 @@ class TorchRunner(OpenTask, Runner):
 
     # -- trials -------------------------------------------------------------------------------------------------------
 
-    def advance(self, rung: Rung) -> RungResult:
+    def advance(self, segment: TrainSegment) -> SegmentResult:
         self.prepare()
         started = perf_counter()
         is_first, self._has_trained = not self._has_trained, True
         self._drop_bench()
         with self._borrow():
-            done = self._guarded(_at("training", rung.config.plan), lambda: self._advance(rung, started))
+            done = self._guarded(_at("training", segment.config.plan), lambda: self._advance(segment, started))
         self._device.clean_up()
         if isinstance(done, Refused):
-            done = RungResult(rung=rung, outcome="oom", message=done.message)
+            done = SegmentResult(segment=segment, outcome="oom", message=done.message)
         return replace(done, seconds=perf_counter() - started, is_first=is_first)
 
-    def _paused(self, rung: Rung) -> dict[str, Any]:
-        """The checkpoint that a rung goes on from."""
-        path = checkpoint_path(self._folder(), rung.trial, rung.start_step)
+    def _paused(self, segment: TrainSegment) -> dict[str, Any]:
+        """The checkpoint that a segment goes on from."""
+        path = checkpoint_path(self._folder(), segment.trial, segment.start_step)
         try:
             state = read_checkpoint(path, self._rank)
         except FileNotFoundError:
             raise CheckpointError(
-                f"trial {rung.trial} has no checkpoint at step {rung.start_step} to go on from: {path} is not there"
+                f"trial {segment.trial} has no checkpoint at step {segment.start_step} to go on from: "
+                f"{path} is not there"
             ) from None
-        if (state["step"], state["total_steps"]) != (rung.start_step, rung.total_steps):
+        if (state["step"], state["total_steps"]) != (segment.start_step, segment.total_steps):
             raise CheckpointError(
-                f"{path} is of step {state['step']} of {state['total_steps']}, not of {rung.start_step} of "
-                f"{rung.total_steps}"
+                f"{path} is of step {state['step']} of {state['total_steps']}, not of {segment.start_step} of "
+                f"{segment.total_steps}"
             )
         return state
 
-    def _advance(self, rung: Rung, started: float) -> RungResult:
-        deadline = math.inf if rung.limit_s is None else started + rung.limit_s
-        trainer = self._trainer(rung.config, seed=rung.seed, total_steps=rung.total_steps)
+    def _advance(self, segment: TrainSegment, started: float) -> SegmentResult:
+        deadline = math.inf if segment.limit_s is None else started + segment.limit_s
+        trainer = self._trainer(segment.config, seed=segment.seed, total_steps=segment.total_steps)
         batches = training_batches(
             self._task,
             self._train_data(),
-            rung.config.plan,
-            seed=rung.seed,
-            start_step=rung.start_step,
+            segment.config.plan,
+            seed=segment.seed,
+            start_step=segment.start_step,
             rank=self._rank,
         )
-        if rung.start_step:
-            trainer.restore(self._paused(rung))  # under no name, which would keep a second copy of all for the rung
+        if segment.start_step:
+            trainer.restore(
+                self._paused(segment)
+            )  # under no name, which would keep a second copy of all for the segment
         refusals = self._device.refusals()
-        steps = rung.until_step - rung.start_step
+        steps = segment.until_step - segment.start_step
         tenth = max(1, math.ceil(steps / 10))
         begun = perf_counter()
         means: list[float] = []
         pending: list[Tensor] = []
-        gives_up, highest = rung.may_give_up and rung.start_step == 0, math.inf
+        gives_up, highest = segment.may_give_up and segment.start_step == 0, math.inf
         norms = NormWatch(self._task.clip_grad_norm)
         for index in range(1, steps + 1):
             loss = trainer.step(batches)
@@ -532,10 +535,10 @@ class TorchRunner(OpenTask, Runner):
             if loss is not None:
                 pending.append(loss)
             if perf_counter() > deadline:
-                return RungResult(rung=rung, outcome="timeout", message="out of its allotted time")
+                return SegmentResult(segment=segment, outcome="timeout", message="out of its allotted time")
             if index % tenth and index != steps:
                 continue
-            # Reading a loss or a norm waits for the device, so it is done ten times a rung, not at every step.
+            # Reading a loss or a norm waits for the device, so it is done ten times a segment, not at every step.
             norms.read()
             if pending:
                 if not means and gives_up and len(pending) >= _FEWEST_TO_JUDGE:
@@ -544,14 +547,14 @@ class TorchRunner(OpenTask, Runner):
                 pending.clear()
                 message = None
                 if not math.isfinite(means[-1]):
-                    message = f"the loss was not finite by step {rung.start_step + index}"
+                    message = f"the loss was not finite by step {segment.start_step + index}"
                 elif gives_up and 2 * index >= steps:
                     gives_up = False  # it is looked at once
                     if 0 < (1 + _RISEN) * highest < min(means[1:]):
                         message = f"the loss rose from {means[0]:.4g} to {means[-1]:.4g} and stayed up"
                 if message is not None:
-                    return RungResult(
-                        rung=rung,
+                    return SegmentResult(
+                        segment=segment,
                         outcome="diverged",
                         message=message,
                         grad_norms=norms.summary(),
@@ -561,29 +564,33 @@ class TorchRunner(OpenTask, Runner):
         train_s = perf_counter() - begun
         if self._is_skipped(trainer, refusals):
             missed = f"{trainer.gradients.missed} of {trainer.gradients.taken} steps"
-            return RungResult(
-                rung=rung, outcome="oom", message=self._not_run(missed), grad_norms=norms.summary(), train_s=train_s
+            return SegmentResult(
+                segment=segment,
+                outcome="oom",
+                message=self._not_run(missed),
+                grad_norms=norms.summary(),
+                train_s=train_s,
             )
-        path = checkpoint_path(self._folder(), rung.trial, rung.until_step)
+        path = checkpoint_path(self._folder(), segment.trial, segment.until_step)
         new = path.with_suffix(".pt.new")
         trainer.save(new, name=path)  # before the evaluation, which draws
         begun = perf_counter()
         score = 0.0
         if self._rank == 0:
-            score = self._evaluate(trainer, "val_data", rung)
-            # After it: should it bring the process down, the rung is run again from where it began.
+            score = self._evaluate(trainer, "val_data", segment)
+            # After it: should it bring the process down, the segment is run again from where it began.
             new.replace(path)
             sync_folder(path.parent)
         if not math.isfinite(score):
-            return RungResult(
-                rung=rung,
+            return SegmentResult(
+                segment=segment,
                 outcome="diverged",
                 message=f"the score was {score}",
                 grad_norms=norms.summary(),
                 train_s=train_s,
             )
-        return RungResult(
-            rung=rung,
+        return SegmentResult(
+            segment=segment,
             outcome="ok",
             score=score,
             grad_norms=norms.summary(),
@@ -606,22 +613,24 @@ class TorchRunner(OpenTask, Runner):
         self._bench = None
         return usual is None or bool(usual.always)
 
-    def _evaluate(self, trainer: Trainer, name: str, rung: Rung) -> float:
-        seed_everything(rung.seed)  # an evaluation that draws is repeatable; the trial's own state is in its checkpoint
-        return trainer.evaluate(val_loader(self._task, self._load(name), rung.eval_batch_size))
+    def _evaluate(self, trainer: Trainer, name: str, segment: TrainSegment) -> float:
+        seed_everything(
+            segment.seed
+        )  # an evaluation that draws is repeatable; the trial's own state is in its checkpoint
+        return trainer.evaluate(val_loader(self._task, self._load(name), segment.eval_batch_size))
 
-    def test_score(self, rung: Rung) -> float | None:
+    def test_score(self, segment: TrainSegment) -> float | None:
         if self._task.test_data is None:
             return None
         with self._borrow():
-            scored = self._guarded("the evaluation on test_data()", lambda: self._test(rung))
+            scored = self._guarded("the evaluation on test_data()", lambda: self._test(segment))
         self._device.clean_up()
         return None if isinstance(scored, Refused) else scored
 
-    def _test(self, rung: Rung) -> float:
-        trainer = self._trainer(rung.config, seed=rung.seed, total_steps=rung.total_steps)
-        trainer.restore(read_checkpoint(checkpoint_path(self._folder(), rung.trial, rung.until_step)))
-        return self._evaluate(trainer, "test_data", rung)
+    def _test(self, segment: TrainSegment) -> float:
+        trainer = self._trainer(segment.config, seed=segment.seed, total_steps=segment.total_steps)
+        trainer.restore(read_checkpoint(checkpoint_path(self._folder(), segment.trial, segment.until_step)))
+        return self._evaluate(trainer, "test_data", segment)
 
     def forget(self, trial: int, before: int | None = None) -> None:
         forget_checkpoints(self._folder(), trial, before)

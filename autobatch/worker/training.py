@@ -1,7 +1,7 @@
 """The optimizer step as the user's task takes it, and what a trial is made of between two steps.
 
 `Trainer` owns a model, its optimizer, schedule and scaler for one trial (or one probe). It knows nothing of budgets,
-rungs or searches; `torch_runner.py` asks it for steps.
+segments or searches; `torch_runner.py` asks it for steps.
 """
 
 from __future__ import annotations
@@ -561,7 +561,7 @@ class _LossOf(nn.Module):
 
 
 class NormWatch:
-    """Collects the norms of the gradient of a rung without waiting for the device at every step.
+    """Collects the norms of the gradient of a segment without waiting for the device at every step.
 
     Args:
         clip: the task's `clip_grad_norm`.

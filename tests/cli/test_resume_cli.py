@@ -369,9 +369,9 @@ def only_cut(monkeypatch: pytest.MonkeyPatch, hangs: Callable[[float], bool], *,
     """Rungs of rates that hang are ended after `after_s`; all others may take what a busy machine takes for them."""
     submit = race.Race._submit
 
-    def submit_with_limit(self: race.Race, trial: Trial, segment: SegmentInFlight) -> None:
+    def submit_with_limit(self: race.Race, trial: Trial, in_flight: SegmentInFlight) -> None:
         monkeypatch.setattr(race, "HANG_LEAST_S", after_s if hangs(trial.config.lr) else 600.0)
-        submit(self, trial, segment)
+        submit(self, trial, in_flight)
 
     monkeypatch.setattr(race.Race, "_submit", submit_with_limit)
 

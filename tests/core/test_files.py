@@ -13,7 +13,7 @@ from autobatch import Plan
 from autobatch.core.checkpoints import checkpoint_path
 from autobatch.core.files import write_json, write_whole
 from autobatch.core.plan import Config
-from autobatch.core.segment import Rung
+from autobatch.core.segment import TrainSegment
 from autobatch.devices import open_device
 from autobatch.searching.storage.journal import StudyRecord
 from autobatch.worker.torch_runner import TorchRunner
@@ -72,12 +72,12 @@ def test_a_checkpoint_too_and_its_new_folder(calls: Calls, tmp_path: Path) -> No
     assert calls == [("sync", str(tmp_path)), *whole(f"{path}.partial", path)]
 
 
-def test_a_rung_that_has_ended_has_its_checkpoint_on_the_disk(calls: Calls, tmp_path: Path) -> None:
+def test_a_segment_that_has_ended_has_its_checkpoint_on_the_disk(calls: Calls, tmp_path: Path) -> None:
     runner = TorchRunner(task(), open_device("cpu"), checkpoints=tmp_path)
     config = Config(plan=Plan(batch_size=8), lr=1e-2)
-    rung = Rung(trial=3, config=config, seed=1, start_step=0, until_step=4, total_steps=4, eval_batch_size=8)
+    segment = TrainSegment(trial=3, config=config, seed=1, start_step=0, until_step=4, total_steps=4, eval_batch_size=8)
     try:
-        assert runner.advance(rung).outcome == "ok"
+        assert runner.advance(segment).outcome == "ok"
     finally:
         runner.close()
     path = checkpoint_path(tmp_path, 3, 4)

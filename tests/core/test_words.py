@@ -7,12 +7,12 @@ from typing import get_args
 import pytest
 
 from autobatch.core.measurement import Outcome
-from autobatch.core.segment import RungOutcome
+from autobatch.core.segment import SegmentOutcome
 from autobatch.core.words import limit_sentence, outcome_text
 from autobatch.measuring.memory import LimitedBy
 
 
-@pytest.mark.parametrize("outcome", sorted({*get_args(Outcome), *get_args(RungOutcome), "a later one"}))
+@pytest.mark.parametrize("outcome", sorted({*get_args(Outcome), *get_args(SegmentOutcome), "a later one"}))
 def test_an_outcome_has_words(outcome: str) -> None:
     text = outcome_text(outcome)
     assert "_" not in text

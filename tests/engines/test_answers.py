@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from autobatch.core.measurement import LrSweep, Measurement
 from autobatch.core.plan import Config, Plan
-from autobatch.core.segment import Rung, RungOutcome, RungResult
+from autobatch.core.segment import SegmentOutcome, SegmentResult, TrainSegment
 from autobatch.engines.ranks.answers import (
     Answer,
     cause,
-    joined_rung,
+    joined_segment,
     joined_sweep,
     joined_times,
 )
@@ -26,7 +26,7 @@ from autobatch.errors import (
 )
 
 PLAN = Plan(batch_size=4, ranks=2)
-RUNG = Rung(
+SEGMENT = TrainSegment(
     trial=0,
     config=Config(plan=PLAN, lr=0.1),
     seed=0,
@@ -41,9 +41,9 @@ DEAD = Answer(error=WorkerDied("ended by SIGKILL"))
 WRONG = Answer(error=TaskError("a bug of the user's"))
 
 
-def ran(outcome: RungOutcome = "ok", **values: float) -> Answer:
+def ran(outcome: SegmentOutcome = "ok", **values: float) -> Answer:
     score = values.pop("score", 0.5) if outcome == "ok" else None
-    return Answer(value=RungResult(rung=RUNG, outcome=outcome, score=score, **values))  # type: ignore[arg-type]
+    return Answer(value=SegmentResult(segment=SEGMENT, outcome=outcome, score=score, **values))  # type: ignore[arg-type]
 
 
 # What is a cause before what follows from it.
@@ -57,9 +57,9 @@ def test_the_first_cause_is_what_is_told(kinds: list[int]) -> None:
     expected = {0: "oom", 1: "crashed", 3: "timeout", 4: "crashed"}
     if first == 2:
         with pytest.raises(TaskError, match="a bug of the user's"):
-            joined_rung(RUNG, answers)
+            joined_segment(SEGMENT, answers)
         return
-    result = joined_rung(RUNG, answers)
+    result = joined_segment(SEGMENT, answers)
     assert result.outcome == expected[first]
     blamed = [rank for rank, kind in enumerate(kinds) if kind == first]
     if len(blamed) < len(kinds):
@@ -67,25 +67,25 @@ def test_the_first_cause_is_what_is_told(kinds: list[int]) -> None:
         assert all(str(rank) in (result.message or "") for rank in blamed)
 
 
-def test_a_rung_that_went_well_has_rank_0s_score_and_the_slowest_time() -> None:
-    result = joined_rung(RUNG, [ran(score=0.7, train_s=1.0), ran(score=0.0, train_s=3.0)])
+def test_a_segment_that_went_well_has_rank_0s_score_and_the_slowest_time() -> None:
+    result = joined_segment(SEGMENT, [ran(score=0.7, train_s=1.0), ran(score=0.0, train_s=3.0)])
     assert (result.outcome, result.score, result.train_s) == ("ok", 0.7, 3.0)
 
 
 @pytest.mark.parametrize(("outcomes", "worst"), [(("ok", "diverged"), "diverged"), (("diverged", "oom"), "oom")])
-def test_of_several_outcomes_the_worst_counts(outcomes: tuple[RungOutcome, ...], worst: str) -> None:
-    assert joined_rung(RUNG, [ran(outcome) for outcome in outcomes]).outcome == worst
+def test_of_several_outcomes_the_worst_counts(outcomes: tuple[SegmentOutcome, ...], worst: str) -> None:
+    assert joined_segment(SEGMENT, [ran(outcome) for outcome in outcomes]).outcome == worst
 
 
-def test_an_error_of_a_rung_that_no_other_is_spared_is_raised_as_it_is() -> None:
+def test_an_error_of_a_segment_that_no_other_is_spared_is_raised_as_it_is() -> None:
     wrong = Answer(error=CheckpointError("it stands elsewhere"))
     with pytest.raises(CheckpointError, match=r"^it stands elsewhere$"):
-        joined_rung(RUNG, [wrong, wrong])
+        joined_segment(SEGMENT, [wrong, wrong])
 
 
 def test_the_time_that_ran_out_for_all_is_no_crash() -> None:
     ended = Answer(error=WorkerTimeout("no answer in the time there was"), is_late=True)
-    assert joined_rung(RUNG, [ended, ended]).outcome == "timeout"
+    assert joined_segment(SEGMENT, [ended, ended]).outcome == "timeout"
     assert isinstance(cause([ended, ended]), WorkerTimeout)
 
 

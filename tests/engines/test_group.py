@@ -18,7 +18,7 @@ import torch
 
 from autobatch.core.checkpoints import part_of_rank
 from autobatch.core.plan import Config, Plan
-from autobatch.core.segment import Rung
+from autobatch.core.segment import TrainSegment
 from autobatch.devices import host_memory, open_device
 from autobatch.engines.group import COLLECTIVE_S, GroupRunner, open_workers
 from autobatch.engines.processes import leaks
@@ -129,7 +129,7 @@ def be_patient(runner: GroupRunner) -> None:
     runner._collective_s, runner._straggler_s = COLLECTIVE_S, PATIENCE_S
 
 
-def rung(plan: Plan, steps: int = 30, start: int = 0, **changes: object) -> Rung:
+def segment(plan: Plan, steps: int = 30, start: int = 0, **changes: object) -> TrainSegment:
     known: dict[str, object] = {
         "trial": 4,
         "config": Config(plan=plan, lr=0.05),
@@ -139,7 +139,7 @@ def rung(plan: Plan, steps: int = 30, start: int = 0, **changes: object) -> Rung
         "total_steps": 60,
         "eval_batch_size": 16,
     }
-    return Rung(**(known | changes))  # type: ignore[arg-type]
+    return TrainSegment(**(known | changes))  # type: ignore[arg-type]
 
 
 PAIR = Plan(batch_size=4, ranks=2)
@@ -155,11 +155,11 @@ def checkpoint(tmp_path: Path, trial: int = 4) -> dict[str, Any]:
 
 
 def alone(tmp_path: Path, plan: Plan, steps: int = 30) -> tuple[dict[str, Any], Any]:
-    """The weights, and what the rung showed, of one process."""
+    """The weights, and what the segment showed, of one process."""
     shutil.rmtree(tmp_path / "alone", ignore_errors=True)  # of another number of steps
     runner = TorchRunner(load_task(tmp_path / "model.py"), open_device("cpu"), checkpoints=tmp_path / "alone")
     try:
-        result = runner.advance(rung(plan, steps))
+        result = runner.advance(segment(plan, steps))
     finally:
         runner.close()
     return read_checkpoint(latest(tmp_path / "alone"))["model"], result
@@ -241,7 +241,7 @@ def test_two_ranks_train_what_one_process_of_twice_the_batch_trains(
     opened: Callable[..., GroupRunner], tmp_path: Path, task: str, micro: int, steps: int
 ) -> None:
     runner = opened(task)
-    together = runner.advance(rung(replace(PAIR, accumulation_steps=micro)))
+    together = runner.advance(segment(replace(PAIR, accumulation_steps=micro)))
     assert together.outcome == "ok", together.message
     weights, result = alone(tmp_path, Plan(batch_size=8, accumulation_steps=steps))
     torch.testing.assert_close(checkpoint(tmp_path)["model"], weights)
@@ -278,11 +278,11 @@ def test_a_resumed_trial_of_ranks_equals_one_straight_through_bit_for_bit(
 ) -> None:
     plan = Plan(batch_size=4, ranks=nproc)
     runner = opened(NOISY, nproc=nproc)
-    assert runner.advance(rung(plan, 20)).outcome == "ok"
-    runner.advance(rung(plan, 40, trial=5))
+    assert runner.advance(segment(plan, 20)).outcome == "ok"
+    runner.advance(segment(plan, 40, trial=5))
     runner.close()  # and other processes go on
     runner = opened(NOISY, nproc=nproc)
-    assert runner.advance(rung(plan, 40, start=20)).outcome == "ok"
+    assert runner.advance(segment(plan, 40, start=20)).outcome == "ok"
     resumed, straight = checkpoint(tmp_path), checkpoint(tmp_path, 5)
     for name, value in straight["model"].items():
         assert torch.equal(value, resumed["model"][name]), name
@@ -302,8 +302,8 @@ KEEPING = TASK.replace(
 
 def test_each_rank_keeps_its_own_state_in_a_file_of_its_own(opened: Callable[..., GroupRunner], tmp_path: Path) -> None:
     runner = opened(KEEPING)
-    assert runner.advance(rung(PAIR, 20)).outcome == "ok"
-    runner.advance(rung(PAIR, 40, trial=5))
+    assert runner.advance(segment(PAIR, 20)).outcome == "ok"
+    runner.advance(segment(PAIR, 40, trial=5))
     first = latest(tmp_path / "checkpoints")
     others = [path.name for path in first.parent.glob(f"{first.name}.*")]
     assert others == [f"{first.name}.rank-1"]
@@ -314,7 +314,7 @@ def test_each_rank_keeps_its_own_state_in_a_file_of_its_own(opened: Callable[...
     assert not torch.equal(seen[0][0], seen[1][0])
     runner.close()
     runner = opened(KEEPING)
-    assert runner.advance(rung(PAIR, 40, start=20)).outcome == "ok"
+    assert runner.advance(segment(PAIR, 40, start=20)).outcome == "ok"
     resumed, straight = checkpoint(tmp_path), checkpoint(tmp_path, 5)
     for name, value in straight["model"].items():
         assert torch.equal(value, resumed["model"][name]), name
@@ -338,24 +338,24 @@ def test_each_rank_keeps_its_own_state_in_a_file_of_its_own(opened: Callable[...
         ("nan:1:0", "diverged", "the loss was not finite"),
     ],
 )
-def test_what_fails_on_one_rank_is_the_outcome_of_the_rung(
+def test_what_fails_on_one_rank_is_the_outcome_of_the_segment(
     opened: Callable[..., GroupRunner], fault: str, outcome: str, message: str
 ) -> None:
     runner = opened(fault=fault, straggler_s=2.0)
-    result = runner.advance(rung(PAIR))
+    result = runner.advance(segment(PAIR))
     assert result.outcome == outcome
     assert message in (result.message or "")
     if outcome != "diverged":
         be_patient(runner)
-        assert runner.advance(rung(PAIR, 10)).outcome == "ok"  # a new group, which the fault has not reached yet
+        assert runner.advance(segment(PAIR, 10)).outcome == "ok"  # a new group, which the fault has not reached yet
 
 
 def test_an_error_of_the_users_on_one_rank_is_told_with_its_rank(opened: Callable[..., GroupRunner]) -> None:
     runner = opened(fault="raise:1:12", straggler_s=2.0)
     with pytest.raises(TaskError, match=r"rank 1: .*a bug of the user's"):
-        runner.advance(rung(PAIR))
+        runner.advance(segment(PAIR))
     be_patient(runner)
-    assert runner.advance(rung(PAIR, 10)).outcome == "ok"
+    assert runner.advance(segment(PAIR, 10)).outcome == "ok"
 
 
 @pytest.mark.parametrize(
@@ -365,23 +365,23 @@ def test_a_rank_that_hangs_is_cut(
     opened: Callable[..., GroupRunner], limit_s: float | None, collective_s: float
 ) -> None:
     runner = opened(fault="hang:1:12", straggler_s=2.0, collective_s=collective_s)
-    result = runner.advance(rung(PAIR, limit_s=limit_s))
+    result = runner.advance(segment(PAIR, limit_s=limit_s))
     assert result.outcome == "timeout", result.message
     be_patient(runner)
-    assert runner.advance(rung(PAIR, 10)).outcome == "ok"
+    assert runner.advance(segment(PAIR, 10)).outcome == "ok"
 
 
-def test_a_rung_that_is_to_be_believed_gets_a_group_that_has_run_nothing(opened: Callable[..., GroupRunner]) -> None:
+def test_a_segment_that_is_to_be_believed_gets_a_group_that_has_run_nothing(opened: Callable[..., GroupRunner]) -> None:
     runner = opened()
-    assert runner.advance(rung(PAIR, 10)).fresh
+    assert runner.advance(segment(PAIR, 10)).fresh
     first = runner._team
-    assert not runner.advance(rung(PAIR, 10, trial=5)).fresh
+    assert not runner.advance(segment(PAIR, 10, trial=5)).fresh
     assert runner._team is first
-    assert runner.advance(rung(PAIR, 10, trial=5, fresh=True)).fresh
+    assert runner.advance(segment(PAIR, 10, trial=5, fresh=True)).fresh
     assert runner._team is not first
 
 
-def test_a_new_group_loads_the_data_in_no_rungs_time(opened: Callable[..., GroupRunner]) -> None:
+def test_a_new_group_loads_the_data_in_no_segments_time(opened: Callable[..., GroupRunner]) -> None:
     slow = """
 _quick = train_data
 
@@ -393,10 +393,10 @@ def train_data():
     runner.memory()
     for _ in range(2):
         # Less than the data takes, and else as long as a busy machine may want for five steps.
-        result = runner.advance(rung(PAIR, 5, limit_s=5.9))
+        result = runner.advance(segment(PAIR, 5, limit_s=5.9))
         assert result.outcome == "ok", result.message
         assert (result.seconds < 6.0, result.is_first) == (True, True)
-        assert not runner.advance(rung(PAIR, 5, trial=5, limit_s=5.9)).is_first
+        assert not runner.advance(segment(PAIR, 5, trial=5, limit_s=5.9)).is_first
         runner._end_team()
 
 
@@ -418,18 +418,18 @@ def test_a_hang_of_the_ranks_before_the_race_is_told_as_one(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory of a process is looked for in /proc")
-def test_a_group_of_which_a_rank_leaks_is_replaced_between_two_rungs(
+def test_a_group_of_which_a_rank_leaks_is_replaced_between_two_segments(
     opened: Callable[..., GroupRunner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = opened(fault="leak:1:0")
-    assert runner.advance(rung(PAIR, 20)).outcome == "ok"
+    assert runner.advance(segment(PAIR, 20)).outcome == "ok"
     first = runner._team
     little = host_memory.Available(free_bytes=400 << 20, total_bytes=1 << 30, source="available on the machine")
     monkeypatch.setattr(leaks, "LEAK_LEAST_BYTES", 16 << 20)
     monkeypatch.setattr(host_memory, "available", lambda: little)
-    assert runner.advance(rung(PAIR, 60, start=20)).outcome == "ok"  # 160 MiB on one rank, and 100 are too much
+    assert runner.advance(segment(PAIR, 60, start=20)).outcome == "ok"  # 160 MiB on one rank, and 100 are too much
     assert runner._team is None
-    assert runner.advance(rung(PAIR, 20, trial=5)).is_first
+    assert runner.advance(segment(PAIR, 20, trial=5)).is_first
     assert first is not runner._team
     log = (tmp_path / "worker.log").read_text()
     assert re.search(
@@ -455,7 +455,7 @@ def test_timing_and_a_range_test_survive_the_loss_of_a_rank(opened: Callable[...
     with pytest.raises(WorkerDied, match="rank 1: the worker process ended by SIGKILL"):
         runner.sweep_lr(PAIR, lowest=1e-4, highest=1e-1, steps=40, seed=0)
     be_patient(runner)
-    assert runner.advance(rung(PAIR, 10)).outcome == "ok"
+    assert runner.advance(segment(PAIR, 10)).outcome == "ok"
 
 
 def test_a_probe_is_the_worst_of_all_ranks(opened: Callable[..., GroupRunner]) -> None:
@@ -471,12 +471,12 @@ def test_a_probe_is_the_worst_of_all_ranks(opened: Callable[..., GroupRunner]) -
 
 def test_no_process_is_left(opened: Callable[..., GroupRunner]) -> None:
     runner = opened(fault="memory:1:12", straggler_s=2.0)
-    runner.advance(rung(PAIR, 10))
+    runner.advance(segment(PAIR, 10))
     team = runner._team
     assert team is not None
-    assert runner.advance(rung(PAIR, trial=5)).outcome == "oom"  # rank 0 was in a collective
+    assert runner.advance(segment(PAIR, trial=5)).outcome == "oom"  # rank 0 was in a collective
     assert all(wait_until_gone(pid) for pid in team.pids)
-    runner.advance(rung(PAIR, 10, trial=6))
+    runner.advance(segment(PAIR, 10, trial=6))
     team = runner._team
     assert team is not None
     runner.close()

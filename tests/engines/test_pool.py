@@ -14,7 +14,7 @@ import pytest
 from autobatch.core.facts import DeviceInfo, MemoryLimit, TaskFacts
 from autobatch.core.measurement import Measurement
 from autobatch.core.plan import Config, Plan
-from autobatch.core.segment import Rung, RungResult
+from autobatch.core.segment import SegmentResult, TrainSegment
 from autobatch.devices.environment import available_cores
 from autobatch.engines import group
 from autobatch.engines.group import open_workers, other_devices
@@ -200,14 +200,14 @@ class Scored(Carded):
     asked = 0
     dies: str = "never"
 
-    def advance(self, rung: Rung) -> RungResult:
+    def advance(self, segment: TrainSegment) -> SegmentResult:
         if self.dies == "in training":
-            return RungResult(rung=rung, outcome="crashed", message="ECC error", seconds=0.01)
-        return SimRunner.advance(self, rung)
+            return SegmentResult(segment=segment, outcome="crashed", message="ECC error", seconds=0.01)
+        return SimRunner.advance(self, segment)
 
-    def test_score(self, rung: Rung) -> float | None:
+    def test_score(self, segment: TrainSegment) -> float | None:
         self.asked += 1
-        return SimRunner.test_score(self, rung) if self.dies == "never" else None
+        return SimRunner.test_score(self, segment) if self.dies == "never" else None
 
 
 def scored(*dies: str, **facts: object) -> list[Scored]:
@@ -217,9 +217,11 @@ def scored(*dies: str, **facts: object) -> list[Scored]:
     return runners
 
 
-def last(trial: int = 0, step: int = 10) -> Rung:
+def last(trial: int = 0, step: int = 10) -> TrainSegment:
     config = Config(plan=Plan(batch_size=8), lr=1e-3)
-    return Rung(trial=trial, config=config, seed=0, start_step=0, until_step=step, total_steps=step, eval_batch_size=8)
+    return TrainSegment(
+        trial=trial, config=config, seed=0, start_step=0, until_step=step, total_steps=step, eval_batch_size=8
+    )
 
 
 def test_a_worker_that_the_crew_gave_up_is_asked_for_no_test_score() -> None:

@@ -1,4 +1,4 @@
-"""Workers on a Ray cluster of this machine: the same report, and a worker that is killed costs a rung and no more."""
+"""Workers on a Ray cluster of this machine: the same report, and a worker that is killed costs one segment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from autobatch.core.plan import Config, Plan
-from autobatch.core.segment import Rung
+from autobatch.core.segment import TrainSegment
 from autobatch.devices import host_memory
 from autobatch.engines.served import RunnerSpec
 from autobatch.errors import (
@@ -92,7 +92,7 @@ def test_a_cluster_gives_the_same_report_though_a_worker_is_killed(task: Path, t
             said.append(line)
             seen |= {*hosts(command.pid)}
             if killed is None and "search: trial 2" in line and "about" in line:
-                time.sleep(0.3)  # it is in the middle of its rung
+                time.sleep(0.3)  # it is in the middle of its segment
                 killed = hosts(command.pid)[0]
                 os.kill(killed, signal.SIGKILL)
         stdout = command.stdout.read()
@@ -193,7 +193,7 @@ def test_workers_share_the_cores_of_a_cluster_node_by_node(workers: int, nodes: 
 
 
 @with_ray
-def test_a_checkpoint_travels_with_its_rung_where_no_folder_is_shared(
+def test_a_checkpoint_travels_with_its_segment_where_no_folder_is_shared(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two machines that do not see the caller's folder: a trial goes on on the second one as it would on the first."""
@@ -202,7 +202,7 @@ def test_a_checkpoint_travels_with_its_rung_where_no_folder_is_shared(
     monkeypatch.chdir(tmp_path)  # as where Ray unpacks the task's folder
     spec = RunnerSpec(path=task, device="cpu")
     config = Config(plan=Plan(batch_size=16), lr=1e-2)
-    first = Rung(trial=3, config=config, seed=5, start_step=0, until_step=8, total_steps=16, eval_batch_size=32)
+    first = TrainSegment(trial=3, config=config, seed=5, start_step=0, until_step=8, total_steps=16, eval_batch_size=32)
     second = replace(first, start_step=8, until_step=16)
     elsewhere = [_Host(spec, _Home(folder=tmp_path / "not-here", token="x")) for _ in range(2)]
     here = _Host(spec, _shared(tmp_path / "here"))
@@ -245,7 +245,7 @@ def test_a_disk_of_its_own_that_is_full_is_the_machines_fault_and_names_it(
     task.write_text(limit + task.read_text())
     monkeypatch.chdir(tmp_path)
     spec = RunnerSpec(path=task, device="cpu")
-    rung = Rung(
+    segment = TrainSegment(
         trial=3,
         config=Config(plan=Plan(batch_size=16), lr=1e-2),
         seed=5,
@@ -257,15 +257,15 @@ def test_a_disk_of_its_own_that_is_full_is_the_machines_fault_and_names_it(
     elsewhere = _Host(spec, _Home(folder=tmp_path / "not-here", token="x"))
     here = _Host(spec, _shared(tmp_path / "here"))
     try:
-        (lost, left), (full, _) = elsewhere.advance(rung, None), here.advance(rung, None)
+        (lost, left), (full, _) = elsewhere.advance(segment, None), here.advance(segment, None)
         assert isinstance(lost.error, DeviceError)
         assert str(lost.error).startswith(f"{socket.gethostname()}, where Ray placed a worker, has no room: ")
         assert "File too large" in str(lost.error)
         assert left is None
         assert isinstance(full.error, StorageError)
-        # A checkpoint that comes with its rung is written by the host itself.
+        # A checkpoint that comes with its segment is written by the host itself.
         folder, elsewhere._folder = elsewhere._folder, tmp_path / "gone"
-        (came, _), scored = elsewhere.advance(replace(rung, start_step=4), b"x"), elsewhere.test_score(rung, b"x")
+        (came, _), scored = elsewhere.advance(replace(segment, start_step=4), b"x"), elsewhere.test_score(segment, b"x")
         elsewhere._folder = folder
         assert isinstance(came.error, DeviceError)
         assert isinstance(scored.error, DeviceError)
@@ -343,7 +343,7 @@ from autobatch.core.checkpoints import checkpoint_path
 from autobatch.engines.ray import Cluster
 from autobatch.engines.served import RunnerSpec
 from autobatch.core.plan import Config, Plan
-from autobatch.core.segment import Rung
+from autobatch.core.segment import TrainSegment
 from autobatch.runs.run_folder import SHARED
 from tests.engines.test_ray import hosts
 
@@ -376,7 +376,7 @@ said["shares"] = runner._settle()
 plan = Plan(batch_size=16)
 said["time"] = losing(2, lambda: runner.time(plan, budget_s=0.1)).outcome
 said["probe"] = losing(1, lambda: runner.probe(plan)).outcome
-first = Rung(
+first = TrainSegment(
     trial=3, config=Config(plan=plan, lr=1e-2), seed=5, start_step=0, until_step=8, total_steps=16, eval_batch_size=32
 )
 second = replace(first, start_step=8, until_step=16)
@@ -400,7 +400,9 @@ Path("said.json").write_text(json.dumps(said))
 
 @with_ray
 @pytest.mark.slow
-def test_an_actor_that_is_lost_costs_no_run_and_its_rung_is_trained_again_elsewhere(task: Path, tmp_path: Path) -> None:
+def test_an_actor_that_is_lost_costs_no_run_and_its_segment_is_trained_again_elsewhere(
+    task: Path, tmp_path: Path
+) -> None:
     calls, wait = str(tmp_path / "calls"), str(tmp_path / "wait")
     task.write_text(task.read_text() + COUNTED.format(calls=calls, wait=wait))
     (tmp_path / "losing.py").write_text(LOSING)

@@ -18,7 +18,7 @@ import torch
 
 from autobatch.core.measurement import Measurement
 from autobatch.core.plan import Config, Plan
-from autobatch.core.segment import Rung, RungResult
+from autobatch.core.segment import SegmentResult, TrainSegment
 from autobatch.devices import host_memory
 from autobatch.devices.environment import default_threads
 from autobatch.engines.pool import Pool
@@ -107,7 +107,7 @@ def opened(tmp_path: Path) -> Iterator[Callable[..., RemoteRunner]]:
         runner.close()
 
 
-def rung(steps: int = 30, start: int = 0, **changes: object) -> Rung:
+def segment(steps: int = 30, start: int = 0, **changes: object) -> TrainSegment:
     known: dict[str, object] = {
         "trial": 4,
         "config": Config(plan=Plan(batch_size=8), lr=1e-2),
@@ -117,7 +117,7 @@ def rung(steps: int = 30, start: int = 0, **changes: object) -> Rung:
         "total_steps": 60,
         "eval_batch_size": 16,
     }
-    return Rung(**(known | changes))  # type: ignore[arg-type]
+    return TrainSegment(**(known | changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("times", [1, 99])
@@ -228,7 +228,7 @@ def test_a_library_that_hangs_in_the_server_outlasts_no_deadline_and_is_not_trie
         runner.probe(Plan(batch_size=2))
     runner._remaining_s = lambda: 120.0
     assert runner.probe(Plan(batch_size=2)).outcome == "ok"
-    assert runner.advance(rung(steps=5)).outcome == "ok"
+    assert runner.advance(segment(steps=5)).outcome == "ok"
     wait_for_imports(tmp_path, 4)  # with the probe and the new worker; the new server has not imported it
 
 
@@ -380,12 +380,12 @@ def test_a_step_that_breaks_the_device_is_one_failed_probe_in_a_worker_that_is_r
     assert runner.probe(Plan(batch_size=2)).outcome == "ok"
 
 
-def test_a_crash_costs_a_rung_and_the_next_trial_runs(opened: Callable[..., RemoteRunner]) -> None:
+def test_a_crash_costs_a_segment_and_the_next_trial_runs(opened: Callable[..., RemoteRunner]) -> None:
     runner = opened("segfault")
-    crashed = runner.advance(rung())
+    crashed = runner.advance(segment())
     assert crashed.outcome == "crashed"
     assert "SIGSEGV" in str(crashed.message)
-    assert runner.advance(rung(steps=5)).outcome == "ok"
+    assert runner.advance(segment(steps=5)).outcome == "ok"
 
 
 # Its data notes who reads it, and whether whoever read it before is gone; FAULT says what befalls the first reader.
@@ -477,14 +477,14 @@ def test_a_card_that_falls_off_its_bus_is_a_lost_device_and_a_race_goes_on_with_
     sound = opened()
     try:
         with closing(Several([gone, sound])) as crew:
-            crew.submit(rung(steps=30, total_steps=30))
+            crew.submit(segment(steps=30, total_steps=30))
             crashed = crew.next()[1].result()  # no error of the user's, though their frames are told
             assert crashed.outcome == "crashed"
             assert "CUDA error: unknown error" in str(crashed.message)
-            crew.submit(rung(trial=5, steps=30, total_steps=30))
-            crew.submit(rung(trial=6, steps=30, total_steps=30))
+            crew.submit(segment(trial=5, steps=30, total_steps=30))
+            crew.submit(segment(trial=6, steps=30, total_steps=30))
             ended = [crew.next() for _ in range(2)]
-            lost = [(rung, done) for rung, done in ended if done.exception() is not None]
+            lost = [(segment, done) for segment, done in ended if done.exception() is not None]
             assert len(lost) == 1
             assert isinstance(lost[0][1].exception(), DeviceError)
             assert crew.size == 1
@@ -521,12 +521,12 @@ def test_a_step_of_the_check_that_breaks_the_device_each_time_is_told(
         opened("assert").facts()
 
 
-def test_a_rung_that_hangs_is_cut_off(opened: Callable[..., RemoteRunner]) -> None:
+def test_a_segment_that_hangs_is_cut_off(opened: Callable[..., RemoteRunner]) -> None:
     runner = opened("hang")
     runner.facts()
-    hung = runner.advance(rung(limit_s=1.0))
+    hung = runner.advance(segment(limit_s=1.0))
     assert hung.outcome == "timeout"
-    assert runner.advance(rung(steps=5)).outcome == "ok"
+    assert runner.advance(segment(steps=5)).outcome == "ok"
 
 
 SLOW_DATA = """
@@ -541,7 +541,7 @@ def train_data():
 
 
 @pytest.mark.parametrize("limited", [False, True])
-def test_a_worker_that_is_new_in_mid_race_loads_the_data_in_no_rungs_time(
+def test_a_worker_that_is_new_in_mid_race_loads_the_data_in_no_segments_time(
     opened: Callable[..., RemoteRunner], tmp_path: Path, limited: bool
 ) -> None:
     """As one that was killed, that is another than the first, or that a memory limit on a processor asks for."""
@@ -557,12 +557,12 @@ def test_a_worker_that_is_new_in_mid_race_loads_the_data_in_no_rungs_time(
     for trial in range(2):
         begun = time.monotonic()
         # Less than the data takes, and else as long as a busy machine may want for five steps.
-        result = runner.advance(rung(trial=trial, steps=5, limit_s=5.9))
+        result = runner.advance(segment(trial=trial, steps=5, limit_s=5.9))
         assert result.outcome == "ok", result.message
         assert time.monotonic() - begun > 6.0
         assert result.seconds < 6.0  # what is planned by it
         assert result.is_first
-        again = runner.advance(rung(trial=trial + 10, steps=5, limit_s=5.9))
+        again = runner.advance(segment(trial=trial + 10, steps=5, limit_s=5.9))
         assert (again.outcome, again.is_first) == ("ok", False)
         assert len(calls.read_text()) == before + trial + 1
         runner._worker.process.kill()
@@ -575,7 +575,7 @@ def test_what_a_new_worker_takes_ends_with_the_time_for_everything(
     runner = opened()
     runner.device()
     runner._remaining_s = lambda: 3.0
-    assert runner.advance(rung(steps=5, limit_s=60.0)).outcome == "timeout"
+    assert runner.advance(segment(steps=5, limit_s=60.0)).outcome == "timeout"
     with pytest.raises(WorkerTimeout) as ended:
         runner.time(Plan(batch_size=8), budget_s=1.0)
     assert not ended.value.is_hang
@@ -609,7 +609,7 @@ def test_a_bug_in_the_task_is_the_users_error_not_a_limit(opened: Callable[..., 
 
 def test_a_task_that_exits_by_itself_does_not_end_us(opened: Callable[..., RemoteRunner]) -> None:
     with pytest.raises(TaskError, match=r"it called sys\.exit\(0\)(.|\n)*model\.py"):
-        opened("exit").advance(rung())
+        opened("exit").advance(segment())
 
 
 def test_a_worker_that_died_is_replaced_for_the_next_probe_and_only_a_fresh_one_says_so(
@@ -631,22 +631,22 @@ def test_a_worker_that_died_is_replaced_for_the_next_probe_and_only_a_fresh_one_
 
 def test_what_comes_after_the_race_is_not_worth_failing_for(opened: Callable[..., RemoteRunner]) -> None:
     runner = opened()
-    assert runner.advance(rung(steps=5)).outcome == "ok"
+    assert runner.advance(segment(steps=5)).outcome == "ok"
     runner._remaining_s = lambda: 0.0
-    assert runner.test_score(rung(steps=5)) is None
+    assert runner.test_score(segment(steps=5)) is None
     runner.forget(4)
 
 
 def test_a_paused_trial_goes_on_in_another_process(opened: Callable[..., RemoteRunner]) -> None:
-    straight = opened().advance(rung(steps=60))
+    straight = opened().advance(segment(steps=60))
     runner = opened()
-    assert runner.advance(rung(steps=20)).outcome == "ok"
+    assert runner.advance(segment(steps=20)).outcome == "ok"
     runner._worker.process.kill()
-    assert runner.advance(rung(steps=60, start=20)).score == straight.score
+    assert runner.advance(segment(steps=60, start=20)).score == straight.score
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory of a process is looked for in /proc")
-def test_a_worker_that_leaks_is_replaced_between_two_rungs(
+def test_a_worker_that_leaks_is_replaced_between_two_segments(
     opened: Callable[..., RemoteRunner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     little = host_memory.Available(free_bytes=400 << 20, total_bytes=1 << 30, source="available on the machine")
@@ -657,11 +657,13 @@ def test_a_worker_that_leaks_is_replaced_between_two_rungs(
         runner.facts()
         with monkeypatch.context() as patch:
             patch.setattr(leaks, "LEAK_LEAST_BYTES", 16 << 20)
-            patch.setattr(host_memory, "available", lambda: little)  # 40 MiB a rung, and a quarter of this is too much
+            patch.setattr(
+                host_memory, "available", lambda: little
+            )  # 40 MiB a segment, and a quarter of this is too much
             workers[fault], scores[fault] = [], []
             for number in range(6):
                 before = runner._worker.process
-                result = runner.advance(rung(trial=number, steps=30, total_steps=30))
+                result = runner.advance(segment(trial=number, steps=30, total_steps=30))
                 scores[fault].append(result.score)
                 workers[fault].append(before.alive)
                 assert result.outcome == "ok"
@@ -673,14 +675,14 @@ def test_a_worker_that_leaks_is_replaced_between_two_rungs(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory of a process")
-def test_what_a_task_keeps_from_rung_to_rung_costs_a_rung_and_then_its_worker(
+def test_what_a_task_keeps_from_segment_to_segment_costs_a_segment_and_then_its_worker(
     opened: Callable[..., RemoteRunner],
 ) -> None:
-    """40 MiB a rung are below what is looked for between two rungs, and run into a limit of 256."""
+    """40 MiB a segment are below what is looked for between two segments, and run into a limit of 256."""
     runner = opened("leak", memory_limit_bytes=256 << 20, headroom=0.0)
 
-    def trained(trial: int, *, fresh: bool = False) -> RungResult:
-        return runner.advance(rung(trial=trial, steps=30, total_steps=30, fresh=fresh))
+    def trained(trial: int, *, fresh: bool = False) -> SegmentResult:
+        return runner.advance(segment(trial=trial, steps=30, total_steps=30, fresh=fresh))
 
     results = [trained(0)]
     while results[-1].outcome == "ok" and len(results) < 12:
@@ -693,20 +695,20 @@ def test_what_a_task_keeps_from_rung_to_rung_costs_a_rung_and_then_its_worker(
     assert (again.outcome, again.fresh) == ("ok", True)
 
 
-def test_a_worker_is_as_new_to_a_rung_until_it_has_taken_a_step(opened: Callable[..., RemoteRunner]) -> None:
+def test_a_worker_is_as_new_to_a_segment_until_it_has_taken_a_step(opened: Callable[..., RemoteRunner]) -> None:
     runner = opened()
     runner.facts()  # its check takes some
     checked = runner._worker.process
-    assert not runner.advance(rung(steps=5)).fresh
+    assert not runner.advance(segment(steps=5)).fresh
     assert runner._worker.process is checked
     runner.prepare(fresh=True)  # as a cluster does beforehand
     prepared = runner._worker.process
     assert prepared is not checked
-    assert runner.advance(rung(steps=5, fresh=True)).fresh
+    assert runner.advance(segment(steps=5, fresh=True)).fresh
     assert runner._worker.process is prepared
-    assert runner.advance(rung(steps=5, fresh=True)).fresh
+    assert runner.advance(segment(steps=5, fresh=True)).fresh
     assert runner._worker.process is not prepared
-    assert not runner.advance(rung(steps=5)).fresh
+    assert not runner.advance(segment(steps=5)).fresh
 
 
 def test_a_call_ends_when_the_time_for_everything_does(tmp_path: Path) -> None:

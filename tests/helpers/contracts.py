@@ -12,14 +12,14 @@ import pytest
 from autobatch.core.lr_sweep import blew_up
 from autobatch.core.plan import Config, Plan
 from autobatch.core.runner import Runner
-from autobatch.core.segment import Rung, RungResult
+from autobatch.core.segment import SegmentResult, TrainSegment
 from autobatch.errors import CheckpointError
 
 
 class RunnerContract:
     """The clauses; the hooks below say what differs between runners."""
 
-    resumes_exactly = True  # a rung resumed from its checkpoint scores what one straight through scores
+    resumes_exactly = True  # a segment resumed from its checkpoint scores what one straight through scores
 
     @pytest.fixture
     def runner(self) -> Runner:
@@ -33,9 +33,9 @@ class RunnerContract:
         """A plan that must not fit; None where nothing is too large."""
         return Plan(batch_size=1 << 24)
 
-    def rung(self, **changes: object) -> Rung:
-        """A first rung of eight steps, half of its schedule, with `changes`."""
-        rung = Rung(
+    def segment(self, **changes: object) -> TrainSegment:
+        """A first segment of eight steps, half of its schedule, with `changes`."""
+        segment = TrainSegment(
             trial=0,
             config=self.small_config(),
             seed=0,
@@ -44,7 +44,7 @@ class RunnerContract:
             total_steps=16,
             eval_batch_size=8,
         )
-        return replace(rung, **changes)  # type: ignore[arg-type]  # the dataclass itself rejects a wrong name
+        return replace(segment, **changes)  # type: ignore[arg-type]  # the dataclass itself rejects a wrong name
 
     def test_facts_device_and_memory_do_not_change(self, runner: Runner) -> None:
         before = runner.facts(), runner.memory()
@@ -107,33 +107,33 @@ class RunnerContract:
         assert not any(blew_up(sweep.losses[:steps]) for steps in range(len(sweep.losses)))
         assert sweep.diverged == (len(sweep.losses) < 50 or blew_up(sweep.losses))
 
-    def test_a_rung_scores_and_charges_its_time(self, runner: Runner) -> None:
-        result = runner.advance(self.rung())
+    def test_a_segment_scores_and_charges_its_time(self, runner: Runner) -> None:
+        result = runner.advance(self.segment())
         assert result.outcome == "ok"
         assert result.score is not None
         assert result.train_s > 0
         assert result.seconds >= result.train_s
 
-    def test_the_same_rung_under_the_same_seed_scores_the_same(self, runner: Runner) -> None:
-        assert self._score(runner.advance(self.rung(trial=1))) == self._score(runner.advance(self.rung(trial=2)))
+    def test_the_same_segment_under_the_same_seed_scores_the_same(self, runner: Runner) -> None:
+        assert self._score(runner.advance(self.segment(trial=1))) == self._score(runner.advance(self.segment(trial=2)))
 
     def test_a_resumed_trial_equals_one_straight_through(self, runner: Runner) -> None:
         if not self.resumes_exactly:
             pytest.skip("this runner does not promise it")
-        runner.advance(self.rung(trial=1))
-        resumed = runner.advance(self.rung(trial=1, start_step=8, until_step=16))
-        straight = runner.advance(self.rung(trial=2, until_step=16))
+        runner.advance(self.segment(trial=1))
+        resumed = runner.advance(self.segment(trial=1, start_step=8, until_step=16))
+        straight = runner.advance(self.segment(trial=2, until_step=16))
         assert self._score(resumed) == self._score(straight)
 
-    def test_a_rung_from_the_wrong_step_is_refused(self, runner: Runner) -> None:
-        runner.advance(self.rung(trial=1))
+    def test_a_segment_from_the_wrong_step_is_refused(self, runner: Runner) -> None:
+        runner.advance(self.segment(trial=1))
         with pytest.raises(CheckpointError):
-            runner.advance(self.rung(trial=1, start_step=4, until_step=16))
+            runner.advance(self.segment(trial=1, start_step=4, until_step=16))
 
-    def test_a_rung_may_be_run_again_until_its_first_checkpoint_is_forgotten(self, runner: Runner) -> None:
-        first = runner.advance(self.rung(trial=1))
-        assert self._score(runner.advance(self.rung(trial=1))) == self._score(first)
-        second = self.rung(trial=1, start_step=8, until_step=16)
+    def test_a_segment_may_be_run_again_until_its_first_checkpoint_is_forgotten(self, runner: Runner) -> None:
+        first = runner.advance(self.segment(trial=1))
+        assert self._score(runner.advance(self.segment(trial=1))) == self._score(first)
+        second = self.segment(trial=1, start_step=8, until_step=16)
         again = [runner.advance(second) for _ in range(2)]
         if self.resumes_exactly:
             assert self._score(again[0]) == self._score(again[1])
@@ -143,20 +143,20 @@ class RunnerContract:
         runner.test_score(second)  # its last one is still there
 
     def test_a_forgotten_trial_cannot_be_resumed_and_may_start_again(self, runner: Runner) -> None:
-        runner.advance(self.rung(trial=1))
+        runner.advance(self.segment(trial=1))
         runner.forget(1)
         with pytest.raises(CheckpointError):
-            runner.advance(self.rung(trial=1, start_step=8, until_step=16))
-        assert runner.advance(self.rung(trial=1)).outcome == "ok"
+            runner.advance(self.segment(trial=1, start_step=8, until_step=16))
+        assert runner.advance(self.segment(trial=1)).outcome == "ok"
 
     def test_forgetting_what_is_not_kept_is_fine(self, runner: Runner) -> None:
         runner.forget(12345)
-        assert runner.advance(self.rung()).outcome == "ok"
+        assert runner.advance(self.segment()).outcome == "ok"
 
     def test_a_test_score_is_there_exactly_when_there_is_test_data(self, runner: Runner) -> None:
-        rung = self.rung(until_step=16)
-        runner.advance(rung)
-        assert (runner.test_score(rung) is not None) == runner.facts().has_test_data
+        segment = self.segment(until_step=16)
+        runner.advance(segment)
+        assert (runner.test_score(segment) is not None) == runner.facts().has_test_data
 
     def test_closing_twice_is_fine(self, runner: Runner) -> None:
         facts = runner.facts()
@@ -165,7 +165,7 @@ class RunnerContract:
         assert facts.name
 
     @staticmethod
-    def _score(result: RungResult) -> float:
+    def _score(result: SegmentResult) -> float:
         assert result.score is not None, result.message
         return result.score
 

@@ -6,7 +6,7 @@ import heapq
 from concurrent.futures import Future
 
 from autobatch.core.runner import Runner
-from autobatch.core.segment import Rung, RungResult
+from autobatch.core.segment import SegmentResult, TrainSegment
 from autobatch.searching.crew import Alone, Crew
 from autobatch.simulated.sim import VirtualClock
 
@@ -22,7 +22,7 @@ class SimCrew(Crew):
 
     def __init__(self, runner: Runner, clock: VirtualClock, size: int) -> None:
         self._runner, self._clock, self._size = runner, clock, size
-        self._ends: list[tuple[float, int, Rung, Future[RungResult]]] = []
+        self._ends: list[tuple[float, int, TrainSegment, Future[SegmentResult]]] = []
         self._count = 0
         self.busy_s = 0.0  # seconds that workers have trained, all of them together
 
@@ -34,16 +34,16 @@ class SimCrew(Crew):
     def busy(self) -> int:
         return len(self._ends)
 
-    def submit(self, rung: Rung) -> None:
+    def submit(self, segment: TrainSegment) -> None:
         began_s, alone = self._clock.now_s, Alone(self._runner)
-        alone.submit(rung)
+        alone.submit(segment)
         _, done = alone.next()
         self.busy_s += self._clock.now_s - began_s
-        heapq.heappush(self._ends, (self._clock.now_s, self._count, rung, done))
+        heapq.heappush(self._ends, (self._clock.now_s, self._count, segment, done))
         self._count += 1
         self._clock.now_s = began_s  # it has only begun
 
-    def next(self) -> tuple[Rung, Future[RungResult]]:
-        ends_s, _, rung, done = heapq.heappop(self._ends)
+    def next(self) -> tuple[TrainSegment, Future[SegmentResult]]:
+        ends_s, _, segment, done = heapq.heappop(self._ends)
         self._clock.now_s = max(ends_s, self._clock.now_s)
-        return rung, done
+        return segment, done

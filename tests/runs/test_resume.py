@@ -23,7 +23,7 @@ from autobatch.core.facts import DeviceInfo
 from autobatch.core.files import sync_folder, write_whole
 from autobatch.core.json_reader import Reader
 from autobatch.core.plan import Plan
-from autobatch.core.segment import Rung, RungResult
+from autobatch.core.segment import SegmentResult, TrainSegment
 from autobatch.engines.served import RunnerSpec
 from autobatch.errors import (
     DeviceError,
@@ -202,13 +202,13 @@ def test_a_finished_run_leaves_no_checkpoint_but_those_asked_for(tmp_path: Path)
 
 def stopped(path: Path, runner: SimRunner, budget_s: float) -> Report:
     """The report of a run that Ctrl-C stopped in its sixth rung."""
-    advance, rungs = SimRunner.advance, len(runner.rungs)
+    advance, segments = SimRunner.advance, len(runner.segments)
 
     class Stopped(SimRunner):
-        def advance(self, rung: Rung) -> RungResult:
-            if len(runner.rungs) - rungs == 5:
+        def advance(self, segment: TrainSegment) -> SegmentResult:
+            if len(runner.segments) - segments == 5:
                 raise KeyboardInterrupt
-            return advance(runner, rung)
+            return advance(runner, segment)
 
     held = Stopped(known=runner.known, clock=runner.clock, kept=runner.kept)
     state = state_of(max_trials=None, budget_s=budget_s)
@@ -787,10 +787,10 @@ def test_a_report_that_has_no_room_is_told_as_a_full_disk_and_written_later(
 class Fading(SimRunner):
     """A device that is lost after seven rungs."""
 
-    def advance(self, rung: Rung) -> RungResult:
-        if len(self.rungs) == 7:
+    def advance(self, segment: TrainSegment) -> SegmentResult:
+        if len(self.segments) == 7:
             raise DeviceError("GPU is lost")
-        return super().advance(rung)
+        return super().advance(segment)
 
 
 def test_a_run_whose_device_was_lost_says_so_and_can_go_on(tmp_path: Path) -> None:

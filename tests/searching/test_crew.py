@@ -1,4 +1,4 @@
-"""Several rungs at once: the same promises as one after the other, more work in the time, and devices that go."""
+"""Several segments at once: the same promises as one after the other, more work in the time, and devices that go."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autobatch.core.plan import Config, Plan
-from autobatch.core.segment import Rung, RungResult
+from autobatch.core.segment import SegmentResult, TrainSegment
 from autobatch.errors import DeviceError, DeviceLost, TaskError
 from autobatch.searching.crew import Alone, Several
 from autobatch.searching.schedulers.freeze_thaw import choose
@@ -68,7 +68,7 @@ def test_many_workers_keep_the_promises_of_one(
     def watch(event: Event) -> None:
         nonlocal most
         if event.trial is not None:
-            (under_way.add if event.kind == "rung started" else under_way.discard)(event.trial.number)
+            (under_way.add if event.kind == "segment started" else under_way.discard)(event.trial.number)
             most = max(most, len(under_way))
 
     settings = sampled() | {"most_trials": 14 * size, "seed": seed}
@@ -82,8 +82,8 @@ def test_many_workers_keep_the_promises_of_one(
     assert all(trial.state in ("complete", "dropped", "failed") for trial in trials)
     tried = [trial.config for trial in trials if trial.role != "confirmation"]
     assert len(set(tried)) == len(tried)
-    rungs = Counter((rung.trial, rung.until_step) for rung in runner.rungs)
-    assert set(rungs.values()) == {1}
+    segments = Counter((segment.trial, segment.until_step) for segment in runner.segments)
+    assert set(segments.values()) == {1}
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "freeze-thaw"])
@@ -109,7 +109,7 @@ def test_the_reserved_fresh_seeds_are_trained_at_once_and_waited_for() -> None:
             begun.append((event.kind, event.trial.number))
 
     run = raced(2, on_event=watch, **sampled())
-    first = [kind for kind, _ in itertools.takewhile(lambda told: told[0] == "rung started", begun)]
+    first = [kind for kind, _ in itertools.takewhile(lambda told: told[0] == "segment started", begun)]
     assert len(first) == 2
     assert run.result.score is not None
 
@@ -128,11 +128,11 @@ def test_several_workers_have_the_time_for_a_second_round_of_fresh_seeds(size: i
 def test_warm_starts_do_not_wait_for_the_baseline() -> None:
     runner = SimRunner()
     raced(3, runner, **sampled())
-    assert [rung.trial for rung in runner.rungs[:3]] == [0, 1, 2]
+    assert [segment.trial for segment in runner.segments[:3]] == [0, 1, 2]
 
 
-def test_a_race_of_several_goes_on_from_its_record_and_runs_no_finished_rung_again(tmp_path: Path) -> None:
-    """Cut off with three rungs in flight, as a kill does; their results are lost, and nothing else."""
+def test_a_race_of_several_goes_on_from_its_record_and_runs_no_finished_segment_again(tmp_path: Path) -> None:
+    """Cut off with three segments in flight, as a kill does; their results are lost, and nothing else."""
     runner = SimRunner()
     finished: list[tuple[int, int]] = []
 
@@ -140,7 +140,7 @@ def test_a_race_of_several_goes_on_from_its_record_and_runs_no_finished_rung_aga
         pass
 
     def watch(event: Event) -> None:
-        if event.kind == "rung finished" and event.trial is not None:
+        if event.kind == "segment finished" and event.trial is not None:
             finished.append((event.trial.number, event.trial.steps_done))
             if len(finished) == 9:
                 raise Killed
@@ -156,8 +156,8 @@ def test_a_race_of_several_goes_on_from_its_record_and_runs_no_finished_rung_aga
     again = SimRunner(kept=runner.kept, clock=VirtualClock(runner.clock.now_s + 1000.0))
     record = StudyRecord(tmp_path / "journal", "task", "maximize")
     run = raced(3, again, record=record, kept=kept, **sampled())
-    assert {rung.trial for rung in again.rungs[:2]} == set(in_flight)
-    assert not {(rung.trial, rung.until_step) for rung in again.rungs} & set(finished)
+    assert {segment.trial for segment in again.segments[:2]} == set(in_flight)
+    assert not {(segment.trial, segment.until_step) for segment in again.segments} & set(finished)
     assert run.ledger.elapsed_s <= 60.0
     assert run.result.trials[0].state == "complete"
     assert [trial.number for trial in run.result.trials] == list(range(len(run.result.trials)))
@@ -240,120 +240,120 @@ def test_what_is_under_way_promises_less_than_it_did() -> None:
 
 
 class Watched(SimRunner):
-    """Waits until as many others are training, so that rungs are known to be under way at once."""
+    """Waits until as many others are training, so that segments are known to be under way at once."""
 
     barrier: threading.Barrier
     lost_at: int = 1 << 30
 
-    def advance(self, rung: Rung) -> RungResult:
-        if len(self.rungs) >= self.lost_at:
+    def advance(self, segment: TrainSegment) -> SegmentResult:
+        if len(self.segments) >= self.lost_at:
             raise DeviceError("GPU is lost")
         self.barrier.wait(timeout=PATIENCE_S)
-        return SimRunner.advance(self, rung)
+        return SimRunner.advance(self, segment)
 
 
 def watched(count: int, *lost_at: int) -> list[Watched]:
-    """Runners that share one folder of checkpoints; the first lose their device after so many rungs."""
+    """Runners that share one folder of checkpoints; the first lose their device after so many segments."""
     barrier, kept = threading.Barrier(count), dict[int, set[int]]()
     runners = [Watched(kept=kept) for _ in range(count)]
-    for runner, rungs in zip(runners, lost_at, strict=False):
-        runner.lost_at = rungs
+    for runner, segments in zip(runners, lost_at, strict=False):
+        runner.lost_at = segments
     for runner in runners:
         runner.barrier = barrier
     return runners
 
 
 @pytest.fixture
-def rungs() -> list[Rung]:
+def segments() -> list[TrainSegment]:
     config = Config(plan=Plan(batch_size=8), lr=1e-3)
     return [
-        Rung(trial=n, config=config, seed=n, start_step=0, until_step=10, total_steps=10, eval_batch_size=8)
+        TrainSegment(trial=n, config=config, seed=n, start_step=0, until_step=10, total_steps=10, eval_batch_size=8)
         for n in range(6)
     ]
 
 
-def test_rungs_are_trained_at_once_and_given_back_as_they_end(rungs: list[Rung]) -> None:
+def test_segments_are_trained_at_once_and_given_back_as_they_end(segments: list[TrainSegment]) -> None:
     with closing(Several(watched(2))) as crew:
-        for rung in rungs[:2]:
+        for segment in segments[:2]:
             assert crew.has_idle
-            crew.submit(rung)
+            crew.submit(segment)
         assert not crew.has_idle
         ended = [crew.next() for _ in range(2)]
-    assert {rung.trial for rung, _ in ended} == {0, 1}
-    assert all(done.result().rung == rung for rung, done in ended)
+    assert {segment.trial for segment, _ in ended} == {0, 1}
+    assert all(done.result().segment == segment for segment, done in ended)
 
 
-def test_a_device_that_is_lost_gives_its_rung_back_and_gets_no_more(rungs: list[Rung]) -> None:
+def test_a_device_that_is_lost_gives_its_segment_back_and_gets_no_more(segments: list[TrainSegment]) -> None:
     runners = watched(2, 0)
     runners[1].barrier = threading.Barrier(1)
     with closing(Several(runners)) as crew:
-        crew.submit(rungs[0])
-        rung, done = crew.next()
-        assert rung == rungs[0]
+        crew.submit(segments[0])
+        segment, done = crew.next()
+        assert segment == segments[0]
         assert isinstance(done.exception(), DeviceError)
         assert crew.size == 1
         assert crew.remarks == ("a device was lost while trial 0 trained on it: GPU is lost",)
-        crew.submit(rungs[0])
+        crew.submit(segments[0])
         assert crew.next()[1].result().outcome == "ok"
-    assert [rung.trial for rung in runners[1].rungs] == [0]
+    assert [segment.trial for segment in runners[1].segments] == [0]
 
 
-def test_the_last_device_that_is_lost_is_told_as_that(rungs: list[Rung]) -> None:
+def test_the_last_device_that_is_lost_is_told_as_that(segments: list[TrainSegment]) -> None:
     with closing(Several(watched(1, 0))) as crew:
-        crew.submit(rungs[0])
+        crew.submit(segments[0])
         with pytest.raises(DeviceError, match="GPU is lost"):
             crew.next()[1].result()
 
 
 class Broken(SimRunner):
-    """Crashes in every rung."""
+    """Crashes in every segment."""
 
-    def advance(self, rung: Rung) -> RungResult:
-        self.rungs.append(rung)
-        return RungResult(rung=rung, outcome="crashed", message="ECC error", seconds=0.01)
+    def advance(self, segment: TrainSegment) -> SegmentResult:
+        self.segments.append(segment)
+        return SegmentResult(segment=segment, outcome="crashed", message="ECC error", seconds=0.01)
 
 
-def test_a_worker_that_keeps_crashing_gets_no_more_trials(rungs: list[Rung]) -> None:
+def test_a_worker_that_keeps_crashing_gets_no_more_trials(segments: list[TrainSegment]) -> None:
     broken, sound = Broken(), SimRunner()
     with closing(Several([broken, sound])) as crew:
-        for rung in rungs:
-            crew.submit(rung)
-            crew.submit(rung)
+        for segment in segments:
+            crew.submit(segment)
+            crew.submit(segment)
             crew.next()
             crew.next()
             if crew.size == 1:
                 break
         assert crew.remarks == ("a worker got no more trials after 4 crashes in a row: ECC error",)
-        crew.submit(rungs[-1])
+        crew.submit(segments[-1])
         assert crew.next()[1].result().outcome == "ok"
     with closing(Several([Broken()])) as crew:  # there is no other
-        for rung in rungs:
-            crew.submit(rung)
+        for segment in segments:
+            crew.submit(segment)
             crew.next()
         assert crew.size == 1
 
 
 class Raising(SimRunner):
-    """The task raises an error in every rung, as where a card computes nonsense."""
+    """The task raises an error in every segment, as where a card computes nonsense."""
 
-    def advance(self, rung: Rung) -> RungResult:
+    def advance(self, segment: TrainSegment) -> SegmentResult:
         raise TaskError("RuntimeError: CUBLAS_STATUS_EXECUTION_FAILED\nin model.py")
 
 
-def turns(crew: Several, rungs: list[Rung], times: int) -> None:
-    """As many rungs on each of two workers, in turns: who has failed is idle last."""
+def turns(crew: Several, segments: list[TrainSegment], times: int) -> None:
+    """As many segments on each of two workers, in turns: who has failed is idle last."""
     for turn in range(times):
         for _ in range(crew.size):
-            crew.submit(rungs[turn % len(rungs)])
+            crew.submit(segments[turn % len(segments)])
         while crew.busy:
             crew.next()
 
 
-def test_a_worker_on_which_alone_the_task_keeps_raising_gets_no_more_trials(rungs: list[Rung]) -> None:
+def test_a_worker_on_which_alone_the_task_keeps_raising_gets_no_more_trials(segments: list[TrainSegment]) -> None:
     with closing(Several([Raising(), SimRunner()])) as crew:
-        turns(crew, rungs, 3)
+        turns(crew, segments, 3)
         assert crew.size == 2
-        turns(crew, rungs, 2)
+        turns(crew, segments, 2)
         assert crew.size == 1
         (remark,) = crew.remarks
         assert re.fullmatch(
@@ -361,63 +361,63 @@ def test_a_worker_on_which_alone_the_task_keeps_raising_gets_no_more_trials(rung
         )
 
 
-def test_a_task_that_raises_everywhere_costs_no_worker(rungs: list[Rung]) -> None:
+def test_a_task_that_raises_everywhere_costs_no_worker(segments: list[TrainSegment]) -> None:
     with closing(Several([Raising(), Raising(), SimRunner()])) as crew:
-        turns(crew, rungs, 8)
+        turns(crew, segments, 8)
         assert (crew.size, crew.remarks) == (3, ())
 
 
-def test_what_crashed_is_tried_again_elsewhere(rungs: list[Rung]) -> None:
+def test_what_crashed_is_tried_again_elsewhere(segments: list[TrainSegment]) -> None:
     broken, sound = Broken(), SimRunner()
     with closing(Several([broken, sound])) as crew:
         outcomes = []
         for _ in range(2):
-            crew.submit(rungs[0])
+            crew.submit(segments[0])
             outcomes.append(crew.next()[1].result().outcome)
     assert outcomes == ["crashed", "ok"]
 
 
-def test_after_the_end_nothing_is_begun(rungs: list[Rung]) -> None:
+def test_after_the_end_nothing_is_begun(segments: list[TrainSegment]) -> None:
     runner = SimRunner()
     crew = Several([runner])
     crew._is_closed = True  # as where a thread comes to it only then
-    crew.submit(rungs[0])
+    crew.submit(segments[0])
     assert crew.next()[1].result().message == "the run was ended"
-    assert not runner.rungs
+    assert not runner.segments
     crew.close()
 
 
 class Fading(SimRunner):
-    """Loses its device after a number of rungs."""
+    """Loses its device after a number of segments."""
 
-    rungs_left: int = 1 << 30
+    segments_left: int = 1 << 30
 
-    def advance(self, rung: Rung) -> RungResult:
-        self.rungs_left -= 1
-        if self.rungs_left < 0:
+    def advance(self, segment: TrainSegment) -> SegmentResult:
+        self.segments_left -= 1
+        if self.segments_left < 0:
             raise DeviceError("GPU is lost")
-        return SimRunner.advance(self, rung)
+        return SimRunner.advance(self, segment)
 
 
 def test_a_race_goes_on_with_the_devices_that_are_left() -> None:
     kept: dict[int, set[int]] = {}
     clock = VirtualClock()
     fading, lasting = Fading(kept=kept, clock=clock), SimRunner(kept=kept, clock=clock)
-    fading.rungs_left = 4
+    fading.segments_left = 4
     with closing(Several([fading, lasting])) as crew:
         run = race(lasting, crew=crew, **sampled())
     assert any("a device was lost while trial" in reason for reason in run.result.why)
     assert run.result.trials[0].state == "complete"
     assert not run.result.interrupted
     assert crew.size == 1
-    assert len(fading.rungs) == 4
+    assert len(fading.segments) == 4
     assert not any(trial.outcome == "crashed" for trial in run.result.trials)
 
 
 @pytest.mark.parametrize("several", [False, True])
 def test_without_any_device_a_race_ends_with_what_it_has(several: bool) -> None:
     runner = Fading(known=sim_facts(has_test_data=True))
-    runner.rungs_left = 7
+    runner.segments_left = 7
     crew = Several([runner]) if several else Alone(runner)
     run = race(runner, crew=crew, **sampled())
     assert run.result.interrupted
@@ -428,13 +428,13 @@ def test_without_any_device_a_race_ends_with_what_it_has(several: bool) -> None:
 
 def test_without_a_baseline_a_lost_device_is_an_error() -> None:
     runner = Fading()
-    runner.rungs_left = 1
+    runner.segments_left = 1
     with pytest.raises(DeviceLost, match=r"no device was left .* trained to the end: GPU is lost"):
         race(runner, **sampled())
 
 
 class FadingCrew(SimCrew):
-    """Of two workers one loses its device in the first rung under a fresh seed."""
+    """Of two workers one loses its device in the first segment under a fresh seed."""
 
     is_whole: bool = True
 
@@ -442,14 +442,14 @@ class FadingCrew(SimCrew):
     def size(self) -> int:
         return 2 if self.is_whole else 1
 
-    def next(self) -> tuple[Rung, Future[RungResult]]:
-        rung, done = SimCrew.next(self)
-        if self.is_whole and in_one_go(rung):  # under a fresh seed
+    def next(self) -> tuple[TrainSegment, Future[SegmentResult]]:
+        segment, done = SimCrew.next(self)
+        if self.is_whole and in_one_go(segment):  # under a fresh seed
             self.is_whole = False
-            lost: Future[RungResult] = Future()
+            lost: Future[SegmentResult] = Future()
             lost.set_exception(DeviceError("GPU is lost"))
-            return rung, lost
-        return rung, done
+            return segment, lost
+        return segment, done
 
 
 @pytest.mark.parametrize("budget_s", [40.0, 60.0, 90.0])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from autobatch.core.plan import Config, Plan
-from autobatch.core.segment import Rung, RungResult
+from autobatch.core.segment import SegmentResult, TrainSegment
 from autobatch.errors import TaskError
 from autobatch.searching.history import MOST_ERRORS, History
 from autobatch.searching.trials import Trial
@@ -28,7 +28,7 @@ def trial(number: int, *, scores: int = 0, outcome: str = "ok") -> Trial:
         total_steps=64,
         role="search" if number else "baseline",
         origin="a test",
-        scores=tuple((8 * (rung + 1), 0.5) for rung in range(scores)),
+        scores=tuple((8 * (segment + 1), 0.5) for segment in range(scores)),
         state=state,  # type: ignore[arg-type]
         outcome=outcome,  # type: ignore[arg-type]
         message=None if outcome == "ok" else MESSAGE,
@@ -44,7 +44,7 @@ def history(*rivals: tuple[int, str]) -> History:
 
 @pytest.mark.parametrize("outcome", ["raised", "crashed"])
 @pytest.mark.parametrize("scores", [0, 1, 2])
-def test_a_race_is_stuck_where_errors_end_all_that_come_to_a_rung(scores: int, outcome: str) -> None:
+def test_a_race_is_stuck_where_errors_end_all_that_come_to_a_segment(scores: int, outcome: str) -> None:
     waiting = [(scores, "ok")] * 20
     failed = [(scores, outcome)] * MOST_ERRORS
     assert len(history(*waiting, *failed).stuck) == MOST_ERRORS
@@ -56,19 +56,19 @@ def test_a_race_is_stuck_where_errors_end_all_that_come_to_a_rung(scores: int, o
 @pytest.mark.parametrize(
     "raises",
     [
-        lambda rung: True,
-        lambda rung: rung.start_step > 0,  # as where nothing can be resumed
+        lambda segment: True,
+        lambda segment: segment.start_step > 0,  # as where nothing can be resumed
     ],
 )
 @pytest.mark.parametrize("sampler", ["auto", "tpe", "freeze-thaw"])
 def test_a_race_in_which_every_trial_raises_ends_early_with_the_message(
-    raises: Callable[[Rung], bool], sampler: str
+    raises: Callable[[TrainSegment], bool], sampler: str
 ) -> None:
     class Raising(SimRunner):
-        def advance(self, rung: Rung) -> RungResult:
-            if rung.trial and raises(rung):
+        def advance(self, segment: TrainSegment) -> SegmentResult:
+            if segment.trial and raises(segment):
                 raise TaskError(MESSAGE)
-            return SimRunner.advance(self, rung)
+            return SimRunner.advance(self, segment)
 
     run = race(Raising(), budget_s=300.0, sampler=sampler)
     raised = [one for one in run.result.trials if one.outcome == "raised"]
@@ -80,10 +80,10 @@ def test_a_race_in_which_every_trial_raises_ends_early_with_the_message(
 
 def test_a_race_in_which_some_raise_goes_on() -> None:
     class Raising(SimRunner):
-        def advance(self, rung: Rung) -> RungResult:
-            if rung.trial % 3:
+        def advance(self, segment: TrainSegment) -> SegmentResult:
+            if segment.trial % 3:
                 raise TaskError(MESSAGE)
-            return SimRunner.advance(self, rung)
+            return SimRunner.advance(self, segment)
 
     result = race(Raising(), budget_s=200.0).result
     assert sum(one.outcome == "raised" for one in result.trials) > MOST_ERRORS
@@ -92,10 +92,12 @@ def test_a_race_in_which_some_raise_goes_on() -> None:
 
 def last_rung_hangs(after_s: float, by: float) -> type[SimRunner]:
     class Slows(SimRunner):
-        def advance(self, rung: Rung) -> RungResult:
-            is_search = rung.trial > 0 and not (rung.start_step == 0 and rung.until_step == rung.total_steps)
+        def advance(self, segment: TrainSegment) -> SegmentResult:
+            is_search = segment.trial > 0 and not (
+                segment.start_step == 0 and segment.until_step == segment.total_steps
+            )
             self.slowdown = by if is_search and self.clock.now_s > after_s else 1.0
-            return SimRunner.advance(self, rung)
+            return SimRunner.advance(self, segment)
 
     return Slows
 
@@ -103,7 +105,7 @@ def last_rung_hangs(after_s: float, by: float) -> type[SimRunner]:
 @pytest.mark.parametrize("after_s", [30.0, 40.0, 48.0])
 @pytest.mark.parametrize("by", [1.2, 1000.0])
 @pytest.mark.parametrize("search", [{"sampler": "auto"}, sampled() | {"most_trials": 200}])
-def test_a_rung_that_outlasts_its_time_leaves_the_reserve_to_the_fresh_seeds(
+def test_a_segment_that_outlasts_its_time_leaves_the_reserve_to_the_fresh_seeds(
     after_s: float, by: float, search: dict[str, Any]
 ) -> None:
     known = sim_facts(baseline=Config(plan=Plan(batch_size=256), lr=1e-4))

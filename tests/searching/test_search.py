@@ -22,7 +22,7 @@ from autobatch.core.plan import (
     Plan,
     Precision,
 )
-from autobatch.core.segment import GradNorms, Rung, RungResult
+from autobatch.core.segment import GradNorms, SegmentResult, TrainSegment
 from autobatch.errors import (
     BudgetTooShort,
     CheckpointError,
@@ -151,16 +151,22 @@ def plain() -> Run:
     return race(SimRunner(known=sim_facts(has_test_data=True)))
 
 
-def fault(outcome: Any, when: Callable[[Rung], bool], seconds: float = 0.1) -> Callable[[Rung], RungResult | None]:
-    def faults(rung: Rung) -> RungResult | None:
-        return RungResult(rung=rung, outcome=outcome, seconds=seconds, message="made up") if when(rung) else None
+def fault(
+    outcome: Any, when: Callable[[TrainSegment], bool], seconds: float = 0.1
+) -> Callable[[TrainSegment], SegmentResult | None]:
+    def faults(segment: TrainSegment) -> SegmentResult | None:
+        return (
+            SegmentResult(segment=segment, outcome=outcome, seconds=seconds, message="made up")
+            if when(segment)
+            else None
+        )
 
     return faults
 
 
-def in_one_go(rung: Rung) -> bool:
+def in_one_go(segment: TrainSegment) -> bool:
     """Whether it is a whole training, as that under a fresh seed is and a trial of the search is not."""
-    return rung.start_step == 0 and rung.until_step == rung.total_steps
+    return segment.start_step == 0 and segment.until_step == segment.total_steps
 
 
 # What always holds
@@ -243,9 +249,9 @@ def test_the_search_begins_with_freeze_thaw_and_goes_over_to_tpe(monkeypatch: py
 @pytest.mark.parametrize("off", [0.7, 1.5])
 def test_a_size_that_the_profile_is_wrong_about_is_compared_after_the_same_time(off: float) -> None:
     class Wrong(SimRunner):
-        def advance(self, rung: Rung) -> RungResult:
-            self.slowdown = off if rung.config.plan.batch_size == 256 else 1.0
-            return super().advance(rung)
+        def advance(self, segment: TrainSegment) -> SegmentResult:
+            self.slowdown = off if segment.config.plan.batch_size == 256 else 1.0
+            return super().advance(segment)
 
     known = sim_facts(baseline=Config(plan=Plan(batch_size=512), lr=1e-3))  # a size that is tried again and again
     run = race(Wrong(known=known, landscape=Landscape(noise=0.001)), budget_s=600.0, sampler="tpe")
@@ -262,7 +268,9 @@ def test_a_size_that_the_profile_is_wrong_about_is_compared_after_the_same_time(
     assert mean_s(early, is_off=True) / mean_s(early, is_off=False) == pytest.approx(off, rel=0.01)
     assert mean_s(late, is_off=True) / mean_s(late, is_off=False) == pytest.approx(1.0, rel=0.06)
     for trial in result.trials:  # what has begun keeps its schedule
-        assert {rung.total_steps for rung in runner.rungs if rung.trial == trial.number} <= {trial.total_steps}
+        assert {segment.total_steps for segment in runner.segments if segment.trial == trial.number} <= {
+            trial.total_steps
+        }
     said = [why for why in result.why if "times what the profile gave" in why]
     assert said
     assert all(("had fewer steps" in why) == (float(why.split()[7]) > 1) for why in said)
@@ -272,9 +280,9 @@ def test_a_size_that_the_profile_is_wrong_about_is_compared_after_the_same_time(
 @pytest.mark.parametrize("at_s", [18.0, 30.0])
 def test_a_machine_that_becomes_slower_has_time_left_for_the_fresh_seeds(slowdown: float, at_s: float) -> None:
     class Slows(SimRunner):
-        def advance(self, rung: Rung) -> RungResult:
+        def advance(self, segment: TrainSegment) -> SegmentResult:
             self.slowdown = slowdown if self.clock.now_s > at_s else 1.0
-            return super().advance(rung)
+            return super().advance(segment)
 
     for seed in range(4):
         runner = Slows(known=sim_facts(baseline=Config(plan=Plan(batch_size=256), lr=1e-4)))
@@ -283,14 +291,14 @@ def test_a_machine_that_becomes_slower_has_time_left_for_the_fresh_seeds(slowdow
         assert not run.result.chose_baseline
 
 
-def test_a_reserve_that_a_rung_has_nibbled_at_is_still_tried() -> None:
+def test_a_reserve_that_a_segment_has_nibbled_at_is_still_tried() -> None:
     """The paces of late would not pay for the whole of a fresh seed, that of all does; nothing else would use it."""
     paces = random.Random(26)
 
     class Restless(SimRunner):
-        def advance(self, rung: Rung) -> RungResult:
+        def advance(self, segment: TrainSegment) -> SegmentResult:
             self.slowdown = paces.uniform(0.9, 1.3)
-            return super().advance(rung)
+            return super().advance(segment)
 
     result = race(Restless(), sampler="tpe", seed=26).result
     assert result.finalist is not None
@@ -338,18 +346,18 @@ def test_a_baseline_at_the_optimum_stays() -> None:
 
 def test_the_baseline_comes_first_and_to_the_end_then_the_warm_starts() -> None:
     run = plain()
-    assert [rung.trial for rung in run.runner.rungs[:5]] == [0, 0, 0, 1, 2]
+    assert [segment.trial for segment in run.runner.segments[:5]] == [0, 0, 0, 1, 2]
     assert [t.role for t in run.result.trials[:4]] == ["baseline", "warm start", "warm start", "search"]
     assert run.result.trials[1].config.plan.effective_batch_size == 256
 
 
-def test_rungs_resume_where_they_stopped_and_keep_their_schedule() -> None:
+def test_segments_resume_where_they_stopped_and_keep_their_schedule() -> None:
     run = plain()
     for trial in run.result.trials:
-        rungs = [rung for rung in run.runner.rungs if rung.trial == trial.number]
-        assert [rung.start_step for rung in rungs] == [0, *(rung.until_step for rung in rungs[:-1])]
-        assert {rung.total_steps for rung in rungs} == {trial.total_steps}
-        assert {rung.seed for rung in rungs} == {trial.seed}
+        segments = [segment for segment in run.runner.segments if segment.trial == trial.number]
+        assert [segment.start_step for segment in segments] == [0, *(segment.until_step for segment in segments[:-1])]
+        assert {segment.total_steps for segment in segments} == {trial.total_steps}
+        assert {segment.seed for segment in segments} == {trial.seed}
 
 
 def test_no_two_trials_share_a_seed_and_no_configuration_is_tried_twice() -> None:
@@ -361,7 +369,9 @@ def test_no_two_trials_share_a_seed_and_no_configuration_is_tried_twice() -> Non
 
 def test_rungs_inside_the_warm_up_are_left_out() -> None:
     run = race(SimRunner(known=sim_facts(peak_lr_fraction=0.1)), **sampled())
-    assert [rung.until_step / rung.total_steps for rung in run.runner.rungs[:2]] == pytest.approx([0.5, 1.0], abs=0.02)
+    assert [segment.until_step / segment.total_steps for segment in run.runner.segments[:2]] == pytest.approx(
+        [0.5, 1.0], abs=0.02
+    )
 
 
 def test_the_paused_checkpoints_are_bounded() -> None:
@@ -390,9 +400,9 @@ def test_events_tell_what_starts_and_what_came_of_it() -> None:
     events: list[Event] = []
     run = race(on_event=events.append, **sampled())
     kinds = [event.kind for event in events]
-    assert kinds.count("rung started") == kinds.count("rung finished") == len(run.runner.rungs)
+    assert kinds.count("segment started") == kinds.count("segment finished") == len(run.runner.segments)
     assert kinds.count("confirming") == 1
-    assert all(event.predicted_s > 0 for event in events if event.kind == "rung started")
+    assert all(event.predicted_s > 0 for event in events if event.kind == "segment started")
 
 
 def test_the_record_holds_every_trial(tmp_path: Path) -> None:
@@ -426,8 +436,8 @@ def test_more_fresh_seeds_are_kept_back_for_a_close_lead_and_fewer_for_a_clear_o
 def test_a_finalist_that_hangs_under_three_fresh_seeds_in_a_row_is_tried_no_more() -> None:
     baseline = sim_facts().baseline
 
-    def hangs(rung: Rung) -> bool:
-        return rung.config != baseline and in_one_go(rung)
+    def hangs(segment: TrainSegment) -> bool:
+        return segment.config != baseline and in_one_go(segment)
 
     run = race(SimRunner(faults=fault("timeout", hangs)), budget_s=150.0, **sampled() | {"most_trials": 8})
     fresh = [trial.config for trial in run.result.trials if trial.role == "confirmation" and trial.config != baseline]
@@ -442,10 +452,10 @@ def test_where_no_time_is_left_for_a_fresh_seed_a_lead_beyond_doubt_is_enough(lr
     """A machine that becomes so slow at the end that the first fresh seed outlasts the time."""
     baseline = Config(plan=Plan(batch_size=32), lr=lr)
 
-    def outlasts(rung: Rung) -> RungResult | None:
-        assert rung.limit_s is not None
-        is_fresh = rung.config != baseline and in_one_go(rung)
-        return RungResult(rung=rung, outcome="timeout", seconds=rung.limit_s) if is_fresh else None
+    def outlasts(segment: TrainSegment) -> SegmentResult | None:
+        assert segment.limit_s is not None
+        is_fresh = segment.config != baseline and in_one_go(segment)
+        return SegmentResult(segment=segment, outcome="timeout", seconds=segment.limit_s) if is_fresh else None
 
     result = race(SimRunner(known=sim_facts(baseline=baseline), faults=outlasts), **sampled()).result
     assert not any(trial.role == "confirmation" and trial.scores for trial in result.trials)
@@ -461,7 +471,7 @@ def test_where_no_time_is_left_for_a_fresh_seed_a_lead_beyond_doubt_is_enough(lr
 
 @pytest.mark.parametrize("outcome", ["diverged", "oom", "crashed", "timeout"])
 def test_a_trial_that_fails_ends_and_the_race_goes_on(outcome: str) -> None:
-    run = race(SimRunner(faults=fault(outcome, lambda rung: rung.trial % 3 == 2)), **sampled())
+    run = race(SimRunner(faults=fault(outcome, lambda segment: segment.trial % 3 == 2)), **sampled())
     failed = [trial for trial in run.result.trials if trial.number % 3 == 2]
     assert failed
     assert {trial.state for trial in failed} == {"failed"}
@@ -471,7 +481,7 @@ def test_a_trial_that_fails_ends_and_the_race_goes_on(outcome: str) -> None:
 
 
 def test_what_ran_out_of_memory_is_not_asked_of_again() -> None:
-    run = race(SimRunner(faults=fault("oom", lambda rung: rung.config.plan.batch_size >= 256)), **sampled())
+    run = race(SimRunner(faults=fault("oom", lambda segment: segment.config.plan.batch_size >= 256)), **sampled())
     first = next(t.number for t in run.result.trials if t.outcome == "oom")
     assert all(t.config.plan.batch_size < 256 for t in run.result.trials[first + 1 :])
     assert any("ran out of memory" in reason for reason in run.result.why)
@@ -482,15 +492,15 @@ def test_what_a_worker_kept_of_other_work_costs_an_attempt_and_no_batch(where: s
     """It runs out of memory where others were trained before, and not in a process of its own."""
     number = 0 if where == "the baseline" else 1
 
-    def is_full(rung: Rung) -> bool:
-        return rung.trial == number and (rung.start_step > 0) == (where == "a later rung") and not rung.fresh
+    def is_full(segment: TrainSegment) -> bool:
+        return segment.trial == number and (segment.start_step > 0) == (where == "a later rung") and not segment.fresh
 
     calm, run = race(**sampled()), race(SimRunner(faults=fault("oom", is_full, seconds=0.01)), **sampled())
-    tried = [rung for rung in run.runner.rungs if rung.trial == number]
-    twice = [rung for rung in tried if [other.until_step for other in tried].count(rung.until_step) == 2]
-    assert [rung.fresh for rung in twice] == [False, True] * (len(twice) // 2)
+    tried = [segment for segment in run.runner.segments if segment.trial == number]
+    twice = [segment for segment in tried if [other.until_step for other in tried].count(segment.until_step) == 2]
+    assert [segment.fresh for segment in twice] == [False, True] * (len(twice) // 2)
     assert twice
-    assert all(not rung.fresh for rung in tried if rung not in twice)  # only what had run out
+    assert all(not segment.fresh for segment in tried if segment not in twice)  # only what had run out
     assert [trial.config for trial in run.result.trials[:10]] == [trial.config for trial in calm.result.trials[:10]]
     assert run.result.trials[number].scores == calm.result.trials[number].scores
     assert not any("ran out of memory" in reason for reason in run.result.why)
@@ -500,14 +510,16 @@ def test_what_a_worker_kept_of_other_work_costs_an_attempt_and_no_batch(where: s
 def test_what_ran_out_of_memory_by_itself_is_believed() -> None:
     """At once of a process that had run nothing else, and of any other once it has happened in such a one too."""
 
-    def full(rung: Rung, fresh: bool) -> RungResult | None:
-        if rung.trial != 2:
+    def full(segment: TrainSegment, fresh: bool) -> SegmentResult | None:
+        if segment.trial != 2:
             return None
-        return RungResult(rung=rung, outcome="oom", seconds=0.01, message="made up", fresh=fresh or rung.fresh)
+        return SegmentResult(
+            segment=segment, outcome="oom", seconds=0.01, message="made up", fresh=fresh or segment.fresh
+        )
 
     for fresh, attempts in ((True, [False]), (False, [False, True])):
         run = race(SimRunner(faults=functools.partial(full, fresh=fresh)), **sampled())
-        assert [rung.fresh for rung in run.runner.rungs if rung.trial == 2] == attempts
+        assert [segment.fresh for segment in run.runner.segments if segment.trial == 2] == attempts
         assert (run.result.trials[2].state, run.result.trials[2].outcome) == ("failed", "oom")
         size = run.result.trials[2].config.plan.batch_size
         assert any(f"batch size {size} ran out of memory" in reason for reason in run.result.why)
@@ -516,53 +528,57 @@ def test_what_ran_out_of_memory_by_itself_is_believed() -> None:
         assert all(trial.config.plan.batch_size < size for trial in later)
 
 
-def test_a_rung_that_crashes_before_it_runs_out_of_memory_still_gets_a_process_of_its_own() -> None:
+def test_a_segment_that_crashes_before_it_runs_out_of_memory_still_gets_a_process_of_its_own() -> None:
     outcomes = iter(["crashed", "crashed", "oom"])
 
-    def faults(rung: Rung) -> RungResult | None:
-        outcome: Any = next(outcomes, None) if rung.trial == 2 else None
-        return None if outcome is None else RungResult(rung=rung, outcome=outcome, seconds=0.01, message="made up")
+    def faults(segment: TrainSegment) -> SegmentResult | None:
+        outcome: Any = next(outcomes, None) if segment.trial == 2 else None
+        return (
+            None
+            if outcome is None
+            else SegmentResult(segment=segment, outcome=outcome, seconds=0.01, message="made up")
+        )
 
     run = race(SimRunner(faults=faults), **sampled())
-    first = [rung.fresh for rung in run.runner.rungs if rung.trial == 2][:4]
+    first = [segment.fresh for segment in run.runner.segments if segment.trial == 2][:4]
     assert first == [False, False, False, True]
     assert run.result.trials[2].outcome == "ok"
 
 
-def test_a_rung_may_take_five_times_its_prediction_half_a_minute_at_least_and_never_more_than_is_left() -> None:
+def test_a_segment_may_take_five_times_its_prediction_half_a_minute_at_least_and_never_more_than_is_left() -> None:
     """Nor, in the search, what is kept for the fresh seeds."""
     predicted: list[tuple[float, float]] = []
 
     def watch(event: Event) -> None:
-        if event.kind == "rung started":
+        if event.kind == "segment started":
             predicted.append((event.predicted_s, event.elapsed_s))
 
     budget_s, kinds = 400.0, set[str]()
     run = race(SimRunner(slowdown=1.5), budget_s=budget_s, on_event=watch, **sampled() | {"most_trials": 40})
-    assert len(predicted) == len(run.runner.rungs)
-    for (predicted_s, elapsed_s), rung in zip(predicted, run.runner.rungs, strict=True):
+    assert len(predicted) == len(run.runner.segments)
+    for (predicted_s, elapsed_s), segment in zip(predicted, run.runner.segments, strict=True):
         left_s = budget_s - 1.0 - elapsed_s  # a second is kept back for the report
         at_most_s = min(left_s, max(5 * predicted_s, 30.0))
-        assert rung.limit_s is not None
-        if run.result.trials[rung.trial].is_challenger and rung.limit_s < at_most_s - 1e-3:
+        assert segment.limit_s is not None
+        if run.result.trials[segment.trial].is_challenger and segment.limit_s < at_most_s - 1e-3:
             seed_s = (run.result.horizon_s + run.runner.eval_s) * 1.5  # at the pace that everything has
             most_s = [max(left_s - 1.1 * seeds * seed_s, 1.1 * predicted_s) for seeds in (1, 2)]
-            assert any(rung.limit_s == pytest.approx(most, rel=0.02) for most in most_s)
+            assert any(segment.limit_s == pytest.approx(most, rel=0.02) for most in most_s)
             kinds.add("beside the reserve")
             continue
-        assert rung.limit_s == pytest.approx(at_most_s, abs=1e-3)
+        assert segment.limit_s == pytest.approx(at_most_s, abs=1e-3)
         kinds.add("left" if left_s < max(5 * predicted_s, 30.0) else "least" if predicted_s < 6.0 else "prediction")
     assert kinds == {"prediction", "least", "left", "beside the reserve"}
-    first = run.runner.rungs[0]
+    first = run.runner.segments[0]
     assert predicted[0][0] == pytest.approx(first.until_step * run.runner.step_s(32) + run.runner.eval_s)
 
 
-def test_a_crashed_rung_is_run_again_from_its_checkpoint_three_times_at_most() -> None:
-    attempts: list[Rung] = []
+def test_a_crashed_segment_is_run_again_from_its_checkpoint_three_times_at_most() -> None:
+    attempts: list[TrainSegment] = []
 
-    def crash(rung: Rung) -> bool:
-        if rung.trial == 1 and rung.start_step > 0:
-            attempts.append(rung)
+    def crash(segment: TrainSegment) -> bool:
+        if segment.trial == 1 and segment.start_step > 0:
+            attempts.append(segment)
             return True
         return False
 
@@ -571,13 +587,13 @@ def test_a_crashed_rung_is_run_again_from_its_checkpoint_three_times_at_most() -
     assert result.trials[1].state == "failed"
     once = iter([True])
     mended = race(
-        SimRunner(faults=fault("crashed", lambda rung: rung.trial == 0 and next(once, False))), **sampled()
+        SimRunner(faults=fault("crashed", lambda segment: segment.trial == 0 and next(once, False))), **sampled()
     ).result
     assert mended.trials[0].state == "complete"
 
 
 def test_anything_that_trains_beats_a_baseline_that_does_not() -> None:
-    result = race(SimRunner(faults=fault("diverged", lambda rung: rung.trial == 0)), **sampled()).result
+    result = race(SimRunner(faults=fault("diverged", lambda segment: segment.trial == 0)), **sampled()).result
     assert not result.chose_baseline
     assert result.baseline is None
     assert result.score is not None
@@ -587,10 +603,10 @@ def test_anything_that_trains_beats_a_baseline_that_does_not() -> None:
 def test_one_that_does_not_is_not_the_answer_of_a_race_that_was_stopped() -> None:
     runner = SimRunner()
 
-    def faults(rung: Rung) -> RungResult | None:
-        if rung.trial and in_one_go(rung):
+    def faults(segment: TrainSegment) -> SegmentResult | None:
+        if segment.trial and in_one_go(segment):
             raise KeyboardInterrupt
-        return fault("diverged", lambda rung: rung.trial == 0)(rung)
+        return fault("diverged", lambda segment: segment.trial == 0)(segment)
 
     runner.faults = faults
     result = race(runner, **sampled()).result
@@ -601,8 +617,8 @@ def test_one_that_does_not_is_not_the_answer_of_a_race_that_was_stopped() -> Non
 
 
 def test_where_nothing_lasts_under_a_fresh_seed_it_is_not_said_to_have_scored_below_the_baseline() -> None:
-    def fails(rung: Rung) -> bool:
-        return rung.trial == 0 or in_one_go(rung)
+    def fails(segment: TrainSegment) -> bool:
+        return segment.trial == 0 or in_one_go(segment)
 
     result = race(SimRunner(faults=fault("diverged", fails)), most_trials=3).result
     assert result.chose_baseline
@@ -643,12 +659,12 @@ def test_a_baseline_that_ran_out_of_time_is_trained_to_the_end_when_there_is_mor
     """Nothing may win uncompared because the clock, and no fault of the baseline, ended its training."""
     runner = SimRunner()
 
-    def slow(rung: Rung) -> RungResult | None:
+    def slow(segment: TrainSegment) -> SegmentResult | None:
         runner.slowdown = 1.0
-        if rung.trial or (rung.start_step > 0) != (level > 0) or runner.clock.now_s > 60.0:
+        if segment.trial or (segment.start_step > 0) != (level > 0) or runner.clock.now_s > 60.0:
             return None
-        assert rung.limit_s is not None
-        return RungResult(rung=rung, outcome="timeout", seconds=rung.limit_s)
+        assert segment.limit_s is not None
+        return SegmentResult(segment=segment, outcome="timeout", seconds=segment.limit_s)
 
     runner.faults = slow
     with pytest.raises(NoValidResult, match="time"):
@@ -667,12 +683,12 @@ def test_a_baseline_that_ran_out_of_time_is_trained_to_the_end_when_there_is_mor
 
 
 def test_a_baseline_that_hangs_once_is_trained_again_and_failed_when_it_hangs_twice() -> None:
-    attempts: list[Rung] = []
+    attempts: list[TrainSegment] = []
 
-    def hangs(times: int) -> Callable[[Rung], bool]:
-        def when(rung: Rung) -> bool:
-            if rung.trial == 0 and len(attempts) < times:
-                attempts.append(rung)
+    def hangs(times: int) -> Callable[[TrainSegment], bool]:
+        def when(segment: TrainSegment) -> bool:
+            if segment.trial == 0 and len(attempts) < times:
+                attempts.append(segment)
                 return True
             return False
 
@@ -688,9 +704,9 @@ def test_a_baseline_that_hangs_once_is_trained_again_and_failed_when_it_hangs_tw
 
 
 def test_a_task_that_gives_up_by_itself_costs_the_trial_unless_it_is_the_baseline() -> None:
-    def gives_up(trial: int) -> Callable[[Rung], RungResult | None]:
-        def fault(rung: Rung) -> RungResult | None:
-            if rung.trial == trial:
+    def gives_up(trial: int) -> Callable[[TrainSegment], SegmentResult | None]:
+        def fault(segment: TrainSegment) -> SegmentResult | None:
+            if segment.trial == trial:
                 raise TaskError("the user's code raised SystemExit: the loss is nan")
             return None
 
@@ -706,7 +722,7 @@ def test_a_task_that_gives_up_by_itself_costs_the_trial_unless_it_is_the_baselin
 
 def test_a_race_in_which_everything_fails_says_what_was_said() -> None:
     with pytest.raises(NoValidResult, match=r"none was \(diverged: made up\)"):
-        race(SimRunner(faults=fault("diverged", lambda rung: True, seconds=0.0)), **sampled())
+        race(SimRunner(faults=fault("diverged", lambda segment: True, seconds=0.0)), **sampled())
 
 
 def test_a_profile_far_too_fast_is_told_from_a_bad_task() -> None:
@@ -717,7 +733,7 @@ def test_a_profile_far_too_fast_is_told_from_a_bad_task() -> None:
 def test_a_finalist_that_fails_under_a_fresh_seed_gives_way() -> None:
     calm = race(**sampled()).result
     first = next(t for t in calm.trials if t.role == "confirmation")
-    run = race(SimRunner(faults=fault("diverged", lambda rung: rung.trial == first.number)), **sampled())
+    run = race(SimRunner(faults=fault("diverged", lambda segment: segment.trial == first.number)), **sampled())
     assert run.result.chosen != first.config
     assert any("failed under a fresh seed" in reason for reason in run.result.why)
 
@@ -728,11 +744,11 @@ def test_a_fresh_seed_that_fails_at_once_leaves_its_time_to_the_next_best(seed: 
     baseline = sim_facts().baseline
     failed: list[Config] = []
 
-    def fails(rung: Rung) -> bool:
-        fresh = rung.config != baseline and in_one_go(rung)
-        if fresh and rung.config not in failed and len(failed) < 2:
-            failed.append(rung.config)
-        return fresh and rung.config in failed
+    def fails(segment: TrainSegment) -> bool:
+        fresh = segment.config != baseline and in_one_go(segment)
+        if fresh and segment.config not in failed and len(failed) < 2:
+            failed.append(segment.config)
+        return fresh and segment.config in failed
 
     sampler = optuna.samplers.RandomSampler(seed=seed)
     run = race(SimRunner(faults=fault("diverged", fails, seconds=0.05)), sampler=sampler, most_trials=200, seed=seed)
@@ -755,12 +771,12 @@ def test_no_more_configurations_are_tried_than_asked_for(most: int, search: str)
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 9, 20, "first seed", "last reserved seed", "seed beyond"])
 def test_an_interrupt_leaves_the_baseline_unless_the_seeds_had_spoken(at: int | str) -> None:
-    seeds = [number for number, rung in enumerate(race(**sampled()).runner.rungs, 1) if in_one_go(rung)]
+    seeds = [number for number, segment in enumerate(race(**sampled()).runner.segments, 1) if in_one_go(segment)]
     stop = {"first seed": seeds[0], "last reserved seed": seeds[1], "seed beyond": seeds[2]}.get(str(at), at)
     runner = SimRunner()
 
-    def interrupt(rung: Rung) -> None:
-        if len(runner.rungs) == stop:
+    def interrupt(segment: TrainSegment) -> None:
+        if len(runner.segments) == stop:
             raise KeyboardInterrupt
 
     runner.faults = interrupt
@@ -785,7 +801,7 @@ def test_test_data_is_scored_once_for_each_side() -> None:
 @pytest.mark.parametrize("error", [TaskError("labels out of range"), CheckpointError("it is torn: out of range")])
 def test_a_test_that_fails_costs_its_score_and_nothing_else(error: Exception) -> None:
     class Untestable(SimRunner):
-        def test_score(self, rung: Rung) -> float | None:
+        def test_score(self, segment: TrainSegment) -> float | None:
             raise error
 
     run = race(Untestable(known=sim_facts(has_test_data=True)), **sampled())
@@ -803,9 +819,11 @@ def test_the_test_data_takes_no_time_from_the_fresh_seeds(seed: int) -> None:
 
 
 def test_a_trial_that_uses_up_the_time_leaves_enough_for_the_test() -> None:
-    def hangs(rung: Rung) -> RungResult | None:
-        assert rung.limit_s is not None
-        return RungResult(rung=rung, outcome="timeout", seconds=rung.limit_s) if in_one_go(rung) else None
+    def hangs(segment: TrainSegment) -> SegmentResult | None:
+        assert segment.limit_s is not None
+        return (
+            SegmentResult(segment=segment, outcome="timeout", seconds=segment.limit_s) if in_one_go(segment) else None
+        )
 
     runner = SimRunner(known=sim_facts(has_test_data=True), faults=hangs)
     run = race(runner, **sampled())
@@ -828,12 +846,12 @@ def test_a_baseline_that_does_not_fit_is_accumulated() -> None:
 class Steps(SimRunner):
     """A runner whose gradients grow with the learning rate and from rung to rung."""
 
-    def advance(self, rung: Rung) -> RungResult:
-        norm = rung.config.lr * rung.until_step
-        return replace(SimRunner.advance(self, rung), grad_norms=GradNorms(median=norm, largest=2 * norm))
+    def advance(self, segment: TrainSegment) -> SegmentResult:
+        norm = segment.config.lr * segment.until_step
+        return replace(SimRunner.advance(self, segment), grad_norms=GradNorms(median=norm, largest=2 * norm))
 
 
-def test_a_trial_keeps_the_norms_of_each_rung() -> None:
+def test_a_trial_keeps_the_norms_of_each_segment() -> None:
     for trial in race(Steps(), **sampled()).result.trials:
         assert [norms.median for norms in trial.grad_norms][: len(trial.scores)] == [
             trial.config.lr * step for step, _ in trial.scores
@@ -1118,17 +1136,19 @@ def test_a_baseline_set_aside_before_its_first_score_comes_last_of_those_that_wa
 class Restarted(SimRunner):
     """Says of some rungs that they were the first of a process and took long; by the clock they did not."""
 
-    def advance(self, rung: Rung) -> RungResult:
-        result = SimRunner.advance(self, rung)
-        warms_up = len(self.rungs) in (1, 5, 6, 12)
+    def advance(self, segment: TrainSegment) -> SegmentResult:
+        result = SimRunner.advance(self, segment)
+        warms_up = len(self.segments) in (1, 5, 6, 12)
         return replace(result, is_first=True, seconds=40 * result.seconds) if warms_up else result
 
 
-def test_the_first_rung_of_a_process_says_nothing_of_the_pace() -> None:
+def test_the_first_segment_of_a_process_says_nothing_of_the_pace() -> None:
     restarted, undisturbed = Restarted(), SimRunner()
     race(restarted, **sampled())
     race(undisturbed, **sampled())
-    assert len(undisturbed.rungs) > 12
-    assert [rung.until_step for rung in restarted.rungs] == [rung.until_step for rung in undisturbed.rungs]
-    limits = [[rung.limit_s for rung in runner.rungs[2:]] for runner in (restarted, undisturbed)]
+    assert len(undisturbed.segments) > 12
+    assert [segment.until_step for segment in restarted.segments] == [
+        segment.until_step for segment in undisturbed.segments
+    ]
+    limits = [[segment.limit_s for segment in runner.segments[2:]] for runner in (restarted, undisturbed)]
     assert limits[0] == limits[1]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from autobatch.core.plan import Config, Plan
 from autobatch.core.runner import Runner
-from autobatch.core.segment import Rung, RungResult
+from autobatch.core.segment import SegmentResult, TrainSegment
 from autobatch.errors import ReportError
 from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.memory import find_max_batch_size
@@ -34,8 +34,10 @@ def config(batch_size: int, lr: float, accumulation_steps: int = 1) -> Config:
     return Config(plan=Plan(batch_size=batch_size, accumulation_steps=accumulation_steps), lr=lr)
 
 
-def rung(at: Config, *, seed: int = 0, until_step: int = 100, limit_s: float | None = None, trial: int = 0) -> Rung:
-    return Rung(
+def segment(
+    at: Config, *, seed: int = 0, until_step: int = 100, limit_s: float | None = None, trial: int = 0
+) -> TrainSegment:
+    return TrainSegment(
         trial=trial,
         config=at,
         seed=seed,
@@ -100,32 +102,32 @@ def test_training_costs_what_the_profile_said_times_the_slowdown() -> None:
     runner = SimRunner(slowdown=2.0)
     step_s = runner.time(at.plan, budget_s=1.0).median_step_s
     before = runner.clock()
-    result = runner.advance(rung(at))
+    result = runner.advance(segment(at))
     assert result.train_s == pytest.approx(2.0 * 100 * step_s)
     assert runner.clock() - before == pytest.approx(result.seconds)
 
 
 def test_faults_replace_the_outcome_and_nothing_is_kept() -> None:
-    def crash(which: Rung) -> RungResult:
-        return RungResult(rung=which, outcome="crashed", seconds=3.0, message="segmentation fault")
+    def crash(which: TrainSegment) -> SegmentResult:
+        return SegmentResult(segment=which, outcome="crashed", seconds=3.0, message="segmentation fault")
 
     runner = SimRunner(faults=crash)
-    assert runner.advance(rung(config(64, 1e-3))).outcome == "crashed"
+    assert runner.advance(segment(config(64, 1e-3))).outcome == "crashed"
     assert runner.clock() == 3.0
     assert not runner.kept
 
 
 @pytest.mark.parametrize("make", [lambda: SimRunner(), lambda: ReplayRunner.load(TABLE)])
-def test_a_rung_gives_up_when_its_limit_has_passed(make: Callable[[], SimRunner | ReplayRunner]) -> None:
+def test_a_segment_gives_up_when_its_limit_has_passed(make: Callable[[], SimRunner | ReplayRunner]) -> None:
     runner = make()
-    result = runner.advance(rung(config(64, 1e-3), limit_s=0.01))
+    result = runner.advance(segment(config(64, 1e-3), limit_s=0.01))
     assert (result.outcome, result.seconds) == ("timeout", 0.01)
     assert runner.clock() == 0.01
 
 
 def test_a_minimized_score_is_the_negative_one() -> None:
-    up = SimRunner().advance(rung(config(64, 1e-3)))
-    down = SimRunner(known=sim_facts(direction="minimize")).advance(rung(config(64, 1e-3)))
+    up = SimRunner().advance(segment(config(64, 1e-3)))
+    down = SimRunner(known=sim_facts(direction="minimize")).advance(segment(config(64, 1e-3)))
     assert up.score is not None
     assert down.score == -up.score
 
@@ -137,7 +139,7 @@ def test_the_made_table_is_what_its_formula_gives() -> None:
 
 
 def replayed(at: Config, *, seed: int = 0, until_step: int = 100) -> float:
-    score = ReplayRunner.load(TABLE).advance(rung(at, seed=seed, until_step=until_step)).score
+    score = ReplayRunner.load(TABLE).advance(segment(at, seed=seed, until_step=until_step)).score
     assert score is not None
     return score
 
@@ -197,9 +199,9 @@ def test_a_trial_that_is_tabulated_as_diverged_diverges_from_that_rung_on() -> N
     table = json.loads(TABLE.read_text())
     cell_of(table)[0][1:] = [None] * 2
     runner = ReplayRunner(table=table)
-    assert runner.advance(rung(config(64, 1e-2), until_step=1)).outcome == "ok"
-    assert runner.advance(rung(config(64, 1e-2), trial=1)).outcome == "diverged"
-    assert runner.advance(rung(config(64, 1e-2), trial=2, seed=1)).outcome == "ok"
+    assert runner.advance(segment(config(64, 1e-2), until_step=1)).outcome == "ok"
+    assert runner.advance(segment(config(64, 1e-2), trial=1)).outcome == "diverged"
+    assert runner.advance(segment(config(64, 1e-2), trial=2, seed=1)).outcome == "ok"
     ends = [column[-1] for row in table["score"] for cell in row for column in cell if column[-1] is not None]
     assert runner.truth(config(64, 1e-2)) == pytest.approx((min(ends) + 0.91) / 2)
 
@@ -234,7 +236,7 @@ def test_a_replayed_step_takes_the_tabulated_time() -> None:
     assert runner.time(Plan(batch_size=64), budget_s=0).median_step_s == pytest.approx(0.00164)
     assert runner.time(Plan(batch_size=160), budget_s=0).median_step_s == pytest.approx(0.0026)
     assert runner.time(Plan(batch_size=64, accumulation_steps=3), budget_s=0).median_step_s == pytest.approx(0.00492)
-    assert runner.advance(rung(config(64, 1e-2))).train_s == pytest.approx(0.164)
+    assert runner.advance(segment(config(64, 1e-2))).train_s == pytest.approx(0.164)
 
 
 def test_the_largest_replayed_batch_is_the_last_of_the_table() -> None:

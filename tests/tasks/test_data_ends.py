@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from autobatch import Plan, Task
 from autobatch.core.facts import TaskFacts
 from autobatch.core.plan import Config
-from autobatch.core.segment import Rung
+from autobatch.core.segment import TrainSegment
 from autobatch.devices import open_device
 from autobatch.errors import TaskError
 from autobatch.runs.run_folder import RunFolder, RunState
@@ -157,9 +157,11 @@ def test_an_error_of_our_own_about_a_task_names_its_file(tmp_path: Path) -> None
     data = GoesOn(rows(40))
     running = runner(train_data=lambda: data, path=tmp_path / "model.py")
     config = Config(plan=Plan(batch_size=16), lr=0.1)
-    rung = Rung(trial=0, config=config, seed=0, start_step=0, until_step=9, total_steps=9, eval_batch_size=16)
+    segment = TrainSegment(
+        trial=0, config=config, seed=0, start_step=0, until_step=9, total_steps=9, eval_batch_size=16
+    )
     with pytest.raises(TaskError, match=r"^model\.py: train_data\(\) gave batches in one epoch and none in the next"):
-        running.advance(rung)
+        running.advance(segment)
     running.close()
 
 

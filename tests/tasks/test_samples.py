@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from autobatch import Plan, Task
 from autobatch.core.plan import Config
-from autobatch.core.segment import Rung
+from autobatch.core.segment import TrainSegment
 from autobatch.devices import open_device
 from autobatch.errors import TaskError
 from autobatch.tasks.data import Collated, DeviceLoader, val_loader
@@ -172,8 +172,8 @@ def test_every_kind_of_batch_passes_the_check_is_probed_and_trained(name: str, t
     assert runner.facts().train_size == 23
     assert runner.probe(Plan(batch_size=8), verdict=True).outcome == "ok"
     plan = Config(plan=Plan(batch_size=4), lr=0.01)
-    rung = Rung(trial=0, config=plan, seed=0, start_step=0, until_step=3, total_steps=3, eval_batch_size=10)
-    result = runner.advance(rung)
+    segment = TrainSegment(trial=0, config=plan, seed=0, start_step=0, until_step=3, total_steps=3, eval_batch_size=10)
+    result = runner.advance(segment)
     runner.close()
     assert result.outcome == "ok"
     assert result.score is not None

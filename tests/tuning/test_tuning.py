@@ -11,7 +11,7 @@ import pytest
 
 from autobatch.core.measurement import Measurement
 from autobatch.core.plan import Config, Plan
-from autobatch.core.segment import Rung, RungResult
+from autobatch.core.segment import SegmentResult, TrainSegment
 from autobatch.errors import TaskError
 from autobatch.runs.run_folder import RunFolder, RunState
 from autobatch.runs.settings import Earlier, TuneSettings
@@ -138,9 +138,9 @@ class Picky(SimRunner):
         self._see(plan)
         return SimRunner.time(self, plan, **options)
 
-    def advance(self, rung: Rung) -> RungResult:
-        self._see(rung.config.plan)
-        return SimRunner.advance(self, rung)
+    def advance(self, segment: TrainSegment) -> SegmentResult:
+        self._see(segment.config.plan)
+        return SimRunner.advance(self, segment)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from torch.utils.data import TensorDataset
 from autobatch import Plan, Task
 from autobatch.core.checkpoints import checkpoint_path
 from autobatch.core.plan import Config
-from autobatch.core.segment import Rung
+from autobatch.core.segment import TrainSegment
 from autobatch.devices import open_device
 from autobatch.errors import CheckpointError, TaskError
 from autobatch.tasks import object_state
@@ -43,9 +43,9 @@ def blobs(seed: int = 0) -> TensorDataset:
     return TensorDataset(x, (x[:, 0] > 0).long())
 
 
-def rung(start: int, until: int, trial: int = 0) -> Rung:
+def segment(start: int, until: int, trial: int = 0) -> TrainSegment:
     config = Config(plan=PLAN, lr=0.05)
-    return Rung(
+    return TrainSegment(
         trial=trial, config=config, seed=1, start_step=start, until_step=until, total_steps=12, eval_batch_size=64
     )
 
@@ -60,7 +60,7 @@ def scores(made: Task, folder: Path, *legs: tuple[int, int], trial: int = 0, run
     own = runner or TorchRunner(made, open_device("cpu"), checkpoints=folder)
     found = []
     for start, until in legs:
-        result = own.advance(rung(start, until, trial))
+        result = own.advance(segment(start, until, trial))
         assert result.outcome == "ok", result.message
         assert result.score is not None
         found.append(result.score)
@@ -403,7 +403,7 @@ def test_globals_go_on_and_each_trial_begins_anew(tmp_path: Path) -> None:
 def test_a_checkpoint_is_not_kept_in_memory_while_the_trial_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the loss keeps may be large: a second copy of it for the whole rung may be one too many."""
+    """What the loss keeps may be large: a second copy of it for the whole segment may be one too many."""
     read: list[weakref.ref[Tensor]] = []
     alive: list[int] = []
 
@@ -683,12 +683,12 @@ def test_a_checkpoint_is_plain_data_and_the_optimizers_state_has_names(tmp_path:
 def of_before(made: Task, folder: Path) -> Path:
     """A checkpoint of step 3 as it was written when optimizer state was kept by position."""
     runner = TorchRunner(made, open_device("cpu"), checkpoints=folder)
-    runner.advance(rung(0, 3))
+    runner.advance(segment(0, 3))
     runner.close()
     path = checkpoint_path(folder, 0, 3)
     again = TorchRunner(made, open_device("cpu"), checkpoints=folder)
     state = read_checkpoint(path)
-    trainer = again._trainer(rung(0, 3).config, seed=1, total_steps=12)
+    trainer = again._trainer(segment(0, 3).config, seed=1, total_steps=12)
     trainer.restore(state)
     again.close()
     old = {name: value for name, value in state.items() if name not in ("carried", "extra")}
@@ -708,7 +708,7 @@ def test_a_checkpoint_of_before_goes_on_where_position_says_enough(tmp_path: Pat
     groups = task(model=deep, optimizer=adamw_groups)
     runner = TorchRunner(groups, open_device("cpu"), checkpoints=of_before(groups, tmp_path / "groups"))
     with pytest.raises(CheckpointError, match=r"kept the optimizer's state by position.*start a new run"):
-        runner.advance(rung(3, 12))
+        runner.advance(segment(3, 12))
     runner.close()
 
 
@@ -740,7 +740,7 @@ def test_what_cannot_be_kept_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     runner = TorchRunner(task(model=Iterates), open_device("cpu"), checkpoints=tmp_path)
     assert any("`Iterates.strengths` changes in training and cannot be kept" in one for one in runner.facts().warnings)
     with pytest.warns(UserWarning, match="`Iterates.strengths` changes in training and cannot be kept in a checkpoint"):
-        runner.advance(rung(0, 3))
+        runner.advance(segment(0, 3))
     runner.close()
 
 
@@ -795,7 +795,7 @@ def test_what_is_too_large_to_be_kept_is_named_with_its_size(
     if changes.get("model") is not ReplaysLater:
         assert any(re.search(told, warning) for warning in runner.facts().warnings)
     with pytest.warns(UserWarning, match=rf"{told}.* keep a tensor or an array there, or give the module get_extra_st"):
-        runner.advance(rung(0, 6))
+        runner.advance(segment(0, 6))
     runner.close()
 
 
@@ -820,7 +820,7 @@ def test_an_optimizer_that_keeps_too_much_is_an_error_of_the_task(
     made = task(optimizer=lambda model, lr: Remembers(model.parameters(), lr))
     runner = TorchRunner(made, open_device("cpu"), checkpoints=tmp_path)
     with pytest.raises(TaskError, match=r"`Remembers\.steps` cannot be kept in a checkpoint: it leads to more than"):
-        runner.advance(rung(0, 3))
+        runner.advance(segment(0, 3))
     runner.close()
 
 
@@ -830,5 +830,5 @@ def test_what_is_kept_is_no_warning(model: Any, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert runner.facts().warnings == ()
-        assert runner.advance(rung(0, 3)).outcome == "ok"
+        assert runner.advance(segment(0, 3)).outcome == "ok"
     runner.close()

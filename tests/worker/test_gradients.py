@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from autobatch import Plan, Task
 from autobatch.core.plan import Config
-from autobatch.core.segment import Rung
+from autobatch.core.segment import TrainSegment
 from autobatch.devices import open_device
 from autobatch.errors import TaskError
 from autobatch.worker.check import check_task
@@ -96,12 +96,12 @@ def test_sparse_layers_are_checked_probed_and_trained(changes: dict[str, Any], t
     assert not any("gradient" in warning for warning in facts.warnings)
     assert runner.probe(Plan(batch_size=4, accumulation_steps=2, precision=precision)).outcome == "ok"
     config = Config(plan=Plan(batch_size=4, accumulation_steps=2, precision=precision), lr=0.1)
-    first = Rung(trial=0, config=config, seed=0, start_step=0, until_step=4, total_steps=8, eval_batch_size=10)
+    first = TrainSegment(trial=0, config=config, seed=0, start_step=0, until_step=4, total_steps=8, eval_batch_size=10)
     result = runner.advance(first)
     assert result.outcome == "ok"
     assert result.grad_norms is not None
     assert result.grad_norms.median > 0
-    later = Rung(trial=0, config=config, seed=0, start_step=4, until_step=8, total_steps=8, eval_batch_size=10)
+    later = TrainSegment(trial=0, config=config, seed=0, start_step=4, until_step=8, total_steps=8, eval_batch_size=10)
     assert runner.advance(later).outcome == "ok"
     runner.close()
 

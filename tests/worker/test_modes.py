@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 from autobatch import Plan, Task, find_max_batch
 from autobatch.core.checkpoints import checkpoint_path
 from autobatch.core.plan import Config
-from autobatch.core.segment import Rung
+from autobatch.core.segment import TrainSegment
 from autobatch.devices import open_device
 from autobatch.worker.check import check_task
 from autobatch.worker.modes import judged, to_train
@@ -87,9 +87,11 @@ def task(optimizer: Any, **changes: Any) -> Task:
     return Task(**(made | {"optimizer": lambda model, lr: optimizer(model.parameters(), lr)} | changes))
 
 
-def rung(start: int, until: int) -> Rung:
+def segment(start: int, until: int) -> TrainSegment:
     config = Config(plan=PLAN, lr=0.5)
-    return Rung(trial=0, config=config, seed=1, start_step=start, until_step=until, total_steps=9, eval_batch_size=64)
+    return TrainSegment(
+        trial=0, config=config, seed=1, start_step=start, until_step=until, total_steps=9, eval_batch_size=64
+    )
 
 
 @pytest.mark.parametrize("optimizer", [Averaging, Says])
@@ -101,8 +103,8 @@ def test_each_command_steps_in_one_mode_and_judges_in_the_other(optimizer: Any, 
     assert runner.time(PLAN, budget_s=0.1).step_s
     assert runner.sweep_lr(PLAN, lowest=1e-4, highest=1e-2, steps=6, seed=0).losses
     assert runner.time_evaluation(16) > 0
-    assert runner.advance(rung(0, 3)).outcome == "ok"
-    assert runner.advance(rung(3, 9)).outcome == "ok"
+    assert runner.advance(segment(0, 3)).outcome == "ok"
+    assert runner.advance(segment(3, 9)).outcome == "ok"
     runner.close()
 
 
@@ -118,13 +120,13 @@ def test_the_weights_to_judge_are_scored_and_saved_and_those_to_train_go_on(tmp_
 
     runner = TorchRunner(task(Averaging, evaluate=evaluate), open_device("cpu"), checkpoints=tmp_path)
     for start, until in ((0, 2), (2, 5), (5, 9)):
-        assert runner.advance(rung(start, until)).outcome == "ok"
+        assert runner.advance(segment(start, until)).outcome == "ok"
     whole = TorchRunner(task(Averaging, evaluate=evaluate), open_device("cpu"), checkpoints=tmp_path / "whole")
-    assert whole.advance(rung(0, 9)).outcome == "ok"
+    assert whole.advance(segment(0, 9)).outcome == "ok"
     assert torch.equal(scored[-1], scored[-2])  # swapped back and forth without rounding: equal to the bit
     state = read_checkpoint(checkpoint_path(tmp_path, 0, 9))
     assert torch.equal(state["model"]["0.weight"], scored[-1])
-    trainer = runner._trainer(rung(0, 9).config, seed=1, total_steps=9)
+    trainer = runner._trainer(segment(0, 9).config, seed=1, total_steps=9)
     trainer.restore(state)
     assert not torch.equal(weight(trainer.model), scored[-1])  # those to train
     runner.close()

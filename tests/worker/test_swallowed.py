@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from autobatch import Task
 from autobatch.core.plan import Config, Plan, Precision
-from autobatch.core.segment import Rung
+from autobatch.core.segment import TrainSegment
 from autobatch.devices.cpu import CpuDevice
 from autobatch.errors import TaskError
 from autobatch.worker.check import check_task
@@ -169,12 +169,12 @@ def test_a_task_that_trains_in_turn_runs_at_every_size(tmp_path: Path, step: Any
     for size in (2, 8, 16):
         assert runner.probe(Plan(batch_size=size), verdict=True).outcome == "ok"
         assert runner.time(Plan(batch_size=size), budget_s=0.05).outcome == "ok"
-    assert runner.advance(rung(16, 12)).outcome == "ok"
+    assert runner.advance(segment(16, 12)).outcome == "ok"
     runner.close()
 
 
-def rung(size: int, until: int, start: int = 0, total: int | None = None) -> Rung:
-    return Rung(
+def segment(size: int, until: int, start: int = 0, total: int | None = None) -> TrainSegment:
+    return TrainSegment(
         trial=0,
         config=Config(plan=Plan(batch_size=size), lr=1e-2),
         seed=0,
@@ -209,7 +209,7 @@ def test_a_look_at_what_was_skipped_leaves_the_trial_its_own_draws(tmp_path: Pat
         runner = opened(tmp_path, training_step=step)
         start = 0
         for until in cuts:
-            assert runner.advance(rung(8, until, start, 12)).outcome == "ok"
+            assert runner.advance(segment(8, until, start, 12)).outcome == "ok"
             start = until
         runner.close()
         drawn.append(step.draws())
@@ -226,8 +226,8 @@ def test_a_timing_and_a_trial_of_steps_that_did_not_run_are_none(tmp_path: Path,
     timed = runner.time(Plan(batch_size=24), budget_s=0.05)
     assert timed.outcome == "oom"
     assert "a step on 24 samples left no gradient" in (timed.message or "")
-    assert runner.advance(rung(8, 10)).outcome == "ok"
-    done = runner.advance(rung(24, 10))
+    assert runner.advance(segment(8, 10)).outcome == "ok"
+    done = runner.advance(segment(24, 10))
     assert done.outcome == "oom"
     assert (done.message or "").startswith("10 of 10 steps left no gradient")
     runner.close()
@@ -238,7 +238,7 @@ def test_a_trial_may_skip_a_batch_for_reasons_of_its_own(tmp_path: Path) -> None
         return skips(model, batch, scale) if bool(batch[1].float().mean() > 0.4) else None
 
     runner = opened(tmp_path, training_step=training_step)
-    assert runner.advance(rung(8, 12)).outcome == "ok"
+    assert runner.advance(segment(8, 12)).outcome == "ok"
     runner.close()
 
 
@@ -286,7 +286,7 @@ def test_what_a_library_is_refused_once_for_a_shape_is_not_the_tasks(tmp_path: P
     runner = opened(tmp_path, device.device(), training_step=counting(device, first_of))
     assert [runner.probe(Plan(batch_size=size)).outcome for size in (8, 24)] == ["ok", "ok"]
     assert runner.time(Plan(batch_size=40), budget_s=0.05).outcome == "ok"
-    assert runner.advance(rung(48, 10)).outcome == "ok"
+    assert runner.advance(segment(48, 10)).outcome == "ok"
     runner.close()
 
 
@@ -301,7 +301,7 @@ def test_a_trial_with_few_skipped_steps_ran_out_of_memory_where_the_device_says_
         return skips(model, (batch[0][:4], batch[1][:4]), scale)
 
     runner = opened(tmp_path, device.device(), training_step=training_step)
-    done = runner.advance(rung(24, 30))
+    done = runner.advance(segment(24, 30))
     runner.close()
     assert done.outcome == "oom"
     assert "3 of 30 steps left no gradient" in (done.message or "")

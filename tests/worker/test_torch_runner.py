@@ -21,7 +21,7 @@ from autobatch import Task
 from autobatch.core.checkpoints import checkpoint_path
 from autobatch.core.plan import Config, Plan
 from autobatch.core.runner import Runner
-from autobatch.core.segment import Rung, RungResult
+from autobatch.core.segment import SegmentResult, TrainSegment
 from autobatch.devices import open_device
 from autobatch.errors import (
     CheckpointError,
@@ -107,7 +107,7 @@ def cpu(tmp_path: Path) -> Iterator[TorchRunner]:
     runner.close()
 
 
-def rung(**changes: Any) -> Rung:
+def segment(**changes: Any) -> TrainSegment:
     known: dict[str, Any] = {
         "trial": 0,
         "config": Config(plan=Plan(batch_size=8), lr=1e-2),
@@ -117,22 +117,22 @@ def rung(**changes: Any) -> Rung:
         "total_steps": 20,
         "eval_batch_size": 32,
     }
-    return Rung(**(known | changes))
+    return TrainSegment(**(known | changes))
 
 
-def test_a_rung_learns_and_is_scored_on_the_test_data_too(cpu: TorchRunner) -> None:
-    result = cpu.advance(rung(until_step=60, total_steps=60))
+def test_a_segment_learns_and_is_scored_on_the_test_data_too(cpu: TorchRunner) -> None:
+    result = cpu.advance(segment(until_step=60, total_steps=60))
     assert result.score is not None
     assert result.score > 0.6
-    tested = cpu.test_score(rung(until_step=60, total_steps=60))
+    tested = cpu.test_score(segment(until_step=60, total_steps=60))
     assert tested is not None
     assert tested > 0.6
 
 
-def test_a_rung_tells_the_norms_of_its_gradients(tmp_path: Path) -> None:
+def test_a_segment_tells_the_norms_of_its_gradients(tmp_path: Path) -> None:
     for clip in (None, 1e-3, 1e6):
         runner = opened("cpu", tmp_path, clip_grad_norm=clip)
-        norms = runner.advance(rung(until_step=60, total_steps=60)).grad_norms
+        norms = runner.advance(segment(until_step=60, total_steps=60)).grad_norms
         assert norms is not None
         assert 0 < norms.median <= norms.largest
         assert norms.clipped == {None: None, 1e-3: 1.0, 1e6: 0.0}[clip]
@@ -145,9 +145,9 @@ def test_three_legs_equal_one_to_the_bit_with_a_schedule_and_accumulation(tmp_pa
 
     runner = opened("cpu", tmp_path, scheduler=cosine)
     config = Config(plan=Plan(batch_size=8, accumulation_steps=2), lr=1e-2)
-    whole = runner.advance(rung(config=config, until_step=40, total_steps=40))
+    whole = runner.advance(segment(config=config, until_step=40, total_steps=40))
     for start, until in ((0, 5), (5, 20), (20, 40)):
-        last = runner.advance(rung(trial=1, config=config, start_step=start, until_step=until, total_steps=40))
+        last = runner.advance(segment(trial=1, config=config, start_step=start, until_step=until, total_steps=40))
     assert last.score == whole.score
     one, other = (read_checkpoint(checkpoint_path(tmp_path, n, 40))["model"] for n in (0, 1))
     torch.testing.assert_close(one, other, rtol=0, atol=0)
@@ -157,20 +157,20 @@ def test_three_legs_equal_one_to_the_bit_with_a_schedule_and_accumulation(tmp_pa
 def test_a_loss_that_blows_up_is_a_diverged_trial(tmp_path: Path) -> None:
     runner = opened("cpu", tmp_path, optimizer=lambda model, lr: torch.optim.SGD(model.parameters(), lr=lr))
     config = Config(plan=Plan(batch_size=8), lr=1e12)
-    result = runner.advance(rung(config=config, until_step=60, total_steps=60))
+    result = runner.advance(segment(config=config, until_step=60, total_steps=60))
     assert result.outcome == "diverged"
     assert "not finite" in str(result.message)
     runner.close()
 
 
 @pytest.mark.parametrize("lr", [0.003, 0.005])
-def test_a_loss_that_rises_and_stays_up_is_given_up_at_half_of_the_first_rung(lr: float, tmp_path: Path) -> None:
+def test_a_loss_that_rises_and_stays_up_is_given_up_at_half_of_the_first_segment(lr: float, tmp_path: Path) -> None:
     def away(model: nn.Module, lr: float) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), lr=lr, maximize=True)
 
     runner = opened("cpu", tmp_path, optimizer=away)
     config = Config(plan=Plan(batch_size=8), lr=lr)
-    asked = rung(config=config, until_step=200, total_steps=400, may_give_up=True)
+    asked = segment(config=config, until_step=200, total_steps=400, may_give_up=True)
     result = runner.advance(asked)
     assert result.outcome == "diverged"
     assert re.fullmatch(r"the loss rose from [\d.]+ to [\d.e+]+ and stayed up", str(result.message))
@@ -183,12 +183,12 @@ def test_a_loss_that_falls_or_wavers_is_no_reason_to_give_up(tmp_path: Path) -> 
     runner = opened("cpu", tmp_path)
     for lr in (1e-6, 1e-2):
         config = Config(plan=Plan(batch_size=1), lr=lr)  # each batch one sample: as noisy as can be
-        assert runner.advance(rung(config=config, until_step=200, total_steps=400, may_give_up=True)).outcome == "ok"
+        assert runner.advance(segment(config=config, until_step=200, total_steps=400, may_give_up=True)).outcome == "ok"
     runner.close()
 
 
-def test_a_rung_gives_up_when_its_time_is_over(cpu: TorchRunner) -> None:
-    result = cpu.advance(rung(until_step=10**6, total_steps=10**6, limit_s=0.2))
+def test_a_segment_gives_up_when_its_time_is_over(cpu: TorchRunner) -> None:
+    result = cpu.advance(segment(until_step=10**6, total_steps=10**6, limit_s=0.2))
     assert result.outcome == "timeout"
 
 
@@ -284,8 +284,8 @@ def test_a_live_model_is_given_back_after_every_kind_of_call(tmp_path: Path) -> 
 TASKS = Path(__file__).parents[1] / "task_files"
 
 
-def goes_all_the_way(made: Task, folder: Path) -> RungResult:
-    """Every call that `tune` makes of a task, two rungs with the worker's memory in between; the last rung's result."""
+def goes_all_the_way(made: Task, folder: Path) -> SegmentResult:
+    """Every call that `tune` makes, two segments with the worker's memory in between; the last segment's result."""
     runner = TorchRunner(made, open_device("cpu"), checkpoints=folder)
     try:
         plan = Plan(batch_size=8, precision=made.precision)
@@ -295,10 +295,10 @@ def goes_all_the_way(made: Task, folder: Path) -> RungResult:
         assert runner.time(plan, budget_s=0.05).outcome == "ok"
         assert runner.time_evaluation(16) > 0
         config = Config(plan=plan, lr=1e-3)
-        runner.advance(rung(config=config, until_step=4, total_steps=12))
-        last = runner.advance(rung(config=config, start_step=4, until_step=12, total_steps=12))
+        runner.advance(segment(config=config, until_step=4, total_steps=12))
+        last = runner.advance(segment(config=config, start_step=4, until_step=12, total_steps=12))
         if made.test_data is not None:
-            assert runner.test_score(rung(config=config, until_step=12, total_steps=12)) is not None
+            assert runner.test_score(segment(config=config, until_step=12, total_steps=12)) is not None
         return last
     finally:
         runner.close()
@@ -390,9 +390,9 @@ def test_a_task_with_its_own_step_and_evaluation_needs_no_loss_of_pairs(tmp_path
 
 def test_a_schedule_without_a_state_goes_on_where_it_stood(tmp_path: Path) -> None:
     runner = opened("cpu", tmp_path, scheduler=Table)
-    runner.advance(rung(until_step=20))
+    runner.advance(segment(until_step=20))
     for start, until in ((0, 7), (7, 20)):
-        runner.advance(rung(trial=1, start_step=start, until_step=until))
+        runner.advance(segment(trial=1, start_step=start, until_step=until))
     whole, legs = (read_checkpoint(checkpoint_path(tmp_path, number, 20)) for number in (0, 1))
     runner.close()
     torch.testing.assert_close(legs["model"], whole["model"], rtol=0, atol=0)
@@ -407,9 +407,9 @@ def test_a_range_test_without_a_loss_is_no_fault_of_the_task(tmp_path: Path) -> 
 
 def test_a_model_kept_between_calls_is_noticed_however_it_is_kept(tmp_path: Path) -> None:
     runner = TorchRunner(task(model=functools.cache(model)), open_device("cpu"), checkpoints=tmp_path)
-    runner.advance(rung())
+    runner.advance(segment())
     with pytest.raises(TaskError, match="model\\(\\) must return a new module at each call"):
-        runner.advance(rung(trial=1))
+        runner.advance(segment(trial=1))
     runner.close()
 
 
@@ -482,7 +482,7 @@ def test_training_data_without_a_size_is_counted_where_that_is_quick(monkeypatch
     assert counted_samples(finite, None) == 50
 
 
-def test_a_rung_whose_evaluation_ends_the_process_can_be_run_again(tmp_path: Path) -> None:
+def test_a_segment_whose_evaluation_ends_the_process_can_be_run_again(tmp_path: Path) -> None:
     falls = [False]
 
     def metric(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -491,13 +491,13 @@ def test_a_rung_whose_evaluation_ends_the_process_can_be_run_again(tmp_path: Pat
         return accuracy(model, batch)
 
     runner = opened("cpu", tmp_path, metric=metric)
-    runner.advance(rung(until_step=5))
+    runner.advance(segment(until_step=5))
     falls[0] = True
     with pytest.raises(KeyboardInterrupt):
-        runner.advance(rung(start_step=5, until_step=20))
+        runner.advance(segment(start_step=5, until_step=20))
     falls[0] = False
-    again = runner.advance(rung(start_step=5, until_step=20))
-    runner.advance(rung(trial=1))
+    again = runner.advance(segment(start_step=5, until_step=20))
+    runner.advance(segment(trial=1))
     runner.forget(0)
     runner.close()
     assert again.outcome == "ok"
@@ -506,14 +506,14 @@ def test_a_rung_whose_evaluation_ends_the_process_can_be_run_again(tmp_path: Pat
 
 def test_a_checkpoint_that_is_not_whole_or_of_another_schedule_is_refused(tmp_path: Path) -> None:
     runner = opened("cpu", tmp_path)
-    runner.advance(rung(until_step=5))
+    runner.advance(segment(until_step=5))
     with pytest.raises(CheckpointError, match=r"is of step 5 of 20, not of 5 of 40"):
-        runner.advance(rung(start_step=5, total_steps=40))
+        runner.advance(segment(start_step=5, total_steps=40))
     path = checkpoint_path(tmp_path, 0, 5)
     for spoiled in (path.read_bytes()[:-100], b"", b"no checkpoint at all"):
         path.write_bytes(spoiled)
         with pytest.raises(CheckpointError, match="cannot be read"):
-            runner.advance(rung(start_step=5))
+            runner.advance(segment(start_step=5))
     runner.close()
 
 
@@ -522,7 +522,7 @@ def test_no_room_for_a_checkpoint_is_an_error_of_the_storage(
     over: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = opened("cpu", tmp_path)
-    runner.advance(rung(until_step=5))
+    runner.advance(segment(until_step=5))
     kept = sorted(tmp_path.iterdir())
     save = torch.save
 
@@ -539,9 +539,9 @@ def test_no_room_for_a_checkpoint_is_an_error_of_the_storage(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
         with pytest.raises(StorageError, match="cannot be written: No space left on device"):
-            runner.advance(rung(start_step=5))
+            runner.advance(segment(start_step=5))
     assert sorted(tmp_path.iterdir()) == kept
-    assert runner.advance(rung(start_step=5)).outcome == "ok"
+    assert runner.advance(segment(start_step=5)).outcome == "ok"
     runner.close()
 
 

@@ -1,4 +1,4 @@
-"""Workers whose memory grows from rung to rung: replaced between two of them, before the kernel does it in one."""
+"""Workers whose memory grows from segment to segment: they are replaced between two, before the kernel kills one."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from ...core.units import format_size
 from ...devices import host_memory
 
-# A worker is replaced between two rungs when it has grown since its first one by more than this share of what the
+# A worker is replaced between two segments when it has grown since its first one by more than this share of what the
 # machine has free, and by more than this many bytes. Both assumed: a new worker costs seconds, one that the kernel
-# kills costs its rung; and a task that fills a cache of its own is left alone while there is room for it.
+# kills costs its segment; and a task that fills a cache of its own is left alone while there is room for it.
 LEAK_SHARE = 0.25
 LEAK_LEAST_BYTES = 256 << 20
 
 
 class LeakWatch:
-    """The memory of a worker, or of the processes that train together, after each of their rungs.
+    """The memory of a worker, or of the processes that train together, after each of their segments.
 
     Args:
         log: file for a line about each that leaks; None for none.
@@ -25,10 +25,10 @@ class LeakWatch:
 
     def __init__(self, log: Path | None) -> None:
         self._log = log
-        self._first: dict[int, int] = {}  # bytes after the first rung, by process
+        self._first: dict[int, int] = {}  # bytes after the first segment, by process
 
     def is_leaking(self, pids: Sequence[int]) -> bool:
-        """Whether these, which have just trained a rung, have grown so much that they are to be replaced."""
+        """Whether these, which have just trained a segment, have grown so much that they are to be replaced."""
         found = {pid: host_memory.process_memory(pid=pid).get("VmRSS") for pid in pids}
         resident = {pid: size for pid, size in found.items() if size is not None}
         free = host_memory.available()

@@ -1,4 +1,4 @@
-"""One answer from the ranks of a group that took a step, a rung or a range test together, and maybe not all of them.
+"""One answer from the ranks of a group that took a step, a segment or a range test together, and maybe not all of them.
 
 Where one rank fails, the others wait for it in a collective until that fails too or their process is ended. So what
 counts is the first cause: an answer that says what went wrong, then a process that ended, then an error, then a rank
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...core.measurement import LrSweep, Measurement, Outcome
-from ...core.segment import Rung, RungOutcome, RungResult
+from ...core.segment import SegmentOutcome, SegmentResult, TrainSegment
 from ...errors import (
     AutobatchError,
     RankLost,
@@ -21,7 +21,7 @@ from ...errors import (
 )
 from .agreement import among, same_error
 
-_RUNGS_WORST_FIRST: tuple[RungOutcome, ...] = ("crashed", "oom", "timeout", "diverged", "ok")
+_SEGMENTS_WORST_FIRST: tuple[SegmentOutcome, ...] = ("crashed", "oom", "timeout", "diverged", "ok")
 _TIMES_WORST_FIRST: tuple[Outcome, ...] = ("crashed", "oom", "over_limit", "nonfinite", "ok")
 
 
@@ -42,7 +42,7 @@ class Answer:
         """Whether the ranks can go on together after it."""
         if self.error is not None:
             return False
-        if isinstance(self.value, (Measurement, RungResult)):
+        if isinstance(self.value, (Measurement, SegmentResult)):
             return self.value.outcome in ("ok", "diverged", "nonfinite")
         return True
 
@@ -68,24 +68,24 @@ def cause(answers: Sequence[Answer]) -> AutobatchError | None:
     return None
 
 
-def joined_rung(rung: Rung, answers: Sequence[Answer]) -> RungResult:
+def joined_segment(segment: TrainSegment, answers: Sequence[Answer]) -> SegmentResult:
     """Rank 0's score and losses, or what went wrong on the rank that fared worst.
 
     Raises:
-        AutobatchError: an error that no other rung would be spared, of the task or its checkpoint.
+        AutobatchError: an error that no other segment would be spared, of the task or its checkpoint.
     """
-    found = _worst(answers, _RUNGS_WORST_FIRST)
+    found = _worst(answers, _SEGMENTS_WORST_FIRST)
     if found is not None:
-        result: RungResult = found[1]
+        result: SegmentResult = found[1]
         return replace(result, message=_naming(*found, len(answers)))
     error = cause(answers)
     if error is None:
-        first: RungResult = answers[0].value
+        first: SegmentResult = answers[0].value
         return replace(first, train_s=max(answer.value.train_s for answer in answers))
     if not isinstance(error, WorkerDied):
         raise error
     is_hung = isinstance(error, WorkerTimeout) or (isinstance(error, RankLost) and any(one.is_late for one in answers))
-    return RungResult(rung=rung, outcome="timeout" if is_hung else "crashed", message=str(error))
+    return SegmentResult(segment=segment, outcome="timeout" if is_hung else "crashed", message=str(error))
 
 
 def joined_times(answers: Sequence[Answer]) -> Measurement | None:
@@ -120,7 +120,7 @@ def _worst(answers: Sequence[Answer], worst_first: Sequence[str]) -> tuple[list[
     return ranks, answers[ranks[0]].value
 
 
-def _naming(ranks: Sequence[int], said: Measurement | RungResult, size: int) -> str | None:
+def _naming(ranks: Sequence[int], said: Measurement | SegmentResult, size: int) -> str | None:
     if len(ranks) == size:
         return said.message
     return f"{among(ranks, size)}: {said.message or said.outcome}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from ...core.segment import RungResult
+from ...core.segment import SegmentResult
 from ..crew import Crew
 from ..trials import StepTimes, Trial, optimizer_step_s
 from .costs import Costs
@@ -39,7 +39,7 @@ class Account:
     Attributes:
         ledger, costs, crew: the race's own.
         allotment_s, spent_s: modelled seconds that the race may spend, and has spent.
-        paces: what finished rungs took over what the profile gave for them.
+        paces: what finished segments took over what the profile gave for them.
         profile: the step times as they were measured; those of `costs` are corrected.
         under_way: the segments being trained, by trial.
     """
@@ -53,11 +53,11 @@ class Account:
     paces: Paces = field(default_factory=Paces)
     under_way: dict[int, SegmentInFlight] = field(default_factory=dict)
 
-    def begin(self, trial: int, segment: SegmentInFlight) -> None:
+    def begin(self, trial: int, in_flight: SegmentInFlight) -> None:
         """Note that a segment of this trial is under way from now on."""
-        self.under_way[trial] = replace(segment, began_s=self.ledger.elapsed_s)
+        self.under_way[trial] = replace(in_flight, began_s=self.ledger.elapsed_s)
 
-    def learn(self, trial: Trial, segment: SegmentInFlight, result: RungResult, reference: int) -> None:
+    def learn(self, trial: Trial, in_flight: SegmentInFlight, result: SegmentResult, reference: int) -> None:
         """Note what a segment took over what the profile gave for it.
 
         Args:
@@ -68,10 +68,10 @@ class Account:
         """
         # A process warms up in its first segment: that of the very first counts for a while, those of others never.
         if self.paces.first is None or not result.is_first:
-            self.paces = self.paces.with_rung(segment.modelled_s, result.seconds)
+            self.paces = self.paces.with_segment(in_flight.modelled_s, result.seconds)
         if not result.is_first:
             plan = trial.config.plan
-            profiled_s = (segment.until_step - trial.steps_done) * optimizer_step_s(plan, self.profile)
+            profiled_s = (in_flight.until_step - trial.steps_done) * optimizer_step_s(plan, self.profile)
             self.paces = self.paces.with_steps(plan.batch_size, profiled_s, result.train_s)
             self.correct_times(reference)
 
@@ -97,16 +97,16 @@ class Account:
         """Modelled seconds of work that may still be begun, with so many confirmations kept for the end in each round,
         none of which begins before the last is over.
 
-        Of the allotment; of all workers' time on the clock; and of one worker's, since the rungs of one trial follow
+        Of the allotment; of all workers' time on the clock; and of one worker's, since the segments of one trial follow
         one another.
         """
         kept_s, size = sum(rounds) * self.costs.confirmation_s, self.crew.size
-        begun_s = sum(segment.modelled_s for segment in self.under_way.values())
+        begun_s = sum(in_flight.modelled_s for in_flight in self.under_way.values())
         on_clock_s = self.ledger.available_s / self.paces.slowest_correction
         now_s = self.ledger.elapsed_s
         to_do_s = sum(
-            max(0.0, segment.modelled_s - (now_s - segment.began_s) / self.paces.slowest_correction)
-            for segment in self.under_way.values()
+            max(0.0, in_flight.modelled_s - (now_s - in_flight.began_s) / self.paces.slowest_correction)
+            for in_flight in self.under_way.values()
         )
         waves = sum(math.ceil(seeds / size) if size else seeds for seeds in rounds)
         return min(

@@ -104,7 +104,7 @@ class Costs:
         """A trial in one go."""
         return self.horizon_s + self.eval_s
 
-    def rung_s(self, trial: Trial, until_step: int) -> float:
+    def segment_s(self, trial: Trial, until_step: int) -> float:
         """Training `trial` from where it stands to `until_step`, with its evaluation."""
         steps = until_step - trial.steps_done
         return steps * optimizer_step_s(trial.config.plan, self.times) + self.eval_s
@@ -112,7 +112,7 @@ class Costs:
     def finish_s(self, trial: Trial) -> float:
         """Training `trial` from where it stands to its end, rung by rung."""
         rungs_left = len(self.ladder.shares) - len(trial.scores)
-        return self.rung_s(trial, trial.total_steps) + (rungs_left - 1) * self.eval_s
+        return self.segment_s(trial, trial.total_steps) + (rungs_left - 1) * self.eval_s
 
     def total_steps(self, plan: Plan) -> int:
         """Optimizer steps of a full trial of `plan`."""

@@ -1,4 +1,4 @@
-"""What training takes over what the profile gave for it: of all rungs together, of late, and of one batch size."""
+"""What training takes over what the profile gave for it: of all segments together, of late, and of one batch size."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ...errors import ReportError
 from ..trials import StepTimes
 
 # Rungs by which the pace of the machine is judged as it is now. Assumed: fewer are one hiccup, more are history.
-LATEST_RUNGS = 3
+LATEST_SEGMENTS = 3
 
 # A batch size whose steps are off by more than this beside the baseline's, and by more than six standard errors of what
-# at least five pairs of neighbouring rungs say, is given its own time from then on. The share is what a fitted step
-# time is asked to be good to. The others are tuned on simulated races of 32 rungs over four sizes: where rungs take up
-# to twice their time by chance, 5 of 100 races find a size that is not off, looked at after each rung (22 with four
-# errors and four pairs); where one size takes 1.5 times its time, and all up to 1.3 by chance, 47 of 50 find it, in the
-# median at the 17th rung.
+# at least five pairs of neighbouring segments say, is given its own time from then on. The share is what a fitted step
+# time is asked to be good to. The others are tuned on simulated races of 32 segments over four sizes: where segments
+# take up to twice their time by chance, 5 of 100 races find a size that is not off, looked at after each segment (22
+# with four errors and four pairs); where one size takes 1.5 times its time, and all up to 1.3 by chance, 47 of 50 find
+# it, in the median at the 17th segment.
 OFF_BY = 0.05
 OFF_ERRORS = 6.0
 LEAST_PAIRS = 5
 
-# Shorter rungs tell nothing of a batch size: a loader that starts is a good part of them. Assumed, in seconds.
+# Shorter segments tell nothing of a batch size: a loader that starts is a good part of them. Assumed, in seconds.
 LEAST_TRAIN_S = 1.0
 
 Pace = tuple[float, float]  # modelled and measured seconds
@@ -36,15 +36,15 @@ Pace = tuple[float, float]  # modelled and measured seconds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paces:
-    """What finished rungs took over what the profile gave for them.
+    """What finished segments took over what the profile gave for them.
 
     Attributes:
-        first: of the very first rung, in which a worker warms up; it counts only while it is the only one. None before
-            it.
+        first: of the very first segment, in which a worker warms up; it counts only while it is the only one. None
+            before it.
         total: of all later ones together, those left out in which another process warmed up.
-        latest: of the last `LATEST_RUNGS` of the later ones.
-        steps: the batch size of each rung long enough to tell of it, and the measured over the profiled seconds of its
-            steps alone; in the order in which they ended.
+        latest: of the last `LATEST_SEGMENTS` of the later ones.
+        steps: the batch size of each segment long enough to tell of it, and the measured over the profiled seconds of
+            its steps alone; in the order in which they ended.
     """
 
     first: Pace | None = None
@@ -52,15 +52,15 @@ class Paces:
     latest: tuple[Pace, ...] = ()
     steps: tuple[tuple[int, float], ...] = ()
 
-    def with_rung(self, modelled_s: float, measured_s: float) -> Paces:
-        """These, and one rung more."""
+    def with_segment(self, modelled_s: float, measured_s: float) -> Paces:
+        """These, and one segment more."""
         if self.first is None:
             return replace(self, first=(modelled_s, measured_s))
         total = (self.total[0] + modelled_s, self.total[1] + measured_s)
-        return replace(self, total=total, latest=(*self.latest, (modelled_s, measured_s))[-LATEST_RUNGS:])
+        return replace(self, total=total, latest=(*self.latest, (modelled_s, measured_s))[-LATEST_SEGMENTS:])
 
     def with_steps(self, batch_size: int, profiled_s: float, measured_s: float) -> Paces:
-        """These, and the training steps of one rung more; short ones change nothing."""
+        """These, and the training steps of one segment more; short ones change nothing."""
         if measured_s < LEAST_TRAIN_S or profiled_s <= 0:
             return self
         return replace(self, steps=(*self.steps, (batch_size, measured_s / profiled_s)))
@@ -72,7 +72,7 @@ class Paces:
 
     @property
     def slowest_correction(self) -> float:
-        """The same, or that of the latest rungs where they were slower.
+        """The same, or that of the latest segments where they were slower.
 
         A machine that throttles or is shared may stay as slow as it has become: planned by the mean, no time is left
         for the fresh seeds (benchmarks/NOTES.md).
@@ -83,8 +83,8 @@ class Paces:
         """By batch size, how many times its profiled time a step takes, beside a step at the batch size `reference`.
 
         A machine that is slower for all sizes alike, or has become so, is in none of them: it changes no comparison at
-        equal time. So only rungs that followed one another are compared, log ratio with log ratio; the sizes' effects
-        are those that explain the differences best (least squares), their errors such as hold where one rung was
+        equal time. So only segments that followed one another are compared, log ratio with log ratio. The effects of
+        the sizes are those that explain the differences best (least squares). Their errors hold where one segment was
         disturbed and the others were not (White 1980). Sizes that are not off for certain are left out.
         """
         pairs = [(one, other) for one, other in pairwise(self.steps) if one[0] != other[0]]
@@ -124,7 +124,7 @@ class Paces:
         """
         first, steps = found.get("first", [NUMBER], or_null=True), found.list_of("steps", [NUMBER])
         if not all(len(step) == 2 and isinstance(step[0], int) and min(step) > 0 for step in steps):
-            raise ReportError(f"a rung's pace is a batch size and a ratio, both above 0; found {steps!r:.80}")
+            raise ReportError(f"a segment's pace is a batch size and a ratio, both above 0; found {steps!r:.80}")
         return cls(
             first=None if first is None else _pace(first),
             total=_pace(found.get("total", [NUMBER])),

@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from ...core.files import sync_folder
 from ...core.json_reader import NUMBER, TEXT_OR_NULL, Reader
 from ...core.plan import Config, Direction, Plan, Precision
-from ...core.segment import GradNorms, RungOutcome
+from ...core.segment import GradNorms, SegmentOutcome
 from ...errors import ReportError, StorageError
 from ..schedulers.optuna_sampler import quiet
 from ..trials import Role, State, Trial
@@ -155,7 +155,7 @@ def _trial(found: Reader) -> Trial:
         origin=found.get("origin", str),
         state=now.one_of("state", State),
         scores=tuple((step, float(score)) for step, score in scores),
-        outcome=now.one_of("outcome", RungOutcome),
+        outcome=now.one_of("outcome", SegmentOutcome),
         message=now.get("message", TEXT_OR_NULL),
         grad_norms=tuple(_norms(Reader(norms, "the norms of a rung")) for norms in now.get("grad_norms", [dict])),
         seconds=now.number("seconds"),

@@ -35,7 +35,7 @@ _RECORDED: dict[str, BaseDistribution] = {
 class StudyWriter:
     """Brings a study up to date with the trials of a race.
 
-    Rung scores are intermediate values at thousandths of the schedule. A paused trial is RUNNING with the user
+    TrainSegment scores are intermediate values at thousandths of the schedule. A paused trial is RUNNING with the user
     attribute `state` = "paused". In the end a complete trial is COMPLETE, a dropped or diverged one PRUNED, and one
     that ran out of memory, crashed or hung is FAIL. The attribute `now` has all that changes of a trial, as it is.
 

@@ -55,8 +55,8 @@ def norms_out_of_line(config: Config, history: History) -> str | None:
 
     The first rung of a trial is left out: at the beginning of a training norms are large.
     """
-    rungs = [norms for trial in history.trials if trial.config == config for norms in trial.grad_norms[1:]]
-    clips = [norms.clipped for norms in rungs if norms.clipped is not None]
+    segments = [norms for trial in history.trials if trial.config == config for norms in trial.grad_norms[1:]]
+    clips = [norms.clipped for norms in segments if norms.clipped is not None]
     if clips:
         share = sum(clips) / len(clips)
         if share <= _MOST_STEPS:
@@ -65,7 +65,7 @@ def norms_out_of_line(config: Config, history: History) -> str | None:
             f"clip_grad_norm shortened {share:.0%} of the steps of the recommended configuration: their length is set "
             "by the clip as much as by the learning rate"
         )
-    worst = max(rungs, key=lambda norms: norms.largest / max(norms.median, 1e-300), default=None)
+    worst = max(segments, key=lambda norms: norms.largest / max(norms.median, 1e-300), default=None)
     if worst is None or worst.largest <= _SPIKE * worst.median:
         return None
     return (

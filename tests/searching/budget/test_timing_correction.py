@@ -18,16 +18,16 @@ SECONDS = st.floats(0.01, 1e4)
 RUNGS = st.lists(st.tuples(st.sampled_from([16, 32, 64]), SECONDS, SECONDS), max_size=12)
 
 
-def after(rungs: list[tuple[int, float, float]]) -> Paces:
+def after(segments: list[tuple[int, float, float]]) -> Paces:
     paces = Paces()
-    for batch, profiled_s, measured_s in rungs:
-        paces = paces.with_rung(profiled_s, measured_s).with_steps(batch, profiled_s, measured_s)
+    for batch, profiled_s, measured_s in segments:
+        paces = paces.with_segment(profiled_s, measured_s).with_steps(batch, profiled_s, measured_s)
     return paces
 
 
 @given(RUNGS)
-def test_paces_come_back_from_a_file_to_the_last_bit(rungs: list[tuple[int, float, float]]) -> None:
-    paces = after(rungs)
+def test_paces_come_back_from_a_file_to_the_last_bit(segments: list[tuple[int, float, float]]) -> None:
+    paces = after(segments)
     assert Paces.from_json(Reader(json.loads(json.dumps(paces.to_json())), "paces")) == paces
 
 
@@ -47,10 +47,10 @@ def test_paces_that_are_none_are_told(steps: object, message: str) -> None:
 
 @given(RUNGS, st.floats(0.1, 10))
 def test_a_machine_that_is_slower_for_all_sizes_is_slower_for_none(
-    rungs: list[tuple[int, float, float]], slowdown: float
+    segments: list[tuple[int, float, float]], slowdown: float
 ) -> None:
-    """Where all rungs are long enough to count, before and after."""
-    long = [(batch, 10 + profiled_s, 10 + measured_s) for batch, profiled_s, measured_s in rungs]
+    """Where all segments are long enough to count, before and after."""
+    long = [(batch, 10 + profiled_s, 10 + measured_s) for batch, profiled_s, measured_s in segments]
     slower = after([(batch, profiled_s, slowdown * measured_s) for batch, profiled_s, measured_s in long])
     assert slower.off_by(16) == pytest.approx(after(long).off_by(16))
 
@@ -72,16 +72,16 @@ def test_a_size_within_a_twentieth_is_left_alone() -> None:
 @pytest.mark.parametrize("reference", [16, 32, 64])
 def test_a_machine_that_becomes_slower_makes_no_size_slower(at: int, reference: int) -> None:
     """Sizes tried late are not to be taken for slow ones: here 16 is tried before, 64 after, and 32 all along."""
-    rungs = [(batch, 10.0, 10.0) for batch in (16, 32) * 6][:at] + [(batch, 10.0, 20.0) for batch in (32, 64) * 6]
-    assert after(rungs).off_by(reference) == {}
+    segments = [(batch, 10.0, 10.0) for batch in (16, 32) * 6][:at] + [(batch, 10.0, 20.0) for batch in (32, 64) * 6]
+    assert after(segments).off_by(reference) == {}
 
 
 @pytest.mark.parametrize("at", range(12))
 @pytest.mark.parametrize("reference", [16, 32, 64])
-def test_one_disturbed_rung_makes_no_size_slow(at: int, reference: int) -> None:
+def test_one_disturbed_segment_makes_no_size_slow(at: int, reference: int) -> None:
     """However quiet the others were."""
-    rungs = [(batch, 10.0, 25.0 if n == at else 10.0) for n, batch in enumerate((16, 32, 16, 64, 32, 64) * 2)]
-    assert after(rungs).off_by(reference) == {}
+    segments = [(batch, 10.0, 25.0 if n == at else 10.0) for n, batch in enumerate((16, 32, 16, 64, 32, 64) * 2)]
+    assert after(segments).off_by(reference) == {}
 
 
 def test_a_restless_machine_seldom_passes_for_a_wrong_profile() -> None:
@@ -109,7 +109,7 @@ def test_on_a_restless_machine_a_size_that_is_off_by_half_is_found() -> None:
     assert fmean(ratios) == pytest.approx(1.5, abs=0.1)
 
 
-def test_short_rungs_tell_nothing_of_a_size() -> None:
+def test_short_segments_tell_nothing_of_a_size() -> None:
     short = 0.9 * LEAST_TRAIN_S
     assert after([(16, short / 3, short)] * 9 + [(32, short, short)] * 9).steps == ()
 

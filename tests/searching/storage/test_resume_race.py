@@ -15,7 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 
 import autobatch.searching.storage.journal
 from autobatch.core.plan import Plan
-from autobatch.core.segment import Rung, RungResult
+from autobatch.core.segment import SegmentResult, TrainSegment
 from autobatch.measuring.profiling import profile
 from autobatch.measuring.throughput import ThroughputCurve
 from autobatch.searching.budget.ledger import Ledger
@@ -59,20 +59,20 @@ def simulated(**changes: Any) -> SimRunner:
     return SimRunner(**({"known": sim_facts(has_test_data=True)} | changes))
 
 
-def failing(rung: Rung) -> RungResult | None:
+def failing(segment: TrainSegment) -> SegmentResult | None:
     """Now and then a trial diverges, runs out of memory, or crashes."""
-    outcome = {3: "diverged", 5: "oom", 7: "crashed"}.get(rung.trial)
-    return None if outcome is None else fault(outcome, lambda _: True)(rung)
+    outcome = {3: "diverged", 5: "oom", 7: "crashed"}.get(segment.trial)
+    return None if outcome is None else fault(outcome, lambda _: True)(segment)
 
 
-def full(rung: Rung) -> RungResult | None:
+def full(segment: TrainSegment) -> SegmentResult | None:
     """Now and then memory runs out where others were trained before."""
-    return None if rung.fresh or rung.trial not in (0, 3) else fault("oom", lambda _: True)(rung)
+    return None if segment.fresh or segment.trial not in (0, 3) else fault("oom", lambda _: True)(segment)
 
 
-def broken_afresh(rung: Rung) -> RungResult | None:
+def broken_afresh(segment: TrainSegment) -> SegmentResult | None:
     """What is trained in one go at a high rate diverges at once, so that fresh seeds fail and leave their time."""
-    return fault("diverged", lambda _: True, 0.05)(rung) if in_one_go(rung) and rung.config.lr > 1e-3 else None
+    return fault("diverged", lambda _: True, 0.05)(segment) if in_one_go(segment) and segment.config.lr > 1e-3 else None
 
 
 # The runner, the settings, and at every how-manieth moment the race is cut.

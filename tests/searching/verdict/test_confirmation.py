@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autobatch.core.plan import Config, Direction, Plan
-from autobatch.core.segment import RungOutcome
+from autobatch.core.segment import SegmentOutcome
 from autobatch.searching.trials import Role, Trial
 from autobatch.searching.verdict.confirmation import (
     MOST_SEEDS,
@@ -32,7 +32,7 @@ def config(number: int) -> Config:
     return Config(plan=Plan(batch_size=32), lr=1e-3 * (1 + number))
 
 
-def trial(number: int, of: Config, role: Role, score: float | None, outcome: RungOutcome = "diverged") -> Trial:
+def trial(number: int, of: Config, role: Role, score: float | None, outcome: SegmentOutcome = "diverged") -> Trial:
     """A trial trained to the end, or one that failed with `outcome`."""
     state: Literal["complete", "failed"] = "failed" if score is None else "complete"
     return Trial(
@@ -259,7 +259,7 @@ def test_equal_configurations_hardly_ever_lead_clearly() -> None:
 
 
 @pytest.mark.parametrize("outcome", ["diverged", "oom", "crashed"])
-def test_a_finalist_that_fails_on_a_fresh_seed_gives_way_to_the_runner_up(outcome: RungOutcome) -> None:
+def test_a_finalist_that_fails_on_a_fresh_seed_gives_way_to_the_runner_up(outcome: SegmentOutcome) -> None:
     trials = searched(0.5, 0.9, 0.6)
     trials.append(trial(3, config(1), "confirmation", None, outcome))
     verdict = judge(history(trials))

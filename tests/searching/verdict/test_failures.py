@@ -15,7 +15,7 @@ from rich.console import Console
 from autobatch.cli.app import cli
 from autobatch.core.plan import Config, Plan
 from autobatch.core.progress import Progress
-from autobatch.core.segment import Rung, RungResult
+from autobatch.core.segment import SegmentResult, TrainSegment
 from autobatch.errors import TaskError
 from autobatch.render.content import report_document
 from autobatch.render.html import to_html
@@ -36,11 +36,11 @@ from .test_confirmation import config, trial
 EXITED = "the loss of task.py failed: SystemExit: 3\n  File task.py, line 7, in loss"
 
 
-def tuned(tmp_path: Path, fails: Callable[[Rung], str | None]) -> tuple[Report, list[str]]:
+def tuned(tmp_path: Path, fails: Callable[[TrainSegment], str | None]) -> tuple[Report, list[str]]:
     """The whole of `tune` on a simulated device whose task fails with a message, and what was told meanwhile."""
 
-    def faults(rung: Rung) -> RungResult | None:
-        message = fails(rung)
+    def faults(segment: TrainSegment) -> SegmentResult | None:
+        message = fails(segment)
         if message is not None:
             raise TaskError(message)
         return None
@@ -71,7 +71,7 @@ def renderings(report: Report) -> dict[str, str]:
 
 
 def test_where_every_other_trial_raises_nothing_is_recommended_and_all_say_why(tmp_path: Path) -> None:
-    report, told = tuned(tmp_path, lambda rung: EXITED if rung.trial else None)
+    report, told = tuned(tmp_path, lambda segment: EXITED if segment.trial else None)
     others = [one for one in report.trials if one["role"] != "baseline"]
     assert others
     assert all((one["state"], one["outcome"], one["message"]) == ("failed", "raised", EXITED) for one in others)
@@ -89,7 +89,7 @@ def test_where_every_other_trial_raises_nothing_is_recommended_and_all_say_why(t
 
 
 def test_where_a_few_raise_the_answer_stands_and_they_are_told(tmp_path: Path) -> None:
-    report, _ = tuned(tmp_path, lambda rung: f"no room at step {rung.trial}" if rung.trial in (2, 3) else None)
+    report, _ = tuned(tmp_path, lambda segment: f"no room at step {segment.trial}" if segment.trial in (2, 3) else None)
     assert not report.is_unanswered
     for name, text in renderings(report).items():
         for number in (2, 3):
@@ -97,7 +97,7 @@ def test_where_a_few_raise_the_answer_stands_and_they_are_told(tmp_path: Path) -
 
 
 def test_a_task_that_raises_only_later_is_unanswered_too(tmp_path: Path) -> None:
-    late, _ = tuned(tmp_path, lambda rung: "epoch 2 has no labels" if rung.trial and rung.start_step else None)
+    late, _ = tuned(tmp_path, lambda segment: "epoch 2 has no labels" if segment.trial and segment.start_step else None)
     assert any(one["scores"] for one in late.trials if one["role"] != "baseline")
     assert late.is_unanswered == all(one["state"] != "complete" for one in late.trials if one["role"] != "baseline")
     assert any("epoch 2 has no labels" in warning for warning in late.warnings)
@@ -107,7 +107,7 @@ def test_a_task_that_raises_only_later_is_unanswered_too(tmp_path: Path) -> None
 def test_the_exit_code_is_that_of_nothing_found(
     fails: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report, _ = tuned(tmp_path / "runs", lambda rung: EXITED if fails and rung.trial else None)
+    report, _ = tuned(tmp_path / "runs", lambda segment: EXITED if fails and segment.trial else None)
     monkeypatch.setattr("autobatch.api.tune", lambda *_, **__: report)
     (tmp_path / "task.py").write_text("", encoding="utf-8")
     ended = CliRunner().invoke(cli, ["tune", str(tmp_path / "task.py"), "-q"])

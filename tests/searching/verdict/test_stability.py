@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autobatch.core.plan import Config, Plan
-from autobatch.core.segment import GradNorms, RungOutcome
+from autobatch.core.segment import GradNorms, SegmentOutcome
 from autobatch.searching.trials import Trial
 from autobatch.searching.verdict.confirmation import judge, leads_clearly
 from autobatch.searching.verdict.stability import SAFE_RISK, divergence_risk, norms_out_of_line
@@ -22,7 +22,7 @@ def config(lr: float, batch: int = 64) -> Config:
     return Config(plan=Plan(batch_size=batch), lr=lr)
 
 
-OTHERS: tuple[RungOutcome, ...] = ("oom", "crashed", "timeout")
+OTHERS: tuple[SegmentOutcome, ...] = ("oom", "crashed", "timeout")
 RATES = st.floats(1e-5, 1.0)
 TRIALS = st.lists(
     st.builds(
@@ -108,11 +108,11 @@ def test_no_lead_is_clear_beside_a_trial_that_diverged() -> None:
 # The norms of the gradient
 
 
-def with_norms(*rungs: GradNorms) -> list[Trial]:
+def with_norms(*segments: GradNorms) -> list[Trial]:
     """A trial with these rungs, and another configuration whose norms are wild."""
     wild = GradNorms(median=1.0, largest=1e6, clipped=1.0)
     return [
-        replace(trial(0, config(0.01), "search", 0.8), grad_norms=rungs),
+        replace(trial(0, config(0.01), "search", 0.8), grad_norms=segments),
         replace(trial(1, config(0.04), "search", 0.7), grad_norms=(wild, wild)),
     ]
 
