@@ -56,6 +56,7 @@ from .runs.settings import Earlier, Engine, TuneSettings
 from .searching.schedulers.table import SEARCHES
 from .searching.storage.url import check_url, shown_url, shown_words
 from .simulated.recording import Recorder
+from .tasks.doors.table import as_task
 from .tasks.task_sources import source_hashes
 from .tuning.run import run_tune
 from .tuning.stages import check_max_batch_size, lr_curve_of, max_batch_of, profile_of
@@ -273,7 +274,7 @@ def profile_arms(
         TaskError: the task cannot be run in any way: the same is wrong with it in every arm.
     """
     budget_s = parse_duration(budget)
-    spec = spec_for(task, device, memory_limit, headroom)
+    spec = spec_for(as_task(task, whole=True), device, memory_limit, headroom)
     counts = memory_limit is not None and counts_memory(device_of(spec), memory_limit)
     found = []
     for arm in arms:
@@ -337,7 +338,7 @@ def bench(
     standard = standard_models()
     chosen = chosen_models(models, standard)
     # A task of ours tells the device: one that was asked for may be broken, which is for its cells to say.
-    spec = spec_for(next(iter(standard.values())), device, memory_limit, headroom)
+    spec = spec_for(as_task(next(iter(standard.values()))), device, memory_limit, headroom)
     about = device_of(spec)
     if spec.memory_limit_bytes is None:
         spec = replace(spec, memory_limit_bytes=default_memory_limit(about.kind, quick))
@@ -512,8 +513,9 @@ def tune(
         check_url(storage)
     if address is not None and engine != "ray" and not resume:
         raise SettingError(f"address is of a Ray cluster; got {address} without engine='ray' (--engine ray)")
-    spec = spec_for(task, device or "auto", memory_limit, headroom, nproc=1 if nproc is None else nproc)
-    name = Path(task).stem if isinstance(task, (str, Path)) else task.name
+    given_task = as_task(task, whole=True)
+    name = given_task.name
+    spec = spec_for(given_task, device or "auto", memory_limit, headroom, nproc=1 if nproc is None else nproc)
     sources = {} if spec.path is None else source_hashes(spec.path)
     folder = None if run_dir is None else Path(run_dir)
     state: RunState

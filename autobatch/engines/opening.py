@@ -7,7 +7,7 @@ process; on a CPU it is copied into fresh ones, because only there does the answ
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +20,9 @@ from ..core.units import parse_size
 from ..devices.backend import BACKENDS
 from ..devices.environment import default_threads
 from ..errors import DoesNotFit, SettingError, TaskError, after_warnings
+from ..tasks.doors.door import GivenTask
+from ..tasks.doors.table import as_task
 from ..tasks.libraries import hush_libraries
-from ..tasks.task_file import existing_file
 from .group import open_workers
 from .ranks.agreement import Place
 from .remote import RemoteRunner
@@ -32,18 +33,9 @@ if TYPE_CHECKING:
 
     from ..tasks.task import Task
 
-# What a task says itself, by the argument that says it of a live module.
-_SAID_BY_TASK = {
-    "sample": "the task's train_data()",
-    "data": "the task's train_data()",
-    "loss": "the task's loss(model, batch)",
-    "optimizer": "the task's optimizer(model, lr)",
-    "precision": "the task's `precision`",
-}
-
 
 def spec_for(
-    task: Task | str | Path,
+    given: GivenTask,
     device: str,
     memory_limit: str | int | None,
     headroom: float,
@@ -72,19 +64,12 @@ def spec_for(
         nproc=nproc,
         is_timed=is_timed,
     )
-    if isinstance(task, (str, Path)):
-        return replace(common, path=existing_file(Path(task)))  # told before a worker is started for it
-    from ..tasks.inputs import pickle_task  # torch is only needed where there is an object made with it
-    from ..tasks.task import Task
+    if given.path is not None:
+        return replace(common, path=given.path)
+    from ..tasks.inputs import pickle_task  # torch, with which the task was made
 
-    if not isinstance(task, Task):
-        raise SettingError(
-            f"a Task or the path of a task file is needed, which say what is trained on which data; got "
-            f"{type(task).__name__}. `find_max_batch` and `profile` take a model as it is"
-        )
-    if task.path is not None:
-        return replace(common, path=task.path)
-    return replace(common, pickled=pickle_task(task))
+    assert given.task is not None
+    return replace(common, pickled=pickle_task(given.task))
 
 
 @contextmanager
@@ -108,54 +93,41 @@ def open_task(
     is_timed: bool = True,
 ) -> Iterator[tuple[Runner, Plan, tuple[str, ...]]]:
     """A runner for whatever was passed, the plan to vary, and what was assumed; closed afterwards."""
-    assumed: tuple[str, ...] = ()
-    task: Any = model
-    is_live = False
-    if not isinstance(model, (str, Path)):
-        from torch import nn
-
-        from ..tasks.inputs import task_for_model
-
-        is_live = isinstance(model, nn.Module)
-        if isinstance(model, nn.Module):
-            task, assumed = task_for_model(
-                model, sample, data=data, loss=loss, optimizer=optimizer, precision=precision or "fp32"
-            )
-    if not is_live:
-        given = {"sample": sample, "data": data, "loss": loss, "optimizer": optimizer, "precision": precision}
-        _refuse_for_task({name for name, value in given.items() if value is not None}, isolate)
-    elif nproc != 1:
+    given = as_task(model, sample=sample, data=data, loss=loss, optimizer=optimizer, precision=precision)
+    if not given.is_live and isolate is False:
+        raise SettingError("isolate=False is for a live module; a task always runs in worker processes: leave it out")
+    if given.is_live and nproc != 1:
         raise SettingError(
             "nproc= is for a task, whose processes make their own models: put the model into a task file"
         )
+    is_here = given.is_live and not (_on_cpu(device) if isolate is None else isolate)
     runner: Runner
-    is_here = is_live and not (_on_cpu(device) if isolate is None else isolate)
     if is_here:
-        runner = _in_process(task, device, memory_limit, headroom, mode, soak)
+        runner = _in_process(given, device, memory_limit, headroom, mode, soak)
     else:
-        runner = open_workers(spec_for(task, device, memory_limit, headroom, mode, place, soak, nproc, is_timed))
-    is_guess = is_live and sample is None and data is None
+        runner = open_workers(spec_for(given, device, memory_limit, headroom, mode, place, soak, nproc, is_timed))
     try:
-        if is_live:
+        if given.is_live:
+            assert given.task is not None
             with _hushed() if is_here else nullcontext():
-                yield runner, _plan_to_vary(task, accumulation_steps), assumed
+                yield runner, _plan_to_vary(given.task, accumulation_steps), given.assumed
         else:
             facts = runner.facts()
             with after_warnings(facts.warnings):
-                yield runner, _plan_to_vary(facts, accumulation_steps), assumed
+                yield runner, _plan_to_vary(facts, accumulation_steps), given.assumed
     except TaskError as error:
-        if not is_guess:
+        if given.guess is None or given.task is None:
             raise
         from ..tasks.wrong_guess import explained
 
-        told = explained(task, assumed[0], error)
+        told = explained(given.task, given.guess, error)
         if told is error:
             raise
         raise told from None
     except DoesNotFit as error:
-        if not is_guess:
+        if given.guess is None:
             raise
-        raise DoesNotFit(f"{error}. It was assumed that {assumed[0]}: pass sample= where yours is smaller") from None
+        raise DoesNotFit(f"{error}. It was assumed that {given.guess}: pass sample= where yours is smaller") from None
     finally:
         runner.close()
 
@@ -178,24 +150,16 @@ def _plan_to_vary(of: Task | TaskFacts, accumulation_steps: int | None) -> Plan:
     return replace(smallest, accumulation_steps=min(2, accumulation_steps))
 
 
-def _refuse_for_task(given: Set[str], isolate: bool | None) -> None:
-    """Arguments that a task makes void are refused, so that nobody takes the answer for theirs."""
-    for name, place in _SAID_BY_TASK.items():
-        if name in given:
-            raise SettingError(f"{name}= is for a live module; with a task it is {place} that counts: change it there")
-    if isolate is False:
-        raise SettingError("isolate=False is for a live module; a task always runs in worker processes: leave it out")
-
-
 def _in_process(
-    task: Task, device: str, memory_limit: str | int | None, headroom: float, mode: Mode, soak: int
+    given: GivenTask, device: str, memory_limit: str | int | None, headroom: float, mode: Mode, soak: int
 ) -> Runner:
     from ..devices import open_device
     from ..worker.torch_runner import TorchRunner
 
     limit = None if memory_limit is None else parse_size(memory_limit)
+    assert given.task is not None
     return TorchRunner(
-        task,
+        given.task,
         open_device(device),
         memory_limit_bytes=limit,
         headroom=headroom,

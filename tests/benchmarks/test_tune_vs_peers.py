@@ -19,6 +19,7 @@ from autobatch.engines.opening import spec_for
 from autobatch.errors import NoValidResult
 from autobatch.measuring.learning_rate import LrCurve
 from autobatch.searching.schedulers.warm_starts import warm_starts
+from autobatch.tasks.doors.table import as_task
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 MINIMAL = Path(__file__).parents[1] / "task_files" / "minimal.py"
@@ -122,7 +123,7 @@ def test_the_range_test_of_others_is_that_of_tune(field: Any) -> None:
 def test_everyone_trains_with_as_many_threads(versus: Any) -> None:
     versus.use_threads(2)
     assert torch.get_num_threads() == 2
-    assert spec_for(MINIMAL, "cpu", None, 0.05, nproc=1).threads == 2
+    assert spec_for(as_task(MINIMAL), "cpu", None, 0.05, nproc=1).threads == 2
     assert versus.about()["machine"]["threads"] == 2
 
 

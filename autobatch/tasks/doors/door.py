@@ -1,0 +1,75 @@
+"""What a way in is, and what it makes of what a verb was given: the one thing that the stages open."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..task import Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenTask:
+    """What a verb was given, as something that this process or another one can open.
+
+    Attributes:
+        name: for titles and folders.
+        path: of a task file, which each process runs for itself; or
+        task: one made in code, which is pickled for another process. One of the two is there.
+        is_live: the task's model is the user's own object: it is borrowed, or copied, and not made anew.
+        assumed: a sentence for each thing that was assumed about it.
+        guess: of them the one about the model's input, where nothing said what that is.
+    """
+
+    name: str
+    path: Path | None = None
+    task: Task | None = None
+    is_live: bool = False
+    assumed: tuple[str, ...] = ()
+    guess: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """One way in.
+
+    Attributes:
+        what: may come in by it, in words.
+        takes: whether something may; without importing what defines it (`is_a`).
+        opened: what is made of it, given the arguments that it takes of `ARGUMENTS`.
+        said_by: for each of the others, what says it already, in words: such an argument is refused.
+        is_whole: it says what is trained on which data, so that it can be trained and not only measured.
+    """
+
+    what: str
+    takes: Callable[[object], bool]
+    opened: Callable[..., GivenTask]
+    said_by: Mapping[str, str] = field(default_factory=dict)
+    is_whole: bool = True
+
+
+# What a verb may be told beside what it is given.
+ARGUMENTS = ("sample", "data", "loss", "optimizer", "precision")
+
+# What a task says itself.
+SAID_BY_TASK = {
+    "sample": "the task's train_data()",
+    "data": "the task's train_data()",
+    "loss": "the task's loss(model, batch)",
+    "optimizer": "the task's optimizer(model, lr)",
+    "precision": "the task's `precision`",
+}
+
+
+def is_a(given: object, module: str, name: str) -> bool:
+    """Whether something is an instance of a class, which is not imported for it.
+
+    Where there is an instance, somebody has imported the class: so the coordinator stays free of torch, and of whatever
+    else people train with.
+    """
+    kind: Any = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and isinstance(given, kind)

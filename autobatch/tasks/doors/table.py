@@ -1,0 +1,42 @@
+"""The table of the ways in, and `as_task`, by which everything comes in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...errors import SettingError
+from . import by_path, live_module, task_object
+from .door import Door, GivenTask
+
+# The first that takes something opens it: a class before those that it derives from.
+DOORS: tuple[Door, ...] = (
+    task_object.DOOR,
+    by_path.DOOR,
+    live_module.DOOR,
+)
+
+
+def as_task(given: object, *, whole: bool = False, **arguments: Any) -> GivenTask:
+    """What a verb was given, as the stages open it.
+
+    Args:
+        given: anything that one of the `DOORS` takes.
+        whole: it is to be trained, and so must say what is trained on which data.
+        arguments: of `ARGUMENTS`; None for one that was not given.
+
+    Raises:
+        SettingError: no door takes it, or an argument is void for it.
+        TaskError: what is wrong with it, as far as it shows without running it.
+    """
+    door = next((door for door in DOORS if door.takes(given) and (door.is_whole or not whole)), None)
+    if door is None:
+        needed = " or ".join(door.what for door in DOORS if door.is_whole)
+        raise SettingError(
+            f"{needed} is needed, which say what is trained on which data; got {type(given).__name__}. "
+            "`find_max_batch` and `profile` take a model as it is"
+        )
+    asked = {name: value for name, value in arguments.items() if value is not None}
+    for name, place in door.said_by.items():
+        if name in asked:  # refused, so that nobody takes the answer for theirs
+            raise SettingError(f"{name}= is for a live module; with a task it is {place} that counts: change it there")
+    return door.opened(given, **asked)
