@@ -1,4 +1,4 @@
-"""The verbs: open a task on a device (opening.py), run one stage or all of them, return a frozen result."""
+"""The public functions: each opens a task on a device (opening.py), runs stages and returns a frozen result."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ if TYPE_CHECKING:
 
     from .tasks.task import Task
 
-# A profile without a budget of its own gets this long. Assumed: 2 % intervals for a dozen sizes of millisecond steps.
+# The default budget of a profile. Assumed: enough for 2 % intervals at a dozen sizes with steps of milliseconds.
 _PROFILE_S = 30.0
-_WHERE_NOT = "Pass sample=, one sample of your data without a batch dimension, where that is not so"
-_SWEEP_STEPS = 100  # as in the measured comparison of the rules (learning_rate.py)
+_WHERE_NOT = "If that is wrong, pass sample=, one sample of your data without a batch dimension"
+_SWEEP_STEPS = 100  # as in the comparison of the rules that was measured (learning_rate.py)
 
 
 def find_max_batch(
@@ -95,43 +95,47 @@ def find_max_batch(
     nproc: int = 1,
     on_progress: Listener = nobody,
 ) -> MaxBatch:
-    """The largest batch size that ran whole optimizer steps within the memory limit: an `int` with its evidence.
+    """Find the largest micro-batch that runs whole optimizer steps within the memory limit.
 
-    A model passed in comes back exactly as it was: weights, buffers, gradients, modes, device and random generators.
-    A task says for itself what it is trained on and how: what is for a live module alone is refused with one.
+    The result is an `int` with its evidence. It is the batch size of one forward and backward pass in one process. With
+    `accumulation_steps` or `nproc`, the effective batch size is that many times larger.
+
+    A live module comes back exactly as it was: weights, buffers, gradients, modes, device and random generators. A task
+    defines its own data, loss and optimizer, so arguments for a live module are refused with a task.
 
     Args:
         model: a live module, a `Task`, or the path of a task file.
-        sample: for a live module, ONE sample without a batch dimension. Without it the input is inferred or assumed,
-            and what was assumed is in the result and warned about.
-        data: for a live module, a `Dataset` or `DataLoader` to take samples from, in place of `sample`.
-        loss: for a live module, `loss(model, batch)`, the mean over the batch; the mean of its output by default.
-        optimizer: for a live module, `optimizer(model, lr)` or an optimizer's class; AdamW by default.
-        precision: for a live module, "fp32", or "bf16" or "fp16" under autocast; None for fp32, and for a task's own.
+        sample: for a live module, ONE sample without a batch dimension. Without it the input is inferred or assumed;
+            a warning and the result list every assumption.
+        data: for a live module, a `Dataset` or `DataLoader` that gives samples, instead of `sample`.
+        loss: for a live module, `loss(model, batch)`, the mean over the batch. Default: the mean of the output.
+        optimizer: for a live module, `optimizer(model, lr)` or an optimizer class. Default: AdamW.
+        precision: for a live module, "fp32", or "bf16" or "fp16" under autocast. None: fp32, or the task's own.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        memory_limit: behave as if the device had this much, "8GiB" or bytes; None for what is free.
-        headroom: the share of the limit that the batch must leave free.
+        memory_limit: treat the device as if it had only this much memory, "8GiB" or bytes. None: what is free.
+        headroom: the share of the memory limit that stays free.
         mode: "training", or "inference" for a forward pass without gradients.
-        multiple_of: answer with a multiple of this.
-        power_of_two: answer with a power of two.
-        max_batch_size: look no further than this; by default than the data, or 131072 where it has no length.
-        accumulation_steps: batches whose gradients are summed before the optimizer steps; the answer is the size of
-            one of them, beside gradients that are kept. By default a task's baseline says, and 1 for a live module.
-        prove: also run the next size, three steps and an evaluation as for the answer, and see it fail; in a process of
-            its own unless the model is borrowed in this one (see `isolate`).
-        soak: also train this many optimizer steps on real batches before a size is the answer.
-        record: file to keep all probes in, as JSON that `autobatch.simulated.recording.Recording.load` reads.
-        isolate: run in worker processes: always for tasks; for live modules by default on a CPU, and elsewhere in this
-            process.
-        nproc: of a task, processes that train together with DistributedDataParallel, a GPU for each; the answer is the
-            batch size of each of them.
+        multiple_of: only answer with multiples of this.
+        power_of_two: only answer with powers of two.
+        max_batch_size: the largest micro-batch per process to try. Default: the size of the training data, or 131072 if
+            it has no length.
+        accumulation_steps: micro-batches per optimizer step. The answer is the size of one micro-batch, with the
+            gradients of the others kept in memory. Default: the task's baseline, and 1 for a live module.
+        prove: also run the next larger size, with three steps and an evaluation, and show that it fails. This runs in
+            its own process, unless the model is borrowed in this one (see `isolate`).
+        soak: also train this many optimizer steps on real batches before accepting a size.
+        record: a file for all probes, as JSON that `autobatch.simulated.recording.Recording.load` reads.
+        isolate: run in worker processes. A task always does. A live module does so by default on a CPU, and runs in
+            this process on other devices.
+        nproc: for a task, how many processes train together with DistributedDataParallel, one GPU each. The answer is
+            the micro-batch of each process.
         on_progress: called with each probe.
 
     Raises:
         DoesNotFit: not even one sample fits.
-        TaskError: the model, or what it needs, cannot be run; also where the input can be neither inferred nor assumed.
+        TaskError: the model or the task cannot run, or its input can be neither inferred nor assumed.
         DeviceError: there is no such device.
-        SettingError: an argument has a value that cannot be used, or is for a live module and this is a task.
+        SettingError: an argument has a value that cannot be used, or is for a live module but a task was passed.
     """
     if soak < 0:
         raise SettingError(f"soak is a number of steps, at least 0; got {soak}")
@@ -156,20 +160,20 @@ def find_max_batch(
     def open_here(
         *, place: Place | None = None, **here: Any
     ) -> AbstractContextManager[tuple[Runner, Plan, tuple[str, ...]]]:
-        if record is not None and (place is None or place.rank == 0):  # told before a worker is started for it
+        if record is not None and (place is None or place.rank == 0):  # refuse it before a worker is started
             check_writable(Path(record))
         return of_model(place=place, **here)
 
     opened: Callable[..., AbstractContextManager[tuple[Prober, Plan, tuple[str, ...]]]] = open_here
     if in_process_group():
-        from .engines.ranks.together import opened_on_all_ranks  # torch is there, or there would be no group
+        from .engines.ranks.together import opened_on_all_ranks  # torch is loaded, or there would be no process group
 
         settings = (
             f"{mode=}, {max_batch_size=}, {multiple_of=}, {power_of_two=}, {accumulation_steps=}, {prove=}, {soak=}"
         )
         opened = partial(opened_on_all_ranks, open_here, model, settings)
     with opened(device=device, memory_limit=memory_limit, isolate=isolate) as (prober, plan, assumed):
-        if assumed and sample is None and data is None:  # the other defaults are documented, and in the result
+        if assumed and sample is None and data is None:  # the other defaults are documented and in the result
             warnings.warn(f"find_max_batch assumed: {'; '.join(assumed)}. {_WHERE_NOT}", stacklevel=2)
         recorder = Recorder(prober)
         with _kept(recorder, prober, record):
@@ -188,7 +192,7 @@ def find_max_batch(
 
 @contextmanager
 def _kept(recorder: Recorder, prober: Prober, record: str | Path | None) -> Iterator[None]:
-    """Write the recording in the end, also where nothing fits or an error ends the search: then it is wanted most."""
+    """Write the recording at the end, even if nothing fits or an error ends the search: it is needed most then."""
     try:
         yield
     finally:
@@ -215,21 +219,23 @@ def profile(
     nproc: int = 1,
     on_progress: Listener = nobody,
 ) -> ThroughputCurve:
-    """Samples per second over batch sizes up to the largest that fits: the knee, the energy, where the time goes.
+    """Measure samples per second at micro-batch sizes up to the largest that fits.
+
+    The result has the knee, the energy per sample, and where the time goes.
 
     Args:
         task: a task file's path, a `Task`, or a live module.
-        sample: for a live module, as in `find_max_batch`. Its steps are timed on one batch that is on the device
-            already: what loading costs is a task's to say.
-        budget: time for the timing itself, "30s" or seconds; half as much again goes to a loader that does not keep up,
-            to see what helps it.
+        sample: for a live module, as in `find_max_batch`. Its steps are timed on one batch that is already on the
+            device. Only a task can show what loading costs.
+        budget: time for measuring speed, "30s" or seconds. If the loader does not keep up, half as much again goes to
+            finding out what helps it.
         device, memory_limit, headroom, max_batch_size: as in `find_max_batch`.
-        objective: what the recommended batch size is best in: "throughput", "energy" or "balanced".
-        nproc: as in `find_max_batch`; batch sizes are those of each process, samples per second are of all.
+        objective: what the recommended batch size optimizes: "throughput", "energy" or "balanced".
+        nproc: as in `find_max_batch`. Batch sizes are per process; samples per second are of all processes together.
         on_progress: called with each probe and each measurement.
 
     Raises:
-        NoValidResult: the objective asks for energy, and this device tells of none.
+        NoValidResult: the objective needs energy, and this device does not measure it.
     """
     budget_s = parse_duration(budget)
     opened = open_task(task, sample=sample, device=device, memory_limit=memory_limit, headroom=headroom, nproc=nproc)
@@ -258,20 +264,21 @@ def profile_arms(
     objective: Objective = "throughput",
     on_progress: Listener = nobody,
 ) -> tuple[ArmProfile, ...]:
-    """One profile for each way of computing, in their order: largest batch, throughput, and what it does to the loss.
+    """Profile a task in several compute modes: the largest micro-batch, the throughput, and the change of the loss.
 
-    An arm that cannot be computed on this device, or in which nothing fits, says so in its `message`.
+    The profiles come in the order of `arms`. A mode that this device cannot compute, or in which nothing fits, has a
+    `message` that says so.
 
     Args:
         task: a task file's path or a `Task`.
-        arms: see `Arm.parse`; the task's own precision, memory format and compilation do not count.
-        budget: time for the timing of each arm.
+        arms: the compute modes, see `Arm.parse`. They replace the task's own precision, memory format and compilation.
+        budget: time for measuring speed in each compute mode.
         device, memory_limit, headroom, max_batch_size: as in `find_max_batch`.
         objective: as in `profile`.
         on_progress: called with each probe and each measurement.
 
     Raises:
-        TaskError: the task cannot be run in any way: the same is wrong with it in every arm.
+        TaskError: the task cannot run in any mode, for the same reason in each.
     """
     budget_s = parse_duration(budget)
     spec = spec_for(as_task(task, whole=True), device, memory_limit, headroom)
@@ -310,34 +317,34 @@ def bench(
     command: str = "autobatch.api.bench",
     on_progress: Listener = nobody,
 ) -> tuple[BenchReport, Path]:
-    """What a device does with models that everybody knows, and the file that the report is in.
+    """Measure well-known models on a device. Returns the report and the path of its file.
 
-    The file is written after each model and precision. Where it is there already and is of the same device, software
-    and settings, what it holds is kept, and the rest is measured: what failed, and all of a model whose task file, or a
-    module beside it that it imports, holds something else by now. A model that cannot be run is in the report with the
+    The file is written after each model and precision. If it already exists for the same device, software and settings,
+    its results are kept and only the rest is measured. A failed model is measured again, and so is a model whose task
+    file, or a module imported from the same folder, has changed. A model that cannot run is in the report with the
     reason.
 
     Args:
-        models: names of standard models, or paths of task files; all standard ones by default.
-        precisions: ways of computing, as `Arm.parse` takes them; by default fp32 and bf16, and on an NVIDIA card tf32.
-        quick: less time for each, and on a processor fp32 alone and less memory.
+        models: names of standard models, or paths of task files. Default: all standard models.
+        precisions: compute modes, as for `Arm.parse`. Default: fp32 and bf16, and tf32 on an NVIDIA card.
+        quick: spend less time on each model. On a CPU, also use only fp32 and less memory.
         device, headroom, max_batch_size: as in `find_max_batch`.
-        memory_limit: as in `find_max_batch`; on a processor 1 GiB by default, and 64 MiB where it is quick.
+        memory_limit: as in `find_max_batch`. Default on a CPU: 1 GiB, or 64 MiB with `quick`.
         objective: as in `profile`.
-        output: the report's file; by default `benchmarks/results/<device>/<date>.json`, or the newest file beside it
+        output: the report's file. Default: `benchmarks/results/<device>/<date>.json`, or the newest file in that folder
             that the same call left unfinished.
-        command: to be noted in the report.
-        on_progress: called as things begin and are found.
+        command: the command to note in the report.
+        on_progress: called with every beginning and every result.
 
     Raises:
         SettingError: there is no such model or precision.
-        TaskError: a file that was named is no Python file.
+        TaskError: a path is not a Python file.
         ReportError: the file cannot be written, or holds another report.
     """
-    check_max_batch_size(max_batch_size)  # told now: later it would be each cell's failure
+    check_max_batch_size(max_batch_size)  # refuse it now: later it would fail every cell
     standard = standard_models()
     chosen = chosen_models(models, standard)
-    # A task of ours tells the device: one that was asked for may be broken, which is for its cells to say.
+    # One of our own tasks opens the device: a task of the user's may be broken, which its cells report.
     spec = spec_for(as_task(next(iter(standard.values()))), device, memory_limit, headroom)
     about = device_of(spec)
     if spec.memory_limit_bytes is None:
@@ -374,20 +381,20 @@ def find_lr(
     memory_limit: str | int | None = None,
     on_progress: Listener = nobody,
 ) -> LrCurve:
-    """The learning-rate range test of a task, as data, with what the named rule reads from it.
+    """Run a learning-rate range test on a task. The result has the curve, and the rate that a rule reads from it.
 
     Args:
-        task: a task file's path or a `Task`; the model is one of its own.
-        batch_size: of the steps; by default the baseline's, accumulation and all.
-        accumulation_steps: batches of that size in each step; by default the baseline's, or 1 beside a `batch_size`.
+        task: a task file's path or a `Task`. The test trains a new model.
+        batch_size: the micro-batch size of the steps. Default: the baseline's, with its accumulation steps.
+        accumulation_steps: micro-batches per step. Default: the baseline's, or 1 if `batch_size` is given.
         rule: "min/10", "steepest" or "valley"; see `learning_rate.RULES`.
         steps: optimizer steps, one at each rate.
-        seed: of the initialisation and the data order.
+        seed: for initialisation and data order.
         device, memory_limit: as in `find_max_batch`.
-        on_progress: called when it begins and ends.
+        on_progress: called when the test begins and ends.
 
     Raises:
-        SettingError: there is no such step.
+        SettingError: `batch_size` or `accumulation_steps` is below 1.
     """
     for name, value in (("batch_size", batch_size), ("accumulation_steps", accumulation_steps)):
         if value is not None and value < 1:
@@ -428,57 +435,57 @@ def tune(
     on_progress: Listener = nobody,
     started_s: float | None = None,
 ) -> Report:
-    """The batch size, learning rate and accumulation steps with the best validation score in the time there is.
+    """Find the batch size, learning rate and accumulation steps with the best validation score in the time available.
 
-    Settings that are None are the defaults, or those of the run that is resumed.
+    A setting that is None has its default value, or the value of the resumed run.
 
     Args:
         task: a task file's path or a `Task`.
-        budget: wall time for everything, "10m" (the default), "1h30m" or seconds. A resumed run may get more.
-        train_time: how long the real training will take; configurations are compared at this much training, or at a
-            16th of what is left of the budget after profiling where that is less, an eighth with several workers.
+        budget: wall time for the whole run, "10m" (the default), "1h30m" or seconds. A resumed run may get more.
+        train_time: how long the real training will take. Configurations are compared after this much training, or
+            after a 16th of the budget that is left after profiling (an eighth with several workers), if that is less.
         device, memory_limit, headroom: as in `find_max_batch`.
-        seed: of everything that is drawn; 0 by default.
-        search: how the next trial is chosen. "freeze-thaw": a Gaussian process over all rungs weighs what is new
-            against what is paused. "tpe": Optuna's TPE proposes, successive halving promotes. "auto", the default:
+        seed: for every random choice. Default: 0.
+        search: the method that chooses the next trial. "freeze-thaw": a Gaussian process over all rungs weighs new
+            trials against paused ones. "tpe": Optuna's TPE proposes, successive halving promotes. "auto", the default:
             first the one, then the other (docs/search.md).
-        warm_start: reports of earlier runs, or their files; what they chose is tried first.
-        max_trials: configurations tried at most, before the fresh seeds; by default what the time allows.
-        keep_checkpoints: so many of the best trials that were trained to the end keep their last checkpoint in the
-            run's folder; 0 by default.
-        run_dir: folder for the run's journal, report and log; `.autobatch/<task>/<time>/` by default.
-        resume: go on with a run that was stopped, however it was: its folder, or True for the one in `run_dir`, or
-            else the latest unfinished run of this task. What it found stays, and the time until now is not charged.
-        force: resume though the task, the data, the device or a setting is not what it was.
-        nproc: processes that train each trial together with DistributedDataParallel, a GPU for each; on a processor
-            they share its cores. Batch sizes, the baseline's too, are those of each process, as in a script that
-            torchrun starts.
-        workers: trials that are trained at the same time, each in a process of its own; by default one on each GPU of
-            the first one's kind, and one on a processor, whose cores several share.
-        storage: URL of a database that the run is recorded in too, as Optuna takes it; the run's folder has everything
-            without it. Its password is neither shown nor kept. A resumed run needs the URL again.
-        engine: where workers run: "local", the default, on this machine; "ray" on a Ray cluster, a GPU for each.
-        address: of that cluster, as `ray.init` takes it: "auto", "ray://host:10001"; by default one that is started
-            here. A resumed run needs it again.
-        command: to be noted in the report.
-        on_progress: called as things begin and are found.
-        started_s: `time.monotonic()` when the program began, where start-up is to count against the budget.
+        warm_start: reports of earlier runs, or their files. What they chose is tried first.
+        max_trials: the largest number of configurations to try, without the fresh seeds. Default: as many as the time
+            allows.
+        keep_checkpoints: how many of the best completed trials keep their last checkpoint in the run's folder.
+            Default: 0.
+        run_dir: folder for the run's journal, report and log. Default: `.autobatch/<task>/<time>/`.
+        resume: continue a run that was stopped in any way: its folder, or True for the run in `run_dir`, or without
+            `run_dir` the latest unfinished run of this task. It keeps its results, and the pause costs no budget.
+        force: resume even if the task, the data, the device or a setting has changed.
+        nproc: how many processes train each trial together with DistributedDataParallel, one GPU each. On a CPU they
+            share its cores. Batch sizes are per process, the baseline's too, as in a script that torchrun starts.
+        workers: how many trials are trained at the same time, each in its own process. Default: one on each GPU of the
+            same kind as the first, and one on a CPU. Several workers share the cores of a CPU.
+        storage: URL of a database that also records the run, as for Optuna. The run's folder is complete without it.
+            The password is neither shown nor kept. A resumed run needs the URL again.
+        engine: where workers run: "local", the default, on this machine; "ray" on a Ray cluster, one GPU each.
+        address: address of that cluster, as for `ray.init`: "auto", "ray://host:10001". Default: start a cluster here.
+            A resumed run needs the address again.
+        command: the command to note in the report.
+        on_progress: called with every beginning and every result.
+        started_s: `time.monotonic()` when the program began, if start-up is to count against the budget.
 
     Returns:
-        A report; with `interrupted` set where Ctrl-C ended it early.
+        The report. Its `interrupted` is True if Ctrl-C ended the run early.
 
     Raises:
-        TaskError: every problem of the task that a check finds, in one message.
-        BudgetTooShort: the budget does not pay for one comparison; the message says what would.
+        TaskError: the check found problems of the task; one message lists them all.
+        BudgetTooShort: the budget does not pay for one comparison; the message says which would.
         DoesNotFit: not even one sample fits.
         NoValidResult: every trial failed, or the time ran out first.
         ReportError: the run's folder cannot be written, or a report to start from cannot be read.
         SettingError: an argument has a value that cannot be used.
-        RunError: there is nothing to resume, another process is at it, or its conditions have changed.
+        RunError: there is no run to resume, another process is using it, or its conditions have changed.
         StorageError: the disk is full; the run can be resumed when there is room.
     """
     if force and not resume:
-        raise SettingError("force is for a run that is resumed: leave it out, or say which (resume=)")
+        raise SettingError("force is only for resuming a run: leave it out, or say which run to resume (resume=)")
     if run_dir is not None and not isinstance(resume, bool):
         raise SettingError(
             f"resume names the run's folder ({resume}), and so does run_dir ({run_dir}): give one of them"
@@ -524,7 +531,7 @@ def tune(
         opened, state = reopened(place or latest_unfinished(name, spec.path), given, sources, force=force)
     else:
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        if storage is not None:  # runs of an array of jobs begin in the same second
+        if storage is not None:  # an array of jobs starts several runs in the same second
             given["study"] = f"{name} {created} {secrets.token_hex(2)}"
         settings = TuneSettings(name=name, **given)
         opened = RunFolder.made(folder, name)
@@ -545,6 +552,6 @@ def tune(
             nproc=settings.nproc,
             workers=settings.workers,
         )
-        # What Ray has to say of workers that died it prints, from a thread of its own, to where results go.
+        # A thread of Ray's prints to stdout when workers die, but stdout is for results.
         with kept_short(opened.log), redirect_stdout(sys.stderr) if settings.engine == "ray" else nullcontext():
             return run_tune(opened, state, spec, on_progress, started_s=started_s, force=force, storage=storage)

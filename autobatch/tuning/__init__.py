@@ -1,1 +1,1 @@
-"""`tune`: the stages one after the other, and what comes of them."""
+"""`tune`: its stages, one after the other, and its report."""

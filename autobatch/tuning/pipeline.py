@@ -59,21 +59,23 @@ if TYPE_CHECKING:
     from ..searching.search import Event, Kept, SearchResult
     from ..searching.storage.central import CentralRecord
 
-# Half a minute is enough of a profile, but where the budget pays for trials whose steps take seconds. Assumed.
+# A profile takes half a minute at most, or this share of the time left if that is longer. Assumed: a budget of hours
+# pays for trials whose steps take seconds.
 _PROFILE_LONG_SHARE = 0.01
 _PROFILE_ENOUGH_S = 30.0
-# For the last lines to reach the database: within the budget, but for the second figure. Assumed: they take tenths.
+# Time for the last rows to reach the database: at most the first within the budget, but at least the second. Assumed:
+# they take tenths of a second.
 _CENTRAL_S, _CENTRAL_LEAST_S = 5.0, 0.5
 OPENING = "opening and checking the task (model(), train_data(), val_data(), a step and an evaluation)"
-# Of a rehearsal of the end (a table drawn, the state saved), what the end takes: the report is drawn and saved, the
-# state saved, workers are ended. Measured: 0.65 s of workers and saving and 0.67 s of drawing, where ten processes
-# shared a core and a rehearsal took 0.3 s.
+# The end of a run (draw and save the report, save the state, end the workers) takes this many times as long as its
+# rehearsal (draw a table, save the state). Measured with ten processes on a core: 0.65 s for workers and saving and
+# 0.67 s for drawing, after a rehearsal of 0.3 s.
 _END_REHEARSALS = 4
 _EVAL_BATCH = 1024  # assumed: beyond it a forward pass without gradients gains nothing on the devices we know
 
 
 class _Tune:
-    """One run under way: what the stages share, and what they have found so far."""
+    """One run: what its stages share, and their results so far."""
 
     def __init__(
         self,
@@ -104,7 +106,7 @@ class _Tune:
             return self.stages(facts, device)
 
     def stages(self, facts: TaskFacts, device: DeviceInfo) -> Report:
-        """All that comes after the check of the task."""
+        """Run the stages that follow the check of the task."""
         self.say("start", "note", f"{facts.name} on {device.name}")
         self.go_on_under(conditions_of_task(facts, device, self.settings.workers or 1))
         if self.state.resumed:
@@ -129,7 +131,7 @@ class _Tune:
         return self.report(facts, largest, curve, sweep, result)
 
     def see_evaluation_end(self) -> None:
-        """Told now where validation data never ends, and not when everything but an evaluation is known."""
+        """Fail now if the validation data never ends, and not after all other stages."""
         # Imported here, as in `race`.
         from ..searching.budget.costs import longest_evaluation_s
 
@@ -137,17 +139,17 @@ class _Tune:
             self.runner.see_evaluation_end(longest_evaluation_s(self.ledger.available_s))
 
     def open_central(self, facts: TaskFacts, device: DeviceInfo) -> None:
-        """The database, if there is to be one: told now where it cannot be opened, and not after an hour."""
+        """Open the database, if there is one. If it cannot be opened, that fails now and not after an hour."""
         if self.storage is None:
             if (earlier := self.settings.storage) is not None:
                 remark = (
-                    f"the central record {earlier} was not gone on with: a run's folder does not decide where data is "
+                    f"the central record {earlier} was not continued: a run's folder does not decide where data is "
                     "written, and has no password. Give --storage again"
                 )
                 self.say("start", "note", remark)
                 self.save(remarks=tuple(dict.fromkeys((*self.state.remarks, remark))))
             return
-        # Imported here: a run without a database imports optuna while its worker is at work.
+        # Imported here: a run without a database imports optuna while its worker is busy.
         from ..searching.storage.central import CentralRecord
 
         self.central = CentralRecord(
@@ -160,17 +162,17 @@ class _Tune:
         self.say("start", "note", f"also recorded in {self.central.shown}")
 
     def close_central(self) -> str | None:
-        """Bring the database up to date, in what time there is; what it lacks then, in a sentence."""
+        """Bring the database up to date in the time left. If it still lacks something, a sentence says what."""
         if self.central is None:
             return None
         central, self.central = self.central, None
         return central.close(min(_CENTRAL_S, max(_CENTRAL_LEAST_S, self.ledger.available_s)))
 
     def go_on_under(self, now: Mapping[str, Condition]) -> None:
-        """Note the conditions that the worker tells, and refuse to mix trials of one run that are of others.
+        """Save the conditions that the worker reports. Trials under different conditions must not mix in one run.
 
         Raises:
-            RunError: they have changed.
+            RunError: the conditions have changed.
         """
         check_conditions(self.folder.path, self.state.conditions, now, force=self.force)
         remarks = self.state.remarks
@@ -179,28 +181,28 @@ class _Tune:
         self.save(conditions={**self.state.conditions, **now}, remarks=remarks)
 
     def keep(self, **found: Any) -> None:
-        """Add to what the stages have found."""
+        """Save results of a stage."""
         self.save(found=replace(self.state.found, **found))
 
     def save(self, **changed: Any) -> None:
-        """Bring the state on the disk up to date."""
+        """Update the state and write it to disk."""
         self.state = replace(self.state, **changed, charged=self.ledger.entries())
         with self.ledger.charge("record"):
             self.folder.save(self.state)
 
     def finish(self) -> None:
-        """The report is there: what would only be needed to resume goes."""
+        """Mark the run as finished, and delete what only a resume would need."""
         self.save(is_finished=True)
-        with suppress(OSError):  # not empty where checkpoints are to be kept
+        with suppress(OSError):  # it is not empty if checkpoints are to be kept
             self.folder.checkpoints.rmdir()
 
     def least_s(self) -> float | None:
-        """Seconds of a budget that pays for a race, by the largest step that was timed; None where none was."""
+        """The shortest budget that pays for a race, from the largest step that was timed; None if none was."""
         if not self.timed:
             return None
         facts, size = self.runner.facts(), max(self.timed)
         own = facts.baseline.plan
-        # In proportion to the batch, which is the most that a step grows by.
+        # A step grows at most in proportion to its batch.
         step_s = self.timed[size] * max(1.0, own.batch_size / size) * own.accumulation_steps
         return least_budget_s(step_s, eval_s=self.state.found.eval_s or 0.0, spent_s=self.ledger.elapsed_s)
 
@@ -210,10 +212,12 @@ class _Tune:
         self.listen(Progress(stage=stage, kind=kind, text=text, key=key, predicted_s=predicted_s))
 
     def largest_batch(self, facts: TaskFacts) -> MaxBatch:
-        """No further than the race could use, and than it is worth the time: the race takes no size whose steps it
-        could not take often enough, nor one that is far above the knee. The baseline's own batch at least.
+        """The largest micro-batch that fits, up to the size that the race could use.
+
+        The race never uses a size that leaves it too few steps, or one far above the knee. The search goes at least to
+        the baseline's own batch.
         """
-        self.doing = "a probe of the largest batch"
+        self.doing = "a probe of the largest micro-batch"
         left_s = self.ledger.available_s
         ends_s = self.ledger.elapsed_s + MEMORY_SHARE * left_s
         allowance = Allowance(
@@ -232,7 +236,7 @@ class _Tune:
             )
 
     def note_step(self, probe: Measurement) -> None:
-        """Note what a step of a probe took."""
+        """Remember how long a step of a probe took."""
         if probe.step_s:
             self.timed[probe.plan.batch_size] = probe.step_s[-1]
 
@@ -250,7 +254,7 @@ class _Tune:
         return curve
 
     def range_test(self, facts: TaskFacts, curve: ThroughputCurve, largest: int, micro_batch: int) -> LrCurve | None:
-        """At the knee; as many steps as its share of the budget pays for, none where that is too few."""
+        """Run a range test at the knee, with as many steps as its share of the budget pays for; None if too few."""
         plan = curve.plan_for(curve.ranks * curve.knee_batch_size, largest, facts.precision, micro_batch)
         steps = sweep_steps(curve, self.ledger.available_s)
         if plan is None or steps is None:
@@ -261,21 +265,21 @@ class _Tune:
         try:
             with self.ledger.charge("range test"):
                 return lr_curve_of(self.runner, plan, steps=steps, seed=self.settings.seed, on_progress=self.listen)
-        except NoValidResult:  # it is told; the search can do without
+        except NoValidResult:  # it has been reported, and the search does not need it
             return None
 
     def race(
         self, facts: TaskFacts, curve: ThroughputCurve, sweep: LrCurve | None, largest: int, micro_batch: int
     ) -> SearchResult:
-        # Imported here, where the worker has long been started: optuna takes half a second.
+        # Imported here because optuna takes half a second, and the worker has long been started.
         from ..searching.search import SearchSettings, horizon_s, search
         from ..searching.storage.journal import StudyRecord
 
         eval_batch = min(largest, facts.val_size or largest, _EVAL_BATCH)
         if (eval_s := self.state.found.eval_s) is None:
-            known = "" if facts.val_size is not None else ", which does not say its size and may have no end,"
+            known = "" if facts.val_size is not None else ", which has no length and may not end,"
             self.doing = f"an evaluation on val_data(){known}"
-            self.timed.clear()  # what steps take does not say how long an evaluation does
+            self.timed.clear()  # the time of a step does not tell the time of an evaluation
             with self.ledger.charge("evaluation"):
                 eval_s = self.runner.time_evaluation(eval_batch)
         crew = self.runner.crew() if isinstance(self.runner, Pool) else Alone(self.runner)
@@ -327,8 +331,8 @@ class _Tune:
         )
 
     def keep_back_for_the_end(self, curve: ThroughputCurve) -> None:
-        """Keep as much time for what follows the race as a rehearsal of it says on this machine, as busy as it is."""
-        from ..render.terminal import rehearse  # its imports are part of the end, and are made here
+        """Reserve time for what follows the race, measured by a rehearsal on this machine under its present load."""
+        from ..render.terminal import rehearse  # the end of the run needs its imports; they are made here
 
         rehearse(curve.to_json())
         begun_s = self.ledger.elapsed_s
@@ -337,8 +341,8 @@ class _Tune:
         self.ledger.keep_back(_END_REHEARSALS * (self.ledger.elapsed_s - begun_s))
 
     def with_checkpoints(self, kept: Kept) -> Kept:
-        """The trials of a record, without hope for those whose checkpoint is gone, or there in part alone; the baseline
-        begins again.
+        """The trials of a record. A trial whose checkpoint is missing or incomplete has failed, but the baseline starts
+        again.
         """
         trials = []
         for trial in kept.trials:
@@ -359,7 +363,7 @@ class _Tune:
         trial, plan = event.trial, event.trial.config.plan
         stage: Stage = "confirmation" if trial.role == "confirmation" else "search"
         key = f"trial {trial.number}"
-        what = f"{key}: batch {plan.effective_batch_size}, lr {format_lr(trial.config.lr)}"
+        what = f"{key}: effective batch {plan.effective_batch_size}, lr {format_lr(trial.config.lr)}"
         if event.kind == "segment started":
             self.say(stage, "began", what, key, event.predicted_s)
         elif trial.outcome == "ok":

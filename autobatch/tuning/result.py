@@ -1,4 +1,4 @@
-"""The report of a run, from what its stages have found."""
+"""The report of a run, made from the results of its stages."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def report_of(
     workers: int,
     remarks: Iterable[str],
 ) -> Report:
-    """The report.
+    """Make the report of a run.
 
     Args:
-        state: where the run stands.
-        facts: of the task.
-        device: that it ran on.
-        largest, curve, sweep, result: what the stages found, in their order.
-        ledger: where the time went until now.
-        workers: that trained trials at the same time.
-        remarks: warnings beside those that follow from the rest.
+        state: the state of the run.
+        facts: the facts of the task.
+        device: the device of the run.
+        largest, curve, sweep, result: the results of the stages, in order.
+        ledger: the time spent so far.
+        workers: how many workers trained trials at the same time.
+        remarks: more warnings, which do not follow from the other arguments.
     """
-    # The race may have had to accumulate a baseline that does not fit.
+    # The race may have split the baseline into micro-batches because it does not fit.
     raced = result.history.baseline
     return Report(
         task=facts.name,
@@ -82,7 +82,7 @@ def report_of(
 
 def _why(largest: MaxBatch, curve: ThroughputCurve, workers: int) -> Iterable[str]:
     if workers > 1:
-        yield f"{workers} workers trained a trial each at the same time"
+        yield f"{workers} workers each trained a trial at the same time"
     yield limit_sentence(largest.limited_by, str(int(largest)), largest.limit.budget_bytes)
     yield curve.describe_knee()
 
@@ -95,7 +95,7 @@ def _warnings(
         yield starved
     for earlier in state.settings.earlier:
         if earlier.task != facts.name:
-            yield f"{earlier.origin} is of a task called {earlier.task}"
+            yield f"{earlier.origin} is from another task, {earlier.task}"
     if (norms := norms_out_of_line(result.chosen, result.history)) is not None:
         yield norms
     yield from failed_trials(result.history)
@@ -103,10 +103,10 @@ def _warnings(
 
 
 def _beyond(result: SearchResult, train_time_s: float | None) -> dict[str, Any] | None:
-    """What the race says of the user's training where that is longer than T; None where it is not."""
+    """What the race predicts for the user's training if it is longer than T; None otherwise."""
     from ..searching.verdict.long_run import look_ahead
 
-    # Within a hundredth it is the same horizon: T is a whole number of optimizer steps.
+    # Within a hundredth the horizons are the same, because T is a whole number of optimizer steps.
     if train_time_s is None or result.horizon_s >= 0.99 * train_time_s:
         return None
     return look_ahead(result, train_time_s).to_json()

@@ -1,4 +1,4 @@
-"""A run of `tune`: its workers opened, its stages run under one ledger, its report saved."""
+"""A run of `tune`: open the workers, run the stages under one ledger, save the report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..searching.budget.advice import give_at_least
 from ..searching.budget.ledger import Ledger
 from .pipeline import OPENING, _Tune
 
-_SETTING_OUT_S = 600.0  # assumed: no resumed run needs longer until its first worker has opened the task
+_SETTING_OUT_S = 600.0  # assumed: a resumed run opens the task within this time
 
 
 def run_tune(
@@ -33,20 +33,20 @@ def run_tune(
     force: bool = False,
     storage: str | None = None,
 ) -> Report:
-    """The whole of `tune` for a task that workers can open, or what is left of it; see `api.tune` for what it raises.
+    """Run all stages of `tune`, or those that a resumed run has left. `api.tune` lists what this raises.
 
     Args:
-        folder: of the run, held by this process.
-        state: where the run stands.
+        folder: the run's folder, which this process has locked.
+        state: the state of the run.
         spec: the task and its device.
-        listen: told what happens.
-        started_s: `time.monotonic()` when the program began; a resumed run is not charged for that.
-        force: go on though the conditions have changed.
-        storage: URL of a database that the race is recorded in too; the one in the settings is only for people.
+        listen: called with the progress.
+        started_s: `time.monotonic()` when the program began. A resumed run is not charged for its start-up.
+        force: continue even if the conditions have changed.
+        storage: URL of a database that also records the race. The URL in the settings is only for people.
     """
     kept = None
     if state.resumed:
-        from ..searching.storage.journal import read_kept  # optuna, which a new run imports while its worker is at work
+        from ..searching.storage.journal import read_kept  # imports optuna; a new run does so while its worker is busy
 
         kept = read_kept(folder.journal) if folder.journal.exists() else None
     settings, is_setting_out = state.settings, bool(state.resumed)
@@ -60,7 +60,7 @@ def run_tune(
     runner = _opened(spec, settings, folder, remaining_s)
     run: _Tune | None = None
     try:
-        if is_setting_out:  # starting workers and checking the task again is downtime
+        if is_setting_out:  # restarting the workers and checking the task again costs no budget
             runner.facts()
             ledger = Ledger(settings.budget_s, carried=carried)
             is_setting_out = False
@@ -68,13 +68,13 @@ def run_tune(
         report = run.run()
         try:
             report.save(folder.report)
-        except ReportError as error:  # as for every other file of the run: it goes on when there is room
+        except ReportError as error:  # as for every other file of the run, which can continue when there is room
             raise StorageError(str(error)) from None
         if not report.interrupted:
             run.finish()
         return report
     except WorkerTimeout as error:
-        # Rungs and the test answer for their own time: what the end of the budget cuts off is a stage before the race.
+        # Rungs and the test handle their own time limits, so the end of the budget cut off a stage before the race.
         if error.is_hang:
             raise
         told = f"the budget of {format_duration(settings.budget_s)} ended before anything could be compared: {error}. "
@@ -89,25 +89,25 @@ def run_tune(
 
 
 def _what_would_do(doing: str, run: _Tune | None) -> str:
-    """The remedy where the time ended while `doing` was under way: time, as far as anything says how much it takes."""
+    """The remedy if the time ended during `doing`: a longer budget, if it is known how long."""
     if run is not None and (needed_s := run.least_s()) is not None and needed_s > run.settings.budget_s:
         return give_at_least(needed_s)
     return (
-        f"It is not known how long {doing} takes, only that this budget was too short for it: see first whether it "
-        "ends at all, and then give several times what it takes by itself"
+        f"It is not known how long {doing} takes, only that this budget was too short for it: check first whether "
+        "it ends at all, and then give several times as long as it takes by itself"
     )
 
 
 def _opened(spec: RunnerSpec, settings: TuneSettings, folder: RunFolder, remaining_s: Callable[[], float]) -> Runner:
-    """The workers, where the user wants them."""
+    """The workers, on this machine or on a cluster."""
     if settings.engine == "local":
         return open_workers(spec, log=folder.log, remaining_s=remaining_s)
     if spec.nproc > 1:
         raise SettingError(
-            f"on a cluster each worker trains a trial by itself; found --nproc {spec.nproc} with --engine ray: leave "
+            f"on a cluster each worker trains a trial by itself; got --nproc {spec.nproc} with --engine ray: leave "
             "one of them out"
         )
-    # Ray takes SIGTERM for itself when it is imported and when it starts, and what it does then is to exit.
+    # Ray replaces the handler of SIGTERM when it is imported and when it starts; its own handler exits.
     handler = signal.getsignal(signal.SIGTERM)
     try:
         from ..engines.ray import open_cluster  # an extra

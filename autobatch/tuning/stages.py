@@ -1,4 +1,4 @@
-"""The stages of an open runner, each once: a verb runs one of them, `tune` all of them."""
+"""The stages of an open runner. A public function such as `profile` runs one of them, and `tune` runs all."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from ..measuring.taken import EVERY_SIZE, Rule
 from ..measuring.throughput import Objective, ThroughputCurve
 from ..searching.budget.advice import SWEEP_SHARE
 
-# No batch beyond this is looked for where the data does not end the search first. Assumed: past any batch in use.
+# The search for the largest batch stops here if the data does not end it first. Assumed: larger than any in use.
 _CEILING = 131_072
-# The same for `tune` on data that does not say its size. Assumed: an eighth of a small image data set.
+# The same for `tune` on data without a length. Assumed: an eighth of a small image data set.
 _TUNE_CEILING = 4096
-# A batch of more than this share of the data is not tried: it would leave fewer than eight steps an epoch. Assumed.
+# No batch larger than one such part of the data is tried: an epoch would have fewer than eight steps. Assumed.
 _DATA_SHARE = 8
-FEWEST_SWEEP_STEPS, _MOST_SWEEP_STEPS = 30, 100  # of `tune`; 100 as in the measured comparison of the rules
-_REMEDY_SHARE = 0.5  # of the budget again, for a loader that does not keep up. Assumed.
+FEWEST_SWEEP_STEPS, _MOST_SWEEP_STEPS = 30, 100  # of `tune`; 100 as in the comparison that was measured
+# Assumed: this share of the budget, on top of it, finds out what helps a loader that does not keep up.
+_REMEDY_SHARE = 0.5
 
 
 def check_max_batch_size(size: int | None) -> None:
-    """That a ceiling leaves something to look for.
+    """Check that a ceiling leaves a size to try.
 
     Raises:
-        SettingError: it does not.
+        SettingError: the ceiling is below 1.
     """
     if size is not None and size < 1:
         raise SettingError(f"max_batch_size is at least 1; got {size}")
@@ -47,21 +48,21 @@ def check_max_batch_size(size: int | None) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceiling:
-    """The largest batch that is looked for, and what it stands for."""
+    """The largest micro-batch to try, and the reason for this limit."""
 
     size: int
     stands_for: Literal["dataset", "ceiling"]
 
 
 def ceiling_of(facts: TaskFacts, max_batch_size: int | None) -> Ceiling:
-    """What was asked for, the training data of each process, or 131072."""
+    """The limit for a search of its own: `max_batch_size`, the training data of each process, or 131072."""
     train_size = facts.train_size and facts.train_size // facts.baseline.plan.ranks
     size = min(max_batch_size or _CEILING, train_size or _CEILING)
     return Ceiling(size=size, stands_for="dataset" if size == train_size else "ceiling")
 
 
 def useful_ceiling(facts: TaskFacts) -> Ceiling:
-    """What a race could use, the baseline's own batch at least."""
+    """The limit for `tune`: the largest micro-batch that a race could use, and at least the baseline's own."""
     train_size = None if facts.train_size is None else facts.train_size // facts.baseline.plan.ranks
     useful = _TUNE_CEILING if train_size is None else max(1, train_size // _DATA_SHARE)
     size = max(useful, facts.baseline.plan.batch_size)
@@ -82,7 +83,7 @@ def largest_batch(
     on_probe: Callable[[Measurement], None] | None = None,
     on_progress: Listener = nobody,
 ) -> MaxBatch:
-    """The largest batch of an open runner; see `find_max_batch_size` for what it takes and raises."""
+    """The largest micro-batch that fits. `find_max_batch_size` describes the arguments and what it raises."""
 
     def told(probe: Measurement) -> None:
         on_progress(_of_probe(probe))
@@ -115,12 +116,12 @@ def max_batch_of(
     assumed: tuple[str, ...] = (),
     on_progress: Listener = nobody,
 ) -> MaxBatch:
-    """The largest batch as an answer of its own: up to `ceiling_of` the task, with what was assumed and warned of."""
+    """The largest micro-batch as the answer of a command, up to `ceiling_of`, with assumptions and warnings."""
     check_max_batch_size(max_batch_size)
     facts = runner.facts()
     ranks = facts.baseline.plan.ranks
     if ranks > 1:
-        assumed = (*assumed, f"each of {ranks} processes takes batches of this size")
+        assumed = (*assumed, f"each of {ranks} processes takes a micro-batch of this size")
     found = largest_batch(
         runner,
         plan,
@@ -135,13 +136,13 @@ def max_batch_of(
 
 
 def largest_micro_batch(runner: Prober, largest: MaxBatch, *, on_progress: Listener = nobody) -> int:
-    """The largest that fits beside gradients that are kept; 0 where no step is to accumulate.
+    """The largest micro-batch that fits while gradients accumulate; 0 if no step is to accumulate.
 
-    Accumulation is for what does not fit or is not taken. Past a size that only time or a ceiling kept from being
-    probed, larger ones are slow or unknown, and no less so in parts.
+    Accumulation helps only with batches that do not fit or that the task refuses. If time or a ceiling ended the
+    search, larger batches are slow or untried, and splitting them does not change that.
 
-    Of the powers of two, because the race's batches are, and so their largest divisors, or of the multiples that the
-    task takes; and of the baseline's own, where it accumulates.
+    The candidates are powers of two, because the race's batches are, or multiples that the task accepts. The baseline's
+    own micro-batch is a candidate if the baseline accumulates.
     """
     facts = runner.facts()
     if not facts.accumulates or largest.limited_by in ("time", "ceiling"):
@@ -181,7 +182,7 @@ def throughput_of(
     objective: Objective = "throughput",
     on_measurement: Callable[[Measurement], None] | None = None,
 ) -> ThroughputCurve:
-    """Samples a second over batch sizes up to the largest, the baseline's among them; see `profiling.profile`."""
+    """Samples per second at micro-batch sizes up to the largest. The baseline's is measured if it fits."""
     baseline = runner.facts().baseline.plan.batch_size
     return profile(
         runner,
@@ -205,7 +206,7 @@ def profile_of(
     objective: Objective = "throughput",
     on_progress: Listener = nobody,
 ) -> ThroughputCurve:
-    """The throughput curve as an answer of its own: each size is told, and what would help a loader that lags."""
+    """The throughput curve as the answer of a command: it reports each size, and what would help a slow loader."""
 
     def told(measured: Measurement) -> None:
         what = f"batch {measured.plan.batch_size}"
@@ -220,17 +221,17 @@ def profile_of(
         runner, plan, max_batch, budget_s=budget_s, refine=True, objective=objective, on_measurement=told
     )
     curve = replace(curve, warnings=runner.facts().warnings)
-    curve.recommended  # noqa: B018  # raises now where the objective cannot be judged
+    curve.recommended  # noqa: B018  # raises now if the objective cannot be judged
     if not curve.loader_bound:
         return curve
-    text = "the loader does not keep up: trying what would help it"
+    text = "the loader does not keep up: trying what would help"
     on_progress(Progress(stage="profile", kind="note", text=text))
     pins = BACKENDS[runner.device().kind].pins_memory
     return find_remedy(runner, curve, cores=available_cores(), pins_memory=pins, budget_s=_REMEDY_SHARE * budget_s)
 
 
 def sweep_steps(curve: ThroughputCurve, left_s: float) -> int | None:
-    """Steps of a range test at the knee that its share of the time that is left pays for; None where too few."""
+    """How many range-test steps at the knee the test's share of the remaining time pays for; None if too few."""
     affordable = int(SWEEP_SHARE * left_s / curve.step_s(curve.knee_batch_size))
     return min(_MOST_SWEEP_STEPS, affordable) if affordable >= FEWEST_SWEEP_STEPS else None
 
@@ -244,8 +245,8 @@ def lr_curve_of(
     rule: str = "min/10",
     on_progress: Listener = nobody,
 ) -> LrCurve:
-    """The range test of an open runner; see `find_lr_curve` for what it raises."""
-    at = f"at batch {plan.effective_batch_size}"
+    """Run a range test on an open runner. `find_lr_curve` describes what it raises."""
+    at = f"at effective batch {plan.effective_batch_size}"
     on_progress(Progress(stage="range test", kind="began", text=f"{steps} steps {at}"))
     try:
         curve = find_lr_curve(runner, plan, steps=steps, seed=seed, rule=rule)

@@ -146,7 +146,7 @@ def test_a_race_of_two_workers_goes_on_too(task: Path, tmp_path: Path, number: i
     resumed = autobatch_cli("tune", "--resume", "model.py", "--json", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     report = json.loads(resumed.stdout)
-    assert "2 workers trained a trial each at the same time" in report["why"]
+    assert "2 workers each trained a trial at the same time" in report["why"]
     scores = {(trial["number"], step): score for trial in report["trials"] for step, score in trial["scores"]}
     assert done.items() <= scores.items()
 
@@ -200,7 +200,7 @@ def refused_in_part(result: subprocess.CompletedProcess[str]) -> str:
         (["tune", "model.py", "--resume", "nowhere"], "nowhere is not the folder of a run: there is no run.json in it"),
         (["tune", "model.py", "--keep-checkpoints", "-1"], "-1 is not in the range"),
         (["tune", "model.py", "--max-trials", "0"], "0 is not in the range"),
-        (["tune", "model.py", "--force"], "force is for a run that is resumed"),
+        (["tune", "model.py", "--force"], "force is only for resuming a run"),
         (
             ["tune", "model.py", "--resume", "a", "--run-dir", "b"],
             "resume names the run's folder (a), and so does run_dir",

@@ -38,7 +38,7 @@ def test_max_batch_and_profile_are_of_each_process(tmp_path: Path) -> None:
     result = autobatch("max-batch", MINIMAL, *PAIR, "--memory-limit", "40MiB", "--json", "-q", cwd=tmp_path)
     found = json.loads(result.stdout)
     assert found["batch_size"] == 96  # half of the data
-    assert "each of 2 processes takes batches of this size" in found["assumed"]
+    assert "each of 2 processes takes a micro-batch of this size" in found["assumed"]
     result = autobatch("profile", MINIMAL, *PAIR, "--budget", "2s", "--json", "-q", cwd=tmp_path)
     curve = json.loads(result.stdout)
     assert curve["ranks"] == 2

@@ -284,7 +284,7 @@ def test_what_a_pool_left_out_is_in_the_report(tmp_path: Path) -> None:
     assert "Small card was left out: trials are compared on devices of one kind, here Card" in report.warnings
     assert any("no score on the test data" in warning for warning in report.warnings)
     assert any("another one was asked" in warning for warning in report.warnings)
-    assert "2 workers trained a trial each at the same time" in report.why
+    assert "2 workers each trained a trial at the same time" in report.why
     assert report.test_baseline is not None
     page = to_markdown(report_document(report))
     assert "Small card was left out" in page
@@ -365,7 +365,7 @@ def test_two_workers_train_at_the_same_time_on_one_processor(task: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["device"]["threads"] == 1
-    assert "2 workers trained a trial each at the same time" in report["why"]
+    assert "2 workers each trained a trial at the same time" in report["why"]
     assert {trial["state"] for trial in report["trials"]} <= {"complete", "dropped", "failed"}
     assert report["trials"][0]["state"] == "complete"
     assert not list(tmp_path.glob(".autobatch/model/*/checkpoints"))

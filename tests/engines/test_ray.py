@@ -99,7 +99,7 @@ def test_a_cluster_gives_the_same_report_though_a_worker_is_killed(task: Path, t
     assert command.returncode == 0, "".join(said)
     assert killed is not None, "".join(said)
     report = json.loads(stdout)
-    assert "2 workers trained a trial each at the same time" in report["why"]
+    assert "2 workers each trained a trial at the same time" in report["why"]
     assert report["trials"][0]["state"] == "complete"
     assert not any(trial["outcome"] == "crashed" for trial in report["trials"])
     assert json.loads((the_run(tmp_path) / "report.json").read_text()) == report
@@ -156,7 +156,7 @@ def test_a_cluster_that_is_there_is_joined_and_left_as_it_was(task: Path, tmp_pa
             stdout, stderr = command.stdout.read(), command.stderr.read()
         assert command.returncode == 0, stderr
         report = json.loads(stdout)
-        assert "2 workers trained a trial each at the same time" in report["why"]
+        assert "2 workers each trained a trial at the same time" in report["why"]
         assert report["trials"][0]["state"] == "complete"
         assert len(seen) >= 2  # they ran there, and not in a cluster of the command's own
         deadline = time.monotonic() + PATIENCE_S
@@ -169,7 +169,7 @@ def test_a_cluster_that_is_there_is_joined_and_left_as_it_was(task: Path, tmp_pa
 @with_ray
 def test_what_cannot_be_had_of_a_cluster_is_said(task: Path, tmp_path: Path) -> None:
     told = refused(autobatch_cli(*RUN, "--engine", "ray", "--nproc", 2, cwd=tmp_path))
-    assert "found --nproc 2 with --engine ray: leave one of them out" in told
+    assert "got --nproc 2 with --engine ray: leave one of them out" in told
     told = refused(autobatch_cli(*RUN, "--address", "auto", cwd=tmp_path))
     assert "address is of a Ray cluster; got auto without engine='ray' (--engine ray)" in told
 

@@ -690,7 +690,7 @@ def test_a_folder_does_not_say_where_the_race_is_recorded(tmp_path: Path) -> Non
     with opened:
         report = tuned(opened, state, simulated())
     assert not treasure.exists()
-    told = [warning for warning in report.warnings if "was not gone on with" in warning]
+    told = [warning for warning in report.warnings if "was not continued" in warning]
     assert len(told) == 1
     assert f"sqlite:///{treasure}" in told[0]
     assert "Give --storage again" in told[0]

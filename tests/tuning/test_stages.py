@@ -93,11 +93,11 @@ def test_a_range_test_that_suggests_nothing_has_failed() -> None:
 
     assert test_of(SimRunner()) is not None
     assert [progress.kind for progress in told] == ["began", "found"]
-    assert told[0].text == "40 steps at batch 32"
+    assert told[0].text == "40 steps at effective batch 32"
     assert told[1].text.startswith("min/10 suggests ")
     assert test_of(Flat()) is None
     assert [progress.kind for progress in told] == ["began", "failed"]
-    assert told[1].text.startswith("min/10 suggests nothing at batch 32")
+    assert told[1].text.startswith("min/10 suggests nothing at effective batch 32")
     with pytest.raises(NoValidResult):
         test_of(Fails())
     assert [progress.kind for progress in told] == ["began", "failed"]

@@ -178,7 +178,7 @@ def test_what_an_earlier_run_chose_is_tried_first(tmp_path: Path) -> None:
     first = report.trials[1]
     assert (first["role"], first["effective_batch_size"], first["lr"]) == ("warm start", 256, CHOSEN.lr)
     assert first["origin"] == "the answer of the run of 2026-01-02T03:04:05+00:00"
-    assert "the answer of the run of 2026-01-02T03:04:05+00:00 is of a task called digits" in report.warnings
+    assert "the answer of the run of 2026-01-02T03:04:05+00:00 is from another task, digits" in report.warnings
 
 
 @pytest.mark.parametrize(("train_time_s", "is_longer"), [(None, False), (0.5, False), (7200.0, True)])

@@ -196,7 +196,7 @@ def ended(stuck: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: 
             "facts",
             r"opening and checking the task \(model\(\), train_data\(\), val_data\(\), a step and an evaluation\)",
         ),
-        ("time_evaluation", r"an evaluation on val_data\(\), which does not say its size and may have no end,"),
+        ("time_evaluation", r"an evaluation on val_data\(\), which has no length and may not end,"),
     ],
 )
 def test_where_no_time_may_do_it_is_told_what_did_not_end(
