@@ -28,9 +28,6 @@ from .taken import Rule, rule_for, rules_for, sure_for
 # shows what they cost in probes.
 _STAGES = (0.45, 0.80)
 _AIMS = (0.60, 0.90, 1.0)
-# Of the budget: from here on it aims just above the edge, however the curve bent before. Assumed: a slope half again as
-# steep as the last leads 5 % over the budget, and what is over by less than the headroom still tells its peak.
-_NEAR = 0.90
 _GROWTH_CAP = 32  # assumed: times the last size, while proportional growth would allow more
 _NOISE = 0.002  # assumed: a rise of the peak below this share of the budget says nothing about the slope
 _LEFT_FLAT = 0.05  # assumed: share of the budget that the peak has risen by once the flat part is behind
@@ -398,9 +395,7 @@ class Search:
             self.stage, self.num_slow_steps = stage, 0
         straight = self._is_straight(low)
         size = self._extrapolate(low, _AIMS[max(stage, 1) if straight else stage] * budget)
-        if len(self.peaks) > 2 and peak >= _NEAR * budget:  # in proportion to the peak it would creep up on it
-            size = self.sizes.above(self.sizes.floor(self._extrapolate(low, budget)))
-        elif not straight:  # a maximum of lines grows at most in proportion; two points cannot tell it from a parabola
+        if not straight:  # a maximum of lines grows at most in proportion; two points cannot tell it from a parabola
             proportional = low * _AIMS[stage if len(self.peaks) < 3 else -1] * budget / peak
             size = min(size, max(2 * low, proportional) if stage == 1 and len(self.peaks) > 2 else proportional)
         elif _AIMS[stage] == 1:

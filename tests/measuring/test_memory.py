@@ -248,23 +248,6 @@ def test_a_step_that_trains_on_less_where_memory_is_short_is_noticed_by_its_peak
     assert any("may catch an error" in sentence for sentence in answer.assumed), answer.assumed
 
 
-# A small ResNet on a CPU, measured: oneDNN chooses other convolutions at some sizes, and no two secants agree.
-MEASURED = ([2, 7, 13, 40, 131, 164, 201, 208, 213], [20.4, 37, 39.3, 35.8, 86, 98.7, 117, 120, 121.8])
-
-
-def test_an_edge_is_not_crept_up_on_where_the_curve_wavers() -> None:
-    sizes, peaks = MEASURED
-
-    def peak(batch: int) -> int:
-        high = next((i for i, size in enumerate(sizes) if size >= batch), len(sizes) - 1) or 1
-        slope = (peaks[high] - peaks[high - 1]) / (sizes[high] - sizes[high - 1])
-        return int(MIB * (peaks[high] + slope * (batch - sizes[high])))
-
-    answer = find(SimRunner(peak_bytes=peak, capacity_bytes=128 * MIB, headroom=0.05))
-    assert peak(answer) <= answer.limit.budget_bytes < peak(answer + 1)
-    assert sum(probe.plan.batch_size > 201 for probe in answer.probes) <= 5  # of proportional steps it took seven
-
-
 def test_a_peak_that_wavers_is_no_such_sign() -> None:
     for shape in (
         lambda batch: 10 * MIB * batch - 200 * MIB * (batch % 3),
