@@ -12,14 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .object_state import (
-    OF_EVERY_MODULE,
-    attributes,
-    cell_content,
-    delete_attribute,
-    is_of_wrapper,
-    set_attribute,
-)
+from .object_parts import OF_EVERY_MODULE, attributes, cell_content, delete_attribute, set_attribute
+from .object_writer import is_of_wrapper
 from .task_file import is_users
 
 ABSENT: Any = object()

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from ..devices.backend import NAMED
-from .object_state import Reader, TooLarge, Writer
+from .object_reader import Reader
+from .object_writer import TooLarge, Writer
 from .places import ABSENT, names_of_model, places_of_model
 
 
@@ -114,7 +115,7 @@ def preserve(model: nn.Module) -> Iterator[nn.Module]:
     Put back: parameters and buffers (the same objects, values and device), their gradients, `requires_grad`, the
     train or eval mode of every module, its plain attributes (the same objects, and what they hold), and the random
     generators of Python, NumPy and torch. Not put back: hooks that the step installs, and what cannot be written down
-    (see `object_state`).
+    (see `object_record`).
     """
     modes = [(module, module.training) for module in model.modules()]
     slots = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]

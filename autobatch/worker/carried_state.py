@@ -19,13 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TaskError
-from ..tasks.object_state import (
-    TOO_MANY,
-    Reader,
-    Record,
-    TooLarge,
-    Writer,
-)
+from ..tasks.object_reader import Reader
+from ..tasks.object_record import Record
+from ..tasks.object_writer import TOO_MANY, TooLarge, Writer
 from ..tasks.places import (
     ABSENT,
     Place,

@@ -29,7 +29,7 @@ from autobatch.core.plan import Config
 from autobatch.core.segment import TrainSegment
 from autobatch.devices import open_device
 from autobatch.errors import CheckpointError, TaskError
-from autobatch.tasks import object_state
+from autobatch.tasks import object_writer
 from autobatch.worker import training
 from autobatch.worker.carried_state import objects_of, plain_of
 from autobatch.worker.torch_runner import TorchRunner
@@ -439,7 +439,7 @@ def with_a_large_global(model: nn.Module, batch: Any) -> Tensor:
 
 @pytest.mark.filterwarnings("ignore:the global `large`")
 def test_what_comes_after_a_global_that_is_too_large_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_state, "_MOST_OBJECTS", 500)
+    monkeypatch.setattr(object_writer, "_MOST_OBJECTS", 500)
     monkeypatch.setattr(f"{__name__}.large", [[number] for number in range(1_000)])
     assert_legs_equal_one(task(loss=with_a_large_global), tmp_path)
 
@@ -789,7 +789,7 @@ def test_what_is_too_large_to_be_kept_is_named_with_its_size(
     changes: Any, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "_WARNED", set())
-    monkeypatch.setattr(object_state, "_MOST_OBJECTS", 500)
+    monkeypatch.setattr(object_writer, "_MOST_OBJECTS", 500)
     monkeypatch.setattr(f"{__name__}.large", [[number] for number in range(1_000)])
     runner = TorchRunner(task(**changes), open_device("cpu"), checkpoints=tmp_path)
     if changes.get("model") is not ReplaysLater:
@@ -802,7 +802,7 @@ def test_what_is_too_large_to_be_kept_is_named_with_its_size(
 def test_a_module_that_says_its_large_state_itself_is_not_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(object_state, "_MOST_OBJECTS", 500)
+    monkeypatch.setattr(object_writer, "_MOST_OBJECTS", 500)
     runner = TorchRunner(task(model=ReplaysAndSays), open_device("cpu"), checkpoints=tmp_path)
     assert runner.facts().warnings == ()
     runner.close()
@@ -816,7 +816,7 @@ def test_an_optimizer_that_keeps_too_much_is_an_error_of_the_task(
             super().__init__(parameters, lr)
             self.steps = [[number] for number in range(1_000)]
 
-    monkeypatch.setattr(object_state, "_MOST_OBJECTS", 500)
+    monkeypatch.setattr(object_writer, "_MOST_OBJECTS", 500)
     made = task(optimizer=lambda model, lr: Remembers(model.parameters(), lr))
     runner = TorchRunner(made, open_device("cpu"), checkpoints=tmp_path)
     with pytest.raises(TaskError, match=r"`Remembers\.steps` cannot be kept in a checkpoint: it leads to more than"):
