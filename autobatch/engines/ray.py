@@ -11,43 +11,26 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import socket
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..core.checkpoints import checkpoint_path, forget_checkpoints
 from ..core.facts import DeviceInfo, MemoryLimit, TaskFacts
-from ..core.files import write_whole
-from ..core.measurement import (
-    Energy,
-    LrSweep,
-    Measurement,
-    Workload,
-)
+from ..core.measurement import Energy, LrSweep, Measurement, Workload
 from ..core.plan import Plan
 from ..core.runner import Runner
 from ..core.segment import SegmentResult, TrainSegment
 from ..devices.backend import CARDS, PROCESSOR
-from ..errors import (
-    AutobatchError,
-    DeviceError,
-    ReportError,
-    SettingError,
-    StorageError,
-    WorkerDied,
-    WorkerTimeout,
-    text_of,
-)
+from ..errors import DeviceError, SettingError, WorkerDied, WorkerTimeout, text_of
 from ..runs.run_folder import SHARED
 from .pool import Pool, check_workers
-from .remote import GRACE_S, RemoteRunner, segment_of_dead
+from .ray_actor import Home, Host, Raised, write_checkpoint
+from .remote import GRACE_S, segment_of_dead
 from .served import RunnerSpec
 
 try:
@@ -64,83 +47,6 @@ _TRAVEL_S = 120.0
 _PLACING_S, _REPLACING_S = 900.0, 120.0
 # What does not travel with the task's folder: runs, and what version control and Python keep for themselves.
 _LEFT_HERE = [".autobatch", ".git", "__pycache__", "*.pyc", ".venv", "venv"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Home:
-    """Where the caller keeps the checkpoints, and what lies there for a worker that sees the same folder."""
-
-    folder: Path
-    token: str
-
-
-class _Host:
-    """In an actor: the runner of a task on this machine."""
-
-    def __init__(self, spec: RunnerSpec, home: _Home) -> None:
-        self._shares = _sees(home)
-        self._folder = home.folder if self._shares else Path(tempfile.mkdtemp(prefix="autobatch-"))
-        if ray.is_initialized():  # outside of a cluster there are none beside it
-            spec = replace(spec, workers=_workers_here(spec))
-        if spec.path is not None:  # the task's folder is the working directory here
-            spec = replace(spec, path=Path(spec.path.name).absolute())
-        self._runner = RemoteRunner(replace(spec, checkpoints=self._folder))
-
-    def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the runner answers, or what it raised: an error of ours travels as data, and comes out as it is."""
-        return self._answer(lambda: getattr(self._runner, method)(*args, **kwargs))
-
-    def _answer(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns, or what it raised. A disk of this machine's own that is full is this machine's fault."""
-        try:
-            return work()
-        except StorageError as error:
-            if self._shares:
-                return _Raised(error)
-            return _Raised(DeviceError(f"{socket.gethostname()}, where Ray placed a worker, has no room: {error}"))
-        except AutobatchError as error:
-            return _Raised(error)
-
-    def advance(self, segment: TrainSegment, checkpoint: bytes | None) -> Any:
-        """What came of a segment, and the checkpoint that it left, where it has to travel."""
-        result = self._answer(lambda: self._on_checkpoint("advance", segment, segment.start_step, checkpoint))
-        left = checkpoint_path(self._folder, segment.trial, segment.until_step)
-        content = left.read_bytes() if not self._shares and left.is_file() else None
-        if not self._shares:
-            forget_checkpoints(self._folder, segment.trial)  # the next segment of the trial may be another machine's
-        return result, content
-
-    def test_score(self, segment: TrainSegment, checkpoint: bytes | None) -> Any:
-        """The score on the test data of the checkpoint that a segment left."""
-        return self._answer(lambda: self._on_checkpoint("test_score", segment, segment.until_step, checkpoint))
-
-    def _on_checkpoint(self, method: str, segment: TrainSegment, step: int, checkpoint: bytes | None) -> Any:
-        if checkpoint is not None:
-            _write_checkpoint(checkpoint_path(self._folder, segment.trial, step), checkpoint)
-        return getattr(self._runner, method)(segment)
-
-    def shares(self) -> bool:
-        """Whether checkpoints are in the caller's folder as they are written."""
-        return self._shares
-
-    def close(self) -> None:
-        """End the worker processes of this machine, and leave nothing behind."""
-        self._runner.close()
-        if not self._shares:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _sees(home: _Home) -> bool:
-    """Whether this process can use the caller's folder: the same one, and not another of that name."""
-    try:
-        return (home.folder / SHARED).read_text() == home.token and os.access(home.folder, os.W_OK)
-    except OSError:  # it is not here, or another user's
-        return False
-
-
-@dataclass(frozen=True, slots=True)
-class _Raised:
-    error: AutobatchError
 
 
 class _ActorLost(WorkerDied):
@@ -160,7 +66,7 @@ class RayRunner(Runner):
     def __init__(
         self,
         spec: RunnerSpec,
-        home: _Home,
+        home: Home,
         resources: Mapping[str, float],
         remaining_s: Callable[[], float] | None = None,
     ) -> None:
@@ -176,7 +82,7 @@ class RayRunner(Runner):
         spec = self._spec
         if self._facts is not None:
             spec = replace(spec, worst_cases=self._facts.worst_cases)
-        return ray.remote(_Host).options(**self._resources).remote(spec, self._home)
+        return ray.remote(Host).options(**self._resources).remote(spec, self._home)
 
     def _get(self, answer: Any, timeout_s: float | None) -> Any:
         remaining_s = self._remaining_s() if self._remaining_s else None
@@ -191,7 +97,7 @@ class RayRunner(Runner):
             raise _ActorLost(f"Ray lost the worker: {_told(error)}") from None
         except RayError as error:
             raise WorkerDied(f"Ray could not run the worker: {_told(error)}") from None
-        if isinstance(found, _Raised):
+        if isinstance(found, Raised):
             raise found.error
         return found
 
@@ -309,10 +215,10 @@ class RayRunner(Runner):
             result, left = self._get(self._actor.advance.remote(segment, checkpoint), limit_s)
         except WorkerDied as death:
             return segment_of_dead(segment, death, time.monotonic() - begun)
-        if isinstance(result, _Raised):
+        if isinstance(result, Raised):
             raise result.error
         if left is not None:
-            _write_checkpoint(checkpoint_path(self._home.folder, segment.trial, segment.until_step), left)
+            write_checkpoint(checkpoint_path(self._home.folder, segment.trial, segment.until_step), left)
         travelled_s = time.monotonic() - begun - result.seconds
         ended: SegmentResult = replace(result, seconds=result.seconds + max(0.0, travelled_s))
         return ended
@@ -372,7 +278,7 @@ class Cluster:
                 "machine alone"
             ) from None
         checkpoints.mkdir(parents=True, exist_ok=True)
-        self._home = _Home(folder=checkpoints.absolute(), token=uuid.uuid4().hex)
+        self._home = Home(folder=checkpoints.absolute(), token=uuid.uuid4().hex)
         (checkpoints / SHARED).write_text(self._home.token)
 
     def runners(self, remaining_s: Callable[[], float] | None = None) -> Sequence[RayRunner]:
@@ -417,22 +323,6 @@ def threads_for(workers: int, nodes: Sequence[int]) -> int:
     return 1
 
 
-def most_on_node(workers: int, threads: int, cores: int) -> int:
-    """Of so many workers with so many cores each those that a node of `cores` has room for; at least one."""
-    return max(1, min(workers, cores // threads))
-
-
-def _workers_here(spec: RunnerSpec) -> int:
-    """In an actor: the workers of this run that may come to share its machine.
-
-    Ray places them, and places one anew that was lost, so each takes no more of the memory than if all were here that
-    have room.
-    """
-    here = ray.get_runtime_context().get_node_id()
-    cores = sum(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["NodeID"] == here)
-    return most_on_node(spec.workers or 1, spec.threads, cores)
-
-
 class _OnCluster(Pool):
     """All workers of a cluster, which is left when they are closed."""
 
@@ -458,13 +348,6 @@ def open_cluster(
     except BaseException:
         cluster.close()
         raise
-
-
-def _write_checkpoint(path: Path, content: bytes) -> None:
-    try:
-        write_whole(path, content)
-    except ReportError as error:
-        raise StorageError(str(error)) from None
 
 
 def _told(error: BaseException) -> str:

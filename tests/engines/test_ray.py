@@ -65,7 +65,7 @@ def hosts(coordinator: int) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            is_one = b"ray::_Host" in (folder / "cmdline").read_bytes() and running(int(folder.name))
+            is_one = b"ray::Host" in (folder / "cmdline").read_bytes() and running(int(folder.name))
             if is_one and coordinator in ancestors(int(folder.name)):
                 found.append(int(folder.name))
         except OSError:  # it ended
@@ -197,15 +197,15 @@ def test_a_checkpoint_travels_with_its_segment_where_no_folder_is_shared(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two machines that do not see the caller's folder: a trial goes on on the second one as it would on the first."""
-    from autobatch.engines.ray import _Home, _Host
+    from autobatch.engines.ray_actor import Home, Host
 
     monkeypatch.chdir(tmp_path)  # as where Ray unpacks the task's folder
     spec = RunnerSpec(path=task, device="cpu")
     config = Config(plan=Plan(batch_size=16), lr=1e-2)
     first = TrainSegment(trial=3, config=config, seed=5, start_step=0, until_step=8, total_steps=16, eval_batch_size=32)
     second = replace(first, start_step=8, until_step=16)
-    elsewhere = [_Host(spec, _Home(folder=tmp_path / "not-here", token="x")) for _ in range(2)]
-    here = _Host(spec, _shared(tmp_path / "here"))
+    elsewhere = [Host(spec, Home(folder=tmp_path / "not-here", token="x")) for _ in range(2)]
+    here = Host(spec, _shared(tmp_path / "here"))
     try:
         assert [host.shares() for host in (*elsewhere, here)] == [False, False, True]
         result, left = elsewhere[0].advance(first, None)
@@ -226,11 +226,11 @@ def test_a_checkpoint_travels_with_its_segment_where_no_folder_is_shared(
 
 
 def _shared(folder: Path) -> Any:
-    from autobatch.engines.ray import _Home
+    from autobatch.engines.ray_actor import Home
 
     folder.mkdir()
     (folder / SHARED).write_text("token")
-    return _Home(folder=folder, token="token")
+    return Home(folder=folder, token="token")
 
 
 @with_ray
@@ -239,7 +239,7 @@ def test_a_disk_of_its_own_that_is_full_is_the_machines_fault_and_names_it(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that may not grow is refused as on a full disk. Where the folder is shared, the caller's disk is full."""
-    from autobatch.engines.ray import _Home, _Host
+    from autobatch.engines.ray_actor import Home, Host
 
     limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))\n"
     task.write_text(limit + task.read_text())
@@ -254,8 +254,8 @@ def test_a_disk_of_its_own_that_is_full_is_the_machines_fault_and_names_it(
         total_steps=16,
         eval_batch_size=32,
     )
-    elsewhere = _Host(spec, _Home(folder=tmp_path / "not-here", token="x"))
-    here = _Host(spec, _shared(tmp_path / "here"))
+    elsewhere = Host(spec, Home(folder=tmp_path / "not-here", token="x"))
+    here = Host(spec, _shared(tmp_path / "here"))
     try:
         (lost, left), (full, _) = elsewhere.advance(segment, None), here.advance(segment, None)
         assert isinstance(lost.error, DeviceError)
@@ -279,7 +279,7 @@ def test_a_disk_of_its_own_that_is_full_is_the_machines_fault_and_names_it(
     ("workers", "threads", "cores", "sharing"), [(8, 8, 8, 1), (4, 4, 8, 2), (3, 1, 2, 2), (2, 1, 16, 2), (5, 4, 3, 1)]
 )
 def test_a_node_is_shared_by_those_that_it_has_room_for(workers: int, threads: int, cores: int, sharing: int) -> None:
-    from autobatch.engines.ray import most_on_node
+    from autobatch.engines.ray_actor import most_on_node
 
     assert most_on_node(workers, threads, cores) == sharing
 
@@ -292,7 +292,7 @@ def test_a_worker_takes_its_share_of_its_own_machine_and_not_of_the_cluster(
     """As Ray tells it of eight nodes, on each of which there is room for one worker."""
     import ray
 
-    from autobatch.engines.ray import _Host
+    from autobatch.engines.ray_actor import Host
 
     class Context:
         def get_node_id(self) -> str:
@@ -304,9 +304,9 @@ def test_a_worker_takes_its_share_of_its_own_machine_and_not_of_the_cluster(
     monkeypatch.setattr(ray, "get_runtime_context", Context)
     monkeypatch.chdir(tmp_path)
     spec = RunnerSpec(path=task, device="cpu", workers=8, threads=2)
-    alone = _Host(spec, _shared(tmp_path / "here"))
+    alone = Host(spec, _shared(tmp_path / "here"))
     nodes[3]["Resources"] = {"CPU": 16.0}
-    crowded = _Host(spec, _shared(tmp_path / "there"))
+    crowded = Host(spec, _shared(tmp_path / "there"))
     try:
         free = host_memory.available()
         assert free is not None
