@@ -7,13 +7,10 @@ nothing before. A group that has lost a rank, or in which one has failed, is end
 
 from __future__ import annotations
 
-import shutil
-import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,36 +24,17 @@ from ..core.runner import Runner
 from ..core.segment import SegmentResult, TrainSegment
 from ..devices.backend import BACKENDS, CARDS
 from ..devices.environment import available_cores, worker_environment
-from ..errors import (
-    AutobatchError,
-    NoValidResult,
-    RankLost,
-    SettingError,
-    WorkerDied,
-    WorkerTimeout,
-)
+from ..errors import AutobatchError, NoValidResult, RankLost, SettingError, WorkerDied, WorkerTimeout
 from ..measuring.profiling import FEWEST_STEPS_WITH_PARTS
 from .pool import Pool, check_workers
 from .processes.fork_server import ForkServer
 from .processes.leaks import LeakWatch
-from .processes.local import LocalWorker
 from .processes.timeouts import Patience, limit
-from .ranks.agreement import (
-    Meeting,
-    Place,
-    agreed,
-    agreed_limit,
-    same_error,
-)
-from .ranks.answers import (
-    Answer,
-    cause,
-    joined_segment,
-    joined_sweep,
-    joined_times,
-)
+from .ranks.agreement import Place, agreed, agreed_limit, same_error
+from .ranks.answers import Answer, cause, joined_segment, joined_sweep, joined_times
 from .remote import GRACE_S, RemoteRunner
-from .served import TO_STEP, RunnerSpec, call, open_runner
+from .served import TO_STEP, RunnerSpec
+from .team import Team, answer_of
 
 T = TypeVar("T")
 
@@ -120,137 +98,6 @@ def other_devices(first: RemoteRunner, spec: RunnerSpec) -> list[str]:
     return [name for name in present if name != f"{backend.torch_name}:{info.index}"] if wanted > 1 else []
 
 
-class _Team:
-    """The processes of one group, each a rank in the process group that they make.
-
-    Args:
-        spec: what each opens; its place and the meeting are the team's to say.
-        server: forks them; None to start a Python for each.
-        environment, log: of processes that are started; a server has its own.
-        exact: whether they count memory to the page.
-        collective_s: seconds that a collective may take.
-    """
-
-    def __init__(
-        self,
-        spec: RunnerSpec,
-        server: ForkServer | None,
-        environment: Mapping[str, str],
-        log: Path | None,
-        *,
-        exact: bool,
-        collective_s: float,
-    ) -> None:
-        size = spec.nproc
-        self._folder = Path(tempfile.mkdtemp(prefix="autobatch-"))
-        meeting = Meeting(file=self._folder / "ranks", port=_free_port(), limit_s=collective_s)
-        self._is_prepared = False
-        self._workers: list[LocalWorker] = []
-        for _ in range(size):
-            if server is not None:
-                self._workers.append(LocalWorker(server=server))
-            else:
-                self._workers.append(LocalWorker(environment=environment, log=log))
-        self._opening: list[Future[Any]] | None = [
-            self._submit(
-                rank,
-                open_runner,
-                replace(spec, place=Place(rank=rank, size=size, local_rank=rank, local_size=size), meeting=meeting),
-                exact=exact,
-            )
-            for rank in range(size)
-        ]
-
-    def _submit(self, rank: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
-        try:
-            return self._workers[rank].submit(function, *args, **kwargs)
-        except WorkerDied as death:
-            failed: Future[Any] = Future()
-            failed.set_exception(death)
-            return failed
-
-    @property
-    def pids(self) -> list[int]:
-        """Of the ranks, in their order."""
-        return [worker.pid for worker in self._workers]
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether every rank can still take a call."""
-        return all(worker.alive for worker in self._workers)
-
-    def opened(self, deadline: float | None, straggler_s: float) -> list[Answer]:
-        """What came of opening the task on each rank; waited for once."""
-        if self._opening is None:
-            return []
-        opening, self._opening = self._opening, None
-        return _answers(opening, deadline, straggler_s)
-
-    def prepared(self, deadline: float | None, wait_s: float) -> list[Answer]:
-        """What came of loading the data on each rank; waited for once."""
-        if self._is_prepared:
-            return []
-        self._is_prepared = True
-        return self.ask(len(self._workers), "prepare", (), {}, deadline, wait_s)
-
-    def ask(
-        self,
-        ranks: int,
-        method: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        deadline: float | None,
-        wait_s: float,
-    ) -> list[Answer]:
-        """What the first `ranks` ranks answer, one entry for each, in their order."""
-        asked = [self._submit(rank, call, method, tuple(args), dict(kwargs)) for rank in range(ranks)]
-        return _answers(asked, deadline, wait_s)
-
-    def close(self) -> None:
-        """End all of it."""
-        for worker in self._workers:
-            worker.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _answers(asked: Sequence[Future[Any]], deadline: float | None, straggler_s: float) -> list[Answer]:
-    """What came of each call, as far as it came in time."""
-    limit, is_straggling = deadline, False
-    waiting = set(asked)
-    while waiting:
-        left_s = None if limit is None else max(0.0, limit - time.monotonic())
-        done, waiting = wait(waiting, timeout=left_s, return_when=FIRST_COMPLETED)
-        if not done:
-            break
-        failed = any(not _answer(future).is_good for future in done)
-        if not is_straggling and (failed or asked[0] in done):
-            is_straggling = True
-            soon = time.monotonic() + straggler_s
-            limit = soon if limit is None else min(limit, soon)
-    late = (
-        RankLost(f"no answer within {straggler_s:.0f} s of another rank's; its process was ended")
-        if is_straggling
-        else WorkerTimeout("no answer in the time there was; its process was ended")
-    )
-    return [Answer(error=late, is_late=True) if future in waiting else _answer(future) for future in asked]
-
-
-def _answer(future: Future[Any]) -> Answer:
-    error = future.exception()
-    if error is None:
-        return Answer(value=future.result())
-    if isinstance(error, AutobatchError):
-        return Answer(error=error)
-    raise error
-
-
 class GroupRunner(Runner):
     """The runner that `spec` describes, in `spec.nproc` processes that take every step together.
 
@@ -292,7 +139,7 @@ class GroupRunner(Runner):
         ]
         self._environment = worker_environment(spec.threads, is_timed=spec.is_timed) | dict(environment or {})
         self._server: ForkServer | None = None
-        self._team: _Team | None = None
+        self._team: Team | None = None
         self._facts: TaskFacts | None = None
         self._limits: list[MemoryLimit] | None = None
         self._patience, self._leaks = Patience(), LeakWatch(log)
@@ -330,7 +177,7 @@ class GroupRunner(Runner):
         """What each rank's prober answers; they are asked at once."""
         asked = [self._threads.submit(ask, prober) for prober in self._probers]
         wait(asked)
-        answers = [_answer(future) for future in asked]
+        answers = [answer_of(future) for future in asked]
         self._raise_for(answers)
         return [answer.value for answer in answers]
 
@@ -351,7 +198,7 @@ class GroupRunner(Runner):
         limit_s, self._is_own_limit = limit(timeout_s, remaining_s)
         return None if limit_s is None else time.monotonic() + limit_s
 
-    def _ready_team(self) -> tuple[_Team, list[Answer]]:
+    def _ready_team(self) -> tuple[Team, list[Answer]]:
         """A whole team, and where it could not be opened, what came of it."""
         if self._team is not None and not self._team.is_whole:
             self._end_team()
@@ -364,7 +211,7 @@ class GroupRunner(Runner):
             for prober in self._probers:
                 prober.close()  # a device is never held twice; one that is asked again starts again
             exact = on_cpu and self._spec.memory_limit_bytes is not None
-            self._team = _Team(
+            self._team = Team(
                 spec,
                 self._ready_server(),
                 self._environment,

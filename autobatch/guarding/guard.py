@@ -6,7 +6,6 @@ times n_i / n. What a failed attempt leaves behind (gradients, buffers, random g
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Callable
 from typing import Any, final
@@ -16,33 +15,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..devices.oom import is_out_of_memory
-from ..errors import (
-    DoesNotFit,
-    SettingError,
-    TaskError,
-    first_line,
-    with_class,
-)
+from ..errors import DoesNotFit, SettingError, TaskError, first_line, with_class
 from ..tasks.data import Batch, to_device
-from ..tasks.state import rng_state, set_rng_state
 from ..tasks.task import Task, cross_entropy_loss
 from ..worker.shares import counted
 from ..worker.training import autocast
-from .guard_ranks import (
-    Refused,
-    check_layers,
-    check_wrapping,
-    ranks_of,
-)
-from .micro_batches import (
-    PASS_SPLIT,
-    BySplit,
-    Cut,
-    Parts,
-    Split,
-    kind_of,
-    ways_to_cut,
-)
+from .guard_ranks import Refused, check_layers, check_wrapping, ranks_of
+from .micro_batches import PASS_SPLIT, BySplit, Cut, Parts, Split, kind_of, ways_to_cut
+from .undo import Before
 
 try:
     import resource
@@ -174,7 +154,7 @@ class OomSafeBackward:
         _check_size(self.micro_batch_size)
         self._ranks.check()
         size_before, refusals = self.micro_batch_size, list[Refused]()
-        before = _Before(self._parts)
+        before = Before(self._parts)
         try:
             while isinstance(outcome := self._attempt_on_all_ranks(batch, before), Refused):
                 if not outcome.here:
@@ -195,7 +175,7 @@ class OomSafeBackward:
             self.micro_batch_size = size_before
             raise
 
-    def _attempt_on_all_ranks(self, batch: Batch, before: _Before) -> Tensor | Refused:
+    def _attempt_on_all_ranks(self, batch: Batch, before: Before) -> Tensor | Refused:
         try:
             outcome = self._attempt(batch, before)
         except Exception:
@@ -203,7 +183,7 @@ class OomSafeBackward:
             raise
         return self._ranks.agree(outcome if isinstance(outcome, Refused) else None) or outcome
 
-    def _attempt(self, batch: Batch, before: _Before) -> Tensor | Refused:
+    def _attempt(self, batch: Batch, before: Before) -> Tensor | Refused:
         """The mean loss, with the gradients ready to be shared; or that memory was refused."""
         try:
             before.remember()
@@ -226,7 +206,7 @@ class OomSafeBackward:
             raise TaskError(f"memory ran out ({message}), and this batch cannot be split: {error}") from None
         return Refused(size=max(1, min(count, self.micro_batch_size or count)), message=message)
 
-    def _run(self, batch: Batch, before: _Before) -> Tensor:
+    def _run(self, batch: Batch, before: Before) -> Tensor:
         _check_what_runs(self._parts)
         pieces = self._pieces(batch, before)
         # How many labels the default loss is a mean over shows in the first forward pass of a model that shifts them.
@@ -241,7 +221,7 @@ class OomSafeBackward:
         self.accumulation_steps = len(parts)
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
-    def _cut(self, batch: Batch, before: _Before) -> Cut:
+    def _cut(self, batch: Batch, before: Before) -> Cut:
         """The batch with the way to cut it into samples.
 
         Raises:
@@ -268,7 +248,7 @@ class OomSafeBackward:
             raise TaskError(f"memory ran out with two samples, {known} ({refusal.message}): {PASS_SPLIT}")
         raise TaskError(_unsure(ways))
 
-    def _are_samples(self, way: Parts, before: _Before) -> bool | Refused:
+    def _are_samples(self, way: Parts, before: Before) -> bool | Refused:
         """Whether the loss takes for samples what this way cuts: what each adds does not depend on which is beside it.
 
         Batches of two have the same shapes, and so the same dropout and noise: in the loss of two samples, the first
@@ -302,7 +282,7 @@ class OomSafeBackward:
         apart = same_1[0] + same_2[0] - mixed_1[0] - mixed_2[0]
         return abs(apart) <= max(_ADD_UP, 2 * same_1[1]) * largest
 
-    def _weighed(self, piece: Batch, before: _Before) -> tuple[float, float]:
+    def _weighed(self, piece: Batch, before: Before) -> tuple[float, float]:
         """The loss of a batch times what it is a mean over, and how exact a number of its type is."""
         before.put_values_back()
         loss = self._loss_of(piece).detach()
@@ -314,7 +294,7 @@ class OomSafeBackward:
         """How many things the loss of a piece is a mean over; None where they are its samples."""
         return counted(self._model, piece, loss=self._loss, weight=self._weight)
 
-    def _pieces(self, batch: Batch, before: _Before) -> list[tuple[Batch, int]]:
+    def _pieces(self, batch: Batch, before: Before) -> list[tuple[Batch, int]]:
         """The micro-batches with their samples."""
         size = self.micro_batch_size
         if size is None or (cut := self._cut(batch, before)).count <= size:
@@ -379,73 +359,6 @@ class OomSafeBackward:
                     "batch. It would be in eval mode, or with GroupNorm or LayerNorm",
                     stacklevel=3,
                 )
-
-
-@final
-class _Before:
-    """What the model and the random generators were before a batch; the gradients are set aside at once."""
-
-    def __init__(self, parts: nn.Module) -> None:
-        self._parts = parts
-        self._gradients = [(parameter, parameter.grad) for parameter in parts.parameters()]
-        self._generators: dict[str, Any] | None = None
-        self._drop_gradients()
-
-    def remember(self) -> None:
-        """Copy what an attempt may change, once for all attempts; apart from the rest because memory may be refused.
-
-        All buffers are copied: batch norm changes its statistics without counting up their versions.
-        """
-        if self._generators is None:
-            self._buffers = [(module._buffers, dict(module._buffers)) for module in self._parts.modules()]
-            self._values = [(buffer, buffer.detach().clone()) for buffer in self._parts.buffers()]
-            self._generators = rng_state()
-
-    def restore(self) -> None:
-        """Undo an attempt, and give back the memory that it took."""
-        self._drop_gradients()
-        gc.collect()
-        for kind in {parameter.device.type for parameter, _ in self._gradients} - {"cpu"}:
-            torch.get_device_module(kind).empty_cache()
-        self.put_values_back()
-
-    def put_values_back(self) -> None:
-        """Make buffers and random generators what they were before the batch."""
-        if self._generators is None:  # memory was refused to the copies, and nothing had changed yet
-            return
-        for slots, buffers in self._buffers:
-            slots.clear()
-            slots.update(buffers)
-        with torch.no_grad():
-            for buffer, value in self._values:
-                buffer.copy_(value)
-        set_rng_state(self._generators)
-
-    @torch.no_grad()
-    def add_gradients(self) -> None:
-        """Add what was set aside to the new gradients; itself it stays as it was, to be put back."""
-        for parameter, aside in self._gradients:
-            if aside is not None and parameter.grad is not None:
-                parameter.grad.add_(aside)
-            elif aside is not None:
-                parameter.grad = aside.clone()
-
-    @torch.no_grad()
-    def keep_gradients(self) -> None:
-        """Leave the sums in the very tensors that were there before: others may hold them, as one flat buffer."""
-        for parameter, aside in self._gradients:
-            if aside is not None and parameter.grad is not None:
-                aside.copy_(parameter.grad)
-                parameter.grad = aside
-
-    def put_gradients_back(self) -> None:
-        """Leave the gradients as they were before the batch."""
-        for parameter, aside in self._gradients:
-            parameter.grad = aside
-
-    def _drop_gradients(self) -> None:
-        for parameter, _ in self._gradients:
-            parameter.grad = None
 
 
 def _unsure(ways: list[Parts]) -> str:

@@ -1,0 +1,152 @@
+"""The processes of one group: they start together, are asked together, and end together."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import AutobatchError, RankLost, WorkerDied, WorkerTimeout
+from .processes.fork_server import ForkServer
+from .processes.local import LocalWorker
+from .ranks.agreement import Meeting, Place
+from .ranks.answers import Answer
+from .served import RunnerSpec, call, open_runner
+
+
+class Team:
+    """The processes of one group, each a rank in the process group that they make.
+
+    Args:
+        spec: what each opens; its place and the meeting are the team's to say.
+        server: forks them; None to start a Python for each.
+        environment, log: of processes that are started; a server has its own.
+        exact: whether they count memory to the page.
+        collective_s: seconds that a collective may take.
+    """
+
+    def __init__(
+        self,
+        spec: RunnerSpec,
+        server: ForkServer | None,
+        environment: Mapping[str, str],
+        log: Path | None,
+        *,
+        exact: bool,
+        collective_s: float,
+    ) -> None:
+        size = spec.nproc
+        self._folder = Path(tempfile.mkdtemp(prefix="autobatch-"))
+        meeting = Meeting(file=self._folder / "ranks", port=_free_port(), limit_s=collective_s)
+        self._is_prepared = False
+        self._workers: list[LocalWorker] = []
+        for _ in range(size):
+            if server is not None:
+                self._workers.append(LocalWorker(server=server))
+            else:
+                self._workers.append(LocalWorker(environment=environment, log=log))
+        self._opening: list[Future[Any]] | None = [
+            self._submit(
+                rank,
+                open_runner,
+                replace(spec, place=Place(rank=rank, size=size, local_rank=rank, local_size=size), meeting=meeting),
+                exact=exact,
+            )
+            for rank in range(size)
+        ]
+
+    def _submit(self, rank: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
+        try:
+            return self._workers[rank].submit(function, *args, **kwargs)
+        except WorkerDied as death:
+            failed: Future[Any] = Future()
+            failed.set_exception(death)
+            return failed
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the ranks, in their order."""
+        return [worker.pid for worker in self._workers]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every rank can still take a call."""
+        return all(worker.alive for worker in self._workers)
+
+    def opened(self, deadline: float | None, straggler_s: float) -> list[Answer]:
+        """What came of opening the task on each rank; waited for once."""
+        if self._opening is None:
+            return []
+        opening, self._opening = self._opening, None
+        return _answers(opening, deadline, straggler_s)
+
+    def prepared(self, deadline: float | None, wait_s: float) -> list[Answer]:
+        """What came of loading the data on each rank; waited for once."""
+        if self._is_prepared:
+            return []
+        self._is_prepared = True
+        return self.ask(len(self._workers), "prepare", (), {}, deadline, wait_s)
+
+    def ask(
+        self,
+        ranks: int,
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        deadline: float | None,
+        wait_s: float,
+    ) -> list[Answer]:
+        """What the first `ranks` ranks answer, one entry for each, in their order."""
+        asked = [self._submit(rank, call, method, tuple(args), dict(kwargs)) for rank in range(ranks)]
+        return _answers(asked, deadline, wait_s)
+
+    def close(self) -> None:
+        """End all of it."""
+        for worker in self._workers:
+            worker.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _answers(asked: Sequence[Future[Any]], deadline: float | None, straggler_s: float) -> list[Answer]:
+    """What came of each call, as far as it came in time."""
+    limit, is_straggling = deadline, False
+    waiting = set(asked)
+    while waiting:
+        left_s = None if limit is None else max(0.0, limit - time.monotonic())
+        done, waiting = wait(waiting, timeout=left_s, return_when=FIRST_COMPLETED)
+        if not done:
+            break
+        failed = any(not answer_of(future).is_good for future in done)
+        if not is_straggling and (failed or asked[0] in done):
+            is_straggling = True
+            soon = time.monotonic() + straggler_s
+            limit = soon if limit is None else min(limit, soon)
+    late = (
+        RankLost(f"no answer within {straggler_s:.0f} s of another rank's; its process was ended")
+        if is_straggling
+        else WorkerTimeout("no answer in the time there was; its process was ended")
+    )
+    return [Answer(error=late, is_late=True) if future in waiting else answer_of(future) for future in asked]
+
+
+def answer_of(future: Future[Any]) -> Answer:
+    """What came of a call that is done."""
+    error = future.exception()
+    if error is None:
+        return Answer(value=future.result())
+    if isinstance(error, AutobatchError):
+        return Answer(error=error)
+    raise error
