@@ -1,4 +1,4 @@
-"""The optimizer step as the user's task takes it, and what a trial is made of between two steps.
+"""The optimizer step as the user's task takes it.
 
 `Trainer` owns a model, its optimizer, schedule and scaler for one trial (or one probe). It knows nothing of budgets,
 segments or searches; `torch_runner.py` asks it for steps.
@@ -7,58 +7,24 @@ segments or searches; `torch_runner.py` asks it for steps.
 from __future__ import annotations
 
 import copy
-import io
-import math
-import os
-import pickle
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from statistics import median
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core.checkpoints import is_whole, part_of_rank
-from ..core.files import full_disk, sync_folder
 from ..core.plan import Config, Precision
-from ..core.segment import GradNorms
 from ..devices.oom import is_out_of_memory
-from ..errors import CheckpointError, TaskError, first_line
-from ..tasks.data import (
-    Batch,
-    Collated,
-    DeviceLoader,
-    rows_of,
-    seed_everything,
-    to_device,
-)
-from ..tasks.defaults import (
-    accuracy,
-    cross_entropy_loss,
-    right_and_counted,
-)
-from ..tasks.state import rng_state, set_rng_state
+from ..errors import TaskError
+from ..tasks.data import Batch, Collated, DeviceLoader, rows_of, seed_everything, to_device
+from ..tasks.defaults import accuracy, cross_entropy_loss, right_and_counted
 from ..tasks.task import Task
-from .carried_state import (
-    Carried,
-    objects_of,
-    plain_of,
-)
+from .carried_state import Carried
 from .caught import Caught
 from .data_parallel import DataParallel
-from .gradients import (
-    clip_norm,
-    gradients_of,
-    multiply,
-    sparse_parameters,
-    total_norm,
-    zero_gradient,
-)
+from .gradients import clip_norm, gradients_of, multiply, sparse_parameters, total_norm, zero_gradient
 from .modes import judged, to_train
 from .rates import following, held_by, of_groups
 from .shares import Shares, counted
@@ -67,9 +33,6 @@ from .swallowed import GradientWatch
 # Without a clip the norm of the gradient is taken at every so many steps. Measured on three small models on a CPU: at
 # every step it takes 7 to 13 % of the steps per second, at every sixteenth 0.5 to 0.9 % (benchmarks/NOTES.md).
 NORM_EVERY = 16
-
-_WARNED: set[str] = set()  # what this process has warned of
-
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -129,7 +92,7 @@ class Trainer:
         self.gradients = GradientWatch(self.model)
         self.caught = Caught(is_out_of_memory)
         self._is_by_labels = task.weight is None and task.training_step is None and task.loss is cross_entropy_loss
-        self.carried = self._carried()
+        self.carried = self.carried_anew()
         # Made for the first step, which all ranks take: one that only evaluates must not wait for the others.
         self._together: nn.Module | None = None
         # Anew, whatever seed model() may have set: dropout and augmentation are of the trial's seed, and of each rank's
@@ -151,7 +114,8 @@ class Trainer:
         follow = following(once, twice)
         return [rate / lr if group in follow else None for group, rate in enumerate(once)]
 
-    def _carried(self) -> Carried:
+    def carried_anew(self) -> Carried:
+        """What a step may change beside the model, looked at as it stands now."""
         return Carried(self.task, self.model, self.optimizer, self.scheduler, self.scaler, self.forward)
 
     def loss(self, batch: Batch, *, counts: bool = True) -> Tensor:
@@ -385,166 +349,6 @@ class Trainer:
         except (TypeError, ValueError):
             raise TaskError(f"{what} returns a number; it returned {type(value).__name__}") from None
 
-    def save(self, path: Path, *, name: Path | None = None) -> None:
-        """Write all that a later process needs to go on as if nothing had happened; whole or not at all.
-
-        On the disk when this returns, under a name that outlives a loss of power. In a group, all ranks call it. Each
-        writes what it alone keeps beside the model into a file of its own, which may be large; rank 0 writes the rest
-        when they have, with the state of everyone's generators. The weights are those to judge, where the optimizer has
-        others to train.
-
-        Args:
-            path: of the checkpoint; `name` where rank 0 will put it, if that is another.
-
-        Raises:
-            OSError: it cannot be written; where the disk is full, some error that `files.full_disk` knows.
-        """
-        self._warn_of_lost()
-        generators = rng_state()
-        if self.group is not None and not self.group.is_first:
-            refusal = self._write_part(part_of_rank(name or path, self.group.rank))
-            self.group.gather((generators, refusal))
-            if refusal is not None:
-                raise refusal
-            return
-        others = [] if self.group is None else self.group.gather(None)[1:]
-        for _, refusal in others:
-            if refusal is not None:
-                raise refusal
-        with judged(self.optimizer):
-            self._write(self._state([generators, *(state for state, _ in others)]), path)
-
-    def _write_part(self, path: Path) -> OSError | None:
-        """Write what this rank alone keeps; why there is no room for it, which the others have to hear of."""
-        try:
-            self._write({"step": self.step_count, "carried": self.carried.state(whole=False)}, path)
-        except Exception as error:
-            if (refusal := full_disk(error)) is None:
-                raise
-            return OSError(refusal.errno, refusal.strerror, refusal.filename or str(path))
-        return None
-
-    def _warn_of_lost(self) -> None:
-        """Tell, once in a process, what changes in training and is not kept."""
-        for warning in self.carried.warnings():
-            if warning not in _WARNED:
-                _WARNED.add(warning)
-                warnings.warn(warning, stacklevel=2)
-
-    def _state(self, generators: list[dict[str, Any]]) -> dict[str, Any]:
-        model = self.model.state_dict()
-        state: dict[str, Any] = {
-            "step": self.step_count,
-            "scheduler_steps": self.scheduler_steps,
-            "total_steps": self.total_steps,
-            "model": {name: value for name, value in model.items() if isinstance(value, Tensor)},
-            # What a module says of itself in get_extra_state() may be any object.
-            "extra": plain_of({name: value for name, value in model.items() if not isinstance(value, Tensor)}),
-            "rng": generators,
-            "carried": [self.carried.state()],
-        }
-        for name in ("scheduler", "scaler"):
-            part = getattr(self, name)
-            if part is not None and hasattr(part, "state_dict"):
-                state[name] = _plain(part.state_dict())
-        if self.after_step is not None and hasattr(self.after_step, "state_dict"):
-            # Apart, to be read back onto the devices that its tensors are on: nobody else knows where it wants them.
-            buffer = io.BytesIO()
-            torch.save(_plain(self.after_step.state_dict()), buffer)
-            state["after_step"] = buffer.getvalue()
-        return state
-
-    @staticmethod
-    def _write(state: dict[str, Any], path: Path) -> None:
-        if not path.parent.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            sync_folder(path.parent.parent)
-        partial = path.with_suffix(path.suffix + ".partial")
-        try:
-            with open(partial, "wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)  # on a full disk it is what takes the room
-            raise
-        sync_folder(path.parent)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `save` wrote and `read_checkpoint` read.
-
-        Call it after the batches were set up: it restores the random generators.
-
-        Raises:
-            CheckpointError: it was written by another number of ranks.
-        """
-        generators = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]
-        rank, ranks = (self.group.rank, self.group.size) if self.group is not None else (0, 1)
-        if len(generators) != ranks:
-            raise CheckpointError(f"the checkpoint is of {len(generators)} ranks; found {ranks} to go on with")
-        carried = state.get("carried")
-        if carried is not None and self.carried.order_of_groups(carried[0]) is not None:
-            self._reorder(carried[0])
-        self._load_model(state)
-        self.step_count, self.scheduler_steps = state["step"], state["scheduler_steps"]
-        for name in ("scheduler", "scaler"):
-            if name in state:
-                getattr(self, name).load_state_dict(state[name])
-        if self.scheduler is not None and "scheduler" not in state:
-            for _ in range(self.scheduler_steps):  # one without a state is brought to where it stood
-                self.scheduler.step()
-        # After the schedule, which may set rates when it is stepped or read.
-        if carried is None:
-            self._restore_by_position(state["optimizer"])
-        else:
-            for one in carried:
-                self.carried.restore(one, self.device)
-        if "after_step" in state:
-            cast(Any, self.after_step).load_state_dict(state["after_step"])
-        to_train(self.optimizer)
-        set_rng_state(generators[rank])
-
-    def _reorder(self, carried: dict[str, Any]) -> None:
-        """Put the optimizer's groups into the order of the process that began the trial, and make the schedule of it.
-
-        Groups that are built from sets come in another order in each process, and a schedule goes by their positions.
-        """
-        self.optimizer = self.task.optimizer(self.model, self.config.lr)
-        to_train(self.optimizer)
-        groups = list(self.optimizer.param_groups)
-        order = self._carried().order_of_groups(carried)  # it may be another than that of the one before
-        self.optimizer.param_groups[:] = groups if order is None else [groups[at] for at in order]
-        if self.task.scheduler is not None:
-            self.scheduler = self.task.scheduler(self.optimizer, self.total_steps)
-        self.carried = self._carried()
-
-    def _load_model(self, state: dict[str, Any]) -> None:
-        """The weights and buffers; a buffer that has grown in training, or come to be, is given room first."""
-        modules = dict(self.model.named_modules())
-        for name, value in state["model"].items():
-            path, _, key = name.rpartition(".")
-            buffers = modules[path]._buffers if path in modules else {}
-            if key in buffers and (buffers[key] is None or cast(Tensor, buffers[key]).shape != value.shape):
-                buffers[key] = torch.empty_like(value, device=self.device)
-        extra = objects_of(state["extra"]) if "extra" in state else {}
-        self.model.load_state_dict({**state["model"], **extra})
-
-    def _restore_by_position(self, state: dict[str, Any]) -> None:
-        """The optimizer's state as an autobatch of before kept it.
-
-        Raises:
-            CheckpointError: nobody knows which parameter it is of.
-        """
-        mine = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        in_order = [parameter for parameter in self.model.parameters() if any(parameter is one for one in mine)]
-        if len(self.optimizer.param_groups) > 1 or any(a is not b for a, b in zip(mine, in_order, strict=False)):
-            raise CheckpointError(
-                "the checkpoint is of an autobatch that kept the optimizer's state by position, and this optimizer's "
-                "parameters may stand elsewhere in this process: start a new run"
-            )
-        self.optimizer.load_state_dict(state)
-
 
 class _LossOf(nn.Module):
     """The loss of a batch as a module, which holds the model."""
@@ -558,104 +362,3 @@ class _LossOf(nn.Module):
         loss = self._loss()
         assert loss is not None
         return loss(batch, counts=counts)
-
-
-class NormWatch:
-    """Collects the norms of the gradient of a segment without waiting for the device at every step.
-
-    Args:
-        clip: the task's `clip_grad_norm`.
-    """
-
-    def __init__(self, clip: float | None) -> None:
-        self._clip = clip
-        self._pending: list[Tensor] = []
-        self._seen: list[float] = []
-
-    def see(self, norm: Tensor | None) -> None:
-        """Keep the norm of a step where it is."""
-        if norm is not None:
-            self._pending.append(norm)
-
-    def read(self) -> None:
-        """Fetch what was kept, which waits for the device."""
-        if self._pending:
-            self._seen += torch.stack(self._pending).float().tolist()
-            self._pending.clear()
-
-    def summary(self) -> GradNorms | None:
-        """Of all that were read; None where none was finite. A step that fp16 skips has no finite norm."""
-        finite = [norm for norm in self._seen if math.isfinite(norm)]
-        if not finite:
-            return None
-        clipped = None if self._clip is None else sum(norm > self._clip for norm in finite) / len(finite)
-        return GradNorms(median=median(finite), largest=max(finite), clipped=clipped)
-
-
-def _plain(state: Any) -> Any:
-    """The same containers with NumPy's numbers as Python's: `np.cos` in a schedule puts them into parameter groups."""
-    if isinstance(state, np.generic):
-        return state.item()
-    if type(state) is dict:
-        return {_plain(key): _plain(value) for key, value in state.items()}
-    if type(state) in (list, tuple):
-        return type(state)(map(_plain, state))
-    return state
-
-
-def read_checkpoint(path: Path, rank: int = 0) -> dict[str, Any]:
-    """What `Trainer.save` wrote for a rank, the hook's tensors where they were and all others on the host.
-
-    "step" is how many optimizer steps were taken; "carried" is rank 0's and, of another rank, its own after it.
-
-    Raises:
-        CheckpointError: it is no whole checkpoint.
-        TaskError: the checkpoint holds objects that are not plain data, from the task's own schedule or after_step.
-        FileNotFoundError: there is none.
-    """
-    if path.exists() and not is_whole(path):
-        raise CheckpointError(f"the checkpoint {path} cannot be read: it is not whole")
-    try:
-        state: dict[str, Any] = _read(path, "cpu")
-        if "after_step" in state:
-            state["after_step"] = _read(io.BytesIO(state["after_step"]), None)
-        missing = {"step", "scheduler_steps", "total_steps", "model", "rng"} - set(state)
-    except (RuntimeError, EOFError, ValueError, TypeError, KeyError) as error:
-        if isinstance(error, TaskError):
-            raise
-        reason = first_line(error)
-        raise CheckpointError(f"the checkpoint {path} cannot be read: {reason}") from None
-    if missing:
-        raise CheckpointError(f"the checkpoint {path} cannot be read: it lacks {', '.join(sorted(missing))}")
-    if "carried" in state:
-        of_all = state["carried"]  # those of all ranks, before each had a file of its own
-        if not rank or rank >= len(state["rng"]):
-            own = []
-        else:
-            own = [of_all[rank] if len(of_all) > 1 else _read_part(path, rank, state["step"])]
-        state["carried"] = [of_all[0], *own]
-    return state
-
-
-def _read_part(path: Path, rank: int, step: int) -> Any:
-    part = part_of_rank(path, rank)
-    if not is_whole(part):
-        raise CheckpointError(
-            f"the checkpoint {path} cannot be read: the part of rank {rank}, {part.name}, is not whole"
-        )
-    state = _read(part, "cpu")
-    if state["step"] != step:
-        raise CheckpointError(
-            f"the checkpoint {path} cannot be read: the part of rank {rank} is of step {state['step']}, not of {step}"
-        )
-    return state["carried"]
-
-
-def _read(file: Path | io.BytesIO, device: str | None) -> Any:
-    try:
-        return torch.load(file, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise TaskError(
-            "the state of this task's scheduler or after_step holds more than tensors, numbers and "
-            f"plain containers, so a trial cannot be paused: {first_line(error)}"
-        ) from None

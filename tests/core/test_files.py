@@ -17,6 +17,7 @@ from autobatch.core.segment import TrainSegment
 from autobatch.devices import open_device
 from autobatch.searching.storage.journal import StudyRecord
 from autobatch.worker.torch_runner import TorchRunner
+from autobatch.worker.trial_state import save_trainer
 
 from ..searching.schedulers.test_optuna_sampler import STATE, paused
 from ..worker.test_training import task, trainer
@@ -68,7 +69,7 @@ def test_a_file_is_synced_before_it_has_its_name_and_the_name_before_it_is_said_
 
 def test_a_checkpoint_too_and_its_new_folder(calls: Calls, tmp_path: Path) -> None:
     path = tmp_path / "new" / "trial.pt"
-    trainer(task(), Plan(batch_size=8)).save(path)
+    save_trainer(trainer(task(), Plan(batch_size=8)), path)
     assert calls == [("sync", str(tmp_path)), *whole(f"{path}.partial", path)]
 
 

@@ -35,7 +35,7 @@ from autobatch.errors import (
 )
 from autobatch.tasks.task import load_task
 from autobatch.worker.torch_runner import TorchRunner
-from autobatch.worker.training import read_checkpoint
+from autobatch.worker.trial_state import read_checkpoint
 
 from ..helpers.processes import PATIENCE_S, wait_until_gone
 

@@ -30,10 +30,10 @@ from autobatch.core.segment import TrainSegment
 from autobatch.devices import open_device
 from autobatch.errors import CheckpointError, TaskError
 from autobatch.tasks import object_writer
-from autobatch.worker import training
+from autobatch.worker import training, trial_state
 from autobatch.worker.carried_state import objects_of, plain_of
 from autobatch.worker.torch_runner import TorchRunner
-from autobatch.worker.training import read_checkpoint
+from autobatch.worker.trial_state import read_checkpoint, restore_trainer
 
 PLAN = Plan(batch_size=8)
 
@@ -689,7 +689,7 @@ def of_before(made: Task, folder: Path) -> Path:
     again = TorchRunner(made, open_device("cpu"), checkpoints=folder)
     state = read_checkpoint(path)
     trainer = again._trainer(segment(0, 3).config, seed=1, total_steps=12)
-    trainer.restore(state)
+    restore_trainer(trainer, state)
     again.close()
     old = {name: value for name, value in state.items() if name not in ("carried", "extra")}
     torch.save(old | {"optimizer": trainer.optimizer.state_dict(), "rng": state["rng"][0]}, path)
@@ -736,7 +736,7 @@ class SaysItself(Iterates):
 
 
 def test_what_cannot_be_kept_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "_WARNED", set())
+    monkeypatch.setattr(trial_state, "_WARNED", set())
     runner = TorchRunner(task(model=Iterates), open_device("cpu"), checkpoints=tmp_path)
     assert any("`Iterates.strengths` changes in training and cannot be kept" in one for one in runner.facts().warnings)
     with pytest.warns(UserWarning, match="`Iterates.strengths` changes in training and cannot be kept in a checkpoint"):
@@ -788,7 +788,7 @@ def with_large(model: nn.Module, batch: Any) -> Tensor:
 def test_what_is_too_large_to_be_kept_is_named_with_its_size(
     changes: Any, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "_WARNED", set())
+    monkeypatch.setattr(trial_state, "_WARNED", set())
     monkeypatch.setattr(object_writer, "_MOST_OBJECTS", 500)
     monkeypatch.setattr(f"{__name__}.large", [[number] for number in range(1_000)])
     runner = TorchRunner(task(**changes), open_device("cpu"), checkpoints=tmp_path)

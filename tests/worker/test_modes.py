@@ -18,7 +18,7 @@ from autobatch.devices import open_device
 from autobatch.worker.check import check_task
 from autobatch.worker.modes import judged, to_train
 from autobatch.worker.torch_runner import TorchRunner
-from autobatch.worker.training import read_checkpoint
+from autobatch.worker.trial_state import read_checkpoint, restore_trainer
 
 PLAN = Plan(batch_size=8)
 
@@ -127,7 +127,7 @@ def test_the_weights_to_judge_are_scored_and_saved_and_those_to_train_go_on(tmp_
     state = read_checkpoint(checkpoint_path(tmp_path, 0, 9))
     assert torch.equal(state["model"]["0.weight"], scored[-1])
     trainer = runner._trainer(segment(0, 9).config, seed=1, total_steps=9)
-    trainer.restore(state)
+    restore_trainer(trainer, state)
     assert not torch.equal(weight(trainer.model), scored[-1])  # those to train
     runner.close()
     whole.close()

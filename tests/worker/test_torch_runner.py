@@ -34,7 +34,7 @@ from autobatch.tasks.data import counted_samples, load_data
 from autobatch.tasks.task import accuracy, load_task
 from autobatch.worker import task_session as open_task
 from autobatch.worker.torch_runner import TorchRunner
-from autobatch.worker.training import read_checkpoint
+from autobatch.worker.trial_state import read_checkpoint
 
 from ..helpers.contracts import RangeTestContract, RunnerContract
 

@@ -20,12 +20,9 @@ from autobatch.core.plan import Config
 from autobatch.core.segment import GradNorms
 from autobatch.errors import TaskError
 from autobatch.tasks.data import training_batches, val_loader
-from autobatch.worker.training import (
-    NORM_EVERY,
-    NormWatch,
-    Trainer,
-    read_checkpoint,
-)
+from autobatch.worker.norm_watch import NormWatch
+from autobatch.worker.training import NORM_EVERY, Trainer
+from autobatch.worker.trial_state import read_checkpoint, restore_trainer, save_trainer
 
 from ..helpers.transformers_like import CausalLMOutputWithPast, Language, Output, sentences
 
@@ -114,12 +111,12 @@ def test_a_resumed_trial_equals_an_uninterrupted_one_to_the_bit(stop: int, tmp_p
     whole, losses = run(made, plan, 12)
 
     first, early = run(made, plan, stop)
-    first.save(tmp_path / "checkpoint.pt")
+    save_trainer(first, tmp_path / "checkpoint.pt")
     first.evaluate(val_loader(made, blobs(1), 10))
     torch.manual_seed(99)  # whatever else the process did in between
     second = trainer(made, plan)
     stream = batches(made, plan, start_step=stop)
-    second.restore(read_checkpoint(tmp_path / "checkpoint.pt"))
+    restore_trainer(second, read_checkpoint(tmp_path / "checkpoint.pt"))
     late = [float(second.step(stream)) for _ in range(12 - stop)]  # type: ignore[arg-type]
 
     assert early + late == losses
@@ -135,9 +132,9 @@ def test_numpys_numbers_are_kept_as_plain_ones(tmp_path: Path) -> None:
 
     made = task(scheduler=schedule)
     trained, _ = run(made, Plan(batch_size=8), 3)
-    trained.save(tmp_path / "checkpoint.pt")
+    save_trainer(trained, tmp_path / "checkpoint.pt")
     again = trainer(made, Plan(batch_size=8))
-    again.restore(read_checkpoint(tmp_path / "checkpoint.pt"))
+    restore_trainer(again, read_checkpoint(tmp_path / "checkpoint.pt"))
     assert again.optimizer.param_groups[0]["lr"] == trained.optimizer.param_groups[0]["lr"]
     assert again.scheduler_steps == 3
 
@@ -153,13 +150,13 @@ def test_an_iterable_is_resumed_to_the_bit_with_dropout(tmp_path: Path) -> None:
     def losses(trained: Trainer, start: int, stop: int) -> list[float]:
         stream = training_batches(made, Stream(), plan, seed=3, start_step=start)
         if start:
-            trained.restore(read_checkpoint(tmp_path / "checkpoint.pt"))
+            restore_trainer(trained, read_checkpoint(tmp_path / "checkpoint.pt"))
         return [float(trained.step(stream)) for _ in range(start, stop)]  # type: ignore[arg-type]
 
     whole = losses(trainer(made, plan), 0, 12)
     first = trainer(made, plan)
     early = losses(first, 0, 5)
-    first.save(tmp_path / "checkpoint.pt")
+    save_trainer(first, tmp_path / "checkpoint.pt")
     assert early + losses(trainer(made, plan), 5, 12) == whole
 
 
@@ -190,13 +187,13 @@ def test_what_is_skipped_on_resume_leaves_the_trials_own_draws(data: Any, stop: 
     def losses(trained: Trainer, start: int, end: int) -> list[float]:
         stream = training_batches(made, Noisy(), plan, seed=3, start_step=start)
         if start:
-            trained.restore(read_checkpoint(tmp_path / "checkpoint.pt"))
+            restore_trainer(trained, read_checkpoint(tmp_path / "checkpoint.pt"))
         return [float(trained.step(stream)) for _ in range(start, end)]  # type: ignore[arg-type]
 
     whole = losses(trainer(made, plan), 0, 9)
     first = trainer(made, plan)
     early = losses(first, 0, stop)
-    first.save(tmp_path / "checkpoint.pt")
+    save_trainer(first, tmp_path / "checkpoint.pt")
     assert early + losses(trainer(made, plan), stop, 9) == whole
 
 
@@ -308,7 +305,7 @@ def test_a_score_that_is_no_number_is_named(changes: Any, message: str) -> None:
 def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained, _ = run(task(), Plan(batch_size=4), 1)
     path = tmp_path / "deep" / "checkpoint.pt"
-    trained.save(path)
+    save_trainer(trained, path)
     kept = path.read_bytes()
 
     def fails_half_way(state: object, file: IO[bytes]) -> None:
@@ -317,7 +314,7 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(torch, "save", fails_half_way)
     with pytest.raises(OSError, match="No space left"):
-        trained.save(path)
+        save_trainer(trained, path)
     assert path.read_bytes() == kept
     assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]  # the half would only take up room
 
@@ -330,7 +327,7 @@ class Opaque:
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     trained, _ = run(task(after_step=Opaque()), Plan(batch_size=4), 1)
-    trained.save(tmp_path / "checkpoint.pt")
+    save_trainer(trained, tmp_path / "checkpoint.pt")
     with pytest.raises(TaskError, match="holds more than tensors, numbers and plain containers"):
         read_checkpoint(tmp_path / "checkpoint.pt")
 
