@@ -536,7 +536,7 @@ def process_age_s() -> float:
 
 
 def main() -> None:
-    """Run the command line. The README lists the exit codes."""
+    """Run the command line. docs/commands.md lists the exit codes."""
     end_when_told()
     keep_streams()
     try:
