@@ -557,7 +557,7 @@ def run() -> NoReturn:
         cli(standalone_mode=False, obj=noted)
         sys.exit(0)
     except (click.Abort, KeyboardInterrupt):  # click raises either
-        fail("interrupted, before anything was found", INTERRUPTED)
+        fail("interrupted before there was any result", INTERRUPTED)
     except click.ClickException as error:
         told = io.StringIO()
         error.show(told)

@@ -56,7 +56,7 @@ def _read_settings(start: Path) -> dict[str, Any]:
                 raise SettingError(f"{file} cannot be read: {error.strerror}") from None
             table = tables.get("tool", {}).get("autobatch", {})
             if not isinstance(table, Mapping):
-                raise SettingError(f"[tool.autobatch] of {file} is a table of settings; found {type(table).__name__}")
+                raise SettingError(f"[tool.autobatch] of {file} must be a table; got {type(table).__name__}")
             aliases = {"json": "as_json"}
             return {aliases.get(key, key.replace("-", "_")): value for key, value in table.items()}
     return {}

@@ -201,7 +201,7 @@ def test_an_interrupt_before_anything_was_found_says_so(tmp_path: Path, number: 
     code, stdout, stderr = interrupt(tmp_path, "waiting", "max-batch", "slow.py", number=number)
     assert code == 130
     assert stdout == ""
-    assert stderr.rstrip().endswith("autobatch: interrupted, before anything was found")
+    assert stderr.rstrip().endswith("autobatch: interrupted before there was any result")
 
 
 # Batch 2 is run in a moment; the next does not come to its end, and says when it begins. The check of the task, which
