@@ -50,7 +50,7 @@ def test_a_bench_measures_each_model_in_each_way_and_says_where_the_report_is(tm
         "bench", "--models", MINIMAL, TASKS / "lstm.py", "--precisions", "fp32", "bf16", *QUICK, "--json", cwd=tmp_path
     )
     assert found.returncode == 0, found.stderr
-    path = Path(re.search(r"The report is in (\S+):", found.stderr).group(1))  # type: ignore[union-attr]
+    path = Path(re.search(r"The whole report is in (\S+):", found.stderr).group(1))  # type: ignore[union-attr]
     assert path.parts[:2] == ("benchmarks", "results")
     report = BenchReport.load(tmp_path / path)
     assert json.loads(found.stdout) == report.to_json()
