@@ -2,7 +2,7 @@
 
 A segment reads the file of the step it starts from and leaves one of the step it ends at. The older one goes only when
 the result is in the run's record: whatever is killed in between, the segment is run again from where it began, with the
-same result. What is in a checkpoint is training.py's to read; that one is all there is known without torch.
+same result. What is in a checkpoint is trial_state.py's to read; that one is all there is known without torch.
 """
 
 from __future__ import annotations
