@@ -1,4 +1,4 @@
-"""Who trains the segments of a race: one runner, each in its turn, or several at once, each on a device of its own."""
+"""Who trains the segments of a race: one runner, one segment after the other, or several on devices of their own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_CRASHES = 4
 
 
 class Crew(ABC):
-    """Takes segments as long as one of its workers is idle, and gives back what came of each as it ends."""
+    """Takes segments as long as one of its workers is idle, and returns the result of each as it ends."""
 
     @property
     @abstractmethod
@@ -75,7 +75,7 @@ class Alone(Crew):
         done: Future[SegmentResult] = Future()
         try:
             done.set_result(self._runner.advance(segment))
-        except Exception as error:  # noqa: BLE001  # whoever takes the result gets it, as from any future
+        except Exception as error:  # noqa: BLE001  # the caller gets it when it takes the result, as from any future
             self._is_lost = isinstance(error, DeviceError)
             done.set_exception(error)
         return segment, done

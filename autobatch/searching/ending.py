@@ -1,4 +1,4 @@
-"""What is said when a race is over: its result, or why it has none and what would give it one."""
+"""How a race ends: with a result, or with the reason why there is none and what would give one."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _result(race: Race, history: History, stopped: str | None = None) -> SearchR
         space=race.candidates.space,
         horizon_s=race.costs.horizon_s,
         equivalents=race.account.equivalents,
-        may_win=stopped is None or (fresh is not None and len(fresh.scores) >= race.confirmations),
+        may_win=stopped is None or (fresh is not None and len(fresh.scores) >= race.reserve.of_finalist(history)),
         interrupted=stopped,
         notes=[*race.notes, *_why_stuck(history), *_corrections(race), *race.crew.remarks],
         test_scores=race.test_scores,

@@ -1,4 +1,4 @@
-"""Scores on data that no choice was made by: of the winner and of the baseline, once each."""
+"""Scores on data that no choice rests on: one for the winner and one for the baseline."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FinalTest:
         return 2 * self.account.costs.eval_s if self.runner.facts().has_test_data else 0.0
 
     def scores(self, history: History) -> tuple[tuple[float | None, float | None], list[str]]:
-        """The scores of what is chosen and of the baseline, and a note on each that is not to be had."""
+        """The scores of the chosen configuration and of the baseline, and a note on each score that failed."""
         if not self.runner.facts().has_test_data:
             return (None, None), []
         verdict = judge(history)
@@ -53,6 +53,6 @@ class FinalTest:
         with self.account.ledger.charge("evaluation"):
             try:
                 return self.runner.test_score(last_segment(trial, self.eval_batch_size))
-            except (TaskError, CheckpointError) as error:  # what was found stands without it
+            except (TaskError, CheckpointError) as error:  # the answer stands without it
                 notes.append(f"there is no score on the test data: {error}")
                 return None

@@ -1,7 +1,7 @@
-"""What a race has seen: its trials, and the questions that everything which decides asks of them.
+"""What a race has seen: its trials, and the questions that every decision asks of them.
 
-One frozen value goes from the race to whatever decides on it. So it is written once which trial is the baseline, which
-scores nothing selected, and which of two scores is the better one.
+The race passes one frozen value to everything that decides. So it is written only once which trial is the baseline,
+which scores come from fresh seeds, and which of two scores is better.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class History:
 
     @cached_property
     def broken(self) -> frozenset[Config]:
-        """Configurations that failed under a fresh seed by their own fault, or fail whatever the reason."""
+        """Configurations that failed under a fresh seed by their own fault, or failed under several for any reason."""
         runs = self.confirmations
         return frozenset(t.config for t in runs if _is_its_own_fault(t) or _keeps_failing(t.config, runs))
 
@@ -125,6 +125,6 @@ def _is_its_own_fault(trial: Trial) -> bool:
 
 
 def _keeps_failing(config: Config, fresh_runs: Sequence[Trial]) -> bool:
-    """Whether the last `MOST_FAILED_SEEDS` fresh seeds of a configuration all failed, whatever they failed of."""
+    """Whether the last `MOST_FAILED_SEEDS` fresh seeds of a configuration all failed, for whatever reasons."""
     last = [other.state for other in fresh_runs if other.config == config][-MOST_FAILED_SEEDS:]
     return last == ["failed"] * MOST_FAILED_SEEDS

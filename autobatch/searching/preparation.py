@@ -1,4 +1,4 @@
-"""What a race sets out with: the baseline as it fits, the space around it, and the search in that space."""
+"""What is fixed before a race: the baseline as it fits in memory, the space around it, and the search."""
 
 from __future__ import annotations
 

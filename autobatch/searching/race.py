@@ -1,16 +1,14 @@
-"""A race under way: the baseline, what is in flight, retries and fresh seeds; what to try a search says."""
+"""A race under way: it keeps the baseline, what is in flight, retries and fresh seeds. A search says what to try."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from ..core.plan import Plan
 from ..core.runner import Runner
 from ..core.segment import HANG_FACTOR, HANG_LEAST_S, SegmentResult, TrainSegment
-from ..errors import CheckpointError, DeviceError, TaskError
+from ..errors import DeviceError
 from .budget.account import Account, SegmentInFlight
 from .budget.costs import Costs
 from .budget.ledger import Ledger
@@ -19,24 +17,16 @@ from .final_test import FinalTest
 from .history import History
 from .limits import MemoryLimits
 from .preparation import check_time
+from .reserve import Reserve
+from .retries import attempts, outcome
 from .schedulers.base import Budget, Resume, Scheduler, Start
 from .schedulers.candidates import Candidates
 from .schedulers.promotion import paused_best_first
 from .storage.journal import Kept, StudyRecord
 from .storage.race_state import RaceState
 from .storage.retention import Checkpoints
-from .trials import Event, EventKind, Role, SearchSettings, Trial
-from .verdict.confirmation import MOST_SEEDS, is_close, leads_clearly, next_seed_for
-
-# Below this many full trials only one is reserved for confirmation. Assumed: else under half is left for the search.
-FEW_EQUIVALENTS = 6
-
-# Where the lead is close, two more fresh seeds, one for each side, are kept back for every so many full trials that a
-# worker has the time for. Measured with 8, where one more brings nothing, 16 and 32 of them (benchmarks/NOTES.md).
-TRIALS_A_PAIR = 12
-
-# A segment whose worker died is run again from its checkpoint; after this many deaths in a row never. Assumed.
-MOST_ATTEMPTS = 3
+from .trials import Event, EventKind, SearchSettings, Trial
+from .verdict.confirmation import next_seed_for
 
 # Of what the first fresh seed should take, what must be left for it to be tried. Assumed: paces vary by as much.
 _NEARLY = 0.9
@@ -44,15 +34,12 @@ _NEARLY = 0.9
 # Times what they should take, a segment that is to leave the reserve, and the reserve, are given. Assumed, as above.
 _ROOM = 1.1
 
-# A baseline that hangs is run once more: nothing can be compared without it, and a hang may be the machine's. Assumed.
-BASELINE_HANGS = 2
-
 
 @dataclass(slots=True, kw_only=True)
 class Race:
     """A race under way: what it has seen, the time it has, and the next pieces of work.
 
-    Whoever of the crew is idle gets the next one, decided by what is known then.
+    A worker that becomes idle gets the next piece, which is decided by what is known at that moment.
 
     Attributes:
         runner, crew: train and evaluate.
@@ -62,10 +49,12 @@ class Race:
         candidates, scheduler: what may be tried, and what chooses among it.
         history: of all trials.
         notes: further reasons for the report.
-        test_scores: of what is chosen and of the baseline, once it is over.
+        checkpoints, final_test: what lies on the disk, and the scores on test data.
+        reserve: the time that is kept for fresh seeds.
+        test_scores: of the chosen configuration and of the baseline, once the race is over.
         count: of the changes that were recorded.
         began_s: by the ledger.
-        again: trials that wait for a worker after theirs has died.
+        again: trials whose worker has died, and which wait for another one.
         is_confirming: the search is over.
         is_over: nothing more is to be run.
     """
@@ -87,6 +76,7 @@ class Race:
 
     checkpoints: Checkpoints = field(init=False)
     final_test: FinalTest = field(init=False)
+    reserve: Reserve = field(init=False)
     test_scores: tuple[float | None, float | None] = (None, None)
     count: int = 0
     began_s: float = 0.0
@@ -96,6 +86,7 @@ class Race:
 
     def __post_init__(self) -> None:
         self.checkpoints = Checkpoints(self.runner, self.settings.keep_checkpoints)
+        self.reserve = Reserve(account=self.account, usual=self.settings.confirmations)
         self.final_test = FinalTest(runner=self.runner, account=self.account, eval_batch_size=self.eval_batch_size)
 
     @property
@@ -186,7 +177,7 @@ class Race:
             self.record.end(self._state())
 
     def _next_segment(self) -> tuple[Trial, int] | None:
-        """The trial to train next and the step until which; None where nothing fits, or what is under way decides.
+        """The trial to train next, and until which step; None where nothing fits, or where a result must come first.
 
         The baseline goes first, then what was in flight when an earlier process of this run was stopped, then the
         search, and when nothing more of that fits, the fresh seeds.
@@ -199,7 +190,7 @@ class Race:
         for trial in self.history.trials[1:]:
             if trial.state == "running" and trial.number not in self.account.under_way:
                 until_step = trial.total_steps if trial.role == "confirmation" else self._next_until(trial)
-                if self._fits(self.costs.segment_s(trial, until_step) + self._to_leave_s(trial)):
+                if self._fits(self.costs.segment_s(trial, until_step) + self.reserve.after_s(trial, self.history)):
                     return trial, until_step
                 self._set_aside(trial)
         # Once fresh seeds have begun they end the race, those that failed too: what these leave of the time is the next
@@ -209,7 +200,7 @@ class Race:
             while suggestion is None and self.account.allot_what_is_left():
                 suggestion = self._suggestion()
             if suggestion is None and self.account.under_way:
-                return None  # what it brings may be worth going on with
+                return None  # its result may be worth going on with
             if suggestion is not None:
                 trial = self._begun(suggestion)
                 return trial, self._next_until(trial)
@@ -219,17 +210,17 @@ class Race:
         return self._next_confirmation()
 
     def _suggestion(self) -> Start | Resume | None:
-        """What the search would do with what is left beside the reserve."""
+        """What the search would do with the time that is left beside the reserve."""
         if self.history.stuck:
             return None
-        left_s = self.account.left_s(*self._kept_back) - self.final_test.takes_s
+        left_s = self.account.left_s(*self.reserve.rounds(self.history)) - self.final_test.takes_s
         budget = Budget(costs=self.costs, left_s=left_s, spent_s=self.account.spent_s)
         with self.ledger.charge("deciding"):
             return self.scheduler.suggest(self.history, budget)
 
     def _next_confirmation(self) -> tuple[Trial, int] | None:
         """The finalist, or the baseline where it is close, under a fresh seed; None once no more are needed."""
-        kept = self._kept_back
+        kept = self.reserve.rounds(self.history)
         config = next_seed_for(self.history, kept[0], kept_back=sum(kept))
         if config is None:
             return None
@@ -284,7 +275,9 @@ class Race:
         left_s = max(0.0, self.ledger.available_s - self.final_test.takes_s * self.account.paces.correction)
         # One that takes longer than it should is cut where the reserve begins: what it finds could not be confirmed.
         slowest = _ROOM * self.account.paces.slowest_correction
-        to_leave_s = min(slowest * self._to_leave_s(trial), max(0.0, left_s - slowest * in_flight.modelled_s))
+        to_leave_s = min(
+            slowest * self.reserve.after_s(trial, self.history), max(0.0, left_s - slowest * in_flight.modelled_s)
+        )
         left_s -= to_leave_s
         hang_s = max(HANG_FACTOR * predicted_s, HANG_LEAST_S)
         self.account.begin(trial.number, replace(in_flight, is_cut_short=left_s < hang_s))
@@ -306,24 +299,18 @@ class Race:
     def _try_again(self, trial: Trial) -> None:
         """Have a segment trained anew whose worker died, hung or may have been full; want of time is not its fault."""
         in_flight = self.account.under_way[trial.number]
-        if self._fits(in_flight.modelled_s + self._to_leave_s(trial)):
+        if self._fits(in_flight.modelled_s + self.reserve.after_s(trial, self.history)):
             self._submit(trial, in_flight)
         else:
             del self.account.under_way[trial.number]
             self._set_aside(trial)
 
-    def _to_leave_s(self, trial: Trial) -> float:
-        """Modelled seconds on the clock that a trial of the search leaves to the finalist's fresh seeds."""
-        if not trial.is_challenger:
-            return 0.0
-        return math.ceil(self._kept_back[0] / max(1, self.crew.size)) * self.costs.confirmation_s
-
     def _set_aside(self, trial: Trial) -> None:
-        """Leave a trial where it is for want of time; the baseline, which has no other place, until there is more."""
+        """Stop a trial where it is because the time is over. The baseline always waits for more time."""
         self._update(replace(trial, state="paused" if trial.scores or trial.role == "baseline" else "dropped"))
 
     def _take_in(self) -> None:
-        """Wait for the segment that ends first, and draw the consequences."""
+        """Wait for the segment that ends first, and act on its result."""
         at_once = len(self.account.under_way)
         is_confirmation = all(self.history.trials[number].role == "confirmation" for number in self.account.under_way)
         kind = "confirmation" if is_confirmation else "training"
@@ -331,9 +318,9 @@ class Race:
             segment, done = self.crew.next()
         in_flight, trial = self.account.under_way[segment.trial], self.history.trials[segment.trial]
         if isinstance(done.exception(), DeviceError) and self.crew.size:
-            self.again.append(trial.number)  # it counts as no attempt: others are there
+            self.again.append(trial.number)  # this was no attempt: another worker takes it
             return
-        result = _outcome(segment, done, trial.role)
+        result = outcome(segment, done, trial.role)
         # Of the time that passed, a segment among several has had its share.
         self.ledger.transfer(kind, "evaluation", result.eval_s / at_once)
         self.ledger.transfer(kind, "checkpoints", (result.seconds - result.train_s - result.eval_s) / at_once)
@@ -345,15 +332,15 @@ class Race:
             outcome=result.outcome,
             message=result.message,
         )
-        is_time_up = not self._fits(in_flight.modelled_s + self._to_leave_s(trial))
+        is_time_up = not self._fits(in_flight.modelled_s + self.reserve.after_s(trial, self.history))
         ran_out = result.outcome == "timeout" and in_flight.is_cut_short and is_time_up
-        if in_flight.attempt < _attempts(result, trial.role) and not ran_out:
+        if in_flight.attempt < attempts(result, trial.role) and not ran_out:
             self.history = self.history.updated(trial)  # in the record it is in flight
             self.account.under_way[trial.number] = replace(in_flight, attempt=in_flight.attempt + 1)
             self.again.append(trial.number)
             return
         del self.account.under_way[trial.number]
-        if ran_out:  # the end of the time says nothing of a trial
+        if ran_out:  # that the time is over says nothing about a trial
             self._set_aside(trial)
         else:
             self._end_segment(trial, in_flight, result)
@@ -361,7 +348,7 @@ class Race:
         self._tidy()
 
     def _end_segment(self, trial: Trial, in_flight: SegmentInFlight, result: SegmentResult) -> None:
-        """Take down what a segment came to, and what it says of the time and of the memory."""
+        """Record the result of a segment, and what it shows of the time and of the memory."""
         state, scores = trial.state, trial.scores
         if result.score is None:
             state = "failed"
@@ -381,7 +368,7 @@ class Race:
         )
 
     def _tidy(self) -> None:
-        """Drop the worst of too many that wait, and delete the checkpoints that nothing will need."""
+        """Drop the worst trials where too many wait, and delete the checkpoints that nothing will need."""
         waiting = [t for t in paused_best_first(self.history) if t.role != "baseline"]  # it goes on
         for worst in waiting[self.settings.most_paused :]:
             self._update(replace(worst, state="dropped"))
@@ -405,47 +392,5 @@ class Race:
         """Whether the clock pays for a segment, and for the test after it."""
         return self.account.fits(modelled_s + self.final_test.takes_s)
 
-    @property
-    def confirmations(self) -> int:
-        """Full trials reserved for fresh seeds: one where the time is short, or the lead is beyond doubt.
-
-        Not with several workers, which train them at once: a second one takes no longer.
-        """
-        if self.crew.size > 1:
-            return self.settings.confirmations
-        few = self.account.equivalents < FEW_EQUIVALENTS or leads_clearly(self.history)
-        return 1 if few else self.settings.confirmations
-
-    @property
-    def _kept_back(self) -> tuple[int, ...]:
-        """Full trials kept back for fresh seeds, by rounds: the finalist's; where the lead is close, more for both."""
-        first = self.confirmations
-        if not is_close(self.history):
-            return (first,)
-        pairs = int(self.account.equivalents / max(1, self.crew.size) / TRIALS_A_PAIR)
-        return first, min(MOST_SEEDS, 2 * pairs)
-
     def _next_until(self, trial: Trial) -> int:
         return self.costs.ladder.until(len(trial.scores), trial.total_steps)
-
-
-def _attempts(result: SegmentResult, role: Role) -> int:
-    """How often a segment is trained that comes to this."""
-    if result.outcome == "timeout" and role == "baseline":
-        return BASELINE_HANGS
-    if result.outcome == "oom" and not (result.fresh or result.segment.fresh):
-        return MOST_ATTEMPTS + 1  # what its process kept of other work may have taken the room: once more, without that
-    return MOST_ATTEMPTS if result.outcome == "crashed" else 1
-
-
-def _outcome(segment: TrainSegment, done: Future[SegmentResult], role: Role) -> SegmentResult:
-    """What came of a segment, where what was raised says something of its trial alone."""
-    try:
-        return done.result()
-    except CheckpointError as error:
-        return SegmentResult(segment=segment, outcome="crashed", message=str(error))
-    except TaskError as error:
-        if role == "baseline":
-            raise
-        # The task trains with the user's settings, and gives up with these: many do when the loss blows up.
-        return SegmentResult(segment=segment, outcome="raised", message=str(error))

@@ -70,8 +70,8 @@ def search(
         settings: how the race is run.
         record: where every trial is written as it happens.
         kept: where an earlier process of this run was stopped, as its record has it: the race goes on from there.
-        on_event: called when a rung starts and ends.
-        crew: trains the rungs, on devices of the profile's kind; by default `runner`, one after the other.
+        on_event: called when a segment starts and when it ends.
+        crew: trains the segments, on devices of the profile's kind; by default `runner`, one after the other.
 
     Raises:
         BudgetTooShort: the baseline could not be trained to the end at this horizon.

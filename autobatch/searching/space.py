@@ -1,4 +1,4 @@
-"""Where a search looks: batch sizes and learning rates, around a profile and what is known of a good rate."""
+"""Where a search looks: batch sizes around the profile, and learning rates around what hints at a good one."""
 
 from __future__ import annotations
 

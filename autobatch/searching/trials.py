@@ -61,9 +61,9 @@ class Trial:
         state: "paused" trials may be resumed; "complete" ones were trained to the end; "dropped" ones could have gone
             on and were not worth it; "failed" ones cannot.
         scores: (optimizer steps done, validation score) at each rung.
-        outcome: of the last rung; "ok" before the first.
-        message: what the last rung said, where it did not end well.
-        grad_norms: of each rung that was run and had some, the last of a failed trial included.
+        outcome: of the last segment; "ok" before the first.
+        message: of the last segment, where it did not end well.
+        grad_norms: of each segment that was run and has some, the last one of a failed trial included.
         seconds: wall seconds spent.
         predicted_s: seconds that the profile gave for the same work.
     """
@@ -166,7 +166,7 @@ class SearchSettings:
         seed: of the proposals and, with a trial's number, of its training.
         ladder: the rungs; those inside the warm-up are left out.
         confirmations: full trials reserved for fresh seeds; one where the budget is below six full trials, or the
-            lead over the baseline beyond doubt; more where it is close and the budget long (`race.TRIALS_A_PAIR`).
+            lead over the baseline beyond doubt; more where it is close and the budget long (`reserve.TRIALS_A_PAIR`).
         most_paused: checkpoints kept of paused trials, which bounds the disk; the worst on the lowest rung goes first.
             Assumed: successive halving hardly ever returns to a trial beyond the best sixteen.
         most_trials: configurations tried at most; None for what the time and the space allow.
@@ -189,7 +189,7 @@ class SearchSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something a person watching would want to know.
+    """Something that a person who watches would want to know.
 
     Attributes:
         kind: "segment started", "segment finished", or "confirming" when the search is over and the fresh seeds begin.

@@ -1,1 +1,1 @@
-"""The time of a race: what is left of it, what work costs, and what to give where it does not do."""
+"""The time of a race: how much is left, what work costs, and how much to give where it is too short."""

@@ -1,4 +1,4 @@
-"""The time of a race: what it may spend by the model, what it has spent, and what the clock still pays for."""
+"""The time of a race: what it may spend and has spent by the model, and what the clock still allows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SegmentInFlight:
         modelled_s: what it takes by the profile.
         began_s: when it began, by the ledger.
         attempt: which one it is, from 1 up.
-        is_cut_short: it may take the time that is left, which is less than what a hang is known by.
+        is_cut_short: its limit is the time that is left, which is too short to tell a hang by.
     """
 
     until_step: int
@@ -116,13 +116,13 @@ class Account:
         )
 
     def fits(self, modelled_s: float) -> bool:
-        """Whether the clock pays for a piece of work at the pace of late."""
+        """Whether the clock has time for a piece of work at the latest pace."""
         return self.ledger.fits(modelled_s * self.paces.slowest_correction)
 
     def allot_what_is_left(self, least_s: float | None = None) -> bool:
         """Whether the clock pays for more than the model did, by `least_s` or a full trial; it is then allotted.
 
-        So it is after trials that failed early, and where training is faster than the profile said.
+        This happens after trials that failed early, and where training is faster than the profile said.
         """
         on_clock_s = self.crew.size * self.ledger.available_s / self.paces.correction
         if self.spent_s + on_clock_s - self.allotment_s < (self.costs.full_trial_s if least_s is None else least_s):

@@ -1,4 +1,4 @@
-"""What to give more of where time does not do: each "at least" is written here, and is enough when it is followed."""
+"""How much more time to give where it is too short. Every "at least" is written here, and following it is enough."""
 
 from __future__ import annotations
 

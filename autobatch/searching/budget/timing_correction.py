@@ -1,4 +1,4 @@
-"""What training takes over what the profile gave for it: of all segments together, of late, and of one batch size."""
+"""The measured over the modelled time of training: of all segments, of the latest, and of each batch size."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Pace = tuple[float, float]  # modelled and measured seconds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paces:
-    """What finished segments took over what the profile gave for them.
+    """The measured over the modelled time of finished segments.
 
     Attributes:
         first: of the very first segment, in which a worker warms up; it counts only while it is the only one. None
@@ -53,14 +53,14 @@ class Paces:
     steps: tuple[tuple[int, float], ...] = ()
 
     def with_segment(self, modelled_s: float, measured_s: float) -> Paces:
-        """These, and one segment more."""
+        """The paces with one more segment."""
         if self.first is None:
             return replace(self, first=(modelled_s, measured_s))
         total = (self.total[0] + modelled_s, self.total[1] + measured_s)
         return replace(self, total=total, latest=(*self.latest, (modelled_s, measured_s))[-LATEST_SEGMENTS:])
 
     def with_steps(self, batch_size: int, profiled_s: float, measured_s: float) -> Paces:
-        """These, and the training steps of one segment more; short ones change nothing."""
+        """The paces with the training steps of one more segment; a short one changes nothing."""
         if measured_s < LEAST_TRAIN_S or profiled_s <= 0:
             return self
         return replace(self, steps=(*self.steps, (batch_size, measured_s / profiled_s)))

@@ -1,8 +1,8 @@
 """What to train next, by expected improvement at the end of the schedule: a new configuration, or a paused trial.
 
-Whatever promises more is trained to its next rung. The surrogate is asked once four configurations were begun: the
-baseline, the warm starts and what lies farthest from them tell it where not to look. A share of the later ones fills
-the space too, because a search that only follows its model ends in a bad corner now and then.
+Whatever promises more is trained to its next rung. The surrogate decides once four configurations have begun: the
+baseline, the warm starts, and those that lie farthest from them. They show it where not to look. Some of the later ones
+fill the space too, because a search that only follows its model ends in a bad corner now and then.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .candidates import Candidates
 from .observations import observations, place
 from .surrogate import Array
 
-# Configurations that fill the space before the surrogate is asked, the baseline and the warm starts among them. Tuned
+# Configurations that fill the space before the surrogate decides, the baseline and the warm starts among them. Tuned
 # on six tables, with 8 full trials: 3, 4 and 6 left .32, .28 and .34 points of regret (standard error .03).
 FILLERS = 4
 # From then on one in so many fills the space too. On those tables that makes no difference; assumed safer elsewhere.

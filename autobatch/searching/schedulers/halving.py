@@ -1,4 +1,4 @@
-"""Asynchronous successive halving over any of Optuna's samplers: it promotes what ranks high, else it starts anew."""
+"""Asynchronous successive halving over any Optuna sampler: it promotes a trial that ranks high, or starts a new one."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Halving(Scheduler):
         return min(left, key=partial(_distance, config), default=None)
 
     def _left(self, history: History, space: Space) -> list[Config]:
-        """What was not tried: of a grid all cells, else what can be told apart from all that was."""
+        """What was not tried: all cells of a grid, or else what is far enough from everything that was tried."""
         ours = self._candidates
         if not space.lrs:
             return [ours.config(*point) for point in untried(history, space, ours.seed)]

@@ -1,4 +1,4 @@
-"""What the trials so far tell the surrogate, and what it then makes of their own scores."""
+"""The scores so far as the surrogate sees them, and those scores without the luck of their seeds."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def denoised_scores(history: History) -> dict[int, float]:
     order = sorted(zip(racing, ends, strict=True), key=lambda pair: (-len(pair[0].scores), -pair[1]))
     order.sort(key=lambda pair: pair[0].role != "baseline")
     kept = [trial for trial, _ in order[:_MOST]]
-    told = _by_trial(replace(history, trials=tuple(kept)), 1)
-    scores = surrogate.denoised(tuple(chain.from_iterable(told)))
-    last = (end - 1 for end in accumulate(map(len, told)))
+    by_trial = _by_trial(replace(history, trials=tuple(kept)), 1)
+    scores = surrogate.denoised(tuple(chain.from_iterable(by_trial)))
+    last = (end - 1 for end in accumulate(map(len, by_trial)))
     return {t.number: float(scores[index]) for t, index in zip(kept, last, strict=True) if t.state == "complete"}
 
 
 def _by_trial(history: History, reference_batch: int) -> list[list[Observation]]:
     """The observations of each trial, that of its last rung at the end."""
     scores = [history.oriented(score) for trial in history.trials for _, score in trial.scores]
-    told = []
+    by_trial = []
     for trial in history.trials:
         batch, rate = place(trial, reference_batch)
         # A confirmation has one rung, the last.
@@ -63,5 +63,5 @@ def _by_trial(history: History, reference_batch: int) -> list[list[Observation]]
         if trial.state == "failed" and has_blown_up(trial) and scores:
             share = shares[min(len(trial.scores), len(shares) - 1)]
             found.append(Observation(batch=batch, rate=rate, share=share, score=min(scores)))
-        told.append(found)
-    return told
+        by_trial.append(found)
+    return by_trial

@@ -1,4 +1,4 @@
-"""A Gaussian process over (batch size, learning rate, share of the schedule): what is known of trials not yet trained.
+"""A Gaussian process over (batch size, learning rate, share of the schedule): it predicts trials not yet trained.
 
 Freeze-thaw in idea (Swersky et al. 2014, arXiv 1406.3896): scores at early rungs and at the end are values of one
 function, so a trial that was paused says something of its own end, and of its neighbours'. The kernel is a Matern 5/2
@@ -24,7 +24,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 # The values of each hyperparameter that are averaged over, by their marginal likelihood. Rates are sheared further by
 # these exponents, on top of LR_EXPONENT; lengths are in doublings of the batch, e-folds of the rate, and doublings of
 # the share; noise and the rungs' offsets are variances where that of the function is 1. Assumed, and kept few: with
-# scores by the dozen the data cannot tell more of them apart. That rates have two lengths is measured (NOTES.md).
+# scores by the dozen the data cannot distinguish more of them. That rates have two lengths is measured (NOTES.md).
 _SHEARS = (-0.5, -0.25, 0.0, 0.25, 0.5)
 _BATCH_LENGTHS = (1.5, 3.0)
 _RATE_LENGTHS = (1.5, 3.0)

@@ -1,4 +1,4 @@
-"""What is tried before anything is searched for: what earlier runs found, and what is known of the baseline."""
+"""What is tried before the search begins: the choices of earlier runs, and the baseline in a few variations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Reasoned = tuple[Config, str]  # what to try, and why in one sentence
 
 
 class WarmStarts(Scheduler):
-    """Starts what is known beforehand, each once and in order; from then on another search decides.
+    """Starts the configurations that are known beforehand, each once and in order. Then another search decides.
 
     Args:
         candidates: how many may be tried, and what memory holds.
@@ -41,10 +41,10 @@ class WarmStarts(Scheduler):
 def warm_starts(
     space: Space, baseline: Config, plan: Plan, lr_hint: float | None, earlier: Sequence[tuple[Config, str]] = ()
 ) -> list[tuple[Config, str]]:
-    """What to try first, each with its reason: what earlier runs found, the baseline scaled to `plan`, and the range
+    """What to try first, each with its reason: choices of earlier runs, the baseline scaled to `plan`, and the range
     test's suggestion for it.
 
-    One that cannot be told from the baseline or from one before it is left out.
+    One that is too close to the baseline or to one before it is left out.
 
     Args:
         space: `lr_hint` is the learning rate at its reference batch.
@@ -68,7 +68,7 @@ def warm_starts(
 
 
 def runnable(earlier: Sequence[Reasoned], limits: MemoryLimits, costs: Costs) -> tuple[list[Reasoned], list[str]]:
-    """What earlier runs found, as it can be run here; and a note on each that cannot."""
+    """The choices of earlier runs as they can be run here, and a note on each that cannot."""
     starts, notes = [], []
     for config, origin in earlier:
         batch = config.plan.effective_batch_size

@@ -92,7 +92,7 @@ class CentralRecord:
             self._changed.notify()
 
     def close(self, patience_s: float) -> str | None:
-        """None where the database has everything; else, after so many seconds, a sentence on what is missing."""
+        """None where the database has everything; otherwise, after so many seconds, a sentence on what is missing."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
@@ -122,12 +122,12 @@ class CentralRecord:
             try:
                 if self._writer is None:
                     self._open()
-                    with self._changed:  # it may have come back without what it was told last
+                    with self._changed:  # it may have come back without the latest trials
                         self._to_write.update(self._known)
                     continue
                 with quiet():
                     self._writer.write(trial, {})
-            except Exception as error:  # noqa: BLE001  # whatever it is, it is the copy's trouble and not the race's
+            except Exception as error:  # noqa: BLE001  # any error concerns the copy and not the race
                 self._drop(error)
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, _PAUSE_MOST_S)

@@ -43,7 +43,7 @@ class StudyRecord:
         path: of the journal file; made where it is missing, with its folder. Nobody else may be writing to it.
         name: of the study in it, where it is made.
         direction: of the scores.
-        central: told of every trial too.
+        central: gets every trial too.
 
     Raises:
         StorageError: it cannot be written; so does each method.

@@ -22,8 +22,8 @@ class RaceState:
         count: of the changes written so far; the state with the highest is the latest.
         allotment_s, spent_s: modelled seconds that the race may spend, and has spent.
         max_batch, max_micro_batch: what memory is thought to hold by now.
-        paces: of the finished rungs.
-        is_exhausted: no proposal was found that had not been tried.
+        paces: of the finished segments.
+        is_exhausted: the search has nothing new left to propose.
         notes: further reasons for the report.
         charged: the ledger, seconds by kind.
         is_over: nothing more is to be run.

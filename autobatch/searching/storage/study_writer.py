@@ -64,7 +64,7 @@ class StudyWriter:
                 self._ids[number] = trial._trial_id
 
     def write(self, trial: Trial, beside: dict[str, Any]) -> None:
-        """Bring `trial` up to date: new scores are appended, a state that ends it is told.
+        """Bring `trial` up to date: append new scores, and note the state that ends it.
 
         Nothing is written that did not change, and what was written in part is written to its end.
 

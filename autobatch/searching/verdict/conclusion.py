@@ -17,7 +17,7 @@ from .seed_noise import Sigma
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
-    """What the race found.
+    """What the race came to.
 
     Attributes:
         history: all of its trials.

@@ -16,7 +16,7 @@ for more). Every candidate is truly better than the baseline by the gain, in sta
      8              0.5%   5.2%    19%    45%    68%
     16              0.9%   3.8%    19%    41%    67%
 
-A win at a gain of 0 costs nothing. Those at -1 are what the reserve is too small to tell.
+A win at a gain of 0 costs nothing. Those at -1 are differences that so small a reserve cannot show.
 """
 
 from __future__ import annotations
@@ -261,10 +261,10 @@ def _closest_below(history: History) -> Trial | None:
 
 
 def leads_clearly(history: History) -> bool:
-    """Whether the best challenger's score is so far above the baseline's own that one fresh seed is enough to tell."""
+    """Whether the best challenger's score is so far above the baseline's own that one fresh seed is enough."""
     bar = _clear_from(history)
     if bar is None or history.best <= bar:
-        return False  # which is soon told, and it is asked at every decision
+        return False  # this is quick, and every decision comes by here
     ranked = _challengers(history)
     return bool(ranked) and _clear_lead(ranked[0], history) is not None
 
@@ -280,9 +280,9 @@ def is_close(history: History) -> bool:
 
 def _clear_from(history: History, lead: float = CLEAR_LEAD) -> float | None:
     """The score above which a lead over the baseline's own run is beyond doubt, or larger than `lead` standard
-    deviations of a seed; None where nothing tells.
+    deviations of a seed; None where nothing shows what a seed changes.
 
-    Sigma rests on the spread between configurations alone, which is to be too large rather than too small.
+    Sigma rests on the spread between configurations alone: it is rather too large than too small.
     """
     own = history.baseline_scores
     sigma = pooled_sigma([], history.full_length, resolution=score_resolution(history), farthest=math.inf)

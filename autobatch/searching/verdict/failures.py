@@ -13,7 +13,7 @@ from ..trials import ERRORS, Trial
 _SAID = {"raised": "the task raised or exited", "crashed": "the worker or its checkpoint was lost"}
 # Characters of a message. Assumed: an exception's own line is shorter, and a traceback's start says nothing.
 _MOST = 300
-# Different messages that are told; the rest are counted. Assumed.
+# Different messages that are shown; the rest are counted. Assumed.
 _SHOWN = 3
 
 

@@ -1,4 +1,4 @@
-"""By how much does a seed change a full-length score? From repeats, and from a stand-in while these are few.
+"""How much does a seed change a full-length score? Repeats say so, and a stand-in while there are few of them.
 
 The honest source is one configuration under several seeds. Of those a race has few, so their missing degrees of freedom
 are lent by the spread of the best full-length scores: configurations that are about equally good differ by their seeds.
@@ -95,7 +95,7 @@ def pooled_sigma(
         repeats: scores of one configuration each, under different seeds.
         full_length: `History.full_length`; see `spread`. Not used where fewer than `SPREAD_LEAST` are there, or the
             repeats have `ENOUGH_REPEATS` degrees of freedom.
-        resolution: the smallest step between two scores; sigma is no less, for what is finer was not seen.
+        resolution: the smallest step between two scores; sigma is at least that, since nothing finer was seen.
         farthest: of the spread; infinite for an upper estimate that a bad score may widen.
 
     Returns:

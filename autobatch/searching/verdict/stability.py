@@ -33,10 +33,10 @@ def divergence_risk(config: Config, history: History) -> float:
     assumed.
 
     Args:
-        config: of which configuration.
-        history: of the race; trials that did not diverge tell nothing unless they came to their end.
+        config: the configuration.
+        history: of the race; a trial that did not diverge counts only if it came to its end.
     """
-    if not any(map(has_blown_up, history.trials)):  # as a rule, and it is asked at every decision
+    if not any(map(has_blown_up, history.trials)):  # the rule, and every decision comes by here
         return 0.0
     diverged = survived = 0.0
     for trial in history.trials:
