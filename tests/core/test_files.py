@@ -19,7 +19,8 @@ from autobatch.searching.storage.journal import StudyRecord
 from autobatch.worker.torch_runner import TorchRunner
 from autobatch.worker.trial_state import save_trainer
 
-from ..searching.schedulers.test_optuna_sampler import STATE, paused
+from ..searching.schedulers.test_optuna_sampler import paused
+from ..searching.storage.test_journal import STATE
 from ..worker.test_training import task, trainer
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc which file a descriptor is of")

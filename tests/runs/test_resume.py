@@ -61,8 +61,9 @@ from autobatch.tuning.pipeline import _Tune
 from autobatch.tuning.run import run_tune
 
 from ..helpers.reports import example
-from ..searching.schedulers.test_optuna_sampler import STATE, finished, paused
+from ..searching.schedulers.test_optuna_sampler import finished, paused
 from ..searching.storage.test_central import studied
+from ..searching.storage.test_journal import STATE
 
 CREATED = "2026-01-02T03:04:05+00:00"
 
