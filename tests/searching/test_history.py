@@ -19,7 +19,7 @@ from .verdict.test_confirmation import config, confirmed, searched, trial
 def test_a_race_that_has_not_begun_has_nothing_to_say() -> None:
     seen = history([])
     assert seen.baseline is None
-    assert not (seen.baseline_scores or seen.full_length or seen.racing or seen.confirmations)
+    assert [*seen.baseline_scores, *seen.full_length, *seen.racing, *seen.confirmations] == []
     assert seen.best == -math.inf
     assert not seen.broken
 
