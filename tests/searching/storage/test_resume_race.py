@@ -33,7 +33,7 @@ from autobatch.simulated.sim import SimRunner, sim_facts
 
 from ..test_search import fault, in_one_go
 
-TABLE = Path(__file__).parents[1] / "recordings" / "made_table.json"
+TABLE = Path(__file__).parents[2] / "recordings" / "made_table.json"
 DOWNTIME_S = 4096.0
 BUDGET_S = 40.0
 
