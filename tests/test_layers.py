@@ -52,7 +52,9 @@ HOMES = {
     "ray": {"engines.ray"},
     "pynvml": {"devices.nvml"},
     "rich": {"render.terminal", "render.live"},
-    "click": {"cli.app", "cli.exits", "cli.options", "cli.defaults", "cli.output"},
+    "click": {
+        f"cli.{file}" for file in ["app", "bench", "defaults", "exits", "options", "output", "stages", "stored", "tune"]
+    },
     "cloudpickle": {"tasks.carry"},
     "jinja2": {"render.html"},
     "markupsafe": {"render.html"},

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from autobatch.cli import app as cli
+from autobatch.cli import start as cli
 
 SAYS = (
-    "import time, autobatch.cli.app as c; print(c.since_start_s(), c.process_age_s(), time.monotonic() - c.IMPORTED_S)"
+    "import time; from autobatch.cli import start as c; "
+    "print(c.since_start_s(), c.process_age_s(), time.monotonic() - c.IMPORTED_S)"
 )
 PROC = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 

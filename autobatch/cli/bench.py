@@ -1,0 +1,85 @@
+"""`autobatch bench`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .exits import (
+    FOUND_NOTHING,
+    INTERRUPTED,
+    fail,
+)
+from .options import (
+    CEILING,
+    DEVICE,
+    MEMORY,
+    OBJECTIVE,
+    OUTPUT,
+    PRECISIONS,
+    Several,
+    SpreadingCommand,
+    option,
+)
+from .output import (
+    progress_on_stderr,
+    show_bench,
+)
+from .torchrun import refuse_torchrun
+from .words import typed_command
+
+
+@click.command(cls=SpreadingCommand)
+@option(
+    "--models",
+    cls=Several,
+    belongs=lambda word: True,
+    metavar="NAME ...",
+    help="Names of standard models, or task files. Default: all standard models.",
+)
+@PRECISIONS
+@option("--quick", is_flag=True, help="Spend less time on each model. On a CPU, also use only fp32 and less memory.")
+@DEVICE
+@MEMORY
+@CEILING
+@OBJECTIVE
+@option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write the report as an HTML page.")
+@OUTPUT
+def bench(**options: Any) -> None:
+    """Measure well-known models on this device, and write a report that can be compared with others.
+
+    After each model the report is written to --output, by default benchmarks/results/<device>/<date>.json. To continue
+    after a stop, run the same command again, even on another day.
+    """
+    refuse_torchrun("bench")
+    if options["html"] is not None:
+        from ..core.files import check_writable
+
+        check_writable(options["html"])
+    from .. import api
+
+    try:
+        with progress_on_stderr(options) as listen:
+            report, path = api.bench(
+                options["models"],
+                precisions=options["precisions"],
+                quick=options["quick"],
+                device=options["device"],
+                memory_limit=options["memory_limit"],
+                headroom=options["headroom"],
+                max_batch_size=options["max_batch_size"],
+                objective=options["objective"],
+                output=options["output"],
+                command=typed_command(),
+                on_progress=listen,
+            )
+    except KeyboardInterrupt:
+        fail(
+            "interrupted. The report's file has the results so far: run the same command again to continue", INTERRUPTED
+        )
+    show_bench(report, path, options)
+    if report.found_nothing:
+        sys.exit(FOUND_NOTHING)

@@ -1,0 +1,96 @@
+"""What is on the disk and in the machine: `runs`, `clean`, `report`, `doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..render.document import visible
+from .options import (
+    OUTPUT,
+    option,
+)
+from .output import (
+    check_output,
+    show,
+    show_document,
+)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=Path(".autobatch"), metavar="[FOLDER]")
+@OUTPUT
+def runs(folder: Path, **options: Any) -> None:
+    """List the runs of `tune`: the status of each, the budget spent, and the best score so far."""
+    check_output(options)
+    from ..render.terminal import print_runs
+    from ..runs.runs import run_folders, summary
+
+    show([summary(path).to_json() for path in run_folders(folder)], print_runs, options)
+
+
+@click.command()
+@click.argument("folders", type=click.Path(path_type=Path), nargs=-1, metavar="[RUN]...")
+@click.option("--finished", is_flag=True, help="Delete all finished runs in .autobatch.")
+@click.option("--all", "everything", is_flag=True, help="Delete all runs in .autobatch that are not running.")
+def clean(folders: tuple[Path, ...], finished: bool, everything: bool) -> None:
+    """Delete runs of `tune`: their journals, checkpoints, logs and reports, and nothing else."""
+    if bool(folders) + finished + everything != 1:
+        raise click.UsageError("name the runs to delete, or give --finished or --all; `autobatch runs` lists them")
+    from ..runs.runs import remove_run, run_folders, summary
+
+    if not folders:
+        wanted = {"finished"} if finished else {"finished", "interrupted", "unreadable"}
+        folders = tuple(path for path in run_folders(Path(".autobatch")) if summary(path).status in wanted)
+    for path in folders:
+        remove_run(path)
+        click.echo(f"deleted {visible(str(path))}")
+    if not folders:
+        click.echo("there is nothing to delete")
+
+
+@click.command()
+@click.argument("files", type=click.Path(path_type=Path), metavar="REPORT.json...", nargs=-1, required=True)
+@click.option(
+    "--markdown", "as_markdown", is_flag=True, help="Print it as Markdown."
+)  # tune's AUTOBATCH_MARKDOWN names a file
+@option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write it as an HTML page.")
+@OUTPUT
+def report(files: tuple[Path, ...], as_markdown: bool, html: Path | None, **options: Any) -> None:
+    """Show a stored report, or compare several reports of "bench" with the first."""
+    if as_markdown and (options["as_json"] or options["output"] is not None):
+        raise click.UsageError("--markdown prints only Markdown: leave out --json and --output, or --markdown")
+    check_output(options)
+    if html is not None:
+        from ..core.files import check_writable
+
+        check_writable(html)
+    from ..render.stored import read_reports
+
+    result, document = read_reports(files)
+    if html is not None:
+        from ..core.files import write_whole
+        from ..render.html import to_html
+
+        write_whole(html, to_html(document))
+    if as_markdown:
+        from ..render.markdown import to_markdown
+
+        click.echo(to_markdown(document))
+    else:
+        show_document(result, document, options)
+
+
+@click.command()
+@OUTPUT
+def doctor(**options: Any) -> None:
+    """List the devices of this machine, what is known about them, and why a fact is missing."""
+    check_output(options)
+    from ..core.codec import device_to_json
+    from ..devices import describe_devices
+    from ..render.terminal import print_devices
+
+    devices = describe_devices()
+    show([device_to_json(device) for device in devices], lambda _, console: print_devices(devices, console), options)
