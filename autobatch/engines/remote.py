@@ -46,6 +46,7 @@ from .processes.fork_server import ForkServer
 from .processes.leaks import LeakWatch
 from .processes.local import LocalWorker
 from .processes.timeouts import PROBE_TIMEOUT_S, Patience, limit
+from .scout import is_worth_a_scout, opening_after, send_scout
 from .served import (
     TO_READ,
     TO_STEP,
@@ -54,7 +55,6 @@ from .served import (
     imported_libraries,
     names_of_devices,
     open_runner,
-    worst_cases,
 )
 
 _NOTHING = Libraries((), ())
@@ -109,20 +109,10 @@ class RemoteRunner(Runner):
         self._memory: MemoryLimit | None = None
 
     def _send_scout(self) -> LocalWorker | None:
-        """A process that looks for the largest samples while the server imports what steps need.
-
-        Only where nothing is timed or trained: elsewhere one more that reads the data is no gain to speak of.
-        """
-        is_alone = self._spec.place is None and self._spec.nproc == 1
-        if self._spec.is_timed or not is_alone or not sys.platform.startswith("linux"):
+        if not is_worth_a_scout(self._spec):
             return None
         self._server = ForkServer(TO_READ, environment=self._environment, log=self._log)
-        scout = LocalWorker(server=self._server)
-        try:
-            self._looking = scout.submit(worst_cases, self._spec)
-        except WorkerDied:  # with its server, just now
-            return None
-        self._server.load(Libraries(TO_STEP, ()))
+        scout, self._looking = send_scout(self._spec, self._server)
         return scout
 
     def _end_scout(self) -> None:
@@ -148,7 +138,7 @@ class RemoteRunner(Runner):
             process = LocalWorker(environment=self._environment, log=self._log)
         if self._looking is not None:
             looking, self._looking = self._looking, None
-            return _Worker(process, self._opening_after(looking, process))
+            return _Worker(process, opening_after(looking, process, self._spec_with))
         # The task itself travels once.
         try:
             opening = process.submit(open_runner, self._spec, exact=exact)
@@ -157,27 +147,10 @@ class RemoteRunner(Runner):
             opening.set_exception(death)
         return _Worker(process, opening)
 
-    def _opening_after(self, looking: Future[dict[str, WorstCase]], process: LocalWorker) -> Future[None]:
-        """The opening in `process`, never beside another of the same task, which may write files when it is loaded."""
-        opening: Future[None] = Future()
-
-        def opened(done: Future[None]) -> None:
-            if (error := done.exception()) is not None:
-                opening.set_exception(error)
-            else:
-                opening.set_result(None)
-
-        def looked(found: Future[dict[str, WorstCase]]) -> None:
-            # What is wrong with the task or its data is for the check to tell, which comes next.
-            if found.exception() is None:
-                self._spec = replace(self._spec, worst_cases=found.result())
-            try:
-                process.submit(open_runner, self._spec, exact=False).add_done_callback(opened)
-            except WorkerDied as death:
-                opening.set_exception(death)
-
-        looking.add_done_callback(looked)
-        return opening
+    def _spec_with(self, worst_cases: dict[str, WorstCase] | None) -> RunnerSpec:
+        if worst_cases is not None:
+            self._spec = replace(self._spec, worst_cases=worst_cases)
+        return self._spec
 
     def _call(
         self,

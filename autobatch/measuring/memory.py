@@ -18,7 +18,8 @@ from ..errors import (
     WorkerDied,
 )
 from .allowance import Allowance
-from .bracket import Search, Sizes, fits
+from .bracket import Search, fits
+from .sizes import Sizes
 from .taken import EVERY_SIZE, Rule, sure_for
 
 LimitedBy = Literal["memory", "dataset", "ceiling", "task", "time"]
