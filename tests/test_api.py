@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import autobatch
-from autobatch.api import profile_arms
+from autobatch.bench.verbs import profile_arms
 from autobatch.core.compute_mode import parse_arms
 from autobatch.core.plan import Config, Plan
 from autobatch.core.runner import Runner

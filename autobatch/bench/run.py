@@ -55,7 +55,7 @@ _MATMUL_S = 1.0  # assumed: fifty products of 20 ms
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchSettings:
-    """What was asked of `bench`, in base units; see `api.bench`."""
+    """What was asked of `bench`, in base units; see `verbs.bench`."""
 
     models: Mapping[str, Path]
     arms: tuple[Arm, ...]
@@ -93,7 +93,7 @@ def begun(spec: RunnerSpec, device: DeviceInfo, settings: BenchSettings) -> Benc
 def run_bench(
     spec: RunnerSpec, report: BenchReport, path: Path, settings: BenchSettings, *, listen: Listener
 ) -> BenchReport:
-    """The report, its file written after each cell; see `api.bench` for what it raises.
+    """The report, its file written after each cell; see `verbs.bench` for what it raises.
 
     Args:
         spec: of every runner, but for the task and the arm.

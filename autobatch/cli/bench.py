@@ -59,11 +59,11 @@ def bench(**options: Any) -> None:
         from ..core.files import check_writable
 
         check_writable(options["html"])
-    from .. import api
+    from ..bench.verbs import bench as run_bench
 
     try:
         with progress_on_stderr(options) as listen:
-            report, path = api.bench(
+            report, path = run_bench(
                 options["models"],
                 precisions=options["precisions"],
                 quick=options["quick"],

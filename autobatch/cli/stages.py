@@ -129,7 +129,9 @@ def profile(task: Path, **options: Any) -> None:
                 raise SettingError(
                     "--precisions compares compute modes in one process: leave out --nproc or --precisions"
                 )
-            arms = api.profile_arms(task, parse_arms(options["precisions"]), on_progress=listen, **shared)
+            from ..bench.verbs import profile_arms
+
+            arms = profile_arms(task, parse_arms(options["precisions"]), on_progress=listen, **shared)
         else:
             curve = api.profile(task, nproc=options["nproc"], on_progress=listen, **shared)
     if options["precisions"]:

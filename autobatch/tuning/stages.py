@@ -31,6 +31,8 @@ _CEILING = 131_072
 _TUNE_CEILING = 4096
 # No batch larger than one such part of the data is tried: an epoch would have fewer than eight steps. Assumed.
 _DATA_SHARE = 8
+# The default budget of a profile. Assumed: enough for 2 % intervals at a dozen sizes with steps of milliseconds.
+PROFILE_S = 30.0
 FEWEST_SWEEP_STEPS, _MOST_SWEEP_STEPS = 30, 100  # of `tune`; 100 as in the comparison that was measured
 # Assumed: this share of the budget, on top of it, finds out what helps a loader that does not keep up.
 _REMEDY_SHARE = 0.5

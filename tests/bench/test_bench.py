@@ -16,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from autobatch import api
+from autobatch.bench import verbs
 from autobatch.bench.file import file_for, folder_for, with_earlier
 from autobatch.bench.run import (
     BenchSettings,
@@ -474,7 +474,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "bench", interrupted)
+    monkeypatch.setattr(verbs, "bench", interrupted)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         cli(["bench", "--quick"], standalone_mode=False)

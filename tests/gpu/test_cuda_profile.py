@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autobatch import api
+from autobatch.bench import verbs
 from autobatch.bench.standard_models import standard_models
 from autobatch.core.compute_mode import parse_arms
 from autobatch.devices import open_device
@@ -41,7 +41,7 @@ def test_precisions_stand_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOBATCH_BENCH_SIZE", "small")
     arms = parse_arms(["fp32", "tf32", "bf16", "fp16", "bf16+channels_last"])
     path = standard_models()["resnet50"]
-    found = api.profile_arms(path, arms, budget="10s", device="cuda", max_batch_size=256)
+    found = verbs.profile_arms(path, arms, budget="10s", device="cuda", max_batch_size=256)
     assert [one.message for one in found] == [None] * 5
     for one in found:
         assert one.curve is not None
@@ -49,7 +49,7 @@ def test_precisions_stand_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_quick_bench_of_one_model_is_whole(tmp_path: Path) -> None:
-    report, path = api.bench(
+    report, path = verbs.bench(
         ["mlp"], quick=True, device="cuda", memory_limit="2GiB", precisions=["fp32"], output=tmp_path / "r.json"
     )
     assert path.is_file()
