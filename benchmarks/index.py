@@ -133,11 +133,11 @@ def _fastest(report: BenchReport, model: str) -> str:
     for cell in report.cells:
         point = recommended_point(cell.throughput) if cell.model == model and cell.throughput is not None else None
         if point is not None:
-            speeds[cell.arm] = point["samples_per_s"]
+            speeds[cell.compute_mode] = point["samples_per_s"]
     if not speeds:
         return "-"
-    arm = max(speeds, key=lambda arm: speeds[arm])
-    return f"{speed_text(speeds[arm])} ({escaped(arm)})"
+    compute_mode = max(speeds, key=lambda compute_mode: speeds[compute_mode])
+    return f"{speed_text(speeds[compute_mode])} ({escaped(compute_mode)})"
 
 
 def _differs(path: Path, text: str) -> Iterator[tuple[Path, str]]:

@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import autobatch
-from autobatch.bench.verbs import profile_arms
-from autobatch.core.compute_mode import parse_arms
+from autobatch.bench.verbs import profile_compute_modes
+from autobatch.core.compute_mode import parse_compute_modes
 from autobatch.core.plan import Config, Plan
 from autobatch.core.runner import Runner
 from autobatch.engines.remote import RemoteRunner
@@ -189,7 +189,7 @@ def test_a_limit_of_memory_does_not_slow_down_what_is_timed(monkeypatch: pytest.
     assert curve.step_s(8) > 0
     assert set(timed_under) == {None}
     timed_under.clear()
-    (profiled,) = profile_arms(TASKS / "minimal.py", parse_arms(["fp32"]), **how)
+    (profiled,) = profile_compute_modes(TASKS / "minimal.py", parse_compute_modes(["fp32"]), **how)
     assert profiled.curve is not None
     assert set(timed_under) == {None}
 

@@ -84,9 +84,9 @@ def with_earlier(report: BenchReport, path: Path, sources: Mapping[str, str]) ->
     kept = tuple(
         cell
         for cell in earlier.cells
-        if cell.model not in other and (cell.outcome == "ok" or (cell.model, cell.arm) not in report.asked)
+        if cell.model not in other and (cell.outcome == "ok" or (cell.model, cell.compute_mode) not in report.asked)
     )
-    beside = sum((cell.model, cell.arm) not in report.asked for cell in kept)
+    beside = sum((cell.model, cell.compute_mode) not in report.asked for cell in kept)
     kept_report = replace(report, created=earlier.created, cells=kept, planned=report.planned + beside)
     return kept_report, tuple(sorted(other))
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from .._version import __version__
-from ..core.compute_mode import Arm
+from ..core.compute_mode import ComputeMode
 from ..core.facts import DeviceInfo, DeviceKind
 from ..core.measurement import Workload
 from ..core.plan import Plan
@@ -27,11 +27,11 @@ from ..devices.backend import BACKENDS
 from ..engines.opening import counts_memory, open_spec
 from ..engines.served import RunnerSpec
 from ..errors import AutobatchError, SettingError, first_line
-from ..measuring.arms import (
-    ArmProfile,
+from ..measuring.compute_modes import (
     FirstLosses,
+    ModeProfile,
     first_losses,
-    profile_arm,
+    profile_compute_mode,
     told_of_losses,
 )
 from ..measuring.throughput import Objective
@@ -58,7 +58,7 @@ class BenchSettings:
     """What was asked of `bench`, in base units; see `verbs.bench`."""
 
     models: Mapping[str, Path]
-    arms: tuple[Arm, ...]
+    compute_modes: tuple[ComputeMode, ...]
     quick: bool
     objective: Objective
     size: Size
@@ -68,7 +68,7 @@ class BenchSettings:
 
 def begun(spec: RunnerSpec, device: DeviceInfo, settings: BenchSettings) -> BenchReport:
     """The report before its first cell."""
-    asked = tuple((model, arm.name) for model in settings.models for arm in settings.arms)
+    asked = tuple((model, compute_mode.name) for model in settings.models for compute_mode in settings.compute_modes)
     return BenchReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=settings.command,
@@ -96,7 +96,7 @@ def run_bench(
     """The report, its file written after each cell; see `verbs.bench` for what it raises.
 
     Args:
-        spec: of every runner, but for the task and the arm.
+        spec: of every runner, but for the task and the compute mode.
         report: as `begun` gives it.
         path: of its file.
         settings: as `begun` had them.
@@ -110,18 +110,20 @@ def run_bench(
         text = f"{path.name} has {model} of a task file that held something else: it is measured again"
         listen(Progress(stage="bench", kind="note", text=text))
     bench = _Bench(spec, report.device, settings)
-    known = {(cell.model, cell.arm) for cell in report.cells}  # a later arm may be compared with what is not among them
+    known = {
+        (cell.model, cell.compute_mode) for cell in report.cells
+    }  # a later compute mode may be compared with what is not among them
     took: list[float] = []
-    for model, arm in itertools.product(settings.models, settings.arms):
-        if (model, arm.name) in known:
+    for model, compute_mode in itertools.product(settings.models, settings.compute_modes):
+        if (model, compute_mode.name) in known:
             continue
         number = len(report.cells) + 1
         left = report.planned - len(report.cells)
         about = f", about {format_duration(left * sum(took) / len(took))} left" if took else ""
-        what = f"{number} of {report.planned}: {model} in {arm.name}{about}"
+        what = f"{number} of {report.planned}: {model} in {compute_mode.name}{about}"
         predicted_s = sum(took) / len(took) if took else None
         listen(Progress(stage="bench", kind="began", key=f"cell {number}", text=what, predicted_s=predicted_s))
-        cell = bench.cell(model, arm, listen)
+        cell = bench.cell(model, compute_mode, listen)
         took.append(cell.seconds)
         report = replace(report, cells=(*report.cells, cell))
         report.save(path)
@@ -132,7 +134,7 @@ def run_bench(
 
 def _told(cell: Cell) -> str:
     """One line about a cell."""
-    what = f"{cell.model} in {cell.arm}"
+    what = f"{cell.model} in {cell.compute_mode}"
     if cell.max_batch is None or cell.throughput is None:
         return f"{what}: failed: {(cell.message or 'nothing says why').splitlines()[0]}"
     best = recommended_point(cell.throughput)
@@ -163,16 +165,16 @@ class _Bench:
         self.spec, self.device, self.settings = spec, device, settings
         self._reference: dict[str, FirstLosses] = {}  # losses in fp32, by model
 
-    def cell(self, model: str, arm: Arm, listen: Listener) -> Cell:
-        """One model in one arm, measured now; `listen` is told each probe, and each size when it is timed first."""
+    def cell(self, model: str, compute_mode: ComputeMode, listen: Listener) -> Cell:
+        """One model in one compute mode, measured now; `listen` gets each probe and each size first timed."""
         began = time.monotonic()
         source = source_digest(self.settings.models[model])
-        heard = _within(f"{model} in {arm.name}", listen)
-        spec = replace(self.spec, path=self.settings.models[model], arm=arm)
+        heard = _within(f"{model} in {compute_mode.name}", listen)
+        spec = replace(self.spec, path=self.settings.models[model], compute_mode=compute_mode)
         counts = counts_memory(self.device, spec.memory_limit_bytes)
         also = _Extra()
-        found = profile_arm(
-            arm,
+        found = profile_compute_mode(
+            compute_mode,
             lambda: self._open(spec),
             (lambda: self._open(replace(spec, memory_limit_bytes=None))) if counts else None,
             find=partial(max_batch_of, max_batch_size=self.settings.max_batch_size, prove=True, on_progress=heard),
@@ -187,11 +189,11 @@ class _Bench:
             also=also,
         )
         reference = None
-        if arm == Arm():
+        if compute_mode == ComputeMode():
             self._reference[model] = found.losses or FirstLosses(message=f"it failed: {found.message}")
         elif found.message is None:
             reference = self._losses_in_fp32(model, found)
-        losses = told_of_losses(found.losses, reference, Arm())
+        losses = told_of_losses(found.losses, reference, ComputeMode())
         return replace(_cell(model, found, also), **losses, source=source, seconds=time.monotonic() - began)
 
     @property
@@ -201,10 +203,12 @@ class _Bench:
     def _open(self, spec: RunnerSpec) -> AbstractContextManager[tuple[Runner, Plan]]:
         return open_spec(spec, accumulation_steps=1, environment={_SIZE_VARIABLE: self.settings.size})
 
-    def _losses_in_fp32(self, model: str, found: ArmProfile) -> FirstLosses:
+    def _losses_in_fp32(self, model: str, found: ModeProfile) -> FirstLosses:
         """From the cell in fp32 of this run, or computed now where that was an earlier one's, or is not wanted."""
         if model not in self._reference:
-            spec = replace(self.spec, path=self.settings.models[model], arm=Arm(), memory_limit_bytes=None)
+            spec = replace(
+                self.spec, path=self.settings.models[model], compute_mode=ComputeMode(), memory_limit_bytes=None
+            )
             try:
                 with self._open(spec) as (runner, _):
                     self._reference[model] = first_losses(runner, int(found.max_batch or 1))
@@ -241,14 +245,14 @@ def _within(what: str, listen: Listener) -> Listener:
     return heard
 
 
-def _cell(model: str, found: ArmProfile, also: _Extra) -> Cell:
+def _cell(model: str, found: ModeProfile, also: _Extra) -> Cell:
     if found.message is not None or found.curve is None:
-        return Cell(model=model, arm=found.arm.name, outcome="failed", message=found.message)
+        return Cell(model=model, compute_mode=found.compute_mode.name, outcome="failed", message=found.message)
     flops = also.workload.flops_per_sample if also.workload else None
     per_s = found.curve.samples_per_s(found.curve.recommended)
     return Cell(
         model=model,
-        arm=found.arm.name,
+        compute_mode=found.compute_mode.name,
         outcome="ok",
         parameters=also.workload.parameters if also.workload else None,
         max_batch=found.max_batch.to_json() if found.max_batch is not None else None,
@@ -266,7 +270,7 @@ def default_memory_limit(kind: DeviceKind, quick: bool) -> int | None:
     return _CPU_MEMORY_QUICK_BYTES if quick else _CPU_MEMORY_BYTES
 
 
-def default_arms(kind: DeviceKind, quick: bool) -> tuple[str, ...]:
+def default_compute_modes(kind: DeviceKind, quick: bool) -> tuple[str, ...]:
     """Ways of computing that are measured where none was named; each that the kind of device has."""
     if BACKENDS[kind].is_processor and quick:
         return ("fp32",)

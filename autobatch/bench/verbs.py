@@ -13,12 +13,12 @@ from ..bench.run import (
     BenchSettings,
     begun,
     chosen_models,
-    default_arms,
+    default_compute_modes,
     default_memory_limit,
     run_bench,
 )
 from ..bench.standard_models import standard_models
-from ..core.compute_mode import Arm, parse_arms
+from ..core.compute_mode import ComputeMode, parse_compute_modes
 from ..core.files import check_writable, make_folder
 from ..core.progress import Listener, Progress, nobody
 from ..core.units import parse_duration
@@ -30,7 +30,7 @@ from ..engines.opening import (
     spec_for,
 )
 from ..errors import TaskError
-from ..measuring.arms import ArmProfile, profile_arm
+from ..measuring.compute_modes import ModeProfile, profile_compute_mode
 from ..measuring.throughput import Objective
 from ..reports.bench_report import BenchReport
 from ..tasks.doors.table import as_task
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from ..tasks.task import Task
 
 
-def profile_arms(
+def profile_compute_modes(
     task: Task | str | Path,
-    arms: Sequence[Arm],
+    compute_modes: Sequence[ComputeMode],
     *,
     budget: str | float = PROFILE_S,
     device: str = "auto",
@@ -51,15 +51,15 @@ def profile_arms(
     max_batch_size: int | None = None,
     objective: Objective = "throughput",
     on_progress: Listener = nobody,
-) -> tuple[ArmProfile, ...]:
+) -> tuple[ModeProfile, ...]:
     """Profile a task in several compute modes: the largest micro-batch, the throughput, and the change of the loss.
 
-    The profiles come in the order of `arms`. A mode that this device cannot compute, or in which nothing fits, has a
-    `message` that says so.
+    The profiles come in the order of `compute_modes`. A mode that this device cannot compute, or in which nothing
+    fits, has a `message` that says so.
 
     Args:
         task: a task file's path or a `Task`.
-        arms: the compute modes, see `Arm.parse`. They replace the task's own precision, memory format and compilation.
+        compute_modes: see `ComputeMode.parse`. They replace the task's own precision, memory format and compilation.
         budget: time for measuring speed in each compute mode.
         device, memory_limit, headroom, max_batch_size: as in `find_max_batch`.
         objective: as in `profile`.
@@ -72,13 +72,15 @@ def profile_arms(
     spec = spec_for(as_task(task, whole=True), device, memory_limit, headroom)
     counts = memory_limit is not None and counts_memory(device_of(spec), memory_limit)
     found = []
-    for arm in arms:
-        on_progress(Progress(stage="start", kind="note", text=f"in {arm.name}"))
+    for compute_mode in compute_modes:
+        on_progress(Progress(stage="start", kind="note", text=f"in {compute_mode.name}"))
         found.append(
-            profile_arm(
-                arm,
-                partial(open_spec, replace(spec, arm=arm)),
-                partial(open_spec, replace(spec, arm=arm, memory_limit_bytes=None)) if counts else None,
+            profile_compute_mode(
+                compute_mode,
+                partial(open_spec, replace(spec, compute_mode=compute_mode)),
+                partial(open_spec, replace(spec, compute_mode=compute_mode, memory_limit_bytes=None))
+                if counts
+                else None,
                 find=partial(max_batch_of, max_batch_size=max_batch_size, on_progress=on_progress),
                 time_it=lambda runner, plan, largest: profile_of(
                     runner, plan, int(largest), budget_s=budget_s, objective=objective, on_progress=on_progress
@@ -114,7 +116,7 @@ def bench(
 
     Args:
         models: names of standard models, or paths of task files. Default: all standard models.
-        precisions: compute modes, as for `Arm.parse`. Default: fp32 and bf16, and tf32 on an NVIDIA card.
+        precisions: compute modes, as for `ComputeMode.parse`. Default: fp32 and bf16, and tf32 on an NVIDIA card.
         quick: spend less time on each model. On a CPU, also use only fp32 and less memory.
         device, headroom, max_batch_size: as in `find_max_batch`.
         memory_limit: as in `find_max_batch`. Default on a CPU: 1 GiB, or 64 MiB with `quick`.
@@ -139,7 +141,7 @@ def bench(
         spec = replace(spec, memory_limit_bytes=default_memory_limit(about.kind, quick))
     settings = BenchSettings(
         models=chosen,
-        arms=parse_arms(precisions or default_arms(about.kind, quick)),
+        compute_modes=parse_compute_modes(precisions or default_compute_modes(about.kind, quick)),
         quick=quick,
         objective=objective,
         size="small" if BACKENDS[about.kind].is_processor else "full",

@@ -61,11 +61,11 @@ class SpreadingCommand(click.Command):
         return super().parse_args(ctx, spread)
 
 
-def _names_an_arm(word: str) -> bool:
-    from ..core.compute_mode import Arm
+def _names_an_compute_mode(word: str) -> bool:
+    from ..core.compute_mode import ComputeMode
 
     try:
-        Arm.parse(word)
+        ComputeMode.parse(word)
     except SettingError:
         return False
     return True
@@ -106,7 +106,7 @@ OBJECTIVE = option(
 PRECISIONS = option(
     "--precisions",
     cls=Several,
-    belongs=_names_an_arm,
+    belongs=_names_an_compute_mode,
     metavar="NAME ...",
     help="Compute modes to compare: fp32 tf32 bf16 fp16, each also with +channels_last or +compile.",
 )

@@ -118,7 +118,7 @@ def profile(task: Path, **options: Any) -> None:
     refuse_torchrun("profile")
     check_output(options)
     from .. import api
-    from ..core.compute_mode import parse_arms
+    from ..core.compute_mode import parse_compute_modes
 
     shared = {
         name: options[name] for name in ("budget", "device", "memory_limit", "headroom", "max_batch_size", "objective")
@@ -129,17 +129,19 @@ def profile(task: Path, **options: Any) -> None:
                 raise SettingError(
                     "--precisions compares compute modes in one process: leave out --nproc or --precisions"
                 )
-            from ..bench.verbs import profile_arms
+            from ..bench.verbs import profile_compute_modes
 
-            arms = profile_arms(task, parse_arms(options["precisions"]), on_progress=listen, **shared)
+            compute_modes = profile_compute_modes(
+                task, parse_compute_modes(options["precisions"]), on_progress=listen, **shared
+            )
         else:
             curve = api.profile(task, nproc=options["nproc"], on_progress=listen, **shared)
     if options["precisions"]:
-        from ..measuring.arms import compared
-        from ..render.terminal import print_arms
+        from ..measuring.compute_modes import compared
+        from ..render.terminal import print_compute_modes
 
-        show(compared(arms), print_arms, options)
-        if not any(arm.curve for arm in arms):
+        show(compared(compute_modes), print_compute_modes, options)
+        if not any(compute_mode.curve for compute_mode in compute_modes):
             sys.exit(FOUND_NOTHING)
         return
     from ..render.terminal import print_profile

@@ -14,7 +14,7 @@ _CHANNELS_LAST, _COMPILE = "channels_last", "compile"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
+class ComputeMode:
     """What is compared with what: the same task, computed in another way.
 
     Attributes:
@@ -35,8 +35,8 @@ class Arm:
         return "+".join([self.precision, *(word for word, is_on in flags if is_on)])
 
     @classmethod
-    def parse(cls, text: str) -> Arm:
-        """The arm that `text` names; a memory format or "compile" alone is one in fp32.
+    def parse(cls, text: str) -> ComputeMode:
+        """The compute mode that `text` names; a memory format or "compile" alone is one in fp32.
 
         Raises:
             SettingError: a word of it is none that is known, or comes twice.
@@ -56,13 +56,13 @@ class Arm:
         )
 
 
-def parse_arms(texts: Iterable[str]) -> tuple[Arm, ...]:
-    """The arms that are named, in order, each once.
+def parse_compute_modes(texts: Iterable[str]) -> tuple[ComputeMode, ...]:
+    """The compute modes that are named, in order, each once.
 
     Raises:
-        SettingError: as `Arm.parse`, or there is none.
+        SettingError: as `ComputeMode.parse`, or there is none.
     """
-    arms = tuple(dict.fromkeys(Arm.parse(text) for text in texts))
-    if not arms:
+    compute_modes = tuple(dict.fromkeys(ComputeMode.parse(text) for text in texts))
+    if not compute_modes:
         raise SettingError("at least one precision is needed, such as fp32")
-    return arms
+    return compute_modes

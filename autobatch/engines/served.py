@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.compute_mode import Arm
+from ..core.compute_mode import ComputeMode
 from ..core.facts import WorstCase
 from ..core.plan import Mode
 from ..core.runner import Runner
@@ -39,7 +39,7 @@ class RunnerSpec:
         threads: CPU threads of a training step.
         place: among the ranks that train the model together; the worker's process group says the same, and holds
             nobody else. None for training in one process.
-        arm: how it is computed, in place of what the task says; None for what it says.
+        compute_mode: how it is computed, in place of what the task says; None for what it says.
         nproc: processes that each trial is trained in together, the one at `place` and others (`group.py`).
         workers: such groups that train trials at once (`pool.py`), and on a CPU share its threads and its memory; None
             for one on each GPU. In an actor of Ray's those of its machine.
@@ -59,7 +59,7 @@ class RunnerSpec:
     worst_cases: Mapping[str, WorstCase] = field(default_factory=dict)
     soak_steps: int = 0
     place: Place | None = None
-    arm: Arm | None = None
+    compute_mode: ComputeMode | None = None
     nproc: int = 1
     workers: int | None = 1
     meeting: Meeting | None = None
@@ -98,9 +98,14 @@ def _open(spec: RunnerSpec) -> Runner:
         memory_limit_bytes = None if free is None else free.free_bytes // sharing
     group = _join(spec, device.backend)
     task = _task(spec)
-    if spec.arm is not None:
-        arm = spec.arm
-        task = replace(task, precision=arm.precision, channels_last=arm.channels_last, compile=arm.compile)
+    if spec.compute_mode is not None:
+        compute_mode = spec.compute_mode
+        task = replace(
+            task,
+            precision=compute_mode.precision,
+            channels_last=compute_mode.channels_last,
+            compile=compute_mode.compile,
+        )
     return TorchRunner(
         task,
         device,

@@ -59,12 +59,12 @@ def bench_summary(report: BenchReport) -> Document:
 
 def bench_document(report: BenchReport) -> Document:
     """The whole report, every choice of what to show and to how many digits made."""
-    arms = list(dict.fromkeys(cell.arm for cell in report.cells))
-    slots = {arm: slot for slot, arm in enumerate(arms)}
+    compute_modes = list(dict.fromkeys(cell.compute_mode for cell in report.cells))
+    slots = {compute_mode: slot for slot, compute_mode in enumerate(compute_modes)}
     models: dict[str, list[Cell]] = {}
     for cell in report.cells:
         models.setdefault(cell.model, []).append(cell)
-    sections = [Section(title="In short", parts=_summary(report, models, arms))]
+    sections = [Section(title="In short", parts=_summary(report, models, compute_modes))]
     if warnings := (*report.warnings, *_of_tasks(models)):
         sections.append(Section(title="Warnings", parts=(Bullets(items=warnings),)))
     if report.cells:
@@ -87,44 +87,48 @@ def _of_tasks(models: Mapping[str, Sequence[Cell]]) -> Iterator[str]:
             yield f"{name}: {warning}"
 
 
-def _summary(report: BenchReport, models: Mapping[str, Sequence[Cell]], arms: Sequence[str]) -> tuple[Part, ...]:
+def _summary(
+    report: BenchReport, models: Mapping[str, Sequence[Cell]], compute_modes: Sequence[str]
+) -> tuple[Part, ...]:
     """What was run, what of it failed, and what stands out."""
     seconds = sum(cell.seconds for cell in report.cells)
     size = "of full size" if report.size == "full" else "in a small size that a processor can train"
-    text = f"{count_text(len(models), 'model')} {size}, computed in {_listed(arms) or 'no way'}"
+    text = f"{count_text(len(models), 'model')} {size}, computed in {_listed(compute_modes) or 'no way'}"
     text += f", in {format_duration(seconds)}. Batch sizes are recommended for {report.objective}."
     if report.quick:
         text += " Each got little time: the intervals are wider than those of a full run."
-    items = [*_speedups(models, arms), *_of_matmul(report.cells)]
+    items = [*_speedups(models, compute_modes), *_of_matmul(report.cells)]
     failures = [cell for cell in report.cells if cell.outcome == "failed"]
     if failures:
-        items.append(f"Failed: {_listed([f'{cell.model} in {cell.arm}' for cell in failures])}.")
+        items.append(f"Failed: {_listed([f'{cell.model} in {cell.compute_mode}' for cell in failures])}.")
     blew_up = [cell for cell in report.cells if (cell.losses or {}).get("diverged_at") is not None]
     if blew_up:
-        items.append(f"The loss diverged in the first steps: {_listed([f'{c.model} in {c.arm}' for c in blew_up])}.")
+        items.append(
+            f"The loss diverged in the first steps: {_listed([f'{c.model} in {c.compute_mode}' for c in blew_up])}."
+        )
     if len(report.cells) < report.planned:
         done = f"{len(report.cells)} of {count_text(report.planned, 'cell')}"
         items.append(f"The run was stopped before its end: {done} are here.")
     return (Paragraph(text=text), Bullets(items=tuple(items))) if items else (Paragraph(text=text),)
 
 
-def _speedups(models: Mapping[str, Sequence[Cell]], arms: Sequence[str]) -> Iterator[str]:
-    """Of each arm but the first: how many times the samples per second of the first."""
-    for arm in arms[1:]:
+def _speedups(models: Mapping[str, Sequence[Cell]], compute_modes: Sequence[str]) -> Iterator[str]:
+    """Of each compute mode but the first: how many times the samples per second of the first."""
+    for compute_mode in compute_modes[1:]:
         ratios = {}
         for name, cells in models.items():
-            speeds = {cell.arm: speed for cell in cells if (speed := _speed(cell)) is not None}
-            if arm in speeds and arms[0] in speeds:
-                ratios[name] = speeds[arm] / speeds[arms[0]]
+            speeds = {cell.compute_mode: speed for cell in cells if (speed := _speed(cell)) is not None}
+            if compute_mode in speeds and compute_modes[0] in speeds:
+                ratios[name] = speeds[compute_mode] / speeds[compute_modes[0]]
         if ratios:
             low, high = (f"{ratio:.3g}" for ratio in (min(ratios.values()), max(ratios.values())))
             times = low if low == high else f"{low} to {high} (median {median(ratios.values()):.3g})"
             where = f"over {len(ratios)} models" if len(ratios) > 1 else f"in {next(iter(ratios))}"
-            yield f"{arm} does {times} times the samples/s of {arms[0]} {where}."
+            yield f"{compute_mode} does {times} times the samples/s of {compute_modes[0]} {where}."
 
 
 def _of_matmul(cells: Sequence[Cell]) -> Iterator[str]:
-    shares = {f"{cell.model} in {cell.arm}": share for cell in cells if (share := _share(cell)) is not None}
+    shares = {f"{cell.model} in {cell.compute_mode}": share for cell in cells if (share := _share(cell)) is not None}
     if shares:
         least, most = min(shares, key=lambda key: shares[key]), max(shares, key=lambda key: shares[key])
         low = "" if least == most else f", {least} the least with {share_text(shares[least])}"
@@ -151,7 +155,7 @@ def _overview(cells: Sequence[Cell]) -> Table:
     for cell in cells:
         share = _share(cell)
         bars.append(min(1.0, max(0.0, share or 0.0)))
-        rows.append((cell.model, cell.arm, *_figures(cell), known(share, share_text, "-")))
+        rows.append((cell.model, cell.compute_mode, *_figures(cell), known(share, share_text, "-")))
     # A column that says nothing in any row, such as the energy of a device that does not tell it, is left out.
     kept = [i for i in range(len(columns)) if i < 8 or any(row[i] != "-" for row in rows)]
     return Table(
@@ -189,7 +193,7 @@ def _model(name: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> Iterat
     ]
     if any(facts):
         yield Paragraph(text="; ".join(fact for fact in facts if fact) + ".")
-    yield Facts(rows=tuple((cell.arm, " ".join(_said(cell))) for cell in cells))
+    yield Facts(rows=tuple((cell.compute_mode, " ".join(_said(cell))) for cell in cells))
     yield from charts_of(name, cells, slots)
     phases = _phases(cells)
     if phases is not None:
@@ -230,17 +234,19 @@ def _said(cell: Cell) -> Iterator[str]:
 
 def _phases(cells: Sequence[Cell]) -> Table | None:
     """The step at the recommended batch and the share of each phase; None where nothing tells."""
-    at_best = {cell.arm: recommended_point(cell.throughput) for cell in cells if cell.throughput is not None}
-    told = {arm: point for arm, point in at_best.items() if point is not None and point["phases_s"]}
+    at_best = {cell.compute_mode: recommended_point(cell.throughput) for cell in cells if cell.throughput is not None}
+    told = {compute_mode: point for compute_mode, point in at_best.items() if point is not None and point["phases_s"]}
     phases = list(dict.fromkeys(phase for point in told.values() for phase in point["phases_s"]))
     if not told:
         return None
     rows = []
-    for arm, point in told.items():
+    for compute_mode, point in told.items():
         whole_s = sum(point["phases_s"].values())
         shares = [point["phases_s"].get(phase, 0.0) / whole_s if whole_s > 0 else None for phase in phases]
         step = known(point["step_s"], format_duration, "-")
-        rows.append((arm, str(point["batch_size"]), step, *(known(share, share_text, "-") for share in shares)))
+        rows.append(
+            (compute_mode, str(point["batch_size"]), step, *(known(share, share_text, "-") for share in shares))
+        )
     columns = [Column(title="computed in")]
     columns += [Column(title=title, is_number=True) for title in ("batch", "step", *phases)]
     return Table(

@@ -116,7 +116,7 @@ def _overview(pairs: Sequence[Pair]) -> Table:
     rows = [
         (
             pair.model,
-            pair.arm,
+            pair.compute_mode,
             ratio_text(pair.at_recommended),
             ratio_text(pair.over_common),
             _largest_text(pair.largest),
@@ -134,14 +134,14 @@ def _largest_text(ratio: Ratio) -> str:
 
 def _charts(pairs: Sequence[Pair]) -> Iterator[Chart]:
     """Of each model: the ratio at each batch size that both timed."""
-    slots = {arm: slot for slot, arm in enumerate(dict.fromkeys(pair.arm for pair in pairs))}
+    slots = {compute_mode: slot for slot, compute_mode in enumerate(dict.fromkeys(pair.compute_mode for pair in pairs))}
     models: dict[str, list[Pair]] = {}
     for pair in pairs:
         if pair.at_common:
             models.setdefault(pair.model, []).append(pair)
     for model, of_model in models.items():
-        series = tuple(_series(pair, slots[pair.arm]) for pair in of_model)
-        found = [f"{pair.arm} {ratio_text(pair.over_common)}" for pair in of_model]
+        series = tuple(_series(pair, slots[pair.compute_mode]) for pair in of_model)
+        found = [f"{pair.compute_mode} {ratio_text(pair.over_common)}" for pair in of_model]
         yield Chart(
             title=model,
             finding=f"Over the batch sizes in common: {'; '.join(found)}.",
@@ -157,7 +157,7 @@ def _series(pair: Pair, slot: int) -> Series:
         Point(batch_size=size, value=one.value, low=one.low, high=one.high) for size, one in pair.at_common.items()
     ]
     marks = (("recommended", pair.batch_sizes[1]),) if pair.batch_sizes[1] in pair.at_common else ()
-    return Series(name=pair.arm, slot=slot, points=tuple(points), marks=marks)
+    return Series(name=pair.compute_mode, slot=slot, points=tuple(points), marks=marks)
 
 
 def _point_text(point: Point) -> str:

@@ -27,7 +27,7 @@ def charts_of(model: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> tu
     Args:
         model: its name.
         cells: those of this model.
-        slots: the place of each arm among all of the report.
+        slots: the place of each compute mode among all of the report.
     """
     drawn = (_throughput(model, cells, slots), _memory(model, cells, slots), _energy(model, cells, slots))
     return tuple(chart for chart in drawn if chart.series)
@@ -49,7 +49,9 @@ def _throughput(model: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> 
         at_knee, best = cell.throughput["knee_batch_size"], cell.throughput["recommended_batch_size"]
         series += _series(cell, slots, points, (("knee", at_knee), ("recommended", best)))
         for point in (point for point in points if point.batch_size == best):
-            found.append(f"{cell.arm} does {speed_text(point.value)} samples/s at batch {best}, its knee is {at_knee}")
+            found.append(
+                f"{cell.compute_mode} does {speed_text(point.value)} samples/s at batch {best}, its knee is {at_knee}"
+            )
     return Chart(
         title="Throughput",
         finding=_sentence(found),
@@ -74,7 +76,7 @@ def _memory(model: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> Char
         limits.add(cell.max_batch["limit_bytes"])
         if peaks.get(largest):
             which = "the largest" if cell.max_batch["limited_by"] == "memory" else "the largest that was looked at"
-            found.append(f"{cell.arm} peaks at {format_size(peaks[largest])} at batch {largest}, {which}")
+            found.append(f"{cell.compute_mode} peaks at {format_size(peaks[largest])} at batch {largest}, {which}")
     return Chart(
         title="Peak memory",
         finding=_sentence(found),
@@ -96,7 +98,7 @@ def _energy(model: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> Char
         series += _series(cell, slots, points, (("recommended", cell.throughput["recommended_batch_size"]),))
         if points:
             least = min(points, key=lambda point: point.value)
-            found.append(f"{cell.arm} takes {si_text(least.value, 'J')} at least, at batch {least.batch_size}")
+            found.append(f"{cell.compute_mode} takes {si_text(least.value, 'J')} at least, at batch {least.batch_size}")
     values = [point.value for one in series for point in one.points]
     return Chart(
         title="Energy per sample",
@@ -134,7 +136,7 @@ def _series(
     """The series of a cell, as a list that is empty where it has no point."""
     sizes = {point.batch_size for point in points}
     kept = tuple((word, size) for word, size in marks if size in sizes)
-    made = Series(name=cell.arm, slot=slots[cell.arm], points=points, marks=kept, failed=failed)
+    made = Series(name=cell.compute_mode, slot=slots[cell.compute_mode], points=points, marks=kept, failed=failed)
     return [made] if points else []
 
 

@@ -212,7 +212,7 @@ def losses_told(losses: Json | None) -> Iterator[str]:
     """Clauses on a loss that diverged, or that could not be compared; none where all went well.
 
     Args:
-        losses: as `arms.told_of_losses` gives it; None where nothing is known, as in reports from before it was.
+        losses: as `compute_modes.told_of_losses` gives it; None where nothing is known, as in older reports.
     """
     if losses is not None and losses["diverged_at"] is not None:
         yield f"the loss diverged at step {losses['diverged_at']}"

@@ -23,22 +23,28 @@ from .evidence import (
 from .numbers import count_text, known, speed_text
 
 
-def arms_sections(found: Json) -> tuple[Section, ...]:
+def compute_modes_sections(found: Json) -> tuple[Section, ...]:
     """The comparison, then each way of computing for itself.
 
     Args:
-        found: as `arms.compared` gives it.
+        found: as `compute_modes.compared` gives it.
     """
-    arms = found["arms"]
-    ran = [arm for arm in arms if arm["outcome"] == "ok"]
-    parts: list[Part] = [_table(arms, found["reference"])] if ran else []
-    failed = [arm for arm in arms if arm["outcome"] != "ok"]
+    compute_modes = found["arms"]
+    ran = [compute_mode for compute_mode in compute_modes if compute_mode["outcome"] == "ok"]
+    parts: list[Part] = [_table(compute_modes, found["reference"])] if ran else []
+    failed = [compute_mode for compute_mode in compute_modes if compute_mode["outcome"] != "ok"]
     if failed:
-        parts.append(Bullets(items=tuple(f"{arm['arm']} failed: {arm['message']}" for arm in failed)))
-    steps = {arm["arm"]: arm["loss_difference"]["steps"] for arm in arms if arm["loss_difference"]}
+        parts.append(
+            Bullets(items=tuple(f"{compute_mode['arm']} failed: {compute_mode['message']}" for compute_mode in failed))
+        )
+    steps = {
+        compute_mode["arm"]: compute_mode["loss_difference"]["steps"]
+        for compute_mode in compute_modes
+        if compute_mode["loss_difference"]
+    }
     if steps:
         most = max(steps.values())
-        fewer = ", ".join(f"{count} in {arm}" for arm, count in steps.items() if count < most)
+        fewer = ", ".join(f"{count} in {compute_mode}" for compute_mode, count in steps.items() if count < most)
         over = count_text(most, "step") + (f" ({fewer})" if fewer else "")
         parts.append(
             Paragraph(
@@ -46,24 +52,24 @@ def arms_sections(found: Json) -> tuple[Section, ...]:
                 f"{found['reference']}, relative to it: of the first step, and the largest of all."
             )
         )
-    remarks = [remark for arm in ran for remark in _remarks(arm, found["reference"])]
+    remarks = [remark for compute_mode in ran for remark in _remarks(compute_mode, found["reference"])]
     if remarks:
         parts.append(Bullets(items=tuple(remarks)))
-    each = [_titled(throughput_section(arm["throughput"]), arm["arm"]) for arm in ran]
+    each = [_titled(throughput_section(compute_mode["throughput"]), compute_mode["arm"]) for compute_mode in ran]
     return (Section(title="Side by side", parts=tuple(parts)), *each)
 
 
-def _remarks(arm: Json, reference: str) -> Iterator[str]:
+def _remarks(compute_mode: Json, reference: str) -> Iterator[str]:
     """What the column of the losses has no room for."""
-    losses, difference = arm["losses"], arm["loss_difference"]
+    losses, difference = compute_mode["losses"], compute_mode["loss_difference"]
     for clause in losses_told(losses):
-        yield f"In {arm['arm']} {clause}."
+        yield f"In {compute_mode['arm']} {clause}."
     if losses["diverged_at"] is not None and difference is not None:
-        yield f"Before, the loss in {arm['arm']} {loss_differs(difference, reference)}."
+        yield f"Before, the loss in {compute_mode['arm']} {loss_differs(difference, reference)}."
 
 
-def _loss_text(arm: Json) -> str:
-    losses, difference = arm["losses"], arm["loss_difference"]
+def _loss_text(compute_mode: Json) -> str:
+    losses, difference = compute_mode["losses"], compute_mode["loss_difference"]
     if losses["diverged_at"] is not None:
         return f"diverged at step {losses['diverged_at']}"
     if difference is not None:
@@ -71,12 +77,19 @@ def _loss_text(arm: Json) -> str:
     return "unknown" if losses["message"] is not None else ""
 
 
-def _titled(section: Section, arm: str) -> Section:
-    return Section(title=f"{section.title} in {arm}", parts=section.parts)
+def _titled(section: Section, compute_mode: str) -> Section:
+    return Section(title=f"{section.title} in {compute_mode}", parts=section.parts)
 
 
-def _table(arms: list[Json], reference: str) -> Table:
-    base = next((_speed(arm) for arm in arms if arm["arm"] == reference and arm["outcome"] == "ok"), None)
+def _table(compute_modes: list[Json], reference: str) -> Table:
+    base = next(
+        (
+            _speed(compute_mode)
+            for compute_mode in compute_modes
+            if compute_mode["arm"] == reference and compute_mode["outcome"] == "ok"
+        ),
+        None,
+    )
     columns = (
         Column(title="computed in"),
         Column(title="largest batch", is_number=True),
@@ -87,33 +100,33 @@ def _table(arms: list[Json], reference: str) -> Table:
         Column(title="peak", is_number=True, optional=True),
         Column(title="J/sample", is_number=True, optional=True),
     )
-    rows = tuple(_row(arm, base) for arm in arms)
-    speeds = [_speed(arm) or 0.0 for arm in arms]
+    rows = tuple(_row(compute_mode, base) for compute_mode in compute_modes)
+    speeds = [_speed(compute_mode) or 0.0 for compute_mode in compute_modes]
     fastest = max(speeds)
     return Table(columns=columns, rows=rows, bars=tuple(speed / fastest for speed in speeds) if fastest else ())
 
 
-def _row(arm: Json, base: float | None) -> tuple[str, ...]:
-    speed = _speed(arm)
+def _row(compute_mode: Json, base: float | None) -> tuple[str, ...]:
+    speed = _speed(compute_mode)
     if speed is None:
-        return (arm["arm"], "failed", *[""] * 6)
-    joules = _at_best(arm)["joules_per_sample"]
+        return (compute_mode["arm"], "failed", *[""] * 6)
+    joules = _at_best(compute_mode)["joules_per_sample"]
     return (
-        arm["arm"],
-        f"{arm['max_batch']['batch_size']:,}{or_more(arm['max_batch'])}",
-        f"{arm['throughput']['recommended_batch_size']:,}",
+        compute_mode["arm"],
+        f"{compute_mode['max_batch']['batch_size']:,}{or_more(compute_mode['max_batch'])}",
+        f"{compute_mode['throughput']['recommended_batch_size']:,}",
         speed_text(speed),
         "" if base is None else f"{speed / base:.2f}",
-        _loss_text(arm),
-        known(arm["max_batch"]["peak_bytes"], format_size, "-"),
+        _loss_text(compute_mode),
+        known(compute_mode["max_batch"]["peak_bytes"], format_size, "-"),
         known(joules, lambda value: f"{value:.3g}", "-"),
     )
 
 
-def _at_best(arm: Json) -> Json:
-    best = arm["throughput"]["recommended_batch_size"]
-    return next(point for point in arm["throughput"]["measurements"] if point["batch_size"] == best)
+def _at_best(compute_mode: Json) -> Json:
+    best = compute_mode["throughput"]["recommended_batch_size"]
+    return next(point for point in compute_mode["throughput"]["measurements"] if point["batch_size"] == best)
 
 
-def _speed(arm: Json) -> float | None:
-    return _at_best(arm)["samples_per_s"] if arm["outcome"] == "ok" else None
+def _speed(compute_mode: Json) -> float | None:
+    return _at_best(compute_mode)["samples_per_s"] if compute_mode["outcome"] == "ok" else None

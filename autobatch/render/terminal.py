@@ -37,7 +37,7 @@ from .evidence import (
     runs_section,
     throughput_section,
 )
-from .side_by_side import arms_sections
+from .side_by_side import compute_modes_sections
 
 _INDENT = 2
 _GAP = 2  # between columns
@@ -72,9 +72,9 @@ def rehearse(throughput: Json) -> None:
     print_profile(throughput, Console(file=StringIO()))
 
 
-def print_arms(arms: Json, console: Console) -> None:
-    """Print ways of computing side by side; `arms` as `arms.compared` gives them."""
-    _print_sections(arms_sections(arms), console)
+def print_compute_modes(compute_modes: Json, console: Console) -> None:
+    """Print ways of computing side by side; `compute_modes` as `compute_modes.compared` gives them."""
+    _print_sections(compute_modes_sections(compute_modes), console)
 
 
 def print_lr(learning_rate: Json, console: Console) -> None:

@@ -72,7 +72,7 @@ class Cell:
 
     Attributes:
         model: its name, such as "resnet50".
-        arm: how it was computed, as `Arm.name` writes it.
+        compute_mode: how it was computed, as `ComputeMode.name` writes it.
         outcome: "ok", or "failed" with the reason in `message`.
         parameters: numbers that are trained.
         max_batch: as `MaxBatch.to_json` gives it; None where it failed.
@@ -83,15 +83,15 @@ class Cell:
         matmul_flops_per_s: what one large matrix product reaches on this device in this precision.
         loss_difference: of the losses of the first `steps` training steps from those in fp32, relative to them: of the
             `first`, and the `largest` of all; None for fp32 itself and where one of them failed.
-        losses: of those steps, as `arms.told_of_losses` gives it: how many, the one at which the loss diverged, and why
-            they are not compared; None where it failed, and in reports from before it was.
+        losses: of those steps, as `compute_modes.told_of_losses` gives it: how many, the one at which the loss
+            diverged, and why they are not compared; None where it failed, and in reports from before it was.
         source: what the task's file and the modules beside it that it imports held (`task_sources.source_digest`); None
             in reports from before it was.
         seconds: that all of it took.
     """
 
     model: str
-    arm: str
+    compute_mode: str
     outcome: CellOutcome
     message: str | None = None
     parameters: int | None = None
@@ -121,7 +121,8 @@ class BenchReport:
         cells: one for each model and way of computing that is done, in the order they were run.
         planned: how many there are to be; a report with fewer cells was interrupted, and can be resumed.
         warnings: what its readers should know.
-        asked: (model, arm) of each cell that the command asked for. Others may stand beside them, from other commands.
+        asked: (model, compute mode) of each cell that the command asked for. Cells of other commands may stand beside
+            them.
         settings: what else decides its figures: `memory_limit_bytes`, `max_batch_size` (null for what is there),
             `headroom`, and `threads` on the host; None in reports from before it was.
     """
@@ -142,13 +143,13 @@ class BenchReport:
     @property
     def missing(self) -> tuple[tuple[str, str], ...]:
         """What was asked for and is not there yet, as where the command was ended."""
-        there = {(cell.model, cell.arm) for cell in self.cells}
+        there = {(cell.model, cell.compute_mode) for cell in self.cells}
         return tuple(key for key in self.asked if key not in there)
 
     @property
     def found_nothing(self) -> bool:
         """Whether all that was asked for is there, and failed."""
-        asked = [cell for cell in self.cells if (cell.model, cell.arm) in self.asked]
+        asked = [cell for cell in self.cells if (cell.model, cell.compute_mode) in self.asked]
         return bool(asked) and not self.missing and all(cell.outcome == "failed" for cell in asked)
 
     def to_json(self) -> dict[str, Any]:
@@ -165,9 +166,9 @@ class BenchReport:
             "objective": self.objective,
             "planned": self.planned,
             "warnings": list(self.warnings),
-            "asked": [{"model": model, "arm": arm} for model, arm in self.asked],
+            "asked": [{"model": model, "arm": compute_mode} for model, compute_mode in self.asked],
             "settings": None if self.settings is None else dict(self.settings),
-            "cells": [dataclasses.asdict(cell) for cell in self.cells],
+            "cells": [_cell_to_json(cell) for cell in self.cells],
         }
 
     @classmethod
@@ -217,6 +218,10 @@ class BenchReport:
         return cls.from_json(load_json(path))
 
 
+def _cell_to_json(cell: Cell) -> Json:
+    return {"arm" if key == "compute_mode" else key: value for key, value in dataclasses.asdict(cell).items()}
+
+
 def is_bench(data: object) -> bool:
     """Whether a JSON value says of itself that it is a bench report."""
     return isinstance(data, dict) and data.get("kind") == KIND
@@ -249,7 +254,7 @@ def _cell(data: Json, where: str) -> Cell:
         _check_profile(profiled, where)
     return Cell(
         model=found.get("model", str),
-        arm=found.get("arm", str),
+        compute_mode=found.get("arm", str),
         outcome=outcome,
         message=found.get("message", str, or_null=True),
         parameters=found.get("parameters", int, or_null=True),

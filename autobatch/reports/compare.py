@@ -63,10 +63,10 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """A model in one arm, as one report has it against the first.
+    """A model in one compute mode, as one report has it against the first.
 
     Attributes:
-        model, arm: what was computed.
+        model, compute_mode: what was computed.
         batch_sizes: recommended by the first report and by this one.
         at_recommended: samples per second, each at its own recommended batch size; None where one was not timed.
         at_common: samples per second at each batch size that both timed.
@@ -78,7 +78,7 @@ class Pair:
     """
 
     model: str
-    arm: str
+    compute_mode: str
     batch_sizes: tuple[int, int]
     at_recommended: Ratio | None
     at_common: Mapping[int, Ratio]
@@ -90,7 +90,7 @@ class Pair:
         """The pair as plain JSON values."""
         return {
             "model": self.model,
-            "arm": self.arm,
+            "arm": self.compute_mode,
             "recommended_batch_sizes": list(self.batch_sizes),
             "samples_per_s_at_recommended": _json(self.at_recommended),
             "samples_per_s_at": [{"batch_size": size} | ratio.to_json() for size, ratio in self.at_common.items()],
@@ -224,7 +224,7 @@ def _against(first_name: str, first: BenchReport, name: str, report: BenchReport
 
 
 def _ran(report: BenchReport) -> dict[tuple[str, str], Cell]:
-    return {(cell.model, cell.arm): cell for cell in report.cells if cell.outcome == "ok"}
+    return {(cell.model, cell.compute_mode): cell for cell in report.cells if cell.outcome == "ok"}
 
 
 def _pair(ours: Cell, theirs: Cell) -> Pair:
@@ -239,7 +239,7 @@ def _pair(ours: Cell, theirs: Cell) -> Pair:
     energies = None if at_best is None else tuple(map(_joules, at_best))
     return Pair(
         model=ours.model,
-        arm=ours.arm,
+        compute_mode=ours.compute_mode,
         batch_sizes=(our_best, their_best),
         at_recommended=None if at_best is None else ratio(*map(_speed, at_best)),
         at_common=common,
@@ -346,11 +346,11 @@ def _known(value: object) -> str:
 
 
 def _listed(keys: Mapping[tuple[str, str], Cell] | Sequence[tuple[str, str]]) -> str:
-    """Models with their arms: "resnet50 (fp32, bf16), vit (fp32)"."""
-    arms: dict[str, list[str]] = {}
-    for model, arm in keys:
-        arms.setdefault(model, []).append(arm)
-    return ", ".join(f"{model} ({', '.join(names)})" for model, names in arms.items()) or "none that ran"
+    """Models with their compute_modes: "resnet50 (fp32, bf16), vit (fp32)"."""
+    compute_modes: dict[str, list[str]] = {}
+    for model, compute_mode in keys:
+        compute_modes.setdefault(model, []).append(compute_mode)
+    return ", ".join(f"{model} ({', '.join(names)})" for model, names in compute_modes.items()) or "none that ran"
 
 
 def _json(value: Ratio | None) -> dict[str, Any] | None:

@@ -21,14 +21,14 @@ from autobatch.bench.file import file_for, folder_for, with_earlier
 from autobatch.bench.run import (
     BenchSettings,
     chosen_models,
-    default_arms,
+    default_compute_modes,
     default_memory_limit,
 )
 from autobatch.bench.standard_models import standard_models
 from autobatch.cli.app import cli
 from autobatch.core.facts import DeviceInfo
 from autobatch.errors import ReportError, SettingError
-from autobatch.render.terminal import print_arms
+from autobatch.render.terminal import print_compute_modes
 from autobatch.reports.bench_report import BenchReport, Cell
 
 from ..cli.test_cli import MINIMAL, TASKS, autobatch
@@ -54,7 +54,7 @@ def test_a_bench_measures_each_model_in_each_way_and_says_where_the_report_is(tm
     assert path.parts[:2] == ("benchmarks", "results")
     report = BenchReport.load(tmp_path / path)
     assert json.loads(found.stdout) == report.to_json()
-    assert [(cell.model, cell.arm) for cell in report.cells] == [
+    assert [(cell.model, cell.compute_mode) for cell in report.cells] == [
         ("minimal", "fp32"),
         ("minimal", "bf16"),
         ("lstm", "fp32"),
@@ -119,13 +119,13 @@ def test_a_bench_that_was_ended_goes_on_where_it_stood(tmp_path: Path) -> None:
     ended.save(tmp_path / "r.json")
     again = bench(tmp_path, "--precisions", "fp32", "bf16")
     assert again.cells[0] == whole.cells[0]
-    assert again.cells[1].arm == "bf16"
+    assert again.cells[1].compute_mode == "bf16"
     assert again.cells[1] != whole.cells[1]  # measured anew
     assert again.cells[1].loss_difference is not None  # against losses in fp32 that the file does not hold
     assert again.created == whole.created
     assert bench(tmp_path, "--precisions", "fp32", "bf16").cells == again.cells
     more = bench(tmp_path, "--precisions", "fp16")
-    assert [cell.arm for cell in more.cells] == ["fp32", "bf16", "fp16"]
+    assert [cell.compute_mode for cell in more.cells] == ["fp32", "bf16", "fp16"]
     assert more.planned == 3
 
 
@@ -137,9 +137,12 @@ def test_what_failed_is_told_and_run_again(tmp_path: Path) -> None:
     replace(found, cells=(mended,)).save(tmp_path / "r.json")
     assert bench(tmp_path, "--precisions", "tf32", code=3).cells[0].message == found.cells[0].message
     both = bench(tmp_path, "--precisions", "tf32", "fp32")
-    assert [(cell.arm, cell.outcome) for cell in both.cells] == [("tf32", "failed"), ("fp32", "ok")]
+    assert [(cell.compute_mode, cell.outcome) for cell in both.cells] == [("tf32", "failed"), ("fp32", "ok")]
     alone = bench(tmp_path, "--precisions", "fp32")
-    assert {(cell.arm, cell.outcome) for cell in alone.cells} == {("tf32", "failed"), ("fp32", "ok")}  # still told
+    assert {(cell.compute_mode, cell.outcome) for cell in alone.cells} == {
+        ("tf32", "failed"),
+        ("fp32", "ok"),
+    }  # still told
     assert bench(tmp_path, "--precisions", "tf32", code=3).planned == 2  # what was there before is none of its answers
 
 
@@ -169,7 +172,7 @@ def test_a_task_file_that_holds_something_else_is_measured_again(tmp_path: Path)
         ask = ("bench", "--models", f"{folder}/model.py", *more, *QUICK, "--output", "r.json")
         done = autobatch(*ask, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        return {cell.arm: cell.parameters for cell in BenchReport.load(tmp_path / "r.json").cells}, done.stderr
+        return {cell.compute_mode: cell.parameters for cell in BenchReport.load(tmp_path / "r.json").cells}, done.stderr
 
     told = "r.json has model of a task file that held something else: it is measured again"
     assert parameters("a", "--precisions", "fp32", "bf16")[0] == {"fp32": 195, "bf16": 195}
@@ -177,7 +180,7 @@ def test_a_task_file_that_holds_something_else_is_measured_again(tmp_path: Path)
     assert again == {"fp32": 195, "bf16": 195}
     assert "2 of 2 are in r.json" in stderr
     assert told not in stderr
-    other, stderr = parameters("b")  # one arm: the other arm's figures were of the other file, and are gone
+    other, stderr = parameters("b")  # one mode: the other's figures were of the other file, and are gone
     assert other == {"fp32": 387}
     assert told in stderr
     (tmp_path / "b" / "sizes.py").write_text("WIDTH = 64\n")
@@ -269,7 +272,10 @@ def test_an_older_report_that_does_not_tell_its_settings_is_read_and_not_gone_on
 
 
 def test_the_newest_that_the_same_command_left_is_gone_on_with(tmp_path: Path) -> None:
-    done = tuple(Cell(model=model, arm=arm, outcome="failed", message="no") for model, arm in BEGUN.asked)
+    done = tuple(
+        Cell(model=model, compute_mode=compute_mode, outcome="failed", message="no")
+        for model, compute_mode in BEGUN.asked
+    )
     today = file_for(BEGUN, tmp_path)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d\.json", today.name)
     replace(BEGUN, cells=done).save(tmp_path / "whole.json")
@@ -302,8 +308,8 @@ def test_a_report_goes_where_its_device_is(tmp_path: Path) -> None:
 
 
 def test_defaults_fit_the_device() -> None:
-    assert default_arms("cuda", False) == ("fp32", "tf32", "bf16")
-    assert default_arms("cpu", True) == ("fp32",)
+    assert default_compute_modes("cuda", False) == ("fp32", "tf32", "bf16")
+    assert default_compute_modes("cpu", True) == ("fp32",)
     assert default_memory_limit("cuda", True) is None
     assert default_memory_limit("cpu", False) == 1 << 30
     assert BenchSettings.__slots__
@@ -336,7 +342,7 @@ def test_a_profile_in_several_precisions_stands_side_by_side(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["reference"] == "fp32"
-    assert [arm["arm"] for arm in found["arms"]] == ["fp32", "bf16"]
+    assert [compute_mode["arm"] for compute_mode in found["arms"]] == ["fp32", "bf16"]
     assert found["arms"][1]["loss_difference"]["steps"] == 10
     drawn = autobatch(*ask, cwd=tmp_path)
     assert "Side by side" in drawn.stdout
@@ -424,7 +430,7 @@ def test_a_compiled_model_stands_beside_the_one_that_is_not(tmp_path: Path) -> N
     assert abs(compiled["loss_difference"]["largest"]) < 1e-3
     assert list((tmp_path / "compiled").rglob("*.so"))  # it was compiled, and did not run as it was written
     drawn = io.StringIO()
-    print_arms(found, Console(file=drawn, width=80, color_system=None))
+    print_compute_modes(found, Console(file=drawn, width=80, color_system=None))
     assert "Throughput in fp32+compile" in drawn.getvalue()
     assert all(len(line) <= 80 for line in drawn.getvalue().splitlines())
 
@@ -479,4 +485,4 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
     with pytest.raises(SystemExit) as ended:
         cli(["bench", "--quick"], standalone_mode=False)
     assert ended.value.code == 130
-    assert "the same command goes on from there" in capsys.readouterr().err
+    assert "run the same command again to continue" in capsys.readouterr().err

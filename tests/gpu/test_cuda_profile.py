@@ -9,7 +9,7 @@ import torch
 
 from autobatch.bench import verbs
 from autobatch.bench.standard_models import standard_models
-from autobatch.core.compute_mode import parse_arms
+from autobatch.core.compute_mode import parse_compute_modes
 from autobatch.devices import open_device
 from autobatch.worker.energy import energy_of
 from autobatch.worker.flops import matmul_flops_per_s
@@ -39,9 +39,9 @@ def test_energy_is_that_of_the_power_drawn() -> None:
 
 def test_precisions_stand_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOBATCH_BENCH_SIZE", "small")
-    arms = parse_arms(["fp32", "tf32", "bf16", "fp16", "bf16+channels_last"])
+    compute_modes = parse_compute_modes(["fp32", "tf32", "bf16", "fp16", "bf16+channels_last"])
     path = standard_models()["resnet50"]
-    found = verbs.profile_arms(path, arms, budget="10s", device="cuda", max_batch_size=256)
+    found = verbs.profile_compute_modes(path, compute_modes, budget="10s", device="cuda", max_batch_size=256)
     assert [one.message for one in found] == [None] * 5
     for one in found:
         assert one.curve is not None

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from autobatch.core.compute_mode import Arm
+from autobatch.core.compute_mode import ComputeMode
 from autobatch.core.facts import DeviceInfo
 from autobatch.core.plan import Plan
 from autobatch.measuring.memory import find_max_batch_size
@@ -57,7 +57,7 @@ EPYC = DeviceInfo(
 
 def throughput(
     name: str,
-    arm: str,
+    compute_mode: str,
     sizes: Sequence[int],
     *,
     fixed_s: float,
@@ -69,7 +69,7 @@ def throughput(
     """A profile in the form of `ThroughputCurve.to_json`: steps of `fixed_s + sample_s * batch` seconds."""
     measurements: list[dict[str, Any]] = []
     for size in sizes:
-        chance = draw(name, arm, size)
+        chance = draw(name, compute_mode, size)
         step_s = (fixed_s + sample_s * size) * (1 + chance.gauss(0, noise))
         half = interval * chance.uniform(0.4, 1.0) * step_s
         drawn = None if watts is None else watts * (0.35 + 0.65 * sample_s * size / (fixed_s + sample_s * size))
@@ -129,24 +129,24 @@ def sizes_up_to(largest: int, knee: int) -> list[int]:
     return sorted({size for size in (*powers, *near, largest) if 1 <= size <= largest})[-11:]
 
 
-def cell(name: str, arm: str, *, memory_bytes: int, slower: float = 1.0, watts: float | None = None) -> Cell:
-    """One model in one arm, on a device of that memory, `slower` times as slow as the formula."""
+def cell(name: str, compute_mode: str, *, memory_bytes: int, slower: float = 1.0, watts: float | None = None) -> Cell:
+    """One model in one compute mode, on a device of that memory, `slower` times as slow as the formula."""
     parameters, flops, fixed_mib, sample_mib, fixed_s, sample_s = MODELS[name]
-    faster, lighter = ARMS[arm]
+    faster, lighter = ARMS[compute_mode]
     runner = SimRunner(
         peak_bytes=lambda batch: int((fixed_mib + lighter * sample_mib * batch) * MIB), capacity_bytes=memory_bytes
     )
-    plan = Plan(batch_size=1, precision=Arm.parse(arm).precision)
+    plan = Plan(batch_size=1, precision=ComputeMode.parse(compute_mode).precision)
     largest = find_max_batch_size(runner, plan, ceiling=131_072, ceiling_is="ceiling", prove=True)
     sample_s *= slower / faster
     fixed_s *= slower
     sizes = sizes_up_to(int(largest), round(4 * fixed_s / sample_s))
-    profiled = throughput(name, arm, sizes, fixed_s=fixed_s, sample_s=sample_s, watts=watts)
+    profiled = throughput(name, compute_mode, sizes, fixed_s=fixed_s, sample_s=sample_s, watts=watts)
     speed = {point["batch_size"]: point["samples_per_s"] for point in profiled["measurements"]}
     flops_per_s = flops * speed[profiled["recommended_batch_size"]]
     return Cell(
         model=name,
-        arm=arm,
+        compute_mode=compute_mode,
         outcome="ok",
         parameters=parameters,
         max_batch=largest.to_json(),
@@ -154,28 +154,35 @@ def cell(name: str, arm: str, *, memory_bytes: int, slower: float = 1.0, watts: 
         flops_per_sample=flops,
         flops_per_s=flops_per_s,
         matmul_flops_per_s=5.2e13 * faster * 1.8 / slower,
-        loss_difference=None if arm == "fp32" else {"steps": 20, "first": 3.1e-4, "largest": 2.4e-3},
+        loss_difference=None if compute_mode == "fp32" else {"steps": 20, "first": 3.1e-4, "largest": 2.4e-3},
         seconds=48.0,
     )
 
 
-def failed(name: str, arm: str, message: str) -> Cell:
+def failed(name: str, compute_mode: str, message: str) -> Cell:
     """One that did not come to an end."""
-    return Cell(model=name, arm=arm, outcome="failed", message=message, parameters=MODELS[name][0], seconds=3.0)
+    return Cell(
+        model=name,
+        compute_mode=compute_mode,
+        outcome="failed",
+        message=message,
+        parameters=MODELS[name][0],
+        seconds=3.0,
+    )
 
 
-def gpu_report(arms: Sequence[str] = ("fp32", "bf16"), **changes: Any) -> BenchReport:
-    """Six models on a card, with energy; the U-Net does not run in the last arm."""
+def gpu_report(compute_modes: Sequence[str] = ("fp32", "bf16"), **changes: Any) -> BenchReport:
+    """Six models on a card, with energy; the U-Net does not run in the last compute mode."""
     cells = [
-        failed(name, arm, "RuntimeError: cuDNN error: CUDNN_STATUS_NOT_SUPPORTED")
-        if (name, arm) == ("unet", arms[-1])
-        else cell(name, arm, memory_bytes=150_000_000_000, watts=640.0)
+        failed(name, compute_mode, "RuntimeError: cuDNN error: CUDNN_STATUS_NOT_SUPPORTED")
+        if (name, compute_mode) == ("unet", compute_modes[-1])
+        else cell(name, compute_mode, memory_bytes=150_000_000_000, watts=640.0)
         for name in MODELS
-        for arm in arms
+        for compute_mode in compute_modes
     ]
     values: dict[str, Any] = {
         "created": "2026-11-22T09:30:00+00:00",
-        "command": f"autobatch bench --precisions {' '.join(arms)}",
+        "command": f"autobatch bench --precisions {' '.join(compute_modes)}",
         "version": "0.1.0",
         "device": H200,
         "size": "full",
@@ -191,9 +198,9 @@ def gpu_report(arms: Sequence[str] = ("fp32", "bf16"), **changes: Any) -> BenchR
 def cpu_report(**changes: Any) -> BenchReport:
     """Four models on a processor, quickly, without energy; one failed, and the run was interrupted."""
     cells = [
-        cell(name, arm, memory_bytes=8 << 30, slower=250.0)
+        cell(name, compute_mode, memory_bytes=8 << 30, slower=250.0)
         for name in ("resnet50", "lstm", "perceptron")
-        for arm in ("fp32", "bf16")
+        for compute_mode in ("fp32", "bf16")
     ]
     cells.append(failed("gpt2", "fp32", "a batch of 1 must fit in 7.60 GiB"))
     values: dict[str, Any] = {

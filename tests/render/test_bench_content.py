@@ -63,7 +63,7 @@ def test_a_column_that_knows_nothing_is_left_out() -> None:
     assert row(text, "model")[-2:] == ["FLOP/s", "of matmul"]
 
 
-def test_arms_are_set_against_the_first() -> None:
+def test_compute_modes_are_set_against_the_first() -> None:
     text = drawn(bench_document(GPU))
     assert "bf16 does 2.56 to 2.59 (median 2.57) times the samples/s of fp32 over 5 models." in text
     assert "comes closest to a plain matrix product, with 48% of its FLOP/s" in text

@@ -181,8 +181,8 @@ def test_without_energy_there_is_no_chart_of_it_and_failed_cells_have_none() -> 
     assert charts_of("lstm", [failed("lstm", "fp32", "no")], slots) == ()
 
 
-def test_arms_that_lie_far_apart_get_a_logarithmic_scale() -> None:
-    near = [cell("lstm", arm, memory_bytes=8 << 30) for arm in ("fp32", "bf16")]
+def test_compute_modes_that_lie_far_apart_get_a_logarithmic_scale() -> None:
+    near = [cell("lstm", compute_mode, memory_bytes=8 << 30) for compute_mode in ("fp32", "bf16")]
     far = [near[0], cell("lstm", "bf16", memory_bytes=8 << 30, slower=0.01)]
     slots = {"fp32": 0, "bf16": 1}
     assert [charts_of("lstm", cells, slots)[0].is_log for cells in (near, far)] == [False, True]

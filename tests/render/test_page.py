@@ -55,7 +55,7 @@ def hostile() -> BenchReport:
     attacked = dataclasses.replace(
         first,
         model=ATTACK,
-        arm=ATTACK,
+        compute_mode=ATTACK,
         throughput={**first.throughput, **texts, "measurements": points},
         max_batch={**first.max_batch, "assumed": [ATTACK], "limited_by": ATTACK},
     )
@@ -75,9 +75,9 @@ def many_models() -> BenchReport:
     """Twenty models, each in two ways."""
     names = list(MODELS)
     cells = [
-        dataclasses.replace(cell(names[i % 6], arm, memory_bytes=24 << 30, watts=300.0), model=f"model {i}")
+        dataclasses.replace(cell(names[i % 6], compute_mode, memory_bytes=24 << 30, watts=300.0), model=f"model {i}")
         for i in range(20)
-        for arm in ("fp32", "bf16")
+        for compute_mode in ("fp32", "bf16")
     ]
     return dataclasses.replace(GPU, cells=tuple(cells), planned=40)
 
@@ -148,7 +148,7 @@ def test_every_text_of_the_users_is_shown_as_text() -> None:
     found = page(DOCUMENTS["hostile"])
     words = " ".join(found.words)
     shown = ATTACK.replace("\x00", "\\x00").replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")
-    # Title and heading of the page, its name in the sections' list and over its section, arms, notes, warnings, ...
+    # Title and heading of the page, its name in the sections' list and over its section, modes, notes, warnings, ...
     assert words.count(shown) > 30
     assert "{{ 7*7 }}" in words
     assert "49" not in re.findall(r"\b49\b", words)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..core.compute_mode import Arm
+from ..core.compute_mode import ComputeMode
 from ..core.measurement import LrSweep
 from ..core.plan import Plan
 from ..core.runner import Runner
@@ -60,11 +60,11 @@ class LossDifference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArmProfile:
+class ModeProfile:
     """What one way of computing showed.
 
     Attributes:
-        arm: which.
+        compute_mode: which.
         max_batch: the largest batch; None where it failed.
         curve: its throughput; None where it failed.
         losses: of the first training steps; None where it failed.
@@ -72,7 +72,7 @@ class ArmProfile:
         seconds: that all of it took.
     """
 
-    arm: Arm
+    compute_mode: ComputeMode
     max_batch: MaxBatch | None = None
     curve: ThroughputCurve | None = None
     losses: FirstLosses | None = None
@@ -84,37 +84,37 @@ class ArmProfile:
         """Why it failed; None where it did not."""
         return None if self.error is None else str(self.error)
 
-    def to_json(self, reference: ArmProfile) -> dict[str, Any]:
+    def to_json(self, reference: ModeProfile) -> dict[str, Any]:
         """Plain JSON values; the difference of the losses is from those of `reference`."""
         base = None if reference is self else reference.losses or FirstLosses(message=f"it failed: {reference.message}")
         return {
-            "arm": self.arm.name,
+            "arm": self.compute_mode.name,
             "outcome": "ok" if self.message is None else "failed",
             "message": self.message,
             "max_batch": self.max_batch.to_json() if self.max_batch is not None else None,
             "throughput": self.curve.to_json() if self.curve is not None else None,
-            **told_of_losses(self.losses, base, reference.arm),
+            **told_of_losses(self.losses, base, reference.compute_mode),
             "seconds": self.seconds,
         }
 
 
-# Opens a runner of one arm: the runner, and the plan whose batch size is looked for.
+# Opens a runner of one compute_mode: the runner, and the plan whose batch size is looked for.
 Open = Callable[[], AbstractContextManager[tuple[Runner, Plan]]]
 
 
-def profile_arm(
-    arm: Arm,
+def profile_compute_mode(
+    compute_mode: ComputeMode,
     open_for_memory: Open,
     open_for_time: Open | None,
     *,
     find: Callable[[Runner, Plan], MaxBatch],
     time_it: Callable[[Runner, Plan, MaxBatch], ThroughputCurve],
     also: Callable[[Runner], None] = lambda runner: None,
-) -> ArmProfile:
-    """One arm, from its largest batch to its losses; what goes wrong is told in the answer.
+) -> ModeProfile:
+    """One compute mode, from its largest batch to its losses; what goes wrong is told in the answer.
 
     Args:
-        arm: that the runners compute in.
+        compute_mode: that the runners compute in.
         open_for_memory: opens the runner that the largest batch is found with.
         open_for_time: opens another one to be timed, where that of the memory search is slowed down by counting; None
             to go on with the first.
@@ -140,8 +140,8 @@ def profile_arm(
     except AutobatchError as error:
         largest = curve = losses = None
         failure = error
-    return ArmProfile(
-        arm=arm,
+    return ModeProfile(
+        compute_mode=compute_mode,
         max_batch=largest,
         curve=curve,
         losses=losses,
@@ -163,17 +163,17 @@ def first_losses(runner: Runner, max_batch: int) -> FirstLosses:
     return FirstLosses(sweep=sweep)
 
 
-def told_of_losses(found: FirstLosses | None, reference: FirstLosses | None, against: Arm) -> dict[str, Any]:
-    """What a report says of the losses of an arm: plain JSON values.
+def told_of_losses(found: FirstLosses | None, reference: FirstLosses | None, against: ComputeMode) -> dict[str, Any]:
+    """What a report says of the losses of an compute_mode: plain JSON values.
 
     Args:
-        found: of the arm; None where it failed.
+        found: of the compute mode; None where it failed.
         reference: what they are compared with; None for the reference itself.
-        against: the arm of the reference.
+        against: the compute mode of the reference.
 
     Returns:
-        `losses`, None where the arm failed: how many `steps` have a loss, at which step it `diverged_at`, and a
-        `message` where they are not compared. `loss_difference`: as `LossDifference.to_json` gives it, or None.
+        `losses`, None where the compute mode failed: how many `steps` have a loss, at which step it `diverged_at`, and
+        a `message` where they are not compared. `loss_difference`: as `LossDifference.to_json` gives it, or None.
     """
     if found is None:
         return {"losses": None, "loss_difference": None}
@@ -215,7 +215,7 @@ def loss_difference(found: LrSweep | None, reference: LrSweep | None) -> LossDif
     return LossDifference(steps=len(pairs), first=relative[0], largest=max(relative, key=abs))
 
 
-def compared(profiles: Sequence[ArmProfile]) -> dict[str, Any]:
+def compared(profiles: Sequence[ModeProfile]) -> dict[str, Any]:
     """All of them as plain JSON values, their losses against those of fp32, or of the first where fp32 is not there."""
-    reference = next((found for found in profiles if found.arm == Arm()), profiles[0])
-    return {"reference": reference.arm.name, "arms": [found.to_json(reference) for found in profiles]}
+    reference = next((found for found in profiles if found.compute_mode == ComputeMode()), profiles[0])
+    return {"reference": reference.compute_mode.name, "arms": [found.to_json(reference) for found in profiles]}
