@@ -37,14 +37,6 @@ _HEAP_TYPE = 1 << 9  # of `type.__flags__`: made by a class statement, not writt
 class TooLarge(TaskError):
     """More objects than anybody's state of training is made of."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            f"a value leads to {TOO_MANY}: that is too much to keep in a checkpoint. Keep tensors or arrays instead"
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), ()
-
 
 class Writer:
     """Writes values into a record.
@@ -88,7 +80,9 @@ class Writer:
         if id(value) in self._named:
             return ["@", self._named[id(value)]]
         if depth > _DEEPEST or len(self._written) > self._most:
-            raise TooLarge
+            raise TooLarge(
+                f"a value leads to {TOO_MANY}: that is too much to keep in a checkpoint. Keep tensors or arrays instead"
+            )
         if kind is complex:
             return ["complex", value.real, value.imag]
         if kind is bytes:

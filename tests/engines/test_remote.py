@@ -408,9 +408,15 @@ class Texts(torch.utils.data.Dataset):
     def __getitem__(self, index):
         return torch.ones(1 + index % 7), index % 3
 
+def holds_memory(pid):  # one that has ended holds none, though it may still have a number
+    try:
+        return Path(f"/proc/{pid}/statm").read_text().split()[0] != "0"
+    except OSError:
+        return False
+
 def train_data():
     before = readers.read_text().split() if readers.exists() else []
-    is_gone = not any(os.path.exists(f"/proc/{pid}") for pid in before[:1])
+    is_gone = not any(holds_memory(pid) for pid in before[:1])
     with open(readers, "a") as file:
         file.write(f"{os.getpid()} {is_gone}\\n")
     fault = os.environ.get("FAULT")
