@@ -21,6 +21,10 @@ class TaskError(AutobatchError, ValueError):
     """The task file, or what it defines, cannot be trained as it stands."""
 
 
+class TooLarge(TaskError):
+    """A value leads to more objects than anybody's state of training is made of."""
+
+
 class SettingError(AutobatchError, ValueError):
     """A flag, an environment variable or an argument has a value that cannot be used."""
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import TaskError
+from ..errors import TooLarge
 from .object_parts import OF_EVERY_MODULE, attributes, cell_content, found_at, home_of, is_made_by_object, slots_of
 from .object_record import Node, Record, array_as_text
 
@@ -32,10 +32,6 @@ TOO_MANY = f"more than {_MOST_OBJECTS:,} Python objects, or to one {_DEEPEST} le
 # Python's own classes are opaque but for those below: a logger leads to all of logging.
 _STANDARD = frozenset(sys.stdlib_module_names) - {"__main__"}
 _HEAP_TYPE = 1 << 9  # of `type.__flags__`: made by a class statement, not written in C
-
-
-class TooLarge(TaskError):
-    """More objects than anybody's state of training is made of."""
 
 
 class Writer:

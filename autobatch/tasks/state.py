@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from ..devices.backend import NAMED
+from ..errors import TooLarge
 from .object_reader import Reader
-from .object_writer import TooLarge, Writer
+from .object_writer import Writer
 from .places import ABSENT, names_of_model, places_of_model
 
 

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import TaskError
+from ..errors import TaskError, TooLarge
 from ..tasks.object_reader import Reader
 from ..tasks.object_record import Record
-from ..tasks.object_writer import TOO_MANY, TooLarge, Writer
+from ..tasks.object_writer import TOO_MANY, Writer
 from ..tasks.places import (
     ABSENT,
     Place,
