@@ -127,7 +127,9 @@ def run(case: Path, command: str, budget: str, limit_s: float) -> Result:
 
 
 def _is_refusal(code: int | None, message: str | None) -> bool:
-    return code == 2 and message is not None and "bug in autobatch" not in message
+    """Whether a command refused its task. Neither a bug of ours nor a package that cannot be imported is a refusal."""
+    not_one = ("bug in autobatch", "Could not import", "the import of", "ModuleNotFoundError")
+    return code == 2 and message is not None and not any(words in message for words in not_one)
 
 
 def _message(printed: str) -> str:

@@ -51,6 +51,7 @@ def test_there_are_at_least_fifteen() -> None:
         (1, "autobatch: give at least 2m", False),
         (None, "", False),
         (-9, "killed", False),
+        (2, "autobatch: the import of vit.py failed: ModuleNotFoundError: Could not import module 'ViT'", False),
     ],
 )
 def test_what_counts_as_a_refusal(real_models: Any, code: int | None, message: str, is_refusal: bool) -> None:
