@@ -27,7 +27,7 @@ from .engines.opening import (
     spec_for,
 )
 from .engines.processes.worker_log import kept_short
-from .engines.ranks.agreement import Place, Ranks, in_process_group
+from .engines.ranks.agreement import RankInfo, Ranks, in_process_group
 from .errors import SettingError
 from .measuring.learning_rate import LrCurve
 from .measuring.memory import MaxBatch
@@ -140,11 +140,11 @@ def find_max_batch(
     )
 
     def open_here(
-        *, place: Place | None = None, **here: Any
+        *, rank_info: RankInfo | None = None, **here: Any
     ) -> AbstractContextManager[tuple[Runner, Plan, tuple[str, ...]]]:
-        if record is not None and (place is None or place.rank == 0):  # refuse it before a worker is started
+        if record is not None and (rank_info is None or rank_info.rank == 0):  # refuse it before a worker is started
             check_writable(Path(record))
-        return of_model(place=place, **here)
+        return of_model(rank_info=rank_info, **here)
 
     opened: Callable[..., AbstractContextManager[tuple[Prober, Plan, tuple[str, ...]]]] = open_here
     if in_process_group():
@@ -178,7 +178,7 @@ def _kept(recorder: Recorder, prober: Prober, record: str | Path | None) -> Iter
     try:
         yield
     finally:
-        if record is not None and not (isinstance(prober, Ranks) and prober.place.rank):
+        if record is not None and not (isinstance(prober, Ranks) and prober.rank_info.rank):
             about: dict[str, Any] = {"version": __version__, "date": datetime.now(UTC).isoformat(timespec="seconds")}
             about["command"] = shlex.join(shown_words(sys.argv))
             if isinstance(prober, Runner):

@@ -30,7 +30,7 @@ from .pool import Pool, check_workers
 from .processes.fork_server import ForkServer
 from .processes.leaks import LeakWatch
 from .processes.timeouts import Patience, limit
-from .ranks.agreement import Place, agreed, agreed_limit, same_error
+from .ranks.agreement import RankInfo, agreed, agreed_limit, same_error
 from .ranks.answers import Answer, cause, joined_segment, joined_sweep, joined_times
 from .remote import GRACE_S, RemoteRunner
 from .served import TO_STEP, RunnerSpec
@@ -130,7 +130,7 @@ class GroupRunner(Runner):
         self._collective_s, self._straggler_s = collective_s, straggler_s
         self._probers = [
             RemoteRunner(
-                replace(spec, place=Place(rank=rank, size=size, local_rank=rank, local_size=size)),
+                replace(spec, rank_info=RankInfo(rank=rank, size=size, local_rank=rank, local_size=size)),
                 log=log,
                 remaining_s=remaining_s,
                 environment=environment,

@@ -24,7 +24,7 @@ from ..tasks.doors.door import GivenTask
 from ..tasks.doors.table import as_task
 from ..tasks.libraries import hush_libraries
 from .group import open_workers
-from .ranks.agreement import Place
+from .ranks.agreement import RankInfo
 from .remote import RemoteRunner
 from .served import RunnerSpec
 
@@ -40,7 +40,7 @@ def spec_for(
     memory_limit: str | int | None,
     headroom: float,
     mode: Mode = "training",
-    place: Place | None = None,
+    rank_info: RankInfo | None = None,
     soak: int = 0,
     nproc: int = 1,
     is_timed: bool = True,
@@ -49,7 +49,7 @@ def spec_for(
         raise SettingError(f"nproc is a number of processes, at least 1; got {nproc}")
     if nproc > 1 and mode == "inference":
         raise SettingError(f"nproc={nproc} is for training, and mode='inference' takes no step: leave it out")
-    if nproc > 1 and place is not None:
+    if nproc > 1 and rank_info is not None:
         raise SettingError(f"nproc={nproc} starts the processes itself; found a process group: leave one of them out")
     if not 0 <= headroom < 1:
         raise SettingError(f"headroom is a share of the memory limit, at least 0 and below 1; got {headroom}")
@@ -59,7 +59,7 @@ def spec_for(
         headroom=headroom,
         mode=mode,
         threads=default_threads(),
-        place=place,
+        rank_info=rank_info,
         soak_steps=soak,
         nproc=nproc,
         is_timed=is_timed,
@@ -86,7 +86,7 @@ def open_task(
     headroom: float = 0.05,
     mode: Mode = "training",
     isolate: bool | None = None,
-    place: Place | None = None,
+    rank_info: RankInfo | None = None,
     accumulation_steps: int | None = None,
     soak: int = 0,
     nproc: int = 1,
@@ -105,7 +105,7 @@ def open_task(
     if is_here:
         runner = _in_process(given, device, memory_limit, headroom, mode, soak)
     else:
-        runner = open_workers(spec_for(given, device, memory_limit, headroom, mode, place, soak, nproc, is_timed))
+        runner = open_workers(spec_for(given, device, memory_limit, headroom, mode, rank_info, soak, nproc, is_timed))
     try:
         if given.is_live:
             assert given.task is not None

@@ -19,7 +19,7 @@ from .served import TO_STEP, RunnerSpec, open_runner, worst_cases
 
 def is_worth_a_scout(spec: RunnerSpec) -> bool:
     """Whether one process alone opens the task, in order to look for sizes that fit."""
-    return not spec.is_timed and spec.place is None and spec.nproc == 1 and sys.platform.startswith("linux")
+    return not spec.is_timed and spec.rank_info is None and spec.nproc == 1 and sys.platform.startswith("linux")
 
 
 def send_scout(spec: RunnerSpec, server: ForkServer) -> tuple[LocalWorker | None, Future[dict[str, WorstCase]] | None]:

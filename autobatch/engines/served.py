@@ -19,7 +19,7 @@ from ..devices.backend import Backend
 from ..devices.environment import count_exactly, keep_freed_memory
 from ..errors import DeviceError, first_line
 from ..tasks.libraries import Libraries, Watch, hush_libraries
-from .ranks.agreement import Meeting, Place
+from .ranks.agreement import RankInfo, Rendezvous
 
 if TYPE_CHECKING:
     from ..tasks.task import Task
@@ -37,13 +37,13 @@ class RunnerSpec:
         memory_limit_bytes, headroom, mode: as `TorchRunner` takes them.
         checkpoints: folder of paused trials.
         threads: CPU threads of a training step.
-        place: among the ranks that train the model together; the worker's process group says the same, and holds
+        rank_info: among the ranks that train the model together; the worker's process group says the same, and holds
             nobody else. None for training in one process.
         compute_mode: how it is computed, in place of what the task says; None for what it says.
-        nproc: processes that each trial is trained in together, the one at `place` and others (`group.py`).
+        nproc: processes that each trial is trained in together, the one at `rank_info` and others (`group.py`).
         workers: such groups that train trials at once (`pool.py`), and on a CPU share its threads and its memory; None
             for one on each GPU. In an actor of Ray's those of its machine.
-        meeting: where they find each other; None for one that takes its steps without the others.
+        rendezvous: where they find each other; None for one that takes its steps without the others.
         find_unused: as `DataParallel` takes it.
         is_timed: as `worker_environment` takes it.
     """
@@ -58,11 +58,11 @@ class RunnerSpec:
     threads: int = 1
     worst_cases: Mapping[str, WorstCase] = field(default_factory=dict)
     soak_steps: int = 0
-    place: Place | None = None
+    rank_info: RankInfo | None = None
     compute_mode: ComputeMode | None = None
     nproc: int = 1
     workers: int | None = 1
-    meeting: Meeting | None = None
+    rendezvous: Rendezvous | None = None
     find_unused: bool = False
     is_timed: bool = True
 
@@ -144,28 +144,28 @@ def worst_cases(spec: RunnerSpec) -> dict[str, WorstCase]:
 
 
 def _device_of(spec: RunnerSpec) -> str:
-    if spec.nproc == 1 or spec.place is None:
+    if spec.nproc == 1 or spec.rank_info is None:
         return spec.device
     from ..worker.data_parallel import device_of_rank
 
-    return device_of_rank(spec.device, spec.place.local_rank, spec.place.local_size)
+    return device_of_rank(spec.device, spec.rank_info.local_rank, spec.rank_info.local_size)
 
 
 def _join(spec: RunnerSpec, backend: Backend) -> DataParallel | None:
     """Make this process a rank, where it is to be one; as what it sees of the others."""
-    if spec.place is None:
+    if spec.rank_info is None:
         return None
-    rank, size, meeting = spec.place.rank, spec.place.size, spec.meeting
+    rank, size, rendezvous = spec.rank_info.rank, spec.rank_info.size, spec.rendezvous
     # Imported only here: torch.distributed is for who needs it.
     from ..worker.data_parallel import DataParallel, meet, tell_environment
     from .ranks.stand_in import stand_in
 
     if spec.nproc > 1:
-        tell_environment(rank, size, meeting.port if meeting is not None else 0)
-    if meeting is None:
+        tell_environment(rank, size, rendezvous.port if rendezvous is not None else 0)
+    if rendezvous is None:
         stand_in(rank, size)
     else:
-        meet(rank, size, meeting.file, meeting.limit_s, backend)
+        meet(rank, size, rendezvous.file, rendezvous.limit_s, backend)
     return DataParallel(rank=rank, size=size, find_unused=spec.find_unused) if spec.nproc > 1 else None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import AutobatchError, RankLost, WorkerDied, WorkerTimeout
 from .processes.fork_server import ForkServer
 from .processes.local import LocalWorker
-from .ranks.agreement import Meeting, Place
+from .ranks.agreement import RankInfo, Rendezvous
 from .ranks.answers import Answer
 from .served import RunnerSpec, call, open_runner
 
@@ -24,7 +24,7 @@ class Team:
     """The processes of one group, each a rank in the process group that they make.
 
     Args:
-        spec: what each opens; its place and the meeting are the team's to say.
+        spec: what each opens; its rank and the rendezvous are the team's to say.
         server: forks them; None to start a Python for each.
         environment, log: of processes that are started; a server has its own.
         exact: whether they count memory to the page.
@@ -43,7 +43,7 @@ class Team:
     ) -> None:
         size = spec.nproc
         self._folder = Path(tempfile.mkdtemp(prefix="autobatch-"))
-        meeting = Meeting(file=self._folder / "ranks", port=_free_port(), limit_s=collective_s)
+        rendezvous = Rendezvous(file=self._folder / "ranks", port=_free_port(), limit_s=collective_s)
         self._is_prepared = False
         self._workers: list[LocalWorker] = []
         for _ in range(size):
@@ -55,7 +55,11 @@ class Team:
             self._submit(
                 rank,
                 open_runner,
-                replace(spec, place=Place(rank=rank, size=size, local_rank=rank, local_size=size), meeting=meeting),
+                replace(
+                    spec,
+                    rank_info=RankInfo(rank=rank, size=size, local_rank=rank, local_size=size),
+                    rendezvous=rendezvous,
+                ),
                 exact=exact,
             )
             for rank in range(size)

@@ -17,7 +17,7 @@ from autobatch.core.measurement import Measurement, Outcome
 from autobatch.core.plan import Plan
 from autobatch.engines.ranks.agreement import (
     Exchange,
-    Place,
+    RankInfo,
     Ranks,
     agreed,
     agreed_limit,
@@ -51,12 +51,12 @@ class ThreadExchange(Exchange):
 
     _GONE = object()
 
-    def __init__(self, place: Place, lines: dict[tuple[int, int], queue.SimpleQueue[Any]]) -> None:
-        self.place, self._lines = place, lines
+    def __init__(self, rank_info: RankInfo, lines: dict[tuple[int, int], queue.SimpleQueue[Any]]) -> None:
+        self.rank_info, self._lines = rank_info, lines
 
     def gather(self, value: Any) -> list[Any]:
         self._send(value)
-        values = [self._lines[other, self.place.rank].get(timeout=60) for other in range(self.place.size)]
+        values = [self._lines[other, self.rank_info.rank].get(timeout=60) for other in range(self.rank_info.size)]
         if any(value is self._GONE for value in values):
             raise RankLost("a rank left")
         return values
@@ -65,8 +65,8 @@ class ThreadExchange(Exchange):
         self._send(self._GONE)
 
     def _send(self, value: Any) -> None:
-        for other in range(self.place.size):
-            self._lines[self.place.rank, other].put(value)
+        for other in range(self.rank_info.size):
+            self._lines[self.rank_info.rank, other].put(value)
 
 
 def on_ranks(size: int, work: Callable[[ThreadExchange], T]) -> list[T | Exception]:
@@ -74,7 +74,7 @@ def on_ranks(size: int, work: Callable[[ThreadExchange], T]) -> list[T | Excepti
     lines = {(giver, taker): queue.SimpleQueue[Any]() for giver in range(size) for taker in range(size)}
 
     def run(rank: int) -> T | Exception:
-        exchange = ThreadExchange(Place(rank=rank, size=size, local_rank=rank, local_size=size), lines)
+        exchange = ThreadExchange(RankInfo(rank=rank, size=size, local_rank=rank, local_size=size), lines)
         try:
             return work(exchange)
         except Exception as error:  # noqa: BLE001  # it is what this rank ended with
@@ -226,7 +226,7 @@ def test_ranks_in_words() -> None:
 def test_an_error_of_one_rank_is_raised_on_all_and_names_it(failing: int) -> None:
     def work(exchange: ThreadExchange) -> list[int]:
         def step() -> int:
-            if exchange.place.rank == failing:
+            if exchange.rank_info.rank == failing:
                 raise TaskError("the loss has no gradient")
             return 1
 
@@ -250,7 +250,7 @@ def test_an_error_that_all_ranks_have_is_told_as_it_is() -> None:
 
 def test_a_bug_of_ours_stays_itself_where_it_is_and_is_told_to_the_others() -> None:
     def work(exchange: ThreadExchange) -> list[float]:
-        return tell(exchange, "a step", lambda: 1 / exchange.place.rank)
+        return tell(exchange, "a step", lambda: 1 / exchange.rank_info.rank)
 
     broken, told = on_ranks(2, work)
     assert isinstance(broken, ZeroDivisionError)
@@ -260,7 +260,7 @@ def test_a_bug_of_ours_stays_itself_where_it_is_and_is_told_to_the_others() -> N
 
 def test_ranks_that_do_different_things_are_refused() -> None:
     def work(exchange: ThreadExchange) -> list[None]:
-        return tell(exchange, f"a probe of {exchange.place.rank}", lambda: None)
+        return tell(exchange, f"a probe of {exchange.rank_info.rank}", lambda: None)
 
     raised = on_ranks(2, work)
     assert [type(error) for error in raised] == [SettingError] * 2
@@ -322,7 +322,7 @@ def test_all_ranks_get_the_smallest_of_what_each_gets_alone(made: list[Callable[
     for make in made:
         alone.append(int(find_max_batch_size(make(), PLAN, ceiling=50_000, ceiling_is="dataset", prove=prove)))
     here = [make() for make in made]
-    found = on_ranks(len(made), lambda exchange: search(exchange, here[exchange.place.rank], prove=prove))
+    found = on_ranks(len(made), lambda exchange: search(exchange, here[exchange.rank_info.rank], prove=prove))
     answers = [answer for answer in found if isinstance(answer, MaxBatch)]
     assert [int(answer) for answer in answers] == [min(alone)] * len(made), found
     assert all(answer.probes == answers[0].probes for answer in answers)
@@ -331,7 +331,7 @@ def test_all_ranks_get_the_smallest_of_what_each_gets_alone(made: list[Callable[
 
 def test_the_answer_says_which_rank_had_no_room() -> None:
     def work(exchange: ThreadExchange) -> MaxBatch:
-        return search(exchange, SimRunner(capacity_bytes=(2 - exchange.place.rank) << 30))
+        return search(exchange, SimRunner(capacity_bytes=(2 - exchange.rank_info.rank) << 30))
 
     for found in on_ranks(2, work):
         assert isinstance(found, MaxBatch)
@@ -342,7 +342,7 @@ def test_the_answer_says_which_rank_had_no_room() -> None:
 
 def test_the_rank_with_the_least_data_ends_the_search() -> None:
     def work(exchange: ThreadExchange) -> MaxBatch:
-        runner = SimRunner(known=sim_facts(train_size=(70, 40)[exchange.place.rank]))
+        runner = SimRunner(known=sim_facts(train_size=(70, 40)[exchange.rank_info.rank]))
         return search(exchange, runner, ceiling_is="dataset")
 
     for found in on_ranks(2, work):
@@ -353,7 +353,7 @@ def test_the_rank_with_the_least_data_ends_the_search() -> None:
 
 def test_one_rank_on_which_nothing_fits_ends_it_for_all() -> None:
     def work(exchange: ThreadExchange) -> MaxBatch:
-        return search(exchange, SimRunner(capacity_bytes=(8 << 30, 1 << 20)[exchange.place.rank]))
+        return search(exchange, SimRunner(capacity_bytes=(8 << 30, 1 << 20)[exchange.rank_info.rank]))
 
     raised = on_ranks(2, work)
     assert [type(error) for error in raised] == [DoesNotFit] * 2
@@ -363,7 +363,7 @@ def test_one_rank_on_which_nothing_fits_ends_it_for_all() -> None:
 def test_ranks_with_different_settings_do_not_wait_for_each_other() -> None:
     def work(exchange: ThreadExchange) -> MaxBatch:
         runner = SimRunner(capacity_bytes=2 << 30)
-        return search(exchange, runner, ceiling=64 if exchange.place.rank else 128)
+        return search(exchange, runner, ceiling=64 if exchange.rank_info.rank else 128)
 
     raised = on_ranks(2, work)
     assert [type(error) for error in raised] == [SettingError] * 2
@@ -372,7 +372,7 @@ def test_ranks_with_different_settings_do_not_wait_for_each_other() -> None:
 
 def test_a_rank_that_searches_on_is_told_that_the_others_have_ended() -> None:
     def work(exchange: ThreadExchange) -> MaxBatch:
-        return search(exchange, SimRunner(capacity_bytes=2 << 30), prove=exchange.place.rank == 0)
+        return search(exchange, SimRunner(capacity_bytes=2 << 30), prove=exchange.rank_info.rank == 0)
 
     raised = on_ranks(2, work)
     assert [type(error) for error in raised] == [SettingError] * 2
@@ -382,7 +382,7 @@ def test_a_rank_that_searches_on_is_told_that_the_others_have_ended() -> None:
 def test_a_rank_that_leaves_is_noticed() -> None:
     def work(exchange: ThreadExchange) -> MaxBatch:
         def told(probe: Measurement) -> None:
-            if exchange.place.rank == 1:
+            if exchange.rank_info.rank == 1:
                 raise KeyError("a listener of the user's")
 
         return search(exchange, SimRunner(), on_probe=told)

@@ -31,7 +31,7 @@ _WORST_FIRST: tuple[Outcome, ...] = ("crashed", "oom", "over_limit", "nonfinite"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class RankInfo:
     """Where a process stands among those that train one model.
 
     Attributes:
@@ -48,7 +48,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Meeting:
+class Rendezvous:
     """Where the processes that train one model find each other.
 
     Attributes:
@@ -82,10 +82,10 @@ class Exchange(ABC):
     """Where ranks tell each other things. Every rank calls `gather` the same number of times.
 
     Attributes:
-        place: of this process.
+        rank_info: of this process.
     """
 
-    place: Place
+    rank_info: RankInfo
 
     @abstractmethod
     def gather(self, value: Any) -> list[Any]:
@@ -243,16 +243,16 @@ class Ranks(Prober):
         self._blamed: dict[int, list[int]] = {}  # by batch size
 
     @property
-    def place(self) -> Place:
+    def rank_info(self) -> RankInfo:
         """Of this rank among them."""
-        return self._exchange.place
+        return self._exchange.rank_info
 
     def facts(self) -> TaskFacts:
         """This rank's, with the training data of the rank that has the least of it."""
         everyone = tell(self._exchange, "the task's facts", self._prober.facts)
         self._train_sizes = [facts.train_size for facts in everyone]
         return replace(
-            everyone[self._exchange.place.rank],
+            everyone[self._exchange.rank_info.rank],
             train_size=min((size for size in self._train_sizes if size is not None), default=None),
         )
 
@@ -275,7 +275,7 @@ class Ranks(Prober):
         Raises:
             SettingError: the ranks came to different answers, or one is still searching.
         """
-        size = self._exchange.place.size
+        size = self._exchange.rank_info.size
         tell(self._exchange, f"the answer {int(found)}", lambda: None)
         too_large = min((batch for batch in self._blamed if batch > found), default=None)
         told = f"the smallest answer over {size} rank{'s' if size > 1 else ''}"

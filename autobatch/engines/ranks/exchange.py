@@ -13,7 +13,7 @@ from torch.distributed import distributed_c10d
 
 from ...core.units import format_duration
 from ...errors import RankLost, first_line
-from .agreement import Exchange, Place
+from .agreement import Exchange, RankInfo
 
 # For all ranks to arrive. Cited: what torch gives NCCL's collectives, torch/distributed/constants.py; ranks that load
 # data or weights before they come may be minutes apart.
@@ -36,7 +36,7 @@ class GlooExchange(Exchange):
         self._join_s = _JOIN_S if join_s is None else join_s
         self._answer_s = _ANSWER_S if answer_s is None else answer_s
         rank, size = dist.get_rank(), dist.get_world_size()
-        self.place = Place(rank=rank, size=size, local_rank=rank, local_size=size)
+        self.rank_info = RankInfo(rank=rank, size=size, local_rank=rank, local_size=size)
         self._limit_s = self._join_s
         self._group: Any = None
         try:
@@ -48,12 +48,12 @@ class GlooExchange(Exchange):
         except RuntimeError as error:
             raise self._lost(error) from None
         here = [other for other, host in enumerate(hosts) if host == hosts[rank]]
-        self.place = Place(rank=rank, size=size, local_rank=here.index(rank), local_size=len(here))
+        self.rank_info = RankInfo(rank=rank, size=size, local_rank=here.index(rank), local_size=len(here))
         distributed_c10d._set_pg_timeout(timedelta(seconds=self._answer_s), self._group)
         self._limit_s = self._answer_s
 
     def gather(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self.place.size
+        values: list[Any] = [None] * self.rank_info.size
         try:
             dist.all_gather_object(values, value, group=self._group)
         except RuntimeError as error:  # torch.distributed's errors are of this class
@@ -62,8 +62,8 @@ class GlooExchange(Exchange):
 
     def _lost(self, error: RuntimeError) -> RankLost:
         return RankLost(
-            f"all {self.place.size} ranks must call this and get through it; rank {self.place.rank} waited for the "
-            f"others for at most {format_duration(self._limit_s)}, and one had ended, failed or not come: "
+            f"all {self.rank_info.size} ranks must call this and get through it; rank {self.rank_info.rank} waited "
+            f"for the others for at most {format_duration(self._limit_s)}, and one had ended, failed or not come: "
             f"{first_line(error)}"
         )
 

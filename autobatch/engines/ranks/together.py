@@ -14,7 +14,7 @@ from ...core.runner import Prober, Runner
 from ...devices import host_memory, open_device
 from ...devices.backend import CARDS, PROCESSOR, is_processor
 from ...errors import SettingError
-from .agreement import Place, Ranks, tell
+from .agreement import RankInfo, Ranks, tell
 from .exchange import GlooExchange
 from .stand_in import AloneProber, wrapping
 
@@ -28,7 +28,7 @@ class _Here:
     device: str
     memory_limit: str | int | None
     isolate: bool | None
-    place: Place
+    rank_info: RankInfo
     assumed: tuple[str, ...]
 
 
@@ -46,7 +46,7 @@ def opened_on_all_ranks(
 
     Args:
         opened: gives this rank's runner, the plan and what was assumed, for `device`, `memory_limit`, `isolate` and
-            `place`.
+            `rank_info`.
         model: a live module, in this process; anything else is a task.
         settings: what must be the same on every rank.
         device, memory_limit, isolate: of this rank, as in `api.find_max_batch`.
@@ -61,38 +61,42 @@ def opened_on_all_ranks(
         kept: list[tuple[Ranks, tuple[str, ...]]] = []
 
         def open_here() -> Plan:
-            here = _settled(exchange.place, module, device, memory_limit, isolate)
+            here = _settled(exchange.rank_info, module, device, memory_limit, isolate)
             runner, plan, assumed = stack.enter_context(
-                opened(device=here.device, memory_limit=here.memory_limit, isolate=here.isolate, place=here.place)
+                opened(
+                    device=here.device, memory_limit=here.memory_limit, isolate=here.isolate, rank_info=here.rank_info
+                )
             )
             in_process = module is not None and not here.isolate
             prober: Prober = AloneProber(runner, module) if module is not None and in_process else runner
             kept.append((Ranks(exchange, prober, assumed=here.assumed), assumed))
             return plan
 
-        plan = tell(exchange, f"the largest batch, {settings}", open_here)[exchange.place.rank]
+        plan = tell(exchange, f"the largest batch, {settings}", open_here)[exchange.rank_info.rank]
         ((ranks, assumed),) = kept
         yield ranks, plan, assumed
 
 
 def _settled(
-    place: Place, model: nn.Module | None, device: str, memory_limit: str | int | None, isolate: bool | None
+    rank_info: RankInfo, model: nn.Module | None, device: str, memory_limit: str | int | None, isolate: bool | None
 ) -> _Here:
     """What was left open, decided for this rank."""
-    name = _device_name(place, model, device)
+    name = _device_name(rank_info, model, device)
     on_cpu = open_device(name).backend.is_processor
     assumed: list[str] = []
     if model is not None:
         isolate = _isolated(model, isolate, on_cpu=on_cpu, assumed=assumed)
-    if on_cpu and memory_limit is None and place.local_size > 1:
+    if on_cpu and memory_limit is None and rank_info.local_size > 1:
         free = host_memory.available()
         if free is not None:
-            memory_limit = free.free_bytes // place.local_size
-            assumed.append(f"each of the {place.local_size} ranks of a machine may use an equal share of what is free")
-    return _Here(device=name, memory_limit=memory_limit, isolate=isolate, place=place, assumed=tuple(assumed))
+            memory_limit = free.free_bytes // rank_info.local_size
+            assumed.append(
+                f"each of the {rank_info.local_size} ranks of a machine may use an equal share of what is free"
+            )
+    return _Here(device=name, memory_limit=memory_limit, isolate=isolate, rank_info=rank_info, assumed=tuple(assumed))
 
 
-def _device_name(place: Place, model: nn.Module | None, device: str) -> str:
+def _device_name(rank_info: RankInfo, model: nn.Module | None, device: str) -> str:
     """ "auto" is where a live model is, unless that is the CPU; else the GPU that has this rank's number."""
     if device.strip().lower() != "auto":
         return device
@@ -103,7 +107,7 @@ def _device_name(place: Place, model: nn.Module | None, device: str) -> str:
         return PROCESSOR.torch_name  # a wrapper stays where its model was when it was wrapped
     # One GPU in sight is this rank's own, hidden from the others by whoever started them.
     several = next((kind for kind, backend in CARDS.items() if backend.count() > 1), None)
-    return "auto" if several is None else f"{several}:{place.local_rank}"
+    return "auto" if several is None else f"{several}:{rank_info.local_rank}"
 
 
 def _isolated(model: nn.Module, isolate: bool | None, *, on_cpu: bool, assumed: list[str]) -> bool:
