@@ -139,7 +139,7 @@ def test_a_loss_that_needs_more_than_the_model_says_so() -> None:
 
 @pytest.mark.parametrize("isolate", [None, False])
 def test_nobody_is_told_of_a_metric(isolate: bool | None) -> None:
-    with pytest.warns(UserWarning, match="assumed: an image is .* Pass sample="), pytest.raises(TaskError) as told:
+    with pytest.warns(UserWarning, match="assumed: an image is .* pass sample="), pytest.raises(TaskError) as told:
         autobatch.find_max_batch(lenet(), device="cpu", isolate=isolate)
     assert "metric" not in str(told.value)
     assert "sample=torch.zeros(3, 32, 32)" in str(told.value)
