@@ -11,6 +11,7 @@ import pytest
 
 from .helpers.ready_python import Started
 
+pytestmark = pytest.mark.slow
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
