@@ -21,11 +21,7 @@ from .core.plan import Mode, Plan, Precision
 from .core.progress import Listener, nobody
 from .core.runner import Prober, Runner
 from .core.units import parse_duration, parse_size
-from .engines.opening import (
-    counts_memory,
-    open_task,
-    spec_for,
-)
+from .engines.opening import counts_memory, open_task, spec_for
 from .engines.processes.worker_log import kept_short
 from .engines.ranks.agreement import RankInfo, Ranks, in_process_group
 from .errors import SettingError

@@ -34,18 +34,8 @@ from autobatch.core.plan import Config, Plan
 from autobatch.measuring.profiling import profile
 from autobatch.measuring.throughput import ThroughputCurve
 from autobatch.searching.budget.ledger import Ledger
-from autobatch.searching.search import (
-    Event,
-    SearchSettings,
-    StudyRecord,
-    horizon_s,
-    search,
-)
-from autobatch.simulated.sim import (
-    Landscape,
-    SimRunner,
-    draw,
-)
+from autobatch.searching.search import Event, SearchSettings, StudyRecord, horizon_s, search
+from autobatch.simulated.sim import Landscape, SimRunner, draw
 
 sys.path.append(str(Path(__file__).parents[1]))  # where the tests' helpers are, if it is run from elsewhere
 from tests.helpers.sim_crew import SimCrew

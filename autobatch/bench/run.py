@@ -27,13 +27,7 @@ from ..devices.backend import BACKENDS
 from ..engines.opening import counts_memory, open_spec
 from ..engines.served import RunnerSpec
 from ..errors import AutobatchError, SettingError, first_line
-from ..measuring.compute_modes import (
-    FirstLosses,
-    ModeProfile,
-    first_losses,
-    profile_compute_mode,
-    told_of_losses,
-)
+from ..measuring.compute_modes import FirstLosses, ModeProfile, first_losses, profile_compute_mode, told_of_losses
 from ..measuring.throughput import Objective
 from ..render.curves import recommended_point
 from ..render.evidence import or_more

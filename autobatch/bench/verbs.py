@@ -9,26 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..bench.file import file_for, folder_for
-from ..bench.run import (
-    BenchSettings,
-    begun,
-    chosen_models,
-    default_compute_modes,
-    default_memory_limit,
-    run_bench,
-)
+from ..bench.run import BenchSettings, begun, chosen_models, default_compute_modes, default_memory_limit, run_bench
 from ..bench.standard_models import standard_models
 from ..core.compute_mode import ComputeMode, parse_compute_modes
 from ..core.files import check_writable, make_folder
 from ..core.progress import Listener, Progress, nobody
 from ..core.units import parse_duration
 from ..devices.backend import BACKENDS
-from ..engines.opening import (
-    counts_memory,
-    device_of,
-    open_spec,
-    spec_for,
-)
+from ..engines.opening import counts_memory, device_of, open_spec, spec_for
 from ..errors import TaskError
 from ..measuring.compute_modes import ModeProfile, profile_compute_mode
 from ..measuring.throughput import Objective

@@ -16,22 +16,10 @@ from ..errors import AutobatchError, text_of
 from ..render.document import visible_lines
 from .bench import bench
 from .defaults import ConfiguredGroup
-from .exits import (
-    FAILED,
-    INTERRUPTED,
-    end_when_told,
-    exit_code,
-    fail,
-    fail_with_traceback,
-)
+from .exits import FAILED, INTERRUPTED, end_when_told, exit_code, fail, fail_with_traceback
 from .stages import find_lr, max_batch, profile
 from .stored import clean, doctor, report, runs
-from .streams import (
-    end_as_pipes_do,
-    is_closed_pipe,
-    keep_streams,
-    lost_result,
-)
+from .streams import end_as_pipes_do, is_closed_pipe, keep_streams, lost_result
 from .tune import tune
 from .words import without_urls
 

@@ -8,26 +8,9 @@ from typing import Any
 
 import click
 
-from .exits import (
-    FOUND_NOTHING,
-    INTERRUPTED,
-    fail,
-)
-from .options import (
-    CEILING,
-    DEVICE,
-    MEMORY,
-    OBJECTIVE,
-    OUTPUT,
-    PRECISIONS,
-    Several,
-    SpreadingCommand,
-    option,
-)
-from .output import (
-    progress_on_stderr,
-    show_bench,
-)
+from .exits import FOUND_NOTHING, INTERRUPTED, fail
+from .options import CEILING, DEVICE, MEMORY, OBJECTIVE, OUTPUT, PRECISIONS, Several, SpreadingCommand, option
+from .output import progress_on_stderr, show_bench
 from .torchrun import refuse_torchrun
 from .words import typed_command
 

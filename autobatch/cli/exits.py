@@ -11,13 +11,7 @@ from typing import NoReturn
 
 import click
 
-from ..errors import (
-    AutobatchError,
-    NoValidResult,
-    StartError,
-    StorageError,
-    WorkerDied,
-)
+from ..errors import AutobatchError, NoValidResult, StartError, StorageError, WorkerDied
 from ..render.document import visible_lines
 
 # Exit codes. 2 means that the command was refused before training; click also exits with 2 for wrong usage.

@@ -9,9 +9,7 @@ from typing import Any
 import click
 
 from ..errors import SettingError
-from .exits import (
-    FOUND_NOTHING,
-)
+from .exits import FOUND_NOTHING
 from .options import (
     CEILING,
     DEVICE,
@@ -25,11 +23,7 @@ from .options import (
     SpreadingCommand,
     option,
 )
-from .output import (
-    check_output,
-    progress_on_stderr,
-    show,
-)
+from .output import check_output, progress_on_stderr, show
 from .torchrun import on_each_rank, refuse_torchrun
 
 

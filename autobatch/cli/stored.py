@@ -8,15 +8,8 @@ from typing import Any
 import click
 
 from ..render.document import visible
-from .options import (
-    OUTPUT,
-    option,
-)
-from .output import (
-    check_output,
-    show,
-    show_document,
-)
+from .options import OUTPUT, option
+from .output import check_output, show, show_document
 
 
 @click.command()

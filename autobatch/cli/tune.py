@@ -11,24 +11,9 @@ from typing import Any
 import click
 
 from ..searching.schedulers.table import SEARCHES
-from .exits import (
-    FAILED,
-    FOUND_NOTHING,
-    INTERRUPTED,
-    fail,
-)
-from .options import (
-    DEVICE,
-    LATEST,
-    MEMORY,
-    NPROC,
-    OUTPUT,
-    option,
-)
-from .output import (
-    progress_on_stderr,
-    show_report,
-)
+from .exits import FAILED, FOUND_NOTHING, INTERRUPTED, fail
+from .options import DEVICE, LATEST, MEMORY, NPROC, OUTPUT, option
+from .output import progress_on_stderr, show_report
 from .start import since_start_s
 from .torchrun import refuse_torchrun
 from .words import ONE_WORD, typed_command

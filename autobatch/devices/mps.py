@@ -10,13 +10,7 @@ import torch
 
 from ..core.facts import DeviceInfo, MemoryLimit
 from .backend import BACKENDS
-from .base import (
-    Device,
-    budget_bytes,
-    capacity,
-    check_limit,
-    software,
-)
+from .base import Device, budget_bytes, capacity, check_limit, software
 
 
 @final

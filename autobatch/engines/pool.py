@@ -12,23 +12,13 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from ..core.facts import DeviceInfo, MemoryLimit, TaskFacts
-from ..core.measurement import (
-    Energy,
-    LrSweep,
-    Measurement,
-    Workload,
-)
+from ..core.measurement import Energy, LrSweep, Measurement, Workload
 from ..core.plan import Plan
 from ..core.runner import Runner
 from ..core.segment import SegmentResult, TrainSegment
 from ..core.units import format_size
 from ..devices.backend import BACKENDS
-from ..errors import (
-    AutobatchError,
-    DeviceError,
-    SettingError,
-    first_line,
-)
+from ..errors import AutobatchError, DeviceError, SettingError, first_line
 from ..searching.crew import Alone, Crew, Several
 
 T = TypeVar("T")

@@ -20,26 +20,14 @@ from typing import Any
 
 from ..core.checkpoints import forget_checkpoints
 from ..core.facts import DeviceInfo, MemoryLimit, TaskFacts, WorstCase
-from ..core.measurement import (
-    Energy,
-    LrSweep,
-    Measurement,
-    Outcome,
-    Workload,
-)
+from ..core.measurement import Energy, LrSweep, Measurement, Outcome, Workload
 from ..core.plan import Plan
 from ..core.runner import Runner
 from ..core.segment import SegmentOutcome, SegmentResult, TrainSegment
 from ..devices import host_memory
 from ..devices.backend import BACKENDS
 from ..devices.environment import worker_environment
-from ..errors import (
-    DeviceLost,
-    NoValidResult,
-    TaskError,
-    WorkerDied,
-    WorkerTimeout,
-)
+from ..errors import DeviceLost, NoValidResult, TaskError, WorkerDied, WorkerTimeout
 from ..measuring.profiling import FEWEST_STEPS_WITH_PARTS
 from ..tasks.libraries import Libraries
 from .processes.fork_server import ForkServer
@@ -47,15 +35,7 @@ from .processes.leaks import LeakWatch
 from .processes.local import LocalWorker
 from .processes.timeouts import PROBE_TIMEOUT_S, Patience, limit
 from .scout import is_worth_a_scout, opening_after, send_scout
-from .served import (
-    TO_READ,
-    TO_STEP,
-    RunnerSpec,
-    call,
-    imported_libraries,
-    names_of_devices,
-    open_runner,
-)
+from .served import TO_READ, TO_STEP, RunnerSpec, call, imported_libraries, names_of_devices, open_runner
 
 _NOTHING = Libraries((), ())
 

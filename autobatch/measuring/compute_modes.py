@@ -12,12 +12,7 @@ from ..core.compute_mode import ComputeMode
 from ..core.measurement import LrSweep
 from ..core.plan import Plan
 from ..core.runner import Runner
-from ..errors import (
-    AutobatchError,
-    NoValidResult,
-    TaskError,
-    first_line,
-)
+from ..errors import AutobatchError, NoValidResult, TaskError, first_line
 from .memory import MaxBatch
 from .throughput import ThroughputCurve
 

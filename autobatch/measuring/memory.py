@@ -10,13 +10,7 @@ from ..core.measurement import Measurement
 from ..core.plan import Plan
 from ..core.runner import Prober
 from ..core.units import format_size
-from ..errors import (
-    AutobatchError,
-    DoesNotFit,
-    SettingError,
-    TaskError,
-    WorkerDied,
-)
+from ..errors import AutobatchError, DoesNotFit, SettingError, TaskError, WorkerDied
 from .allowance import Allowance
 from .bracket import Search, fits
 from .sizes import Sizes

@@ -11,32 +11,9 @@ from ..core.units import format_duration, format_size
 from ..core.words import limit_sentence
 from ..reports.bench_report import BenchReport, Cell
 from .curves import charts_of, recommended_point
-from .document import (
-    Bullets,
-    Column,
-    Document,
-    Facts,
-    Paragraph,
-    Part,
-    Section,
-    Table,
-)
-from .evidence import (
-    loss_differs,
-    losses_told,
-    or_more,
-    provenance,
-)
-from .numbers import (
-    capitalized,
-    count_text,
-    grouped,
-    known,
-    percent_text,
-    share_text,
-    si_text,
-    speed_text,
-)
+from .document import Bullets, Column, Document, Facts, Paragraph, Part, Section, Table
+from .evidence import loss_differs, losses_told, or_more, provenance
+from .numbers import capitalized, count_text, grouped, known, percent_text, share_text, si_text, speed_text
 
 _HOW = (
     "A largest batch was run: whole optimizer steps in a fresh process, within the memory limit.",

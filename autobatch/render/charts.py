@@ -13,22 +13,9 @@ from typing import assert_never
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from ..core.units import format_size
-from .document import (
-    Chart,
-    Point,
-    Series,
-    Unit,
-    visible,
-)
+from .document import Chart, Point, Series, Unit, visible
 from .numbers import si_text, speed_text
-from .scales import (
-    Scale,
-    label_sizes,
-    size_scale,
-    tick_text,
-    ticks,
-    value_scale,
-)
+from .scales import Scale, label_sizes, size_scale, tick_text, ticks, value_scale
 
 # Pixels of the viewBox: as wide as a chart is on a telephone, for its letters of 12 to be readable there.
 _WIDTH, _HEIGHT = 360.0, 268.0

@@ -5,26 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from ..reports.compare import (
-    Against,
-    Comparison,
-    Pair,
-    Ratio,
-)
+from ..reports.compare import Against, Comparison, Pair, Ratio
 from .curves import series_table
-from .document import (
-    Bullets,
-    Chart,
-    Column,
-    Document,
-    Facts,
-    Paragraph,
-    Part,
-    Point,
-    Section,
-    Series,
-    Table,
-)
+from .document import Bullets, Chart, Column, Document, Facts, Paragraph, Part, Point, Section, Series, Table
 from .evidence import provenance
 from .numbers import capitalized
 

@@ -13,15 +13,7 @@ from ..reports.report import Report
 from .document import Bullets, Code, Column, Document, Paragraph, Part, Section, Table
 from .evidence import lr_sentence, max_batch_summary, provenance, throughput_summary
 from .long_run import long_run_section
-from .numbers import (
-    capitalized,
-    count_text,
-    known,
-    lr_text,
-    score_decimals,
-    score_text,
-    share_text,
-)
+from .numbers import capitalized, count_text, known, lr_text, score_decimals, score_text, share_text
 
 # Trials shown. Assumed: the best few and the two that matter; the JSON has them all.
 _TRIALS_SHOWN = 8

@@ -7,13 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from ..core.json_reader import Json
 from ..core.units import format_size
 from ..reports.bench_report import Cell
-from .document import (
-    Chart,
-    Column,
-    Point,
-    Series,
-    Table,
-)
+from .document import Chart, Column, Point, Series, Table
 from .numbers import si_text, speed_text
 
 # Series whose levels lie further apart than this are drawn on a logarithmic scale: on a linear one the lowest would lie

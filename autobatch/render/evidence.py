@@ -13,15 +13,7 @@ from ..core.facts import DeviceInfo
 from ..core.json_reader import Json
 from ..core.units import format_duration, format_lr, format_size
 from ..core.words import limit_sentence, outcome_text
-from .document import (
-    Bullets,
-    Column,
-    Facts,
-    Paragraph,
-    Part,
-    Section,
-    Table,
-)
+from .document import Bullets, Column, Facts, Paragraph, Part, Section, Table
 from .numbers import (
     capitalized,
     count_text,

@@ -15,23 +15,8 @@ from typing import Any, assert_never
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from .charts import (
-    mark_swatch,
-    marks_of,
-    svg,
-    swatch,
-)
-from .document import (
-    Bullets,
-    Chart,
-    Code,
-    Document,
-    Facts,
-    Paragraph,
-    Part,
-    Table,
-    visible,
-)
+from .charts import mark_swatch, marks_of, svg, swatch
+from .document import Bullets, Chart, Code, Document, Facts, Paragraph, Part, Table, visible
 
 
 def to_html(document: Document) -> str:

@@ -13,12 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table as Grid
 from rich.text import Text
 
-from ..core.progress import (
-    Listener,
-    Progress,
-    Stage,
-    nobody,
-)
+from ..core.progress import Listener, Progress, Stage, nobody
 from ..core.units import format_duration
 from .terminal import plain_text
 

@@ -6,19 +6,8 @@ import math
 
 from ..core.json_reader import Json
 from ..core.units import format_duration
-from .document import (
-    Column,
-    Paragraph,
-    Part,
-    Section,
-    Table,
-)
-from .numbers import (
-    count_text,
-    lr_text,
-    score_text,
-    share_text,
-)
+from .document import Column, Paragraph, Part, Section, Table
+from .numbers import count_text, lr_text, score_text, share_text
 
 # Forecasts were tried on trainings up to this many times as long (benchmarks/NOTES.md).
 _TRIED = 4

@@ -5,17 +5,7 @@ from __future__ import annotations
 import re
 from typing import assert_never
 
-from .document import (
-    Bullets,
-    Chart,
-    Code,
-    Document,
-    Facts,
-    Paragraph,
-    Part,
-    Table,
-    visible,
-)
+from .document import Bullets, Chart, Code, Document, Facts, Paragraph, Part, Table, visible
 
 # What Markdown, or a table in it, gives a meaning to. An underscore inside a word has none.
 _SPECIAL = re.compile(r"[\\`*\[\]<>|~&#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")

@@ -6,20 +6,8 @@ from collections.abc import Iterator
 
 from ..core.json_reader import Json
 from ..core.units import format_size
-from .document import (
-    Bullets,
-    Column,
-    Paragraph,
-    Part,
-    Section,
-    Table,
-)
-from .evidence import (
-    loss_differs,
-    losses_told,
-    or_more,
-    throughput_section,
-)
+from .document import Bullets, Column, Paragraph, Part, Section, Table
+from .evidence import loss_differs, losses_told, or_more, throughput_section
 from .numbers import count_text, known, speed_text
 
 

@@ -18,25 +18,8 @@ from rich.text import Text
 
 from ..core.facts import DeviceInfo
 from ..core.json_reader import Json
-from .document import (
-    Bullets,
-    Chart,
-    Code,
-    Document,
-    Facts,
-    Paragraph,
-    Part,
-    Section,
-    Table,
-    visible,
-)
-from .evidence import (
-    device_section,
-    lr_section,
-    max_batch_section,
-    runs_section,
-    throughput_section,
-)
+from .document import Bullets, Chart, Code, Document, Facts, Paragraph, Part, Section, Table, visible
+from .evidence import device_section, lr_section, max_batch_section, runs_section, throughput_section
 from .side_by_side import compute_modes_sections
 
 _INDENT = 2

@@ -15,21 +15,9 @@ from typing import Any, Literal
 from ..core.codec import device_from_json, device_to_json
 from ..core.facts import DeviceInfo
 from ..core.files import load_json, write_json
-from ..core.json_reader import (
-    NUMBER,
-    NUMBER_OR_NULL,
-    TEXT_OR_NULL,
-    WHOLE_OR_NULL,
-    Json,
-    Reader,
-    check,
-)
+from ..core.json_reader import NUMBER, NUMBER_OR_NULL, TEXT_OR_NULL, WHOLE_OR_NULL, Json, Reader, check
 from ..errors import ReportError
-from .report import (
-    MAX_BATCH,
-    THROUGHPUT,
-    Report,
-)
+from .report import MAX_BATCH, THROUGHPUT, Report
 
 KIND = "bench"
 # Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.

@@ -13,16 +13,7 @@ from typing import Any
 from ..core.codec import config_from_json, config_to_json, device_from_json, device_to_json
 from ..core.facts import DeviceInfo
 from ..core.files import load_json, write_json
-from ..core.json_reader import (
-    NUMBER,
-    NUMBER_OR_NULL,
-    TEXT_OR_NULL,
-    WHOLE_OR_NULL,
-    Json,
-    Perhaps,
-    Reader,
-    check,
-)
+from ..core.json_reader import NUMBER, NUMBER_OR_NULL, TEXT_OR_NULL, WHOLE_OR_NULL, Json, Perhaps, Reader, check
 from ..core.plan import Config, Direction
 from ..errors import ReportError
 from ..searching.trials import ERRORS, oriented

@@ -25,13 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from ..core.files import (
-    check_writable,
-    half_written,
-    load_json,
-    sync_folder,
-    write_json,
-)
+from ..core.files import check_writable, half_written, load_json, sync_folder, write_json
 from ..core.json_reader import Reader
 from ..errors import ReportError, RunError, StorageError
 from .conditions import Condition

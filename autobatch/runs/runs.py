@@ -13,14 +13,7 @@ from ..errors import ReportError, RunError
 from ..searching.history import History
 from ..searching.trials import Trial
 from .conditions import changes, check_conditions, conditions_of_settings
-from .run_folder import (
-    RunFolder,
-    RunState,
-    holder,
-    is_run,
-    read_state,
-    task_folder,
-)
+from .run_folder import RunFolder, RunState, holder, is_run, read_state, task_folder
 
 RunStatus = Literal["running", "finished", "interrupted", "unreadable"]
 

@@ -9,12 +9,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from ..core.plan import (
-    Config,
-    Direction,
-    Plan,
-    Precision,
-)
+from ..core.plan import Config, Direction, Plan, Precision
 from ..core.segment import GradNorms, SegmentOutcome, TrainSegment
 from ..errors import SettingError
 

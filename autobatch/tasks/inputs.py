@@ -16,33 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 from ..core.plan import Precision
 from ..devices.oom import is_out_of_memory
 from ..errors import TaskError, with_class
-from .carry import (
-    LiveModel,
-    from_bytes,
-    to_bytes,
-    what_stays,
-)
-from .data import (
-    SampleDataset,
-    collate_samples,
-    num_samples,
-    to_device,
-)
-from .infer import (
-    inferred_inputs,
-    inputs_from_data,
-    inputs_given,
-    lazy_layers,
-    required_names,
-)
+from .carry import LiveModel, from_bytes, to_bytes, what_stays
+from .data import SampleDataset, collate_samples, num_samples, to_device
+from .infer import inferred_inputs, inputs_from_data, inputs_given, lazy_layers, required_names
 from .state import preserve_generators
-from .task import (
-    DEFAULT_BATCH_SIZE,
-    DEFAULT_LR,
-    Task,
-    adamw,
-    blame,
-)
+from .task import DEFAULT_BATCH_SIZE, DEFAULT_LR, Task, adamw, blame
 
 
 def task_for_model(

@@ -17,24 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.plan import (
-    Config,
-    Direction,
-    Plan,
-    Precision,
-)
+from ..core.plan import Config, Direction, Plan, Precision
 from .defaults import accuracy as accuracy
 from .defaults import cross_entropy_loss as cross_entropy_loss
 from .shown import is_a
 from .task_file import blame as blame
 from .task_file import existing_file, gather, run_file
-from .task_rules import (
-    FILE_NAMES,
-    REQUIRED,
-    missing,
-    misspellings,
-    value_problems,
-)
+from .task_rules import FILE_NAMES, REQUIRED, missing, misspellings, value_problems
 
 # Assumed: the batch size most tutorials use and the rate AdamW is documented with. It stands in for a baseline that the
 # task does not declare, and is called "default" wherever it is shown.

@@ -18,13 +18,7 @@ from typing import Any, get_args
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..core.plan import (
-    LEAST_LR,
-    MOST_LR,
-    MOST_SAMPLES,
-    Direction,
-    Precision,
-)
+from ..core.plan import LEAST_LR, MOST_LR, MOST_SAMPLES, Direction, Precision
 from .shown import is_a, shown
 
 # Positional parameters each function is called with.

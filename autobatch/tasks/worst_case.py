@@ -22,17 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ..core.facts import WorstCase
 from ..errors import TaskError
-from .data import (
-    Batch,
-    Collated,
-    collate_samples,
-    counting_loader,
-    goes_on,
-    rows_of,
-    seed_host,
-    shape_of,
-    tensors_of,
-)
+from .data import Batch, Collated, collate_samples, counting_loader, goes_on, rows_of, seed_host, shape_of, tensors_of
 from .state import preserve_generators
 from .task import Task
 

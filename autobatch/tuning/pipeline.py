@@ -26,18 +26,9 @@ from ..measuring.learning_rate import LrCurve
 from ..measuring.memory import MaxBatch
 from ..measuring.throughput import ThroughputCurve
 from ..reports.report import Report
-from ..runs.conditions import (
-    Condition,
-    changes,
-    check_conditions,
-    conditions_of_task,
-)
+from ..runs.conditions import Condition, changes, check_conditions, conditions_of_task
 from ..runs.run_folder import RunFolder, RunState
-from ..searching.budget.advice import (
-    MEMORY_SHARE,
-    PROFILE_SHARE,
-    SWEEP_SHARE,
-)
+from ..searching.budget.advice import MEMORY_SHARE, PROFILE_SHARE, SWEEP_SHARE
 from ..searching.budget.costs import least_budget_s, worth_step_s
 from ..searching.budget.ledger import Ledger
 from ..searching.crew import Alone

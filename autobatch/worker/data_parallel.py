@@ -24,13 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..devices.backend import CARDS, PROCESSOR, Backend, is_processor
 from ..devices.oom import is_out_of_memory
-from ..errors import (
-    DeviceError,
-    RankLost,
-    TaskError,
-    first_line,
-    text_of,
-)
+from ..errors import DeviceError, RankLost, TaskError, first_line, text_of
 from ..tasks.task import Task
 
 T = TypeVar("T", bool, int)

@@ -17,13 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..tasks.data import (
-    collate_samples,
-    rows_of,
-    seed_everything,
-    tensors_of,
-    to_device,
-)
+from ..tasks.data import collate_samples, rows_of, seed_everything, tensors_of, to_device
 from ..tasks.task import Task
 from .shares import counted
 from .training import autocast

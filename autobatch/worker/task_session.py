@@ -19,12 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
-from ..core.facts import (
-    DeviceInfo,
-    MemoryLimit,
-    TaskFacts,
-    WorstCase,
-)
+from ..core.facts import DeviceInfo, MemoryLimit, TaskFacts, WorstCase
 from ..core.files import full_disk
 from ..core.plan import Config, Mode, Plan
 from ..devices import Device
@@ -39,14 +34,7 @@ from ..errors import (
     after_warnings,
     with_class,
 )
-from ..tasks.data import (
-    Batch,
-    SampleDataset,
-    counted_samples,
-    load_data,
-    num_samples,
-    to_device,
-)
+from ..tasks.data import Batch, SampleDataset, counted_samples, load_data, num_samples, to_device
 from ..tasks.state import preserve, preserve_generators
 from ..tasks.task import Task, blame
 from ..tasks.worst_case import WorstSamples, find_worst_case, loader_batch

@@ -18,12 +18,7 @@ from rich.console import Console
 
 from autobatch.bench import verbs
 from autobatch.bench.file import file_for, folder_for, with_earlier
-from autobatch.bench.run import (
-    BenchSettings,
-    chosen_models,
-    default_compute_modes,
-    default_memory_limit,
-)
+from autobatch.bench.run import BenchSettings, chosen_models, default_compute_modes, default_memory_limit
 from autobatch.bench.standard_models import standard_models
 from autobatch.cli.app import cli
 from autobatch.core.facts import DeviceInfo

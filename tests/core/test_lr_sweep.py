@@ -11,14 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.core.lr_sweep import (
-    BLOW_UP,
-    SETTLED_STEPS,
-    SMOOTHING,
-    blew_up,
-    drive,
-    smooth,
-)
+from autobatch.core.lr_sweep import BLOW_UP, SETTLED_STEPS, SMOOTHING, blew_up, drive, smooth
 
 cheap = settings(max_examples=50)
 

@@ -9,13 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.core.medians import (
-    drift,
-    is_settled,
-    likely_range,
-    median_interval,
-    relative_spread,
-)
+from autobatch.core.medians import drift, is_settled, likely_range, median_interval, relative_spread
 
 times = st.lists(st.floats(1e-4, 10), min_size=6, max_size=60)
 

@@ -16,13 +16,7 @@ from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 
 from autobatch.core.json_reader import Reader
-from autobatch.core.plan import (
-    LEAST_LR,
-    MOST_LR,
-    MOST_SAMPLES,
-    Config,
-    Plan,
-)
+from autobatch.core.plan import LEAST_LR, MOST_LR, MOST_SAMPLES, Config, Plan
 from autobatch.devices import open_device
 from autobatch.errors import ReportError, SettingError, TaskError
 from autobatch.measuring.learning_rate import find_lr_curve

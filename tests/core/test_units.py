@@ -4,13 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.core.units import (
-    format_duration,
-    format_lr,
-    format_size,
-    parse_duration,
-    parse_size,
-)
+from autobatch.core.units import format_duration, format_lr, format_size, parse_duration, parse_size
 from autobatch.errors import SettingError
 
 cheap = settings(max_examples=100)

@@ -17,12 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autobatch import devices
-from autobatch.devices import (
-    Device,
-    describe_devices,
-    host_memory,
-    open_device,
-)
+from autobatch.devices import Device, describe_devices, host_memory, open_device
 from autobatch.devices.backend import BACKENDS, NAMED
 from autobatch.devices.base import budget_bytes
 from autobatch.devices.cpu import CpuDevice

@@ -9,21 +9,8 @@ from hypothesis import strategies as st
 from autobatch.core.measurement import LrSweep, Measurement
 from autobatch.core.plan import Config, Plan
 from autobatch.core.segment import SegmentOutcome, SegmentResult, TrainSegment
-from autobatch.engines.ranks.answers import (
-    Answer,
-    cause,
-    joined_segment,
-    joined_sweep,
-    joined_times,
-)
-from autobatch.errors import (
-    AutobatchError,
-    CheckpointError,
-    RankLost,
-    TaskError,
-    WorkerDied,
-    WorkerTimeout,
-)
+from autobatch.engines.ranks.answers import Answer, cause, joined_segment, joined_sweep, joined_times
+from autobatch.errors import AutobatchError, CheckpointError, RankLost, TaskError, WorkerDied, WorkerTimeout
 
 PLAN = Plan(batch_size=4, ranks=2)
 SEGMENT = TrainSegment(

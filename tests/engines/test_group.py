@@ -25,14 +25,7 @@ from autobatch.engines.processes import leaks
 from autobatch.engines.processes import timeouts as patience
 from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
-from autobatch.errors import (
-    CheckpointError,
-    DeviceError,
-    NoValidResult,
-    TaskError,
-    WorkerDied,
-    WorkerTimeout,
-)
+from autobatch.errors import CheckpointError, DeviceError, NoValidResult, TaskError, WorkerDied, WorkerTimeout
 from autobatch.tasks.task import load_task
 from autobatch.worker.torch_runner import TorchRunner
 from autobatch.worker.trial_state import read_checkpoint

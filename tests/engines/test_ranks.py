@@ -26,15 +26,7 @@ from autobatch.engines.ranks.agreement import (
     started_by_torchrun,
     tell,
 )
-from autobatch.errors import (
-    AutobatchError,
-    DeviceError,
-    DoesNotFit,
-    RankLost,
-    SettingError,
-    TaskError,
-    WorkerDied,
-)
+from autobatch.errors import AutobatchError, DeviceError, DoesNotFit, RankLost, SettingError, TaskError, WorkerDied
 from autobatch.measuring.bracket import fits
 from autobatch.measuring.memory import MaxBatch, find_max_batch_size
 from autobatch.simulated.sim import SimRunner, sim_facts

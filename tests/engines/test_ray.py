@@ -23,12 +23,7 @@ from autobatch.core.plan import Config, Plan
 from autobatch.core.segment import TrainSegment
 from autobatch.devices import host_memory
 from autobatch.engines.served import RunnerSpec
-from autobatch.errors import (
-    CheckpointError,
-    DeviceError,
-    SettingError,
-    StorageError,
-)
+from autobatch.errors import CheckpointError, DeviceError, SettingError, StorageError
 from autobatch.runs.run_folder import SHARED
 
 from ..cli.test_cli import environment, refused

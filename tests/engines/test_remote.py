@@ -27,13 +27,7 @@ from autobatch.engines.processes import timeouts as patience
 from autobatch.engines.processes.timeouts import PROBE_TIMEOUT_S, Patience
 from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
-from autobatch.errors import (
-    DeviceError,
-    NoValidResult,
-    TaskError,
-    WorkerDied,
-    WorkerTimeout,
-)
+from autobatch.errors import DeviceError, NoValidResult, TaskError, WorkerDied, WorkerTimeout
 from autobatch.searching.crew import Several
 
 from ..helpers.processes import wait_until_gone

@@ -35,12 +35,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 from autobatch import Task, oom_safe
 from autobatch.devices.environment import worker_environment
-from autobatch.errors import (
-    AutobatchError,
-    DoesNotFit,
-    SettingError,
-    TaskError,
-)
+from autobatch.errors import AutobatchError, DoesNotFit, SettingError, TaskError
 from autobatch.guarding.guard import OomSafeBackward
 
 from ..helpers.ready_python import Started, run

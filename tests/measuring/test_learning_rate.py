@@ -12,14 +12,7 @@ from hypothesis import strategies as st
 from autobatch.core.measurement import LrSweep
 from autobatch.core.plan import Plan
 from autobatch.errors import SettingError
-from autobatch.measuring.learning_rate import (
-    RULES,
-    LrCurve,
-    find_lr_curve,
-    min_over_10,
-    steepest,
-    valley,
-)
+from autobatch.measuring.learning_rate import RULES, LrCurve, find_lr_curve, min_over_10, steepest, valley
 from autobatch.simulated.sim import SimRunner
 
 cheap = settings(max_examples=30)

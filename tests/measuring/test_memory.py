@@ -14,12 +14,7 @@ from hypothesis import strategies as st
 from autobatch.core.facts import MemoryLimit
 from autobatch.core.measurement import Measurement, Outcome
 from autobatch.core.plan import Plan
-from autobatch.errors import (
-    DoesNotFit,
-    SettingError,
-    TaskError,
-    WorkerDied,
-)
+from autobatch.errors import DoesNotFit, SettingError, TaskError, WorkerDied
 from autobatch.measuring.bracket import most_probes
 from autobatch.measuring.memory import MaxBatch, find_max_batch_size
 from autobatch.simulated.sim import SimRunner, draw

@@ -10,28 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.render.charts import (
-    COLORS,
-    marks_of,
-    svg,
-    swatch,
-)
+from autobatch.render.charts import COLORS, marks_of, svg, swatch
 from autobatch.render.curves import charts_of
-from autobatch.render.document import (
-    Chart,
-    Point,
-    Series,
-    Table,
-    Unit,
-)
-from autobatch.render.scales import (
-    Scale,
-    label_sizes,
-    size_scale,
-    tick_text,
-    ticks,
-    value_scale,
-)
+from autobatch.render.document import Chart, Point, Series, Table, Unit
+from autobatch.render.scales import Scale, label_sizes, size_scale, tick_text, ticks, value_scale
 from tests.helpers.bench_reports import cell, failed, gpu_report
 
 UNITS: tuple[Unit, ...] = ("samples/s", "bytes", "J", "times")

@@ -15,15 +15,7 @@ from autobatch.render.bench_content import bench_document
 from autobatch.render.charts import COLORS
 from autobatch.render.compare_content import comparison_document
 from autobatch.render.content import report_document
-from autobatch.render.document import (
-    Code,
-    Column,
-    Document,
-    Facts,
-    Paragraph,
-    Section,
-    Table,
-)
+from autobatch.render.document import Code, Column, Document, Facts, Paragraph, Section, Table
 from autobatch.render.html import to_html
 from autobatch.reports.bench_report import BenchReport
 from autobatch.reports.compare import compare

@@ -20,21 +20,8 @@ from autobatch.render.content import difference, report_document
 from autobatch.render.document import visible
 from autobatch.render.html import to_html
 from autobatch.render.markdown import to_markdown as document_to_markdown
-from autobatch.render.numbers import (
-    grouped,
-    lr_text,
-    score_decimals,
-    score_text,
-    share_text,
-    speed_text,
-)
-from autobatch.render.terminal import (
-    print_devices,
-    print_document,
-    print_lr,
-    print_max_batch,
-    print_profile,
-)
+from autobatch.render.numbers import grouped, lr_text, score_decimals, score_text, share_text, speed_text
+from autobatch.render.terminal import print_devices, print_document, print_lr, print_max_batch, print_profile
 from autobatch.reports.report import Report
 from autobatch.searching.verdict.confirmation import ScoreSummary
 from tests.helpers.reports import CHOSEN, LONG_RUN, YOURS, example, trial

@@ -14,13 +14,7 @@ from autobatch.errors import ReportError
 from autobatch.render.compare_content import comparison_document, ratio_text
 from autobatch.render.markdown import to_markdown
 from autobatch.reports.bench_report import BenchReport
-from autobatch.reports.compare import (
-    Estimate,
-    Ratio,
-    compare,
-    geometric_mean,
-    ratio,
-)
+from autobatch.reports.compare import Estimate, Ratio, compare, geometric_mean, ratio
 from tests.helpers.bench_reports import cpu_report, failed, gpu_report
 
 GPU, CPU = gpu_report(), cpu_report()

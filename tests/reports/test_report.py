@@ -13,12 +13,7 @@ from hypothesis import strategies as st
 
 from autobatch.core.facts import DeviceInfo
 from autobatch.core.files import check_writable, load_json, write_whole
-from autobatch.core.plan import (
-    LEAST_LR,
-    MOST_LR,
-    Config,
-    Plan,
-)
+from autobatch.core.plan import LEAST_LR, MOST_LR, Config, Plan
 from autobatch.errors import ReportError
 from autobatch.reports.report import SCHEMA, Report
 from autobatch.searching.verdict.confirmation import ScoreSummary

@@ -18,15 +18,7 @@ from rich.console import Console
 from autobatch.errors import ReportError
 from autobatch.render.bench_content import bench_document
 from autobatch.render.content import report_document
-from autobatch.render.document import (
-    Bullets,
-    Document,
-    Facts,
-    Paragraph,
-    Part,
-    Section,
-    visible,
-)
+from autobatch.render.document import Bullets, Document, Facts, Paragraph, Part, Section, visible
 from autobatch.render.html import to_html
 from autobatch.render.markdown import to_markdown
 from autobatch.render.terminal import print_document

@@ -25,12 +25,7 @@ from autobatch.core.json_reader import Reader
 from autobatch.core.plan import Plan
 from autobatch.core.segment import SegmentResult, TrainSegment
 from autobatch.engines.served import RunnerSpec
-from autobatch.errors import (
-    DeviceError,
-    ReportError,
-    RunError,
-    StorageError,
-)
+from autobatch.errors import DeviceError, ReportError, RunError, StorageError
 from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.memory import MaxBatch, find_max_batch_size
 from autobatch.measuring.profiling import profile
@@ -38,19 +33,8 @@ from autobatch.measuring.taken import Rule
 from autobatch.reports.report import Report
 from autobatch.runs.conditions import changes, conditions_of_settings, conditions_of_task
 from autobatch.runs.found import Found
-from autobatch.runs.run_folder import (
-    RunFolder,
-    RunState,
-    holder,
-    read_state,
-)
-from autobatch.runs.runs import (
-    latest_unfinished,
-    remove_run,
-    reopened,
-    run_folders,
-    summary,
-)
+from autobatch.runs.run_folder import RunFolder, RunState, holder, read_state
+from autobatch.runs.runs import latest_unfinished, remove_run, reopened, run_folders, summary
 from autobatch.runs.settings import Earlier, TuneSettings
 from autobatch.searching.budget.ledger import Ledger
 from autobatch.searching.storage.central import CentralRecord

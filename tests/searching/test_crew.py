@@ -27,12 +27,7 @@ from autobatch.searching.schedulers.freeze_thaw import choose
 from autobatch.searching.schedulers.observations import observations
 from autobatch.searching.schedulers.surrogate import fit
 from autobatch.searching.search import Event, Kept, Space, StudyRecord, Trial
-from autobatch.simulated.sim import (
-    Landscape,
-    SimRunner,
-    VirtualClock,
-    sim_facts,
-)
+from autobatch.simulated.sim import Landscape, SimRunner, VirtualClock, sim_facts
 
 from ..helpers.histories import history
 from ..helpers.processes import PATIENCE_S

@@ -16,20 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autobatch.core.plan import (
-    Config,
-    Direction,
-    Plan,
-    Precision,
-)
+from autobatch.core.plan import Config, Direction, Plan, Precision
 from autobatch.core.segment import GradNorms, SegmentResult, TrainSegment
-from autobatch.errors import (
-    BudgetTooShort,
-    CheckpointError,
-    NoValidResult,
-    SettingError,
-    TaskError,
-)
+from autobatch.errors import BudgetTooShort, CheckpointError, NoValidResult, SettingError, TaskError
 from autobatch.measuring.profiling import profile
 from autobatch.searching.budget.costs import EQUIVALENTS
 from autobatch.searching.budget.ledger import Ledger
@@ -49,12 +38,7 @@ from autobatch.searching.search import (
 )
 from autobatch.searching.space import Space, same_config, space_for
 from autobatch.searching.trials import MIN_STEPS, total_steps
-from autobatch.simulated.sim import (
-    Landscape,
-    SimRunner,
-    VirtualClock,
-    sim_facts,
-)
+from autobatch.simulated.sim import Landscape, SimRunner, VirtualClock, sim_facts
 
 from ..helpers.histories import history
 from ..helpers.sim_crew import SimCrew

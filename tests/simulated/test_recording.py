@@ -15,11 +15,7 @@ from autobatch.core.plan import Plan
 from autobatch.core.runner import Prober
 from autobatch.errors import DoesNotFit, ReportError
 from autobatch.measuring.memory import MaxBatch, find_max_batch_size
-from autobatch.simulated.recording import (
-    Recorder,
-    Recording,
-    ReplayProber,
-)
+from autobatch.simulated.recording import Recorder, Recording, ReplayProber
 from autobatch.simulated.replay import ReplayRunner
 from autobatch.simulated.sim import SimRunner, sim_facts
 

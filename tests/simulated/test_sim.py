@@ -17,13 +17,7 @@ from autobatch.errors import ReportError
 from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.memory import find_max_batch_size
 from autobatch.simulated.replay import ReplayRunner
-from autobatch.simulated.sim import (
-    Landscape,
-    SimRunner,
-    VirtualClock,
-    draw,
-    sim_facts,
-)
+from autobatch.simulated.sim import Landscape, SimRunner, VirtualClock, draw, sim_facts
 
 from ..helpers.contracts import RunnerContract
 

@@ -18,13 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from autobatch import Task
 from autobatch.core.plan import Plan
 from autobatch.errors import TaskError
-from autobatch.tasks.data import (
-    SampleStream,
-    rows_of,
-    to_device,
-    training_batches,
-    val_loader,
-)
+from autobatch.tasks.data import SampleStream, rows_of, to_device, training_batches, val_loader
 
 Pair = namedtuple("Pair", ["left", "right"])
 CPU, META = torch.device("cpu"), torch.device("meta")

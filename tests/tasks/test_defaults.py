@@ -15,12 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from autobatch.errors import TaskError
-from autobatch.tasks.defaults import (
-    accuracy,
-    cross_entropy_loss,
-    labels_counted,
-    right_and_counted,
-)
+from autobatch.tasks.defaults import accuracy, cross_entropy_loss, labels_counted, right_and_counted
 
 from ..helpers.transformers_like import CausalLMOutputWithPast, Images, Language, Output, Tokens, sentences
 

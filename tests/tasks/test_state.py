@@ -12,12 +12,7 @@ import torch
 from torch import nn
 
 from autobatch import find_max_batch
-from autobatch.tasks.state import (
-    preserve,
-    preserve_generators,
-    rng_state,
-    set_rng_state,
-)
+from autobatch.tasks.state import preserve, preserve_generators, rng_state, set_rng_state
 
 
 class Tied(nn.Module):

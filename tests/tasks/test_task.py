@@ -21,14 +21,7 @@ from torch.utils.data import TensorDataset
 
 from autobatch.errors import TaskError
 from autobatch.tasks.shown import shown
-from autobatch.tasks.task import (
-    Task,
-    accuracy,
-    adamw,
-    blame,
-    cross_entropy_loss,
-    load_task,
-)
+from autobatch.tasks.task import Task, accuracy, adamw, blame, cross_entropy_loss, load_task
 from autobatch.tasks.task_file import gather, user_frames
 from autobatch.worker.check import check_task
 

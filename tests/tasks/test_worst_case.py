@@ -19,12 +19,7 @@ from autobatch import Task
 from autobatch.errors import TaskError
 from autobatch.tasks import worst_case
 from autobatch.tasks.data import num_samples
-from autobatch.tasks.worst_case import (
-    WorstSamples,
-    find_worst_case,
-    largest_sample,
-    loader_batch,
-)
+from autobatch.tasks.worst_case import WorstSamples, find_worst_case, largest_sample, loader_batch
 
 
 class Listed(Dataset[Any]):

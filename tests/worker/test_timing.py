@@ -29,12 +29,7 @@ from autobatch.tasks.data import Collated, training_batches
 from autobatch.tasks.task import Task
 from autobatch.worker import torch_runner
 from autobatch.worker.flops import matmul_flops_per_s, step_flops
-from autobatch.worker.timing import (
-    Timing,
-    measure_energy,
-    repeat,
-    time_step,
-)
+from autobatch.worker.timing import Timing, measure_energy, repeat, time_step
 from autobatch.worker.torch_runner import TorchRunner
 from autobatch.worker.training import Trainer
 

@@ -23,13 +23,7 @@ from autobatch.core.plan import Config, Plan
 from autobatch.core.runner import Runner
 from autobatch.core.segment import SegmentResult, TrainSegment
 from autobatch.devices import open_device
-from autobatch.errors import (
-    CheckpointError,
-    DeviceLost,
-    NoValidResult,
-    StorageError,
-    TaskError,
-)
+from autobatch.errors import CheckpointError, DeviceLost, NoValidResult, StorageError, TaskError
 from autobatch.tasks.data import counted_samples, load_data
 from autobatch.tasks.task import accuracy, load_task
 from autobatch.worker import task_session as open_task

@@ -17,12 +17,7 @@ from typing import IO, final
 
 from ...errors import StartError
 from ...tasks.libraries import Libraries
-from .endings import (
-    MARK,
-    end_group,
-    end_marked,
-    new_mark,
-)
+from .endings import MARK, end_group, end_marked, new_mark
 from .relay import Relay
 from .warned import VARIABLE, shared_file
 from .worker_main import ORDER_BYTES

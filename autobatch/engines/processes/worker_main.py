@@ -31,12 +31,7 @@ from typing import NoReturn
 
 from ...errors import AutobatchError, TaskError, text_of
 from ...tasks.libraries import Libraries
-from .endings import (
-    adopt_orphans,
-    children,
-    end_children,
-    end_group,
-)
+from .endings import adopt_orphans, children, end_children, end_group
 from .streams import lasting
 from .warned import warn_once
 

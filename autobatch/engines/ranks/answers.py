@@ -13,12 +13,7 @@ from typing import Any
 
 from ...core.measurement import LrSweep, Measurement, Outcome
 from ...core.segment import SegmentOutcome, SegmentResult, TrainSegment
-from ...errors import (
-    AutobatchError,
-    RankLost,
-    WorkerDied,
-    WorkerTimeout,
-)
+from ...errors import AutobatchError, RankLost, WorkerDied, WorkerTimeout
 from .agreement import among, same_error
 
 _SEGMENTS_WORST_FIRST: tuple[SegmentOutcome, ...] = ("crashed", "oom", "timeout", "diverged", "ok")

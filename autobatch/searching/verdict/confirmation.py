@@ -28,12 +28,7 @@ from ...core.plan import Config
 from ..history import History
 from ..schedulers.observations import denoised_scores
 from ..trials import Trial
-from .seed_noise import (
-    Sigma,
-    chance_below,
-    pooled_sigma,
-    score_resolution,
-)
+from .seed_noise import Sigma, chance_below, pooled_sigma, score_resolution
 from .stability import SAFE_RISK, divergence_risk
 
 # A lead over the baseline of so many standard deviations of a seed is beyond doubt before any fresh seed. Assumed: the

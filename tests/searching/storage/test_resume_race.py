@@ -19,14 +19,7 @@ from autobatch.core.segment import SegmentResult, TrainSegment
 from autobatch.measuring.profiling import profile
 from autobatch.measuring.throughput import ThroughputCurve
 from autobatch.searching.budget.ledger import Ledger
-from autobatch.searching.search import (
-    Kept,
-    SearchResult,
-    SearchSettings,
-    StudyRecord,
-    horizon_s,
-    search,
-)
+from autobatch.searching.search import Kept, SearchResult, SearchSettings, StudyRecord, horizon_s, search
 from autobatch.searching.storage.journal import read_kept
 from autobatch.simulated.replay import ReplayRunner
 from autobatch.simulated.sim import SimRunner, sim_facts
