@@ -130,7 +130,7 @@ class GroupRunner(Runner):
         self._collective_s, self._straggler_s = collective_s, straggler_s
         self._probers = [
             RemoteRunner(
-                replace(spec, rank_info=RankInfo(rank=rank, size=size, local_rank=rank, local_size=size)),
+                replace(spec, rank_info=RankInfo.on_one_machine(rank, size)),
                 log=log,
                 remaining_s=remaining_s,
                 environment=environment,

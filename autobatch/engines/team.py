@@ -57,7 +57,7 @@ class Team:
                 open_runner,
                 replace(
                     spec,
-                    rank_info=RankInfo(rank=rank, size=size, local_rank=rank, local_size=size),
+                    rank_info=RankInfo.on_one_machine(rank, size),
                     rendezvous=rendezvous,
                 ),
                 exact=exact,

@@ -212,12 +212,9 @@ def profile_of(
 
     def told(measured: Measurement) -> None:
         what = f"batch {measured.plan.batch_size}"
-        if measured.outcome == "ok":
-            text = f"{what}: {measured.samples_per_s:,.0f} samples/s"
-            on_progress(Progress(stage="profile", kind="found", key=what, text=text))
-        else:
-            text = f"{what}: {outcome_text(measured.outcome)}"
-            on_progress(Progress(stage="profile", kind="failed", key=what, text=text))
+        ran = measured.outcome == "ok"
+        came = f"{measured.samples_per_s:,.0f} samples/s" if ran else outcome_text(measured.outcome)
+        on_progress(Progress(stage="profile", kind="found" if ran else "failed", key=what, text=f"{what}: {came}"))
 
     curve = throughput_of(
         runner, plan, max_batch, budget_s=budget_s, refine=True, objective=objective, on_measurement=told

@@ -328,10 +328,11 @@ class OpenTask:
         bench.config = replace(bench.config, plan=plan)
         return bench
 
-    def _trainer(self, config: Config, *, seed: int, total_steps: int) -> Trainer:
+    def _trainer_of(self, task: Task, config: Config, *, seed: int, total_steps: int) -> Trainer:
+        """A trainer of a task as this session trains it: on its device, with its ranks, from a fresh start."""
         self._outside.reset()
-        trainer = Trainer(
-            self._task,
+        return Trainer(
+            task,
             config,
             self._device.torch_device,
             seed=seed,
@@ -339,6 +340,9 @@ class OpenTask:
             group=self._group,
             is_out_of_memory=self._device.is_out_of_memory,
         )
+
+    def _trainer(self, config: Config, *, seed: int, total_steps: int) -> Trainer:
+        trainer = self._trainer_of(self._task, config, seed=seed, total_steps=total_steps)
         if not self._live and self._last_model is not None and self._last_model() is trainer.model:
             raise TaskError(
                 "model() must return a new module at each call; it returned the one of the call before, so every trial "

@@ -234,17 +234,7 @@ class TorchRunner(TorchProber, Runner):
         # Without the task's schedule: the sweep sets the rate itself. Groups keep their ratio to the rate asked for;
         # one with a rate of its own keeps that.
         task = replace(self._task, scheduler=None)
-        config = Config(plan=plan, lr=lowest)
-        self._outside.reset()
-        trainer = Trainer(
-            task,
-            config,
-            self._device.torch_device,
-            seed=seed,
-            total_steps=steps,
-            group=self._group,
-            is_out_of_memory=self._device.is_out_of_memory,
-        )
+        trainer = self._trainer_of(task, Config(plan=plan, lr=lowest), seed=seed, total_steps=steps)
         groups = trainer.rate_shares()
         batches = training_batches(task, self._train_data(), plan, seed=seed, rank=self._rank)
         has_trained = False

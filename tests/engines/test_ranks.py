@@ -66,7 +66,7 @@ def on_ranks(size: int, work: Callable[[ThreadExchange], T]) -> list[T | Excepti
     lines = {(giver, taker): queue.SimpleQueue[Any]() for giver in range(size) for taker in range(size)}
 
     def run(rank: int) -> T | Exception:
-        exchange = ThreadExchange(RankInfo(rank=rank, size=size, local_rank=rank, local_size=size), lines)
+        exchange = ThreadExchange(RankInfo.on_one_machine(rank, size), lines)
         try:
             return work(exchange)
         except Exception as error:  # noqa: BLE001  # it is what this rank ended with

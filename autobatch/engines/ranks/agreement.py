@@ -46,6 +46,11 @@ class RankInfo:
     local_rank: int
     local_size: int
 
+    @classmethod
+    def on_one_machine(cls, rank: int, size: int) -> RankInfo:
+        """That of a process whose ranks all run on its own machine."""
+        return cls(rank=rank, size=size, local_rank=rank, local_size=size)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendezvous:

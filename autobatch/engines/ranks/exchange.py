@@ -36,7 +36,7 @@ class GlooExchange(Exchange):
         self._join_s = _JOIN_S if join_s is None else join_s
         self._answer_s = _ANSWER_S if answer_s is None else answer_s
         rank, size = dist.get_rank(), dist.get_world_size()
-        self.rank_info = RankInfo(rank=rank, size=size, local_rank=rank, local_size=size)
+        self.rank_info = RankInfo.on_one_machine(rank, size)
         self._limit_s = self._join_s
         self._group: Any = None
         try:
