@@ -37,8 +37,8 @@ from .test_cli import MINIMAL, ROOT, environment, interrupt, refused
 
 pytestmark = pytest.mark.usefixtures("ready_python")
 
-# A second of training each, for the fewest steps of a trial to fit into it on a busy machine.
-QUICK = ["--budget", "100s", "--train-time", "1s", "--max-trials", "4", "--device", "cpu"]
+# Time for the fewest steps of a trial on a busy machine: 32, which take 30 ms where there is nothing else to do.
+QUICK = ["--budget", "100s", "--train-time", "0.5s", "--max-trials", "4", "--device", "cpu"]
 
 
 def autobatch_cli(*arguments: object, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
@@ -385,7 +385,7 @@ def test_a_configuration_that_hangs_or_dies_is_counted_as_failed_and_never_tried
     monkeypatch.chdir(tmp_path)
     only_cut(monkeypatch, lambda lr: lr > 2e-3, after_s=1.0)
     task.write_text(f"{task.read_text()}\n{FAULTY.replace('FAULT', fault)}")
-    report = autobatch.tune(task, budget="100s", train_time="1s", max_trials=6, device="cpu")
+    report = autobatch.tune(task, budget="100s", train_time="0.5s", max_trials=6, device="cpu")
     failed = [trial for trial in report.trials if trial["state"] == "failed"]
     assert failed
     assert {trial["outcome"] for trial in failed} == {outcome}
@@ -445,7 +445,7 @@ def test_a_loader_that_is_stuck_is_cut_and_the_search_goes_on(
     only_cut(monkeypatch, lambda lr: lr > 1.2e-3 and not (tmp_path / "stuck").exists(), after_s=10.0)
     monkeypatch.setattr(remote, "GRACE_S", 0.2)
     task.write_text(f"{task.read_text()}\n{STUCK}")
-    report = autobatch.tune(task, budget="100s", train_time="1s", max_trials=4, device="cpu")
+    report = autobatch.tune(task, budget="100s", train_time="0.5s", max_trials=4, device="cpu")
     ((rate, loader),) = [line.split() for line in (tmp_path / "stuck").read_text().splitlines()]  # it was tried once
     (stuck,) = [trial for trial in report.trials if trial["outcome"] == "timeout"]
     assert (stuck["state"], stuck["lr"], stuck["scores"]) == ("failed", float(rate), [])
@@ -458,7 +458,7 @@ def test_a_loader_that_is_stuck_is_cut_and_the_search_goes_on(
 def test_a_task_made_in_code_is_resumed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "tests" / "task_files")
-    given: dict[str, Any] = {"budget": "100s", "train_time": "1s", "device": "cpu", "max_trials": 3}
+    given: dict[str, Any] = {"budget": "100s", "train_time": "0.5s", "device": "cpu", "max_trials": 3}
     made = autobatch.load_task(MINIMAL)
     in_code = autobatch.Task(name="code", model=made.model, train_data=made.train_data, val_data=made.val_data)
 

@@ -170,7 +170,7 @@ def main(address: str) -> NoReturn:
         "render.live",
         "render.markdown",
         "render.terminal",
-        "worker.warm",
+        "worker.first_step",
     ):
         importlib.import_module(f"autobatch.{module}")
     gc.collect()
