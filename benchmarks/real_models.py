@@ -2,12 +2,13 @@
 
     pip install -r benchmarks/requirements-real-models.txt
     python benchmarks/real_models.py [CASE ...] [--commands max-batch tune live] [--budget 60s] [--limit 240]
-                                     [--json OUT]
+                                     [--json OUT] [--again]
 
 The task files are in `real_models/`: small, randomly initialised, on data that they make. Each is run three times in
 processes of its own: `max-batch --prove` under a real memory limit on the CPU, `tune` with a short budget, and
 `find_max_batch(model)` with the live model alone, whose input must be inferred. The first and last are asked of few
-samples and little memory. What is in the JSON file already is not run again, so that it may be made in pieces.
+samples and little memory. What is in the JSON file already is not run again, so that it may be made in pieces;
+`--again` runs the named cases once more, and keeps the new result.
 
 A case is right where it was answered, for `max-batch` with a proof or the data's size as what ended the search; or
 refused by a message of ours with exit code 2, which names a remedy. Whether the remedy works is for the reader to try.
@@ -202,6 +203,7 @@ def main() -> None:
     parser.add_argument("--budget", default="60s", help="of tune")
     parser.add_argument("--limit", type=float, default=240.0, help="seconds after which a command is ended")
     parser.add_argument("--json", type=Path, help="keep the results here; what it holds already is not run again")
+    parser.add_argument("--again", action="store_true", help="run the cases again that the JSON file holds")
     parser.add_argument("--live", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.live is not None:
@@ -213,8 +215,13 @@ def main() -> None:
     head = {**about(*PACKAGES), "budget": arguments.budget, "limit_s": arguments.limit}
     if arguments.json is not None and arguments.json.exists():
         kept = json.loads(arguments.json.read_text())
+        if (kept["budget"], kept["limit_s"]) != (arguments.budget, arguments.limit):
+            parser.error(f"{arguments.json} was made with --budget {kept['budget']} --limit {kept['limit_s']:g}")
         head = {name: value for name, value in kept.items() if name != "results"}
         results = [Result(**result) for result in kept["results"]]
+    if arguments.again:
+        asked = {(name, command) for name in arguments.cases or names for command in arguments.commands}
+        results = [result for result in results if (result.case, result.command) not in asked]
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded
     for command in arguments.commands:
         for name in arguments.cases or names:
