@@ -83,12 +83,41 @@ def test_a_case_is_run_answered_and_kept(tmp_path: Path, real_models: Any) -> No
     assert (live.verdict, live.message) == ("answered", None)
     assert live.answer.startswith("a sample is ")
     stored = tmp_path / "out.json"
-    stored.write_text(json.dumps({"budget": "60s", "results": [{**asdict(refused), "case": CASES[0].stem}]}))
-    done = subprocess.run(
-        [sys.executable, FOLDER / "real_models.py", CASES[0].stem, "--commands", "max-batch", "--json", stored],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    head = {"budget": "60s", "limit_s": 240.0}
+    stored.write_text(json.dumps({**head, "results": [{**asdict(refused), "case": CASES[0].stem}]}))
+    again = [sys.executable, FOLDER / "real_models.py", CASES[0].stem, "--commands", "max-batch", "--json", stored]
+    done = subprocess.run(again, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "1 of 1 right; 0 answered" in done.stdout  # what is there already is not run again
+    done = subprocess.run([*again, "--budget", "90s"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2  # a file says one budget of all its results
+    assert "was made with --budget 60s --limit 240" in done.stderr
+
+
+def test_named_cases_are_run_again(tmp_path: Path, real_models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (case.stem for case in CASES[:2])
+
+    def result(case: str, seconds: float) -> Any:
+        return real_models.Result(
+            case=case,
+            command="tune",
+            exit_code=0,
+            answer="batch 1",
+            message=None,
+            is_right=True,
+            seconds=seconds,
+            repeated=0,
+        )
+
+    stored = tmp_path / "out.json"
+    kept = [asdict(result(case, 1.0)) for case in (first, second)]
+    stored.write_text(json.dumps({"budget": "60s", "limit_s": 240.0, "results": kept}))
+    monkeypatch.setattr(real_models, "run", lambda case, *asked: result(case.stem, 2.0))
+    arguments = ["real_models.py", second, "--commands", "tune", "--json", str(stored), "--again"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit, match="0"):
+        real_models.main()
+    assert {one["case"]: one["seconds"] for one in json.loads(stored.read_text())["results"]} == {
+        first: 1.0,
+        second: 2.0,
+    }
