@@ -85,7 +85,8 @@ def test_a_case_is_run_answered_and_kept(tmp_path: Path, real_models: Any) -> No
     stored = tmp_path / "out.json"
     head = {"budget": "60s", "limit_s": 240.0}
     stored.write_text(json.dumps({**head, "results": [{**asdict(refused), "case": CASES[0].stem}]}))
-    again = [sys.executable, FOLDER / "real_models.py", CASES[0].stem, "--commands", "max-batch", "--json", stored]
+    script = str(FOLDER / "real_models.py")
+    again = [sys.executable, script, CASES[0].stem, "--commands", "max-batch", "--json", str(stored)]
     done = subprocess.run(again, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "1 of 1 right; 0 answered" in done.stdout  # what is there already is not run again
