@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,15 @@ from torch.utils._contextlib import _DecoratorContextManager
 
 # What every module has and no training changes: hooks are functions, and the rest is walked by itself.
 OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"_parameters", "_buffers", "_modules", "training"}
+
+# Python's own containers, whose methods are called in place of those of classes that derive from them: a configuration
+# that is frozen refuses `update`. An OrderedDict has an order beside its dict.
+_CONTAINERS = (OrderedDict, defaultdict, dict, list, set, deque)
+
+
+def container_of(kind: type) -> Any:
+    """The container of Python's own that a class is, or derives from."""
+    return next(own for own in _CONTAINERS if issubclass(kind, own))
 
 
 def attributes(value: Any) -> Iterator[tuple[str, Any]]:

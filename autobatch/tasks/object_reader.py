@@ -24,6 +24,7 @@ from .object_parts import (
     OF_EVERY_MODULE,
     attributes,
     cell_content,
+    container_of,
     delete_attribute,
     found_at,
     is_made_by_object,
@@ -161,16 +162,19 @@ class Reader:
         made = current if fits else _empty(made_of, rest, self)
         self._note(number, made)
         if kind == "dict":
-            old = dict(made)
+            own = container_of(made_of)
+            old = dict(own.items(made))
             pairs = [(self._item(key), value) for key, value in rest[1]]
             filled = {key: self._item(value, old.get(key, _MISSING)) for key, value in pairs}
-            made.clear()
-            made.update(filled)
+            own.clear(made)
+            for key, held_there in filled.items():
+                own.__setitem__(made, key, held_there)
         elif kind in ("list", "deque", "set"):
-            hints = itertools.chain(list(made) if kind != "set" else (), itertools.repeat(_MISSING))
+            own = container_of(made_of)
+            hints = itertools.chain(list(own.__iter__(made)) if kind != "set" else (), itertools.repeat(_MISSING))
             items = [self._item(item, hint) for item, hint in zip(rest[1], hints, strict=False)]
-            made.clear()
-            (made.update if kind == "set" else made.extend)(items)
+            own.clear(made)
+            (own.update if kind == "set" else own.extend)(made, items)
         state = rest[1] if kind == "object" else rest[3]
         held, old_attributes = {name for name, _ in state}, dict(attributes(made))
         left_out = OF_EVERY_MODULE if isinstance(made, nn.Module) else frozenset()
@@ -217,17 +221,17 @@ def _class(module: str, name: str) -> Any:
 
 def _empty(made_of: type, rest: list[Any], reader: Reader) -> Any:
     """A new object of a class, without a call of its own code."""
-    if issubclass(made_of, deque):
-        return made_of((), rest[2])
-    if issubclass(made_of, defaultdict):
-        return made_of(reader._item(rest[2]))
+    if issubclass(made_of, deque | defaultdict):
+        own = container_of(made_of)
+        made = own.__new__(made_of)
+        own.__init__(made, *((), rest[2]) if own is deque else (reader._item(rest[2]),))
+        return made
     if issubclass(made_of, nn.Module):
         module = made_of.__new__(made_of)
         nn.Module.__init__(module)
         return module
-    new: Any = made_of.__new__
     if issubclass(made_of, dict | list | set):
-        return new(made_of)
+        return container_of(made_of).__new__(made_of)
     if not is_made_by_object(made_of):
         raise CheckpointError(f"the checkpoint holds a {made_of.__name__}, which cannot be made from its attributes")
     return object.__new__(made_of)

@@ -22,7 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TooLarge
-from .object_parts import OF_EVERY_MODULE, attributes, cell_content, found_at, home_of, is_made_by_object, slots_of
+from .object_parts import (
+    OF_EVERY_MODULE,
+    attributes,
+    cell_content,
+    container_of,
+    found_at,
+    home_of,
+    is_made_by_object,
+    slots_of,
+)
 from .object_record import Node, Record, array_as_text
 
 _PLAIN = frozenset({type(None), bool, int, float, str})
@@ -131,12 +140,13 @@ class Writer:
             return ["array", *array_as_text(value)]
         if isinstance(value, list | deque | set):
             shape = "list" if isinstance(value, list) else "set" if isinstance(value, set) else "deque"
-            items = self._items(value, depth)
+            items = self._items(container_of(kind).__iter__(value), depth)
             more = value.maxlen if isinstance(value, deque) else None
             return [shape, home_of(kind), items, more, self._attributes(value, depth)]
         if isinstance(value, dict):
             factory = self._node(value.default_factory, depth) if isinstance(value, defaultdict) else None
-            keys, held = self._items(value.keys(), depth), self._items(value.values(), depth)
+            own = container_of(kind)
+            keys, held = self._items(own.keys(value), depth), self._items(own.values(value), depth)
             pairs = list(map(list, zip(keys, held, strict=True)))
             return ["dict", home_of(kind), pairs, factory, self._attributes(value, depth)]
         if isinstance(value, torch.Generator):

@@ -9,7 +9,7 @@ import random
 import re
 import warnings
 import weakref
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -322,9 +322,84 @@ class WithSlots(Net):
         return self.slotted.strength()
 
 
+def refused(*given: Any, **named: Any) -> Any:
+    raise TypeError("it is frozen")
+
+
+class FrozenOrder(OrderedDict[str, float]):
+    """As the configuration of a diffusers model: its own methods refuse every change."""
+
+    update = clear = pop = setdefault = __setitem__ = __delitem__ = __setattr__ = refused
+
+
+class FrozenDict(dict[str, float]):
+    update = clear = pop = setdefault = __setitem__ = __delitem__ = refused
+    keys = values = items = __iter__ = refused
+
+
+class FrozenDefault(defaultdict[str, float]):
+    def __init__(self, named: str) -> None:
+        super().__init__(float)
+
+    update = clear = __setitem__ = refused
+
+
+class FrozenList(list[float]):
+    extend = append = clear = __setitem__ = __iter__ = refused
+
+
+class FrozenDeque(deque[float]):
+    def __init__(self, most: int, named: str) -> None:
+        super().__init__(maxlen=most)
+
+    extend = append = clear = refused
+
+
+class FrozenSet(set[float]):
+    def __new__(cls, named: str) -> FrozenSet:
+        return super().__new__(cls)
+
+    def __init__(self, named: str) -> None:
+        super().__init__()
+
+    update = add = clear = refused
+
+
+class Frozen(Net):
+    """Containers whose methods are of the user's; one of each is there from the beginning, one is made in training."""
+
+    def prepare(self) -> None:
+        self.held = self.made()
+        self.later: tuple[Any, ...] | None = None
+
+    @staticmethod
+    def made() -> tuple[Any, ...]:
+        return (
+            FrozenOrder(), FrozenDict(), FrozenDefault("it"), FrozenList(), FrozenDeque(2, "it"), FrozenSet("it"),
+        )  # fmt: skip
+
+    def note(self, x: Tensor) -> None:
+        if self.later is None:
+            self.later = self.made()
+        for order, plain, default, items, last, names in (self.held, self.later):
+            size = len(order)
+            OrderedDict.__setitem__(order, f"{size}", float(x.mean()))
+            OrderedDict.move_to_end(order, "0")
+            dict.__setitem__(plain, f"{size}", float(x.max()))
+            defaultdict.__setitem__(default, f"{size}", default.default_factory() + size)
+            list.append(items, float(x.min()))
+            deque.append(last, float(x.sum()))
+            set.add(names, float(size))
+
+    def strength(self) -> float:
+        order, plain, default, items, last, names = self.held
+        sums = [sum(dict.values(plain)), sum(default.values()), sum(list.__iter__(items)), sum(last), sum(names)]
+        return sum(map(float, sums)) + sum(place * float(held) for place, held in enumerate(order.values()))
+
+
 MODELS = [
     Counter, Bank, Rolled, Lists, Arrays, Meters, Hidden, LateTeacher, Buffers, OfTheClass, ExtraState,
-    WithSlots,
+    WithSlots, Frozen,
 ]  # fmt: skip
 
 
