@@ -60,6 +60,10 @@ class Task:
         channels_last: whether images lie in memory with their channels side by side, the model's weights too.
         compile: whether the model goes through torch.compile.
         accumulation: False for a loss that couples the samples of a batch, which must not be split then.
+        before_step: (batches) -> batches, handed all micro-batches of an optimizer step before the first is trained on.
+            What it returns, as many, is trained on in their place: so a loss can know what the others hold.
+            `mode="inference"` hands it batches as they come.
+            `mode="inference"` hands the loss batches as they come.
         after_step: (model, step) -> None, called after each optimizer step.
         training_step: (model, batch, scale): forward and backward of one micro-batch, the loss times `scale`.
             Under autocast, as `precision` says; in fp16 `scale` holds the gradient scaler's factor too.
@@ -71,6 +75,7 @@ class Task:
         baseline: what the user trains with today: "batch_size", "lr" and, optionally, "accumulation_steps".
         name: for titles and folders.
         path: the file that workers reload the task from; None for a task that lives in this process only.
+        remarks: sentences that are told with what the check warns of, from whoever made the task of something else.
 
     Raises:
         TaskError: listing every field that cannot be used.
@@ -92,6 +97,7 @@ class Task:
     channels_last: bool = False
     compile: bool = False
     accumulation: bool = True
+    before_step: Callable[[list[Any]], Iterable[Any]] | None = None
     after_step: Callable[[nn.Module, int], None] | None = None
     training_step: Callable[[nn.Module, Any, float], Any] | None = None
     loader: Mapping[str, Any] = field(default_factory=dict)
@@ -101,6 +107,7 @@ class Task:
     baseline: Mapping[str, Any] | None = None
     name: str = DEFAULT_NAME
     path: Path | None = None
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         values = {known.name: getattr(self, known.name) for known in dataclasses.fields(self)}

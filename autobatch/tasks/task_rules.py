@@ -33,6 +33,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "evaluate": ("model", "loader"),
     "optimizer": ("model", "lr"),
     "scheduler": ("optimizer", "total_steps"),
+    "before_step": ("batches",),
     "after_step": ("model", "step"),
     "training_step": ("model", "batch", "scale"),
     "collate": ("samples",),
@@ -76,9 +77,10 @@ _SETTINGS = (
     "baseline",
     "name",
     "path",
+    "remarks",
 )
-# `path` is where a file lies, not something it says of itself.
-FILE_NAMES = frozenset({*PARAMETERS, *_SETTINGS} - {"path"})
+# `path` is where a file lies, and `remarks` are of who made a task of something else: a file says neither of itself.
+FILE_NAMES = frozenset({*PARAMETERS, *_SETTINGS} - {"path", "remarks"})
 # None leaves these out; a required one that is None is missing, and told so apart.
 _MAY_BE_NONE = frozenset({*PARAMETERS, "clip_grad_norm", "baseline", "path"} - {"loss", "metric", "optimizer"})
 
@@ -217,6 +219,9 @@ def _setting_problem(name: str, value: Any) -> str | None:
         return None if usable else f"name must be a text that is not empty; found {shown(value)}"
     if name == "path":
         return None if is_a(value, Path) else f"path must be a pathlib.Path; found {shown(value)}"
+    if name == "remarks":
+        usable = is_a(value, tuple) and all(is_a(remark, str) for remark in value)
+        return None if usable else f"remarks must be a tuple of texts; found {shown(value)}"
     return _loader_problem(value) if name == "loader" else _baseline_problem(value)
 
 

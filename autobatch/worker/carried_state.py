@@ -324,6 +324,7 @@ def _functions_of(task: Task) -> list[tuple[str, Callable[..., Any] | None]]:
     own = task.after_step if not hasattr(task.after_step, "state_dict") else None
     return [
         ("loss", task.loss),
+        ("before_step", task.before_step),
         ("training_step", task.training_step),
         ("after_step", own),
     ]

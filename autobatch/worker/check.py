@@ -105,7 +105,8 @@ def check_task(
                     )
                 if batch is not None and process_time() - began < _LONGEST_STEP_S:
                     findings.warnings += left_out_warning(task, model, batch, device)
-                    if task.accumulation:
+                    # What `before_step` tells a loss of the whole step cannot be told of halves of a batch.
+                    if task.accumulation and task.before_step is None:
                         few = _few(batch_size)
                         findings.warnings += split_warnings(task, model, train_samples, train_batch, few, device)
                 if optimizer is not None:
@@ -113,7 +114,7 @@ def check_task(
             _warn(findings, model, batch_size)
     if findings.problems:
         raise _gathered(findings)
-    return tuple(findings.warnings)
+    return (*task.remarks, *findings.warnings)
 
 
 def _gathered(findings: Findings) -> TaskError:
@@ -139,7 +140,7 @@ def check_inference(task: Task, load: Callable[[str], Any]) -> tuple[str, ...]:
         check_model(findings, trains=False)
     if findings.problems:
         raise _gathered(findings)
-    return tuple(findings.warnings)
+    return (*task.remarks, *findings.warnings)
 
 
 def peak_lr_fraction(task: Task, *, total_steps: int = DRY_RUN_STEPS) -> float:

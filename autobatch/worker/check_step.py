@@ -13,7 +13,7 @@ from ..errors import TaskError, text_of
 from ..tasks.data import to_device
 from .check_data import Findings, describe_batch
 from .gradients import held
-from .training import autocast
+from .training import autocast, made_ready
 
 # Samples of the batch that the model is run on: several, so that a vector of per-sample losses is told from a scalar.
 MOST_SAMPLES = 4
@@ -59,6 +59,12 @@ def _check_step(findings: Findings, model: nn.Module, batch: Any) -> bool:
     task = findings.task
     model.train()
     model.zero_grad(set_to_none=True)
+    if task.before_step is not None:
+        problems = len(findings.problems)
+        with findings.attempt("before_step(batches)"):
+            (batch,) = made_ready(task, [batch])
+        if len(findings.problems) > problems:
+            return False
     if task.training_step is not None:
         with findings.attempt("training_step(model, batch, scale)", lambda error: shape_hint(model, batch, error)):
             task.training_step(model, batch, 1.0)

@@ -10,6 +10,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -41,6 +42,25 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     if precision not in _AUTOCAST:
         return nullcontext()
     return torch.autocast(device.type, dtype=_AUTOCAST[precision])
+
+
+def made_ready(task: Task, batches: list[Batch]) -> list[Batch]:
+    """The micro-batches of a step as the task's `before_step` gives them.
+
+    Raises:
+        TaskError: it gives another number of them.
+    """
+    assert task.before_step is not None
+    given: Any = task.before_step(batches)
+    if given is None:
+        raise TaskError("before_step(batches) returns the micro-batches to train on; it returned None")
+    ready: list[Batch] = list(given)
+    if len(ready) != len(batches):
+        raise TaskError(
+            f"before_step(batches) returns as many micro-batches as it is handed; of {len(batches)} it returned "
+            f"{len(ready)}"
+        )
+    return ready
 
 
 class Trainer:
@@ -233,6 +253,8 @@ class Trainer:
 
     def _step(self, batches: Iterator[Batch]) -> Tensor | None:
         last = self.config.plan.accumulation_steps - 1
+        if self.task.before_step is not None:
+            batches = iter(made_ready(self.task, list(islice(batches, last + 1))))
         shares = self._shares()
         self.gradients.begin()
         losses = []

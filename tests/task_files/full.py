@@ -89,6 +89,10 @@ class Average:
 after_step = Average()
 
 
+def before_step(batches):
+    return batches
+
+
 def collate(samples):
     return {"x": torch.stack([x for x, _ in samples]), "y": torch.stack([y for _, y in samples])}
 

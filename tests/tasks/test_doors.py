@@ -114,6 +114,15 @@ def test_a_new_door_is_a_line_in_the_table(monkeypatch: pytest.MonkeyPatch) -> N
         as_task(trainer, loss=max)
 
 
+def test_what_can_only_be_measured_says_why_where_it_is_to_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = GivenTask(name="theirs", path=MINIMAL, only_measured="nothing says how it is scored: give it an eval_data")
+    door = Door(what="a set", takes=lambda given: isinstance(given, set), opened=lambda _: given, said_by={})
+    monkeypatch.setattr(table, "DOORS", (door, *DOORS))
+    assert as_task(set()) == given
+    with pytest.raises(TaskError, match=r"^nothing says how it is scored: give it an eval_data$"):
+        as_task(set(), whole=True)
+
+
 def test_a_path_comes_in_without_torch() -> None:
     code = (
         "import sys; from autobatch.tasks.doors.table import as_task; "

@@ -215,6 +215,12 @@ def test_what_is_odd_but_may_be_meant_is_a_warning(changes: dict[str, Any], warn
     assert any(warning in found for found in _check(_task(**changes)))
 
 
+def test_remarks_of_who_made_the_task_are_told_with_the_warnings() -> None:
+    assert _check(_task(remarks=("its callbacks do not run",))) == ("its callbacks do not run",)
+    with pytest.raises(TaskError, match=r"remarks must be a tuple of texts; found \['a list'\]"):
+        _task(remarks=["a list"])
+
+
 def test_batch_norm_and_a_baseline_of_one_sample_are_a_warning() -> None:
     def model() -> nn.Module:
         return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))

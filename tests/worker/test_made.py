@@ -138,6 +138,7 @@ def _parses(*arguments: Any) -> Any:
         "evaluate",
         "optimizer",
         "scheduler",
+        "before_step",
         "after_step",
         "training_step",
         "collate",

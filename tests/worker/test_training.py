@@ -98,6 +98,37 @@ def test_accumulated_micro_batches_take_the_step_of_the_whole_batch(optimizer: A
     assert split_losses == pytest.approx(losses, rel=1e-5)
 
 
+def test_all_micro_batches_of_a_step_are_handed_over_before_the_first_is_trained_on() -> None:
+    seen: list[int] = []
+
+    def ready(batches: list[Any]) -> Iterator[Any]:
+        seen.append(len(batches))
+        counts = [int((y == 0).sum()) for _, y in batches]
+        return ((x, y, counts[at] / max(1, sum(counts))) for at, (x, y) in enumerate(batches))
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        x, y, share = batch  # of the samples of class 0 in the whole step
+        zeros = y == 0
+        scores: Tensor = model(x)
+        return nn.functional.cross_entropy(scores[zeros], y[zeros]) * share * 4 if zeros.any() else 0 * scores.sum()
+
+    def whole(model: nn.Module, batch: Any) -> Tensor:
+        x, y = batch
+        return nn.functional.cross_entropy(model(x)[y == 0], y[y == 0])
+
+    split, losses = run(task(before_step=ready, loss=loss), Plan(batch_size=4, accumulation_steps=4), 3)
+    together, whole_losses = run(task(loss=whole), Plan(batch_size=16), 3)
+    assert seen == [4, 4, 4]
+    assert losses == pytest.approx(whole_losses, rel=1e-5)
+    torch.testing.assert_close(weights(split), weights(together), rtol=1e-5, atol=1e-6)
+
+
+def test_before_step_returns_as_many_micro_batches_as_it_is_handed() -> None:
+    made = task(before_step=lambda batches: batches[:1])
+    with pytest.raises(TaskError, match=r"before_step\(batches\) returns as many .*; of 2 it returned 1"):
+        run(made, Plan(batch_size=4, accumulation_steps=2), 1)
+
+
 def test_a_task_learns_and_its_score_says_so() -> None:
     trained, losses = run(task(), Plan(batch_size=16), 60)
     assert losses[-1] < losses[0] / 2

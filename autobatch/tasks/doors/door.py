@@ -23,6 +23,8 @@ class GivenTask:
         is_live: the task's model is the user's own object: it is borrowed, or copied, and not made anew.
         assumed: a sentence for each thing that was assumed about it.
         guess: of them the one about the model's input, where nothing said what that is.
+        only_measured: why it can be measured and not trained, in a sentence, as where nothing says how it is scored;
+            None where it can.
     """
 
     name: str
@@ -31,6 +33,7 @@ class GivenTask:
     is_live: bool = False
     assumed: tuple[str, ...] = ()
     guess: str | None = None
+    only_measured: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...errors import SettingError
+from ...errors import SettingError, TaskError
 from . import by_path, live_module, task_object
 from .door import Door, GivenTask
 
@@ -39,4 +39,7 @@ def as_task(given: object, *, whole: bool = False, **arguments: Any) -> GivenTas
     for name, place in door.said_by.items():
         if name in asked:  # refused, so that nobody takes the answer for theirs
             raise SettingError(f"{name}= is for a live module; with a task it is {place} that counts: change it there")
-    return door.opened(given, **asked)
+    opened = door.opened(given, **asked)
+    if whole and opened.only_measured is not None:
+        raise TaskError(opened.only_measured)
+    return opened
