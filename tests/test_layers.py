@@ -53,11 +53,14 @@ HOMES = {
     "pynvml": {"devices.nvml"},
     "rich": {"render.terminal", "render.live"},
     "click": {
-        f"cli.{file}" for file in ["app", "bench", "defaults", "exits", "options", "output", "stages", "stored", "tune"]
+        f"cli.{file}"
+        for file in "app apply bench defaults exits exports options output stages stored tune".split()  # noqa: SIM905
     },
     "cloudpickle": {"tasks.carry"},
     "jinja2": {"render.html"},
     "markupsafe": {"render.html"},
+    "pandas": set(),  # optional: imported in `Report.to_dataframe`
+    "tensorboard": set(),  # optional: imported in the functions of reports.tensorboard
 }
 
 # What runs in the worker, beside the ranks that import torch. No other room does, and so none of what it imports.

@@ -14,6 +14,7 @@ import click
 from .._version import __version__
 from ..errors import AutobatchError, text_of
 from ..render.document import visible_lines
+from .apply import apply
 from .bench import bench
 from .defaults import ConfiguredGroup
 from .exits import FAILED, INTERRUPTED, end_when_told, exit_code, fail, fail_with_traceback
@@ -34,7 +35,7 @@ def cli() -> None:
     """
 
 
-for _command in (tune, runs, clean, max_batch, profile, bench, find_lr, report, doctor):
+for _command in (tune, runs, clean, max_batch, profile, bench, find_lr, report, apply, doctor):
     cli.add_command(_command)
 
 

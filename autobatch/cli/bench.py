@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from .exits import FOUND_NOTHING, INTERRUPTED, fail
+from .exports import HTML, check_exports
 from .options import CEILING, DEVICE, MEMORY, OBJECTIVE, OUTPUT, PRECISIONS, Several, SpreadingCommand, option
 from .output import progress_on_stderr, show_bench
 from .torchrun import refuse_torchrun
@@ -29,7 +29,7 @@ from .words import typed_command
 @MEMORY
 @CEILING
 @OBJECTIVE
-@option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write the report as an HTML page.")
+@HTML
 @OUTPUT
 def bench(**options: Any) -> None:
     """Measure well-known models on this device, and write a report that can be compared with others.
@@ -38,10 +38,7 @@ def bench(**options: Any) -> None:
     after a stop, run the same command again, even on another day.
     """
     refuse_torchrun("bench")
-    if options["html"] is not None:
-        from ..core.files import check_writable
-
-        check_writable(options["html"])
+    check_exports(options)
     from ..bench.verbs import bench as run_bench
 
     try:

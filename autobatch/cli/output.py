@@ -14,6 +14,7 @@ import click
 from ..errors import DeviceLost, StorageError, after_warnings
 from ..render.document import visible
 from .exits import INTERRUPTED, fail
+from .exports import write_page
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,11 +111,7 @@ def show_bench(report: BenchReport, path: Path, options: Mapping[str, Any]) -> N
     from ..render.bench_content import bench_document, bench_summary
     from ..render.terminal import print_document
 
-    if options["html"] is not None:
-        from ..core.files import write_whole
-        from ..render.html import to_html
-
-        write_whole(options["html"], to_html(bench_document(report)))
+    write_page(bench_document(report), options)
     summary = bench_summary(report)
     show(report.to_json(), lambda _, console: print_document(summary, console), {**options, "output": None})
     click.echo(

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from ..render.document import visible
-from .options import OUTPUT, option
+from .exports import HTML, TENSORBOARD, check_exports, write_page, write_tensorboard
+from .options import OUTPUT
 from .output import check_output, show, show_document
 
 
@@ -49,31 +50,33 @@ def clean(folders: tuple[Path, ...], finished: bool, everything: bool) -> None:
 @click.option(
     "--markdown", "as_markdown", is_flag=True, help="Print it as Markdown."
 )  # tune's AUTOBATCH_MARKDOWN names a file
-@option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write it as an HTML page.")
+@HTML
+@TENSORBOARD
 @OUTPUT
-def report(files: tuple[Path, ...], as_markdown: bool, html: Path | None, **options: Any) -> None:
-    """Show a stored report, or compare several reports of "bench" with the first."""
+def report(files: tuple[Path, ...], as_markdown: bool, **options: Any) -> None:
+    """Show a stored report, or compare several reports of "bench" with the first.
+
+    REPORT.json may also be the folder of a run of "tune".
+    """
     if as_markdown and (options["as_json"] or options["output"] is not None):
         raise click.UsageError("--markdown prints only Markdown: leave out --json and --output, or --markdown")
     check_output(options)
-    if html is not None:
-        from ..core.files import check_writable
-
-        check_writable(html)
+    check_exports(options)
+    from ..errors import ReportError
     from ..render.stored import read_reports
 
-    result, document = read_reports(files)
-    if html is not None:
-        from ..core.files import write_whole
-        from ..render.html import to_html
-
-        write_whole(html, to_html(document))
+    stored = read_reports(files)
+    write_page(stored.page, options)
+    if options["tensorboard"] is not None:
+        if stored.tuned is None:
+            raise ReportError('--tensorboard is for a report of "autobatch tune": it has trials, these have none')
+        write_tensorboard(stored.tuned, options)
     if as_markdown:
         from ..render.markdown import to_markdown
 
-        click.echo(to_markdown(document))
+        click.echo(to_markdown(stored.document))
     else:
-        show_document(result, document, options)
+        show_document(stored.result, stored.document, options)
 
 
 @click.command()

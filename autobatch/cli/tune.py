@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..searching.schedulers.table import SEARCHES
+from ..searching.storage.url import HIDDEN, shown_url
 from .exits import FAILED, FOUND_NOTHING, INTERRUPTED, fail
+from .exports import HTML, TENSORBOARD, check_exports, write_page, write_tensorboard
 from .options import DEVICE, LATEST, MEMORY, NPROC, OUTPUT, option
 from .output import progress_on_stderr, show_report
 from .start import since_start_s
 from .torchrun import refuse_torchrun
 from .words import ONE_WORD, typed_command
+
+if TYPE_CHECKING:
+    from ..reports.report import Report
 
 
 @click.command()
@@ -88,6 +94,8 @@ from .words import ONE_WORD, typed_command
     help="Keep the checkpoints of the N best trials in the run's folder.",
 )
 @option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Also write the report as Markdown.")
+@HTML
+@TENSORBOARD
 @OUTPUT
 def tune(task: Path | None, **options: Any) -> None:
     """Find the batch size, learning rate and accumulation steps with the best validation score."""
@@ -106,6 +114,7 @@ def tune(task: Path | None, **options: Any) -> None:
     for file in (options["output"], options["markdown"]):
         if file is not None:
             check_writable(file)
+    check_exports(options)
     from .. import api
     from ..core.units import parse_duration
 
@@ -139,7 +148,14 @@ def tune(task: Path | None, **options: Any) -> None:
         from ..render.markdown import to_markdown
 
         write_whole(options["markdown"], to_markdown(report_document(report)))
+    if options["html"] is not None:
+        from ..render.page_content import page_document
+
+        write_page(page_document(report), options)
+    write_tensorboard(report, options)
     show_report(report, options)
+    if not options["quiet"] and (opens := dashboard(report, options["storage"])) is not None:
+        click.echo(f"All trials in a browser: {opens}", err=True)
     if report.lost_device:
         fail(f"ended early because no device was left to train on. The results are kept. Continue with: {how}", FAILED)
     if report.interrupted:
@@ -149,3 +165,18 @@ def tune(task: Path | None, **options: Any) -> None:
             "nothing could be compared with the baseline because the other trials failed: see the warnings",
             FOUND_NOTHING,
         )
+
+
+def dashboard(report: Report, storage: str | None) -> str | None:
+    """The command that shows the run in optuna-dashboard; None without a database where that is not installed."""
+    if storage is not None:
+        if click.get_current_context().get_parameter_source("storage") is click.core.ParameterSource.ENVIRONMENT:
+            return 'optuna-dashboard "$AUTOBATCH_STORAGE"'
+        shown = shown_url(storage)
+        hidden = f" ({HIDDEN} stands for what is not shown here)" if HIDDEN in shown else ""
+        return f"optuna-dashboard {shlex.quote(shown)}{hidden}"
+    if report.folder is None or shutil.which("optuna-dashboard") is None:
+        return None
+    from ..runs.run_folder import JOURNAL
+
+    return f"optuna-dashboard {shlex.quote(str(report.folder / JOURNAL))}"

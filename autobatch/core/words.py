@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 
 from .units import format_size
 
@@ -41,3 +42,9 @@ def limit_sentence(limited_by: str, batch: str, budget_bytes: float | None) -> s
     return _LIMITS.get(limited_by, "batch {batch} fits; {limited_by}").format(
         batch=batch, room=room, limited_by=limited_by
     )
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """What belongs behind a message about a word that is none of those known: "; did you mean tpe?", or nothing."""
+    close = difflib.get_close_matches(word.lower(), [*known], 1)
+    return f"; did you mean {close[0]}?" if close else ""

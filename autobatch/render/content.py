@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 from ..core.json_reader import Json
@@ -10,6 +9,7 @@ from ..core.plan import Config
 from ..core.units import format_duration, format_probability
 from ..core.words import outcome_text
 from ..reports.report import Report
+from ..reports.trial_table import is_config_of
 from .document import Bullets, Code, Column, Document, Paragraph, Part, Section, Table
 from .evidence import lr_sentence, max_batch_summary, provenance, throughput_summary
 from .long_run import long_run_section
@@ -64,10 +64,10 @@ def _use(report: Report) -> Section:
         f"lr = {lr_text(report.config.lr, 6)}",
         f'precision = "{plan.precision}"',
     )
-    return Section(title="Use", parts=(Code(lines=lines), Paragraph(text=_headline(report))))
+    return Section(title="Use", parts=(Code(lines=lines), Paragraph(text=headline(report))))
 
 
-def _headline(report: Report) -> str:
+def headline(report: Report) -> str:
     """The answer in one sentence, and what is not confirmed of it."""
     name = _baseline_name(report)
     if not report.chose_baseline:
@@ -295,5 +295,4 @@ def _state_text(trial: Json) -> str:
 
 
 def _is_chosen(trial: Json, report: Report) -> bool:
-    chosen = dataclasses.asdict(report.config.plan) | {"lr": report.config.lr}
-    return all(({"ranks": 1} | dict(trial))[name] == value for name, value in chosen.items())
+    return is_config_of(trial, report.config)

@@ -216,11 +216,13 @@ def is_bench(data: object) -> bool:
 
 
 def load_report(path: Path) -> Report | BenchReport:
-    """The report in a file, whichever it is; messages begin with the file's name.
+    """The report in a file, whichever it is, or in the folder of a run; messages begin with the file's name.
 
     Raises:
         ReportError: there is none, or it cannot be read.
     """
+    if path.is_dir():
+        path = _of_run(path)
     data = load_json(path)
     if isinstance(data, dict) and data.get("kind", KIND) != KIND:
         raise ReportError(f'{path} is no report of "tune" or "bench": it is of kind {data["kind"]!r:.80}')
@@ -228,6 +230,15 @@ def load_report(path: Path) -> Report | BenchReport:
         return BenchReport.from_json(data) if is_bench(data) else Report.from_json(data)
     except ReportError as error:
         raise ReportError(f"{path}: {error}") from None
+
+
+def _of_run(folder: Path) -> Path:
+    """The report of a run of `tune`, in its folder."""
+    report = folder / "report.json"
+    if not report.is_file():
+        state = "a run that has none yet" if (folder / "run.json").is_file() else "no folder of a run"
+        raise ReportError(f"{folder} cannot be read: Is a directory without a report.json, and so {state}")
+    return report
 
 
 def _cell(data: Json, where: str) -> Cell:

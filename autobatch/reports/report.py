@@ -6,9 +6,9 @@ what is wrong with it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.codec import config_from_json, config_to_json, device_from_json, device_to_json
 from ..core.facts import DeviceInfo
@@ -18,6 +18,10 @@ from ..core.plan import Config, Direction
 from ..errors import ReportError
 from ..searching.trials import ERRORS, oriented
 from ..searching.verdict.confirmation import ScoreSummary
+from .trial_table import COLUMNS, is_config_of, rows_of
+
+if TYPE_CHECKING:
+    import pandas
 
 # Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
 SCHEMA = 1
@@ -71,6 +75,10 @@ _TRIAL: Json = {
     "lr": NUMBER,
     "ranks": Perhaps(int),
     "scores": [[NUMBER]],
+    **dict.fromkeys(("number", "seed"), Perhaps(int)),
+    **dict.fromkeys(("seconds", "predicted_s"), Perhaps(NUMBER)),
+    "origin": Perhaps(str),
+    "message": Perhaps(TEXT_OR_NULL),
 }
 _LONG_RUN: Json = {
     **dict.fromkeys(("horizon_s", "train_time_s", "confidence"), NUMBER),
@@ -123,6 +131,7 @@ class Report:
         lost_device: it was, because no device was left to train on; False in reports from before this was told.
         long_run: what is extrapolated to a training that is longer than T, as `LongRun.to_json` gives it; None where
             there is none, and in reports from before it was.
+        folder: of the run, where `tune` has just made the report; it is a path of that machine, and not in the JSON.
     """
 
     task: str
@@ -154,6 +163,7 @@ class Report:
     interrupted: bool = False
     lost_device: bool = False
     long_run: Json | None = None
+    folder: Path | None = field(default=None, compare=False)
 
     @property
     def search_score(self) -> float | None:
@@ -162,13 +172,12 @@ class Report:
         """
         if self.chose_baseline or self.score is not None:
             return None
-        plan = config_to_json(self.config)
         found = [
             float(trial["scores"][-1][1])
             for trial in self.trials
             if trial["role"] in ("warm start", "search")
             and trial["state"] == "complete"
-            and all(plan[name] == trial.get(name, 1) for name in ("batch_size", "accumulation_steps", "ranks", "lr"))
+            and is_config_of(trial, self.config)
         ]
         return found[0] if found else None
 
@@ -182,6 +191,29 @@ class Report:
         others = [trial for trial in self.trials if trial["role"] in ("warm start", "search")]
         errors = sum(trial["state"] == "failed" and trial["outcome"] in ERRORS for trial in others)
         return self.chose_baseline and 2 * errors > len(others) and all(t["state"] != "complete" for t in others)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """The trials as a table of pandas, a row for each, in the order they were started.
+
+        Columns: `trial`, its number; `role` ("baseline", "warm start", "search", or "confirmation" for a fresh seed);
+        `state`, `outcome` and `message`, how it ended; `chosen`, whether it is what the report recommends; the
+        configuration: `batch_size`, `accumulation_steps`, `ranks`, `effective_batch_size` (samples of one optimizer
+        step), `lr`, `precision`; `seed`; `total_steps`, optimizer steps of its schedule, and `steps`, those behind its
+        last score; `trained_s`, seconds of training that these stand for, by the profile; `score`, the last one;
+        `seconds`, wall time spent on it, evaluation included, and `predicted_s`, what the profile gave for that;
+        `origin`, why it was tried. What is not known is missing (`pandas.NA`).
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError("Report.to_dataframe needs pandas, which is not installed: pip install pandas") from None
+        rows = rows_of(self)
+        return pandas.DataFrame(
+            {name: pandas.array([row[name] for row in rows], dtype=kind) for name, kind in COLUMNS.items()}
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values; `schema` says how to read it."""

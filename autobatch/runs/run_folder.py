@@ -37,8 +37,8 @@ SCHEMA = 1
 
 HOME = Path(".autobatch")
 
-_STATE, _JOURNAL, _LOCK = "run.json", "journal.log", "lock"
-_FILES = (_STATE, _JOURNAL, "worker.log", "report.json", _LOCK)  # the lock last
+_STATE, JOURNAL, _LOCK = "run.json", "journal.log", "lock"
+_FILES = (_STATE, JOURNAL, "worker.log", "report.json", _LOCK)  # the lock last
 _CHECKPOINTS = "checkpoints"
 SHARED = ".shared-folder"  # there while a cluster is at work: workers elsewhere see by it that they see this folder
 # `autobatch runs` takes a lock for a moment to see whether it is free. Assumed: it is done within this.
@@ -174,7 +174,7 @@ class RunFolder:
     @property
     def journal(self) -> Path:
         """The record of the race."""
-        return self.path / _JOURNAL
+        return self.path / JOURNAL
 
     @property
     def log(self) -> Path:
@@ -208,7 +208,7 @@ class RunFolder:
         Raises:
             StorageError: something cannot be deleted.
         """
-        locks = self.path.glob(f"{_JOURNAL}.lock*")  # itself, and under the name that it is given to be let go
+        locks = self.path.glob(f"{JOURNAL}.lock*")  # itself, and under the name that it is given to be let go
         try:
             for path in (*half_written(self.path / _STATE), *half_written(self.report), *locks):
                 path.unlink(missing_ok=True)
@@ -263,7 +263,7 @@ def is_run(path: Path) -> bool:
 
 
 def _has_run(path: Path) -> bool:
-    return any((path / name).exists() for name in (_STATE, _JOURNAL))
+    return any((path / name).exists() for name in (_STATE, JOURNAL))
 
 
 def _check_names(path: Path) -> None:

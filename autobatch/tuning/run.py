@@ -65,7 +65,7 @@ def run_tune(
             ledger = Ledger(settings.budget_s, carried=carried)
             is_setting_out = False
         run = _Tune(runner, ledger, listen, folder, state, kept=kept, force=force, storage=storage)
-        report = run.run()
+        report = replace(run.run(), folder=folder.path)
         try:
             report.save(folder.report)
         except ReportError as error:  # as for every other file of the run, which can continue when there is room

@@ -25,6 +25,7 @@ from autobatch.cli.output import progress_on_stderr
 from autobatch.core.progress import Kind, Progress, Stage
 from autobatch.measuring.learning_rate import FEWEST_STEPS
 
+from ..helpers.pages import Page
 from ..helpers.processes import PATIENCE_S, marked, wait_until_unmarked
 from ..helpers.ready_python import Started, run
 
@@ -66,7 +67,8 @@ def refused(result: subprocess.CompletedProcess[str], code: int = 2) -> str:
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("tuned")
-    options = ("--json", "--output", "out.json", "--markdown", "out.md")
+    options = ("--json", "--output", "out.json", "--markdown", "out.md", "--html", "out.html")
+    options += ("--storage", "sqlite:///central.db")
     return folder, autobatch("tune", MINIMAL, *A_FEW_TRIALS, *options, cwd=folder)
 
 
@@ -86,6 +88,24 @@ def test_tune_prints_the_whole_report_as_json(tuned: tuple[Path, subprocess.Comp
     (run,) = (folder / ".autobatch" / "minimal").iterdir()
     assert json.loads((run / "report.json").read_text()) == report
     assert {file.name for file in run.iterdir()} == {"journal.log", "lock", "report.json", "run.json", "worker.log"}
+
+
+def test_tune_ends_with_the_command_that_shows_all_trials(
+    tuned: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    import optuna
+
+    folder, result = tuned
+    told = "All trials in a browser: optuna-dashboard sqlite:///central.db"
+    assert result.stderr.splitlines()[-1] == told
+    (study,) = optuna.get_all_study_summaries(f"sqlite:///{folder / 'central.db'}")
+    assert study.n_trials == len(json.loads(result.stdout)["trials"])
+
+
+def test_tune_writes_a_page_that_is_whole(tuned: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    page = Page((tuned[0] / "out.html").read_text())
+    assert page.problems == []
+    assert "minimal" in page.words
 
 
 def test_tune_is_no_worse_than_the_baseline_on_fresh_seeds(

@@ -1,0 +1,50 @@
+"""`autobatch apply`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import OUTPUT, option
+from .output import check_output, show
+
+# As snippets.FORMATS: `--help` does not import that module.
+FORMATS = ("flags", "yaml", "env", "python", "lightning", "hf")
+
+
+@click.command()
+@click.argument("report", type=click.Path(path_type=Path), metavar="REPORT.json")
+@option(
+    "--as",
+    "form",
+    default="flags",
+    metavar="FORMAT",
+    help=f"What to print: {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.",
+)
+@option(
+    "--names",
+    metavar="FIELD=NAME,...",
+    help="Your own names: batch_size=bs,lr=learning_rate. A field without a name (precision=) is left out.",
+)
+@OUTPUT
+def apply(report: Path, form: str, names: str | None, **options: Any) -> None:
+    """Print what a report of "tune" recommends, as it is typed or pasted into your own training.
+
+    REPORT.json may also be the folder of a run. Fields are batch_size, accumulation_steps, lr and precision, and, where
+    they are given a name, effective_batch_size and ranks.
+    """
+    check_output(options)
+    from ..errors import ReportError
+    from ..render.content import headline
+    from ..render.snippets import parse_names, snippet
+    from ..reports.bench_report import BenchReport, load_report
+
+    stored = load_report(report)
+    if isinstance(stored, BenchReport):
+        raise ReportError(f'{report} is a report of "autobatch bench": only what "autobatch tune" found can be applied')
+    found = snippet(stored.config, form, parse_names(names or ""))
+    show(dict(found.values), lambda _, console: click.echo("\n".join(found.lines)), options)
+    if not options["quiet"]:
+        click.echo(headline(stored), err=True)
