@@ -67,9 +67,8 @@ def refused(result: subprocess.CompletedProcess[str], code: int = 2) -> str:
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("tuned")
-    options = ("--json", "--output", "out.json", "--markdown", "out.md", "--html", "out.html")
-    options += ("--storage", "sqlite:///central.db")
-    return folder, autobatch("tune", MINIMAL, *A_FEW_TRIALS, *options, cwd=folder)
+    files = ("--output", "out.json", "--markdown", "out.md", "--html", "out.html", "--storage", "sqlite:///central.db")
+    return folder, autobatch("tune", MINIMAL, *A_FEW_TRIALS, "--json", *files, cwd=folder)
 
 
 def test_tune_prints_the_whole_report_as_json(tuned: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
