@@ -251,7 +251,7 @@ def test_what_a_task_says_itself_is_refused_and_not_ignored(arguments: dict[str,
 def test_the_size_of_the_data_of_a_live_model_ends_the_search(wrap: Callable[[torch.Tensor], Any]) -> None:
     found = autobatch.find_max_batch(small(), data=wrap(torch.zeros(10, 64)), device="cpu", isolate=False)
     assert (found, found.limited_by) == (10, "dataset")
-    assert found.why_not_proved == "the dataset ends the search at 10: no larger size was to be tried"
+    assert found.why_not_proved == "the batch is limited by the dataset, and no size above 10 was to be tried"
 
 
 # Whether anything is found in so short a time is not asked here: by then workers have been started and have trained.

@@ -15,6 +15,7 @@ from .facts import DeviceInfo, MemoryLimit
 from .json_reader import NUMBER, NUMBER_OR_NULL, TEXT_OR_NULL, Reader
 from .measurement import LrSweep, Measurement, Outcome
 from .plan import Config, Plan, Precision
+from .segment import GradNorms
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -22,22 +23,22 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     return asdict(plan)
 
 
-def plan_from_json(found: Reader) -> Plan:
+def plan_from_json(reader: Reader) -> Plan:
     """The plan that `plan_to_json` or `config_to_json` wrote.
 
     Raises:
         ReportError: it is none, or cannot be run.
     """
     known: dict[str, Any] = {
-        "batch_size": found.get("batch_size", int),
-        "accumulation_steps": found.get("accumulation_steps", int),
-        "precision": found.one_of("precision", Precision),
-        "ranks": found.get("ranks", int) if "ranks" in found else 1,  # earlier files do not say
+        "batch_size": reader.get("batch_size", int),
+        "accumulation_steps": reader.get("accumulation_steps", int),
+        "precision": reader.one_of("precision", Precision),
+        "ranks": reader.get("ranks", int) if "ranks" in reader else 1,  # earlier files do not say
     }
     try:
         return Plan(**known)
     except ValueError as error:  # a Plan checks its numbers
-        raise ReportError(f"{found.where} cannot be: {error}") from None
+        raise ReportError(f"{reader.where} cannot be: {error}") from None
 
 
 def config_to_json(config: Config) -> dict[str, Any]:
@@ -52,17 +53,28 @@ def config_to_json(config: Config) -> dict[str, Any]:
     }
 
 
-def config_from_json(found: Reader) -> Config:
+def config_from_json(reader: Reader) -> Config:
     """The configuration that `config_to_json` wrote.
 
     Raises:
         ReportError: it is none, or cannot be trained with.
     """
-    plan, lr = plan_from_json(found), found.number("lr")
+    plan, lr = plan_from_json(reader), reader.number("lr")
     try:
         return Config(plan=plan, lr=lr)
     except ValueError as error:  # a Config checks its rate
-        raise ReportError(f"{found.where} cannot be: {error}") from None
+        raise ReportError(f"{reader.where} cannot be: {error}") from None
+
+
+def norms_from_json(reader: Reader) -> GradNorms:
+    """The gradient norms of a segment, as a trial's JSON has them.
+
+    Raises:
+        ReportError: it is something else.
+    """
+    return GradNorms(
+        median=reader.number("median"), largest=reader.number("largest"), clipped=reader.number_or_none("clipped")
+    )
 
 
 def device_to_json(device: DeviceInfo) -> dict[str, Any]:
@@ -70,7 +82,7 @@ def device_to_json(device: DeviceInfo) -> dict[str, Any]:
     return asdict(device) | {"notes": list(device.notes)}
 
 
-def device_from_json(found: Reader) -> DeviceInfo:
+def device_from_json(reader: Reader) -> DeviceInfo:
     """The device that `device_to_json` wrote.
 
     Raises:
@@ -79,9 +91,9 @@ def device_from_json(found: Reader) -> DeviceInfo:
     names = {field.name for field in fields(DeviceInfo)} - {"kind", "notes"}
     texts = dict.fromkeys(("driver", "runtime", "torch", "python", "uuid"), TEXT_OR_NULL)
     kinds = {"name": str, "power_limit_w": NUMBER_OR_NULL} | texts
-    known = {name: found.get(name, kinds.get(name, (int, type(None)))) for name in sorted(names)}
-    kind = found.one_of("kind", get_type_hints(DeviceInfo)["kind"])
-    return DeviceInfo(**known, kind=kind, notes=found.list_of("notes", str))
+    known = {name: reader.get(name, kinds.get(name, (int, type(None)))) for name in sorted(names)}
+    kind = reader.one_of("kind", get_type_hints(DeviceInfo)["kind"])
+    return DeviceInfo(**known, kind=kind, notes=reader.list_of("notes", str))
 
 
 def limit_to_json(limit: MemoryLimit) -> dict[str, Any]:
@@ -89,16 +101,16 @@ def limit_to_json(limit: MemoryLimit) -> dict[str, Any]:
     return asdict(limit)
 
 
-def limit_from_json(found: Reader) -> MemoryLimit:
+def limit_from_json(reader: Reader) -> MemoryLimit:
     """The memory limit that `limit_to_json` wrote.
 
     Raises:
         ReportError: it is none.
     """
     return MemoryLimit(
-        capacity_bytes=found.get("capacity_bytes", int),
-        budget_bytes=found.get("budget_bytes", int),
-        source=found.get("source", str),
+        capacity_bytes=reader.get("capacity_bytes", int),
+        budget_bytes=reader.get("budget_bytes", int),
+        source=reader.get("source", str),
     )
 
 
@@ -108,29 +120,29 @@ def measurement_to_json(measurement: Measurement) -> dict[str, Any]:
     return {key: value for key, value in measured.items() if value is not None and value not in ((), {})}
 
 
-def measurement_from_json(found: Reader) -> Measurement:
+def measurement_from_json(reader: Reader) -> Measurement:
     """The measurement that `measurement_to_json` wrote.
 
     Raises:
         ReportError: it is none.
     """
     known: dict[str, Any] = {
-        key: found.list_of(key, NUMBER) for key in ("step_s", "compute_s", "loader_s", "visits_s") if key in found
+        key: reader.list_of(key, NUMBER) for key in ("step_s", "compute_s", "loader_s", "visits_s") if key in reader
     }
     sizes = ("peak_bytes", "allocated_bytes", "others_bytes", "alloc_retries")
-    known |= {key: found.get(key, int) for key in sizes if key in found}
-    known |= {key: found.number(key) for key in ("joules", "watts") if key in found}
-    if "phases_s" in found:
-        phases = found.inside("phases_s")
-        known["phases_s"] = {part: phases.number(part) for part in found.get("phases_s", dict)}
-    if "remarks" in found:
-        known["remarks"] = found.list_of("remarks", str)
+    known |= {key: reader.get(key, int) for key in sizes if key in reader}
+    known |= {key: reader.number(key) for key in ("joules", "watts") if key in reader}
+    if "phases_s" in reader:
+        phases = reader.inside("phases_s")
+        known["phases_s"] = {part: phases.number(part) for part in reader.get("phases_s", dict)}
+    if "remarks" in reader:
+        known["remarks"] = reader.list_of("remarks", str)
     return Measurement(
-        plan=plan_from_json(found.inside("plan")),
-        outcome=found.one_of("outcome", Outcome),
-        seconds=found.number("seconds"),
-        fresh=found.get("fresh", bool),
-        message=found.get("message", str) if "message" in found else None,
+        plan=plan_from_json(reader.inside("plan")),
+        outcome=reader.one_of("outcome", Outcome),
+        seconds=reader.number("seconds"),
+        fresh=reader.get("fresh", bool),
+        message=reader.get("message", str) if "message" in reader else None,
         **known,
     )
 
@@ -140,17 +152,17 @@ def sweep_to_json(sweep: LrSweep) -> dict[str, Any]:
     return asdict(sweep) | {"losses": [loss if math.isfinite(loss) else None for loss in sweep.losses]}
 
 
-def sweep_from_json(found: Reader) -> LrSweep:
+def sweep_from_json(reader: Reader) -> LrSweep:
     """The range test that `sweep_to_json` wrote; NaN for a loss that was not finite.
 
     Raises:
         ReportError: it is none.
     """
     return LrSweep(
-        plan=plan_from_json(found.inside("plan")),
-        lrs=found.list_of("lrs", NUMBER),
-        losses=tuple(math.nan if loss is None else loss for loss in found.list_of("losses", NUMBER_OR_NULL)),
-        diverged=found.get("diverged", bool),
-        seconds=found.number("seconds"),
-        without_schedule=bool(found.get_or_none("without_schedule", bool)),  # earlier files do not say
+        plan=plan_from_json(reader.inside("plan")),
+        lrs=reader.list_of("lrs", NUMBER),
+        losses=tuple(math.nan if loss is None else loss for loss in reader.list_of("losses", NUMBER_OR_NULL)),
+        diverged=reader.get("diverged", bool),
+        seconds=reader.number("seconds"),
+        without_schedule=bool(reader.get_or_none("without_schedule", bool)),  # earlier files do not say
     )

@@ -113,9 +113,7 @@ class RemoteRunner(Runner):
                 self._server = None
             if self._server is None:
                 self._server = ForkServer(TO_STEP, environment=self._environment, log=self._log)
-            process = LocalWorker(server=self._server)
-        else:
-            process = LocalWorker(environment=self._environment, log=self._log)
+        process = LocalWorker(server=self._server, environment=self._environment, log=self._log)
         if self._looking is not None:
             looking, self._looking = self._looking, None
             return _Worker(process, opening_after(looking, process, self._spec_with))

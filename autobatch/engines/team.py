@@ -45,12 +45,7 @@ class Team:
         self._folder = Path(tempfile.mkdtemp(prefix="autobatch-"))
         rendezvous = Rendezvous(file=self._folder / "ranks", port=_free_port(), limit_s=collective_s)
         self._is_prepared = False
-        self._workers: list[LocalWorker] = []
-        for _ in range(size):
-            if server is not None:
-                self._workers.append(LocalWorker(server=server))
-            else:
-                self._workers.append(LocalWorker(environment=environment, log=log))
+        self._workers = [LocalWorker(server=server, environment=environment, log=log) for _ in range(size)]
         self._opening: list[Future[Any]] | None = [
             self._submit(
                 rank,

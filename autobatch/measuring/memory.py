@@ -10,6 +10,7 @@ from ..core.measurement import Measurement
 from ..core.plan import Plan
 from ..core.runner import Prober
 from ..core.units import format_size
+from ..core.words import no_proof_sentence
 from ..errors import AutobatchError, DoesNotFit, SettingError, TaskError, WorkerDied
 from .allowance import Allowance
 from .bracket import Search, fits
@@ -123,11 +124,8 @@ class MaxBatch(int):
         if self.proof is not None:
             return None
         after = next((probe for probe in reversed(self.probes) if probe.plan.batch_size > self), None)
-        if self.limited_by == "memory" and after is not None and after.outcome == "crashed":
-            return f"the worker crashed at {after.plan.batch_size}, which need not be for want of memory"
-        if self.limited_by == "memory":
-            return "the next size did not fit while exploring; it was not run again in a process of its own"
-        return f"the {self.limited_by} ends the search at {int(self)}: no larger size was to be tried"
+        crashed_at = after.plan.batch_size if after is not None and after.outcome == "crashed" else None
+        return no_proof_sentence(self.limited_by, int(self), crashed_at)
 
     def to_json(self) -> dict[str, Any]:
         """The answer and its evidence as plain JSON values, sizes in bytes and times in seconds."""

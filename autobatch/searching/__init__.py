@@ -1,1 +1,1 @@
-"""The race for the best validation score in the time there is, and its record."""
+"""The time of a race: how much is left, what work costs, and what budget to advise when it is too short."""

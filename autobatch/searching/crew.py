@@ -1,4 +1,6 @@
-"""Who trains the segments of a race: one runner, one segment after the other, or several on devices of their own."""
+"""Who trains the segments of a race: one runner, one segment after the other, or several runners, each on its own
+device.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,13 @@ from ..core.runner import Runner
 from ..core.segment import SegmentResult, TrainSegment
 from ..errors import DeviceError, TaskError, first_line
 
-# Rungs in a row, of two trials at least, that crash on one worker before it is taken to be the cause. Assumed: one more
-# than a single trial is tried.
+# Segments of at least two trials that crash in a row on one worker before the worker is taken to be the cause. Assumed:
+# one more than the attempts of a single trial.
 _MOST_CRASHES = 4
 
 
 class Crew(ABC):
-    """Takes segments as long as one of its workers is idle, and returns the result of each as it ends."""
+    """Takes segments while one of its workers is idle, and returns each result as it comes."""
 
     @property
     @abstractmethod
@@ -26,7 +28,7 @@ class Crew(ABC):
     @property
     @abstractmethod
     def busy(self) -> int:
-        """Rungs that were submitted and have not been given back."""
+        """Segments that were submitted and have not been returned."""
 
     @property
     def has_idle(self) -> bool:
@@ -44,14 +46,14 @@ class Crew(ABC):
 
     @abstractmethod
     def next(self) -> tuple[TrainSegment, Future[SegmentResult]]:
-        """The segment that ends first, and its future, which is done; only where one is under way.
+        """The segment that ends first, and its future, which is done. At least one must be under way.
 
-        What `Runner.advance` raised is in the future.
+        The future holds the error if `Runner.advance` raised one.
         """
 
 
 class Alone(Crew):
-    """One runner, which trains in this thread while its result is waited for."""
+    """One runner, which trains in this thread when `next` is called."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -82,22 +84,22 @@ class Alone(Crew):
 
 
 class Several(Crew):
-    """Several runners, each waited for in a thread of its own; whoever is idle takes the next segment.
+    """Several runners, each with its own thread. An idle one takes the next segment.
 
-    A runner that raises `DeviceError` has lost its device and gets no further segment; the error is in the future. Nor
-    does one whose segments of different trials keep crashing while there are others: it is the machine's fault then. So
-    it is where they end in errors of the task's that no other runner has seen, though others have trained as many
-    segments.
+    A runner that raises `DeviceError` has lost its device and gets no more segments; the error is in the future. A
+    runner also gets no more if its segments of different trials keep crashing while there are other runners: its
+    machine is then the likely cause. The same holds if its segments end in errors of the task that no other runner has
+    seen, although others have trained as many segments.
 
     Args:
-        runners: of one task on like devices, which read one another's checkpoints. They stay their owner's to close.
+        runners: of one task, on devices of one kind. They can read one another's checkpoints. The caller closes them.
     """
 
     def __init__(self, runners: Sequence[Runner]) -> None:
         self._idle = list(runners)
         self._threads = ThreadPoolExecutor(len(runners), thread_name_prefix="autobatch-worker")
         self._running: dict[Future[SegmentResult], tuple[TrainSegment, Runner]] = {}
-        self._crashed: dict[int, list[int]] = {}  # by runner: the trials of its latest segments, if all have crashed
+        self._crashed: dict[int, list[int]] = {}  # by runner: the trials of its latest crashes in a row
         self._trained: dict[int, int] = {}  # by runner: segments that ended well
         self._blamed: set[int] = set()  # runners on which the task has raised an error
         self._remarks: list[str] = []
@@ -121,13 +123,13 @@ class Several(Crew):
         return tuple(self._remarks)
 
     def submit(self, segment: TrainSegment) -> None:
-        # A segment that crashed is rather tried again elsewhere.
+        # After a crash, try again on another runner if there is one.
         runner = min(self._idle, key=lambda one: len(self._crashed.get(id(one), ())))
         self._idle.remove(runner)
         self._running[self._threads.submit(self._advance, runner, segment)] = segment, runner
 
     def _advance(self, runner: Runner, segment: TrainSegment) -> SegmentResult:
-        if self._is_closed:  # it would start its worker again
+        if self._is_closed:  # `advance` would start the worker again
             return SegmentResult(segment=segment, outcome="crashed", message="the run was ended")
         return runner.advance(segment)
 
@@ -154,13 +156,13 @@ class Several(Crew):
         return segment, done
 
     def _is_the_cause(self, runner: Runner) -> bool:
-        """Whether a runner whose segments keep failing is to blame: the task may raise because of what it was given."""
+        """Whether the runner, and not the task, is to blame for segments that keep failing."""
         if id(runner) not in self._blamed:
             return True
         others = max((count for other, count in self._trained.items() if other != id(runner)), default=0)
         return self._blamed == {id(runner)} and others >= _MOST_CRASHES
 
     def close(self) -> None:
-        """Take no more segments; what is under way ends with its runner."""
+        """Take no more segments. Segments under way end when their runner is closed."""
         self._is_closed = True
         self._threads.shutdown(wait=False)

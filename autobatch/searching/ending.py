@@ -1,4 +1,4 @@
-"""How a race ends: with a result, or with the reason why there is none and what would give one."""
+"""How a race ends: with a result, or with the reason why there is none and what would help."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def finished(race: Race) -> SearchResult:
     """The result of a race that ran to its end.
 
     Raises:
-        NoValidResult: there is nothing to compare with, or nothing that ran at all.
+        NoValidResult: nothing was trained to the end, or there is no baseline to compare with.
     """
     history, pace = race.history, race.account.paces.correction
     baseline = history.trials[0]
@@ -30,30 +30,30 @@ def finished(race: Race) -> SearchResult:
             f"takes {pace:.1f} times what the profile said. {_remedy_for_slow_steps(race)}"
         )
     if not any(trial.state == "complete" for trial in history.trials):
-        said = sorted({f"{t.outcome}: {t.message or 'no message'}" for t in history.trials if t.state == "failed"})
+        failures = sorted({f"{t.outcome}: {t.message or 'no message'}" for t in history.trials if t.state == "failed"})
         raise NoValidResult(
             f"a race needs a trial that is trained to the end; {len(history.trials)} were started and none was"
-            + (f" ({'; '.join(said)})" if said else "")
+            + (f" ({'; '.join(failures)})" if failures else "")
             + f". A full one takes {format_duration(race.costs.full_trial_s * pace)}: mend the task, or give more time"
         )
     return _result(race, history)
 
 
 def interrupted(race: Race, why: str = "stopped by the user before the end") -> SearchResult:
-    """The baseline, unless it failed or all the reserved seeds had spoken when the race was stopped.
+    """The result of a race that was stopped: the baseline, unless it failed or all reserved fresh seeds had finished.
 
-    What is under way is not waited for: whoever closes the runners ends it.
+    Segments under way are not waited for: closing the runners ends them.
     """
     history = race.history
     for trial in history.trials:
-        if trial.state == "running":  # not in the record: there it is in flight, to be taken up
+        if trial.state == "running":  # the record keeps it in flight, for a resumed run
             stopped = replace(trial, message="interrupted", state="paused" if trial.scores else "dropped")
             history = history.updated(stopped)
     return _result(race, history, why)
 
 
 def without_device(race: Race, lost: DeviceError) -> SearchResult:
-    """The same, where nothing is left to train on.
+    """The result of a race that has no device left.
 
     Raises:
         DeviceLost: nothing was trained to the end.
@@ -101,11 +101,11 @@ def _corrections(race: Race) -> list[str]:
 
 
 def _remedy_for_slow_steps(race: Race) -> str:
-    """What lets the baseline come to its end, where training is so much slower than the profile."""
+    """What lets the baseline finish, if training is much slower than the profile predicted."""
     pace, full_s = race.account.paces.correction, race.costs.full_trial_s
     if 2 * pace < EQUIVALENTS:
         return give_at_least(enough_s(EQUIVALENTS * pace * full_s, race.began_s), "a budget of ")
-    # A trial is a share of the budget by the profile, and so it is too long in any budget.
+    # The length of a trial is a share of the budget by the profile. So it is too long in any budget.
     why = "With any budget it would: a trial is as long as the profile lets it be. See what slows training down"
     left_s = race.ledger.budget_s - race.began_s
     train_time_s = (left_s / (2 * pace) - (full_s - race.costs.horizon_s)) / 2

@@ -1,4 +1,4 @@
-"""Scores on data that no choice rests on: one for the winner and one for the baseline."""
+"""Scores on test data, which no choice uses: one for the winner and one for the baseline."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .verdict.confirmation import judge
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinalTest:
-    """The test of a race that is over.
+    """The evaluation on test data at the end of a race.
 
     Attributes:
         runner: has the test data.
-        account: the time.
-        eval_batch_size: samples of one batch.
+        account: the time of the race.
+        eval_batch_size: samples per batch.
     """
 
     runner: Runner
@@ -28,9 +28,9 @@ class FinalTest:
 
     @property
     def takes_s(self) -> float:
-        """Modelled seconds of both scores, which no trial may use up; 0 without test data.
+        """Modelled seconds of both scores, which no trial may use; 0 without test data.
 
-        The test data is taken to be no longer to evaluate than the validation data.
+        The test data is assumed to take no longer than the validation data.
         """
         return 2 * self.account.costs.eval_s if self.runner.facts().has_test_data else 0.0
 
@@ -53,6 +53,6 @@ class FinalTest:
         with self.account.ledger.charge("evaluation"):
             try:
                 return self.runner.test_score(last_segment(trial, self.eval_batch_size))
-            except (TaskError, CheckpointError) as error:  # the answer stands without it
+            except (TaskError, CheckpointError) as error:  # the result is valid without it
                 notes.append(f"there is no score on the test data: {error}")
                 return None

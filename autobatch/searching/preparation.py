@@ -25,8 +25,8 @@ class Preparation:
     """All that is fixed before the first trial.
 
     Attributes:
-        baseline: to train first, and what to say of it.
-        candidates: what may be tried.
+        baseline: is trained first.
+        candidates: the configurations that may be tried.
         scheduler: chooses among them.
         notes: on what was left out.
     """
@@ -49,11 +49,11 @@ def prepare(
     """Fix the baseline, the space, the warm starts and the search.
 
     Args:
-        facts: of the task.
+        facts: the facts of the task.
         settings: of the race.
-        limits: what memory is thought to hold.
-        costs: what work costs.
-        lr_hint, lr_diverged: what the range test at the knee suggests, and where it blew up.
+        limits: what memory should hold.
+        costs: modelled seconds of the work.
+        lr_hint, lr_diverged: the suggestion of the range test at the knee, and the rate where it diverged.
     """
     baseline = _baseline(facts, limits)
     earlier, not_here = runnable(settings.earlier, limits, costs)
@@ -82,7 +82,7 @@ def prepare(
 
 
 def check_time(plan: Plan, costs: Costs, ledger: Ledger) -> None:
-    """Refuse a race whose baseline cannot come to its end.
+    """Refuse a race whose baseline cannot be trained to the end.
 
     Raises:
         BudgetTooShort: it would take too few steps, or more time than there is.
@@ -99,7 +99,7 @@ def check_time(plan: Plan, costs: Costs, ledger: Ledger) -> None:
 
 
 def _baseline(facts: TaskFacts, limits: MemoryLimits) -> Start:
-    """The baseline as it is trained here, which may be in pieces that fit."""
+    """The baseline as it is trained here. Its batch may be split into micro-batches that fit."""
     whose = "your configuration" if facts.baseline_is_users else "the default configuration (assumed)"
     origin = f"{whose}, trained to the end"
     own = facts.baseline.plan

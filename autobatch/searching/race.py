@@ -1,4 +1,6 @@
-"""A race under way: it keeps the baseline, what is in flight, retries and fresh seeds. A search says what to try."""
+"""A race under way. It manages the baseline, the segments in flight, retries and fresh seeds. A search says what to
+try.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,11 @@ from .storage.retention import Checkpoints
 from .trials import Event, EventKind, SearchSettings, Trial
 from .verdict.confirmation import next_seed_for
 
-# Of what the first fresh seed should take, what must be left for it to be tried. Assumed: paces vary by as much.
+# The share of a first fresh seed's time that must be left for it to begin. Assumed: paces vary by as much.
 _NEARLY = 0.9
 
-# Times what they should take, a segment that is to leave the reserve, and the reserve, are given. Assumed, as above.
+# The factor on predicted times that limits a segment that must leave the reserve, and the reserve itself. Assumed, as
+# above.
 _ROOM = 1.1
 
 
@@ -39,24 +42,24 @@ _ROOM = 1.1
 class Race:
     """A race under way: what it has seen, the time it has, and the next pieces of work.
 
-    A worker that becomes idle gets the next piece, which is decided by what is known at that moment.
+    A worker that becomes idle gets the next piece of work, which is decided by what is known at that moment.
 
     Attributes:
         runner, crew: train and evaluate.
         ledger, account: the time.
-        limits: what memory is thought to hold.
-        baseline: trained first.
-        candidates, scheduler: what may be tried, and what chooses among it.
-        history: of all trials.
+        limits: what memory should hold.
+        baseline: is trained first.
+        candidates, scheduler: the configurations that may be tried, and what chooses among them.
+        history: all trials.
         notes: further reasons for the report.
-        checkpoints, final_test: what lies on the disk, and the scores on test data.
+        checkpoints, final_test: the files on the disk, and the scores on test data.
         reserve: the time that is kept for fresh seeds.
         test_scores: of the chosen configuration and of the baseline, once the race is over.
-        count: of the changes that were recorded.
-        began_s: by the ledger.
-        again: trials whose worker has died, and which wait for another one.
-        is_confirming: the search is over.
-        is_over: nothing more is to be run.
+        count: how many changes were recorded.
+        began_s: when it began, by the ledger.
+        again: trials whose worker has died. They wait for another attempt.
+        is_confirming: the search is over, and the fresh seeds run.
+        is_over: nothing more will run.
     """
 
     runner: Runner
@@ -91,13 +94,13 @@ class Race:
 
     @property
     def costs(self) -> Costs:
-        """What work costs, as far as is known by now."""
+        """The cost of work, by what is known now."""
         return self.account.costs
 
-    # Setting out
+    # Beginning
 
-    def set_out(self, kept: Kept | None = None) -> None:
-        """Begin now, or go to where an earlier process was stopped.
+    def begin(self, kept: Kept | None = None) -> None:
+        """Begin now, or continue where an earlier process was stopped.
 
         Raises:
             BudgetTooShort: the baseline of a new race could not be trained to the end.
@@ -120,7 +123,7 @@ class Race:
         self.notes, self.count = list(state.notes), state.count
         self.is_over, self.test_scores = state.is_over, state.test_scores
         self.candidates.is_exhausted = state.is_exhausted
-        if self.record is not None:  # what the last change had no time for: the states that others read
+        if self.record is not None:  # the earlier process may not have written all states for dashboards
             for trial in kept.trials:
                 self.record.save(trial, self._state())
         self.checkpoints.suspect(trial.number for trial in kept.trials)
@@ -144,7 +147,7 @@ class Race:
     # The race
 
     def run(self) -> None:
-        """Race until nothing more fits, then confirm; from wherever the race stands."""
+        """Race until nothing more fits, then confirm. Continues from any state."""
         if not self.is_over:
             self._race()
         self._tidy()
@@ -157,17 +160,17 @@ class Race:
                 if self.again:
                     self._try_again(self.history.trials[self.again.pop(0)])
                 elif (work := self._next_segment()) is not None:
-                    self._set_off(*work)
+                    self._train(*work)
                 else:
                     break
             if not self.account.under_way:
                 break
-            self._take_in()
+            self._take_result()
         self.test_scores, untested = self.final_test.scores(self.history)
         self.notes += untested
         trials = self.history.trials
         if trials[0].state in ("running", "paused") or not any(trial.state == "complete" for trial in trials):
-            return  # there is no result, and what there is may go on with more time
+            return  # there is no result, and the trials may go on with more time
         for trial in trials:
             if trial.state == "paused":
                 self._update(replace(trial, state="dropped"))
@@ -177,10 +180,10 @@ class Race:
             self.record.end(self._state())
 
     def _next_segment(self) -> tuple[Trial, int] | None:
-        """The trial to train next, and until which step; None where nothing fits, or where a result must come first.
+        """The trial to train next, and until which step; None if nothing fits, or if a result must come first.
 
-        The baseline goes first, then what was in flight when an earlier process of this run was stopped, then the
-        search, and when nothing more of that fits, the fresh seeds.
+        The order is: the baseline; what was in flight when an earlier process of this run was stopped; the search; and
+        when nothing more of the search fits, the fresh seeds.
         """
         baseline = self.history.trials[0]
         if baseline.state in ("running", "paused") and baseline.number not in self.account.under_way:
@@ -192,25 +195,25 @@ class Race:
                 until_step = trial.total_steps if trial.role == "confirmation" else self._next_until(trial)
                 if self._fits(self.costs.segment_s(trial, until_step) + self.reserve.after_s(trial, self.history)):
                     return trial, until_step
-                self._set_aside(trial)
-        # Once fresh seeds have begun they end the race, those that failed too: what these leave of the time is the next
-        # best one's, and hardly ever enough for another trial beside the reserve (benchmarks/NOTES.md).
+                self._stop(trial)
+        # When fresh seeds have begun, the search is over, even if they failed: the time that they leave goes to the
+        # next best configuration. It is hardly ever enough for another trial beside the reserve (benchmarks/NOTES.md).
         if not self.is_confirming and not self.history.confirmations:
             suggestion = self._suggestion()
             while suggestion is None and self.account.allot_what_is_left():
                 suggestion = self._suggestion()
             if suggestion is None and self.account.under_way:
-                return None  # its result may be worth going on with
+                return None  # its result may make it worth resuming
             if suggestion is not None:
                 trial = self._begun(suggestion)
                 return trial, self._next_until(trial)
         if not self.is_confirming:
             self.is_confirming = True
-            self._tell("confirming", None)
+            self._emit("confirming", None)
         return self._next_confirmation()
 
     def _suggestion(self) -> Start | Resume | None:
-        """What the search would do with the time that is left beside the reserve."""
+        """What the search suggests for the time that is left, without the reserve."""
         if self.history.stuck:
             return None
         left_s = self.account.left_s(*self.reserve.rounds(self.history)) - self.final_test.takes_s
@@ -219,13 +222,15 @@ class Race:
             return self.scheduler.suggest(self.history, budget)
 
     def _next_confirmation(self) -> tuple[Trial, int] | None:
-        """The finalist, or the baseline where it is close, under a fresh seed; None once no more are needed."""
+        """The next run under a fresh seed: of the finalist, or of the baseline if it is close. None once no more are
+        needed.
+        """
         kept = self.reserve.rounds(self.history)
         config = next_seed_for(self.history, kept[0], kept_back=sum(kept))
         if config is None:
             return None
         needed_s = self.costs.confirmation_s + self.final_test.takes_s
-        # What failed early cost the clock less than the model, which pays for another in its place.
+        # Trials that failed early cost less on the clock than by the model, so the clock may pay for another one.
         if self.account.left_s() < needed_s:
             self.account.allot_what_is_left(self.costs.confirmation_s / 2)
         if self.account.left_s() < needed_s and not self._may_yet_be_confirmed(needed_s):
@@ -235,10 +240,10 @@ class Race:
         return trial, trial.total_steps
 
     def _may_yet_be_confirmed(self, needed_s: float) -> bool:
-        """Whether the first fresh seed may still come to its end though a slow segment has used up some of its reserve.
+        """Whether the first fresh seed may still finish although a slow segment used up a part of its reserve.
 
-        By the pace of all segments rather than that of the slowest: nothing else would use the time, and what does not
-        come to its end by then is cut.
+        This goes by the pace of all segments rather than by the slowest one: nothing else would use the time, and a run
+        that does not finish by then is cut off.
         """
         if self.history.confirmations:
             return False
@@ -256,7 +261,7 @@ class Race:
         trial = Trial(
             number=number,
             config=start.config,
-            # Distinct for every trial, and for the same trial of runs with neighbouring seeds.
+            # Seeds differ between the trials of a run, and between the same trial of runs with neighbouring seeds.
             seed=(self.settings.seed * 10_007 + number) % 2**31,
             total_steps=self.costs.total_steps(start.config.plan),
             role=start.role,
@@ -264,8 +269,8 @@ class Race:
         )
         return self._update(trial)
 
-    def _set_off(self, trial: Trial, until_step: int) -> None:
-        """Have a trial trained until a step."""
+    def _train(self, trial: Trial, until_step: int) -> None:
+        """Have a trial trained to a step."""
         trial = self._update(replace(trial, state="running"))
         self.checkpoints.expect(trial.number)
         self._submit(trial, SegmentInFlight(until_step=until_step, modelled_s=self.costs.segment_s(trial, until_step)))
@@ -273,7 +278,8 @@ class Race:
     def _submit(self, trial: Trial, in_flight: SegmentInFlight) -> None:
         predicted_s = in_flight.modelled_s * self.account.paces.correction
         left_s = max(0.0, self.ledger.available_s - self.final_test.takes_s * self.account.paces.correction)
-        # One that takes longer than it should is cut where the reserve begins: what it finds could not be confirmed.
+        # A segment that takes too long is cut off where the reserve begins: a result from then on could not be
+        # confirmed.
         slowest = _ROOM * self.account.paces.slowest_correction
         to_leave_s = min(
             slowest * self.reserve.after_s(trial, self.history), max(0.0, left_s - slowest * in_flight.modelled_s)
@@ -291,25 +297,25 @@ class Race:
             eval_batch_size=self.eval_batch_size,
             limit_s=min(left_s, hang_s),
             may_give_up=trial.is_challenger,
-            fresh=trial.outcome == "oom",  # it was not believed yet
+            fresh=trial.outcome == "oom",  # a first out-of-memory is checked in a fresh process
         )
-        self._tell("segment started", trial, predicted_s)
+        self._emit("segment started", trial, predicted_s)
         self.crew.submit(segment)
 
     def _try_again(self, trial: Trial) -> None:
-        """Have a segment trained anew whose worker died, hung or may have been full; want of time is not its fault."""
+        """Train a segment again if its worker died or hung or memory may have been full, but not if time ran out."""
         in_flight = self.account.under_way[trial.number]
         if self._fits(in_flight.modelled_s + self.reserve.after_s(trial, self.history)):
             self._submit(trial, in_flight)
         else:
             del self.account.under_way[trial.number]
-            self._set_aside(trial)
+            self._stop(trial)
 
-    def _set_aside(self, trial: Trial) -> None:
-        """Stop a trial where it is because the time is over. The baseline always waits for more time."""
+    def _stop(self, trial: Trial) -> None:
+        """Stop a trial because the time is over. The baseline always stays paused, for a run with more time."""
         self._update(replace(trial, state="paused" if trial.scores or trial.role == "baseline" else "dropped"))
 
-    def _take_in(self) -> None:
+    def _take_result(self) -> None:
         """Wait for the segment that ends first, and act on its result."""
         at_once = len(self.account.under_way)
         is_confirmation = all(self.history.trials[number].role == "confirmation" for number in self.account.under_way)
@@ -318,10 +324,10 @@ class Race:
             segment, done = self.crew.next()
         in_flight, trial = self.account.under_way[segment.trial], self.history.trials[segment.trial]
         if isinstance(done.exception(), DeviceError) and self.crew.size:
-            self.again.append(trial.number)  # this was no attempt: another worker takes it
+            self.again.append(trial.number)  # a lost device is not an attempt: another worker takes it
             return
         result = outcome(segment, done, trial.role)
-        # Of the time that passed, a segment among several has had its share.
+        # Several segments share the time that passed. This one is charged its part.
         self.ledger.transfer(kind, "evaluation", result.eval_s / at_once)
         self.ledger.transfer(kind, "checkpoints", (result.seconds - result.train_s - result.eval_s) / at_once)
         self.account.spent_s += in_flight.modelled_s
@@ -335,20 +341,20 @@ class Race:
         is_time_up = not self._fits(in_flight.modelled_s + self.reserve.after_s(trial, self.history))
         ran_out = result.outcome == "timeout" and in_flight.is_cut_short and is_time_up
         if in_flight.attempt < attempts(result, trial.role) and not ran_out:
-            self.history = self.history.updated(trial)  # in the record it is in flight
+            self.history = self.history.updated(trial)  # the record keeps it in flight
             self.account.under_way[trial.number] = replace(in_flight, attempt=in_flight.attempt + 1)
             self.again.append(trial.number)
             return
         del self.account.under_way[trial.number]
-        if ran_out:  # that the time is over says nothing about a trial
-            self._set_aside(trial)
+        if ran_out:  # the end of the time says nothing about a trial
+            self._stop(trial)
         else:
             self._end_segment(trial, in_flight, result)
-        self._tell("segment finished", self.history.trials[trial.number])
+        self._emit("segment finished", self.history.trials[trial.number])
         self._tidy()
 
     def _end_segment(self, trial: Trial, in_flight: SegmentInFlight, result: SegmentResult) -> None:
-        """Record the result of a segment, and what it shows of the time and of the memory."""
+        """Record the result of a segment, and what it says about time and memory."""
         state, scores = trial.state, trial.scores
         if result.score is None:
             state = "failed"
@@ -368,8 +374,8 @@ class Race:
         )
 
     def _tidy(self) -> None:
-        """Drop the worst trials where too many wait, and delete the checkpoints that nothing will need."""
-        waiting = [t for t in paused_best_first(self.history) if t.role != "baseline"]  # it goes on
+        """Drop the worst paused trials if there are too many, and delete the checkpoints that nothing needs."""
+        waiting = [t for t in paused_best_first(self.history) if t.role != "baseline"]  # it always goes on
         for worst in waiting[self.settings.most_paused :]:
             self._update(replace(worst, state="dropped"))
         self.checkpoints.tidy(self.history, is_over=self.is_over)
@@ -382,7 +388,7 @@ class Race:
                 self.record.save(trial, self._state())
         return trial
 
-    def _tell(self, kind: EventKind, trial: Trial | None, predicted_s: float = 0.0) -> None:
+    def _emit(self, kind: EventKind, trial: Trial | None, predicted_s: float = 0.0) -> None:
         if self.on_event is not None:
             self.on_event(Event(kind=kind, trial=trial, elapsed_s=self.ledger.elapsed_s, predicted_s=predicted_s))
 

@@ -1,13 +1,13 @@
 """The race for the best validation score at equal training time, on any `Runner`.
 
-The baseline is trained to the end first. From then on a scheduler says what to train next: a new trial, or one that
-waits at a rung with its checkpoint (schedulers/table.py has all schedulers). The last part of the time goes to fresh
-seeds for the finalist and the baseline.
+The baseline is trained to the end first. From then on a scheduler says what to train next: a new trial, or a paused
+one, from its checkpoint (schedulers/table.py lists all schedulers). The last part of the time goes to fresh seeds for
+the finalist and the baseline.
 
-Decisions rest on scores and on *modelled* cost, which comes from the profile. So the same profile and the same scores
-give the same race, as long as one segment is trained at a time and takes what the profile said, relative to the other
-sizes. Several workers train several at once: whoever becomes idle takes the next. The clock is the guard: nothing
-starts whose predicted end does not fit.
+Decisions use scores and *modelled* cost, which comes from the profile. So the same profile and the same scores give the
+same race, as long as one segment is trained at a time and the profile is right about the ratios of the step times.
+Several workers train several segments at once, and an idle one takes the next. The clock limits the race: nothing
+starts that is predicted to end too late.
 """
 
 from __future__ import annotations
@@ -56,22 +56,23 @@ def search(
     on_event: Callable[[Event], None] | None = None,
     crew: Crew | None = None,
 ) -> SearchResult:
-    """The best configuration found in what remains of the ledger's budget, which is never overrun.
+    """The best configuration that the rest of the ledger's budget allows. The budget is never overrun.
 
     Args:
         runner: trains and evaluates.
-        ledger: charged for everything done here.
-        times: the throughput profile; the currency of every comparison.
+        ledger: is charged for everything done here.
+        times: the throughput profile, by which all costs are compared.
         max_batch: the most samples that fit in one forward and backward pass.
-        max_micro_batch: the same beside gradients that are kept, for steps that accumulate; None for `max_batch`.
+        max_micro_batch: the same when gradients are kept from one pass to the next, for steps that accumulate; by
+            default `max_batch`.
         horizon_s: seconds of training of a full trial, by the profile.
         eval_s, eval_batch_size: seconds and batch size of one evaluation of the validation data.
-        lr_hint, lr_diverged: what the range test at the knee suggests, and where it blew up.
-        settings: how the race is run.
-        record: where every trial is written as it happens.
-        kept: where an earlier process of this run was stopped, as its record has it: the race goes on from there.
+        lr_hint, lr_diverged: the suggestion of the range test at the knee, and the rate where it diverged.
+        settings: of the race.
+        record: where every trial is written.
+        kept: the record of an earlier process of this run, which the race continues.
         on_event: called when a segment starts and when it ends.
-        crew: trains the segments, on devices of the profile's kind; by default `runner`, one after the other.
+        crew: trains the segments, on devices of the profile's kind; by default `runner`, one segment after the other.
 
     Raises:
         BudgetTooShort: the baseline could not be trained to the end at this horizon.
@@ -112,7 +113,7 @@ def search(
         history=History(direction=facts.direction, ladder=costs.ladder),
         notes=list(prepared.notes),
     )
-    race.set_out(kept)
+    race.begin(kept)
     try:
         race.run()
     except KeyboardInterrupt:

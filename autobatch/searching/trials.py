@@ -1,6 +1,6 @@
-"""What a race is made of, as frozen data: trials, their rungs, the settings, and what is told of its progress.
+"""What a race is made of, as frozen data: trials, their rungs, the settings, and the events of its progress.
 
-Everything here is a pure function of what was seen, so that one process, many workers or a resumed run decide alike.
+Everything here is a pure function of the race's data, so that one process, many workers or a resumed run decide alike.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ Role = Literal["baseline", "warm start", "search", "confirmation"]
 EventKind = Literal["segment started", "segment finished", "confirming"]
 State = Literal["running", "paused", "complete", "dropped", "failed"]
 
-# Outcomes that say something of the task or of the machine rather than of a configuration.
+# Outcomes that say something about the task or the machine rather than about a configuration.
 ERRORS = ("raised", "crashed")
 
-# Fewer optimizer steps than this are no training run to compare. Assumed. It also makes the rungs of every schedule
-# fall within 1/64 of their nominal share, so that scores at one rung are comparable whatever the batch size.
+# A training of fewer optimizer steps is not worth comparing. Assumed. It also keeps the rungs of every schedule within
+# 1/64 of their nominal share, so that scores at one rung are comparable at any batch size.
 MIN_STEPS = 32
 
 
 class StepTimes(Protocol):
-    """What the search needs of a throughput profile."""
+    """What the search needs from a throughput profile."""
 
     @property
     def knee_batch_size(self) -> int:
@@ -39,8 +39,9 @@ class StepTimes(Protocol):
         """Seconds of one forward, backward and optimizer step at `batch_size`, data loading included."""
 
     def plan_for(self, effective_batch: int, max_batch: int, precision: Precision, max_micro_batch: int) -> Plan | None:
-        """The fastest plan of this effective batch size, if there is one: at most `max_batch` samples at once, at most
-        `max_micro_batch` where it accumulates.
+        """The fastest plan of this effective batch size; None if there is none.
+
+        It has at most `max_batch` samples at once, and at most `max_micro_batch` if it accumulates.
         """
 
 
@@ -49,18 +50,18 @@ class Trial:
     """One configuration under one seed, and how far it was trained.
 
     Attributes:
-        number: names the trial and its checkpoint; trials are numbered in the order they were started.
+        number: names the trial and its checkpoint. Trials are numbered in the order in which they were started.
         total_steps: optimizer steps of the whole schedule, fixed when the trial starts.
         role: "baseline", "warm start", "search", or "confirmation" for a fresh seed of a configuration tried before.
-        origin: one sentence, why it was tried.
-        state: "paused" trials may be resumed; "complete" ones were trained to the end; "dropped" ones could have gone
-            on and were not worth it; "failed" ones cannot.
+        origin: the reason why it was tried, in one sentence.
+        state: a "paused" trial may be resumed, a "complete" one was trained to the end, a "dropped" one could have gone
+            on but was not worth it, and a "failed" one cannot go on.
         scores: (optimizer steps done, validation score) at each rung.
         outcome: of the last segment; "ok" before the first.
-        message: of the last segment, where it did not end well.
-        grad_norms: of each segment that was run and has some, the last one of a failed trial included.
+        message: of the last segment, if it did not end well.
+        grad_norms: of each segment that recorded some, including the last one of a failed trial.
         seconds: wall seconds spent.
-        predicted_s: seconds that the profile gave for the same work.
+        predicted_s: seconds that the profile predicted for the same work.
     """
 
     number: int
@@ -79,17 +80,17 @@ class Trial:
 
     @property
     def steps_done(self) -> int:
-        """Optimizer steps behind the last score; where the trial would be resumed."""
+        """Optimizer steps at the last score, where the trial would be resumed."""
         return self.scores[-1][0] if self.scores else 0
 
     @property
     def is_challenger(self) -> bool:
-        """Whether it was tried because it might be better than the baseline; not a fresh seed."""
+        """Whether it was tried because it might beat the baseline. A fresh seed is no challenger."""
         return self.role in ("warm start", "search")
 
     @property
     def final_score(self) -> float | None:
-        """The score at the end of the schedule; None for a trial that did not get there."""
+        """The score at the end of the schedule; None if the trial did not get there."""
         return self.scores[-1][1] if self.state == "complete" else None
 
     def to_json(self) -> dict[str, object]:
@@ -119,10 +120,10 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ladder:
-    """The rungs of a schedule, as rising shares of it; the last is 1.
+    """The rungs of a schedule, as rising shares of it. The last one is 1.
 
     Raises:
-        SettingError: a share is not a sixteenth, they do not rise, or the last is not 1.
+        SettingError: a share is not a multiple of a sixteenth, the shares do not rise, or the last is not 1.
     """
 
     shares: tuple[float, ...] = (1 / 8, 1 / 2, 1.0)
@@ -135,9 +136,10 @@ class Ladder:
             raise SettingError(f"rungs rise from one to the next; found {self.shares}")
 
     def beyond(self, peak_lr_fraction: float) -> Ladder:
-        """The ladder without the rungs that end before twice the share where the learning rate peaks.
+        """The ladder without the rungs before twice the share at which the learning rate peaks.
 
-        Measured: at a rung inside the warm-up the leader was up to 19.7 points worse at the end, beyond it at most 0.3.
+        Measured: the leader at a rung inside the warm-up was up to 19.7 points worse at the end; beyond it, at most
+        0.3.
         """
         return Ladder(shares=tuple(s for s in self.shares if s == 1.0 or s >= 2 * peak_lr_fraction))
 
@@ -146,7 +148,9 @@ class Ladder:
         return max(1, round(self.shares[level] * total_steps))
 
     def eta(self, level: int) -> float:
-        """Of how many trials at rung `level` one goes on: the ratio of the shares, so that all rungs cost alike."""
+        """The number of trials at rung `level` out of which one goes on: the ratio of the shares, so that all rungs
+        cost the same.
+        """
         return self.shares[level + 1] / self.shares[level]
 
 
@@ -155,20 +159,21 @@ DEFAULT_LADDER = Ladder()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSettings:
-    """How the race is run.
+    """The settings of a race.
 
     Attributes:
         seed: of the proposals and, with a trial's number, of its training.
         ladder: the rungs; those inside the warm-up are left out.
-        confirmations: full trials reserved for fresh seeds; one where the budget is below six full trials, or the
-            lead over the baseline beyond doubt; more where it is close and the budget long (`reserve.TRIALS_A_PAIR`).
-        most_paused: checkpoints kept of paused trials, which bounds the disk; the worst on the lowest rung goes first.
-            Assumed: successive halving hardly ever returns to a trial beyond the best sixteen.
-        most_trials: configurations tried at most; None for what the time and the space allow.
-        keep_checkpoints: so many of the best complete trials keep theirs when the race is over.
+        confirmations: full trials reserved for fresh seeds. It is one if the budget is below six full trials or the
+            lead over the baseline is beyond doubt, and more if the lead is close and the budget long
+            (`reserve.TRIALS_A_PAIR`).
+        most_paused: the most paused trials that keep a checkpoint, which bounds the disk. The worst on the lowest rung
+            goes first. Assumed: successive halving hardly ever returns to a trial beyond the best sixteen.
+        most_trials: the most configurations to try; None for as many as the time and the space allow.
+        keep_checkpoints: how many of the best complete trials keep their checkpoints when the race is over.
         sampler: the name of a search (schedulers/table.py), or any Optuna sampler for successive halving.
-        lrs: the only learning rates to propose, rising; any where it is empty.
-        earlier: what earlier runs found, each with where it comes from: tried first, as far as memory holds it.
+        lrs: the only learning rates to propose, in rising order; empty for any.
+        earlier: the choices of earlier runs, each with its source. They are tried first, if memory holds them.
     """
 
     seed: int = 0
@@ -184,13 +189,13 @@ class SearchSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that a person who watches would want to know.
+    """Something that a person who watches the race wants to know.
 
     Attributes:
         kind: "segment started", "segment finished", or "confirming" when the search is over and the fresh seeds begin.
-        trial: as it stands after the event; None for "confirming".
+        trial: its state after the event; None for "confirming".
         elapsed_s: of the whole run, by the ledger.
-        predicted_s: how long what has just started should take; 0 for what has finished.
+        predicted_s: predicted seconds of a segment that has just started; 0 for one that has finished.
     """
 
     kind: EventKind
@@ -200,7 +205,9 @@ class Event:
 
 
 def has_blown_up(trial: Trial) -> bool:
-    """Whether it is taken to have diverged: also where the task raised, as many do when the loss is no number."""
+    """Whether it counts as diverged. That includes errors of the task, as many tasks raise when the loss is not a
+    number.
+    """
     return trial.outcome in ("diverged", "raised")
 
 
@@ -220,7 +227,7 @@ def optimizer_step_s(plan: Plan, times: StepTimes) -> float:
 
 
 def last_segment(trial: Trial, eval_batch_size: int) -> TrainSegment:
-    """The rung that left the checkpoint at the end of a complete trial."""
+    """The segment that left the checkpoint at the end of a complete trial."""
     start = trial.scores[-2][0] if len(trial.scores) > 1 else 0
     return TrainSegment(
         trial=trial.number,

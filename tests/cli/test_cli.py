@@ -310,7 +310,7 @@ def test_max_batch_prints_its_evidence_as_json(tmp_path: Path) -> None:
 def test_max_batch_says_why_there_is_no_proof(tmp_path: Path) -> None:
     result = autobatch("max-batch", MINIMAL, "--prove", "--output", "out.json", "-q", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    why = "the dataset ends the search at 192: no larger size was to be tried"
+    why = "the batch is limited by the dataset, and no size above 192 was to be tried"
     assert f"No proof: {why}." in " ".join(result.stdout.split())
     assert json.loads((tmp_path / "out.json").read_text())["why_not_proved"] == why
 

@@ -129,7 +129,7 @@ def test_a_loss_that_diverged_or_is_not_compared_is_told_and_older_reports_tell_
 @pytest.mark.parametrize(
     ("limited_by", "told"),
     [
-        ("ceiling", "and no larger one was looked for"),
+        ("ceiling", "and no larger one was to be tried"),
         ("dataset", "and the data is too small for a larger one to be worth trying"),
         ("a word of later", "a word of later"),
     ],

@@ -1,4 +1,4 @@
-"""The time of a race: what it may spend and has spent by the model, and what the clock still allows."""
+"""The time of a race: the modelled seconds it may spend and has spent, and what the clock still allows."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class SegmentInFlight:
     """A segment of a training that is under way.
 
     Attributes:
-        until_step: where it ends.
-        modelled_s: what it takes by the profile.
+        until_step: the step at which it ends.
+        modelled_s: seconds that it takes by the profile.
         began_s: when it began, by the ledger.
-        attempt: which one it is, from 1 up.
-        is_cut_short: its limit is the time that is left, which is too short to tell a hang by.
+        attempt: the number of this attempt, from 1 up.
+        is_cut_short: its time limit is the time that is left, which is too short to recognise a hang.
     """
 
     until_step: int
@@ -34,13 +34,13 @@ class SegmentInFlight:
 
 @dataclass(slots=True, kw_only=True)
 class Account:
-    """Modelled seconds, by which a race decides, beside those of the clock, by which it ends.
+    """The time of a race: modelled seconds, which decide, and the clock, which ends it.
 
     Attributes:
-        ledger, costs, crew: the race's own.
+        ledger, costs, crew: those of the race.
         allotment_s, spent_s: modelled seconds that the race may spend, and has spent.
-        paces: what finished segments took over what the profile gave for them.
-        profile: the step times as they were measured; those of `costs` are corrected.
+        paces: measured over modelled seconds of the finished segments.
+        profile: the step times as they were measured. Those of `costs` are corrected.
         under_way: the segments being trained, by trial.
     """
 
@@ -54,19 +54,20 @@ class Account:
     under_way: dict[int, SegmentInFlight] = field(default_factory=dict)
 
     def begin(self, trial: int, in_flight: SegmentInFlight) -> None:
-        """Note that a segment of this trial is under way from now on."""
+        """Record that a segment of this trial is under way."""
         self.under_way[trial] = replace(in_flight, began_s=self.ledger.elapsed_s)
 
     def learn(self, trial: Trial, in_flight: SegmentInFlight, result: SegmentResult, reference: int) -> None:
-        """Note what a segment took over what the profile gave for it.
+        """Learn from the time that a segment took, compared with what the profile predicted.
 
         Args:
-            trial: as it stood before.
-            segment: that has ended well.
-            result: what it came to.
-            reference: batch size of the baseline, see `correct_times`.
+            trial: the trial before the segment.
+            in_flight: the segment, which has ended well.
+            result: its result.
+            reference: the batch size of the baseline, see `correct_times`.
         """
-        # A process warms up in its first segment: that of the very first counts for a while, those of others never.
+        # The first segment of a process includes its warm-up. That of the very first process counts for a while,
+        # because nothing else is known; those of the others never count.
         if self.paces.first is None or not result.is_first:
             self.paces = self.paces.with_segment(in_flight.modelled_s, result.seconds)
         if not result.is_first:
@@ -76,29 +77,31 @@ class Account:
             self.correct_times(reference)
 
     def correct_times(self, reference: int) -> None:
-        """Give the batch sizes that the profile is wrong about their own time in trials to come.
+        """Correct the step times of batch sizes that the profile is wrong about, for the trials to come.
 
-        Else a trial at such a size would be compared after more training than others, or less. A trial that has begun
-        keeps its steps: its schedule was drawn over them.
+        Otherwise, a trial at such a size would be compared after more training than the others, or after less. A trial
+        that has begun keeps its number of steps: its schedule was built for them.
 
         Args:
-            reference: batch size of the baseline; T is what a training takes at that size.
+            reference: the batch size of the baseline. T is the time of a training at that size.
         """
         self.costs = replace(self.costs, times=CorrectedTimes(self.profile, self.paces.off_by(reference)))
 
     @property
     def equivalents(self) -> float:
-        """Full trials that the time pays for, spent or left, as far as is known by now."""
-        workers = max(1, self.crew.size)  # one that was lost may be there again for a resumed run
+        """Full trials that the time pays for, spent or left, by what is known now."""
+        workers = max(1, self.crew.size)  # a worker that was lost may be back when the run is resumed
         on_clock_s = self.spent_s + workers * self.ledger.available_s / self.paces.correction
         return min(self.allotment_s, on_clock_s) / self.costs.full_trial_s
 
     def left_s(self, *rounds: int) -> float:
-        """Modelled seconds of work that may still be begun, with so many confirmations kept for the end in each round,
-        none of which begins before the last is over.
+        """Modelled seconds of work that may still begin, after what is kept for fresh seeds.
 
-        Of the allotment; of all workers' time on the clock; and of one worker's, since the segments of one trial follow
-        one another.
+        The smallest of three: what is left of the allotment, the time of all workers on the clock, and that of one
+        worker, since the segments of one trial follow one another.
+
+        Args:
+            rounds: how many confirmations to keep time for. Each round begins when the last one is over.
         """
         kept_s, size = sum(rounds) * self.costs.confirmation_s, self.crew.size
         begun_s = sum(in_flight.modelled_s for in_flight in self.under_way.values())
@@ -116,13 +119,13 @@ class Account:
         )
 
     def fits(self, modelled_s: float) -> bool:
-        """Whether the clock has time for a piece of work at the latest pace."""
+        """Whether the clock has time for a piece of work, at the latest pace."""
         return self.ledger.fits(modelled_s * self.paces.slowest_correction)
 
     def allot_what_is_left(self, least_s: float | None = None) -> bool:
-        """Whether the clock pays for more than the model did, by `least_s` or a full trial; it is then allotted.
+        """Add to the allotment what the clock pays for beyond it, if that is `least_s` or a full trial. True if it did.
 
-        This happens after trials that failed early, and where training is faster than the profile said.
+        This happens after trials that failed early, and when training is faster than the profile predicted.
         """
         on_clock_s = self.crew.size * self.ledger.available_s / self.paces.correction
         if self.spent_s + on_clock_s - self.allotment_s < (self.costs.full_trial_s if least_s is None else least_s):

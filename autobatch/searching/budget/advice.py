@@ -1,4 +1,4 @@
-"""How much more time to give where it is too short. Every "at least" is written here, and following it is enough."""
+"""How much time to advise when a budget is too short. Every "at least" is written here, and following it is enough."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import math
 
 from .ledger import REPORT_MOST_S, REPORT_SHARE
 
-# Of what start-up leaves of a budget, at most for each stage before the race. Assumed: the race is what the budget is
+# The share of the budget, after start-up, that each stage before the race may use. Assumed: the race is what the budget
+# is
 # for, and a profile of 5.5 s was as good as one of 11 (measuring/profiling.py).
 MEMORY_SHARE = 0.05
 PROFILE_SHARE = 0.05
 SWEEP_SHARE = 0.03
 
-# Times the work that was foreseen. Measured: of six runs that were given what an advice of 1.01 times had asked for,
-# three were refused again, for up to 1.13 times as much: steps of the same machine, timed a second time.
+# A factor on the predicted work. Measured: of six runs whose budget followed an advice with a factor of 1.01, three
+# were refused again, for up to 1.13 times as much. Their machine's steps were timed a second time.
 _MARGIN = 1.25
 
 
 def enough_s(work_s: float, spent_s: float) -> float:
-    """Seconds of a budget in which so much work is left for a race on this machine.
+    """Seconds of a budget that leaves this much work to a race on this machine.
 
     Args:
-        work_s: of the race.
-        spent_s: what everything before it has taken, of a budget that may have been shorter: its stages take their
+        work_s: seconds of the race.
+        spent_s: seconds that everything before the race took. That budget may have been shorter; the stages take their
             share of a longer one too.
     """
     before_report_s = (_MARGIN * work_s + spent_s) / (1 - MEMORY_SHARE - PROFILE_SHARE - SWEEP_SHARE)
@@ -30,7 +31,7 @@ def enough_s(work_s: float, spent_s: float) -> float:
 
 
 def training_enough_s(steps_s: float) -> float:
-    """Seconds of a training time in which steps fit that took `steps_s` when they were timed."""
+    """Seconds of a training time for steps that took `steps_s` when they were timed."""
     return _MARGIN * steps_s
 
 
@@ -48,5 +49,5 @@ def typed(seconds: float) -> str:
 
 
 def give_at_least(seconds: float, what: str = "") -> str:
-    """The sentence that says so, without its full stop."""
+    """The advice as a sentence, without its full stop."""
     return f"Give {what}at least {typed(seconds)}"

@@ -1,4 +1,4 @@
-"""What work costs by the profile: the horizon, and the modelled seconds of a rung and of a trial."""
+"""What work costs by the profile: the horizon, and the modelled seconds of a segment and of a trial."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from ...errors import BudgetTooShort
 from ..trials import MIN_STEPS, Ladder, StepTimes, Trial, optimizer_step_s, total_steps
 from .advice import enough_s, give_at_least, training_enough_s
 
-# Full trials that a budget is cut into. Measured: at 16 the search leaves under half of the regret that it leaves at 8,
+# The number of full trials that a budget is divided into. Measured: at 16 the search leaves under half of the regret
+# that it leaves at 8,
 # and from there to 32 little is gained, while a longer trial is worth more to whoever trains long.
 EQUIVALENTS = 16
-# Where several are trained at once, full trials that follow one another on the clock. Assumed: the rungs of one trial
-# and its fresh seeds do, and what was learned from the first ones is to be of use to the last.
+# The number of full trials that follow one another on the clock when several are trained at once. Assumed: the segments
+# of one trial and its fresh seeds follow one another, and the last trials should profit from the first ones.
 IN_A_ROW = 8
 
 
@@ -29,21 +30,21 @@ def horizon_s(
     spent_s: float = 0.0,
     at_once: int = 1,
 ) -> float:
-    """Seconds of training of one full trial: the user's training time, or a 16th of what remains where that is less.
+    """Seconds of training in one full trial: the user's training time, or a 16th of what remains if that is less.
 
-    With several workers it is an eighth of what remains, so that two or more train 16 trials or more.
+    With several workers it is an eighth of what remains, so that two or more workers train 16 trials or more.
 
     Args:
         remaining_s: seconds that may be planned into (`Ledger.available_s`).
-        train_time_s: how long the user trains; None where unknown.
+        train_time_s: how long the user trains; None if unknown.
         eval_s: seconds of one evaluation; a full trial pays for one at each rung.
         baseline_step_s: seconds of one optimizer step of the baseline.
-        rungs: of a full trial.
-        spent_s: seconds that everything before took; only for the message.
+        rungs: the number of rungs in a full trial.
+        spent_s: seconds that everything before took; for the message only.
         at_once: trials that are trained at the same time.
 
     Raises:
-        BudgetTooShort: the baseline could not take `MIN_STEPS` steps; the message says which budget would do.
+        BudgetTooShort: the baseline could not take `MIN_STEPS` steps. The message says which budget is enough.
     """
     least_s = MIN_STEPS * baseline_step_s
     extra_s = rungs * eval_s
@@ -69,12 +70,12 @@ def least_budget_s(baseline_step_s: float, *, eval_s: float, spent_s: float, run
 
 
 def worth_step_s(remaining_s: float, train_time_s: float | None) -> float:
-    """Seconds of the longest step that a full trial in what remains takes often enough, whatever else it costs."""
+    """Seconds of the longest step that a full trial in what remains takes often enough, if nothing else cost time."""
     return min(remaining_s / IN_A_ROW, math.inf if train_time_s is None else train_time_s) / MIN_STEPS
 
 
 def longest_evaluation_s(remaining_s: float, rungs: int = 3) -> float:
-    """Seconds of one evaluation that no budget with so much left pays for: see `horizon_s`."""
+    """Seconds of an evaluation that is too long for any budget with this much left, see `horizon_s`."""
     return remaining_s / (IN_A_ROW * rungs)
 
 
@@ -86,7 +87,7 @@ class Costs:
         times: the throughput profile.
         ladder: the rungs of a trial.
         horizon_s: seconds of training of a full trial.
-        eval_s: seconds of one evaluation. Checkpoints are not modelled: the ledger has what they took.
+        eval_s: seconds of one evaluation. Checkpoints are not modelled; the ledger counts their time.
     """
 
     times: StepTimes
@@ -101,7 +102,7 @@ class Costs:
 
     @property
     def confirmation_s(self) -> float:
-        """A trial in one go."""
+        """A trial without rungs, trained and evaluated in one segment."""
         return self.horizon_s + self.eval_s
 
     def segment_s(self, trial: Trial, until_step: int) -> float:

@@ -1,4 +1,4 @@
-"""One budget, everything charged to it: what the time went to, and what still fits."""
+"""One budget, to which all time is charged: what the time went to, and what still fits."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from ...errors import SettingError
 # exact in a double, so the entries add up to the elapsed time to the last bit, however often they are read.
 _TICKS_PER_S = 1 << 20
 
-# Kept back for the report: 1 % of the budget, at most a second. Assumed: drawing and writing one takes some 0.1 s.
+# Kept for the report: 1 % of the budget, at most a second. Assumed: drawing and writing one takes about 0.1 s.
 REPORT_SHARE = 0.01
 REPORT_MOST_S = 1.0
-# What is kept back at most where this machine was seen to take longer. Assumed: more is not worth keeping on time.
+# The most that is kept where a report took longer on this machine. Assumed: more is too much, even to end on time.
 REPORT_AT_MOST = 0.05
 
 
 def report_reserve_s(budget_s: float) -> float:
-    """Seconds of a budget that no piece of work may be planned into."""
+    """Seconds of a budget that no work may be planned into."""
     return min(REPORT_MOST_S, REPORT_SHARE * budget_s)
 
 
 class Ledger:
     """The time budget of one run.
 
-    Time is charged to whatever kind of work is open (`charge`); what nothing was open for is "other". The clock is an
-    argument, so that a simulated hour passes at once.
+    Time is charged to the kind of work that is open (see `charge`). While none is open, it is charged to "other". The
+    clock is an argument, so that a simulated hour passes at once.
 
     Args:
         budget_s: seconds that the whole run may take.
-        clock: reads seconds that never run backwards.
-        started_s: the clock's reading when the run began, where that is earlier than now: the time since then is
-            charged to "start-up".
-        carried: the entries of an earlier ledger that this one goes on from. The time between the two is nobody's.
+        clock: returns seconds that never run backwards.
+        started_s: the clock's reading when the run began, if that was earlier than now. The time since then is charged
+            to "start-up".
+        carried: the entries of an earlier ledger that this one continues. The time between the two is not charged.
 
     Raises:
         SettingError: the budget is not positive and finite.
@@ -79,7 +79,8 @@ class Ledger:
     def transfer(self, source: str, target: str, seconds: float) -> None:
         """Move up to `seconds` already charged to `source` over to `target`.
 
-        For work that is one call here and reports its parts afterwards: a rung is training, evaluation and checkpoint.
+        For work that is one call here and reports its parts afterwards: a segment is training, evaluation and
+        checkpoint.
         """
         moved = min(self._ticks(max(0.0, seconds)), self._charged.get(source, 0))
         if moved > 0:
@@ -93,20 +94,20 @@ class Ledger:
 
     @property
     def remaining_s(self) -> float:
-        """Seconds until the budget ends; 0 once it has."""
+        """Seconds until the budget ends; 0 after its end."""
         return max(0.0, self.budget_s - self.elapsed_s)
 
     @property
     def available_s(self) -> float:
-        """Seconds that work may still be planned into: what remains, less what is kept back for the report."""
+        """Seconds that work may still be planned into: what remains, less what is kept for the report."""
         return max(0.0, self.remaining_s - self._kept_back_s)
 
     def keep_back(self, seconds: float) -> None:
-        """Keep this much for the report, where that is more than is kept anyway, and at most `REPORT_AT_MOST`."""
+        """Keep this many seconds for the report, if that is more than is kept anyway; at most `REPORT_AT_MOST`."""
         self._kept_back_s = max(self._kept_back_s, min(seconds, REPORT_AT_MOST * self.budget_s))
 
     def fits(self, predicted_s: float) -> bool:
-        """Whether work predicted to take `predicted_s` seconds would end before the time kept back for the report."""
+        """Whether work of `predicted_s` seconds would end before the time that is kept for the report."""
         return predicted_s <= self.available_s
 
     def entries(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The measured over the modelled time of training: of all segments, of the latest, and of each batch size."""
+"""Measured over modelled training time: of all segments, of the latest ones, and of each batch size."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ...core.plan import Plan, Precision
 from ...errors import ReportError
 from ..trials import StepTimes
 
-# Rungs by which the pace of the machine is judged as it is now. Assumed: fewer are one hiccup, more are history.
+# The number of segments that show the machine's present pace. Assumed: fewer are one hiccup, more are history.
 LATEST_SEGMENTS = 3
 
-# A batch size whose steps are off by more than this beside the baseline's, and by more than six standard errors of what
-# at least five pairs of neighbouring segments say, is given its own time from then on. The share is what a fitted step
-# time is asked to be good to. The others are tuned on simulated races of 32 segments over four sizes: where segments
-# take up to twice their time by chance, 5 of 100 races find a size that is not off, looked at after each segment (22
-# with four errors and four pairs); where one size takes 1.5 times its time, and all up to 1.3 by chance, 47 of 50 find
-# it, in the median at the 17th segment.
+# A batch size gets its own step time if its steps are off, compared with the baseline's, by more than this share and by
+# more than six standard errors over at least five pairs of neighbouring segments. The share is the accuracy that a
+# fitted step time should have. The other numbers are tuned on simulated races of 32 segments over four sizes. Where
+# segments take up to twice their time by chance, 5 of 100 races correct a size that is not off, if they look after each
+# segment (22 with four errors and four pairs). Where one size takes 1.5 times its time, and all take up to 1.3 times by
+# chance, 47 of 50 races correct it, at the 17th segment in the median.
 OFF_BY = 0.05
 OFF_ERRORS = 6.0
 LEAST_PAIRS = 5
 
-# Shorter segments tell nothing of a batch size: a loader that starts is a good part of them. Assumed, in seconds.
+# Shorter segments say nothing about a batch size: the start of the loader is a large part of them. Assumed, in seconds.
 LEAST_TRAIN_S = 1.0
 
 Pace = tuple[float, float]  # modelled and measured seconds
@@ -39,12 +39,12 @@ class Paces:
     """The measured over the modelled time of finished segments.
 
     Attributes:
-        first: of the very first segment, in which a worker warms up; it counts only while it is the only one. None
-            before it.
-        total: of all later ones together, those left out in which another process warmed up.
+        first: of the very first segment, which includes a worker's warm-up. It counts only while it is the only one.
+            None before it has ended.
+        total: of all later segments together, without those that include the warm-up of another process.
         latest: of the last `LATEST_SEGMENTS` of the later ones.
-        steps: the batch size of each segment long enough to tell of it, and the measured over the profiled seconds of
-            its steps alone; in the order in which they ended.
+        steps: for each segment that is long enough, its batch size and the measured over the profiled seconds of its
+            steps alone, in the order in which they ended.
     """
 
     first: Pace | None = None
@@ -60,32 +60,32 @@ class Paces:
         return replace(self, total=total, latest=(*self.latest, (modelled_s, measured_s))[-LATEST_SEGMENTS:])
 
     def with_steps(self, batch_size: int, profiled_s: float, measured_s: float) -> Paces:
-        """The paces with the training steps of one more segment; a short one changes nothing."""
+        """The paces with the training steps of one more segment. A short segment changes nothing."""
         if measured_s < LEAST_TRAIN_S or profiled_s <= 0:
             return self
         return replace(self, steps=(*self.steps, (batch_size, measured_s / profiled_s)))
 
     @property
     def correction(self) -> float:
-        """Measured over modelled seconds; 1 where there are none."""
+        """Measured over modelled seconds; 1 before the first segment."""
         return _ratio(self.total if self.latest else self.first or (0.0, 0.0))
 
     @property
     def slowest_correction(self) -> float:
-        """The same, or that of the latest segments where they were slower.
+        """The correction, or that of the latest segments if they were slower.
 
-        A machine that throttles or is shared may stay as slow as it has become: planned by the mean, no time is left
-        for the fresh seeds (benchmarks/NOTES.md).
+        A machine that throttles or is shared may stay slow. A plan by the mean would then leave no time for the fresh
+        seeds (benchmarks/NOTES.md).
         """
         return max(self.correction, _ratio((sum(m for m, _ in self.latest), sum(s for _, s in self.latest))))
 
     def off_by(self, reference: int) -> dict[int, float]:
-        """By batch size, how many times its profiled time a step takes, beside a step at the batch size `reference`.
+        """By batch size: by which factor a step is off its profiled time, compared with a step at the size `reference`.
 
-        A machine that is slower for all sizes alike, or has become so, is in none of them: it changes no comparison at
+        A machine that is slower for all sizes alike, or has become so, does not count: it changes no comparison at
         equal time. So only segments that followed one another are compared, log ratio with log ratio. The effects of
-        the sizes are those that explain the differences best (least squares). Their errors hold where one segment was
-        disturbed and the others were not (White 1980). Sizes that are not off for certain are left out.
+        the sizes are those that explain the differences best (least squares). Their errors are still right if one
+        segment was disturbed and the others were not (White 1980). Sizes that are not clearly off are left out.
         """
         pairs = [(one, other) for one, other in pairwise(self.steps) if one[0] != other[0]]
         sizes = sorted({batch for pair in pairs for batch, _ in pair})
@@ -98,7 +98,7 @@ class Paces:
             return {}
         differences = np.array([math.log(after / before) for (_, before), (_, after) in pairs])
         solve = np.linalg.pinv(design)
-        beside = np.eye(len(sizes))  # each row: one size less the one to compare with
+        beside = np.eye(len(sizes))  # each row: one size minus the reference
         beside[:, sizes.index(reference)] -= 1.0
         offs = beside @ solve @ differences
         residuals = differences - design @ (solve @ differences)
@@ -107,7 +107,7 @@ class Paces:
         return {size: math.exp(off) for size, off, told in zip(sizes, offs, is_off, strict=True) if told}
 
     def to_json(self) -> dict[str, Any]:
-        """The paces as plain data; every number comes back to the last bit."""
+        """The paces as plain data; every number survives to the last bit."""
         return {
             "first": None if self.first is None else list(self.first),
             "total": list(self.total),
@@ -116,29 +116,29 @@ class Paces:
         }
 
     @classmethod
-    def from_json(cls, found: Reader) -> Paces:
+    def from_json(cls, reader: Reader) -> Paces:
         """The paces that `to_json` made.
 
         Raises:
-            ReportError: it is not one.
+            ReportError: the data is something else.
         """
-        first, steps = found.get("first", [NUMBER], or_null=True), found.list_of("steps", [NUMBER])
+        first, steps = reader.get("first", [NUMBER], or_null=True), reader.list_of("steps", [NUMBER])
         if not all(len(step) == 2 and isinstance(step[0], int) and min(step) > 0 for step in steps):
             raise ReportError(f"a segment's pace is a batch size and a ratio, both above 0; found {steps!r:.80}")
         return cls(
             first=None if first is None else _pace(first),
-            total=_pace(found.get("total", [NUMBER])),
-            latest=tuple(_pace(pace) for pace in found.get("latest", [[NUMBER]])),
+            total=_pace(reader.get("total", [NUMBER])),
+            latest=tuple(_pace(pace) for pace in reader.get("latest", [[NUMBER]])),
             steps=tuple((batch, float(ratio)) for batch, ratio in steps),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class CorrectedTimes:
-    """A profile's step times, but for batch sizes that training has shown to be off.
+    """The step times of a profile, corrected for batch sizes that training has shown to be off.
 
     Attributes:
-        profile: whose knee and plans stay as they are.
+        profile: gives the knee and the plans, which stay as they are.
         off_by: see `Paces.off_by`.
     """
 
@@ -147,7 +147,7 @@ class CorrectedTimes:
 
     @property
     def knee_batch_size(self) -> int:
-        """The profile's own."""
+        """That of the profile."""
         return self.profile.knee_batch_size
 
     def step_s(self, batch_size: int) -> float:
@@ -155,7 +155,7 @@ class CorrectedTimes:
         return self.profile.step_s(batch_size) * self.off_by.get(batch_size, 1.0)
 
     def plan_for(self, effective_batch: int, max_batch: int, precision: Precision, max_micro_batch: int) -> Plan | None:
-        """The profile's own."""
+        """That of the profile."""
         return self.profile.plan_for(effective_batch, max_batch, precision, max_micro_batch)
 
 
@@ -164,7 +164,7 @@ def _ratio(pace: Pace) -> float:
     return measured_s / modelled_s if measured_s > 0 else 1.0
 
 
-def _pace(found: list[float]) -> Pace:
-    if len(found) != 2:
-        raise ReportError(f"a pace is modelled and measured seconds; found {found!r:.80}")
-    return float(found[0]), float(found[1])
+def _pace(seconds: list[float]) -> Pace:
+    if len(seconds) != 2:
+        raise ReportError(f"a pace is modelled and measured seconds; found {seconds!r:.80}")
+    return float(seconds[0]), float(seconds[1])

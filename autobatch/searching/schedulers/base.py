@@ -1,4 +1,4 @@
-"""What a race asks of a search: which trial to train next, a new one or one that waits at a rung."""
+"""What a race asks a search: which trial to train next, a new one or a paused one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Start:
 
     Attributes:
         config: what to train.
-        origin: one sentence, why.
+        origin: the reason, in one sentence.
         role: of the trial.
     """
 
@@ -42,9 +42,9 @@ class Budget:
     """The time that a search may plan with, in modelled seconds.
 
     Attributes:
-        costs: what a piece of work takes.
-        left_s: for work that may still begin; what is reserved for the end is taken out.
-        spent_s: by the race so far.
+        costs: modelled seconds of each piece of work.
+        left_s: for work that may still begin, without what is reserved for the end.
+        spent_s: what the race has spent so far.
     """
 
     costs: Costs
@@ -57,28 +57,28 @@ class Budget:
         return self.left_s >= self.costs.full_trial_s
 
     def can_finish(self, trial: Trial) -> bool:
-        """Whether a trial could be trained from where it stands to its end."""
+        """Whether a trial could be trained from its present step to its end."""
         return self.costs.finish_s(trial) <= self.left_s
 
     def has_spent(self, full_trials: float) -> bool:
-        """Whether the race has spent the time of so many full trials."""
+        """Whether the race has spent the time of this many full trials."""
         return self.spent_s >= full_trials * self.costs.full_trial_s
 
 
 class Scheduler(ABC):
     """A way to search.
 
-    It decides by the history, the budget, and what it was made with; the race asks it whenever a worker is idle.
+    It decides by the history, the budget, and its arguments. The race asks it whenever a worker is idle.
     """
 
     @abstractmethod
     def suggest(self, history: History, budget: Budget) -> Start | Resume | None:
-        """What to train next; None where nothing is worth it, or nothing that could be finished fits.
+        """What to train next; None if nothing is worth it, or nothing fits that could be finished.
 
-        A trial is started only where `budget.may_start`, and resumed only where `budget.can_finish` it.
+        A trial is started only if `budget.may_start`, and resumed only if `budget.can_finish` it.
         """
 
 
 def proposal(config: Config, history: History) -> Start:
-    """A trial that a search has thought of itself."""
+    """A trial that a search has proposed."""
     return Start(config=config, origin=f"proposed after {len(history.trials)} trials")

@@ -1,8 +1,8 @@
 """What to train next, by expected improvement at the end of the schedule: a new configuration, or a paused trial.
 
-Whatever promises more is trained to its next rung. The surrogate decides once four configurations have begun: the
-baseline, the warm starts, and those that lie farthest from them. They show it where not to look. Some of the later ones
-fill the space too, because a search that only follows its model ends in a bad corner now and then.
+The one with the higher expected improvement is trained to its next rung. The surrogate decides once four configurations
+have begun: the baseline, the warm starts, and those that lie farthest from them. Those show it where not to look. A few
+later ones fill the space too, because a search that only follows its model sometimes ends in a bad corner.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from .candidates import Candidates
 from .observations import observations, place
 from .surrogate import Array
 
-# Configurations that fill the space before the surrogate decides, the baseline and the warm starts among them. Tuned
-# on six tables, with 8 full trials: 3, 4 and 6 left .32, .28 and .34 points of regret (standard error .03).
+# The number of configurations that fill the space before the surrogate decides, including the baseline and the warm
+# starts. Tuned on six tables, with 8 full trials: 3, 4 and 6 left .32, .28 and .34 points of regret (standard error
+# .03).
 FILLERS = 4
-# From then on one in so many fills the space too. On those tables that makes no difference; assumed safer elsewhere.
+# After that, one in this many fills the space too. It makes no difference on those tables; assumed to be safer on
+# others.
 EXPLORES_EVERY = 7
-_RATES = 24  # candidates for the learning rate of each batch size; assumed: at five decades half an e-fold apart
+_RATES = 24  # candidates for the learning rate of each batch size; assumed: over five decades, half an e-fold apart
 
 
 class FreezeThaw(Scheduler):
-    """Resumes or starts whatever promises more at the end of its schedule.
+    """Resumes or starts the trial that promises more at the end of its schedule.
 
     Args:
         candidates: what may be tried.
@@ -64,13 +66,13 @@ def choose(
     may_start: bool,
     seed: int,
 ) -> Trial | tuple[int, float] | None:
-    """The paused trial to resume, or the (effective batch size, learning rate) to start; None where there is neither.
+    """The paused trial to resume, or the (effective batch size, learning rate) to start; None if there is neither.
 
     Args:
-        history: of the race. Trials that are under way are believed to come out as predicted.
+        history: of the race. Trials under way are assumed to end as predicted.
         space: where to look; its batch sizes are those that can be run.
-        resumable: the paused trials that could still be brought to their end.
-        may_start: whether a new trial could.
+        resumable: the paused trials that could still be finished.
+        may_start: whether a new trial could be finished.
         seed: of the run; the choice depends on it and on the history alone.
     """
     fresh = _candidates(history, space, seed) if may_start else np.empty((0, 3))
@@ -101,22 +103,22 @@ def choose(
 
 
 def _pending(history: History, space: Space) -> Array:
-    """(m, 3): where the scores of the rungs under way will lie."""
-    found = []
+    """(m, 3): where the scores of the segments under way will lie."""
+    points = []
     for trial in history.trials:
         if trial.state == "running":
             level = len(trial.scores) if trial.role != "confirmation" else -1
-            found.append((*_place(trial, space)[:2], math.log2(history.ladder.shares[level])))
-    return np.array(found).reshape(-1, 3)
+            points.append((*_place(trial, space)[:2], math.log2(history.ladder.shares[level])))
+    return np.array(points).reshape(-1, 3)
 
 
 def _place(trial: Trial, space: Space) -> tuple[float, float, float]:
-    """Where the end of a trial lies for the surrogate."""
+    """The point of a trial's end in the surrogate's coordinates."""
     return (*place(trial, space.reference_batch), 0.0)
 
 
 def _snapped(point: Array, space: Space) -> tuple[float, float, float]:
-    """The point moved to the closest learning rate of those allowed."""
+    """The point with its learning rate moved to the closest of those allowed."""
     batch, lr = _at(space, point)
     return math.log2(batch), round(math.log(lr * scale(batch, space.reference_batch)), 9), 0.0
 
@@ -127,14 +129,18 @@ def _at(space: Space, point: Array) -> tuple[int, float]:
 
 
 def untried(history: History, space: Space, seed: int) -> list[tuple[int, float]]:
-    """(effective batch size, learning rate) at every size, the rates evenly over the range; but none that was tried."""
+    """(effective batch size, learning rate) at every size, with rates evenly over the range, without those that were
+    tried.
+    """
     return [_at(space, point) for point in _candidates(history, space, seed)]
 
 
 def _candidates(history: History, space: Space, seed: int) -> Array:
-    """(m, 3): every batch size with rates evenly over the range, shifted from choice to choice, but none tried."""
+    """(m, 3): every batch size with rates evenly over the range, shifted from choice to choice, without those that were
+    tried.
+    """
     low, high = math.log(space.lr_low), math.log(space.lr_high)
-    # Of an additive sequence with the golden ratio any stretch is spread evenly (Kuipers and Niederreiter 1974).
+    # Any stretch of an additive sequence with the golden ratio is spread evenly (Kuipers and Niederreiter 1974).
     shift = (0.5 + (seed + len(history.trials)) * 0.6180339887498949) % 1.0
     rates = low + (high - low) * (np.arange(_RATES) + shift) / _RATES
     points = np.array([(math.log2(size), rate, 0.0) for size in space.effective_batch_sizes for rate in rates])
@@ -149,7 +155,7 @@ def _candidates(history: History, space: Space, seed: int) -> Array:
 
 
 def _farthest(points: Array, history: History, space: Space) -> int:
-    """The point farthest from everything tried, lengths taken as shares of the space."""
+    """The index of the point farthest from everything tried, with lengths as shares of the space."""
     if not history.trials:
         return len(points) // 2
     tried = np.array([_place(trial, space)[:2] for trial in history.trials])

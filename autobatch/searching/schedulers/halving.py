@@ -1,4 +1,4 @@
-"""Asynchronous successive halving over any Optuna sampler: it promotes a trial that ranks high, or starts a new one."""
+"""Asynchronous successive halving with any Optuna sampler: it promotes a trial that ranks high, or starts a new one."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .promotion import paused_best_first, promotable
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
-# Proposals of configurations that were tried before, in a row, after which the space counts as exhausted. Assumed.
+# The space counts as exhausted after this many proposals in a row that were tried before. Assumed.
 MOST_REPEATS = 8
 
 
 class Halving(Scheduler):
-    """Resumes the trial that ranks among the best at its rung, starts a new one, or finishes what is paused.
+    """Resumes the trial that ranks among the best at its rung, starts a new one, or finishes the paused ones.
 
     Args:
         candidates: what may be tried.
@@ -43,7 +43,7 @@ class Halving(Scheduler):
         return None
 
     def _new(self, history: History) -> Config | None:
-        """A configuration that was not tried before; None where there is none to be had."""
+        """A configuration that was not tried before; None if there is none."""
         ours = self._candidates
         space = ours.runnable
         if ours.is_exhausted or space is None or not ours.are_wanted(history):
@@ -60,7 +60,9 @@ class Halving(Scheduler):
         return min(left, key=partial(_distance, config), default=None)
 
     def _left(self, history: History, space: Space) -> list[Config]:
-        """What was not tried: all cells of a grid, or else what is far enough from everything that was tried."""
+        """What was not tried: all cells of a grid, or otherwise points that are far enough from everything that was
+        tried.
+        """
         ours = self._candidates
         if not space.lrs:
             return [ours.config(*point) for point in untried(history, space, ours.seed)]
@@ -71,6 +73,8 @@ class Halving(Scheduler):
 
 
 def _distance(one: Config, other: Config) -> float:
-    """Between two configurations: doublings of the batch and e-folds of the learning rate, which matter about alike."""
+    """The distance between two configurations: doublings of the batch and e-folds of the learning rate, which matter
+    about equally.
+    """
     doublings = math.log2(one.plan.effective_batch_size / other.plan.effective_batch_size)
     return math.hypot(doublings, math.log(one.lr / other.lr))

@@ -1,7 +1,7 @@
 """What Optuna's samplers would try next.
 
-The race keeps its own trials. Optuna is asked what to try here, and storage/study_writer.py tells it what happened. So
-any `optuna.samplers.BaseSampler` can take the place of TPE.
+The race keeps its own trials. Optuna is only asked for proposals here; storage/study_writer.py writes the results into
+a study. So any `optuna.samplers.BaseSampler` can replace TPE.
 """
 
 from __future__ import annotations
@@ -29,23 +29,26 @@ def propose(
     seed: int,
     sampler: BaseSampler | None = None,
 ) -> tuple[int, float]:
-    """The (effective batch size, learning rate) to try next: a pure function of what was seen and the seed.
+    """The (effective batch size, learning rate) to try next: a pure function of the history and the seed.
 
-    The sampler sees the index of the batch size and the learning rate carried over to the reference batch, where the
-    best rates of all batch sizes lie close together. A trial trained to the end is COMPLETE. One that is paused,
-    running or dropped is PRUNED with its rung scores: TPE ranks PRUNED trials by (last step, value) behind the
-    complete ones, while it would take RUNNING ones for bad (`constant_liar`). One that failed is PRUNED at the first
-    rung with the worst score so far, since what is told NaN or FAIL is hidden from samplers, and a COMPLETE trial with
-    a bad score would rank before every paused one. So is one that is under way to its first score, on another worker:
-    who asks next is to look elsewhere, and is not told that it was good (the constant liar of Ginsbourger et al. 2010).
-    The baseline runs to the end whatever it scores, so it is shown
-    only up to the rung where halving would have stopped it: else its neighborhood would pass for good.
+    The sampler sees the index of the batch size, and the learning rate scaled to the reference batch, where the best
+    rates of all batch sizes lie close together. Trials are shown to it like this:
+
+    - A trial that was trained to the end is COMPLETE.
+    - One that is paused, running or dropped is PRUNED with its rung scores: TPE ranks PRUNED trials by (last step,
+    value) behind the complete ones, while it would take RUNNING ones for bad (`constant_liar`).
+    - One that failed is PRUNED at the first rung with the worst score so far. Samplers do not see NaN or FAIL, and a
+    COMPLETE trial with a bad score would rank before every paused one.
+    - One that is under way to its first score, on another worker, is shown like a failed one, so that the next proposal
+    lies elsewhere (the constant liar of Ginsbourger et al. 2010).
+    - The baseline runs to the end with any score. It is shown only up to the rung where halving would have stopped it,
+    since its neighbourhood would otherwise pass for good.
 
     Args:
         history: of the race; confirmations are left out.
         space: where to look.
-        seed: of the run; the draw depends on it and on how many trials there are.
-        sampler: any Optuna sampler, whose own state then takes the place of the seed; by default TPE.
+        seed: of the run. The draw depends on it and on the number of trials.
+        sampler: any Optuna sampler, whose own state then replaces the seed; by default TPE.
     """
     if sampler is None:
         sampler = TPESampler(seed=(seed * 10_007 + len(history.trials)) % 2**32)
@@ -77,7 +80,7 @@ def _as_seen(
     params: dict[str, int | float],
     box: dict[str, BaseDistribution],
 ) -> FrozenTrial:
-    """A trial as the sampler is to see it."""
+    """A trial as the sampler should see it."""
     levels = len(trial.scores)
     if trial.role == "baseline":
         levels = _stopped_by_halving(trial, history)
@@ -92,7 +95,7 @@ def _as_seen(
 
 
 def _stopped_by_halving(trial: Trial, history: History) -> int:
-    """How many rungs of a trial successive halving would have paid for."""
+    """The number of a trial's rungs that successive halving would have paid for."""
     for level in range(1, len(trial.scores)):
         as_paused = replace(trial, state="paused", scores=trial.scores[:level])
         if as_paused not in promotable(history.updated(as_paused)):
@@ -101,17 +104,17 @@ def _stopped_by_halving(trial: Trial, history: History) -> int:
 
 
 def _step_of(ladder: Ladder, level: int) -> int:
-    """A rung as Optuna's integer step: thousandths of the schedule, the same whatever the batch size."""
+    """A rung as Optuna's integer step: thousandths of the schedule, the same for all batch sizes."""
     return round(1000 * ladder.shares[level])
 
 
 _quiet = threading.Lock()
-_quiet_depth, _verbosity = 0, 0  # how many hold Optuna back, and what it was before the first
+_quiet_depth, _verbosity = 0, 0  # how many blocks silence Optuna, and its verbosity before the first
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back Optuna's line for each study and trial, and leave its verbosity as the user has it; in any thread."""
+    """Silence Optuna's line for each study and trial, and restore the user's verbosity afterwards; in any thread."""
     global _quiet_depth, _verbosity
     with _quiet:
         if not _quiet_depth:

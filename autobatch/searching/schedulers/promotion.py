@@ -1,4 +1,4 @@
-"""Asynchronous successive halving: which paused trials go on."""
+"""Asynchronous successive halving: which paused trials continue."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ..trials import Trial
 def promotable(history: History) -> list[Trial]:
     """The paused trials that asynchronous successive halving would resume, the highest rung first, then the best.
 
-    A trial goes on when it ranks within the top 1 / eta of all that finished its rung and those that failed on the way
-    there from the rung before (Li et al. 2020, arXiv 1810.05934). Nothing is judged for good: a paused trial may come
-    into the top later.
+    A trial continues if it ranks within the top 1 / eta of all that finished its rung and of those that failed on the
+    way there from the rung before (Li et al. 2020, arXiv 1810.05934). No judgement is final: a paused trial may enter
+    the top later.
     """
     chosen = []
     for level in reversed(range(len(history.ladder.shares) - 1)):
@@ -30,7 +30,7 @@ def promotable(history: History) -> list[Trial]:
 def paused_best_first(history: History) -> list[Trial]:
     """The paused trials, those on the highest rung first, and on each rung the best first.
 
-    Last comes a baseline that was set aside before its first score.
+    A baseline that was set aside before its first score comes last.
     """
     paused = [trial for trial in history.trials if trial.state == "paused"]
     latest = {trial.number: history.last(trial) if trial.scores else 0.0 for trial in paused}

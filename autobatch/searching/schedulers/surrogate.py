@@ -1,10 +1,11 @@
-"""A Gaussian process over (batch size, learning rate, share of the schedule): it predicts trials not yet trained.
+"""A Gaussian process over (batch size, learning rate, share of the schedule) that predicts trials before they are
+trained.
 
-Freeze-thaw in idea (Swersky et al. 2014, arXiv 1406.3896): scores at early rungs and at the end are values of one
-function, so a trial that was paused says something of its own end, and of its neighbours'. The kernel is a Matern 5/2
-in the logarithms of batch, rate and share, its rate axis sheared along the batch axis: the best rate moves with the
-batch as a power of it, and the exponent is among what is averaged over. All of it is plain linear algebra on at most a
-few hundred scores, a pure function of them.
+The idea is freeze-thaw (Swersky et al. 2014, arXiv 1406.3896): scores at early rungs and at the end are values of one
+function, so a paused trial says something about its own end and about its neighbours'. The kernel is a Matern 5/2 in
+the logarithms of batch, rate and share. Its rate axis is sheared along the batch axis: the best rate is a power of the
+batch, and the exponent is one of the hyperparameters that are averaged over. All of it is plain linear algebra on at
+most a few hundred scores, and a pure function of them.
 """
 
 from __future__ import annotations
@@ -21,54 +22,55 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-# The values of each hyperparameter that are averaged over, by their marginal likelihood. Rates are sheared further by
-# these exponents, on top of LR_EXPONENT; lengths are in doublings of the batch, e-folds of the rate, and doublings of
-# the share; noise and the rungs' offsets are variances where that of the function is 1. Assumed, and kept few: with
-# scores by the dozen the data cannot distinguish more of them. That rates have two lengths is measured (NOTES.md).
+# The values of each hyperparameter, averaged over by their marginal likelihood. The shears are added to LR_EXPONENT.
+# Lengths are in doublings of the batch, e-folds of the rate, and doublings of the share. The noise and the offsets of
+# the rungs are variances relative to that of the function. Assumed, and kept few: a few dozen scores cannot distinguish
+# more of them. The two lengths for rates are measured (NOTES.md).
 _SHEARS = (-0.5, -0.25, 0.0, 0.25, 0.5)
 _BATCH_LENGTHS = (1.5, 3.0)
 _RATE_LENGTHS = (1.5, 3.0)
 _SHARE_LENGTHS = (6.0,)
 _NOISES = (0.02, 0.1)
-_OFFSET = 1.0  # of a rung: what all scores there have in common, beyond what the scaling has taken out
+_OFFSET = 1.0  # of a rung: what its scores have in common after scaling
 
-# Beyond so many scales below the best of its rung a score is compressed by its logarithm: how bad a bad one is says
-# little of the best. Which of these it is the scores tell: they are averaged over by marginal likelihood as the
-# hyperparameters are, the likelihood being that of the scores before they were compressed (a warped Gaussian process,
-# Snelson et al. 2004). Assumed; what they bring is measured in benchmarks/NOTES.md.
+# A score that lies more than this many scales below the best of its rung is compressed by its logarithm: how bad a bad
+# score is says little about the best one. The choice among these values is averaged over by marginal likelihood, like
+# the hyperparameters; the likelihood is that of the scores before compression (a warped Gaussian process, Snelson et
+# al. 2004). Assumed; the gain is measured in benchmarks/NOTES.md.
 _SQUASHES = np.array([0.5, 1.0, 4.0])
-# The scale of a rung is how far the better third lies below its best: unit-free, and untouched by trials that failed.
+# The scale of a rung is the distance from its best score to the end of its better third. It needs no unit, and failed
+# trials do not change it.
 _SCALE_SHARE = 1 / 3
-_SCALE_LEAST = 3  # scores at a rung from which it has a scale of its own
+_SCALE_LEAST = 3  # a rung with fewer scores has no scale of its own
 
-# No rung has a scale below this share of its widest gap, nor below the smallest of normal doubles: what is divided by
-# it stays finite, with room to be stretched again. Assumed: no two scores that differ by less are worth telling apart.
+# The least scale of a rung, as a share of its widest gap; it is also at least the smallest normal double. So divisions
+# by it stay finite, with room to be undone. Assumed: scores that differ by less are not worth telling apart.
 _FINEST = 1e-100
 
-# Hyperparameters that hold this share of the weight are used to predict. Assumed.
+# The hyperparameters that hold this share of the weight are used to predict. Assumed.
 _WEIGHT_KEPT = 0.98
 
-# The share of a score's noise that is its seed's luck. The rest is the configuration's own, for which the kernel is too
-# smooth. Measured on tables of three kinds with 0, 1/2 and 1 (benchmarks/NOTES.md).
+# The share of a score's noise that is the luck of its seed. The rest belongs to the configuration, for which the kernel
+# is too smooth. Measured on tables of three kinds with 0, 1/2 and 1 (benchmarks/NOTES.md).
 _LUCK = 0.5
 
-# How many times its noise counts against a score that could be had (`Surrogate.expected_improvement`). With 1 a search
-# still picks among neighbours by what a seed changed. Measured on tables of three kinds: of 0, 1, 4, 8 and 16 none is
-# better than 4 on all, and 4 is on none worse than 0 (benchmarks/NOTES.md).
+# The factor on the noise that discounts a future score (`Surrogate.expected_improvement`). With 1, a search still
+# chooses among neighbours by the luck of seeds. Measured on tables of three kinds: of 0, 1, 4, 8 and 16 none is better
+# than 4 on all, and 4 is never worse than 0 (benchmarks/NOTES.md).
 _NOISE_COUNTS = 4.0
 
-# Added to the variance of each of the points of a draw, where that of the function is 1: a covariance of points that
-# lie close together has no root otherwise. Assumed: a thousandth of a standard deviation.
+# Added to the variance of each point of a draw, relative to that of the function: without it, the covariance of points
+# that lie close together has no Cholesky factor. Assumed: a thousandth of a standard deviation.
 _JITTER = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One score: of which configuration, after which share of the schedule; higher is better.
+    """One score of a configuration after a share of its schedule; higher is better.
 
     Attributes:
         batch: logarithm of the effective batch size, base 2.
-        rate: natural logarithm of the learning rate, carried over to one batch size.
+        rate: natural logarithm of the learning rate, scaled to one batch size.
         share: of the schedule, in (0, 1].
         score: oriented so that higher is better, in any unit.
     """
@@ -81,17 +83,17 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Surrogate:
-    """The posterior, a mixture over hyperparameters: one row for each that counts.
+    """The posterior, a mixture over hyperparameters, with one row for each that counts.
 
     Attributes:
-        points: (n, 3), where the scores are.
+        points: (n, 3), the points of the scores.
         shears, lengths: (h,) and (h, 3).
         weights: (h,), their sum is 1.
         factors: (h, n, n), inverse Cholesky factors of the covariance.
         solved: (h, n), the covariance's inverse times the values.
         variances: (h,), of the function.
-        noises: (h,), of a score, where the function's is 1.
-        squashes: (h,), which way of compressing low scores each has, as an index.
+        noises: (h,), of a score, relative to the function's variance.
+        squashes: (h,), the way of compressing low scores of each, as an index.
     """
 
     points: Array
@@ -105,10 +107,10 @@ class Surrogate:
     squashes: np.ndarray[Any, np.dtype[np.intp]]
 
     def believing(self, points: Array) -> Surrogate:
-        """The posterior once scores at `points` (m, 3) have come out as predicted: for trials that are under way.
+        """The posterior if scores at `points` (m, 3) came out as predicted: for trials that are under way.
 
-        Its mean is the same everywhere, as each new value is what the mean says; its variance is lower around them
-        (the "kriging believer" of Ginsbourger, Le Riche and Carraro 2010).
+        Its mean is the same everywhere, as each new value equals the mean; its variance is lower around them (the
+        "kriging believer" of Ginsbourger, Le Riche and Carraro 2010).
         """
         together = np.concatenate([self.points, points])
         noise = self.noises[:, None, None] * np.eye(len(together))
@@ -121,9 +123,9 @@ class Surrogate:
         )
 
     def predict(self, points: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation of the true value at `points` (m, 3), each (h, m), a row for a hyperparameter.
+        """Mean and standard deviation of the true value at `points` (m, 3), each (h, m), one row per hyperparameter.
 
-        In scales of a rung near its best; only differences between points of one share mean anything.
+        The unit is the scale of a rung near its best score. Only differences between points of one share mean anything.
         """
         kernel = _kernel(points, self.points, self.shears, self.lengths)
         mean = np.einsum("hmn,hn->hm", kernel, self.solved)
@@ -132,9 +134,9 @@ class Surrogate:
         return mean, np.sqrt(self.variances[:, None] * left)
 
     def draw(self, points: Array, *, count: int, seed: int) -> Array:
-        """About `count` functions drawn from the posterior, their values at `points` (m, 3): (count, m).
+        """About `count` functions drawn from the posterior, as their values at `points` (m, 3): (count, m).
 
-        Each hyperparameter gives as many as its weight, at least one.
+        Each hyperparameter draws in proportion to its weight, at least once.
         """
         mean, _ = self.predict(points)
         reduced = _kernel(points, self.points, self.shears, self.lengths) @ self.factors.transpose(0, 2, 1)
@@ -152,12 +154,12 @@ class Surrogate:
         return np.asarray(self.weights @ self.predict(points)[0])
 
     def expected_improvement(self, points: Array, over: Array) -> Array:
-        """By how much `points` (m, 3) are expected to be better than the best of those `over` (k, 3), each (m,).
+        """By how much `points` (m, 3) are expected to be better than the best of `over` (k, 3), each (m,).
 
-        The truth is compared, not a noisy score of it (Mockus 1978; "over" stands for the best mean). Where it is known
-        about as well as one more score would tell it, that score brings little: the improvement is discounted by the
-        share of the deviation that would be left ("augmented expected improvement", Huang, Allen, Notz and Zeng 2006,
-        with the noise counted more than once).
+        It compares true values, not noisy scores (Mockus 1978; `over` stands for the best mean). A point that is
+        already known about as well as one more score would show it gains little from that score. So the improvement is
+        discounted by the share of the deviation that would be left ("augmented expected improvement", Huang, Allen,
+        Notz and Zeng 2006, with the noise counted more than once).
         """
         mean, sd = self.predict(points)
         best = self.predict(over)[0].max(axis=1, keepdims=True)
@@ -171,7 +173,7 @@ class Surrogate:
 
 @functools.lru_cache(maxsize=4)
 def fit(observations: tuple[Observation, ...]) -> Surrogate:
-    """The posterior of these scores, at least one; the same for the same scores."""
+    """The posterior of these scores, of which there is at least one; a pure function of them."""
     points = np.array([[o.batch, o.rate, math.log2(o.share)] for o in observations])
     values, log_slopes = _values(observations)
     spreads = values.std(axis=0)
@@ -190,7 +192,7 @@ def fit(observations: tuple[Observation, ...]) -> Surrogate:
     fits = 2.0 + np.einsum("hnw,hnw->hw", whitened, whitened)
     count = len(values) + 2
     logs = -0.5 * count * np.log(fits) - np.log(np.einsum("hnn->hn", lower)).sum(axis=1)[:, None]
-    logs += (log_slopes - np.log(spreads)).sum(axis=0)  # of the scores, not of what compressing has made of them
+    logs += (log_slopes - np.log(spreads)).sum(axis=0)  # the likelihood of the scores before compression
     weights = np.exp(logs - logs.max())
     weights /= weights.sum()
     rows, warps = np.unravel_index(np.argsort(-weights, axis=None, kind="stable"), weights.shape)
@@ -211,11 +213,11 @@ def fit(observations: tuple[Observation, ...]) -> Surrogate:
 
 
 def denoised(observations: tuple[Observation, ...]) -> Array:
-    """Each score without its seed's luck, (n,), in the unit of the scores.
+    """Each score without the luck of its seed, (n,), in the unit of the scores.
 
-    The posterior mean of what values y with the covariance K + s I are without a noise of variance r s is
-    y - r s (K + s I)^-1 y (Rasmussen and Williams 2006, eq. 2.25, at the data); r is `_LUCK`. What that makes of a
-    value that was compressed is stretched again.
+    For values y with the covariance K + s I, of which a noise of variance r s is to be removed, the posterior mean is y
+    - r s (K + s I)^-1 y (Rasmussen and Williams 2006, eq. 2.25, at the data); r is `_LUCK`. A compressed value is
+    stretched again afterwards.
     """
     known = fit(observations)
     values, _ = _values(observations)
@@ -226,7 +228,7 @@ def denoised(observations: tuple[Observation, ...]) -> Array:
 
 
 def _covariance(points: Array, shears: Array, lengths: Array) -> Array:
-    """Of scores at `points` (n, 3) without their noise, for each hyperparameter: (h, n, n)."""
+    """The covariance of scores at `points` (n, 3) without their noise, for each hyperparameter: (h, n, n)."""
     rungs = np.equal.outer(points[:, 2], points[:, 2])
     return np.asarray(_kernel(points, points, shears, lengths) + _OFFSET * rungs)
 
@@ -234,7 +236,7 @@ def _covariance(points: Array, shears: Array, lengths: Array) -> Array:
 def _kernel(ones: Array, others: Array, shears: Array, lengths: Array) -> Array:
     """Matern 5/2 between two sets of points, for each hyperparameter: (h, m, n)."""
     left, right = _scaled(ones, shears, lengths), _scaled(others, shears, lengths)
-    # |x - y|^2 = |x|^2 + |y|^2 - 2 x y, which spares the differences of all pairs; rounding may take it below zero.
+    # |x - y|^2 = |x|^2 + |y|^2 - 2 x y, which avoids an array of all differences. Rounding may make it negative.
     squares = left @ right.transpose(0, 2, 1)
     squares *= -2.0
     squares += (left * left).sum(axis=2)[:, :, None]
@@ -246,7 +248,7 @@ def _kernel(ones: Array, others: Array, shears: Array, lengths: Array) -> Array:
 
 
 def _scaled(points: Array, shears: Array, lengths: Array) -> Array:
-    """The points in lengths of the kernel, their rates sheared: (h, m, 3)."""
+    """The points in lengths of the kernel, with sheared rates: (h, m, 3)."""
     batch, rate, share = points.T
     sheared = rate - shears[:, None] * math.log(2) * batch
     columns = (np.broadcast_to(batch, sheared.shape), sheared, np.broadcast_to(share, sheared.shape))
@@ -254,9 +256,10 @@ def _scaled(points: Array, shears: Array, lengths: Array) -> Array:
 
 
 def _values(observations: Sequence[Observation]) -> tuple[Array, Array]:
-    """The scores of each rung on one scale: 0 for its best, -1 where its better third ends, then ever slower down.
+    """The scores of each rung on one scale: 0 for its best, -1 at the end of its better third, compressed below that.
 
-    (n, w), a column for each way of compressing, and the logarithm of what it shortens a small difference by.
+    (n, w), with a column for each way of compressing, and the logarithm of the factor by which it shortens a small
+    difference.
     """
     bests, scales = _rungs(observations)
     gaps = bests - [o.score for o in observations]
@@ -265,7 +268,7 @@ def _values(observations: Sequence[Observation]) -> tuple[Array, Array]:
 
 
 def _rungs(observations: Sequence[Observation]) -> tuple[Array, Array]:
-    """For each score the best one of its rung, and how far below that the better third of the rung ends, each (n,)."""
+    """For each score, the best of its rung, and how far below that the better third of the rung ends, each (n,)."""
     bests, scales = np.empty((2, len(observations)))
     scale = None
     for share in sorted({o.share for o in observations}):

@@ -1,4 +1,4 @@
-"""One search first and then another: each where it is the better one."""
+"""One search first, then another."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from .candidates import Candidates
 from .freeze_thaw import FreezeThaw
 from .halving import Halving
 
-# Full trials' worth of modelled time after which "auto" goes over from freeze-thaw to TPE with successive halving. What
-# the surrogate takes for a decision grows with the cube of the rungs. After 8 and 16 freeze-thaw leaves less than TPE
-# on the six tables that it was tuned on, about as much on five others; after 32 neither is ahead
-# (docs/search-results.md). Going over after 8 was better than both on the six, and worse than both on the five
-# (benchmarks/NOTES.md).
+# Full trials' worth of modelled time after which "auto" changes from freeze-thaw to TPE with successive halving. The
+# time of a decision by the surrogate grows with the cube of the number of scores. After 8 and 16 full trials
+# freeze-thaw has less regret than TPE on the six tables that it was tuned on, and about as much on five others; after
+# 32 neither is ahead (docs/search-results.md). A change after 8 was better than both on the six, and worse than both on
+# the five (benchmarks/NOTES.md).
 THAWS = 32.0
 
 
 class Switch(Scheduler):
-    """Goes over from one search to another when the race has spent the time of so many full trials.
+    """Changes from one search to another when the race has spent the time of a number of full trials.
 
     Args:
         first, then: the two searches.
-        after: full trials.
+        after: the number of full trials.
     """
 
     def __init__(self, first: Scheduler, then: Scheduler, after: float) -> None:
@@ -33,5 +33,5 @@ class Switch(Scheduler):
 
 
 def auto(candidates: Candidates) -> Switch:
-    """Freeze-thaw, and TPE with successive halving once the surrogate has become slow."""
+    """Freeze-thaw, then TPE with successive halving once the surrogate would be slow."""
     return Switch(FreezeThaw(candidates), Halving(candidates), THAWS)

@@ -1,4 +1,4 @@
-"""The names of the searches, and where each is made."""
+"""The names of the searches, and where each is defined."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from .base import Scheduler
     from .candidates import Candidates
 
-# Each word of --search, with a module of this folder and what it has that makes a `Scheduler` of `Candidates`. They are
-# named and not imported: they need Optuna and numpy, which `autobatch --help` does without.
+# Each value of --search, with a module of this folder and a callable in it that makes a `Scheduler` from `Candidates`.
+# The modules are not imported here: they need Optuna and numpy, which `autobatch --help` does not load.
 SEARCHES = {
     "auto": "switch:auto",
     "freeze-thaw": "freeze_thaw:FreezeThaw",
@@ -24,13 +24,13 @@ SEARCHES = {
 
 
 def scheduler_for(search: str | BaseSampler, candidates: Candidates) -> Scheduler:
-    """The search of that name, or successive halving over the sampler that was given.
+    """The search of that name, or successive halving with that sampler.
 
     Raises:
         SettingError: there is no search of that name.
     """
     if not isinstance(search, str):
-        from .halving import Halving  # as above
+        from .halving import Halving  # late: it imports Optuna
 
         return Halving(candidates, search)
     if search not in SEARCHES:

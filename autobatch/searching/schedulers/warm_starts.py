@@ -14,11 +14,11 @@ from ..trials import MIN_STEPS
 from .base import Budget, Resume, Scheduler, Start
 from .candidates import Candidates
 
-Reasoned = tuple[Config, str]  # what to try, and why in one sentence
+Reasoned = tuple[Config, str]  # what to try, and the reason in one sentence
 
 
 class WarmStarts(Scheduler):
-    """Starts the configurations that are known beforehand, each once and in order. Then another search decides.
+    """Starts configurations that are known beforehand, once each and in order. Then another search decides.
 
     Args:
         candidates: how many may be tried, and what memory holds.
@@ -41,34 +41,34 @@ class WarmStarts(Scheduler):
 def warm_starts(
     space: Space, baseline: Config, plan: Plan, lr_hint: float | None, earlier: Sequence[tuple[Config, str]] = ()
 ) -> list[tuple[Config, str]]:
-    """What to try first, each with its reason: choices of earlier runs, the baseline scaled to `plan`, and the range
-    test's suggestion for it.
+    """What to try first, with reasons: choices of earlier runs, the scaled baseline, the range test's suggestion.
 
-    One that is too close to the baseline or to one before it is left out.
+    The baseline is scaled to `plan`, and the range test's suggestion is for it. One that is too close to the baseline,
+    or to one before it, is left out.
 
     Args:
-        space: `lr_hint` is the learning rate at its reference batch.
-        baseline: what the user trains with.
-        plan: at the knee of the throughput curve, or as close to it as can be run.
+        space: the space to search; `lr_hint` is the learning rate at its reference batch.
+        baseline: the user's configuration.
+        plan: at the knee of the throughput curve, or the closest that can be run.
         lr_hint: None without a range test.
-        earlier: with where each comes from.
+        earlier: choices of earlier runs, with the run of each.
     """
     batch = plan.effective_batch_size
     lr = baseline.lr * scale(baseline.plan.effective_batch_size, batch)
     scaled = f"the baseline scaled to the knee of the throughput curve, batch {batch}"
-    found = [*earlier, (Config(plan=plan, lr=rounded_lr(lr)), scaled)]
+    candidates = [*earlier, (Config(plan=plan, lr=rounded_lr(lr)), scaled)]
     if lr_hint is not None:
         suggested = Config(plan=plan, lr=rounded_lr(space.lr_at(batch, lr_hint)))
-        found.append((suggested, f"what the range test suggests, at the knee, batch {batch}"))
+        candidates.append((suggested, f"what the range test suggests, at the knee, batch {batch}"))
     starts: list[tuple[Config, str]] = []
-    for config, origin in found:
+    for config, origin in candidates:
         if not any(same_config(config, other) for other in (baseline, *(start for start, _ in starts))):
             starts.append((config, origin))
     return starts
 
 
 def runnable(earlier: Sequence[Reasoned], limits: MemoryLimits, costs: Costs) -> tuple[list[Reasoned], list[str]]:
-    """The choices of earlier runs as they can be run here, and a note on each that cannot."""
+    """The choices of earlier runs that can be run here, and a note on each that cannot."""
     starts, notes = [], []
     for config, origin in earlier:
         batch = config.plan.effective_batch_size

@@ -1,11 +1,11 @@
-"""A database beside a run's own journal, so that a team sees the run in optuna-dashboard while it goes on.
+"""A database beside a run's own journal, so that other people see the run in optuna-dashboard while it goes on.
 
-The journal on this machine's disk is what a run is resumed from; the database holds a copy for others, written by a
-thread of its own. Where it goes away, the race does not wait for it: what was to be written is kept, and tried again
-until the database is back. A run that ends before that says what is missing there.
+A run is resumed from the journal on this machine's disk. The database holds a copy for others, written by its own
+thread. If the database goes away, the race does not wait for it: what is still to write is kept, and tried again until
+the database is back. A run that ends before that reports what is missing there.
 
-What the URL says beside scheme, host and database goes to the database alone: whatever is shown, logged or kept has
-been through `shown_url`, and what a driver says through `without_secrets`.
+Only the database gets the parts of the URL beside scheme, host and database. Everything that is shown, logged or kept
+has been through `shown_url`, and the messages of drivers through `without_secrets`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from ..trials import Trial
 from .study_writer import StudyWriter
 from .url import check_url, shown_url, without_secrets
 
-# Between two tries to reach a database that is away: twice as long each time, up to the second figure. Assumed: it is
-# noticed within seconds that it is back, and a server that starts again is not pressed.
+# The pause between two attempts to reach a database that is away: it doubles each time, up to the second figure.
+# Assumed: its return is noticed within seconds, and a server that restarts is not flooded.
 _PAUSE_S, _PAUSE_MOST_S = 0.25, 5.0
-# A connection that is not there within this is not to be had. Assumed; it holds up nobody but the thread that writes.
+# The time limit for a connection. Assumed; it holds up only the writing thread.
 _CONNECT_S = 5
-# Drivers that take that limit by libpq's and MySQL's word; SQLite has no connection to wait for.
+# Drivers that take that limit under libpq's and MySQL's name; SQLite has no connection to wait for.
 _LIMITED = {"psycopg", "psycopg2", "pymysql", "mysqldb"}
 
 
@@ -39,14 +39,14 @@ class CentralRecord:
     """The copy of one race in a database.
 
     Args:
-        url: SQLAlchemy's, "postgresql+psycopg://user:password@host/database"; any database that Optuna can use.
-        name: of the study in it; one that is there already is gone on with.
-        direction: of the scores.
-        attributes: of the study, for whoever looks at it.
-        must_open: whether a database that cannot be reached now is an error, and not one that is away for a while.
+        url: in SQLAlchemy's form, "postgresql+psycopg://user:password@host/database"; any database that Optuna can use.
+        name: of the study in it. A study of that name is continued.
+        direction: whether a higher or a lower score is better.
+        attributes: of the study, for people who look at it.
+        must_open: whether a database that cannot be reached now is an error, rather than one that is away for a while.
 
     Raises:
-        SettingError: the URL is none, its driver is not installed, or the database cannot be opened.
+        SettingError: the URL is malformed, its driver is not installed, or the database cannot be opened.
     """
 
     def __init__(
@@ -57,19 +57,19 @@ class CentralRecord:
         self.shown = shown_url(url)
         self._writer: StudyWriter | None = None
         self._storage: RDBStorage | None = None
-        self._known: dict[int, Trial] = {}  # the latest of each
-        self._to_write: set[int] = set()  # those that the database does not have
+        self._known: dict[int, Trial] = {}  # the latest state of each trial
+        self._to_write: set[int] = set()  # the trials that the database lacks
         self._trouble: str | None = None
         self._is_closing = False
         self._changed = threading.Condition()
         try:
             parsed = sqlalchemy.make_url(url)
             parsed.get_dialect().import_dbapi()
-        except Exception as error:  # noqa: BLE001  # a driver may raise anything, and all of it may quote the URL
+        except Exception as error:  # noqa: BLE001  # a driver may raise anything, and its message may quote the URL
             raise SettingError(
                 "a central record is a database's URL whose driver is installed, such as "
                 "postgresql+psycopg://user@host/database with `pip install psycopg[binary]`; found "
-                f"{self.shown}: {self._told(error)}"
+                f"{self.shown}: {self._error_text(error)}"
             ) from None
         self._limit = {"connect_timeout": _CONNECT_S} if parsed.get_driver_name() in _LIMITED else {}
         try:
@@ -85,14 +85,14 @@ class CentralRecord:
         self._thread.start()
 
     def note(self, trial: Trial) -> None:
-        """Have the database brought up to date with `trial`; returns at once."""
+        """Bring the database up to date with `trial`, in the thread; returns at once."""
         with self._changed:
             self._known[trial.number] = trial
             self._to_write.add(trial.number)
             self._changed.notify()
 
     def close(self, patience_s: float) -> str | None:
-        """None where the database has everything; otherwise, after so many seconds, a sentence on what is missing."""
+        """None if the database has everything; otherwise, after this many seconds, a sentence on what is missing."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
@@ -122,7 +122,7 @@ class CentralRecord:
             try:
                 if self._writer is None:
                     self._open()
-                    with self._changed:  # it may have come back without the latest trials
+                    with self._changed:  # the database may be back without the latest trials
                         self._to_write.update(self._known)
                     continue
                 with quiet():
@@ -139,7 +139,7 @@ class CentralRecord:
         self._hang_up()
 
     def _open(self) -> None:
-        # A connection that has died meanwhile is noticed before it is used. Optuna formats the URL: braces are doubled.
+        # A dead connection is noticed before it is used. Optuna formats the URL, so braces are doubled.
         with quiet():
             self._storage = RDBStorage(
                 self._url.replace("{", "{{").replace("}", "}}"),
@@ -150,19 +150,19 @@ class CentralRecord:
                 self._writer.study.set_user_attr(name, value)
 
     def _drop(self, error: Exception) -> None:
-        """Forget the connection: the next try begins anew, with what the database then has."""
-        self._trouble = self._told(error)
+        """Forget the connection. The next attempt starts again from what the database then has."""
+        self._trouble = self._error_text(error)
         self._hang_up()
 
     def _hang_up(self) -> None:
         storage, self._writer, self._storage = self._storage, None, None
         if storage is not None:
-            with suppress(Exception):  # it is given up, and a traceback of the thread would quote the URL
+            with suppress(Exception):  # the connection is lost anyway, and a traceback would quote the URL
                 storage.engine.dispose()
 
-    def _told(self, error: Exception) -> str:
-        """The first line of what a driver says, without what is not shown of the URL."""
-        cause = error.__cause__ or error  # Optuna's own words say less than what they stand for
-        # Before it is cut: a secret may go on in the next line.
-        told = without_secrets(str(cause), self._url).strip() or type(cause).__name__
-        return re.sub(r"^\(\S+\)\s*", "", told.splitlines()[0])
+    def _error_text(self, error: Exception) -> str:
+        """The first line of a driver's message, without the hidden parts of the URL."""
+        cause = error.__cause__ or error  # Optuna's own message says less than its cause
+        # Before the message is cut: a secret may continue in the next line.
+        text = without_secrets(str(cause), self._url).strip() or type(cause).__name__
+        return re.sub(r"^\(\S+\)\s*", "", text.splitlines()[0])

@@ -1,4 +1,4 @@
-"""The record of a run: an Optuna study in a journal file, which a stopped run is resumed from."""
+"""The record of a run: an Optuna study in a journal file, from which a stopped run is resumed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from ...core.codec import config_from_json, norms_from_json
 from ...core.files import sync_folder
 from ...core.json_reader import NUMBER, TEXT_OR_NULL, Reader
-from ...core.plan import Config, Direction, Plan, Precision
-from ...core.segment import GradNorms, SegmentOutcome
+from ...core.plan import Direction
+from ...core.segment import SegmentOutcome
 from ...errors import ReportError, StorageError
 from ..schedulers.optuna_sampler import quiet
 from ..trials import Role, State, Trial
@@ -27,7 +28,7 @@ from .study_writer import StudyWriter
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """What a record holds of a race: its trials in the order of their numbers, and where it stands beside them."""
+    """What a record holds of a race: its trials in the order of their numbers, and the rest of its state."""
 
     trials: tuple[Trial, ...]
     state: RaceState
@@ -36,18 +37,19 @@ class Kept:
 class StudyRecord:
     """The durable record of a run: the study that `StudyWriter` writes, in a file that optuna-dashboard opens.
 
-    The attribute `now` has all of a trial and of the race beside it in one line of the journal; it is what a resumed
-    run reads. The others are for dashboards, and are brought up to date when the race goes on.
+    The attribute `now` holds a whole trial and the race's state in one line of the journal. A resumed run reads only
+    that. The other attributes are for dashboards, and are brought up to date when the race continues.
 
     Args:
-        path: of the journal file; made where it is missing, with its folder. Nobody else may be writing to it.
-        name: of the study in it, where it is made.
-        direction: of the scores.
-        central: gets every trial too.
+        path: the journal file, which is created with its folder if it is missing. No other process may be writing to
+            it.
+        name: of the study, if it is created.
+        direction: whether a higher or a lower score is better.
+        central: gets a copy of every trial.
 
     Raises:
-        StorageError: it cannot be written; so does each method.
-        ReportError: it is no journal.
+        StorageError: the journal cannot be written. Every method may raise it.
+        ReportError: the file is no journal.
     """
 
     def __init__(
@@ -64,12 +66,12 @@ class StudyRecord:
         path.with_name(path.name + ".lock").unlink(missing_ok=True)
         with quiet(), self._stored(), _reading(path):
             storage = JournalStorage(JournalFileBackend(str(path)))
-            there = storage.get_all_studies()  # a task may have another name by now; the run is the same
+            there = storage.get_all_studies()  # a task may have been renamed since; the run is the same
             self._writer = StudyWriter(storage, there[0].study_name if there else name, direction)
             sync_folder(path.parent)  # Optuna synchronises each line, but not the name of the file
 
     def kept(self) -> Kept | None:
-        """What it holds of a race; None before the first trial.
+        """What the journal holds of a race; None before the first trial.
 
         Raises:
             ReportError: it holds something else.
@@ -79,7 +81,7 @@ class StudyRecord:
     def save(self, trial: Trial, state: RaceState) -> None:
         """Bring the record of `trial` up to date.
 
-        On disk when this returns: the journal is synchronised at every line.
+        The record is on the disk when this returns: every line of the journal is synchronised.
         """
         with _held_back(), quiet(), self._stored():
             self._writer.write(trial, {"race": state.to_json()})
@@ -87,7 +89,7 @@ class StudyRecord:
                 self._central.note(trial)
 
     def end(self, state: RaceState) -> None:
-        """Note that the race is over."""
+        """Record that the race is over."""
         with _held_back(), quiet(), self._stored():
             self._writer.study.set_user_attr("race", state.to_json())
 
@@ -100,10 +102,10 @@ class StudyRecord:
 
 
 def read_kept(path: Path) -> Kept | None:
-    """What the journal at `path` holds of a race, read as it is, whoever is writing to it; None before the first trial.
+    """What the journal at `path` holds of a race; None before the first trial. Another process may be writing to it.
 
     Raises:
-        ReportError: there is none, or it holds something else.
+        ReportError: there is no journal, or it holds something else.
     """
     if not path.is_file():
         raise ReportError(f"{path} cannot be read: there is no such file")
@@ -119,68 +121,58 @@ def read_kept(path: Path) -> Kept | None:
 
 def _kept(study: optuna.Study, path: Path) -> Kept | None:
     ours = [trial for trial in study.get_trials(deepcopy=False) if "trial" in trial.user_attrs]
-    found = [(_trial(Reader(t.params | t.user_attrs, f"trial {t.number} of {path}")), t.user_attrs) for t in ours]
-    found.sort(key=lambda pair: pair[0].number)
-    if not found:
+    trials = [(_trial(Reader(t.params | t.user_attrs, f"trial {t.number} of {path}")), t.user_attrs) for t in ours]
+    trials.sort(key=lambda pair: pair[0].number)
+    if not trials:
         return None
-    if [trial.number for trial, _ in found] != list(range(len(found))) or found[0][0].role != "baseline":
+    if [trial.number for trial, _ in trials] != list(range(len(trials))) or trials[0][0].role != "baseline":
         raise ReportError(f"{path} holds trials numbered from 0, the first of them the baseline; it does not")
-    races = [Reader(attributes["now"], f"a trial of {path}").inside("race") for _, attributes in found]
+    races = [Reader(attributes["now"], f"a trial of {path}").inside("race") for _, attributes in trials]
     if "race" in study.user_attrs:
         races.append(Reader(study.user_attrs["race"], f"the race of {path}"))
     states = [RaceState.from_json(race) for race in races]
-    return Kept(trials=tuple(trial for trial, _ in found), state=max(states, key=lambda state: state.count))
+    return Kept(trials=tuple(trial for trial, _ in trials), state=max(states, key=lambda state: state.count))
 
 
-def _trial(found: Reader) -> Trial:
-    now = found.inside("now")
+def _trial(reader: Reader) -> Trial:
+    now = reader.inside("now")
     scores = now.get("scores", [[NUMBER]])
-    total_steps = found.get("total_steps", int)
+    total_steps = reader.get("total_steps", int)
     if any(len(score) != 2 or not isinstance(score[0], int) or not 0 < score[0] <= total_steps for score in scores):
         raise ReportError(f"the scores of a trial are pairs of a step and a score; found {scores!r:.80}")
-    plan = (found.get("batch_size", int), found.get("accumulation_steps", int), found.get("ranks", int))
-    precision, lr = found.one_of("precision", Precision), found.number("lr")
-    try:
-        config = Config(
-            plan=Plan(batch_size=plan[0], accumulation_steps=plan[1], precision=precision, ranks=plan[2]), lr=lr
-        )
-    except ValueError as error:  # both check their numbers
-        raise ReportError(f"a trial of the record cannot be: {error}") from None
+    reader.get("ranks", int)  # `config_from_json` takes 1 for a file without it; every journal has it
     return Trial(
-        number=found.get("trial", int),
-        config=config,
-        seed=found.get("seed", int),
+        number=reader.get("trial", int),
+        config=config_from_json(reader),
+        seed=reader.get("seed", int),
         total_steps=total_steps,
-        role=found.one_of("role", Role),
-        origin=found.get("origin", str),
+        role=reader.one_of("role", Role),
+        origin=reader.get("origin", str),
         state=now.one_of("state", State),
         scores=tuple((step, float(score)) for step, score in scores),
         outcome=now.one_of("outcome", SegmentOutcome),
         message=now.get("message", TEXT_OR_NULL),
-        grad_norms=tuple(_norms(Reader(norms, "the norms of a rung")) for norms in now.get("grad_norms", [dict])),
+        grad_norms=tuple(
+            norms_from_json(Reader(norms, "the norms of a rung")) for norms in now.get("grad_norms", [dict])
+        ),
         seconds=now.number("seconds"),
         predicted_s=now.number("predicted_s"),
     )
 
 
-def _norms(found: Reader) -> GradNorms:
-    return GradNorms(
-        median=found.number("median"), largest=found.number("largest"), clipped=found.number_or_none("clipped")
-    )
-
-
 @contextmanager
 def _held_back() -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and SIGHUP take effect when the block is done.
+    """Hold back Ctrl-C, SIGTERM and SIGHUP until the block is done.
 
-    Raised inside of a write, they leave Optuna's lock on the journal in a state that it takes for a lost file.
+    If they interrupt a write, they leave Optuna's lock on the journal in a state in which Optuna takes the file for
+    lost.
     """
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
         yield
         return
     came: list[int] = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    ours = {number: handler for number, handler in handlers.items() if handler is not None}  # None: not Python's to set
+    ours = {number: handler for number, handler in handlers.items() if handler is not None}  # None: not set by Python
     for number in ours:
         signal.signal(number, lambda caught, frame: came.append(caught))
     try:
@@ -194,7 +186,7 @@ def _held_back() -> Iterator[None]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What Optuna makes of a file that is no journal, as an error of ours."""
+    """Turn Optuna's errors about a file that is no journal into a `ReportError`."""
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError, RecursionError) as error:
@@ -206,8 +198,8 @@ def _reading(path: Path) -> Iterator[None]:
 def _cut_torn_line(path: Path) -> None:
     """Cut a journal back to its last whole line.
 
-    A process killed while it writes leaves half a line. Optuna 5 forgives it on the first load and appends to it, after
-    which no load succeeds (measured), so it has to go before the file is opened.
+    A process killed while it writes leaves half a line. Optuna 5 accepts that on the first load and appends to it,
+    after which every load fails (measured). So it must go before the file is opened.
     """
     if not path.exists():
         return

@@ -1,6 +1,6 @@
-"""Where a race stands beside its trials, as one frozen value: what a resumed run needs to decide as an undisturbed one.
+"""The state of a race beside its trials, as one frozen value: with it, a resumed run decides as an undisturbed one.
 
-It is written with every rung, in the same line of the record, so that there is never one without the other.
+It is written with every segment, in the same line of the record, so that there is never one without the other.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ class RaceState:
     """A race between two pieces of work.
 
     Attributes:
-        count: of the changes written so far; the state with the highest is the latest.
+        count: the number of changes written so far. The state with the highest number is the latest.
         allotment_s, spent_s: modelled seconds that the race may spend, and has spent.
-        max_batch, max_micro_batch: what memory is thought to hold by now.
+        max_batch, max_micro_batch: what memory should hold, by what is known now.
         paces: of the finished segments.
         is_exhausted: the search has nothing new left to propose.
         notes: further reasons for the report.
-        charged: the ledger, seconds by kind.
-        is_over: nothing more is to be run.
-        test_scores: of the chosen and of the baseline; once it is over.
+        charged: the ledger's entries, seconds by kind.
+        is_over: nothing more will run.
+        test_scores: of the chosen configuration and of the baseline, once the race is over.
     """
 
     count: int
@@ -43,7 +43,7 @@ class RaceState:
     test_scores: tuple[float | None, float | None] = (None, None)
 
     def to_json(self) -> dict[str, Any]:
-        """The state as plain data; every number comes back to the last bit."""
+        """The state as plain data; every number survives to the last bit."""
         return {
             "count": self.count,
             "allotment_s": self.allotment_s,
@@ -59,25 +59,25 @@ class RaceState:
         }
 
     @classmethod
-    def from_json(cls, found: Reader) -> RaceState:
+    def from_json(cls, reader: Reader) -> RaceState:
         """The state that `to_json` made.
 
         Raises:
-            ReportError: it is not one.
+            ReportError: the data is something else.
         """
-        charged, scores = found.inside("charged"), found.get("test_scores", list)
+        charged, scores = reader.inside("charged"), reader.get("test_scores", list)
         if len(scores) != 2 or any(score is not None and not isinstance(score, NUMBER) for score in scores):
             raise ReportError(f"the test scores of a race are two numbers or nulls; found {scores!r:.80}")
         return cls(
-            count=found.get("count", int),
-            allotment_s=found.number("allotment_s"),
-            spent_s=found.number("spent_s"),
-            max_batch=found.get("max_batch", int),
-            max_micro_batch=found.get("max_micro_batch", int),
-            paces=Paces.from_json(found.inside("paces")),
-            is_exhausted=found.get("is_exhausted", bool),
-            notes=found.list_of("notes", str),
-            charged={kind: charged.number(kind) for kind in found.get("charged", dict)},
-            is_over=found.get("is_over", bool),
+            count=reader.get("count", int),
+            allotment_s=reader.number("allotment_s"),
+            spent_s=reader.number("spent_s"),
+            max_batch=reader.get("max_batch", int),
+            max_micro_batch=reader.get("max_micro_batch", int),
+            paces=Paces.from_json(reader.inside("paces")),
+            is_exhausted=reader.get("is_exhausted", bool),
+            notes=reader.list_of("notes", str),
+            charged={kind: charged.number(kind) for kind in reader.get("charged", dict)},
+            is_over=reader.get("is_over", bool),
             test_scores=(scores[0], scores[1]),
         )

@@ -1,4 +1,4 @@
-"""Which checkpoints of a race are still needed; all others go, so that the disk of a long run is bounded."""
+"""Which checkpoints of a race are still needed. All others are deleted, so that a long run needs a bounded disk."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ..trials import Trial
 
 
 def needed_checkpoints(history: History, *, keep: int, tests: bool, is_over: bool = False) -> dict[int, int]:
-    """The step of the one checkpoint that each trial still needs, by its number; trials that need none are left out.
+    """By trial number, the step of the one checkpoint that the trial still needs. Trials that need none are left out.
 
-    Those that may go on need theirs, at step 0 none yet. Of the complete ones the best `keep` do, and until the race is
-    over those that may be scored on the test data.
+    A trial that may go on needs its checkpoint; one at step 0 has none yet. Of the complete trials, the best `keep`
+    need theirs, and until the race is over, those that may be scored on the test data.
 
     Args:
         history: of the race.
-        keep: so many of the complete trials keep theirs for good.
-        tests: there is test data, on which the baseline and the finalist's first fresh run are scored.
-        is_over: nothing will go on, or be scored.
+        keep: how many of the best complete trials keep their checkpoints for good.
+        tests: whether there is test data, on which the baseline and the finalist's first fresh run are scored.
+        is_over: whether the race is over, so that nothing will continue or be scored.
     """
     complete = [(score, trial) for trial in history.trials if (score := history.final(trial)) is not None]
     best = sorted(complete, key=lambda pair: (-pair[0], pair[1].number))[:keep]
@@ -36,29 +36,29 @@ def needed_checkpoints(history: History, *, keep: int, tests: bool, is_over: boo
 
 
 class Checkpoints:
-    """The checkpoints that a race has left on the disk.
+    """The checkpoints that a race has on the disk.
 
     Args:
         runner: writes and deletes them.
-        keep: so many of the best complete trials keep theirs when the race is over.
+        keep: how many of the best complete trials keep their checkpoints when the race is over.
     """
 
     def __init__(self, runner: Runner, keep: int) -> None:
         self._runner, self._keep = runner, keep
-        self._steps: dict[int, int] = {}  # of those that are there, by trial
+        self._steps: dict[int, int] = {}  # of the checkpoints on the disk, by trial
 
     def expect(self, trial: int) -> None:
-        """Note that a trial is about to leave one."""
+        """Record that a trial is about to write one."""
         self._steps.setdefault(trial, 0)
 
     def suspect(self, trials: Iterable[int]) -> None:
-        """Take it that these trials have left any: nobody knows what a kill has left."""
+        """Assume that these trials may have any checkpoints: a killed process may have left some."""
         self._steps = dict.fromkeys(trials, -1)
 
     def tidy(self, history: History, *, is_over: bool) -> None:
-        """Delete those that nothing will need.
+        """Delete the checkpoints that nothing will need.
 
-        After the result is in the record: until then the segment may have to be run again.
+        Call it after the result is in the record: until then the segment may have to run again.
         """
         tests = self._runner.facts().has_test_data
         needed = needed_checkpoints(history, keep=self._keep, tests=tests, is_over=is_over)

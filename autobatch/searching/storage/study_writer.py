@@ -1,4 +1,4 @@
-"""An Optuna study that follows a race: one Optuna trial for each trial, whatever storage it lies in."""
+"""An Optuna study that follows a race: one Optuna trial for each trial, in any storage."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from optuna.trial import TrialState
 from ...core.plan import Direction
 from ..trials import Trial
 
-# Upper end of the recorded integer parameters, so that every trial of every run shares one distribution. Assumed to be
-# above any batch size in samples.
+# The upper end of the recorded integer parameters, so that every trial of every run shares one distribution. Assumed to
+# be above any batch size in samples.
 _MOST_SAMPLES = 1 << 24
 
-# What dashboards call the value of a trial.
+# The name of a trial's value in dashboards.
 _METRIC = "score"
 
-# What changes of a trial while it is in the race.
+# The fields of a trial that change during the race.
 _CHANGING = ("state", "scores", "outcome", "message", "grad_norms", "seconds", "predicted_s")
 
 _RECORDED: dict[str, BaseDistribution] = {
@@ -35,43 +35,43 @@ _RECORDED: dict[str, BaseDistribution] = {
 class StudyWriter:
     """Brings a study up to date with the trials of a race.
 
-    TrainSegment scores are intermediate values at thousandths of the schedule. A paused trial is RUNNING with the user
-    attribute `state` = "paused". In the end a complete trial is COMPLETE, a dropped or diverged one PRUNED, and one
-    that ran out of memory, crashed or hung is FAIL. The attribute `now` has all that changes of a trial, as it is.
+    Scores at rungs are intermediate values at thousandths of the schedule. A paused trial is RUNNING with the user
+    attribute `state` = "paused". At the end a complete trial is COMPLETE, a dropped or diverged one is PRUNED, and one
+    that ran out of memory, crashed or hung is FAIL. The attribute `now` holds everything that changes during a trial.
 
     Args:
-        storage: that the study lies in.
-        name: of the study. One that is there already is opened, and trials recorded in it are not written twice.
-        direction: of the scores.
+        storage: holds the study.
+        name: of the study. An existing study of that name is opened, and trials that it has are not written twice.
+        direction: whether a higher or a lower score is better.
     """
 
     def __init__(self, storage: BaseStorage, name: str, direction: Direction) -> None:
         self.study = optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
-        # Experimental since Optuna 3.2 and unchanged since; without it every dashboard calls the score "Value".
+        # Experimental since Optuna 3.2 and unchanged since. Without it every dashboard calls the score "Value".
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             if self.study.metric_names != [_METRIC]:
                 self.study.set_metric_names([_METRIC])
-        # Optuna offers no public way from a trial's number back to a handle that reports on it; its own storages, the
-        # dashboard among them, go by this attribute.
+        # Optuna has no public way from a trial's number back to a handle that can report its scores. Its own storages,
+        # and the dashboard, go by this attribute.
         self._ids: dict[int, int] = {}
         for trial in self.study.get_trials(deepcopy=False):
             number = trial.user_attrs.get("trial")
             if number in self._ids and not trial.state.is_finished():
-                # A database that went away before it said that it had this trial was given it twice.
+                # A database that went away before it confirmed this trial has got it twice.
                 self.study.tell(trial.number, state=TrialState.FAIL)
             elif number is not None:
                 self._ids[number] = trial._trial_id
 
     def write(self, trial: Trial, beside: dict[str, Any]) -> None:
-        """Bring `trial` up to date: append new scores, and note the state that ends it.
+        """Bring `trial` up to date: append new scores, and record its final state.
 
-        Nothing is written that did not change, and what was written in part is written to its end.
+        Only what changed is written, and an update that was interrupted is completed.
 
         Args:
             trial: as it stands.
-            beside: what else to keep in `now`, whenever that is written anew. It is written first: a journal that ends
-                in the middle of an update holds the whole trial.
+            beside: what else to keep in `now`, each time that is written. `now` is written first, so a journal that
+                ends in the middle of an update still holds the whole trial.
         """
         now = _now(trial)
         if trial.number not in self._ids:
@@ -131,6 +131,6 @@ class StudyWriter:
 
 
 def _now(trial: Trial) -> dict[str, Any]:
-    """What changes of a trial, as it is in JSON."""
+    """The fields of a trial that change, as JSON."""
     whole = trial.to_json()
     return {name: whole[name] for name in _CHANGING}

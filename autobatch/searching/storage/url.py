@@ -1,7 +1,8 @@
-"""A database's URL as it may be shown: its scheme, host and database, and nothing else that was typed.
+"""A database's URL as it may be shown: its scheme, host and database only.
 
-A password may stand anywhere in a URL that was typed wrongly: after a second colon, in the place of the port, where the
-scheme should be. So what is shown is what is known to be none, and not what is left when a password was looked for.
+A URL with a mistake in it may have its password anywhere: after a second colon, in the place of the port, or where the
+scheme should be. So only the parts that are certainly no password are shown, rather than everything but a password that
+was recognised.
 """
 
 from __future__ import annotations
@@ -15,37 +16,37 @@ from ...errors import SettingError
 HIDDEN = "***"
 
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z]\w*(?:\+\w+)?)://")
-# A URL whose parts are beyond doubt: one @ at most, before everything that a password might have been cut at.
+# A URL whose parts are beyond doubt: at most one @, before anything that could separate a password.
 _CLEAR = re.compile(
     _SCHEME.pattern + r"(?:(?P<who>[^@/?#]*)@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.,-]*)(?::(?P<port>\d*))?"
     r"(?:/(?P<database>[\w./~+-]*))?(?:\?(?P<query>[^@]*))?"
 )
-# The parts as SQLAlchemy reads them (`sqlalchemy.engine.url`), which lets more through.
+# The parts as SQLAlchemy reads them (`sqlalchemy.engine.url`), which accepts more.
 _TAKEN = re.compile(
     _SCHEME.pattern + r"(?:(?P<user>[^:/]*)(?::(?P<password>[^@]*))?@)?(?P<host>\[[^/?]+\]|[^/:?]+)?"
     r"(?::(?P<port>[^/?]*))?(?:/(?P<database>[^?]*))?(?:\?(?P<query>.*))?"
 )
 _SHAPE = "scheme://user:password@host:port/database"
-# What separates the parts of a URL, however they are put together.
+# What separates the parts of a URL, in any arrangement.
 _BETWEEN = re.compile(r"[:/@?&=;#,\s]+")
-# A shorter secret is hidden where it is a word of its own: anywhere, it would hide half of what a driver says. Assumed.
+# A shorter secret is hidden only as a word of its own. Otherwise it would hide half of a driver's message. Assumed.
 _LONG = 4
 
 
 def shown_url(url: str) -> str:
-    """`url` with `***` for all but its scheme, host and database; for all of it where those cannot be told apart."""
-    found = _CLEAR.fullmatch(url)
-    if found is None:
+    """`url` with `***` for all but its scheme, host and database, or for all of it if those cannot be told apart."""
+    parts = _CLEAR.fullmatch(url)
+    if parts is None:
         scheme = _SCHEME.match(url)
         return f"{scheme[0]}{HIDDEN}" if scheme else HIDDEN
-    who = "" if found["who"] is None else f"{HIDDEN}@"
-    port = f":{HIDDEN}" if found["port"] else ""
-    database = "" if found["database"] is None else f"/{found['database']}"
-    return f"{found['scheme']}://{who}{found['host']}{port}{database}" + (f"?{HIDDEN}" if found["query"] else "")
+    who = "" if parts["who"] is None else f"{HIDDEN}@"
+    port = f":{HIDDEN}" if parts["port"] else ""
+    database = "" if parts["database"] is None else f"/{parts['database']}"
+    return f"{parts['scheme']}://{who}{parts['host']}{port}{database}" + (f"?{HIDDEN}" if parts["query"] else "")
 
 
 def shown_words(words: Sequence[str]) -> list[str]:
-    """The words of a command line as they may be kept: what follows --storage, and other URLs, as they may be shown."""
+    """The words of a command line without secrets: the value of --storage, and other URLs, are shown by `shown_url`."""
     shown = []
     follows = False
     for word in words:
@@ -61,31 +62,31 @@ def shown_words(words: Sequence[str]) -> list[str]:
 
 
 def without_users(text: str) -> str:
-    """A text with `***` for who is named in the URLs in it, and for all after their question marks."""
+    """A text whose URLs have `***` for the user's part, and for everything after the question mark."""
     text = re.sub(r"://[^\s]*@", f"://{HIDDEN}@", text)
     return re.sub(r"(://[^\s?]*)\?\S+", rf"\1?{HIDDEN}", text)
 
 
 def check_url(url: str) -> None:
-    """Refuse a URL that no database would get as it was meant.
+    """Refuse a URL that a database would not get as it was meant.
 
     Raises:
-        SettingError: it is none, or a part of it would be taken for another one.
+        SettingError: it is no URL, or a part of it would be taken for another one.
     """
     what = f"a database's URL is {_SHAPE}"
     if not url.isprintable():
-        raise SettingError(f"{what}, on one line and without control characters; what was given has some of them")
-    found = _TAKEN.fullmatch(url)
-    if found is None:
+        raise SettingError(f"{what}, on one line and without control characters; this one has some")
+    parts = _TAKEN.fullmatch(url)
+    if parts is None:
         raise SettingError(
-            f"{what}, such as postgresql+psycopg://user@host/database; what was given has no scheme: letters, "
+            f"{what}, such as postgresql+psycopg://user@host/database; this one has no scheme: letters, "
             "digits and + before ://"
             if _SCHEME.match(url) is None
             else f"{what}; found {shown_url(url)}, whose parts cannot be told apart"
         )
-    if url.count("@") > 1 or "@" in (found["database"] or ""):
+    if url.count("@") > 1 or "@" in (parts["database"] or ""):
         raise SettingError(f"an @ in a database's password is written %40, and / as %2F; found one in {shown_url(url)}")
-    if not re.fullmatch("[0-9]*", found["port"] or ""):
+    if not re.fullmatch("[0-9]*", parts["port"] or ""):
         raise SettingError(
             f"{what}; in {shown_url(url)} what stands in the place of the port is no number. A colon in a password is "
             "written %3A, and an @ follows the password"
@@ -93,13 +94,14 @@ def check_url(url: str) -> None:
 
 
 def without_secrets(message: str, url: str) -> str:
-    """What a driver or a library says of `url`, without what `shown_url` hides, however it is written there."""
+    """A driver's or a library's message about `url`, without what `shown_url` hides, in any spelling."""
     shown = shown_url(url)
     message = message.replace(url, shown)
     written = {text for secret in _secrets(url) for text in (secret, unquote(secret), unquote_plus(secret))}
-    # As Python writes them in quotes, and where a message has only a piece of one or doubles some of its characters.
+    # As Python writes them in quotes; and in words, for a message that has only a piece of one or doubles some
+    # characters.
     pieces = {*(repr(text)[1:-1] for text in written), *(word for text in written for word in re.findall(r"\w+", text))}
-    pieces -= set(re.findall(r"\w+", shown))  # which everybody sees
+    pieces -= set(re.findall(r"\w+", shown))  # which may be shown
     for secret in sorted(written | pieces, key=len, reverse=True):
         if len(secret) >= _LONG:
             message = re.sub(re.escape(secret), HIDDEN, message, flags=re.IGNORECASE)
@@ -109,7 +111,7 @@ def without_secrets(message: str, url: str) -> str:
 
 
 def _secrets(url: str) -> Iterator[str]:
-    """The parts of a URL that are not shown, whole and, where it is not clear what they are, in pieces."""
+    """The hidden parts of a URL: whole and, if it is not clear what they are, in pieces."""
     clear = _CLEAR.fullmatch(url)
     if clear is not None:
         who = clear["who"] or ""

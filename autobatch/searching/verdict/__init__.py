@@ -1,1 +1,1 @@
-"""What the scores mean: who won, how sure that is, and what to expect of a longer training."""
+"""What the scores mean: who won, how sure that is, and what to expect from a longer training."""

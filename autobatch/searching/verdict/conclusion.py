@@ -1,4 +1,4 @@
-"""What a race comes to: the choice, its scores on seeds that nothing selected, and the reasons in words."""
+"""The result of a race: the choice, its scores on seeds that nothing selected, and the reasons in words."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from .seed_noise import Sigma
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
-    """What the race came to.
+    """The result of a race.
 
     Attributes:
-        history: all of its trials.
-        horizon_s: seconds of training of a full trial; the answer holds at this horizon.
+        history: all its trials.
+        horizon_s: seconds of training in a full trial. The answer holds at this horizon.
         space: where the search looked.
         equivalents: full trials that the time paid for.
-        finalist: what challenged the baseline; None where nothing scored above it.
-        chosen: the finalist if it won on fresh seeds, or is ahead beyond doubt and there was no time for one, or the
-            baseline failed; else the baseline.
-        chose_baseline: whether it is the baseline.
-        score: of the chosen, on seeds that nothing selected; None where it has none.
-        baseline, finalist_score: the same of both sides of the comparison.
+        finalist: the configuration that challenged the baseline; None if nothing scored above it.
+        chosen: the finalist, if it won on fresh seeds, or if its lead is beyond doubt and there was no time for fresh
+            seeds, or if the baseline failed. Otherwise the baseline.
+        chose_baseline: whether the baseline was chosen.
+        score: of the chosen configuration, on seeds that nothing selected; None if it has none.
+        baseline, finalist_score: the same for both sides of the comparison.
         sigma: the seed-to-seed standard deviation behind the standard errors, and its source.
-        probability: the chance that the finalist is truly better than the baseline, by its fresh seeds; None where
-            these tell nothing.
-        is_proven: that chance is so high that it is said to beat the baseline. A choice that is not proven is as good.
-        why: the reasons for the choice, a sentence each.
-        interrupted: the race was stopped before its end: by the user, or because no device was left.
-        test_score, baseline_test_score: on the test data, one run of each; None where the task has none.
-        lost_device: no device was left, which ended the race.
+        probability: the chance that the finalist is truly better than the baseline, by its fresh seeds; None if they
+            cannot show it.
+        is_proven: the probability is so high that the report says "beat". A choice that is not proven is as good as the
+            baseline.
+        why: the reasons for the choice, one sentence each.
+        interrupted: whether the race was stopped before its end, by the user or because no device was left.
+        test_score, baseline_test_score: on the test data, from one run each; None if the task has none.
+        lost_device: whether the race ended because no device was left.
     """
 
     history: History
@@ -61,7 +62,7 @@ class SearchResult:
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """All trials, in the order they were started."""
+        """All trials, in the order in which they were started."""
         return self.history.trials
 
 
@@ -81,19 +82,19 @@ def conclude(
     """The result of a race.
 
     Args:
-        history: of all its trials.
-        verdict: on their full-length scores.
-        baseline: as it was raced.
+        history: of the race.
+        verdict: on the full-length scores.
+        baseline: the baseline as it was trained.
         space, horizon_s, equivalents: as in `SearchResult`.
-        may_win: False where the race was stopped before the finalist had its reserved seeds.
-        interrupted: why the race did not come to its end; None where it did.
+        may_win: False if the race was stopped before the finalist had its reserved seeds.
+        interrupted: why the race was stopped; None if it was not.
         notes: further reasons.
-        test_scores: of the chosen and of the baseline.
+        test_scores: of the chosen configuration and of the baseline.
     """
     trials = history.trials
     baseline_failed = any(trial.role == "baseline" and trial.state == "failed" for trial in trials)
     finalist = verdict.finalist
-    # Whatever trains to the end is better than a baseline that does not.
+    # Anything that trains to the end is better than a baseline that does not.
     wins = finalist is not None and (baseline_failed or (may_win and verdict.finalist_wins))
     reasons = [
         f"{len(trials)} trial{'s' if len(trials) > 1 else ''} of up to {format_duration(horizon_s)} of training each, "

@@ -1,11 +1,11 @@
-"""Did it really beat the baseline? Fresh seeds for both, and one rule that says when to believe the difference.
+"""Did it really beat the baseline? Fresh seeds for both, and one rule for when to believe the difference.
 
-The best of many noisy scores is too high (on six tables by up to .3 points after Optuna's TPE: docs/search-results.md),
-so nothing here reports the score that a configuration was selected by: the finalist is trained again under seeds that
-nothing selected. Nor is the finalist simply the one that scored best: it is the one that would without its seed's luck,
-as far as the trials around it tell (`observations.denoised_scores`). The baseline's own run to the end is such a sample
-already, unless nothing scored above it: then that run may have been the lucky one, and where something came close the
-baseline is trained again first.
+The best of many noisy scores is too high (on six tables by up to .3 points after Optuna's TPE: docs/search-results.md).
+So nothing here reports the score by which a configuration was selected: the finalist is trained again under seeds that
+nothing selected. The finalist is also not simply the configuration that scored best. It is the one that would score
+best without the luck of its seed, judged by the trials around it (`observations.denoised_scores`). The baseline's own
+run to the end is already such an unselected sample, unless nothing scored above it: then that run may have been the
+lucky one, and if something came close, the baseline is trained again first.
 
 How often the finalist wins, simulated (`python benchmarks/false_wins.py --races 800`, two seeds reserved and no time
 for more). Every candidate is truly better than the baseline by the gain, in standard deviations of a seed:
@@ -16,7 +16,7 @@ for more). Every candidate is truly better than the baseline by the gain, in sta
      8              0.5%   5.2%    19%    45%    68%
     16              0.9%   3.8%    19%    41%    67%
 
-A win at a gain of 0 costs nothing. Those at -1 are differences that so small a reserve cannot show.
+A win at a gain of 0 costs nothing. Those at -1 are differences too small for so few seeds to show.
 """
 
 from __future__ import annotations
@@ -31,32 +31,33 @@ from ..trials import Trial
 from .seed_noise import Sigma, chance_below, pooled_sigma, score_resolution
 from .stability import SAFE_RISK, divergence_risk
 
-# A lead over the baseline of so many standard deviations of a seed is beyond doubt before any fresh seed. Assumed: the
-# best of a hundred equal configurations leads by four such, its own luck and the baseline's together.
+# A lead over the baseline of this many standard deviations of a seed is beyond doubt before any fresh seed. Assumed:
+# the best of a hundred equal configurations leads by four such deviations, from its own luck and the baseline's.
 CLEAR_LEAD = 6.0
 
-# A lead of no more than so many is close: two fresh seeds of the finalist may well not settle it. They do from two
-# standard errors on, 2.4 such deviations, and the best of a dozen equal configurations leads by 1.6 in the mean.
+# A lead of at most this many is close: two fresh seeds of the finalist may not settle it. They settle it from two
+# standard errors on, which is 2.4 such deviations. The best of a dozen equal configurations leads by 1.6 in the mean.
 CLOSE_LEAD = 4.0
 
-# A difference of so many standard errors is settled. A challenger that is no farther below the baseline's own run is
-# close.
+# A difference of this many standard errors is settled. A challenger that is at most this far below the baseline's own
+# run is close.
 SETTLED = 2.0
 
-# So many standard errors a finalist from below has to be ahead, which was let in because the baseline's second run was
-# worse than its first: luck makes that more often than merit. Simulated for three to eight equal configurations as good
-# as the baseline: at 2 it wins in .4 to 1 % of all races, at 2.5 in .1 to .4 % (benchmarks/NOTES.md, 2026-11-22).
+# A finalist scores "from below" if the baseline's second run was worse than its first, and only then the finalist was
+# above it. It must be ahead by this many standard errors, because luck makes that more often than merit. Simulated for
+# three to eight configurations that are all as good as the baseline: at 2 it wins in .4 to 1 % of all races, at 2.5 in
+# .1 to .4 % (benchmarks/NOTES.md, 2026-11-22).
 FROM_BELOW = 2.5
 
-# "Beat" is said of a lead on fresh seeds that is real with this chance by Student's t; of any other that it is ahead.
-# 95 % would do for one look at two sides that nothing chose; but a race looks after every seed, and it is most often
-# the baseline's own run that was beaten in the search. What led the search beyond doubt too (`CLEAR_LEAD`) has been
-# seen twice, and there 95 % do. Simulated: of races in which nothing is better 1 to 4 % end in that word
-# (benchmarks/null_races.py; benchmarks/false_wins.py --proven).
+# The report says "beat" of a lead on fresh seeds that is real with this chance by Student's t, and "was ahead" of any
+# other. 95 % would be enough for one look at two sides that nothing chose. But a race looks after every seed, and most
+# often it is the baseline's own run that was beaten in the search. A lead that was beyond doubt in the search too
+# (`CLEAR_LEAD`) has been seen twice, so 95 % are enough for it. Simulated: of races in which nothing is better, 1 to 4
+# % say "beat" (benchmarks/null_races.py; benchmarks/false_wins.py --proven).
 PROVEN, PROVEN_AGAIN = 0.99, 0.95
 
-# Seeds that each side gets at most, however much budget is left. Assumed: the standard error of a mean of eight is a
-# third of a seed's standard deviation, and what is smaller than that matters to nobody.
+# The most seeds for each side, with any budget. Assumed: the standard error of a mean of eight is a third of a seed's
+# standard deviation, and a smaller difference matters to nobody.
 MOST_SEEDS = 8
 
 
@@ -66,7 +67,7 @@ class ScoreSummary:
 
     Attributes:
         mean: of the scores.
-        stderr: standard error of the mean, from the pooled sigma; None where nothing was repeated.
+        stderr: standard error of the mean, from the pooled sigma; None if nothing was repeated.
         scores: one for each seed.
     """
 
@@ -81,22 +82,24 @@ class ScoreSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What the full-length scores say so far.
+    """What the full-length scores show so far.
 
     Attributes:
-        finalist: the configuration that challenges the baseline; None where none scored above it.
-        finalist_score: on fresh seeds only; None before the first.
-        baseline_score: all of the baseline's own, or `from_below` those on fresh seeds; None where it has none.
-        difference: finalist less baseline, positive when the finalist is better; None until both have a score.
+        finalist: the configuration that challenges the baseline; None if none scored above it.
+        finalist_score: from fresh seeds only; None before the first.
+        baseline_score: from all runs of the baseline, or with `from_below` from its fresh seeds only; None if it has
+            none.
+        difference: the finalist's score minus the baseline's, positive if the finalist is better; None until both have
+            one.
         stderr: standard error of the difference.
-        sigma: what the standard errors rest on; None where nothing was repeated.
+        sigma: the source of the standard errors; None if nothing was repeated.
         gave_way: configurations that would have been the finalist but failed under a fresh seed.
-        passed_over: configurations that scored above the finalist, too close to where training diverges.
-        lucky: the configuration that scored best, where it is not the finalist because those around it scored less.
-        from_below: nothing scored above the baseline's own run, and the finalist did above its fresh seed.
-        clear_lead: of the finalist's own score over the baseline's own run, where it is beyond doubt (`CLEAR_LEAD`) and
-            it was trained under no fresh seed to the end, nor failed under one; None otherwise.
-        led_clearly: its lead in the search was beyond doubt, whatever came of it under fresh seeds.
+        passed_over: configurations that scored above the finalist but are too close to where training diverges.
+        lucky: the configuration that scored best, if it is not the finalist because those around it scored less.
+        from_below: nothing scored above the baseline's own run, and the finalist scored above its fresh seed.
+        clear_lead: of the finalist's own score over the baseline's own run, if it is beyond doubt (`CLEAR_LEAD`), and
+            no fresh seed of the finalist ended or failed. Otherwise None.
+        led_clearly: whether its lead in the search was beyond doubt, with any result under fresh seeds.
     """
 
     finalist: Config | None
@@ -114,10 +117,10 @@ class Verdict:
 
     @property
     def finalist_wins(self) -> bool:
-        """Whether the finalist beat the baseline by more than one standard error; anything finite beats nothing.
+        """Whether the finalist beat the baseline by more than one standard error. Any finite score beats none.
 
-        By `FROM_BELOW` of them where it was let in from below. Where the time was over before a fresh seed could speak,
-        a lead beyond doubt is enough: what it beat the baseline by is then not known, but that it did.
+        With `from_below` it takes `FROM_BELOW` standard errors. If the time was over before the first fresh seed ended,
+        a lead beyond doubt is enough: that the finalist is better is then known, but not by how much.
         """
         if self.difference is None or self.stderr is None:
             return self.clear_lead is not None or (self.baseline_score is None and self.finalist_score is not None)
@@ -125,10 +128,10 @@ class Verdict:
 
     @property
     def probability(self) -> float | None:
-        """The chance that the finalist is truly better than the baseline; None where nothing tells what a seed changes.
+        """The chance that the finalist is truly better than the baseline; None if nothing shows what a seed changes.
 
-        By Student's t with the few degrees of freedom that sigma rests on, where before the fresh seeds a lead of any
-        size was as likely as the same one of the baseline's.
+        By Student's t with the few degrees of freedom of sigma. Before the fresh seeds, either side is taken to lead by
+        any given amount with equal chance.
         """
         if self.difference is None or self.stderr is None or self.sigma is None:
             return None
@@ -136,12 +139,12 @@ class Verdict:
 
     @property
     def is_proven(self) -> bool:
-        """Whether the finalist's lead on fresh seeds is more than luck makes in one null race of twenty."""
+        """Whether the finalist's lead on fresh seeds is too large to be luck, see `PROVEN`."""
         return self.finalist_wins and self.probability is not None and self.probability >= self.proven_from
 
     @property
     def proven_from(self) -> float:
-        """The probability from which on it is."""
+        """The probability from which the lead is proven."""
         return PROVEN_AGAIN if self.led_clearly else PROVEN
 
     @property
@@ -153,15 +156,15 @@ class Verdict:
 
 
 def judge(history: History) -> Verdict:
-    """The verdict on a race: who challenges the baseline, and by how much it is better on fresh seeds.
+    """The verdict on a race: which configuration challenges the baseline, and by how much it is better on fresh seeds.
 
     The standard error of the difference is sigma sqrt(1 / k_finalist + 1 / k_baseline).
     """
     own = history.baseline_scores
     ranked = _challengers(history)
     standing = [trial for trial in ranked if trial.config not in history.broken]
-    # Who has begun under fresh seeds stays the finalist. Each of its runs that does not diverge lowers the risk around
-    # it, and another might pass it that was run under no fresh seed at all.
+    # A finalist that has a fresh seed stays the finalist. Each of its runs that does not diverge lowers the risk around
+    # it, and could otherwise lift a configuration above it that has no fresh seed at all.
     begun = (trial for trial in standing if history.fresh_scores(trial.config))
     finalist = next(begun, standing[0] if standing else None)
     fresh = history.fresh_scores(finalist.config) if finalist else ()
@@ -170,7 +173,7 @@ def judge(history: History) -> Verdict:
 
     sigma = None
     if finalist is not None and finalist.final_score is not None and fresh:
-        # The score it was selected by is biased upwards; pooled in here, it can only widen sigma.
+        # The score that selected it is biased upwards. In the pooled sigma it can only make sigma larger.
         repeats = [own, (finalist.final_score, *fresh)]
         sigma = pooled_sigma(repeats, history.full_length, resolution=score_resolution(history))
     difference = stderr = None
@@ -200,12 +203,13 @@ def judge(history: History) -> Verdict:
 
 
 def next_seed_for(history: History, reserved: int, *, kept_back: int = 0) -> Config | None:
-    """The configuration to train under a fresh seed next; None once it is settled or no more seeds would help.
+    """The configuration to train under a fresh seed next; None once the difference is settled or more seeds would not
+    help.
 
-    The reserved ones go to the finalist. While the difference is then within two standard errors, or fewer than
-    `kept_back` were begun, whoever has fewer seeds gets the next. Where nothing scored above the baseline's own run and
-    the best came close, the first goes to the baseline. Runs under way count as seeds, and where the reserved ones are,
-    they are waited for: None.
+    The reserved seeds go to the finalist. While the difference is then within two standard errors, or fewer than
+    `kept_back` seeds have begun, the side with fewer seeds gets the next one. If nothing scored above the baseline's
+    own run and the best came close, the first seed goes to the baseline. Runs under way count as seeds. While the
+    reserved ones are under way, the answer is None, to wait for them.
     """
     verdict = judge(history)
     assert history.baseline is not None  # it begins the race
@@ -228,10 +232,11 @@ def next_seed_for(history: History, reserved: int, *, kept_back: int = 0) -> Con
 
 
 def _next_from_below(history: History, baseline: Config, reserved: int) -> Config | None:
-    """Whom to train under a fresh seed where nothing scored above the baseline's own run, with a reserve for both.
+    """Which side to train under a fresh seed if nothing scored above the baseline's own run; a reserve is kept for
+    both.
 
-    The baseline once. Whoever is idle meanwhile trains the best of those below, which is the finalist if the baseline's
-    own run was luck: by the clock there may be no time for one after the other.
+    The baseline gets one. An idle worker meanwhile trains the best of those below, which is the finalist if the
+    baseline's own run was luck: the clock may not allow one after the other.
     """
     closest = _closest_below(history)
     if closest is None or reserved < 2:
@@ -244,13 +249,15 @@ def _next_from_below(history: History, baseline: Config, reserved: int) -> Confi
 
 
 def _closest_below(history: History) -> Trial | None:
-    """The best challenger within two standard errors below the baseline's own run, by the spread between all."""
+    """The best challenger that is at most two standard errors below the baseline's own run, by the spread of all
+    scores.
+    """
     own = history.baseline_scores
     sigma = pooled_sigma([], history.full_length, resolution=score_resolution(history))
     if not own or sigma is None:
         return None
-    found = (t for t in history.trials if t.is_challenger and t.state == "complete" and t.config not in history.broken)
-    best = max(found, key=history.last, default=None)
+    ended = (t for t in history.trials if t.is_challenger and t.state == "complete" and t.config not in history.broken)
+    best = max(ended, key=history.last, default=None)
     score = -math.inf if best is None else history.last(best)
     return best if history.oriented(own[0]) - score <= SETTLED * sigma.value * math.sqrt(2) else None
 
@@ -259,13 +266,13 @@ def leads_clearly(history: History) -> bool:
     """Whether the best challenger's score is so far above the baseline's own that one fresh seed is enough."""
     bar = _clear_from(history)
     if bar is None or history.best <= bar:
-        return False  # this is quick, and every decision comes by here
+        return False  # a short cut: every decision calls this
     ranked = _challengers(history)
     return bool(ranked) and _clear_lead(ranked[0], history) is not None
 
 
 def is_close(history: History) -> bool:
-    """Whether something scored above the baseline's own run, but nothing by what two fresh seeds settle."""
+    """Whether something scored above the baseline's own run, but by no more than `CLOSE_LEAD`."""
     own, best = history.baseline_scores, history.best
     if not own or best <= history.oriented(own[0]):
         return False
@@ -274,10 +281,10 @@ def is_close(history: History) -> bool:
 
 
 def _clear_from(history: History, lead: float = CLEAR_LEAD) -> float | None:
-    """The score above which a lead over the baseline's own run is beyond doubt, or larger than `lead` standard
-    deviations of a seed; None where nothing shows what a seed changes.
+    """The score above which a lead over the baseline's own run is larger than `lead` standard deviations of a seed.
 
-    Sigma rests on the spread between configurations alone: it is rather too large than too small.
+    None if nothing shows what a seed changes. Sigma comes from the spread between configurations alone, and is rather
+    too large than too small.
     """
     own = history.baseline_scores
     sigma = pooled_sigma([], history.full_length, resolution=score_resolution(history), farthest=math.inf)
@@ -285,9 +292,9 @@ def _clear_from(history: History, lead: float = CLEAR_LEAD) -> float | None:
 
 
 def _clear_lead(challenger: Trial, history: History) -> float | None:
-    """What the challenger's score is ahead of the baseline's own run by, where that is beyond doubt; None where not.
+    """The lead of the challenger's score over the baseline's own run, if it is beyond doubt; otherwise None.
 
-    Nor where training may diverge: that takes more than one seed to find out.
+    None too if training may diverge there: one seed cannot show that it does not.
     """
     bar = _clear_from(history)
     if bar is None or challenger.final_score is None or history.last(challenger) <= bar:
@@ -298,21 +305,21 @@ def _clear_lead(challenger: Trial, history: History) -> float | None:
 
 
 def _challengers(history: History) -> list[Trial]:
-    """Full-length trials that scored above the baseline's own run, all of them where it has none: those first that are
-    worth most. Where none did, those above its first fresh seed.
+    """Full-length trials that scored above the baseline's own run, the most promising first.
 
-    That is what they are ahead of the baseline without the luck of a seed (`denoised_scores`), times the chance that
-    the next run does not diverge; ahead of the worst of them where that is behind the baseline, or the baseline has no
-    score.
+    If the baseline has no run, these are all full-length trials. If nothing scored above its run, they are those above
+    its first fresh seed. A trial promises its lead over the baseline without the luck of a seed (`denoised_scores`),
+    times the chance that its next run does not diverge. The lead is over the worst challenger if that is behind the
+    baseline, or if the baseline has no score.
     """
     steady = denoised_scores(history)
-    found = [(history.last(t), t) for t in history.trials if t.is_challenger and t.number in steady]
+    scores = [(history.last(t), t) for t in history.trials if t.is_challenger and t.number in steady]
     own = history.baseline_scores
     if own:
         bar = history.oriented(own[0])
-        if len(own) > 1 and not any(score > bar for score, trial in found if trial.config not in history.broken):
+        if len(own) > 1 and not any(score > bar for score, trial in scores if trial.config not in history.broken):
             bar = history.oriented(own[1])
-    above = [trial for score, trial in found if not own or score > bar]
+    above = [trial for score, trial in scores if not own or score > bar]
     floors = [trial for trial in history.trials if trial.role == "baseline" and trial.number in steady]
     least = min((steady[trial.number] for trial in [*floors, *above]), default=0.0)
 
@@ -323,7 +330,7 @@ def _challengers(history: History) -> list[Trial]:
 
 
 def _is_above(history: History, trial: Trial, score: float | None) -> bool:
-    """Whether a trial came to its end with a better score than this one."""
+    """Whether a trial ended with a better score than this one."""
     return trial.final_score is not None and score is not None and history.oriented(trial.final_score - score) > 0
 
 

@@ -1,11 +1,11 @@
-"""What a search at T says of a training that is longer than T: of the ranking, of the lead, and of the learning rate.
+"""What a search at T says about a training that is longer than T: about the ranking, the lead, and the learning rate.
 
-Three answers, each with how sure it is. How stable the ranking was from rung to rung is counted. How far ahead the
-choice will be is extrapolated from its lead at the last two rungs: a lead changes by a factor from doubling to
-doubling, taken over from the last one and shrunk towards what leads were measured to do. The learning rate moves with
-the trend of the best one over the rungs, read off the surrogate and shrunk towards no change. What all three are worth
-was measured on trainings for T and 4 T (benchmarks/NOTES.md); the surrogate's own forecast of the lead was not kept,
-since an interval of 90 % held the truth in 50 to 74 % of cases.
+There are three answers, each with how sure it is. The stability of the ranking from rung to rung is counted. The lead
+of the choice is extrapolated from its lead at the last two rungs: a lead changes by a factor per doubling of the time,
+which is that between these rungs, shrunk towards what leads were measured to do. The learning rate follows the trend of
+the best rate over the rungs, taken from the surrogate and shrunk towards no change. How good all three are was measured
+on trainings for T and 4 T (benchmarks/NOTES.md). The surrogate's own forecast of the lead is not used, since its 90 %
+interval held the truth in 50 to 74 % of cases.
 """
 
 from __future__ import annotations
@@ -35,43 +35,43 @@ from .stability import SAFE_RISK, divergence_risk
 CONFIDENCE = 0.9
 _TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
-# What a doubling of the time does. Measured, in round figures, on trainings for T and 4 T (benchmarks/NOTES.md): the
+# What a doubling of the time changes. Measured, in round figures, on trainings for T and 4 T (benchmarks/NOTES.md): the
 # logarithm of the lead over the baseline changed by -0.97, -0.9, -0.66, -0.6 and 0 on five tables, as the baseline
 # catches up, and the best learning rate moved by -0.5 to +0.4 e-folds.
 _GROWTH_MEAN, _GROWTH_SD = -0.5, 0.5  # of the logarithm of the factor by which a lead changes
-_GROWTH_MOST = 0.25  # and at most; assumed: otherwise a bound of the interval multiplies with every doubling
-_GROWTH_CHANGE = 0.7  # standard deviation of that from what it was over the last rungs
+_GROWTH_MOST = 0.25  # the most; assumed: otherwise a bound of the interval multiplies with every doubling
+_GROWTH_CHANGE = 0.7  # standard deviation around the value over the last rungs
 _SLOPE_SD = 0.3  # of the natural logarithm of the best learning rate, around no change
-_SLOPE_CHANGE = 0.2  # standard deviation of that from what it was over the rungs
-# Standard deviations that were assumed, from what the same tables show.
-_DRIFT = 1.0  # by a doubling: of a difference between two that are level, in standard deviations of a seed
-_LR_BASIN = 0.5  # at T itself, whatever the time: how far the rate that was chosen is from the best one, in e-folds
+_SLOPE_CHANGE = 0.2  # standard deviation around the value over the rungs
+# Standard deviations that are assumed after a look at the same tables.
+_DRIFT = 1.0  # per doubling: of the difference between two equal configurations, in standard deviations of a seed
+_LR_BASIN = 0.5  # at T itself: how far the chosen rate is from the best one, in e-folds
 
-# The chance that the order at T says nothing of the order later. Measured, in round figures: where training for longer
-# began to fit noise in the labels, every order was turned; that is one of the tables above and those trained for 4 T.
+# The chance that the order at T says nothing about the order later. Measured, in round figures: where longer training
+# began to fit noise in the labels, every order was turned. That is one of the tables above and those trained for 4 T.
 _TURNED = 0.1
 
-# Where no more than this share of so many pairs or more kept its order between the last two rungs, no lead is said of
-# later. Measured on 150 searches: three were such, all where training for longer overfits, and one of two leads over
-# the baseline was there later; where over three quarters kept it 99 % were.
-# The number of pairs, of four trials, is assumed.
+# If only this share of the pairs or less kept its order between the last two rungs, there is no forecast of the lead.
+# Measured on 150 searches: there were three such, all where longer training overfits, and one of two leads over the
+# baseline was still there later; where over three quarters kept their order, 99 % of the leads were. The least number
+# of pairs, that of four trials, is assumed.
 _KEPT_LEAST = 0.5
 _PAIRS_LEAST = 6
 
 _DRAWS = 2000
-_GRID = 41  # learning rates among which the best is looked for at each rung
-_SCORES_LEAST = 3  # scores at a rung from which it has a best learning rate
+_GRID = 41  # learning rates to compare at each rung
+_SCORES_LEAST = 3  # a rung with fewer scores has no best learning rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stability:
-    """How far the order of the trials at one rung was that at a later one.
+    """How well the order of the trials at one rung was kept at a later one.
 
     Attributes:
         early, late: the two rungs, as shares of the schedule.
-        trials: how many have a score at both.
-        pairs: of those trials.
-        kept: the share of pairs in the same order at both, a tie at one counted as half; Kendall's tau is 2 kept - 1.
+        trials: the number of trials with a score at both.
+        pairs: the number of pairs of those trials.
+        kept: the share of pairs in the same order at both. A tie at one counts as half; Kendall's tau is 2 kept - 1.
     """
 
     early: float
@@ -83,15 +83,15 @@ class Stability:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """The lead of the choice over another configuration after the long training, extrapolated.
+    """The extrapolated lead of the choice over another configuration after the long training.
 
     Attributes:
         against: "baseline" or "runner-up".
-        batch_size, lr: the effective batch size and the rate of the other.
+        batch_size, lr: the effective batch size and the learning rate of the other.
         lead: at T; positive where the choice is better, in units of the score.
         expected, low, high: the median and the bounds of the interval after the long training.
-        ahead: the chance that the choice is better then.
-        is_picked: the other was picked by the one score that it has, which is then rather too high, and the lead too
+        ahead: the chance that the choice is then better.
+        is_picked: whether the other was picked by its only score. That score is then rather too high, and the lead too
             small (benchmarks/NOTES.md).
     """
 
@@ -112,9 +112,9 @@ class LrTrend:
 
     Attributes:
         lr, low, high: the suggestion and the bounds of its interval.
-        slope: of the natural logarithm of the best rate, per doubling of the time, as used: shrunk towards 0.
-        measured, stderr: the same as it was measured over the rungs; None where too few trials reached them.
-        rungs: (share of the schedule, best rate there) behind it.
+        slope: of the natural logarithm of the best rate, per doubling of the time, after shrinking towards 0.
+        measured, stderr: the slope as measured over the rungs; None if too few trials reached them.
+        rungs: the (share of the schedule, best rate there) pairs behind it.
     """
 
     lr: float
@@ -128,11 +128,11 @@ class LrTrend:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LongRun:
-    """What is said of a training of `train_time_s` after a search at `horizon_s`.
+    """The outlook on a training of `train_time_s` after a search at `horizon_s`.
 
     Attributes:
         confidence: the share of truths that each interval should hold.
-        forecasts: of the leads; none where the order of the trials turned between the last two rungs.
+        forecasts: of the leads; empty if the order of the trials turned between the last two rungs.
     """
 
     horizon_s: float
@@ -143,7 +143,7 @@ class LongRun:
     lr: LrTrend
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
+        """The outlook as plain JSON values."""
         plain = asdict(self)
         return plain | {
             "stability": list(plain["stability"]),
@@ -153,7 +153,7 @@ class LongRun:
 
 
 def look_ahead(result: SearchResult, train_time_s: float) -> LongRun:
-    """What the race says of a training of `train_time_s` seconds, longer than those that were raced.
+    """The outlook on a training of `train_time_s` seconds, longer than the trials of the race.
 
     Args:
         result: of the race.
@@ -172,12 +172,12 @@ def look_ahead(result: SearchResult, train_time_s: float) -> LongRun:
 
 
 def rank_stability(history: History) -> tuple[Stability, ...]:
-    """For every two rungs that at least two trials reached: how far their order was the same.
+    """For every two rungs that at least two trials reached: how well their order was kept.
 
-    Trials go on because they did well, so those that reached a late rung are closer to each other than all are, and
-    their order is less stable.
+    Trials go on because they did well. So those that reached a late rung are closer to each other than all trials are,
+    and their order is less stable.
     """
-    found = []
+    stabilities = []
     shares = history.ladder.shares
     for early, late in combinations(range(len(shares)), 2):
         reached = [trial for trial in history.racing if len(trial.scores) > late]
@@ -190,7 +190,7 @@ def rank_stability(history: History) -> tuple[Stability, ...]:
         ]
         if pairs:
             kept = sum(1.0 if first * second > 0 else 0.5 if first * second == 0 else 0.0 for first, second in pairs)
-            found.append(
+            stabilities.append(
                 Stability(
                     early=shares[early],
                     late=shares[late],
@@ -199,17 +199,17 @@ def rank_stability(history: History) -> tuple[Stability, ...]:
                     kept=kept / len(pairs),
                 )
             )
-    return tuple(found)
+    return tuple(stabilities)
 
 
 def _has_turned(stability: Sequence[Stability]) -> bool:
-    """Whether half of the order or more was lost between the last two rungs."""
+    """Whether at least half of the order was lost between the last two rungs."""
     last = max(stability, key=lambda one: (one.late, one.early), default=None)
     return last is not None and last.pairs >= _PAIRS_LEAST and last.kept <= _KEPT_LEAST
 
 
 def _forecasts(result: SearchResult, doublings: float) -> list[Forecast]:
-    """The lead of the choice over the baseline, and over the best of the others that were trained to the end."""
+    """The lead of the choice over the baseline, and over the best other configuration that was trained to the end."""
     history = result.history
     full = [trial for trial in history.racing if trial.final_score is not None]
     ends = [history.last(trial) for trial in full]
@@ -223,7 +223,7 @@ def _forecasts(result: SearchResult, doublings: float) -> list[Forecast]:
     )
     against = [("baseline", next((trial for trial in others if trial.role == "baseline"), None))]
     against.append(("runner-up", next((trial for trial in others if trial.role != "baseline"), None)))
-    found = []
+    forecasts = []
     for name, other in against:
         if other is None:
             continue
@@ -235,7 +235,7 @@ def _forecasts(result: SearchResult, doublings: float) -> list[Forecast]:
         growth, growth_sd = lead_growth(history, chosen, other, sigma.value)
         drawn = _leads(lead, sigma.value * math.sqrt(seeds), growth, growth_sd, sigma.value, doublings)
         low, expected, high = (float(value) for value in np.quantile(drawn, (_TAILS[0], 0.5, _TAILS[1])))
-        found.append(
+        forecasts.append(
             Forecast(
                 against=name,
                 batch_size=other.config.plan.effective_batch_size,
@@ -248,18 +248,18 @@ def _forecasts(result: SearchResult, doublings: float) -> list[Forecast]:
                 is_picked=name == "runner-up" and theirs is None,
             )
         )
-    return found
+    return forecasts
 
 
 def lead_growth(history: History, one: Trial, other: Trial, sigma: float) -> tuple[float, float]:
-    """By what the logarithm of the lead of one trial over another changes per doubling, and its standard deviation.
+    """The change of the logarithm of one trial's lead over another per doubling, and its standard deviation.
 
-    What it did between the last two rungs, shrunk towards what leads do, and never above 0: leads that grew up to T
-    went on growing in hardly any table. What leads do where the lead was not clear (within two standard errors) at
-    either of the two.
+    It is the change between the last two rungs, shrunk towards what leads do, and never above 0: leads that grew up to
+    T went on growing in hardly any table. If the lead was not clear (more than two standard errors) at both rungs, it
+    is what leads do.
 
     Args:
-        history: that both are of.
+        history: of the race of both.
         one, other: both trained to the end.
         sigma: standard deviation of a score between seeds.
     """
@@ -277,7 +277,7 @@ def lead_growth(history: History, one: Trial, other: Trial, sigma: float) -> tup
 
 
 def _leads(lead: float, stderr: float, growth: float, growth_sd: float, sigma: float, doublings: float) -> Array:
-    """Draws of the lead after so many doublings; the same for the same figures."""
+    """Draws of the lead after this many doublings; a pure function of the arguments."""
     generator = np.random.default_rng(0)
     normal = generator.standard_normal((3, _DRAWS))
     factor = np.exp(doublings * np.minimum(growth + growth_sd * normal[1], _GROWTH_MOST))
@@ -287,11 +287,11 @@ def _leads(lead: float, stderr: float, growth: float, growth_sd: float, sigma: f
 
 
 def lr_trend(history: History, space: Space, chosen: Config, doublings: float) -> LrTrend:
-    """The learning rate for a training that is longer by so many doublings, at the batch size of `chosen`.
+    """The learning rate for a training that is longer by this many doublings, at the batch size of `chosen`.
 
-    At each rung with enough scores the best rate is that of draws of the surrogate; a line through them over the
-    logarithm of the time gives a slope for each draw, and what the draws scatter by is how little is known of it. No
-    rate is suggested above the one that was run: it was not shown to be stable, and what diverges loses all.
+    At each rung with enough scores, draws of the surrogate give its best rate. A line through them over the logarithm
+    of the time gives a slope for each draw, and the spread of the slopes is their uncertainty. No rate above the one
+    that ran is suggested: it was not shown to be stable, and a training that diverges loses everything.
     """
     measured = stderr = None
     bests: list[tuple[float, float]] = []
@@ -325,7 +325,7 @@ def lr_trend(history: History, space: Space, chosen: Config, doublings: float) -
 
 
 def _best_rates(seen: tuple[Observation, ...], shares: Sequence[float], batch: float) -> Array:
-    """Draws of the best rate at each rung, by its logarithm, between the lowest and the highest that was tried."""
+    """Draws of the logarithm of the best rate at each rung, between the lowest and the highest that was tried."""
     grid = np.linspace(min(o.rate for o in seen), max(o.rate for o in seen), _GRID)
     points = np.array([(batch, rate, math.log2(share)) for share in shares for rate in grid])
     values = surrogate.fit(seen).draw(points, count=_DRAWS // 10, seed=0)
@@ -333,13 +333,13 @@ def _best_rates(seen: tuple[Observation, ...], shares: Sequence[float], batch: f
 
 
 def _shrunk(measured: float, variance: float, mean: float, sd: float) -> tuple[float, float]:
-    """Mean and standard deviation of what was measured with that variance, under a normal prior."""
+    """Mean and standard deviation of a measured value with this variance, under a normal prior."""
     weight = sd**2 / (sd**2 + variance)
     return mean + weight * (measured - mean), sd * math.sqrt(1 - weight)
 
 
 def _is_safe(config: Config, history: History) -> bool:
-    """Whether training around a configuration holds; the lead over one that diverges is no figure."""
+    """Whether training around a configuration is stable. A lead over one that diverges is no figure."""
     return divergence_risk(config, history) <= SAFE_RISK
 
 

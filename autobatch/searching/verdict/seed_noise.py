@@ -1,7 +1,8 @@
-"""How much does a seed change a full-length score? Repeats say so, and a stand-in while there are few of them.
+"""How much does a seed change a full-length score? Repeats show it, and while there are few, the spread of the best.
 
-The honest source is one configuration under several seeds. Of those a race has few, so their missing degrees of freedom
-are lent by the spread of the best full-length scores: configurations that are about equally good differ by their seeds.
+The honest source is one configuration under several seeds. A race has few of those. So the spread of the best
+full-length scores supplies the missing degrees of freedom: configurations that are about equally good differ by their
+seeds.
 """
 
 from __future__ import annotations
@@ -14,36 +15,36 @@ from statistics import NormalDist
 
 from ..history import History
 
-# Degrees of freedom below which the spread between configurations stands in for repeats: it counts as many as these
-# lack. Two fresh seeds leave one or two degrees, at which a lucky pair of equal scores would pass for certainty; from
-# here on repeats speak for themselves, and what another configuration scored says no more. Simulated: at 4 a race with
-# two seeds to spare ends in a false win by 1 % more often than at 6, at 8 fewer true ones are seen
-# (benchmarks/NOTES.md, 2026-11-22).
+# With fewer degrees of freedom, the spread between configurations is added: it counts as the missing ones. Two fresh
+# seeds give one or two degrees, at which a lucky pair of equal scores would pass for certainty. From this number on
+# repeats are enough, and other configurations add nothing. Simulated: at 4 a race with two seeds to spare ends in a
+# false win by 1 % more often than at 6; at 8 fewer true wins are seen (benchmarks/NOTES.md, 2026-11-22).
 ENOUGH_REPEATS = 6
 
-# The spread is taken over the better third of the full-length scores, at least three of them. Assumed.
+# The spread is that of the better third of the full-length scores, and of at least three. Assumed.
 SPREAD_LEAST = 3
 
-# A score farther below the best than so many times the second counts as that far. Of equal configurations the last of
-# these lies two to three times as far on average (expected order statistics of 3 to 16 normal draws), and what lies
-# much farther is worse by more than its seed. Simulated: at 5 false wins are as rare as without; at 8 one bad score of
-# three still hides half of the wins that are seen at 5 (benchmarks/NOTES.md, 2026-11-22).
+# A score that is farther below the best than this many times the second counts as that far. The last of some equal
+# configurations lies two to three times as far on average (expected order statistics of 3 to 16 normal draws); a score
+# that lies much farther is worse by more than its seed. Simulated: at 5 false wins are as rare as without this limit;
+# at 8 one bad score of three still hides half of the wins that are seen at 5 (benchmarks/NOTES.md, 2026-11-22).
 FARTHEST = 5.0
 
-# Scores that differ by less than this share of the larger are equal: a mean in single precision has seven digits.
+# Scores that differ by less than this share of the larger one are equal: a mean in single precision has seven digits.
 _SAME_SCORE = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sigma:
-    """The standard deviation of a full-length score between seeds, and where it comes from.
+    """The standard deviation of a full-length score between seeds, and its source.
 
     Attributes:
         value: in units of the score; above 0.
         repeats: degrees of freedom from repeated configurations.
-        spread_of: full-length scores of different configurations whose spread was pooled in; 0 for none.
+        spread_of: how many full-length scores of different configurations were pooled in by their spread; 0 for none.
         lent: degrees of freedom that the spread counts as; 0 for none.
-        is_resolution: it is the smallest step between two scores of the race, as scores that were to tell more agreed.
+        is_resolution: whether it is the smallest step between two scores of the race, because the pooled value was
+            smaller.
     """
 
     value: float
@@ -54,10 +55,10 @@ class Sigma:
 
     @property
     def degrees(self) -> float:
-        """Degrees of freedom that the figure is worth, for Student's t; at least 1.
+        """Degrees of freedom of the figure, for Student's t; at least 1.
 
-        Pooled variances have those of Satterthwaite (1946): those of the repeats are counted, and the spread of a few
-        scores has one fewer than there are of them, however many it is made to count as.
+        Pooled variances have those of Satterthwaite (1946). Those of the repeats are counted; the spread of a few
+        scores has one fewer than there are scores, whatever it counts as.
         """
         from_spread = self.lent**2 / (self.spread_of - 1) if self.lent else 0.0
         total = self.repeats + self.lent
@@ -65,18 +66,18 @@ class Sigma:
 
     @property
     def source(self) -> str:
-        """In words, what the figure was pooled from."""
-        said = []
+        """The source of the figure, in words."""
+        sources = []
         if self.repeats:
-            said.append(
+            sources.append(
                 f"{self.repeats} degree{'s' if self.repeats > 1 else ''} of freedom from configurations run under "
                 "several seeds"
             )
         if self.spread_of:
-            said.append(
+            sources.append(
                 f"the spread of the best {self.spread_of} full-length scores, which counts as {self.lent} (assumed)"
             )
-        text = " and ".join(said)
+        text = " and ".join(sources)
         if self.is_resolution:
             text += "; these differ by less than the smallest step between two scores, which is taken instead"
         return text
@@ -93,13 +94,13 @@ def pooled_sigma(
 
     Args:
         repeats: scores of one configuration each, under different seeds.
-        full_length: `History.full_length`; see `spread`. Not used where fewer than `SPREAD_LEAST` are there, or the
+        full_length: `History.full_length`; see `spread`. Not used if there are fewer than `SPREAD_LEAST`, or the
             repeats have `ENOUGH_REPEATS` degrees of freedom.
-        resolution: the smallest step between two scores; sigma is at least that, since nothing finer was seen.
-        farthest: of the spread; infinite for an upper estimate that a bad score may widen.
+        resolution: the smallest step between two scores. Sigma is at least that, since nothing finer was seen.
+        farthest: see `spread`; infinite for an upper estimate, which a bad score may widen.
 
     Returns:
-        None where nothing was repeated and too few configurations were trained to the end, or no two scores differ.
+        None if nothing was repeated and too few configurations were trained to the end, or if no two scores differ.
     """
     degrees = sum(max(0, len(scores) - 1) for scores in repeats)
     squares = sum(squared_deviations(scores) for scores in repeats)
@@ -124,15 +125,15 @@ def pooled_sigma(
 
 
 def spread(scores: Sequence[float], least_gap: float, farthest: float = FARTHEST) -> tuple[float, int]:
-    """The standard deviation of a seed as the best of different configurations show it, and of how many these are.
+    """The standard deviation of a seed, estimated from the best of different configurations, and the number of these.
 
-    Were all configurations equally good, the variance of the better third would be that of a truncated normal, which is
-    corrected for. As they differ in quality too, it is an upper estimate. So that one bad score does not make it
-    useless, none counts as lying farther behind the best than `farthest` times the second does.
+    If all configurations were equally good, the variance of the better third would be that of a truncated normal
+    distribution, which is corrected for. Since they differ in quality too, it is an upper estimate. So that one bad
+    score does not make it useless, no score counts as farther behind the best than `farthest` times the second one.
 
     Args:
         scores: at least `SPREAD_LEAST`, higher is better.
-        least_gap: that of the second, where it is closer: they may tie, or be close by luck.
+        least_gap: the least gap to assume for the second one: it may tie with the best, or be close by luck.
         farthest: see above.
     """
     best = sorted(scores, reverse=True)[: max(SPREAD_LEAST, math.ceil(len(scores) / 3))]
@@ -144,10 +145,10 @@ def spread(scores: Sequence[float], least_gap: float, farthest: float = FARTHEST
 
 
 def chance_below(t: float, degrees: float) -> float:
-    """The chance that a Student's t of so many degrees of freedom, at least 1, comes out below `t`.
+    """The chance that a Student's t with this many degrees of freedom, at least 1, is below `t`.
 
-    With t = sqrt(degrees) tan(angle) the density is a power of the cosine, which is smooth: Simpson's rule over 256
-    pieces is within 2e-4 of it anywhere, and within 1e-7 from 2 degrees on.
+    With t = sqrt(degrees) tan(angle) the density is a power of the cosine, which is smooth. Simpson's rule over 256
+    pieces is then within 2e-4 everywhere, and within 1e-7 from 2 degrees on.
     """
     if math.isinf(t):
         return 1.0 if t > 0 else 0.0
@@ -160,9 +161,9 @@ def chance_below(t: float, degrees: float) -> float:
 
 
 def score_resolution(history: History) -> float:
-    """The smallest step between two scores that any trial had at any rung; 0 where no two differ.
+    """The smallest step between two scores of any trial at any rung; 0 if no two differ.
 
-    An accuracy over fifty samples moves in steps of .02, and scores that tie there may differ by as much.
+    An accuracy over fifty samples moves in steps of .02, and scores that tie may truly differ by as much.
     """
     scores = sorted({score for trial in history.trials for _, score in trial.scores})
     return min(
@@ -172,7 +173,7 @@ def score_resolution(history: History) -> float:
 
 
 def variance_of_the_top(share: float) -> float:
-    """The variance of the best `share` of a normal sample, as a part of the whole sample's.
+    """The variance of the best `share` of a normal sample, relative to that of the whole sample.
 
     1 + a h - h^2 with a the quantile where the top begins and h = density(a) / share, for a normal distribution
     truncated from below (Johnson, Kotz and Balakrishnan 1994, section 13.10).
@@ -186,8 +187,8 @@ def variance_of_the_top(share: float) -> float:
 
 
 def squared_deviations(scores: Sequence[float]) -> float:
-    """The sum of squared deviations from the mean; infinite where that is past the largest double."""
+    """The sum of squared deviations from the mean; infinite if it is beyond the largest double."""
     if not scores:
         return 0.0
     mean = sum(scores) / len(scores)
-    return sum((score - mean) * (score - mean) for score in scores)  # ** raises where this is infinite
+    return sum((score - mean) * (score - mean) for score in scores)  # ** would raise instead of giving infinity

@@ -1,8 +1,8 @@
-"""How likely is a configuration to diverge under another seed, from what the trials around it did?
+"""How likely is a configuration to diverge under another seed, judged by the trials around it?
 
-At the edge of stability some seeds blow up and the others score best of all: what a search likes most there is luck.
-On a table of regressions (benchmarks/NOTES.md) the rate that scored best where it came through diverged under one to
-three of four seeds, and the next lower one, a tenth behind, under none of fourteen.
+At the edge of stability some seeds diverge and the others score best of all, so a search is drawn there by luck. On a
+table of regressions (benchmarks/NOTES.md) the rate that scored best when it survived diverged under one to three of
+four seeds. The next lower rate, a tenth behind, diverged under none of fourteen.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from ..history import History
 from ..space import scale
 from ..trials import has_blown_up
 
-# A gradient norm so many times its median is out of line, and a clip that touches more than this share of the steps
-# sets their length. Both assumed.
+# A gradient norm of this many times the median is out of line. A clip that changes more than this share of the steps
+# determines their length. Both assumed.
 _SPIKE = 10.0
 _MOST_STEPS = 0.5
 
-# A configuration that is more likely than this to diverge does not pass for safe. Assumed: one run in twenty.
+# A configuration that is more likely than this to diverge does not count as safe. Assumed: one run in twenty.
 SAFE_RISK = 0.05
 
 
 def divergence_risk(config: Config, history: History) -> float:
-    """The chance, in [0, 1), that training `config` diverges under a fresh seed; 0 where nothing did.
+    """The chance, in [0, 1), that training `config` diverges under a fresh seed; 0 if no trial diverged.
 
-    A smoothed share (Laplace's rule of succession with one survival assumed) in which a trial counts the less the
-    farther it is: one that diverged by half for each doubling that its learning rate is *above* the configuration's,
-    one that did not by half for each doubling that it is below, since what holds at a rate holds at lower ones, and
-    what breaks breaks at higher ones; and either by half for each doubling between their batch sizes. Halves are
-    assumed.
+    It is a smoothed share (Laplace's rule of succession with one survival assumed), in which a trial counts the less
+    the farther it is. A trial that diverged counts half for each doubling of its learning rate *above* the
+    configuration's, and one that did not counts half for each doubling below it: what is stable at a rate is stable at
+    lower ones, and what diverges diverges at higher ones. Either counts half for each doubling between the batch sizes.
+    The halves are assumed.
 
     Args:
         config: the configuration.
-        history: of the race; a trial that did not diverge counts only if it came to its end.
+        history: of the race. A trial that did not diverge counts only if it was trained to the end.
     """
-    if not any(map(has_blown_up, history.trials)):  # the rule, and every decision comes by here
+    if not any(map(has_blown_up, history.trials)):  # a short cut for the usual case: every decision calls this
         return 0.0
     diverged = survived = 0.0
     for trial in history.trials:
@@ -51,9 +51,9 @@ def divergence_risk(config: Config, history: History) -> float:
 
 
 def norms_out_of_line(config: Config, history: History) -> str | None:
-    """A sentence where the gradient norms of `config` were out of line; None where they were not, or are not known.
+    """A sentence if the gradient norms of `config` were out of line; None if they were not, or are not known.
 
-    The first rung of a trial is left out: at the beginning of a training norms are large.
+    The first segment of a trial is left out: norms are large at the beginning of a training.
     """
     segments = [norms for trial in history.trials if trial.config == config for norms in trial.grad_norms[1:]]
     clips = [norms.clipped for norms in segments if norms.clipped is not None]
