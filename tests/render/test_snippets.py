@@ -184,13 +184,13 @@ def test_what_is_pasted_into_a_lightning_project(config: Config) -> None:
 @pytest.mark.parametrize("precision", get_args(Precision))
 def test_lightning_has_these_arguments_and_words(precision: Precision) -> None:
     trainer = pytest.importorskip("lightning.pytorch.trainer.trainer", reason="Lightning is not installed")
-    from lightning.fabric.connector import _convert_precision_to_unified_args
+    connector = pytest.importorskip("lightning.fabric.connector", reason="Lightning is not installed")
 
     config = dataclasses.replace(CONFIG, plan=Plan(batch_size=8, precision=precision, ranks=2))
     scope = run(config, "lightning", Trainer=Spy, datamodule=Spy(), model=Spy(), torch=Torch)
     arguments = scope["trainer"].arguments
     assert set(arguments) <= set(inspect.signature(trainer.Trainer.__init__).parameters)
-    assert _convert_precision_to_unified_args(arguments["precision"]) == arguments["precision"]
+    assert connector._convert_precision_to_unified_args(arguments["precision"]) == arguments["precision"]
 
 
 class Torch:
