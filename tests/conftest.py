@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from autobatch.engines.processes import fork_server as processes
 
 from .helpers.ready_python import Forked, ReadyPython, Started, Subprocess
+from .helpers.steady import STEADY
 
 # Several test processes share the cores: with a thread for each core in each of them, steps wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -59,3 +60,10 @@ def ready_python(_ready_python: None) -> Iterator[None]:
         if Started is Forked:
             patch.setattr(processes, "subprocess", Subprocess)
         yield
+
+
+@pytest.fixture
+def steady_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A profile takes the same few steps everywhere, in the workers of this process and in the commands it starts."""
+    for name, value in STEADY.items():
+        monkeypatch.setenv(name, value)

@@ -28,6 +28,7 @@ from autobatch.measuring.learning_rate import FEWEST_STEPS
 from ..helpers.pages import Page
 from ..helpers.processes import PATIENCE_S, marked, wait_until_unmarked
 from ..helpers.ready_python import Started, run
+from ..helpers.steady import IS_FORKED, STEADY, Held, train_time
 
 ROOT = Path(__file__).parents[2]
 TASKS = ROOT / "tests" / "task_files"
@@ -49,7 +50,7 @@ def autobatch(*arguments: object, cwd: Path, **changes: str) -> subprocess.Compl
 
 
 # The time is ample, so that what ends the search is the number of trials, on a busy machine too.
-A_FEW_TRIALS = ("--budget", "100s", "--train-time", "0.5s", "--max-trials", "3", "--device", "cpu")
+QUICK = ("--budget", "600s", "--train-time", train_time(40), "--max-trials", "4", "--device", "cpu")
 
 
 def refused(result: subprocess.CompletedProcess[str], code: int = 2) -> str:
@@ -68,7 +69,7 @@ def refused(result: subprocess.CompletedProcess[str], code: int = 2) -> str:
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("tuned")
     files = ("--output", "out.json", "--markdown", "out.md", "--html", "out.html", "--storage", "sqlite:///central.db")
-    return folder, autobatch("tune", MINIMAL, *A_FEW_TRIALS, "--json", *files, cwd=folder)
+    return folder, autobatch("tune", MINIMAL, *QUICK, "--json", *files, cwd=folder, **STEADY)
 
 
 def test_tune_prints_the_whole_report_as_json(tuned: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -148,25 +149,37 @@ def test_the_journal_opens_in_plain_optuna(tuned: tuple[Path, subprocess.Complet
 
 
 def interrupt(
-    folder: Path, when: str, *arguments: str, number: int = signal.SIGINT, **changes: str
+    folder: Path, when: str | Path, *arguments: str, number: int = signal.SIGINT, **changes: str
 ) -> tuple[int, str, str]:
+    """What comes of a command that gets a signal: when there is a text in its stderr, or a file."""
     command = [sys.executable, "-m", "autobatch", *arguments]
     # What a shell starts in the background ignores Ctrl-C, and so does what that starts: tests may run so.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(folder / "stdout", "w") as stdout, open(folder / "stderr", "w") as stderr:
         process = Started(command, cwd=folder, env=environment(**changes), stdout=stdout, stderr=stderr)
+
+        def is_time() -> bool:
+            return when.exists() if isinstance(when, Path) else when in (folder / "stderr").read_text()
+
         deadline = time.monotonic() + 600
-        while when not in (folder / "stderr").read_text() and time.monotonic() < deadline and process.poll() is None:
+        while not is_time() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(number)
-        code = process.wait(timeout=120)
+        code = process.wait(timeout=PATIENCE_S)
     return code, (folder / "stdout").read_text(), (folder / "stderr").read_text()
 
 
+def interrupt_race(
+    folder: Path, trial: int, *arguments: str, number: int = signal.SIGINT, **changes: str
+) -> tuple[int, str, str]:
+    """The same of a race by steady steps, while a trial is trained: where that can be had, it waits for the signal."""
+    held = Held(folder, (trial,))
+    when = held.begun(trial) if IS_FORKED else f"search: trial {trial}"
+    return interrupt(folder, when, *arguments, number=number, **{**STEADY, **held.environment, **changes})
+
+
 def test_ctrl_c_in_the_search_saves_and_prints_what_was_found(tmp_path: Path) -> None:
-    code, stdout, stderr = interrupt(
-        tmp_path, "search: trial 2", "tune", str(MINIMAL), "--budget", "100s", "--train-time", "4s", "--json"
-    )
+    code, stdout, stderr = interrupt_race(tmp_path, 2, "tune", str(MINIMAL), *QUICK, "--json")
     assert code == 130, stderr
     report = json.loads(stdout)
     assert report["interrupted"]

@@ -33,12 +33,12 @@ from autobatch.searching.trials import Trial
 from ..helpers.processes import PATIENCE_S, on_two_cores, wait_until_gone, wait_until_unmarked
 from ..helpers.ready_python import Started, run
 from ..helpers.reports import example
-from .test_cli import MINIMAL, ROOT, environment, interrupt, refused
+from ..helpers.steady import train_time
+from .test_cli import MINIMAL, QUICK, ROOT, environment, interrupt_race, refused
 
-pytestmark = pytest.mark.usefixtures("ready_python")
+pytestmark = pytest.mark.usefixtures("ready_python", "steady_steps")
 
-# Time for the fewest steps of a trial on a busy machine: 32, which take 30 ms where there is nothing else to do.
-QUICK = ["--budget", "100s", "--train-time", "0.5s", "--max-trials", "4", "--device", "cpu"]
+IN_CODE: dict[str, Any] = {"budget": "600s", "train_time": train_time(40), "device": "cpu"}  # QUICK for `tune`
 
 
 def autobatch_cli(*arguments: object, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
@@ -58,14 +58,14 @@ def the_run(folder: Path) -> Path:
 
 
 def test_after_ctrl_c_the_command_that_is_told_goes_on(task: Path, tmp_path: Path) -> None:
-    code, stdout, stderr = interrupt(tmp_path, "search: trial 2", "tune", "model.py", *QUICK, "--json")
+    code, stdout, stderr = interrupt_race(tmp_path, 2, "tune", "model.py", *QUICK, "--json")
     assert code == 130, stderr
     assert json.loads(stdout)["interrupted"]
     assert stderr.rstrip().endswith("autobatch: interrupted. Continue with: autobatch tune model.py --resume")
     listed = autobatch_cli("runs", "--json", cwd=tmp_path)
     (found,) = json.loads(listed.stdout)
     assert (found["status"], found["task"], found["trials"]) == ("interrupted", "model", 3)
-    assert 0 < found["spent_s"] < found["budget_s"] == 100.0
+    assert 0 < found["spent_s"] < found["budget_s"] == 600.0
 
     kept = read_kept(the_run(tmp_path) / "journal.log")
     assert kept is not None
@@ -126,9 +126,9 @@ def test_a_run_that_was_terminated_in_mid_race_goes_on(task: Path, tmp_path: Pat
     assert len(scores) > len(done)
 
 
-def begun(tmp_path: Path, when: str = "search: trial 1", **changes: str) -> Path:
+def begun(tmp_path: Path, **changes: str) -> Path:
     """The folder of a run that was killed in its race."""
-    code, _, stderr = interrupt(tmp_path, when, "tune", "model.py", *QUICK, number=signal.SIGKILL, **changes)
+    code, _, stderr = interrupt_race(tmp_path, 1, "tune", "model.py", *QUICK, number=signal.SIGKILL, **changes)
     assert code == -signal.SIGKILL, stderr
     return the_run(tmp_path)
 
@@ -136,9 +136,7 @@ def begun(tmp_path: Path, when: str = "search: trial 1", **changes: str) -> Path
 @on_two_cores
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_race_of_two_workers_goes_on_too(task: Path, tmp_path: Path, number: int) -> None:
-    code, _, stderr = interrupt(
-        tmp_path, "search: trial 2", "tune", "model.py", *QUICK, "--workers", "2", "--json", number=number
-    )
+    code, _, stderr = interrupt_race(tmp_path, 2, "tune", "model.py", *QUICK, "--workers", "2", "--json", number=number)
     assert code == (130 if number == signal.SIGINT else -signal.SIGKILL), stderr
     kept = read_kept(the_run(tmp_path) / "journal.log")
     assert kept is not None
@@ -385,7 +383,7 @@ def test_a_configuration_that_hangs_or_dies_is_counted_as_failed_and_never_tried
     monkeypatch.chdir(tmp_path)
     only_cut(monkeypatch, lambda lr: lr > 2e-3, after_s=1.0)
     task.write_text(f"{task.read_text()}\n{FAULTY.replace('FAULT', fault)}")
-    report = autobatch.tune(task, budget="100s", train_time="0.5s", max_trials=6, device="cpu")
+    report = autobatch.tune(task, **IN_CODE, max_trials=6)
     failed = [trial for trial in report.trials if trial["state"] == "failed"]
     assert failed
     assert {trial["outcome"] for trial in failed} == {outcome}
@@ -445,7 +443,7 @@ def test_a_loader_that_is_stuck_is_cut_and_the_search_goes_on(
     only_cut(monkeypatch, lambda lr: lr > 1.2e-3 and not (tmp_path / "stuck").exists(), after_s=10.0)
     monkeypatch.setattr(remote, "GRACE_S", 0.2)
     task.write_text(f"{task.read_text()}\n{STUCK}")
-    report = autobatch.tune(task, budget="100s", train_time="0.5s", max_trials=4, device="cpu")
+    report = autobatch.tune(task, **IN_CODE, max_trials=4)
     ((rate, loader),) = [line.split() for line in (tmp_path / "stuck").read_text().splitlines()]  # it was tried once
     (stuck,) = [trial for trial in report.trials if trial["outcome"] == "timeout"]
     assert (stuck["state"], stuck["lr"], stuck["scores"]) == ("failed", float(rate), [])
@@ -458,7 +456,6 @@ def test_a_loader_that_is_stuck_is_cut_and_the_search_goes_on(
 def test_a_task_made_in_code_is_resumed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "tests" / "task_files")
-    given: dict[str, Any] = {"budget": "100s", "train_time": "0.5s", "device": "cpu", "max_trials": 3}
     made = autobatch.load_task(MINIMAL)
     in_code = autobatch.Task(name="code", model=made.model, train_data=made.train_data, val_data=made.val_data)
 
@@ -466,12 +463,12 @@ def test_a_task_made_in_code_is_resumed_too(tmp_path: Path, monkeypatch: pytest.
         if progress.key == "trial 1":
             raise KeyboardInterrupt
 
-    report = autobatch.tune(in_code, **given, on_progress=stop)
+    report = autobatch.tune(in_code, **IN_CODE, max_trials=3, on_progress=stop)
     assert report.interrupted
     report = autobatch.tune(in_code, resume=True)
     assert not report.interrupted
     assert len(report.trials) >= 3
-    assert report.budget_s == 100.0
+    assert report.budget_s == 600.0
 
 
 def test_no_process_is_left_after_a_kill(task: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from autobatch.errors import StartError, first_line, text_of
 from autobatch.runs.run_folder import read_state
 
 from ..helpers.ready_python import Started
-from .test_cli import MINIMAL, autobatch, environment, interrupt, refused
+from .test_cli import MINIMAL, QUICK, autobatch, environment, interrupt_race, refused
 
 needs_ready_python = pytest.mark.usefixtures("ready_python")
 
@@ -225,8 +225,8 @@ def test_a_stream_whose_reader_goes_drops_what_comes_later(unbuffered: bool) -> 
     signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, reason="this was started to outlive its terminal"
 )
 def test_a_terminal_that_is_closed_ends_a_run_with_its_report_kept(tmp_path: Path) -> None:
-    words = ["tune", str(MINIMAL), "--budget", "10m", "--train-time", "0.3s", "--json"]
-    code, stdout, stderr = interrupt(tmp_path, "search: trial 1", *words, number=signal.SIGHUP)
+    words = ("tune", str(MINIMAL), *QUICK, "--json")
+    code, stdout, stderr = interrupt_race(tmp_path, 1, *words, number=signal.SIGHUP)
     assert code == 130, stderr
     (folder,) = tmp_path.glob(".autobatch/minimal/*")
     assert json.loads((folder / "report.json").read_text()) == json.loads(stdout)

@@ -31,7 +31,7 @@ from autobatch.searching.crew import Alone, Several
 from autobatch.simulated.sim import SimRunner, VirtualClock, sim_facts
 from autobatch.tuning.pipeline import _Tune
 
-from ..cli.test_cli import refused
+from ..cli.test_cli import QUICK, refused
 from ..cli.test_resume_cli import autobatch_cli, task
 from ..helpers.contracts import RunnerContract
 from ..helpers.processes import on_two_cores
@@ -354,11 +354,10 @@ def test_workers_and_ranks_are_one_or_the_other() -> None:
 
 
 @on_two_cores
-@pytest.mark.usefixtures("ready_python")
+@pytest.mark.usefixtures("ready_python", "steady_steps")
 def test_two_workers_train_at_the_same_time_on_one_processor(task: Path, tmp_path: Path) -> None:
     done = autobatch_cli(
-        *("tune", "model.py", "--budget", "60s", "--train-time", "0.5s", "--max-trials", 6, "--device", "cpu"),
-        *("--workers", 2, "--json"),
+        *("tune", "model.py", *QUICK, "--workers", 2, "--json"),
         cwd=tmp_path,
         OMP_NUM_THREADS="2",
     )

@@ -18,7 +18,7 @@ from autobatch.engines.processes.local import LocalWorker
 from autobatch.engines.processes.worker_log import kept_short, shorten
 from autobatch.errors import WorkerDied
 
-from ..cli.test_resume_cli import task, the_run
+from ..cli.test_resume_cli import IN_CODE, task, the_run
 
 __all__ = ["task"]  # a fixture
 
@@ -113,13 +113,13 @@ def loss(model, batch):
 """
 
 
-@pytest.mark.usefixtures("small", "ready_python")
+@pytest.mark.usefixtures("small", "ready_python", "steady_steps")
 def test_the_log_of_a_run_that_prints_at_every_step_is_short(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     task.write_text(task.read_text() + CHATTY)
-    report = autobatch.tune(task, budget="60s", train_time="0.3s", max_trials=2, device="cpu")
+    report = autobatch.tune(task, **IN_CODE, max_trials=2)
     assert report.trials[0]["state"] == "complete"
     kept = (the_run(tmp_path) / "worker.log").read_bytes()
     assert len(kept) <= MOST

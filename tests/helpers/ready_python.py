@@ -40,6 +40,7 @@ from autobatch.engines.processes import fork_server as processes
 
 ROOT = Path(__file__).parents[2]
 _ADDRESS = "AUTOBATCH_TESTS_READY_PYTHON"  # variable: where one listens
+_FOR_TESTS = "TESTS_"  # what the names of variables for steady.py begin with
 _LONGEST = 1 << 17  # bytes of an order: arguments and an environment; assumed
 _ROOM = 1 << 14  # bytes for what /proc tells of a fork's environment; assumed
 _FREE = 200  # descriptors from here on are nobody's; assumed
@@ -239,6 +240,8 @@ def _become(
         os.environ.clear()
         os.environ.update(environment)
         _show_environment()
+        if any(name.startswith(_FOR_TESTS) for name in environment):
+            importlib.import_module("tests.helpers.steady").install()
         sys.stdin = sys.__stdin__ = open(0, closefd=False)  # type: ignore[misc]  # noqa: SIM115  # it stays
         sys.stdout = sys.__stdout__ = _output(1)  # type: ignore[misc]
         sys.stderr = sys.__stderr__ = _output(2)  # type: ignore[misc]

@@ -32,10 +32,11 @@ from autobatch.searching.storage import central
 from autobatch.searching.storage.central import CentralRecord
 from autobatch.searching.storage.url import HIDDEN, check_url, shown_url, shown_words, without_secrets
 
-from ...cli.test_cli import environment, refused
-from ...cli.test_resume_cli import QUICK, autobatch_cli, task, the_run
+from ...cli.test_cli import QUICK, environment, refused
+from ...cli.test_resume_cli import autobatch_cli, task, the_run
 from ...helpers.postgres import PASSWORD, QUOTED, Server, programs, running
 from ...helpers.ready_python import Started
+from ...helpers.steady import IS_FORKED, Held
 from ..test_search import race, sampled
 
 __all__ = ["task"]  # a fixture
@@ -400,7 +401,7 @@ def test_one_that_stays_away_is_told_what_it_lacks(server: Server) -> None:
 # As a user types it
 
 
-@pytest.mark.usefixtures("ready_python")
+@pytest.mark.usefixtures("ready_python", "steady_steps")
 def test_a_team_sees_the_run_and_nobody_the_password(server: Server, task: Path, tmp_path: Path) -> None:
     done = autobatch_cli("tune", "model.py", *QUICK, "--storage", server.url, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -416,23 +417,27 @@ def test_a_team_sees_the_run_and_nobody_the_password(server: Server, task: Path,
         assert QUOTED.encode() not in text
 
 
-@pytest.mark.usefixtures("ready_python")
+@pytest.mark.usefixtures("ready_python", "steady_steps")
+@pytest.mark.skipif(not IS_FORKED, reason="trials are held")
 def test_a_database_that_goes_away_in_mid_run_loses_nothing(server: Server, task: Path, tmp_path: Path) -> None:
-    """It is stopped in the first trial after the baseline, and started again when another one has ended."""
-    given = [*QUICK, "--max-trials", "7", "--storage", server.url, "--json"]
+    """It is stopped in the first trial after the baseline, and started again when another one has been trained."""
+    given = [*QUICK, "--storage", server.url, "--json"]
+    held = Held(tmp_path, (1, 3))
     command = [sys.executable, "-m", "autobatch", "tune", "model.py", *given]
     stopped = started = False
     with open(tmp_path / "out", "w") as out, open(tmp_path / "err", "w") as err:
-        process = Started(command, cwd=tmp_path, env=environment(), stdout=out, stderr=err)
+        process = Started(command, cwd=tmp_path, env=environment(**held.environment), stdout=out, stderr=err)
         try:
             while process.poll() is None and not started:
-                said = (tmp_path / "err").read_text()
-                if not stopped and "search: trial 1" in said:
+                if not stopped and held.begun(1).exists():
                     server.stop()
                     stopped = True
-                elif stopped and re.search("search: trial 2: [^:\n]*: ", said):
+                    held.let_go(1)
+                elif stopped and held.begun(3).exists():
+                    assert re.search("search: trial 2: [^:\n]*: ", (tmp_path / "err").read_text())
                     server.start()
                     started = True
+                    held.let_go(3)
                 time.sleep(0.02)
             code = process.wait(timeout=120)
         finally:
