@@ -36,7 +36,7 @@ _BATCHES_BEFORE = 3  # that training is held: it has begun, and no rung is as sh
 
 
 def train_time(steps: int) -> str:
-    """For `--train-time`: so many steps of the minimal task's baseline; where times are real, a second for 32 of them."""
+    """For `--train-time`: so many steps of the minimal task's baseline; where times are real, time for 32 of them."""
     return f"{steps * (_STEP_S + 32 * _SAMPLE_S):.3f}s" if IS_FORKED else "1s"
 
 
