@@ -103,7 +103,7 @@ def test_the_example_passes_the_projects_own_check() -> None:
     task = load_task(ROOT / "examples" / "digits.py")
     config, is_users = task.baseline_config()
     assert is_users
-    assert check_task(task, torch.device("cpu"), config.plan.batch_size) == ()
+    assert check_task(task, torch.device("cpu"), config.plan.batch_size).warnings == ()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -57,6 +57,7 @@ class TaskFacts:
         accumulates: False where the loss couples the samples of a batch, so that a batch must not be split.
         has_test_data: whether a test set is there to score the winner and the baseline once.
         peak_lr_fraction: where in the schedule the learning rate peaks, in [0, 1]; 0 for a constant or falling one.
+        is_pausable: whether a checkpoint keeps all that a training step changes.
         warnings: what the check of the task found that does not stop it.
         worst_cases: the largest samples, by the function that gives the data: "train_data", "val_data". None for the
             training data of a task that makes its own batches.
@@ -74,6 +75,7 @@ class TaskFacts:
     accumulates: bool = True
     has_test_data: bool = False
     peak_lr_fraction: float = 0.0
+    is_pausable: bool = True
     warnings: tuple[str, ...] = ()
     worst_cases: Mapping[str, WorstCase] = field(default_factory=dict)
     loader: Mapping[str, Any] | None = None

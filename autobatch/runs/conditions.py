@@ -18,8 +18,8 @@ from .settings import TuneSettings
 Condition = str | int | float | bool | None
 
 # What a run cannot go on without, whatever the user says: its scores would mean something else. Where the learning rate
-# peaks says where the rungs are that they were taken at.
-FIXED = ("direction", "peak of the schedule")
+# peaks, and whether trials are paused, says where the rungs are that they were taken at.
+FIXED = ("direction", "peak of the schedule", "trials can be paused")
 
 
 def conditions_of_settings(settings: TuneSettings, sources: Mapping[str, str]) -> dict[str, Condition]:
@@ -66,6 +66,7 @@ def conditions_of_task(facts: TaskFacts, device: DeviceInfo, workers: int) -> di
         "accumulation": facts.accumulates,
         "test data": facts.has_test_data,
         "peak of the schedule": facts.peak_lr_fraction,
+        "trials can be paused": facts.is_pausable,
         "device": f"{device.name} ({device.kind})",
         "memory of the device": memory,
         "workers on the processor": workers if on_cpu else None,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..core.facts import TaskFacts
 from ..core.runner import Runner
 from ..errors import DeviceError
 from .budget.account import Account
@@ -29,6 +30,7 @@ from .race import Race
 from .space import Space as Space
 from .storage.journal import Kept as Kept
 from .storage.journal import StudyRecord as StudyRecord
+from .trials import IN_ONE_GO
 from .trials import Event as Event
 from .trials import Ladder as Ladder
 from .trials import SearchSettings as SearchSettings
@@ -85,7 +87,7 @@ def search(
         max_micro_batch = max_batch
     costs = Costs(
         times=times,
-        ladder=settings.ladder.beyond(facts.peak_lr_fraction),
+        ladder=_ladder(facts, settings, kept),
         horizon_s=horizon_s,
         eval_s=eval_s,
     )
@@ -121,3 +123,11 @@ def search(
     except DeviceError as lost:
         return without_device(race, lost)
     return finished(race)
+
+
+def _ladder(facts: TaskFacts, settings: SearchSettings, kept: Kept | None) -> Ladder:
+    """The rungs of each trial: the end alone, where a trial that was paused would go on without its state."""
+    began_in_rungs = kept is not None and any(trial.steps_done % trial.total_steps for trial in kept.trials)
+    if facts.is_pausable or began_in_rungs:  # by a version that paused them all the same
+        return settings.ladder.beyond(facts.peak_lr_fraction)
+    return IN_ONE_GO

@@ -155,6 +155,7 @@ class Ladder:
 
 
 DEFAULT_LADDER = Ladder()
+IN_ONE_GO = Ladder(shares=(1.0,))  # of trials that a pause would change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,7 @@ class Writer:
     Args:
         named: what others keep, by its identity; it is referred to by name.
         tensors: "sum" for checksums, to compare; "refer" for the tensors as they are; "copy" for copies on the host.
-        largest: bytes of a tensor or an array that is written at all.
+        largest: bytes of a tensor or an array that is written at all; of a container, its items of eight bytes.
         before: another writer, whose numbers what was there then keeps, so that the two records can be compared.
     """
 
@@ -138,6 +138,8 @@ class Writer:
             if self._tensors == "sum":
                 return ["array", value.dtype.str, list(value.shape), _sum_of(value)]
             return ["array", *array_as_text(value)]
+        if isinstance(value, list | deque | set | dict) and 8 * container_of(kind).__len__(value) > self._largest:
+            return self._leave(value)
         if isinstance(value, list | deque | set):
             shape = "list" if isinstance(value, list) else "set" if isinstance(value, set) else "deque"
             items = self._items(container_of(kind).__iter__(value), depth)

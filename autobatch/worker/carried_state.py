@@ -37,6 +37,10 @@ from ..tasks.task import Task
 # that a loss looks things up in, which no step changes.
 _LARGEST_COPY = 64 << 20
 
+REMEDY_FOR_LOST = (
+    "Keep tensors, numbers or plain Python objects there, or give the module get_extra_state() and set_extra_state()"
+)
+
 
 class _Seen:
     """What the places held at a moment, as checksums."""
@@ -116,20 +120,28 @@ class Watched:
 
     def warnings(self) -> list[str]:
         """About what has changed and cannot be written down, and about what is too large to see whether it has."""
+        return [*self.too_large(), *map(_cannot_be_kept, self.lost())]
+
+    def too_large(self) -> list[str]:
+        """A warning about each place that is too large to see whether it has changed."""
         places = self._places()
         now = _Seen(places, self._numbers(), self._before)
         large = sorted(now.too_large | self._before.too_large)
-        found = [_too_large(places[name]) for name in large if name in places and not self._says_its_state(name)]
+        return [_too_large(places[name]) for name in large if name in places and not self._says_its_state(name)]
+
+    def lost(self) -> list[str]:
+        """What has changed and cannot be written down, by the names that a person calls it."""
+        places = self._places()
+        now = _Seen(places, self._numbers(), self._before)
         new = now.opaque - self._before.opaque
-        if not new:
-            return found
-        for name in now.values:
+        found: list[str] = []
+        for name in now.values if new else ():
             single = Writer(self._numbers(), tensors="sum")
             value = places[name].get()
             if value is not ABSENT:
                 single.write(name, value)
                 if single.finish().opaque & new and not self._says_its_state(name):
-                    found.append(_cannot_be_kept(places[name].told))
+                    found.append(places[name].told)
         return found
 
     def _says_its_state(self, name: str) -> bool:
@@ -280,8 +292,7 @@ class Carried(Watched):
 def _cannot_be_kept(told: str) -> str:
     return (
         f"{told} changes in training and cannot be kept in a checkpoint, so a trial that is paused goes on without "
-        "what it was: keep tensors, numbers or plain Python objects there, or give the module get_extra_state() and "
-        "set_extra_state()"
+        f"what it was. {REMEDY_FOR_LOST}"
     )
 
 
@@ -327,6 +338,7 @@ def _functions_of(task: Task) -> list[tuple[str, Callable[..., Any] | None]]:
         ("before_step", task.before_step),
         ("training_step", task.training_step),
         ("after_step", own),
+        ("collate", task.collate),
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from time import process_time
@@ -26,7 +27,7 @@ from ..tasks.state import preserve, preserve_generators
 from ..tasks.task import Task, accuracy, blame
 from ..tasks.task_file import gather
 from ..tasks.worst_case import checked_loader_batch
-from .carried_state import Watched
+from .carried_state import REMEDY_FOR_LOST, Watched
 from .check_data import Findings, check_dataset, told_seeds
 from .check_evaluation import check_evaluation
 from .check_model import check_model
@@ -44,10 +45,21 @@ _NOBODYS_SEED = 1_629_113_837
 _LONGEST_STEP_S = 1.0
 
 
-def check_task(
-    task: Task, device: torch.device, batch_size: int, load: Callable[[str], Any] | None = None
-) -> tuple[str, ...]:
-    """Warnings about the task, which do not stop it; it has no problem that a batch of a few samples could show.
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What is said of a task without a problem.
+
+    Attributes:
+        warnings: which do not stop it.
+        is_pausable: whether a checkpoint keeps all that a training step changes.
+    """
+
+    warnings: tuple[str, ...]
+    is_pausable: bool = True
+
+
+def check_task(task: Task, device: torch.device, batch_size: int, load: Callable[[str], Any] | None = None) -> Checked:
+    """What there is to say of a task; it has no problem that a batch of a few samples could show.
 
     The model is freshly made and thrown away (a task without a file may hand out a live one: that is given back as it
     was), and the random generators are put back.
@@ -114,7 +126,7 @@ def check_task(
             _warn(findings, model, batch_size)
     if findings.problems:
         raise _gathered(findings)
-    return (*task.remarks, *findings.warnings)
+    return Checked((*task.remarks, *findings.warnings), findings.is_pausable)
 
 
 def _gathered(findings: Findings) -> TaskError:
@@ -184,10 +196,20 @@ def _of_model(found: dict[str, int | None]) -> str:
 
 @contextmanager
 def _told_lost(findings: Findings, model: nn.Module) -> Iterator[None]:
-    """A warning about what a step inside changes and no checkpoint can keep."""
+    """A warning about what a step inside changes and no checkpoint can keep, or may change."""
     watched = Watched(findings.task, model, {})
     yield
-    findings.warnings += watched.warnings()
+    lost = watched.lost()
+    findings.is_pausable = not lost
+    findings.warnings += [_not_paused(told) for told in lost]
+    findings.warnings += watched.too_large()
+
+
+def _not_paused(told: str) -> str:
+    return (
+        f"{told} changes in training and cannot be kept in a checkpoint, so `tune` pauses no trial: each is trained in "
+        f"one go, and so fewer are tried. {REMEDY_FOR_LOST}"
+    )
 
 
 @contextmanager

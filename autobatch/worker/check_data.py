@@ -18,6 +18,7 @@ from ..errors import TaskError
 from ..tasks.data import collate_samples, goes_on, num_samples
 from ..tasks.fixed_seeds import seeds_set, told
 from ..tasks.task import Task, blame
+from .data_state import told_changes
 from .remedies import known_remedy
 
 # Samples looked at in each dataset. Assumed: a few dozen meet an odd shape where odd shapes are common, and take about
@@ -31,13 +32,15 @@ _END = object()
 class Findings:
     """What a check of `task` has found so far: problems that stop it, and warnings that do not.
 
-    `load` gives a dataset by the name of its function.
+    `load` gives a dataset by the name of its function. `is_pausable` says whether a checkpoint keeps what a step
+    changes.
     """
 
     task: Task
     load: Callable[[str], Any]
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    is_pausable: bool = True
 
     @contextmanager
     def attempt(self, what: str, hint: Callable[[BaseException], str] = lambda error: "") -> Iterator[None]:
@@ -118,7 +121,8 @@ def check_dataset(findings: Findings, name: str, *, at_least: int = 1) -> tuple[
     with findings.attempt(f"{name}()"):
         data = findings.load(name)
         _require_dataset(name, data)
-        with told_seeds(findings, f"a sample of {name}()") if name == "train_data" else nullcontext():
+        seeds = told_seeds(findings, f"a sample of {name}()") if name == "train_data" else nullcontext()
+        with seeds, told_changes(findings.warnings, name, data):
             samples = _first_samples(task, name, data)
         if isinstance(data, IterableDataset) and samples:
             _check_begins_anew(name, data)

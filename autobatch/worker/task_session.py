@@ -39,7 +39,7 @@ from ..tasks.state import preserve, preserve_generators
 from ..tasks.task import Task, blame
 from ..tasks.worst_case import WorstSamples, find_worst_case, loader_batch
 from .carried_state import Outside
-from .check import check_inference, check_task, peak_lr_fraction
+from .check import Checked, check_inference, check_task, peak_lr_fraction
 from .check_data import require_a_batch
 from .data_parallel import DataParallel, is_rank_lost
 from .remedies import known_remedy
@@ -133,13 +133,15 @@ class OpenTask:
             if self._group is not None:
                 baseline = replace(baseline, plan=replace(baseline.plan, ranks=self._group.size))
             # A model that only predicts may well be frozen, without an optimizer.
-            trains = self._mode == "training"
-            warnings = self._check(baseline.plan.batch_size) if trains else check_inference(self._task, self._load)
-            with after_warnings(warnings):
-                self._facts = self._looked_into(baseline, is_users, warnings)
+            if self._mode == "training":
+                checked = self._check(baseline.plan.batch_size)
+            else:
+                checked = Checked(check_inference(self._task, self._load))
+            with after_warnings(checked.warnings):
+                self._facts = self._looked_into(baseline, is_users, checked)
         return self._facts
 
-    def _looked_into(self, baseline: Config, is_users: bool, warnings: tuple[str, ...]) -> TaskFacts:
+    def _looked_into(self, baseline: Config, is_users: bool, checked: Checked) -> TaskFacts:
         """The facts of a task that passed the check."""
         trains = self._mode == "training"
         self._look_for_worst_cases(("train_data", "val_data") if trains else ("train_data",))
@@ -157,7 +159,8 @@ class OpenTask:
             accumulates=self._task.accumulation,
             has_test_data=self._task.test_data is not None,
             peak_lr_fraction=self._peak_lr_fraction() if trains else 0.0,
-            warnings=warnings if self._group is None else (*warnings, *self._group.warnings(self._task)),
+            is_pausable=checked.is_pausable,
+            warnings=(*checked.warnings, *(() if self._group is None else self._group.warnings(self._task))),
             worst_cases=self._worst_cases,
             loader=self._loader(),
             leaves_out=self._group is not None and trains and self._leaves_out(),
@@ -198,13 +201,13 @@ class OpenTask:
             name: value for name, value in self._task.loader.items() if name in ("num_workers", "pin_memory")
         }
 
-    def _check(self, batch_size: int) -> tuple[str, ...]:
+    def _check(self, batch_size: int) -> Checked:
         with self._borrow():
             found = self._guarded(
                 "the check", lambda: check_task(self._task, self._device.torch_device, batch_size, load=self._load)
             )
         if isinstance(found, Refused):
-            return ("memory ran out while the task was checked with a few samples: the check was cut short",)
+            return Checked(("memory ran out while the task was checked with a few samples: the check was cut short",))
         return found
 
     def _look_for_worst_cases(self, names: Sequence[str]) -> None:

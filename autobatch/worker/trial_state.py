@@ -45,7 +45,8 @@ def save_trainer(trainer: Trainer, path: Path, *, name: Path | None = None) -> N
     Raises:
         OSError: it cannot be written; where the disk is full, some error that `files.full_disk` knows.
     """
-    _warn_of_lost(trainer)
+    if trainer.step_count < trainer.total_steps:  # one that has ended does not go on
+        _warn_of_lost(trainer)
     generators = rng_state()
     if trainer.group is not None and not trainer.group.is_first:
         refusal = _write_part(trainer, part_of_rank(name or path, trainer.group.rank))

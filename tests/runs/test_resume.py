@@ -351,6 +351,7 @@ def test_threads_are_a_condition_where_they_compute() -> None:
     [
         ({"direction": "minimize"}, "direction: maximize then, minimize now"),
         ({"peak_lr_fraction": 0.1}, r"peak of the schedule: 0\.0 then, 0\.1 now"),  # its rungs would be others
+        ({"is_pausable": False}, "trials can be paused: yes then, no now"),
     ],
 )
 def test_what_scores_mean_and_where_they_were_taken_cannot_be_forced(

@@ -358,6 +358,35 @@ def test_rungs_inside_the_warm_up_are_left_out() -> None:
     )
 
 
+UNPAUSED = sim_facts(is_pausable=False)
+
+
+@pytest.mark.parametrize("sampler", ["auto", "tpe", "freeze-thaw"])
+def test_trials_that_a_pause_would_change_are_trained_in_one_go(sampler: str) -> None:
+    run = race(SimRunner(known=UNPAUSED), sampler=sampler, most_trials=20)
+    assert {(segment.start_step, segment.until_step == segment.total_steps) for segment in run.runner.segments} == {
+        (0, True)
+    }
+    assert len(run.result.trials) > 5
+    assert {trial.state for trial in run.result.trials} <= {"complete", "failed"}  # some diverge
+
+
+def test_a_race_that_began_in_rungs_goes_on_in_rungs(tmp_path: Path) -> None:
+    runner = SimRunner()
+
+    def stop(event: Event) -> None:
+        if sum(bool(segment.start_step) for segment in runner.segments) > 3:
+            raise KeyboardInterrupt
+
+    race(runner, record=journal_of(tmp_path), on_event=stop, **sampled())
+    kept = journal_of(tmp_path).kept()
+    assert kept is not None
+    again = SimRunner(known=UNPAUSED, kept=runner.kept, clock=VirtualClock(1000.0))
+    result = race(again, record=journal_of(tmp_path), kept=kept, **sampled()).result
+    assert any(segment.start_step for segment in again.segments)
+    assert result.trials[0].state == "complete"
+
+
 def test_the_paused_checkpoints_are_bounded() -> None:
     most = 0
 

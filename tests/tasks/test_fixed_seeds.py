@@ -82,7 +82,7 @@ def test_dropout_differs_between_seeds_and_is_the_same_under_one(model: Any) -> 
     ],
 )
 def test_a_seed_in_model_is_a_warning(model: Any, said: str) -> None:
-    (warning,) = check_task(task(model=model), CPU, 8)
+    (warning,) = check_task(task(model=model), CPU, 8).warnings
     with pytest.raises(AssertionError, match=said):
         raise AssertionError(warning)
 
@@ -93,7 +93,7 @@ def test_a_seed_in_a_data_function_is_what_makes_a_split_one_split() -> None:
         random.seed(0)
         return blobs()
 
-    assert check_task(task(train_data=split, val_data=lambda: blobs()), CPU, 8) == ()
+    assert check_task(task(train_data=split, val_data=lambda: blobs()), CPU, 8).warnings == ()
     assert losses(task(train_data=split), 1) != losses(task(train_data=split), 2)
 
 
@@ -119,7 +119,7 @@ class SeededSamples(Dataset[Any]):
     ],
 )
 def test_a_seed_in_a_step_or_a_sample_is_a_warning(changes: dict[str, Any], said: str) -> None:
-    (warning,) = check_task(task(**changes), CPU, 8)
+    (warning,) = check_task(task(**changes), CPU, 8).warnings
     assert said in warning
 
 
@@ -171,7 +171,7 @@ def test_a_loader_that_uses_the_seed_it_is_given_is_left_alone() -> None:
     torch.manual_seed(5)
     next(training_batches(made, None, Plan(batch_size=8), seed=11))
     assert torch.initial_seed() == 11
-    assert not any("seed" in warning for warning in check_task(made, CPU, 8))
+    assert not any("seed" in warning for warning in check_task(made, CPU, 8).warnings)
 
 
 def test_setting_seeds_works_as_before_inside_and_afterwards() -> None:
@@ -221,7 +221,7 @@ def forked_net(seed: int = 5) -> nn.Module:
 
 
 def test_the_commonest_seed_in_a_fork_is_not_warned_of() -> None:
-    assert not any("seed" in warning for warning in check_task(task(model=lambda: forked_net(0)), CPU, 8))
+    assert not any("seed" in warning for warning in check_task(task(model=lambda: forked_net(0)), CPU, 8).warnings)
 
 
 class Drawn(TensorDataset):
@@ -242,7 +242,7 @@ class Drawn(TensorDataset):
 def test_the_check_of_inference_tells_the_same_seeds(seed: int, forks: bool) -> None:
     data = Drawn(seed, forks=forks)
     made = task(train_data=lambda: data)
-    trained, ran = check_task(made, CPU, 8), check_inference(made, lambda name: data)
+    trained, ran = check_task(made, CPU, 8).warnings, check_inference(made, lambda name: data)
     assert any(f"torch.manual_seed({seed})" in warning for warning in ran) == (not forks)
     assert [warning for warning in trained if "manual_seed" in warning] == list(ran)
 
@@ -252,7 +252,7 @@ def test_a_seed_that_is_put_back_fixes_nothing_outside() -> None:
         forked_net()
     assert found == {}
     made = task(model=forked_net)
-    assert not any("seed" in warning for warning in check_task(made, CPU, 8))
+    assert not any("seed" in warning for warning in check_task(made, CPU, 8).warnings)
     config = Config(plan=Plan(batch_size=8), lr=1e-2)
     first, second = (Trainer(made, config, CPU, seed=seed, total_steps=4).model for seed in (1, 2))
     assert not torch.equal(first.get_parameter("0.weight"), second.get_parameter("0.weight"))

@@ -167,7 +167,7 @@ def test_what_a_task_evaluates_on_are_the_batches_that_it_collated() -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_batch_passes_the_check_is_probed_and_trained(name: str, tmp_path: Any) -> None:
     made = task(KINDS[name])
-    assert check_task(made, CPU, 8) == ()
+    assert check_task(made, CPU, 8).warnings == ()
     runner = TorchRunner(made, open_device("cpu"), checkpoints=tmp_path)
     assert runner.facts().train_size == 23
     assert runner.probe(Plan(batch_size=8), verdict=True).outcome == "ok"
@@ -270,7 +270,7 @@ def test_views_that_a_collate_draws_are_not_taken_for_samples_that_meet() -> Non
         x, y = two_views(samples)
         return x + torch.randn_like(x), y
 
-    assert check_task(task(Kind(drawn, lambda b: (b[0], b[1]))), CPU, 8) == ()
+    assert check_task(task(Kind(drawn, lambda b: (b[0], b[1]))), CPU, 8).warnings == ()
 
 
 def test_time_steps_of_a_loader_are_not_taken_for_samples_that_meet() -> None:
@@ -282,7 +282,7 @@ def test_time_steps_of_a_loader_are_not_taken_for_samples_that_meet() -> None:
 
     def found(make: Callable[[int], Any]) -> tuple[str, ...]:
         loaded: dict[str, Any] = {"train_data": None, "train_loader": lambda n, seed: Batches(make, n)}
-        return check_task(task(KINDS["two views"], loss=mixed, **loaded), CPU, 8)
+        return check_task(task(KINDS["two views"], loss=mixed, **loaded), CPU, 8).warnings
 
     torch.manual_seed(0)
     assert found(lambda n: (torch.randn(7, n, 6), torch.randn(7, n))) == ()

@@ -615,6 +615,33 @@ def test_closures_modules_and_objects_go_on(tmp_path: Path) -> None:
     assert_legs_equal_one(task(after_step=shadow.update, evaluate=shadow.score), tmp_path / "method")
 
 
+class Doubling:
+    """A collate that keeps a count, by which it weighs what it gathers."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, samples: list[Any]) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        x, y = zip(*samples, strict=True)
+        return torch.stack(x) * (1 + 0.1 * self.calls), torch.stack(y)
+
+
+gathered = 0
+
+
+def rolling(samples: list[Any]) -> tuple[Tensor, Tensor]:
+    global gathered
+    gathered += 1
+    x, y = zip(*samples, strict=True)
+    return torch.stack(x).roll(gathered, dims=1), torch.stack(y)
+
+
+@pytest.mark.parametrize("collate", [Doubling(), rolling])
+def test_what_collate_keeps_goes_on_and_each_trial_begins_anew(collate: Any, tmp_path: Path) -> None:
+    assert_legs_equal_one(task(collate=collate), tmp_path)
+
+
 def weighed(state: dict[str, int], model: nn.Module, batch: Any) -> Tensor:
     state["at"] += 1
     return nn.functional.cross_entropy(model(batch[0]), batch[1]) * state["at"]
@@ -813,9 +840,20 @@ class SaysItself(Iterates):
 def test_what_cannot_be_kept_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial_state, "_WARNED", set())
     runner = TorchRunner(task(model=Iterates), open_device("cpu"), checkpoints=tmp_path)
-    assert any("`Iterates.strengths` changes in training and cannot be kept" in one for one in runner.facts().warnings)
-    with pytest.warns(UserWarning, match="`Iterates.strengths` changes in training and cannot be kept in a checkpoint"):
-        runner.advance(segment(0, 3))
+    named = "`Iterates.strengths` changes in training and cannot be kept in a checkpoint"
+    (warning,) = runner.facts().warnings
+    assert warning.startswith(f"{named}, so `tune` pauses no trial: each is trained in one go")
+    assert not runner.facts().is_pausable
+    runner.advance(segment(0, 12))  # to its end: warnings are errors here
+    with pytest.warns(UserWarning, match=f"{named}, so a trial that is paused goes on without"):
+        runner.advance(segment(0, 3, trial=1))
+    runner.close()
+
+
+@pytest.mark.parametrize("model", [Net, Counter, SaysItself])
+def test_what_is_kept_can_be_paused(model: Any, tmp_path: Path) -> None:
+    runner = TorchRunner(task(model=model), open_device("cpu"), checkpoints=tmp_path)
+    assert runner.facts().is_pausable
     runner.close()
 
 

@@ -27,7 +27,7 @@ GOOD = ["contrastive", "custom_loader", "full", "in_code", "iterable", "lstm", "
 
 
 def _check(task: Task) -> tuple[str, ...]:
-    return check_task(task, CPU, task.baseline_config()[0].plan.batch_size)
+    return check_task(task, CPU, task.baseline_config()[0].plan.batch_size).warnings
 
 
 def _data() -> TensorDataset:

@@ -30,7 +30,7 @@ def _data() -> TensorDataset:
 
 def _check(**changes: Any) -> tuple[str, ...]:
     known = {"model": lambda: nn.Linear(3, 2), "train_data": _data, "val_data": _data}
-    return check_task(Task(**(known | changes)), CPU, 32)
+    return check_task(Task(**(known | changes)), CPU, 32).warnings
 
 
 def _two_groups(model: nn.Module, lr: float) -> Optimizer:

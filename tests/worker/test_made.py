@@ -27,7 +27,7 @@ def _data() -> TensorDataset:
 
 def _check(**changes: Any) -> tuple[str, ...]:
     known = {"model": lambda: nn.Linear(3, 2), "train_data": _data, "val_data": _data}
-    return check_task(Task(**(known | changes)), torch.device("cpu"), 32)
+    return check_task(Task(**(known | changes)), torch.device("cpu"), 32).warnings
 
 
 def _cosine(optimizer: Any) -> Any:

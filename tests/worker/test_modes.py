@@ -134,7 +134,7 @@ def test_the_weights_to_judge_are_scored_and_saved_and_those_to_train_go_on(tmp_
 
 
 def test_the_check_steps_in_the_mode_to_train() -> None:
-    assert check_task(task(Says), torch.device("cpu"), 8) == ()
+    assert check_task(task(Says), torch.device("cpu"), 8).warnings == ()
 
 
 def test_a_live_model_is_probed_with_such_an_optimizer_and_comes_back() -> None:

@@ -47,7 +47,7 @@ def tagged(ignored: int = -100) -> TensorDataset:
 def found(**changes: Any) -> tuple[str, ...]:
     fields: dict[str, Any] = {"model": Tagger, "train_data": tagged, "val_data": tagged}
     made = Task(**(fields | changes))
-    return check_task(made, CPU, made.baseline_config()[0].plan.batch_size)
+    return check_task(made, CPU, made.baseline_config()[0].plan.batch_size).warnings
 
 
 def of_tokens(model: nn.Module, batch: Any) -> Tensor:
