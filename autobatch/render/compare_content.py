@@ -136,9 +136,7 @@ def _charts(pairs: Sequence[Pair]) -> Iterator[Chart]:
 
 
 def _series(pair: Pair, slot: int) -> Series:
-    points = [
-        Point(batch_size=size, value=one.value, low=one.low, high=one.high) for size, one in pair.at_common.items()
-    ]
+    points = [Point(x=size, value=one.value, low=one.low, high=one.high) for size, one in pair.at_common.items()]
     marks = (("recommended", pair.batch_sizes[1]),) if pair.batch_sizes[1] in pair.at_common else ()
     return Series(name=pair.compute_mode, slot=slot, points=tuple(points), marks=marks)
 

@@ -21,26 +21,39 @@ _TRIALS_SHOWN = 8
 
 def report_document(report: Report) -> Document:
     """The whole report, every choice of what to show and to how many digits made."""
-    decimals = _decimals(report)
-    sections = [
-        _use(report),
-        Section(title=f"Against {_baseline_name(report)}", parts=tuple(_comparison(report, decimals))),
-        Section(title="Where it holds", parts=(Paragraph(text=_horizon(report)),)),
-    ]
+    decimals = decimals_of(report)
+    sections = [use_section(report), comparison_section(report), horizon_section(report)]
     if report.long_run is not None:
-        sections.append(long_run_section(report.long_run, _baseline_name(report), decimals))
+        sections.append(long_run_section(report.long_run, baseline_name(report), decimals))
     sections += [
         Section(title="Why", parts=(Bullets(items=report.why),)),
         Section(title="Largest batch", parts=max_batch_summary(report.max_batch)),
-        Section(title="Throughput", parts=throughput_summary(report.throughput, _batch_marks(report))),
+        Section(title="Throughput", parts=throughput_summary(report.throughput, batch_marks(report))),
     ]
     if report.learning_rate is not None:
         sections.append(Section(title="Range test", parts=(Paragraph(text=lr_sentence(report.learning_rate)),)))
-    sections += [_trials(report, decimals), _ledger(report.ledger)]
+    sections += [trials_section(report, decimals), ledger_section(report.ledger)]
     if report.warnings:
         sections.append(Section(title="Warnings", parts=(Bullets(items=report.warnings),)))
-    sections.append(provenance(report.device, version=report.version, created=report.created, command=report.command))
+    sections.append(origin_section(report))
     return Document(title=report.task, sections=tuple(sections))
+
+
+def comparison_section(report: Report) -> Section:
+    """The recommendation against what the user has."""
+    return Section(title=f"Against {baseline_name(report)}", parts=tuple(_comparison(report, decimals_of(report))))
+
+
+def horizon_section(report: Report) -> Section:
+    """At which length of training the answer holds."""
+    return Section(title="Where it holds", parts=(Paragraph(text=_horizon(report)),))
+
+
+def origin_section(report: Report) -> Section:
+    """What the run was made with."""
+    return provenance(
+        report.device, version=report.version, created=report.created, command=report.command, seed=report.seed
+    )
 
 
 def difference(report: Report) -> tuple[float, float | None] | None:
@@ -55,7 +68,7 @@ def difference(report: Report) -> tuple[float, float | None] | None:
     return report.score.mean - report.baseline.mean, stderr
 
 
-def _use(report: Report) -> Section:
+def use_section(report: Report) -> Section:
     """The configuration, as it is typed into one's own training."""
     plan = report.config.plan
     lines = (
@@ -69,7 +82,7 @@ def _use(report: Report) -> Section:
 
 def headline(report: Report) -> str:
     """The answer in one sentence, and what is not confirmed of it."""
-    name = _baseline_name(report)
+    name = baseline_name(report)
     if not report.chose_baseline:
         if report.baseline is None:
             text = f"This trained to the end, where {name} did not."
@@ -110,7 +123,7 @@ def headline(report: Report) -> str:
 def _comparison(report: Report, decimals: int) -> list[Part]:
     """The means on fresh seeds and their difference."""
     better = "Higher is better." if report.direction == "maximize" else "Lower is better."
-    name = _baseline_name(report)
+    name = baseline_name(report)
     found = difference(report)
     if found is not None:
         mean, stderr = found
@@ -172,11 +185,11 @@ def _unconfirmed(report: Report, decimals: int) -> list[str]:
         for trial in report.trials
         if trial["role"] in ("warm start", "search") and trial["state"] == "complete" and not _is_chosen(trial, report)
     ]
-    best = max(found, key=lambda trial: report.oriented(_last_score(trial)), default=None)
-    if best is None or (bar is not None and report.oriented(_last_score(best)) <= report.oriented(bar)):
+    best = max(found, key=lambda trial: report.oriented(last_score(trial)), default=None)
+    if best is None or (bar is not None and report.oriented(last_score(best)) <= report.oriented(bar)):
         return []
-    score = score_text(_last_score(best), decimals)
-    return [f"Not confirmed: {_batch_text(best)} at {lr_text(best['lr'])} scored {score}, once."]
+    score = score_text(last_score(best), decimals)
+    return [f"Not confirmed: {batch_text(best)} at {lr_text(best['lr'])} scored {score}, once."]
 
 
 def _horizon(report: Report) -> str:
@@ -193,7 +206,8 @@ def _horizon(report: Report) -> str:
     )
 
 
-def _batch_marks(report: Report) -> dict[int, str]:
+def batch_marks(report: Report) -> dict[int, str]:
+    """Words for the batch sizes that matter most."""
     chosen, baseline = report.config.plan.batch_size, report.baseline_plan.plan.batch_size
     own = "yours" if report.baseline_is_users else "default"
     if chosen == baseline:
@@ -201,15 +215,15 @@ def _batch_marks(report: Report) -> dict[int, str]:
     return {chosen: "chosen", baseline: own}
 
 
-def _trials(report: Report, decimals: int) -> Section:
+def trials_section(report: Report, decimals: int) -> Section:
     """The best few trials: the furthest trained first, for scores at different rungs do not compare."""
     raced = [trial for trial in report.trials if trial["role"] != "confirmation"]
     ranked = sorted(
         raced,
         key=lambda trial: (
             not trial["scores"],
-            -round(16 * _share_done(trial)),
-            -report.oriented(_last_score(trial)) if trial["scores"] else 0.0,
+            -round(16 * share_done(trial)),
+            -report.oriented(last_score(trial)) if trial["scores"] else 0.0,
         ),
     )
     pinned = [trial for trial in ranked if trial["role"] == "baseline" or _is_chosen(trial, report)][:_TRIALS_SHOWN]
@@ -225,11 +239,11 @@ def _trials(report: Report, decimals: int) -> Section:
     )
     rows = tuple(
         (
-            _batch_text(trial),
+            batch_text(trial),
             lr_text(trial["lr"]),
-            score_text(_last_score(trial) if trial["scores"] else None, decimals),
-            share_text(_share_done(trial)),
-            _state_text(trial),
+            score_text(last_score(trial) if trial["scores"] else None, decimals),
+            share_text(share_done(trial)),
+            state_text(trial),
             trial["role"] + (", chosen" if _is_chosen(trial, report) else ""),
         )
         for trial in shown
@@ -242,7 +256,7 @@ def _trials(report: Report, decimals: int) -> Section:
     return Section(title="Trials", parts=(Paragraph(text=text), Table(columns=columns, rows=rows)))
 
 
-def _ledger(ledger: Json) -> Section:
+def ledger_section(ledger: Json) -> Section:
     """Where the time went, the largest entry first."""
     entries = sorted(((kind, s) for kind, s in ledger["entries"].items() if s > 0), key=lambda entry: -entry[1])
     elapsed_s = sum(seconds for _, seconds in entries)
@@ -254,14 +268,15 @@ def _ledger(ledger: Json) -> Section:
     return Section(title="Where the time went", parts=(Paragraph(text=text), table))
 
 
-def _decimals(report: Report) -> int:
+def decimals_of(report: Report) -> int:
     """Decimals of every score of the report: all alike, so that they can be compared by eye."""
     sides = [score for score in (report.score, report.baseline) if score is not None]
-    finals = [_last_score(trial) for trial in report.trials if trial["state"] == "complete"]
+    finals = [last_score(trial) for trial in report.trials if trial["state"] == "complete"]
     return score_decimals([side.mean for side in sides] or finals, [side.stderr for side in sides])
 
 
-def _baseline_name(report: Report) -> str:
+def baseline_name(report: Report) -> str:
+    """What the baseline is called in a sentence."""
     return "your configuration" if report.baseline_is_users else "the default"
 
 
@@ -271,23 +286,26 @@ def _config_text(config: Config) -> str:
     return f"{steps}, lr {lr_text(config.lr, 6)}, {plan.precision}"
 
 
-def _batch_text(trial: Json) -> str:
+def batch_text(trial: Json) -> str:
+    """The batch of a trial, with what it is multiplied by."""
     ranks = trial.get("ranks", 1)
     return f"{trial['batch_size']} x {trial['accumulation_steps']}" + (f" x {ranks}" if ranks > 1 else "")
 
 
-def _last_score(trial: Json) -> float:
+def last_score(trial: Json) -> float:
+    """The score at the furthest rung of a trial that has one."""
     score: float = trial["scores"][-1][1]
     return score
 
 
-def _share_done(trial: Json) -> float:
+def share_done(trial: Json) -> float:
     """How much of its schedule the trial's last score stands for."""
     share: float = trial["scores"][-1][0] / trial["total_steps"] if trial["scores"] else 0.0
     return share
 
 
-def _state_text(trial: Json) -> str:
+def state_text(trial: Json) -> str:
+    """Where a trial stands, and why if it failed."""
     if trial["state"] != "failed":
         return str(trial["state"])
     outcome = str(trial["outcome"])

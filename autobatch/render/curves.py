@@ -39,10 +39,10 @@ def _throughput(model: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> 
     for cell in cells:
         if cell.throughput is None:
             continue
-        points = tuple(_speed(point) for point in _by_size(cell.throughput) if point["samples_per_s"] is not None)
+        points = tuple(speed_point(point) for point in by_size(cell.throughput) if point["samples_per_s"] is not None)
         at_knee, best = cell.throughput["knee_batch_size"], cell.throughput["recommended_batch_size"]
         series += _series(cell, slots, points, (("knee", at_knee), ("recommended", best)))
-        for point in (point for point in points if point.batch_size == best):
+        for point in (point for point in points if point.x == best):
             found.append(
                 f"{cell.compute_mode} does {speed_text(point.value)} samples/s at batch {best}, its knee is {at_knee}"
             )
@@ -64,7 +64,7 @@ def _memory(model: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> Char
         largest = cell.max_batch["batch_size"]
         ended = {probe["batch_size"]: probe for probe in cell.max_batch["probes"]}  # the last run of a size counts
         peaks = {s: p["peak_bytes"] for s, p in ended.items() if p["outcome"] == "ok" and (p["peak_bytes"] or 0) > 0}
-        points = tuple(Point(batch_size=size, value=float(peak)) for size, peak in sorted(peaks.items()))
+        points = tuple(Point(x=size, value=float(peak)) for size, peak in sorted(peaks.items()))
         failed = sorted(size for size, probe in ended.items() if probe["outcome"] != "ok")
         series += _series(cell, slots, points, (("largest", largest),), tuple(failed))
         limits.add(cell.max_batch["limit_bytes"])
@@ -77,7 +77,7 @@ def _memory(model: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> Char
         unit="bytes",
         series=tuple(series),
         is_log=True,  # what is in proportion to the batch is a straight line then, what is fixed a level one
-        level=_limit(limits),
+        level=limit_level(limits),
         table=series_table(f"{model}: peak memory of a training step", series, lambda point: format_size(point.value)),
     )
 
@@ -87,12 +87,12 @@ def _energy(model: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> Char
     for cell in cells:
         if cell.throughput is None:
             continue
-        known = [point for point in _by_size(cell.throughput) if (point["joules_per_sample"] or 0) > 0]
-        points = tuple(Point(batch_size=p["batch_size"], value=p["joules_per_sample"]) for p in known)
+        known = [point for point in by_size(cell.throughput) if (point["joules_per_sample"] or 0) > 0]
+        points = tuple(Point(x=p["batch_size"], value=p["joules_per_sample"]) for p in known)
         series += _series(cell, slots, points, (("recommended", cell.throughput["recommended_batch_size"]),))
         if points:
             least = min(points, key=lambda point: point.value)
-            found.append(f"{cell.compute_mode} takes {si_text(least.value, 'J')} at least, at batch {least.batch_size}")
+            found.append(f"{cell.compute_mode} takes {si_text(least.value, 'J')} at least, at batch {least.x}")
     values = [point.value for one in series for point in one.points]
     return Chart(
         title="Energy per sample",
@@ -104,16 +104,17 @@ def _energy(model: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> Char
     )
 
 
-def _by_size(profiled: Json) -> list[Json]:
+def by_size(profiled: Json) -> list[Json]:
+    """The measurements of a profile, by batch size."""
     return sorted(profiled["measurements"], key=lambda point: point["batch_size"])
 
 
-def _speed(point: Json) -> Point:
+def speed_point(point: Json) -> Point:
     """Samples per second; the ends of the interval of the step time change places."""
     low, high = point.get("interval_s") or (None, None)
     size = point["batch_size"]
     return Point(
-        batch_size=size,
+        x=size,
         value=point["samples_per_s"],
         low=None if high is None else size / high,
         high=None if low is None else size / low,
@@ -128,13 +129,13 @@ def _series(
     failed: tuple[int, ...] = (),
 ) -> list[Series]:
     """The series of a cell, as a list that is empty where it has no point."""
-    sizes = {point.batch_size for point in points}
+    sizes = {point.x for point in points}
     kept = tuple((word, size) for word, size in marks if size in sizes)
     made = Series(name=cell.compute_mode, slot=slots[cell.compute_mode], points=points, marks=kept, failed=failed)
     return [made] if points else []
 
 
-def _limit(limits: set[float | None]) -> tuple[str, float] | None:
+def limit_level(limits: set[float | None]) -> tuple[str, float] | None:
     """The memory that may be used, where it is known and the same for all."""
     known = [limit for limit in limits if limit is not None and limit > 0]
     return ("limit", known[0]) if len(limits) == len(known) == 1 else None
@@ -143,12 +144,12 @@ def _limit(limits: set[float | None]) -> tuple[str, float] | None:
 def series_table(caption: str, series: Iterable[Series], write: Callable[[Point], str]) -> Table:
     """A row for each batch size and a column for each series, marks behind the values."""
     series = tuple(series)
-    sizes = sorted({size for one in series for size in (*(point.batch_size for point in one.points), *one.failed)})
+    sizes = sorted({size for one in series for size in (*(point.x for point in one.points), *one.failed)})
     columns = [Column(title="batch", is_number=True)]
     rows = [[str(size)] for size in sizes]
     for one in series:
         columns += [Column(title=one.name, is_number=True), Column(title="")]
-        at = {point.batch_size: point for point in one.points}
+        at = {point.x: point for point in one.points}
         for row, size in zip(rows, sizes, strict=True):
             value = write(at[size]) if size in at else "did not fit" if size in one.failed else "-"
             row += [value, ", ".join(word for word, marked in one.marks if marked == size)]

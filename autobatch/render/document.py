@@ -73,12 +73,21 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A value at a batch size, and between what it lies where that is known."""
+    """A value at a place on the axis across, and between what it lies where that is known.
 
-    batch_size: int
+    Attributes:
+        x: where, such as a batch size.
+        value, low, high: in the chart's unit.
+        weight: how strongly it is drawn, from 0 to 1.
+        note: what else a pointer over it is told.
+    """
+
+    x: float
     value: float
     low: float | None = None
     high: float | None = None
+    weight: float = 1.0
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,26 +95,31 @@ class Series:
     """What belongs together in a chart.
 
     Attributes:
-        name: in the legend.
+        name: in the legend, where each pair of a name and a slot stands once.
         slot: tells it from the others by colour, marker and dashes; a name has one slot all through a document.
-        points: by batch size.
-        marks: a word for a batch size of the points, such as "knee".
-        failed: batch sizes that did not run; they have no value.
+        points: from left to right.
+        marks: a word for the place of a point, such as "knee".
+        failed: places that did not run; they have no value.
+        is_line: whether its points follow one another.
+        is_faint: whether it is one of many, behind the others.
     """
 
     name: str
     slot: int
     points: tuple[Point, ...]
-    marks: tuple[tuple[str, int], ...] = ()
-    failed: tuple[int, ...] = ()
+    marks: tuple[tuple[str, float], ...] = ()
+    failed: tuple[float, ...] = ()
+    is_line: bool = True
+    is_faint: bool = False
 
 
-Unit = Literal["samples/s", "bytes", "J", "times"]
+Unit = Literal["samples/s", "bytes", "J", "times", "score", "loss", "lr"]
+Across = Literal["batch size", "training time", "learning rate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """Values over batch sizes.
+    """Values over batch sizes, or over something else.
 
     Attributes:
         title: what is drawn.
@@ -115,6 +129,8 @@ class Chart:
         table: the same values as rows.
         is_log: the values are drawn on a logarithmic scale.
         level: a value to be drawn across the whole chart, and what it is; None for none.
+        across: what lies across, sizes and rates on a logarithmic scale, a time in seconds.
+        within: the values that the scale reaches to; what lies beyond is drawn at its edge. None for all.
     """
 
     title: str
@@ -124,9 +140,50 @@ class Chart:
     table: Table
     is_log: bool = False
     level: tuple[str, float] | None = None
+    across: Across = "batch size"
+    within: tuple[float, float] | None = None
 
 
-Part = Paragraph | Bullets | Code | Facts | Table | Chart
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A mean, the ends of its interval where they are known, and what it is the mean of."""
+
+    name: str
+    slot: int
+    mean: float
+    low: float | None
+    high: float | None
+    singles: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intervals:
+    """Means below one another, with their intervals, on one axis of scores; `table` has the same as rows."""
+
+    title: str
+    finding: str
+    estimates: tuple[Estimate, ...]
+    table: Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares:
+    """Parts of a whole as one bar, in their order; `table` has the same as rows.
+
+    Attributes:
+        parts: each with its name, in any unit.
+        whole: in the same unit, at least their sum.
+    """
+
+    title: str
+    finding: str
+    parts: tuple[tuple[str, float], ...]
+    whole: float
+    table: Table
+
+
+Figure = Chart | Intervals | Shares
+Part = Paragraph | Bullets | Code | Facts | Table | Figure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

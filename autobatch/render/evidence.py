@@ -230,7 +230,7 @@ def device_facts(device: DeviceInfo) -> tuple[tuple[str, str], ...]:
     )
 
 
-def provenance(device: DeviceInfo, *, version: str, created: str, command: str) -> Section:
+def provenance(device: DeviceInfo, *, version: str, created: str, command: str, seed: int | None = None) -> Section:
     """What makes a run comparable with another: the device, the software, when and how it was called."""
     software = {
         "torch": device.torch,
@@ -249,6 +249,7 @@ def provenance(device: DeviceInfo, *, version: str, created: str, command: str) 
         ("versions", versions),
         ("started", created),
         ("command", command),
+        *(() if seed is None else (("seed", str(seed)),)),
     )
     notes = tuple(("note", note) for note in device.notes)
     return Section(title="Measured on", parts=(Facts(rows=rows + notes),))

@@ -15,8 +15,21 @@ from typing import Any, assert_never
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from .charts import mark_swatch, marks_of, svg, swatch
-from .document import Bullets, Chart, Code, Document, Facts, Paragraph, Part, Table, visible
+from .document import (
+    Bullets,
+    Chart,
+    Code,
+    Document,
+    Facts,
+    Figure,
+    Intervals,
+    Paragraph,
+    Part,
+    Shares,
+    Table,
+    visible,
+)
+from .figures import legend_of, picture_of
 
 
 def to_html(document: Document) -> str:
@@ -34,12 +47,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_shown,
     )
-    environment.filters |= {"kind": _kind, "grouped": _grouped, "marks": marks_of, "captioned": _captioned}
-    environment.globals |= {
-        "svg": lambda chart, name: Markup(svg(chart, name)),
-        "swatch": lambda slot: Markup(swatch(slot)),
-        "mark_swatch": lambda word: Markup(mark_swatch(word)),
-    }
+    environment.filters |= {"kind": _kind, "grouped": _grouped, "legend": _legend, "captioned": _captioned}
+    environment.globals |= {"picture": lambda figure, name: Markup(picture_of(figure, name))}
     return environment
 
 
@@ -63,10 +72,14 @@ def _kind(part: Part) -> str:
             return "facts"
         case Table():
             return "table"
-        case Chart():
-            return "chart"
+        case Chart() | Intervals() | Shares():
+            return "figure"
         case _:
             assert_never(part)
+
+
+def _legend(figure: Figure) -> list[tuple[Markup, str]]:
+    return [(Markup(drawn), words) for drawn, words in legend_of(figure)]
 
 
 def _captioned(table: Table, caption: str) -> Table:
@@ -74,15 +87,15 @@ def _captioned(table: Table, caption: str) -> Table:
 
 
 def _grouped(parts: tuple[Part, ...]) -> Iterator[tuple[Part, ...]]:
-    """The parts one by one, but charts that follow one another together: they stand side by side."""
-    charts: list[Part] = []
+    """The parts one by one, but figures that follow one another together: they stand side by side."""
+    figures: list[Part] = []
     for part in parts:
-        if isinstance(part, Chart):
-            charts.append(part)
+        if isinstance(part, Figure):
+            figures.append(part)
             continue
-        if charts:
-            yield tuple(charts)
-            charts = []
+        if figures:
+            yield tuple(figures)
+            figures = []
         yield (part,)
-    if charts:
-        yield tuple(charts)
+    if figures:
+        yield tuple(figures)

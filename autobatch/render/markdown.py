@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import assert_never
 
-from .document import Bullets, Chart, Code, Document, Facts, Paragraph, Part, Table, visible
+from .document import Bullets, Chart, Code, Document, Facts, Intervals, Paragraph, Part, Shares, Table, visible
 
 # What Markdown, or a table in it, gives a meaning to. An underscore inside a word has none.
 _SPECIAL = re.compile(r"[\\`*\[\]<>|~&#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
@@ -34,7 +34,7 @@ def _drawn(part: Part) -> str:
             return "\n".join(f"- {_line(name)}: {escaped(fact)}" for name, fact in part.rows)
         case Table():
             return _table(part)
-        case Chart():
+        case Chart() | Intervals() | Shares():
             return "\n\n".join(filter(None, (_table(part.table), _line(part.finding))))
         case _:
             assert_never(part)

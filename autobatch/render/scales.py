@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from ..core.units import format_size
 from .document import Unit
-from .numbers import si_text
+from .numbers import lr_text, si_text
 
+# Of these, differences count, and not how far they are from zero.
+_RELATIVE = ("times", "score", "loss")
 # Ticks on an axis at most. Assumed: more are not read.
 _MOST_TICKS = 6
 
@@ -45,15 +47,30 @@ def size_scale(sizes: Iterable[int], start: float, end: float) -> Scale:
 
 
 def value_scale(values: Sequence[float], start: float, end: float, *, is_log: bool, unit: Unit) -> Scale:
-    """Values above zero on an axis that begins at zero; at the smallest where it is logarithmic or they are ratios."""
+    """Values above zero on an axis that begins at zero; at the smallest where it is logarithmic, and for ratios and
+    scores, which may be negative.
+    """
     if is_log:
         low, high = math.log2(min(values)), math.log2(max(values))
         room = 0.04 * (high - low) or math.log2(_base(unit))
         return Scale(low=low - room, high=high + room, start=start, end=end, is_log=True)
-    if unit == "times":
-        room = 0.08 * (max(values) - min(values)) or 0.1 * max(values)
+    if unit in _RELATIVE:
+        room = 0.08 * (max(values) - min(values)) or 0.1 * abs(max(values)) or 1.0
         return Scale(low=min(values) - room, high=max(values) + room, start=start, end=end, is_log=False)
     return Scale(low=0.0, high=1.04 * max(values), start=start, end=end, is_log=False)
+
+
+def time_scale(seconds: Iterable[float], start: float, end: float) -> Scale:
+    """Seconds from zero on."""
+    return Scale(low=0.0, high=1.04 * max(seconds) or 1.0, start=start, end=end, is_log=False)
+
+
+def time_ticks(scale: Scale) -> list[float]:
+    """Round times on an axis of seconds, at most five."""
+    least = scale.high / 4
+    unit_s = 3600.0 if least >= 1800 else 60.0 if least >= 60 else 1.0
+    step = unit_s * _round_step(least / unit_s, binary=False)
+    return [step * number for number in range(math.floor(scale.high / step) + 1)]
 
 
 def ticks(scale: Scale, unit: Unit) -> list[float]:
@@ -70,7 +87,9 @@ def tick_text(value: float, unit: Unit) -> str:
         return "0"
     if unit == "bytes":
         return format_size(value)
-    if unit == "times":
+    if unit == "lr":
+        return lr_text(value, 2)
+    if unit in _RELATIVE:
         return f"{value:.4g}"
     return si_text(value, "J" if unit == "J" else "")
 

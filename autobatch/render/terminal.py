@@ -18,7 +18,7 @@ from rich.text import Text
 
 from ..core.facts import DeviceInfo
 from ..core.json_reader import Json
-from .document import Bullets, Chart, Code, Document, Facts, Paragraph, Part, Section, Table, visible
+from .document import Bullets, Chart, Code, Document, Facts, Intervals, Paragraph, Part, Section, Shares, Table, visible
 from .evidence import device_section, lr_section, max_batch_section, runs_section, throughput_section
 from .side_by_side import compute_modes_sections
 
@@ -129,7 +129,7 @@ def _drawn(part: Part, console: Console, room: int) -> Iterator[Line]:
                 yield ()
                 yield from _paragraph(part.caption, console, room)
             yield from _table(part, console, room)
-        case Chart():
+        case Chart() | Intervals() | Shares():
             # The caption of its table begins with what the chart shows.
             yield from _drawn(part.table, console, room)
             yield from _paragraph(part.finding, console, room)

@@ -131,6 +131,7 @@ class Report:
         lost_device: it was, because no device was left to train on; False in reports from before this was told.
         long_run: what is extrapolated to a training that is longer than T, as `LongRun.to_json` gives it; None where
             there is none, and in reports from before it was.
+        seed: of every random choice; None in reports from before it was told.
         folder: of the run, where `tune` has just made the report; it is a path of that machine, and not in the JSON.
     """
 
@@ -163,6 +164,7 @@ class Report:
     interrupted: bool = False
     lost_device: bool = False
     long_run: Json | None = None
+    seed: int | None = None
     folder: Path | None = field(default=None, compare=False)
 
     @property
@@ -249,6 +251,7 @@ class Report:
             "interrupted": self.interrupted,
             "lost_device": self.lost_device,
             "long_run": self.long_run,
+            "seed": self.seed,
         }
 
     @classmethod
@@ -293,6 +296,7 @@ class Report:
             interrupted=found.get("interrupted", bool),
             lost_device=found.get("lost_device", bool) if "lost_device" in found else False,
             long_run=_long_run(found),
+            seed=found.get_or_none("seed", int),
         )
 
     def save(self, path: Path) -> None:

@@ -77,6 +77,7 @@ def report_of(
         interrupted=result.interrupted,
         lost_device=result.lost_device,
         long_run=_beyond(result, state.settings.train_time_s),
+        seed=state.settings.seed,
     )
 
 

@@ -11,7 +11,9 @@ from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.memory import find_max_batch_size
 from autobatch.measuring.profiling import profile
 from autobatch.reports.report import Report
+from autobatch.searching.budget.costs import horizon_s
 from autobatch.searching.budget.ledger import Ledger
+from autobatch.searching.search import SearchSettings, search
 from autobatch.searching.trials import Trial
 from autobatch.searching.verdict.confirmation import ScoreSummary
 from autobatch.searching.verdict.long_run import Forecast, LongRun, LrTrend, Stability
@@ -106,3 +108,42 @@ def example(**changes: Any) -> Report:
         "why": ("11 trials of up to 3.50 s of training each", "on fresh seeds batch 256 beat the baseline"),
     }
     return Report(**values | changes)
+
+
+def raced(budget_s: float = 60.0, **changes: Any) -> Report:
+    """A run whose race, too, was run on a simulated device: tens of trials, at every rung."""
+    runner = SimRunner()
+    baseline = runner.known.baseline
+    ledger = Ledger(budget_s, runner.clock)
+    largest = find_max_batch_size(runner, Plan(batch_size=1), ceiling=512, ceiling_is="dataset")
+    with ledger.charge("profile"):
+        curve = profile(runner, Plan(batch_size=1), max_batch=int(largest), budget_s=3.0, include=[32])
+    step_s = curve.step_s(baseline.plan.batch_size)
+    horizon = horizon_s(ledger.available_s, None, eval_s=runner.eval_s, baseline_step_s=step_s)
+    result = search(
+        runner,
+        ledger,
+        curve,
+        max_batch=int(largest),
+        horizon_s=horizon,
+        eval_s=runner.eval_s,
+        eval_batch_size=64,
+        lr_hint=1e-3,
+        settings=SearchSettings(sampler="freeze-thaw"),
+    )
+    found: dict[str, Any] = {
+        "horizon_s": horizon,
+        "config": result.chosen,
+        "chose_baseline": result.chose_baseline,
+        "probability": result.probability,
+        "is_proven": result.is_proven,
+        "baseline_plan": baseline,
+        "score": result.score,
+        "baseline": result.baseline,
+        "throughput": curve.to_json(),
+        "trials": tuple(trial.to_json() for trial in result.trials),
+        "ledger": ledger.to_json(),
+        "why": result.why,
+        "seed": 0,
+    }
+    return example(**found | changes)

@@ -175,7 +175,7 @@ def test_each_chart_carries_its_values_as_a_table() -> None:
     charts = [part for section in DOCUMENTS["gpu"].sections for part in section.parts if isinstance(part, Chart)]
     assert len(charts) == 18
     for chart in charts:
-        sizes = {point.batch_size for series in chart.series for point in series.points}
+        sizes = {point.x for series in chart.series for point in series.points}
         assert {int(row[0]) for row in chart.table.rows} >= sizes
         assert chart.table.caption
         assert chart.finding

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.render.charts import COLORS, marks_of, svg, swatch
+from autobatch.render.charts import marks_of, svg
 from autobatch.render.curves import charts_of
 from autobatch.render.document import Chart, Point, Series, Table, Unit
+from autobatch.render.drawing import COLORS, swatch
 from autobatch.render.scales import Scale, label_sizes, size_scale, tick_text, ticks, value_scale
 from tests.helpers.bench_reports import cell, failed, gpu_report
 
-UNITS: tuple[Unit, ...] = ("samples/s", "bytes", "J", "times")
+UNITS: tuple[Unit, ...] = ("samples/s", "bytes", "J", "times", "score", "loss", "lr")
 
 sizes = st.integers(1, 2**62)
 values = st.floats(1e-12, 1e18)
@@ -32,7 +33,7 @@ def all_series(draw: st.DrawFn) -> tuple[Series, ...]:
             value = draw(values)
             half = draw(st.none() | st.floats(0, 0.5))
             low, high = (None, None) if half is None else (value * (1 - half), value * (1 + half))
-            points.append(Point(batch_size=size, value=value, low=low, high=high))
+            points.append(Point(x=size, value=value, low=low, high=high))
         made.append(
             Series(
                 name=draw(st.text(max_size=30)),
@@ -87,7 +88,7 @@ def test_whatever_the_range_every_point_is_drawn_inside_the_picture(
 
 
 def test_the_points_lie_where_their_values_say() -> None:
-    points = tuple(Point(batch_size=size, value=float(value)) for size, value in ((1, 10), (4, 20), (16, 40)))
+    points = tuple(Point(x=size, value=float(value)) for size, value in ((1, 10), (4, 20), (16, 40)))
     root = drawn(chart((Series(name="fp32", slot=0, points=points),)))
     (line,) = root.iter("polyline")
     (x0, y0), (x1, y1), (x2, y2) = ([float(n) for n in pair.split(",")] for pair in line.attrib["points"].split())
@@ -98,7 +99,7 @@ def test_the_points_lie_where_their_values_say() -> None:
 
 
 def test_a_single_point_is_a_marker_without_a_line() -> None:
-    root = drawn(chart((Series(name="fp32", slot=0, points=(Point(batch_size=8, value=1.0),)),)))
+    root = drawn(chart((Series(name="fp32", slot=0, points=(Point(x=8, value=1.0),)),)))
     assert len(points_of(root)) == 1
     assert not list(root.iter("polyline"))
 
@@ -109,7 +110,7 @@ def test_a_chart_without_a_point_says_so_in_words() -> None:
 
 
 def test_an_interval_is_an_upright_line_between_its_ends() -> None:
-    points = (Point(batch_size=8, value=10.0, low=9.0, high=12.0), Point(batch_size=16, value=12.0))
+    points = (Point(x=8, value=10.0, low=9.0, high=12.0), Point(x=16, value=12.0))
     root = drawn(chart((Series(name="fp32", slot=0, points=points),)))
     (whisker,) = [element for element in root.iter("path") if element.get("class") == "interval"]
     found = re.search(r" ([\d.]+)V([\d.]+)$", whisker.attrib["d"])

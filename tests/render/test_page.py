@@ -12,16 +12,18 @@ from hypothesis import strategies as st
 
 from autobatch.core.facts import DeviceInfo
 from autobatch.render.bench_content import bench_document
-from autobatch.render.charts import COLORS
 from autobatch.render.compare_content import comparison_document
 from autobatch.render.content import report_document
 from autobatch.render.document import Code, Column, Document, Facts, Paragraph, Section, Table
+from autobatch.render.drawing import COLORS
 from autobatch.render.html import to_html
+from autobatch.render.page_content import page_document
 from autobatch.reports.bench_report import BenchReport
 from autobatch.reports.compare import compare
+from autobatch.reports.report import Report
 from tests.helpers.bench_reports import MODELS, cell, cpu_report, failed, gpu_report, with_measurement
 from tests.helpers.pages import Page
-from tests.helpers.reports import example
+from tests.helpers.reports import example, raced
 
 GPU, CPU = gpu_report(), cpu_report()
 ATTACK = (
@@ -85,6 +87,41 @@ def only_failures() -> BenchReport:
     return dataclasses.replace(GPU, cells=tuple(failed(name, "fp32", "out of memory") for name in MODELS))
 
 
+def hostile_run() -> Report:
+    """The run in which every text from outside is one that would do harm."""
+    report = example()
+    texts = dict.fromkeys(("role", "state", "outcome", "origin", "message"), ATTACK)
+    return dataclasses.replace(
+        report,
+        task=ATTACK,
+        created=ATTACK,
+        command=ATTACK,
+        why=(ATTACK,),
+        warnings=(ATTACK,),
+        ledger={**report.ledger, "entries": {ATTACK: 1.0}},
+        max_batch={**report.max_batch, "limited_by": ATTACK, "assumed": [ATTACK]},
+        throughput={**report.throughput, "knee": ATTACK, "starvation": ATTACK},
+        trials=(report.trials[0], *({**trial, **texts} for trial in report.trials[1:])),
+    )
+
+
+def without_an_answer() -> Report:
+    """A run that was stopped before anything was trained to the end, of which nothing was measured but one batch."""
+    report = example()
+    return dataclasses.replace(
+        report,
+        config=report.baseline_plan,
+        chose_baseline=True,
+        score=None,
+        baseline=None,
+        learning_rate=None,
+        trials=(),
+        ledger={"budget_s": 1.0, "elapsed_s": 0.0, "entries": {}},
+        max_batch={**report.max_batch, "probes": [], "limit_bytes": None, "peak_bytes": None},
+        throughput={**report.throughput, "measurements": []},
+    )
+
+
 DOCUMENTS: dict[str, Document] = {
     "gpu": bench_document(GPU),
     "cpu": bench_document(CPU),
@@ -96,7 +133,11 @@ DOCUMENTS: dict[str, Document] = {
     "no intervals": bench_document(with_measurement(GPU, 0, interval_s=None, joules_per_sample=None, phases_s={})),
     "nothing timed": bench_document(with_measurement(GPU, 0, outcome="oom", samples_per_s=None, step_s=None)),
     "hostile": bench_document(hostile()),
-    "tune": report_document(example()),
+    "tune on a terminal": report_document(example()),
+    "tune": page_document(example()),
+    "race": page_document(raced()),
+    "hostile tune": page_document(hostile_run()),
+    "tune without an answer": page_document(without_an_answer()),
     "comparison": comparison_document(compare([("a.json", GPU), ("b.json", GPU), ("<c>", GPU)])),
 }
 

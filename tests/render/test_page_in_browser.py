@@ -41,7 +41,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-@pytest.mark.parametrize("width", [320, 360, 1280])
+@pytest.mark.parametrize("width", [320, 390, 1280])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_the_page_is_quiet_and_fits(
@@ -64,14 +64,34 @@ def test_the_plots_are_there(browser: Browser, pages: dict[str, Path]) -> None:
     assert browser.evaluate("Math.min(...[...document.querySelectorAll('svg.chart')].map(s => s.clientHeight))") > 150
 
 
+def test_the_figures_of_a_run_are_there(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["race"], width=390)
+    titles = browser.evaluate("[...document.querySelectorAll('figure h3')].map(h => h.innerText)")
+    assert titles == [
+        "On fresh seeds",
+        "Score over training time",
+        "Batch sizes and learning rates tried",
+        "Throughput",
+        "Peak memory",
+        "Range test",
+        "The budget",
+    ]
+    assert browser.evaluate(POINTS) == pages["race"].read_text().count('class="point"') > 60
+    widths = "[...document.querySelectorAll('svg.chart {}')].map(r => r.getBoundingClientRect().width)"
+    (whole,) = browser.evaluate(widths.format(".whole"))
+    parts = sum(browser.evaluate(widths.format(".part rect")))
+    assert 0.8 * whole < parts <= whole  # the race ends with little of its budget left
+
+
 def test_letters_in_a_chart_are_readable_on_a_telephone(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["gpu"], width=360)
     scale = browser.evaluate("document.querySelector('svg.chart').getBoundingClientRect().width / 360")
     assert 12 * scale >= 10  # pixels
 
 
-def test_words_in_a_chart_stay_inside_it(browser: Browser, pages: dict[str, Path]) -> None:
-    browser.open(pages["four arms"], width=1280)
+@pytest.mark.parametrize("name", ["four arms", "race", "tune"])
+def test_words_in_a_chart_stay_inside_it(browser: Browser, pages: dict[str, Path], name: str) -> None:
+    browser.open(pages[name], width=1280)
     outside = """
     [...document.querySelectorAll('svg.chart')].flatMap(svg => {
       const box = svg.getBoundingClientRect();
