@@ -35,17 +35,21 @@ _SHAPE_WORDS = (
 def check_any_step(findings: Findings, model: nn.Module, few: Any, whole: Callable[[], Any]) -> Any:
     """A step on a few samples; on a batch of the baseline's size where only that one is what the task takes.
 
-    The batch of which there are gradients now; None where there are none.
+    The batch of which there are gradients now, as `before_step` gave it; None where there are none.
 
     A loss over groups of eight refuses four samples, and nobody trains with four.
     """
     before = len(findings.problems)
+    with findings.attempt("before_step(batches)"):
+        (few,) = made_ready(findings.task, [few])
+    if len(findings.problems) > before:
+        return None
     stepped = _check_step(findings, model, few)
     if len(findings.problems) == before:
         return few if stepped else None
     again = Findings(findings.task, findings.load)
     with again.attempt("a batch of the baseline's size"):
-        batch = to_device(whole(), next(model.parameters()).device)
+        (batch,) = made_ready(findings.task, [to_device(whole(), next(model.parameters()).device)])
         stepped = _check_step(again, model, batch)
     if again.problems or (again.warnings and not stepped):
         return None  # what a few samples show is quicker to look into
@@ -59,12 +63,6 @@ def _check_step(findings: Findings, model: nn.Module, batch: Any) -> bool:
     task = findings.task
     model.train()
     model.zero_grad(set_to_none=True)
-    if task.before_step is not None:
-        problems = len(findings.problems)
-        with findings.attempt("before_step(batches)"):
-            (batch,) = made_ready(task, [batch])
-        if len(findings.problems) > problems:
-            return False
     if task.training_step is not None:
         with findings.attempt("training_step(model, batch, scale)", lambda error: shape_hint(model, batch, error)):
             task.training_step(model, batch, 1.0)

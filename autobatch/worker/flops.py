@@ -13,6 +13,7 @@ from ..devices import Device
 from ..tasks.data import Batch, to_device
 from ..tasks.task import Task
 from .timing import repeat
+from .training import made_ready
 
 _META = torch.device("meta")
 _TYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -31,7 +32,8 @@ def step_flops(task: Task, batch: Batch) -> int | None:
     """
     try:
         model = task.model().to(_META).train()
-        moved = to_device(batch, _META)
+        (ready,) = made_ready(task, [batch])
+        moved = to_device(ready, _META)
         with FlopCounterMode(display=False) as counter:
             if task.training_step is not None:
                 task.training_step(model, moved, 1.0)

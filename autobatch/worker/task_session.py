@@ -43,7 +43,7 @@ from .check import Checked, check_inference, check_task, peak_lr_fraction
 from .check_data import require_a_batch
 from .data_parallel import DataParallel, is_rank_lost
 from .remedies import known_remedy
-from .training import Trainer
+from .training import Trainer, made_ready
 
 T = TypeVar("T")
 
@@ -180,13 +180,18 @@ class OpenTask:
             self._outside.reset()
             trainer = Trainer(self._task, config, self._device.torch_device, seed=0, total_steps=BENCH_STEPS)
             group.check(trainer.model)
+
+            def backward(size: int) -> None:
+                (batch,) = made_ready(self._task, [self._worst_batch(size)])
+                trainer.backward(to_device(batch, self._device.torch_device))
+
             try:
-                trainer.backward(to_device(self._worst_batch(COUNTED_SAMPLES), self._device.torch_device))
+                backward(COUNTED_SAMPLES)
             except Exception as error:
                 if self._device.is_out_of_memory(error) or is_device_lost(error):
                     raise
                 # A loss over groups of eight takes no two samples; what the user trains with it takes.
-                trainer.backward(to_device(self._worst_batch(config.plan.batch_size), self._device.torch_device))
+                backward(config.plan.batch_size)
             return any(p.grad is None for p in trainer.model.parameters() if p.requires_grad)
 
         with self._borrow():

@@ -45,12 +45,13 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 def made_ready(task: Task, batches: list[Batch]) -> list[Batch]:
-    """The micro-batches of a step as the task's `before_step` gives them.
+    """The micro-batches of a step as the task's `before_step` gives them; as they are, where it has none.
 
     Raises:
         TaskError: it gives another number of them.
     """
-    assert task.before_step is not None
+    if task.before_step is None:
+        return batches
     given: Any = task.before_step(batches)
     if given is None:
         raise TaskError("before_step(batches) returns the micro-batches to train on; it returned None")

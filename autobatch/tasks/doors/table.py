@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import SettingError, TaskError
-from . import by_path, live_module, task_object
+from . import by_path, hf_trainer, live_module, task_object
 from .door import Door, GivenTask
 
 # The first that takes something opens it: a class before those that it derives from.
 DOORS: tuple[Door, ...] = (
     task_object.DOOR,
     by_path.DOOR,
+    hf_trainer.DOOR,
     live_module.DOOR,
 )
 
