@@ -34,6 +34,7 @@ ROOMS = [
     "engines",
     "tuning",
     "bench",
+    "integrations",
     "api",
     "",  # the package itself, which imports what it gives when it is asked for
     "cli",

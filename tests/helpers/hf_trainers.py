@@ -27,7 +27,7 @@ class Reviews(Dataset[dict[str, Any]]):
 
     def __init__(self, size: int, seed: int = 0) -> None:
         draw = torch.Generator().manual_seed(seed)
-        self.samples = []
+        self.samples: list[dict[str, Any]] = []
         for _ in range(size):
             length = int(torch.randint(3, 13, (), generator=draw))
             words = torch.randint(2, WORDS, (length,), generator=draw).tolist()
@@ -58,7 +58,11 @@ class Sentences(Reviews):
     def __init__(self, size: int, seed: int = 0) -> None:
         super().__init__(size, seed)
         self.samples = [
-            {"input_ids": [2 + (sample["input_ids"][0] + 3 * at) % (WORDS - 2) for at in range(len(sample["input_ids"]))]}
+            {
+                "input_ids": [
+                    2 + (sample["input_ids"][0] + 3 * at) % (WORDS - 2) for at in range(len(sample["input_ids"]))
+                ]
+            }
             for sample in self.samples
         ]
 
@@ -86,7 +90,16 @@ def bert(dropout: float = 0.0) -> BertForSequenceClassification:
 def gpt2() -> GPT2LMHeadModel:
     """A causal language model."""
     config = GPT2Config(
-        vocab_size=WORDS, n_embd=16, n_layer=1, n_head=2, n_positions=16, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+        vocab_size=WORDS,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        n_positions=16,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     return GPT2LMHeadModel(config)
 
@@ -98,7 +111,9 @@ def arguments(folder: Path, **changes: Any) -> TrainingArguments:
     return TrainingArguments(output_dir=str(folder), **(quiet | said | changes))
 
 
-def classifier(folder: Path, kind: type[Trainer] = Trainer, of: dict[str, Any] | None = None, **changes: Any) -> Trainer:
+def classifier(
+    folder: Path, kind: type[Trainer] = Trainer, of: dict[str, Any] | None = None, **changes: Any
+) -> Trainer:
     """A text classifier's Trainer.
 
     Args:

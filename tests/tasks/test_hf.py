@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,33 +10,29 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
 
 import autobatch
 from autobatch.core.plan import Config, Plan
 from autobatch.errors import TaskError
-from autobatch.tasks.carry import to_bytes
+from autobatch.integrations.hf import apply
 from autobatch.tasks.data import val_loader
 from autobatch.tasks.doors.table import as_task
 from autobatch.tasks.inputs import pickle_task, unpickle_task
 from autobatch.tasks.task import Task
-from autobatch.worker.check import check_task
 from autobatch.worker.training import Trainer as Ours
 
 transformers = pytest.importorskip("transformers", reason="needs transformers (the extra `hf`)")
 pytest.importorskip("accelerate", reason="needs accelerate (the extra `hf`)")
-from transformers import Trainer, TrainerCallback  # noqa: E402
+from transformers import Trainer  # noqa: E402
 
 from ..helpers.hf_trainers import (  # noqa: E402
-    Reviews,
-    Sentences,
-    accuracy,
-    bert,
     classifier,
     language_model,
 )
+from ..helpers.steady import train_time  # noqa: E402
 
 CPU = torch.device("cpu")
+IN_CODE: dict[str, Any] = {"budget": "600s", "train_time": train_time(40), "device": "cpu"}
 Made = Callable[..., Trainer]
 
 
@@ -71,7 +66,7 @@ def trained_by_itself(trainer: Trainer, steps: int) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-class OwnLoss(Trainer):
+class OwnLoss(Trainer):  # type: ignore[misc]  # it is Any, installed or not
     """Adds to the loss, as many do, by an attribute of its own."""
 
     penalty = 0.1
@@ -82,22 +77,24 @@ class OwnLoss(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
-class OwnStep(Trainer):
+class OwnStep(Trainer):  # type: ignore[misc]
     """Takes the step itself, and forgets the counts."""
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         model.train()
-        loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        loss: Tensor = self.compute_loss(model, self._prepare_inputs(inputs))
         self.accelerator.backward(loss / self.args.gradient_accumulation_steps)
-        return loss.detach() / self.args.gradient_accumulation_steps
+        taken: Tensor = loss.detach() / self.args.gradient_accumulation_steps
+        return taken
 
 
 def summed_by_words(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
     """As a compute_loss_func is written for a language model."""
-    total = nn.functional.cross_entropy(
+    total: Tensor = nn.functional.cross_entropy(
         outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
     )
-    return total / num_items_in_batch
+    mean: Tensor = total / num_items_in_batch
+    return mean
 
 
 CASES: dict[str, tuple[Made, dict[str, Any]]] = {
@@ -129,7 +126,61 @@ def test_a_trial_trains_as_the_trainer_itself_does(name: str, tmp_path: Path) ->
     ours, losses = trained_by_us(trainer, task, plan, steps)
     assert trained_by_itself(trainer, steps) == pytest.approx(losses, rel=1e-5)
     for (key, theirs), own in zip(trainer.model.state_dict().items(), ours.model.state_dict().values(), strict=True):
-        torch.testing.assert_close(own, theirs, rtol=1e-5, atol=1e-7, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(own, theirs, rtol=1e-5, atol=1e-7, msg=f"{key} differs")
     scored = ours.evaluate(val_loader(task, task.val_data(), trainer.args.per_device_eval_batch_size))
     key = trainer.args.metric_for_best_model or "loss"
     assert trainer.evaluate()[f"eval_{key}"] == pytest.approx(scored, rel=1e-5)
+
+
+# -- the whole way --------------------------------------------------------------------------------------------------
+
+
+def state_of(trainer: Trainer) -> dict[str, Any]:
+    """All that a Trainer and its model are, to be compared."""
+    return {
+        "weights": {name: value.clone() for name, value in trainer.model.state_dict().items()},
+        "modes": [module.training for module in trainer.model.modules()],
+        "attributes": {name: id(value) for name, value in vars(trainer).items()},
+        "args": copy.copy(vars(trainer.args)),
+        "config": trainer.model.config.to_dict(),
+        "generator": torch.get_rng_state(),
+    }
+
+
+def assert_untouched(trainer: Trainer, before: dict[str, Any]) -> None:
+    after = state_of(trainer)
+    torch.testing.assert_close(after.pop("weights"), before.pop("weights"), rtol=0, atol=0)
+    assert torch.equal(after.pop("generator"), before.pop("generator"))
+    assert after == before
+
+
+def test_a_classifier_is_tuned_and_the_answer_used(ready_python: None, steady_steps: None, tmp_path: Path) -> None:
+    trainer = classifier(tmp_path / "out")
+    before = state_of(trainer)
+    report = autobatch.tune(trainer, **IN_CODE, max_trials=3, run_dir=tmp_path / "run")
+    assert_untouched(trainer, before)
+    assert (report.task, report.direction, report.baseline_is_users) == (
+        "BertForSequenceClassification",
+        "maximize",
+        True,
+    )
+    assert (report.baseline_plan.plan.batch_size, report.baseline_plan.lr) == (4, 1e-3)
+    assert any("no model_init: each trial starts from a copy of its weights" in told for told in report.warnings)
+    assert report.score is None or report.baseline is None or report.score.mean >= report.baseline.mean
+
+    apply(report, trainer)
+    assert trainer.args.learning_rate == report.config.lr
+    trainer.args.max_steps = 2
+    trainer.pop_callback(transformers.PrinterCallback)
+    trainer.train()
+    assert trainer.state.train_batch_size == report.config.plan.batch_size
+
+
+def test_a_model_is_measured_without_data_to_score_it_on(ready_python: None, tmp_path: Path) -> None:
+    trainer = language_model(tmp_path, of={"eval_dataset": None})
+    before = state_of(trainer)
+    found = autobatch.find_max_batch(trainer, device="cpu", max_batch_size=32)
+    assert_untouched(trainer, before)
+    assert (found, found.limited_by) == (32, "ceiling")
+    with pytest.raises(TaskError, match=r"the Trainer has no eval_dataset, .*: pass eval_dataset=\. `find_max_batch`"):
+        autobatch.tune(trainer, budget="1m")
