@@ -62,6 +62,10 @@ OPENING = "opening and checking the task (model(), train_data(), val_data(), a s
 # rehearsal (draw a table, save the state). Measured with ten processes on a core: 0.65 s for workers and saving and
 # 0.67 s for drawing, after a rehearsal of 0.3 s.
 _END_REHEARSALS = 4
+# After so much of the budget it is rehearsed again, and after each fresh seed: a machine gets busy in the middle of a
+# run. In the search, so that this ends it earlier and the first fresh seed still fits. Assumed: an idle machine takes
+# some 0.02 s, ten of which are 0.3 % of a minute.
+_REHEARSAL_SHARE = 0.1
 _EVAL_BATCH = 1024  # assumed: beyond it a forward pass without gradients gains nothing on the devices we know
 
 
@@ -86,6 +90,7 @@ class _Tune:
         self.doing = OPENING
         self.timed: dict[int, float] = {}  # seconds of a step that a probe took, by its batch size
         self.central: CentralRecord | None = None
+        self.rehearsed_s = 0.0  # when the end was last rehearsed, by the ledger
 
     def run(self) -> Report:
         with self.ledger.charge("start-up"):
@@ -273,6 +278,10 @@ class _Tune:
             self.timed.clear()  # the time of a step does not tell the time of an evaluation
             with self.ledger.charge("evaluation"):
                 eval_s = self.runner.time_evaluation(eval_batch)
+        # Before the horizon, which the reserve shortens. First without a clock, because it imports what drawing needs.
+        with self.ledger.charge("record"):
+            self.rehearse_the_end()
+        self.keep_back_for_the_end()
         crew = self.runner.crew() if isinstance(self.runner, Pool) else Alone(self.runner)
         if (horizon := self.state.found.horizon_s) is None:
             limits = MemoryLimits(
@@ -292,8 +301,6 @@ class _Tune:
                 at_once=crew.size,
             )
             self.keep(eval_s=eval_s, horizon_s=horizon)
-        with self.ledger.charge("record"):
-            self.keep_back_for_the_end(curve)
         record = StudyRecord(self.folder.journal, facts.name, facts.direction, central=self.central)
         self.say("search", "note", f"comparing at T = {format_duration(horizon)} of training each")
         settings = SearchSettings(
@@ -321,15 +328,21 @@ class _Tune:
             crew=crew,
         )
 
-    def keep_back_for_the_end(self, curve: ThroughputCurve) -> None:
+    def keep_back_for_the_end(self) -> None:
         """Reserve time for what follows the race, measured by a rehearsal on this machine under its present load."""
-        from ..render.terminal import rehearse  # the end of the run needs its imports; they are made here
+        with self.ledger.charge("record"):
+            begun_s = self.ledger.elapsed_s
+            self.rehearse_the_end()
+            self.rehearsed_s = self.ledger.elapsed_s
+            self.ledger.keep_back(_END_REHEARSALS * (self.rehearsed_s - begun_s))
 
-        rehearse(curve.to_json())
-        begun_s = self.ledger.elapsed_s
+    def rehearse_the_end(self) -> None:
+        from ..render.terminal import rehearse  # the end of the run needs its imports
+
+        curve = self.state.found.curve
+        assert curve is not None
         rehearse(curve.to_json())
         self.save()
-        self.ledger.keep_back(_END_REHEARSALS * (self.ledger.elapsed_s - begun_s))
 
     def with_checkpoints(self, kept: Kept) -> Kept:
         """The trials of a record. A trial whose checkpoint is missing or incomplete has failed, but the baseline starts
@@ -348,6 +361,10 @@ class _Tune:
         return replace(kept, trials=tuple(trials))
 
     def on_event(self, event: Event) -> None:
+        if event.kind == "segment finished" and event.trial is not None:
+            is_seed = event.trial.role == "confirmation"
+            if is_seed or self.ledger.elapsed_s > self.rehearsed_s + _REHEARSAL_SHARE * self.ledger.budget_s:
+                self.keep_back_for_the_end()
         if event.trial is None:
             self.say("confirmation", "began", "the finalist under fresh seeds")
             return

@@ -197,3 +197,42 @@ def test_a_training_that_the_budget_cannot_pay_for_is_extrapolated_to(
         assert report.long_run["horizon_s"] == report.horizon_s
         assert report.long_run["lr"]["lr"] <= report.config.lr
     assert not any("your training takes" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize("later_s", [0.1, 0.4, 1.0, 2.4])
+def test_what_is_kept_for_the_end_follows_what_the_end_takes_by_then(
+    later_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine becomes busy in mid-race: the search ends earlier, and a seed is begun only if the end still fits."""
+    runner = SimRunner()
+    ledger = Ledger(200.0, clock=runner.clock)
+    held: list[float] = []
+
+    def drawn(throughput: Any) -> None:
+        held.append(later_s if runner.segments else 0.1)
+        runner.clock.advance(held[-1])
+
+    monkeypatch.setattr("autobatch.render.terminal.rehearse", drawn)
+    state = RunState(created="2026-01-02T03:04:05+00:00", settings=TuneSettings(name="simulated"))
+    with RunFolder.made(tmp_path, "simulated") as folder:
+        report = _Tune(runner, ledger, lambda _: None, folder, state).run()
+    seeds = [trial for trial in report.trials if trial["role"] == "confirmation"]
+    assert seeds
+    assert held[:3] == [0.1, 0.1, later_s]
+    assert len(held) <= 2 + 10 + len(seeds)
+    assert ledger.remaining_s >= 4 * later_s - later_s  # the latest rehearsal is itself of this time
+
+
+def test_the_horizon_leaves_out_what_is_kept_for_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    horizons = []
+    for takes_s in (0.0, 2.0):
+        runner = SimRunner()
+        monkeypatch.setattr("autobatch.render.terminal.rehearse", lambda _: runner.clock.advance(takes_s))  # noqa: B023
+        state = RunState(created="2026-01-02T03:04:05+00:00", settings=TuneSettings(name="simulated"))
+        with RunFolder.made(tmp_path / f"{takes_s}", "simulated") as folder:
+            tune = _Tune(runner, Ledger(200.0, clock=runner.clock), lambda _: None, folder, state)
+            tune.run()
+        assert tune.state.found.horizon_s is not None
+        horizons.append(tune.state.found.horizon_s)
+    # Two rehearsals, and a reserve of four of them in place of one second.
+    assert horizons[0] - horizons[1] == pytest.approx((2 * 2.0 + 4 * 2.0 - 1.0) / 16, rel=0.05)
