@@ -7,7 +7,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -21,6 +21,8 @@ from .core.plan import Mode, Plan, Precision
 from .core.progress import Listener, nobody
 from .core.runner import Prober, Runner
 from .core.units import parse_duration, parse_size
+from .core.words import did_you_mean
+from .engines.group import open_workers
 from .engines.opening import counts_memory, open_task, spec_for
 from .engines.processes.worker_log import kept_short
 from .engines.ranks.agreement import RankInfo, Ranks, in_process_group
@@ -33,11 +35,13 @@ from .runs.conditions import conditions_of_settings
 from .runs.run_folder import RunFolder, RunState
 from .runs.runs import latest_unfinished, reopened
 from .runs.settings import Earlier, Engine, TuneSettings
+from .searching.budget.ledger import Ledger
 from .searching.schedulers.table import SEARCHES
 from .searching.storage.url import check_url, shown_url, shown_words
 from .simulated.recording import Recorder
 from .tasks.doors.table import as_task
 from .tasks.task_sources import source_hashes
+from .tuning.dry_run import DryRun, dry_run_of
 from .tuning.run import run_tune
 from .tuning.stages import PROFILE_S, lr_curve_of, max_batch_of, profile_of
 
@@ -271,6 +275,41 @@ def find_lr(
         return replace(curve, warnings=facts.warnings)
 
 
+def dry_run(
+    task: Task | str | Path,
+    *,
+    budget: str | float = "10m",
+    train_time: str | float | None = None,
+    device: str = "auto",
+    memory_limit: str | int | None = None,
+    headroom: float = 0.05,
+    seed: int = 0,
+    search: str = "auto",
+    max_trials: int | None = None,
+    nproc: int = 1,
+    workers: int | None = None,
+    started_s: float | None = None,
+) -> DryRun:
+    """What `tune` would do with these arguments, and how long each stage would get.
+
+    The task is opened and checked, and a step and an evaluation are timed; nothing is searched or written. The
+    arguments are those of `tune`, and so is what it raises before the race.
+    """
+    ledger = Ledger(parse_duration(budget), started_s=started_s)
+    spec = spec_for(as_task(task, whole=True), device, memory_limit, headroom, nproc=nproc)
+    with ledger.charge("start-up"):
+        runner = open_workers(replace(spec, workers=workers))
+    with closing(runner):
+        return dry_run_of(
+            runner,
+            ledger,
+            train_time_s=None if train_time is None else parse_duration(train_time),
+            search=search,
+            seed=seed,
+            max_trials=max_trials,
+        )
+
+
 def tune(
     task: Task | str | Path,
     *,
@@ -376,7 +415,7 @@ def tune(
         raise SettingError(f"workers is a number of processes, at least 1; got {workers}")
     for what, word, words in (("search", search, tuple(SEARCHES)), ("engine", engine, get_args(Engine))):
         if word is not None and word not in words:
-            raise SettingError(f"{what} is one of {', '.join(words)}; got {word!r}")
+            raise SettingError(f"{what} is one of {', '.join(words)}; got {word!r}{did_you_mean(word, words)}")
     if storage is not None:
         check_url(storage)
     if address is not None and engine != "ray" and not resume:

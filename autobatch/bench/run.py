@@ -23,6 +23,7 @@ from ..core.plan import Plan
 from ..core.progress import Kind, Listener, Progress
 from ..core.runner import Runner
 from ..core.units import format_duration, format_size
+from ..core.words import did_you_mean
 from ..devices.backend import BACKENDS
 from ..engines.opening import counts_memory, open_spec
 from ..engines.served import RunnerSpec
@@ -287,7 +288,10 @@ def chosen_models(asked: Sequence[str], standard: Mapping[str, Path]) -> dict[st
         elif Path(name).is_file():
             title, path = Path(name).stem, existing_file(Path(name))
         else:
-            raise SettingError(f"{name!r} is no model: it is one of {', '.join(standard)}, or the path of a task file")
+            raise SettingError(
+                f"{name!r} is no model: it is one of {', '.join(standard)}, or the path of a task file"
+                f"{did_you_mean(name, standard)}"
+            )
         if title in found:
             raise SettingError(f"two models are called {title}: a report tells them apart by their names")
         found[title] = path

@@ -18,6 +18,7 @@ from .apply import apply
 from .bench import bench
 from .defaults import ConfiguredGroup
 from .exits import FAILED, INTERRUPTED, end_when_told, exit_code, fail, fail_with_traceback
+from .options import examples
 from .stages import find_lr, max_batch, profile
 from .stored import clean, doctor, report, runs
 from .streams import end_as_pipes_do, is_closed_pipe, keep_streams, lost_result
@@ -25,7 +26,16 @@ from .tune import tune
 from .words import without_urls
 
 
-@click.group(cls=ConfiguredGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=ConfiguredGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "autobatch tune model.py --budget 30m",
+        "autobatch max-batch model.py",
+        "autobatch apply report.json",
+        "autobatch tune --help",
+    ),
+)
 @click.version_option(__version__, message="autobatch %(version)s")
 def cli() -> None:
     """Find the batch size and learning rate that give a PyTorch task its best score in the time you have.

@@ -7,21 +7,27 @@ from typing import Any
 
 import click
 
-from .options import OUTPUT, option
+from .options import OUTPUT, Word, examples, option
 from .output import check_output, show
 
 # As snippets.FORMATS: `--help` does not import that module.
 FORMATS = ("flags", "yaml", "env", "python", "lightning", "hf")
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "autobatch apply report.json",
+        "autobatch apply report.json --names batch_size=bs,lr=learning_rate",
+        "autobatch apply .autobatch/model/2026-01-31T12-00-00 --as hf",
+    )
+)
 @click.argument("report", type=click.Path(path_type=Path), metavar="REPORT.json")
 @option(
     "--as",
     "form",
+    type=Word(FORMATS),
     default="flags",
-    metavar="FORMAT",
-    help=f"What to print: {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.",
+    help="What to print: for a script of your own, or for a Trainer of Lightning or Hugging Face.",
 )
 @option(
     "--names",

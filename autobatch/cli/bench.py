@@ -9,13 +9,20 @@ import click
 
 from .exits import FOUND_NOTHING, INTERRUPTED, fail
 from .exports import HTML, check_exports
-from .options import CEILING, DEVICE, MEMORY, OBJECTIVE, OUTPUT, PRECISIONS, Several, SpreadingCommand, option
+from .options import CEILING, DEVICE, MEMORY, OBJECTIVE, OUTPUT, PRECISIONS, Several, SpreadingCommand, examples, option
 from .output import progress_on_stderr, show_bench
 from .torchrun import refuse_torchrun
 from .words import typed_command
 
 
-@click.command(cls=SpreadingCommand)
+@click.command(
+    cls=SpreadingCommand,
+    epilog=examples(
+        "autobatch bench",
+        "autobatch bench --quick --models resnet50 gpt2_small",
+        "autobatch bench --precisions fp32 bf16 --html device.html",
+    ),
+)
 @option(
     "--models",
     cls=Several,

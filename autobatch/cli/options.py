@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ..core.words import did_you_mean
 from ..devices.backend import names_in_words
 from ..errors import SettingError
 
@@ -23,6 +24,22 @@ def option(*names: str, **settings: Any) -> Callable[[F], F]:
 def _note_debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     """Leave the flag where `run` finds it, which reports errors and sees no options."""
     context.ensure_object(dict)["debug"] = value
+
+
+class Word(click.Choice[str]):
+    """One of a few words; a message about another one says which it may have been."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            told = f"{error.message.removesuffix('.')}{did_you_mean(str(value), self.choices)}"
+            raise click.BadParameter(told, ctx=ctx, param=param) from None
+
+
+def examples(*commands: str) -> str:
+    """The foot of a `--help`: commands as they are typed, one on a line."""
+    return "\n".join(("\b", "Examples:", *(f"  {command}" for command in commands)))
 
 
 def options_of(*options: Callable[[Any], Any]) -> Callable[[F], F]:
@@ -99,7 +116,7 @@ NPROC = option(
 )
 OBJECTIVE = option(
     "--objective",
-    type=click.Choice(["throughput", "energy", "balanced"]),
+    type=Word(["throughput", "energy", "balanced"]),
     default="throughput",
     help="What the recommended batch size optimizes: samples per second, joules per sample, or both.",
 )

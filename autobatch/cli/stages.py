@@ -21,20 +21,29 @@ from .options import (
     PRECISIONS,
     TASK,
     SpreadingCommand,
+    Word,
+    examples,
     option,
 )
 from .output import check_output, progress_on_stderr, show
 from .torchrun import on_each_rank, refuse_torchrun
 
 
-@click.command("max-batch")
+@click.command(
+    "max-batch",
+    epilog=examples(
+        "autobatch max-batch model.py",
+        "autobatch max-batch model.py --memory-limit 8GiB --prove",
+        "autobatch max-batch model.py --mode inference --power-of-two",
+    ),
+)
 @TASK
 @DEVICE
 @MEMORY
 @NPROC
 @option(
     "--mode",
-    type=click.Choice(["training", "inference"]),
+    type=Word(["training", "inference"]),
     default="training",
     help="What must fit: training steps, or forward passes.",
 )
@@ -94,7 +103,14 @@ def max_batch(task: Path, **options: Any) -> None:
             show(result, print_max_batch, options)
 
 
-@click.command(cls=SpreadingCommand)
+@click.command(
+    cls=SpreadingCommand,
+    epilog=examples(
+        "autobatch profile model.py",
+        "autobatch profile model.py --precisions fp32 bf16 bf16+channels_last",
+        "autobatch profile model.py --objective energy --json",
+    ),
+)
 @TASK
 @option("--budget", default="30s", metavar="TIME", help="Time for measuring speed, in each compute mode.")
 @DEVICE
@@ -143,7 +159,10 @@ def profile(task: Path, **options: Any) -> None:
     show(curve.to_json(), print_profile, options)
 
 
-@click.command("find-lr")
+@click.command(
+    "find-lr",
+    epilog=examples("autobatch find-lr model.py", "autobatch find-lr model.py --batch-size 256 --rule valley"),
+)
 @TASK
 @option(
     "--batch-size",
@@ -153,7 +172,7 @@ def profile(task: Path, **options: Any) -> None:
 )
 @option(
     "--rule",
-    type=click.Choice(["min/10", "steepest", "valley"]),
+    type=Word(["min/10", "steepest", "valley"]),
     default="min/10",
     help="The rule that reads a rate from the curve.",
 )

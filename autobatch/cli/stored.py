@@ -9,11 +9,11 @@ import click
 
 from ..render.document import visible
 from .exports import HTML, TENSORBOARD, check_exports, write_page, write_tensorboard
-from .options import OUTPUT
+from .options import OUTPUT, examples
 from .output import check_output, show, show_document
 
 
-@click.command()
+@click.command(epilog=examples("autobatch runs", "autobatch runs --json"))
 @click.argument("folder", type=click.Path(path_type=Path), default=Path(".autobatch"), metavar="[FOLDER]")
 @OUTPUT
 def runs(folder: Path, **options: Any) -> None:
@@ -25,7 +25,7 @@ def runs(folder: Path, **options: Any) -> None:
     show([summary(path).to_json() for path in run_folders(folder)], print_runs, options)
 
 
-@click.command()
+@click.command(epilog=examples("autobatch clean --finished", "autobatch clean .autobatch/model/2026-01-31T12-00-00"))
 @click.argument("folders", type=click.Path(path_type=Path), nargs=-1, metavar="[RUN]...")
 @click.option("--finished", is_flag=True, help="Delete all finished runs in .autobatch.")
 @click.option("--all", "everything", is_flag=True, help="Delete all runs in .autobatch that are not running.")
@@ -45,7 +45,13 @@ def clean(folders: tuple[Path, ...], finished: bool, everything: bool) -> None:
         click.echo("there is nothing to delete")
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "autobatch report report.json --html report.html",
+        "autobatch report .autobatch/model/2026-01-31T12-00-00 --markdown",
+        "autobatch report old_card.json new_card.json",
+    )
+)
 @click.argument("files", type=click.Path(path_type=Path), metavar="REPORT.json...", nargs=-1, required=True)
 @click.option(
     "--markdown", "as_markdown", is_flag=True, help="Print it as Markdown."
@@ -79,7 +85,7 @@ def report(files: tuple[Path, ...], as_markdown: bool, **options: Any) -> None:
         show_document(stored.result, stored.document, options)
 
 
-@click.command()
+@click.command(epilog=examples("autobatch doctor", "autobatch doctor --json"))
 @OUTPUT
 def doctor(**options: Any) -> None:
     """List the devices of this machine, what is known about them, and why a fact is missing."""

@@ -15,8 +15,8 @@ from ..searching.schedulers.table import SEARCHES
 from ..searching.storage.url import HIDDEN, shown_url
 from .exits import FAILED, FOUND_NOTHING, INTERRUPTED, fail
 from .exports import HTML, TENSORBOARD, check_exports, write_page, write_tensorboard
-from .options import DEVICE, LATEST, MEMORY, NPROC, OUTPUT, option
-from .output import progress_on_stderr, show_report
+from .options import DEVICE, LATEST, MEMORY, NPROC, OUTPUT, Word, examples, option
+from .output import check_output, progress_on_stderr, show_document, show_report
 from .start import since_start_s
 from .torchrun import refuse_torchrun
 from .words import ONE_WORD, typed_command
@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from ..reports.report import Report
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "autobatch tune model.py --budget 30m",
+        "autobatch tune model.py --budget 2h --train-time 12h --html report.html",
+        "autobatch tune model.py --budget 1h --dry-run",
+        "autobatch tune model.py --resume",
+    )
+)
 @click.argument("task", type=click.Path(path_type=Path), metavar="MODEL.py", required=False)
 @option("--budget", default="10m", metavar="TIME", help="Wall time for the whole run: 90s, 10m, 1h30m.")
 @option(
@@ -43,7 +50,7 @@ if TYPE_CHECKING:
     help="Train N trials at the same time, one GPU each. Default: one trial on every GPU.",
 )
 @option("--seed", type=int, default=0, help="Seed for every random choice.")
-@option("--search", type=click.Choice(tuple(SEARCHES)), default="auto", help="The method that chooses the next trial.")
+@option("--search", type=Word(tuple(SEARCHES)), default="auto", help="The method that chooses the next trial.")
 @option(
     "--warm-start",
     type=click.Path(path_type=Path),
@@ -59,7 +66,7 @@ if TYPE_CHECKING:
 )
 @option(
     "--engine",
-    type=click.Choice(["local", "ray"]),
+    type=Word(["local", "ray"]),
     default="local",
     help="Where workers run: on this machine, or on a Ray cluster with one GPU each.",
 )
@@ -86,6 +93,7 @@ if TYPE_CHECKING:
     help="Continue a stopped run: this folder, or the task's latest. It keeps its settings; a flag changes one.",
 )
 @option("--force", is_flag=True, help="Resume even if the task, its data, the device or a setting has changed.")
+@option("--dry-run", is_flag=True, help="Show what would run, and how long each stage would get. Train nothing.")
 @option(
     "--keep-checkpoints",
     type=click.IntRange(min=0),
@@ -105,6 +113,9 @@ def tune(task: Path | None, **options: Any) -> None:
         task, resume = Path(resume), LATEST
     if task is None:
         raise click.MissingParameter(ctx=context, param=context.command.params[0])
+    if options["dry_run"]:
+        _dry_run(task, options)
+        return
     if options["storage"] is not None and task.suffix != ".py":  # not quoted: it may be the rest of a password
         raise click.UsageError(f"a task is a Python file, MODEL.py. {ONE_WORD}")
     refuse_torchrun("tune")
@@ -165,6 +176,24 @@ def tune(task: Path | None, **options: Any) -> None:
             "nothing could be compared with the baseline because the other trials failed: see the warnings",
             FOUND_NOTHING,
         )
+
+
+def _dry_run(task: Path, options: dict[str, Any]) -> None:
+    """Show what the same command without --dry-run would do."""
+    refuse_torchrun("tune")
+    for flag, is_given in (("--resume", options["resume"] is not None), ("--engine ray", options["engine"] == "ray")):
+        if is_given:
+            raise click.UsageError(f"--dry-run looks at a new run on this machine: leave out {flag}, or --dry-run")
+    os.environ.pop("AUTOBATCH_STORAGE", None)  # as in a run
+    check_output(options)
+    from .. import api
+    from ..render.dry_run_content import dry_run_document
+
+    names = ("budget", "train_time", "device", "memory_limit", "headroom", "seed", "search", "max_trials", "nproc")
+    given = {name: options[name] for name in (*names, "workers")}
+    with progress_on_stderr(options):
+        found = api.dry_run(task, **given, started_s=time.monotonic() - since_start_s()).to_json()
+    show_document(found, dry_run_document(found), options)
 
 
 def dashboard(report: Report, storage: str | None) -> str | None:

@@ -8,6 +8,7 @@ from typing import get_args
 
 from ..errors import SettingError
 from .plan import Precision
+from .words import did_you_mean
 
 # What may follow the precision, joined with "+".
 _CHANNELS_LAST, _COMPILE = "channels_last", "compile"
@@ -47,7 +48,7 @@ class ComputeMode:
         if len(precisions) > 1 or len(set(words)) < len(words) or not known.issuperset(words):
             raise SettingError(
                 f'"{text}" is no way to compute: write one of {", ".join(get_args(Precision))}, and "+channels_last" '
-                'or "+compile" behind it, as in bf16+channels_last+compile'
+                f'or "+compile" behind it, as in bf16+channels_last+compile{_meant(words, known)}'
             )
         return cls(
             precision=precisions[0] if precisions else "fp32",  # type: ignore[arg-type]  # it is one of them
@@ -66,3 +67,9 @@ def parse_compute_modes(texts: Iterable[str]) -> tuple[ComputeMode, ...]:
     if not compute_modes:
         raise SettingError("at least one precision is needed, such as fp32")
     return compute_modes
+
+
+def _meant(words: Iterable[str], known: Iterable[str]) -> str:
+    """The word that the first unknown one may have been."""
+    known = sorted(known)
+    return did_you_mean(next((word for word in words if word not in known), ""), known)

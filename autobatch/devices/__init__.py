@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..core.facts import DeviceInfo
+from ..core.words import did_you_mean
 from ..errors import DeviceError
 from .backend import CARDS, NAMED, names_in_words
 
@@ -47,7 +48,7 @@ def open_device(name: str = "auto") -> Device:
         *words, last = names_in_words("N")
         raise DeviceError(
             f"a device is {', '.join(words)} or {last}, and must be there; found {name!r}{_why_not(kind, present)}. "
-            f"There is: {', '.join(present)}"
+            f"There is: {', '.join(present)}{_meant(kind)}"
         )
     return NAMED[kind].open(int(number or 0))
 
@@ -67,6 +68,13 @@ def describe_devices() -> list[DeviceInfo]:
 def device_names() -> list[str]:
     """Names of the devices that are there, GPUs first."""
     return [name for backend in NAMED.values() for name in backend.names()]
+
+
+def _meant(kind: str) -> str:
+    """Which word may have been meant, where it is none of those that there are."""
+    if kind == "gpu":
+        return "; did you mean auto, which takes a GPU where there is one?"
+    return "" if kind in NAMED else did_you_mean(kind, ("auto", *NAMED))
 
 
 def _why_not(kind: str, present: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ from ..measuring.throughput import ThroughputCurve
 from ..reports.report import Report
 from ..runs.conditions import Condition, changes, check_conditions, conditions_of_task
 from ..runs.run_folder import RunFolder, RunState
-from ..searching.budget.advice import MEMORY_SHARE, PROFILE_SHARE, SWEEP_SHARE
+from ..searching.budget.advice import SWEEP_SHARE
 from ..searching.budget.costs import least_budget_s, worth_step_s
 from ..searching.budget.ledger import Ledger
 from ..searching.crew import Alone
@@ -36,6 +36,7 @@ from ..searching.limits import MemoryLimits
 from ..searching.trials import ERRORS, optimizer_step_s
 from ..searching.verdict.failures import headline
 from .result import report_of
+from .shares import memory_s, profile_s
 from .stages import (
     FEWEST_SWEEP_STEPS,
     largest_batch,
@@ -50,10 +51,6 @@ if TYPE_CHECKING:
     from ..searching.search import Event, Kept, SearchResult
     from ..searching.storage.central import CentralRecord
 
-# A profile takes half a minute at most, or this share of the time left if that is longer. Assumed: a budget of hours
-# pays for trials whose steps take seconds.
-_PROFILE_LONG_SHARE = 0.01
-_PROFILE_ENOUGH_S = 30.0
 # Time for the last rows to reach the database: at most the first within the budget, but at least the second. Assumed:
 # they take tenths of a second.
 _CENTRAL_S, _CENTRAL_LEAST_S = 5.0, 0.5
@@ -215,7 +212,7 @@ class _Tune:
         """
         self.doing = "a probe of the largest micro-batch"
         left_s = self.ledger.available_s
-        ends_s = self.ledger.elapsed_s + MEMORY_SHARE * left_s
+        ends_s = self.ledger.elapsed_s + memory_s(left_s)
         allowance = Allowance(
             left_s=lambda: ends_s - self.ledger.elapsed_s,
             worth_s=worth_step_s(left_s, self.settings.train_time_s),
@@ -242,7 +239,7 @@ class _Tune:
 
     def throughput(self, facts: TaskFacts, largest: MaxBatch) -> ThroughputCurve:
         left_s = self.ledger.available_s
-        budget_s = min(PROFILE_SHARE * left_s, max(_PROFILE_ENOUGH_S, _PROFILE_LONG_SHARE * left_s))
+        budget_s = profile_s(left_s)
         self.doing = "timing a step"
         with self.ledger.charge("profile"):
             curve = throughput_of(self.runner, facts.smallest_plan, int(largest), budget_s=budget_s, rule=largest.rule)

@@ -23,7 +23,7 @@ from ..measuring.memory import MaxBatch, find_max_batch_size
 from ..measuring.profiling import find_remedy, profile
 from ..measuring.taken import EVERY_SIZE, Rule
 from ..measuring.throughput import Objective, ThroughputCurve
-from ..searching.budget.advice import SWEEP_SHARE
+from .shares import sweep_s
 
 # The search for the largest batch stops here if the data does not end it first. Assumed: larger than any in use.
 _CEILING = 131_072
@@ -33,7 +33,7 @@ _TUNE_CEILING = 4096
 _DATA_SHARE = 8
 # The default budget of a profile. Assumed: enough for 2 % intervals at a dozen sizes with steps of milliseconds.
 PROFILE_S = 30.0
-FEWEST_SWEEP_STEPS, _MOST_SWEEP_STEPS = 30, 100  # of `tune`; 100 as in the comparison that was measured
+FEWEST_SWEEP_STEPS, MOST_SWEEP_STEPS = 30, 100  # of `tune`; 100 as in the comparison that was measured
 # Assumed: this share of the budget, on top of it, finds out what helps a loader that does not keep up.
 _REMEDY_SHARE = 0.5
 
@@ -231,8 +231,8 @@ def profile_of(
 
 def sweep_steps(curve: ThroughputCurve, left_s: float) -> int | None:
     """How many range-test steps at the knee the test's share of the remaining time pays for; None if too few."""
-    affordable = int(SWEEP_SHARE * left_s / curve.step_s(curve.knee_batch_size))
-    return min(_MOST_SWEEP_STEPS, affordable) if affordable >= FEWEST_SWEEP_STEPS else None
+    affordable = int(sweep_s(left_s) / curve.step_s(curve.knee_batch_size))
+    return min(MOST_SWEEP_STEPS, affordable) if affordable >= FEWEST_SWEEP_STEPS else None
 
 
 def lr_curve_of(
