@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from ._version import __version__
 from .core.codec import device_to_json
 from .core.files import check_writable
-from .core.plan import Mode, Plan, Precision
+from .core.plan import Direction, Mode, Plan, Precision
 from .core.progress import Listener, nobody
 from .core.runner import Prober, Runner
 from .core.units import parse_duration, parse_size
@@ -62,6 +62,10 @@ def find_max_batch(
     loss: Callable[..., Any] | None = None,
     optimizer: Any = None,
     precision: Precision | None = None,
+    datamodule: Any = None,
+    trainer: Any = None,
+    monitor: str | None = None,
+    direction: Direction | None = None,
     device: str = "auto",
     memory_limit: str | int | None = None,
     headroom: float = 0.05,
@@ -93,6 +97,7 @@ def find_max_batch(
         loss: for a live module, `loss(model, batch)`, the mean over the batch. Default: the mean of the output.
         optimizer: for a live module, `optimizer(model, lr)` or an optimizer class. Default: AdamW.
         precision: for a live module, "fp32", or "bf16" or "fp16" under autocast. None: fp32, or the task's own.
+        datamodule, trainer, monitor, direction: for a LightningModule, as in `tune`.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         memory_limit: treat the device as if it had only this much memory, "8GiB" or bytes. None: what is free.
         headroom: the share of the memory limit that stays free.
@@ -131,6 +136,7 @@ def find_max_batch(
         loss=loss,
         optimizer=optimizer,
         precision=precision,
+        of_some={"datamodule": datamodule, "trainer": trainer, "monitor": monitor, "direction": direction},
         headroom=headroom,
         mode=mode,
         accumulation_steps=accumulation_steps,
@@ -192,6 +198,10 @@ def profile(
     task: nn.Module | Task | str | Path,
     sample: Any = None,
     *,
+    datamodule: Any = None,
+    trainer: Any = None,
+    monitor: str | None = None,
+    direction: Direction | None = None,
     budget: str | float = PROFILE_S,
     device: str = "auto",
     memory_limit: str | int | None = None,
@@ -209,6 +219,7 @@ def profile(
         task: a task file's path, a `Task`, or a live module.
         sample: for a live module, as in `find_max_batch`. Its steps are timed on one batch that is already on the
             device. Only a task can show what loading costs.
+        datamodule, trainer, monitor, direction: for a LightningModule, as in `tune`.
         budget: time for measuring speed, "30s" or seconds. If the loader does not keep up, half as much again goes to
             finding out what helps it.
         device, memory_limit, headroom, max_batch_size: as in `find_max_batch`.
@@ -220,8 +231,9 @@ def profile(
         NoValidResult: the objective needs energy, and this device does not measure it.
     """
     budget_s = parse_duration(budget)
-    opened = open_task(task, sample=sample, device=device, memory_limit=memory_limit, headroom=headroom, nproc=nproc)
-    with opened as (runner, plan, assumed):
+    of_some = {"datamodule": datamodule, "trainer": trainer, "monitor": monitor, "direction": direction}
+    given = partial(open_task, task, sample=sample, of_some=of_some, device=device, headroom=headroom, nproc=nproc)
+    with given(memory_limit=memory_limit) as (runner, plan, assumed):
         if assumed and sample is None:
             warnings.warn(f"profile assumed: {'; '.join(assumed)}. {_WHERE_NOT}", stacklevel=2)
         largest = max_batch_of(runner, plan, max_batch_size=max_batch_size, on_progress=on_progress)
@@ -230,13 +242,17 @@ def profile(
         )
         if not counts_memory(runner.device(), memory_limit):
             return time_it(runner, plan)
-    with open_task(task, sample=sample, device=device, headroom=headroom, nproc=nproc) as (runner, plan, _):
+    with given() as (runner, plan, _):
         return time_it(runner, plan)
 
 
 def find_lr(
-    task: Task | str | Path,
+    task: nn.Module | Task | str | Path,
     *,
+    datamodule: Any = None,
+    trainer: Any = None,
+    monitor: str | None = None,
+    direction: Direction | None = None,
     batch_size: int | None = None,
     accumulation_steps: int | None = None,
     rule: str = "min/10",
@@ -249,7 +265,8 @@ def find_lr(
     """Run a learning-rate range test on a task. The result has the curve, and the rate that a rule reads from it.
 
     Args:
-        task: a task file's path or a `Task`. The test trains a new model.
+        task: a task file's path, a `Task` or a LightningModule. The test trains a new model.
+        datamodule, trainer, monitor, direction: for a LightningModule, as in `tune`.
         batch_size: the micro-batch size of the steps. Default: the baseline's, with its accumulation steps.
         accumulation_steps: micro-batches per step. Default: the baseline's, or 1 if `batch_size` is given.
         rule: "min/10", "steepest" or "valley"; see `learning_rate.RULES`.
@@ -264,7 +281,9 @@ def find_lr(
     for name, value in (("batch_size", batch_size), ("accumulation_steps", accumulation_steps)):
         if value is not None and value < 1:
             raise SettingError(f"{name} is at least 1; got {value}")
-    with open_task(task, device=device, memory_limit=memory_limit) as (runner, _, _):
+    of_some = {"datamodule": datamodule, "trainer": trainer, "monitor": monitor, "direction": direction}
+    as_task(task, whole=True, **of_some)  # refuses a model without data before a process is started for it
+    with open_task(task, of_some=of_some, device=device, memory_limit=memory_limit) as (runner, _, _):
         facts = runner.facts()
         plan = facts.baseline.plan
         if batch_size is not None:
@@ -311,8 +330,12 @@ def dry_run(
 
 
 def tune(
-    task: Task | str | Path,
+    task: nn.Module | Task | str | Path,
     *,
+    datamodule: Any = None,
+    trainer: Any = None,
+    monitor: str | None = None,
+    direction: Direction | None = None,
     budget: str | float | None = None,
     train_time: str | float | None = None,
     device: str | None = None,
@@ -340,7 +363,14 @@ def tune(
     A setting that is None has its default value, or the value of the resumed run.
 
     Args:
-        task: a task file's path or a `Task`.
+        task: a task file's path, a `Task` or a LightningModule.
+        datamodule: for a LightningModule, its LightningDataModule, or `(train_loader, val_loader)`. Default: the
+            module's own loaders. Neither the module nor this is changed: both are copied into other processes.
+        trainer: for a LightningModule, the Trainer whose precision, clipping, accumulation, length and monitored
+            metric count. Default: Lightning's defaults.
+        monitor: for a LightningModule, the logged metric that is the score. Default: what the Trainer's
+            ModelCheckpoint or EarlyStopping goes by, or else what validation logs.
+        direction: "maximize" or "minimize" that metric. Default: as that callback says, or else by its name.
         budget: wall time for the whole run, "10m" (the default), "1h30m" or seconds. A resumed run may get more.
         train_time: how long the real training will take. Configurations are compared after this much training, or
             after a 16th of the budget that is left after profiling (an eighth with several workers), if that is less.
@@ -420,7 +450,8 @@ def tune(
         check_url(storage)
     if address is not None and engine != "ray" and not resume:
         raise SettingError(f"address is of a Ray cluster; got {address} without engine='ray' (--engine ray)")
-    given_task = as_task(task, whole=True)
+    of_some = {"datamodule": datamodule, "trainer": trainer, "monitor": monitor, "direction": direction}
+    given_task = as_task(task, whole=True, **of_some)
     name = given_task.name
     spec = spec_for(given_task, device or "auto", memory_limit, headroom, nproc=1 if nproc is None else nproc)
     sources = {} if spec.path is None else source_hashes(spec.path)

@@ -283,7 +283,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
 
 def test_a_bare_model_is_not_tuned_for_want_of_data() -> None:
     with pytest.raises(SettingError, match=r"a Task or the path of a task file or .* is needed.*got Linear"):
-        autobatch.tune(nn.Linear(4, 2), budget="1m")  # type: ignore[arg-type]
+        autobatch.tune(nn.Linear(4, 2), budget="1m")
 
 
 def test_a_search_can_be_kept_and_replayed(tmp_path: Path) -> None:

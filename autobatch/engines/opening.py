@@ -68,8 +68,9 @@ def spec_for(
         return replace(common, path=given.path)
     from ..tasks.inputs import pickle_task  # torch, with which the task was made
 
-    assert given.task is not None
-    return replace(common, pickled=pickle_task(given.task))
+    task = given.task or given.later
+    assert task is not None
+    return replace(common, pickled=pickle_task(task))
 
 
 @contextmanager
@@ -81,6 +82,7 @@ def open_task(
     loss: Callable[..., Any] | None = None,
     optimizer: Any = None,
     precision: Precision | None = None,
+    of_some: Mapping[str, Any] | None = None,
     device: str = "auto",
     memory_limit: str | int | None = None,
     headroom: float = 0.05,
@@ -92,8 +94,13 @@ def open_task(
     nproc: int = 1,
     is_timed: bool = True,
 ) -> Iterator[tuple[Runner, Plan, tuple[str, ...]]]:
-    """A runner for whatever was passed, the plan to vary, and what was assumed; closed afterwards."""
-    given = as_task(model, sample=sample, data=data, loss=loss, optimizer=optimizer, precision=precision)
+    """A runner for whatever was passed, the plan to vary, and what was assumed; closed afterwards.
+
+    Arguments that only some of what may be passed takes are in `of_some`.
+    """
+    given = as_task(
+        model, sample=sample, data=data, loss=loss, optimizer=optimizer, precision=precision, **(of_some or {})
+    )
     if not given.is_live and isolate is False:
         raise SettingError("isolate=False is for a live module; a task always runs in worker processes: leave it out")
     if given.is_live and nproc != 1:

@@ -19,6 +19,7 @@ from ..errors import TaskError, with_class
 from .carry import LiveModel, from_bytes, to_bytes, what_stays
 from .data import SampleDataset, collate_samples, num_samples, to_device
 from .infer import inferred_inputs, inputs_from_data, inputs_given, lazy_layers, required_names
+from .later import TaskLater, made_of
 from .state import preserve_generators
 from .task import DEFAULT_BATCH_SIZE, DEFAULT_LR, Task, adamw, blame
 
@@ -118,8 +119,10 @@ def _materialised(model: nn.Module, task: Task, lazy: str) -> nn.Module:
     return copy
 
 
-def pickle_task(task: Task) -> bytes:
+def pickle_task(task: Task | TaskLater) -> bytes:
     """The task, its live model and its functions as bytes, also where they are defined in a notebook or a script.
+
+    Of one that is made later, what it is made of.
 
     Raises:
         TaskError: something in it cannot be pickled; with its place and the reason.
@@ -129,7 +132,10 @@ def pickle_task(task: Task) -> bytes:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        parts = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
+        fields = (
+            {} if isinstance(task, TaskLater) else {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
+        )
+        parts = {**fields, **(task.parts if isinstance(task, TaskLater) else {})}
         stuck = (what_stays(name, part) for name, part in parts.items())
         place = next((told for told in stuck if told is not None), with_class(error))
         raise TaskError(
@@ -138,7 +144,11 @@ def pickle_task(task: Task) -> bytes:
     return data
 
 
-def _remedy(task: Task, place: str) -> str:
+def _remedy(task: Task | TaskLater, place: str) -> str:
+    if isinstance(task, TaskLater):
+        return (
+            "Make that where it is first used, and leave it out in a __getstate__ of its object; or pass a file's path"
+        )
     if not isinstance(task.model, LiveModel):
         return "Make that inside the function that uses it, or put the task into a file, which each process runs"
     how = "Make that inside the function"
@@ -153,6 +163,8 @@ def _remedy(task: Task, place: str) -> str:
 def unpickle_task(pickled: bytes) -> Task:
     """The task that `pickle_task` wrote, its tensors on the host; a live model is made anew at each `model()`.
 
+    One that is to be made later is made now.
+
     Raises:
         TaskError: the bytes hold no task, or what they refer to cannot be imported here.
     """
@@ -162,6 +174,8 @@ def unpickle_task(pickled: bytes) -> Task:
         if isinstance(error, TaskError):
             raise
         raise blame("unpickling the task", error, None) from error
+    if isinstance(task, TaskLater):
+        return made_of(task.name, task.make, None)
     if not isinstance(task, Task):
         raise TaskError(f"a pickled task must hold a Task; found {type(task).__name__}")
     return task

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..core.plan import Config, Direction, Plan, Precision
 from .defaults import accuracy as accuracy
 from .defaults import cross_entropy_loss as cross_entropy_loss
+from .lightning.library import imported_roots
 from .shown import is_a
 from .task_file import blame as blame
 from .task_file import existing_file, gather, run_file
@@ -130,7 +131,9 @@ class Task:
 
 
 def load_task(path: str | Path) -> Task:
-    """The task that the Python file at `path` defines, by functions and settings or as `task = autobatch.Task(...)`.
+    """The task that the Python file at `path` defines: by functions and settings, or as `task = autobatch.Task(...)`.
+
+    Or by a LightningModule and its data (lightning/from_file.py).
 
     The file is run under a module name of its own (see `run_file`), which other processes can import too.
 
@@ -145,6 +148,12 @@ def load_task(path: str | Path) -> Task:
         name = file.stem if task.name == DEFAULT_NAME else task.name
         return dataclasses.replace(task, path=task.path or file, name=name)
     values = {name: value for name, value in vars(module).items() if name in FILE_NAMES and not is_a(value, ModuleType)}
+    if missing(values, ()) and imported_roots():
+        from .lightning.from_file import project_in  # which builds a task, and so needs this file
+
+        project = project_in(module, file)
+        if project is not None:
+            return project
     problems = [
         *missing(values, _defined_names(module)),
         *misspellings(module, values),

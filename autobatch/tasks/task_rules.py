@@ -217,11 +217,11 @@ def _setting_problem(name: str, value: Any) -> str | None:
     if name == "name":
         usable = is_a(value, str) and value.strip() != ""
         return None if usable else f"name must be a text that is not empty; found {shown(value)}"
-    if name == "path":
-        return None if is_a(value, Path) else f"path must be a pathlib.Path; found {shown(value)}"
     if name == "remarks":
         usable = is_a(value, tuple) and all(is_a(remark, str) for remark in value)
         return None if usable else f"remarks must be a tuple of texts; found {shown(value)}"
+    if name == "path":
+        return None if is_a(value, Path) else f"path must be a pathlib.Path; found {shown(value)}"
     return _loader_problem(value) if name == "loader" else _baseline_problem(value)
 
 

@@ -36,6 +36,8 @@ def check_evaluation(findings: Findings, model: nn.Module, samples: list[Any], d
         with findings.attempt("evaluate(model, loader)", lambda error: shape_hint(model, batch, error)):
             try:
                 score: Any = task.evaluate(model, DeviceLoader(batches, device))
+            except TaskError:  # which says what is wrong, and is a ValueError too
+                raise
             except ValueError as error:
                 # Many a score does not exist on a few samples, such as an area under the curve of one class.
                 findings.warnings.append(

@@ -100,8 +100,11 @@ def not_a_schedule(made: object) -> str | None:
 
 def arguments_of_step(made: Any) -> str:
     """The arguments without which its `step` cannot be called; empty where there are none, or nobody can say."""
+    step = made.step
+    if hasattr(step, "_wrapped_by_lr_sched"):  # torch puts a plain function of the class around it, with its `self`
+        step = type(made).step.__get__(made)
     try:
-        parameters = inspect.signature(made.step).parameters.values()
+        parameters = inspect.signature(step).parameters.values()
     except (TypeError, ValueError):
         return ""
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

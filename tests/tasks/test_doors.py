@@ -18,7 +18,7 @@ import autobatch
 from autobatch.engines.opening import spec_for
 from autobatch.errors import SettingError, TaskError
 from autobatch.tasks.doors import table
-from autobatch.tasks.doors.door import ARGUMENTS, Door, GivenTask, is_a
+from autobatch.tasks.doors.door import ARGUMENTS, OF_SOME, Door, GivenTask, is_a
 from autobatch.tasks.doors.table import DOORS, as_task
 from autobatch.tasks.task import Task, load_task
 
@@ -72,7 +72,7 @@ def test_what_is_to_be_trained_says_on_which_data() -> None:
     with pytest.raises(SettingError, match=r"got Linear\. `find_max_batch` and `profile` take a model as it is"):
         as_task(nn.Linear(4, 2), whole=True)
     with pytest.raises(SettingError, match=r"got Linear\."):
-        autobatch.tune(nn.Linear(4, 2))  # type: ignore[arg-type]
+        autobatch.tune(nn.Linear(4, 2))
     assert as_task(MINIMAL, whole=True).path == MINIMAL
 
 
@@ -93,6 +93,14 @@ def test_a_door_takes_each_argument_or_says_who_says_it(door: Door) -> None:
     taken = {*ARGUMENTS} if takes_any else {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert taken | set(door.said_by) == set(ARGUMENTS)
     assert not taken & set(door.said_by)
+
+
+@pytest.mark.parametrize("name", OF_SOME)
+@pytest.mark.parametrize("given", [MINIMAL, IN_CODE, nn.Linear(4, 2)], ids=["path", "task", "module"])
+def test_an_argument_of_some_other_thing_is_refused_with_what_it_is_for(given: Any, name: str) -> None:
+    said: dict[str, Any] = {name: "val_acc"}
+    with pytest.raises(SettingError, match=rf"^{name}= is for {OF_SOME[name]}; got {type(given).__name__}: leave it"):
+        as_task(given, **said)
 
 
 def test_a_new_door_is_a_line_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..later import TaskLater
     from ..task import Task
 
 
@@ -19,7 +20,8 @@ class GivenTask:
     Attributes:
         name: for titles and folders.
         path: of a task file, which each process runs for itself; or
-        task: one made in code, which is pickled for another process. One of the two is there.
+        task: one made in code, which is pickled for another process; or
+        later: what one is made of in that process. One of the three is there.
         is_live: the task's model is the user's own object: it is borrowed, or copied, and not made anew.
         assumed: a sentence for each thing that was assumed about it.
         guess: of them the one about the model's input, where nothing said what that is.
@@ -30,6 +32,7 @@ class GivenTask:
     name: str
     path: Path | None = None
     task: Task | None = None
+    later: TaskLater | None = None
     is_live: bool = False
     assumed: tuple[str, ...] = ()
     guess: str | None = None
@@ -44,6 +47,7 @@ class Door:
         what: may come in by it, in words.
         takes: whether something may; without importing what defines it (`is_a`).
         opened: what is made of it, given the arguments that it takes of `ARGUMENTS`.
+        also: arguments of `OF_SOME` that it takes beside.
         said_by: for each of the others, what says it already, in words: such an argument is refused.
         is_whole: it says what is trained on which data, so that it can be trained and not only measured.
     """
@@ -51,12 +55,16 @@ class Door:
     what: str
     takes: Callable[[object], bool]
     opened: Callable[..., GivenTask]
+    also: tuple[str, ...] = ()
     said_by: Mapping[str, str] = field(default_factory=dict)
     is_whole: bool = True
 
 
 # What a verb may be told beside what it is given.
 ARGUMENTS = ("sample", "data", "loss", "optimizer", "precision")
+
+# What only some of what a verb is given takes beside, and what that is.
+OF_SOME = dict.fromkeys(("datamodule", "trainer", "monitor", "direction"), "a LightningModule")
 
 # What a task says itself.
 SAID_BY_TASK = {

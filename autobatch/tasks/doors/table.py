@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import SettingError, TaskError
-from . import by_path, hf_trainer, live_module, task_object
-from .door import Door, GivenTask
+from . import by_path, hf_trainer, lightning_module, live_module, task_object
+from .door import OF_SOME, Door, GivenTask
 
 # The first that takes something opens it: a class before those that it derives from.
 DOORS: tuple[Door, ...] = (
     task_object.DOOR,
     by_path.DOOR,
     hf_trainer.DOOR,
+    lightning_module.DOOR,
     live_module.DOOR,
 )
 
@@ -23,7 +24,7 @@ def as_task(given: object, *, whole: bool = False, **arguments: Any) -> GivenTas
     Args:
         given: anything that one of the `DOORS` takes.
         whole: it is to be trained, and so must say what is trained on which data.
-        arguments: of `ARGUMENTS`; None for one that was not given.
+        arguments: of `ARGUMENTS` and `OF_SOME`; None for one that was not given.
 
     Raises:
         SettingError: no door takes it, or an argument is void for it.
@@ -40,7 +41,9 @@ def as_task(given: object, *, whole: bool = False, **arguments: Any) -> GivenTas
     for name, place in door.said_by.items():
         if name in asked:  # refused, so that nobody takes the answer for theirs
             raise SettingError(f"{name}= is for a live module; with a task it is {place} that counts: change it there")
-    opened = door.opened(given, **asked)
-    if whole and opened.only_measured is not None:
-        raise TaskError(opened.only_measured)
-    return opened
+    for name in asked.keys() & OF_SOME.keys() - set(door.also):
+        raise SettingError(f"{name}= is for {OF_SOME[name]}; got {type(given).__name__}: leave it out")
+    made = door.opened(given, **asked)
+    if whole and made.only_measured is not None:
+        raise TaskError(made.only_measured)
+    return made

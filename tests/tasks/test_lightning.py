@@ -1,0 +1,397 @@
+"""A Lightning project is trained as Lightning would: its own steps, hooks, loaders, schedule and metric."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from autobatch.core.plan import Plan
+from autobatch.errors import SettingError, TaskError
+from autobatch.tasks.data import training_batches, val_loader
+from autobatch.tasks.doors.table import as_task
+from autobatch.tasks.inputs import pickle_task, unpickle_task
+from autobatch.tasks.task import Task, load_task
+from autobatch.worker.check import Checked, check_task
+from autobatch.worker.training import Trainer
+from autobatch.worker.trial_state import read_checkpoint, restore_trainer, save_trainer
+
+L: Any = pytest.importorskip("lightning", reason="lightning is not installed: pip install 'autobatch-tuner[lightning]'")
+
+CLASSIFIER = Path(__file__).parents[1] / "task_files" / "lightning" / "classifier.py"
+CPU = torch.device("cpu")
+# A module with as little in it as trains, as a file: what a test adds comes after it.
+BASE = """
+import lightning as L, torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+def data(size, seed):
+    drawn = torch.Generator().manual_seed(seed)
+    x = torch.randn(size, 6, generator=drawn)
+    return TensorDataset(x, x.sum(1, keepdim=True))
+
+class Net(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.lr = 0.01
+        self.layer = nn.Linear(6, 1)
+    def step(self, batch):
+        x, y = batch
+        return nn.functional.mse_loss(self.layer(x), y)
+    def training_step(self, batch, batch_idx):
+        return self.step(batch)
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.step(batch))
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+    def train_dataloader(self):
+        return DataLoader(data(40, 0), batch_size=4, shuffle=True)
+    def val_dataloader(self):
+        return DataLoader(data(10, 1), batch_size=4)
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a file: the base, and what is added to it."""
+
+    def write(*added: str, base: str = BASE) -> Path:
+        path = tmp_path / "project.py"
+        path.write_text("\n".join([base, *map(textwrap.dedent, added)]))
+        return path
+
+    return write
+
+
+def module_of(path: Path) -> Any:
+    """The file as a module, imported as a user's script imports it."""
+    spec = importlib.util.spec_from_file_location("project_of_a_test", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def made_by(task: Task) -> Any:
+    """A module of the task's, with all that it has."""
+    return task.model()
+
+
+def trained(task: Task, steps: int, *, total: int | None = None, seed: int = 0) -> Trainer:
+    config, _ = task.baseline_config()
+    trainer = Trainer(task, config, CPU, seed=seed, total_steps=total or steps)
+    batches = batches_of(task, config.plan, seed)
+    for _ in range(steps):
+        trainer.step(batches)
+    return trainer
+
+
+def batches_of(task: Task, plan: Plan, seed: int = 0, start_step: int = 0) -> Iterator[Any]:
+    data = None if task.train_data is None else task.train_data()
+    return training_batches(task, data, plan, seed=seed, start_step=start_step)
+
+
+def score(task: Task, trainer: Trainer, batch_size: int = 32) -> float:
+    return trainer.evaluate(val_loader(task, task.val_data(), batch_size))
+
+
+def in_code(module: Any, **arguments: Any) -> Task:
+    """The task that a worker makes of what a verb is given in code."""
+    given = as_task(module, whole=True, **arguments)
+    assert given.later is not None
+    return unpickle_task(pickle_task(given.later))
+
+
+# -- what is found in a file ------------------------------------------------------------------------------------------
+
+
+def test_a_project_in_a_file_is_a_task_that_passes_the_check() -> None:
+    task = load_task(CLASSIFIER)
+    assert (task.name, task.path) == ("classifier", CLASSIFIER)
+    assert task.baseline == {"batch_size": 16, "lr": 1e-4, "accumulation_steps": 1}
+    assert task.direction == "minimize"  # of val_loss, for want of anybody who names another
+    assert check_task(task, CPU, 16) == Checked(task.remarks, is_pausable=True)
+    assert any("has no Trainer at its top level" in remark for remark in task.remarks)
+    assert any("val_loss" in remark for remark in task.remarks)
+
+
+def test_a_module_with_loaders_of_its_own_needs_no_data_module(file: Callable[..., Path]) -> None:
+    task = load_task(file())
+    assert task.baseline == {"batch_size": 4, "lr": 0.01, "accumulation_steps": 1}
+    assert check_task(task, CPU, 4) == Checked(task.remarks, is_pausable=True)
+
+
+def test_loaders_may_be_functions_of_the_file(file: Callable[..., Path]) -> None:
+    task = load_task(
+        file(
+            """
+            def train_dataloader(): return DataLoader(data(30, 0), batch_size=5, shuffle=True)
+            def val_dataloader(): return DataLoader(data(10, 1), batch_size=5)
+            """
+        )
+    )
+    assert task.baseline is not None
+    assert task.baseline["batch_size"] == 5
+    with pytest.raises(TaskError, match=r"defines train_dataloader\(\) and no val_dataloader\(\)"):
+        load_task(file("def train_dataloader(): return DataLoader(data(30, 0), batch_size=5, shuffle=True)"))
+
+
+def test_of_several_modules_the_file_says_which(file: Callable[..., Path]) -> None:
+    other = "class Other(Net):\n    pass\nclass Third(L.LightningModule):\n    pass"
+    with pytest.raises(TaskError, match=r"defines 2 LightningModules: Other, Third\. Say which .* `model = Other`"):
+        load_task(file(other))
+    for said in ("model = Other", "def model():\n    return Other()", "model = Other()"):
+        task = load_task(file(other, said))
+        assert type(task.model()).__name__ == "Other"
+    assert (
+        type(load_task(file("class Other(Net):\n    pass")).model()).__name__ == "Other"
+    )  # Net is what it derives from
+
+
+def test_what_needs_arguments_to_be_made_is_told_with_a_way_to_make_it(file: Callable[..., Path]) -> None:
+    needy = "class Needy(Net):\n    def __init__(self, width, depth=1):\n        super().__init__()"
+    with pytest.raises(
+        TaskError, match=r"Needy needs width to be made: .* `def model\(\): return Needy\(width=\.\.\.\)`"
+    ):
+        load_task(file(needy))
+
+
+def test_an_object_of_the_file_is_where_trials_begin_and_stays_as_it_was(file: Callable[..., Path]) -> None:
+    task = load_task(file("model = Net()\nnn.init.constant_(model.layer.weight, 3.0)"))
+    first, second = made_by(task), made_by(task)
+    assert first is not second
+    assert float(first.layer.weight.detach()[0, 0]) == 3.0
+    assert any("under every seed alike" in remark for remark in task.remarks)
+
+
+def test_each_seed_draws_its_own_weights_where_the_class_makes_the_module(file: Callable[..., Path]) -> None:
+    task = load_task(file())
+    weights = [
+        dict(trained(task, 0, total=1, seed=seed).model.named_parameters())["layer.weight"] for seed in (0, 0, 1)
+    ]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_task_file_whose_model_is_a_lightning_module_stays_a_task_file(file: Callable[..., Path]) -> None:
+    task = load_task(
+        file(
+            """
+            def model(): return Net()
+            def train_data(): return data(40, 0)
+            def val_data(): return data(10, 1)
+            def loss(model, batch): return model.step(batch)
+            """
+        )
+    )
+    assert task.evaluate is None
+
+
+# -- what a verb is given in code -------------------------------------------------------------------------------------
+
+
+def test_a_module_passed_in_comes_back_exactly_as_it_was() -> None:
+    project = module_of(CLASSIFIER)
+    module, datamodule = project.Classifier(), project.Stripes()
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    module.trainer = trainer
+    module.eval()
+    before = copy.deepcopy(module.state_dict())
+    hparams, of_data = dict(module.hparams), dict(vars(datamodule))
+    task = in_code(module, datamodule=datamodule, trainer=trainer, monitor="val_acc")
+    trained(task, 3)
+    assert module.trainer is trainer
+    assert not module.training
+    assert dict(module.hparams) == hparams
+    assert {**vars(datamodule)} == of_data
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_a_module_without_data_is_refused_with_what_to_pass() -> None:
+    project = module_of(CLASSIFIER)
+    with pytest.raises(TaskError, match=r"Classifier has no train_dataloader\(\), and no datamodule= was passed"):
+        as_task(project.Classifier(), whole=True)
+
+
+def test_a_pair_of_loaders_is_data_too() -> None:
+    project = module_of(CLASSIFIER)
+    data = TensorDataset(torch.randn(60, 1, 8, 8), torch.randint(0, 4, (60,)))
+    task = in_code(
+        project.Classifier(),
+        datamodule=(DataLoader(data, batch_size=6, shuffle=True), DataLoader(data, batch_size=6)),
+    )
+    assert task.baseline is not None
+    assert task.baseline["batch_size"] == 6
+    with pytest.raises(SettingError, match="got 1 loaders"):
+        as_task(project.Classifier(), datamodule=(DataLoader(data),))
+
+
+def test_the_two_libraries_do_not_mix() -> None:
+    pl = pytest.importorskip("pytorch_lightning", reason="needs both libraries")
+
+    project = module_of(CLASSIFIER)
+    with pytest.raises(TaskError, match=r"is of lightning\.pytorch, trainer= is of pytorch_lightning: .* Import all"):
+        as_task(project.Classifier(), datamodule=project.Stripes(), trainer=pl.Trainer(accelerator="cpu", logger=False))
+
+
+# -- it trains as Lightning does --------------------------------------------------------------------------------------
+
+
+def fitted(module: Any, train: Any, val: Any, steps: int, **settings: Any) -> tuple[Any, Any]:
+    """What Lightning's own Trainer makes of it."""
+    trainer = L.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+    trainer.fit(module, train, val)
+    return module, trainer
+
+
+class InOrder(torch.utils.data.Sampler[int]):
+    """A sampler of a user's own, so that both loops get the same batches."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.size))
+
+    def __len__(self) -> int:
+        return self.size
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"gradient_clip_val": 0.5},
+        {"gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"},
+        {"accumulate_grad_batches": 2},
+        {"precision": "bf16-mixed"},
+    ],
+    ids=str,
+)
+def test_steps_and_score_are_those_of_lightnings_own_trainer(
+    settings: dict[str, Any], file: Callable[..., Path]
+) -> None:
+    project = module_of(
+        file(
+            """
+            class Mine(Net):
+                def __init__(self):
+                    super().__init__()
+                    self.seen = []
+                def on_before_optimizer_step(self, optimizer):
+                    self.seen.append(float(self.layer.weight.grad.abs().max()))
+                def configure_optimizers(self):
+                    optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
+                    schedule = torch.optim.lr_scheduler.OneCycleLR(
+                        optimizer, max_lr=self.lr, total_steps=self.trainer.estimated_stepping_batches
+                    )
+                    return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+            """
+        )
+    )
+    data = project.data(40, 0)
+    train = DataLoader(data, batch_size=4, sampler=InOrder(40))
+    val = DataLoader(project.data(10, 1), batch_size=4)
+    torch.manual_seed(0)
+    module = project.Mine()
+    steps = 10 // settings.get("accumulate_grad_batches", 1)
+    trainer = L.Trainer(max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, **settings)
+    task = in_code(module, datamodule=(train, val), trainer=trainer)
+    ours = trained(task, steps)
+    theirs, at_end = fitted(copy.deepcopy(module), train, val, steps, **settings)
+    assert score(task, ours) == pytest.approx(float(at_end.callback_metrics["val_loss"]), rel=1e-4)
+    mine: Any = ours.model
+    assert torch.allclose(mine.layer.weight, theirs.layer.weight, atol=1e-6)
+    assert mine.seen == pytest.approx(theirs.seen, rel=1e-4)
+
+
+def test_a_paused_trial_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    task = load_task(CLASSIFIER)
+    whole = trained(task, 20)
+    first = trained(task, 8, total=20)
+    save_trainer(first, tmp_path / "trial.pt")
+    config, _ = task.baseline_config()
+    second = Trainer(task, config, CPU, seed=0, total_steps=20)
+    batches = batches_of(task, config.plan, start_step=8)
+    restore_trainer(second, read_checkpoint(tmp_path / "trial.pt"))
+    for _ in range(12):
+        second.step(batches)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name])
+    assert second.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
+    mine: Any = second.model
+    assert mine.trainer.global_step == 20
+    assert score(task, second) == score(task, whole)
+
+
+def test_a_trial_is_let_go_of_with_its_last_reference() -> None:
+    import gc
+    import weakref
+
+    trainer = trained(load_task(CLASSIFIER), 2)
+    seen = weakref.ref(trainer.model), weakref.ref(trainer.optimizer)
+    gc.collect()
+    gc.disable()
+    try:
+        del trainer
+        assert [one() for one in seen] == [None, None]  # no ring keeps a trial's tensors until the next collection
+    finally:
+        gc.enable()
+
+
+# -- the metric -------------------------------------------------------------------------------------------------------
+
+
+def test_a_score_is_weighted_by_the_size_of_the_batches(file: Callable[..., Path]) -> None:
+    task = load_task(file())
+    trainer = trained(task, 2)
+    assert score(task, trainer, 3) == pytest.approx(score(task, trainer, 10), rel=1e-5)
+
+
+def test_a_monitor_that_is_never_logged_is_told_with_what_is(file: Callable[..., Path]) -> None:
+    task = load_task(file('monitor = "val_acc"'))
+    with pytest.raises(TaskError, match="val_acc is the score, and is never logged in validation, which logs val_loss"):
+        check_task(task, CPU, 4)
+    logs = """
+        class Mine(Net):
+            def training_step(self, batch):
+                self.log("train_loss", self.step(batch))
+                return self.step(batch)
+        """
+    task = load_task(file(logs, 'monitor = "train_loss"'))
+    trainer = trained(task, 1)
+    with pytest.raises(TaskError, match="train_loss is logged in training and not in validation"):
+        score(task, trainer)
+
+
+def test_the_score_and_its_direction_are_the_callbacks(file: Callable[..., Path]) -> None:
+    callbacks = "from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint"
+    given = 'def trainer(): return L.Trainer(accelerator="cpu", logger=False, callbacks=[{}])'
+    task = load_task(file(callbacks, given.format('EarlyStopping(monitor="val_loss", mode="max")')))
+    assert task.direction == "maximize"
+    assert not [remark for remark in task.remarks if "assumed" in remark]
+    task = load_task(file(callbacks, given.format('ModelCheckpoint(monitor="val_f1", mode="max")')))
+    with pytest.raises(TaskError, match="val_f1 is the score, and is never logged"):
+        check_task(task, CPU, 4)
