@@ -63,6 +63,7 @@ def spec_for(
         soak_steps=soak,
         nproc=nproc,
         is_timed=is_timed,
+        libraries=given.libraries,
     )
     if given.path is not None:
         return replace(common, path=given.path)

@@ -29,15 +29,13 @@ from ..devices.backend import BACKENDS
 from ..devices.environment import worker_environment
 from ..errors import DeviceLost, NoValidResult, TaskError, WorkerDied, WorkerTimeout
 from ..measuring.profiling import FEWEST_STEPS_WITH_PARTS
-from ..tasks.libraries import Libraries
+from ..tasks.libraries import NO_LIBRARIES, Libraries
 from .processes.fork_server import ForkServer
 from .processes.leaks import LeakWatch
 from .processes.local import LocalWorker
 from .processes.timeouts import PROBE_TIMEOUT_S, Patience, limit
 from .scout import is_worth_a_scout, opening_after, send_scout
 from .served import TO_READ, TO_STEP, RunnerSpec, call, imported_libraries, names_of_devices, open_runner
-
-_NOTHING = Libraries((), ())
 
 OPENING_S = 600.0  # to open the task, where the call that waits for that has a limit; assumed, as for a probe
 GRACE_S = 2.0  # assumed: what a segment may need past its own limit to notice it, before its worker is killed
@@ -77,7 +75,8 @@ class RemoteRunner(Runner):
         self._is_limited = spec.memory_limit_bytes is not None
         self._server: ForkServer | None = None
         self._is_closed = False  # until it is asked again
-        self._libraries: Libraries | None = _NOTHING  # the latest that the server was told to load; None: never again
+        # The latest that the server was told to load; None: never again.
+        self._libraries: Libraries | None = NO_LIBRARIES
         self._is_exact = False  # whether the worker counts memory to the page
         self._looking: Future[dict[str, WorstCase]] | None = None  # what the scout will say
         self._scout = self._send_scout()
@@ -92,6 +91,7 @@ class RemoteRunner(Runner):
         if not is_worth_a_scout(self._spec):
             return None
         self._server = ForkServer(TO_READ, environment=self._environment, log=self._log)
+        self._load_known()
         scout, self._looking = send_scout(self._spec, self._server)
         return scout
 
@@ -113,6 +113,7 @@ class RemoteRunner(Runner):
                 self._server = None
             if self._server is None:
                 self._server = ForkServer(TO_STEP, environment=self._environment, log=self._log)
+                self._load_known()
         process = LocalWorker(server=self._server, environment=self._environment, log=self._log)
         if self._looking is not None:
             looking, self._looking = self._looking, None
@@ -186,10 +187,17 @@ class RemoteRunner(Runner):
 
         They may be the cause, where one crashes when it is imported or memory runs out. From then on none are shared.
         """
-        if self._server is None or self._server.alive or self._libraries in (None, _NOTHING):
+        if self._server is None or self._server.alive or self._libraries in (None, NO_LIBRARIES):
             return False
         self._libraries = None
         return True
+
+    def _load_known(self) -> None:
+        """Have a new server import what is known beforehand that the task does."""
+        if self._libraries is not None and self._spec.libraries != NO_LIBRARIES:
+            assert self._server is not None
+            self._server.load(self._spec.libraries)
+            self._libraries = self._spec.libraries
 
     def _share_libraries(self) -> None:
         """Spare the fresh processes of a CPU's probes what the task imports.

@@ -18,7 +18,7 @@ from ..devices import host_memory
 from ..devices.backend import Backend
 from ..devices.environment import count_exactly, keep_freed_memory
 from ..errors import DeviceError, first_line
-from ..tasks.libraries import Libraries, Watch, hush_libraries
+from ..tasks.libraries import NO_LIBRARIES, Libraries, Watch, hush_libraries
 from .ranks.agreement import RankInfo, Rendezvous
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class RunnerSpec:
         rendezvous: where they find each other; None for one that takes its steps without the others.
         find_unused: as `DataParallel` takes it.
         is_timed: as `worker_environment` takes it.
+        libraries: as `GivenTask` has them.
     """
 
     path: Path | None = None
@@ -65,6 +66,7 @@ class RunnerSpec:
     rendezvous: Rendezvous | None = None
     find_unused: bool = False
     is_timed: bool = True
+    libraries: Libraries = NO_LIBRARIES
 
 
 # What a fork server imports for a worker that only reads the task and its data, and for all others.

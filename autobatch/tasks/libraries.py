@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import threading
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,16 @@ class Libraries:
             # worker that needs the module imports it again and tells its own error.
             with suppress(Exception, SystemExit):
                 importlib.import_module(module)
+
+
+NO_LIBRARIES = Libraries((), ())
+
+
+def libraries_of(things: Iterable[object]) -> Libraries:
+    """The installed modules that the classes of these things are defined in, and the classes that they derive from."""
+    kinds = (kind for thing in things for kind in reversed(type(thing).__mro__))
+    names = dict.fromkeys(kind.__module__ for kind in kinds)
+    return Libraries(tuple(name for name in names if name in sys.modules and _is_library(name)), ())
 
 
 def hush_libraries() -> None:

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
 
-from autobatch.tasks.libraries import Libraries, is_installed
+from autobatch.tasks.libraries import NO_LIBRARIES, Libraries, is_installed, libraries_of
 
 WATCHED = """
 import os, sys, threading, time
@@ -83,3 +84,11 @@ def test_the_standard_library_and_packages_are_installed(module: str) -> None:
 
 def test_a_users_file_is_not_installed() -> None:
     assert not is_installed(Path(__file__).resolve())
+
+
+def test_the_libraries_of_things_are_those_of_their_classes_and_bases() -> None:
+    class Mine(nn.Linear):
+        """Of nobody's library."""
+
+    assert libraries_of([Mine(1, 1), 3, None]).modules == ("torch.nn.modules.module", "torch.nn.modules.linear")
+    assert libraries_of([]) == NO_LIBRARIES

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..libraries import NO_LIBRARIES, Libraries
+
 if TYPE_CHECKING:
     from ..later import TaskLater
     from ..task import Task
@@ -27,6 +29,8 @@ class GivenTask:
         guess: of them the one about the model's input, where nothing said what that is.
         only_measured: why it can be measured and not trained, in a sentence, as where nothing says how it is scored;
             None where it can.
+        libraries: what each process that opens it imports, which takes long: it is imported once for all of them. Only
+            where there is no accelerator, whose driver an import may start, which does not live through a fork.
     """
 
     name: str
@@ -37,6 +41,7 @@ class GivenTask:
     assumed: tuple[str, ...] = ()
     guess: str | None = None
     only_measured: str | None = None
+    libraries: Libraries = NO_LIBRARIES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..libraries import NO_LIBRARIES, libraries_of
 from .door import Door, GivenTask, is_a
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ def _takes(given: object) -> bool:
 
 
 def _opened(given: Trainer) -> GivenTask:
-    from ..hf.task import task_for_trainer  # torch and transformers, which are there where a Trainer is
+    import torch  # it and transformers, which are there where a Trainer is
+
+    from ..hf.task import task_for_trainer
 
     task = task_for_trainer(given)
     unscored = None
@@ -32,7 +35,9 @@ def _opened(given: Trainer) -> GivenTask:
             f"the {type(given).__name__} has no eval_dataset, and trials are compared by what evaluate() says on it: "
             "pass eval_dataset=. `find_max_batch`, `profile` and `find_lr` do without"
         )
-    return GivenTask(name=task.name, task=task, only_measured=unscored)
+    used = (given, given.args, given.model, given.data_collator, given.processing_class)
+    libraries = NO_LIBRARIES if torch.accelerator.is_available() else libraries_of(used)
+    return GivenTask(name=task.name, task=task, only_measured=unscored, libraries=libraries)
 
 
 DOOR = Door(what="a transformers Trainer", takes=_takes, opened=_opened, said_by=_SAID_BY)
