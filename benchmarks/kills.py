@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,12 +107,17 @@ class Runs:
         folder: to work in.
         start: starts a process as `subprocess.Popen` does.
         environment: of the processes.
+        anew: options of a run that begins from nothing.
     """
 
     def __init__(
-        self, folder: Path, start: Start = subprocess.Popen, environment: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        start: Start = subprocess.Popen,
+        environment: Mapping[str, str] | None = None,
+        anew: Sequence[str] = ANEW,
     ) -> None:
-        self.folder, self._start = folder, start
+        self.folder, self._start, self._anew = folder, start, anew
         self._environment = dict(os.environ if environment is None else environment)
         self._instance = f"{os.getpid()}-{time.monotonic_ns()}"  # two of these at once strike their own alone
         folder.mkdir(exist_ok=True)
@@ -155,7 +160,7 @@ class Runs:
         if not run.exists():
             shutil.copytree(self._begun, run)
         # One that was killed before it had written anything is no run yet.
-        options = ["--resume", str(run)] if (run / "run.json").exists() else [*ANEW, "--run-dir", str(run)]
+        options = ["--resume", str(run)] if (run / "run.json").exists() else [*self._anew, "--run-dir", str(run)]
         process = self._tune(name, *options)
         if process.wait() != 0:
             raise RuntimeError(self._words(name))
@@ -169,7 +174,7 @@ class Runs:
             shutil.copytree(self._begun, run)
             process = self._tune(name, "--resume", str(run))
         else:
-            process = self._tune(name, *ANEW, "--run-dir", str(run))
+            process = self._tune(name, *self._anew, "--run-dir", str(run))
         time.sleep(delay_s)
         struck = process.poll() is None and strike(process.pid, mark, target)
         code = process.poll() if target != "worker" else process.wait()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from .helpers.ready_python import Started
+from .helpers.steady import IS_FORKED, STEADY
 
 pytestmark = pytest.mark.slow
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -20,7 +21,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 def test_tune_comes_to_the_same_trials_whatever_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)  # benchmarks/faults.py --resume-runs has many more
     kills = import_module("kills")
-    runs = kills.Runs(tmp_path, Started, os.environ | {"PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"})
+    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"} | STEADY
+    runs = kills.Runs(tmp_path, Started, environment, kills.OPTIONS if IS_FORKED else kills.ANEW)
     assert len({str(trial["lr"]) for trial in runs.trials}) >= 4
     found = [
         runs.killed(number, target, share * runs.undisturbed_s)

@@ -95,6 +95,7 @@ def test_a_bench_measures_each_model_in_each_way_and_says_where_the_report_is(tm
     assert [cell.losses and cell.losses["steps"] for cell in report.cells] == [10, 10, 10, 10 if has_lstm else None]
 
 
+@pytest.mark.usefixtures("steady_steps")
 def test_a_bench_is_drawn_as_an_overview_and_as_a_page(tmp_path: Path) -> None:
     ask = ("bench", "--models", MINIMAL, *QUICK, "--output", tmp_path / "r.json", "--html", tmp_path / "r.html")
     done = autobatch(*ask, cwd=tmp_path)
@@ -108,6 +109,7 @@ def test_a_bench_is_drawn_as_an_overview_and_as_a_page(tmp_path: Path) -> None:
     assert "How it was measured" in whole.stdout
 
 
+@pytest.mark.usefixtures("steady_steps")
 def test_a_bench_that_was_ended_goes_on_where_it_stood(tmp_path: Path) -> None:
     whole = bench(tmp_path, "--precisions", "fp32", "bf16")
     ended = replace(whole, cells=whole.cells[:1])
@@ -124,6 +126,7 @@ def test_a_bench_that_was_ended_goes_on_where_it_stood(tmp_path: Path) -> None:
     assert more.planned == 3
 
 
+@pytest.mark.usefixtures("steady_steps")
 def test_what_failed_is_told_and_run_again(tmp_path: Path) -> None:
     found = bench(tmp_path, "--precisions", "tf32", code=3)  # all that was tried failed
     assert found.cells[0].outcome == "failed"
@@ -141,6 +144,7 @@ def test_what_failed_is_told_and_run_again(tmp_path: Path) -> None:
     assert bench(tmp_path, "--precisions", "tf32", code=3).planned == 2  # what was there before is none of its answers
 
 
+@pytest.mark.usefixtures("steady_steps")
 @pytest.mark.parametrize("broken_first", [True, False])
 def test_a_model_that_is_broken_is_a_failed_cell_wherever_it_is_named(tmp_path: Path, broken_first: bool) -> None:
     broken = tmp_path / "broken.py"
@@ -153,6 +157,7 @@ def test_a_model_that_is_broken_is_a_failed_cell_wherever_it_is_named(tmp_path: 
     assert "the import of broken.py failed: RuntimeError: not today" in (cells["broken"].message or "")
 
 
+@pytest.mark.usefixtures("steady_steps")
 def test_a_task_file_that_holds_something_else_is_measured_again(tmp_path: Path) -> None:
     """Another file of the same name, or a module beside it edited; the same file in another folder is the same."""
     for folder in ("a", "b", "c"):
@@ -182,6 +187,7 @@ def test_a_task_file_that_holds_something_else_is_measured_again(tmp_path: Path)
     assert parameters("b")[0] == {"fp32": 771}
 
 
+@pytest.mark.usefixtures("steady_steps")
 def test_a_report_of_other_settings_is_refused_with_both(tmp_path: Path) -> None:
     bench(tmp_path)
     ask = ("bench", "--models", MINIMAL, "--quick", "--device", "cpu", "--output", "r.json")
@@ -197,6 +203,7 @@ def test_a_report_of_other_settings_is_refused_with_both(tmp_path: Path) -> None
     assert (tmp_path / "r.json").read_bytes() == whole
 
 
+@pytest.mark.usefixtures("steady_steps")
 def test_a_command_that_was_ended_before_midnight_goes_on_in_its_file(tmp_path: Path) -> None:
     ask = ("bench", "--models", MINIMAL, "--precisions", "fp32", "bf16", *QUICK, "--json")
     assert autobatch(*ask, cwd=tmp_path).returncode == 0
@@ -364,6 +371,7 @@ def test_a_task_that_is_broken_is_told_as_it_is_without_precisions(tmp_path: Pat
     assert several.stdout == ""
 
 
+@pytest.mark.usefixtures("steady_steps")
 def test_a_loss_that_diverges_in_one_precision_is_told_with_its_step(tmp_path: Path) -> None:
     """The task's loss is no number from the third training step on, where it is computed in bf16."""
     (tmp_path / "model.py").write_text(
@@ -400,13 +408,16 @@ def model():
 def compiling(folder: Path, *more: object, **changes: str) -> subprocess.CompletedProcess[str]:
     """A profile of the minimal task as it is and compiled, what torch.compile keeps being kept in the folder."""
     ask = ("profile", MINIMAL, "--precisions", "fp32", "fp32+compile", "--max-batch-size", 2, "--device", "cpu")
-    changes = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"), "CXX": "g++"} | changes
+    # Without a look at which vector units the compiler serves, and without processes to compile in: half of the time.
+    quick = {"TORCHINDUCTOR_VEC_ISA_OK": "0", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    changes = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"), "CXX": "g++"} | quick | changes
     return autobatch(*ask, "--budget", "1s", *more, cwd=folder, **changes)
 
 
 HEADERS = Path(sysconfig.get_path("include")) / "Python.h"
 
 
+@pytest.mark.usefixtures("steady_steps")
 @pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("g++") is None or not HEADERS.exists(),
@@ -430,6 +441,7 @@ def test_a_compiled_model_stands_beside_the_one_that_is_not(tmp_path: Path) -> N
     assert all(len(line) <= 80 for line in drawn.getvalue().splitlines())
 
 
+@pytest.mark.usefixtures("steady_steps")
 def test_without_a_compiler_the_compiled_one_says_so_and_the_other_is_measured(tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     done = compiling(tmp_path, PATH=str(tmp_path / "nothing"))
@@ -440,6 +452,7 @@ def test_without_a_compiler_the_compiled_one_says_so_and_the_other_is_measured(t
     assert all(len(line) <= 80 for line in done.stdout.splitlines())
 
 
+@pytest.mark.usefixtures("steady_steps")
 def test_a_loss_that_takes_samples_in_pairs_is_profiled_at_even_sizes(tmp_path: Path) -> None:
     """As a user finds it: the largest batch is found without an odd one, and one or three samples are our own idea."""
     (tmp_path / "model.py").write_text(

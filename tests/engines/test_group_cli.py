@@ -12,17 +12,16 @@ from typing import Any
 
 import pytest
 
-from ..cli.test_cli import MINIMAL, TASKS, autobatch, interrupt, refused
+from ..cli.test_cli import MINIMAL, QUICK, TASKS, autobatch, interrupt, interrupt_race, refused
 from ..helpers.processes import wait_until_unmarked
 
 pytestmark = pytest.mark.usefixtures("ready_python")
 PAIR = ("--nproc", "2", "--device", "cpu")
 
 
+@pytest.mark.usefixtures("steady_steps")
 def test_tune_compares_and_answers_for_the_whole_group(tmp_path: Path) -> None:
-    # The time is ample, so that what ends the search is the number of trials; steps of two ranks wait for each other.
-    time = ("--budget", "100s", "--train-time", "1s", "--max-trials", "2")
-    result = autobatch("tune", MINIMAL, *PAIR, *time, "--json", "--output", "out.json", cwd=tmp_path)
+    result = autobatch("tune", MINIMAL, *QUICK, *PAIR, "--json", "--output", "out.json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     for plan in (report["plan"], report["baseline"]["plan"], *report["trials"]):
@@ -51,17 +50,15 @@ def test_max_batch_and_profile_are_of_each_process(tmp_path: Path) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
     ("when", "number", "code"),
-    [
-        ("memory: ", signal.SIGINT, 130),
-        ("profile: ", signal.SIGINT, 130),
-        ("search: trial 1", signal.SIGKILL, -signal.SIGKILL),
-    ],
+    [("memory: ", signal.SIGINT, 130), ("profile: ", signal.SIGINT, 130), ("trial 1", signal.SIGKILL, -signal.SIGKILL)],
 )
 def test_a_group_that_is_stopped_leaves_no_process_behind(tmp_path: Path, when: str, number: int, code: int) -> None:
     mark = uuid.uuid4().hex
-    ended, _, stderr = interrupt(
-        tmp_path, when, "tune", str(MINIMAL), *PAIR, "--budget", "80s", number=number, MARK=mark
-    )
+    command = ("tune", str(MINIMAL), *QUICK, *PAIR)
+    if when == "trial 1":
+        ended, _, stderr = interrupt_race(tmp_path, 1, *command, number=number, MARK=mark)
+    else:
+        ended, _, stderr = interrupt(tmp_path, when, *command, number=number, MARK=mark)
     assert ended == code, stderr
     assert wait_until_unmarked(mark)
 

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autobatch.core.plan import Precision
 from autobatch.core.segment import SegmentResult, TrainSegment
 from autobatch.devices import Device
 from autobatch.tasks.data import Batch, training_batches
 from autobatch.worker import torch_runner
+from autobatch.worker.flops import matmul_flops_per_s
 from autobatch.worker.timing import Timing
 from autobatch.worker.torch_runner import TorchRunner
 from autobatch.worker.training import Trainer
@@ -80,7 +82,7 @@ class Held:
 def install() -> None:
     """Have the runner of this process, and of those forked from it, do as its environment says."""
     if os.environ.get(_STEADY):
-        vars(torch_runner)["time_step"] = _time_step
+        vars(torch_runner).update(time_step=_time_step, matmul_flops_per_s=_matmul_flops_per_s)
     if os.environ.get(_HELD):
         trials, _, folder = os.environ[_HELD].partition(":")
         _hold(Held(Path(folder), tuple(map(int, trials.split()))))
@@ -99,6 +101,10 @@ def _time_step(bench: Trainer, device: Device, batches: Iterator[Batch], *_: Any
         phases_s={part: share * step_s for part, share in shares.items()},
         remarks=(),
     )
+
+
+def _matmul_flops_per_s(device: Device, precision: Precision, budget_s: float) -> float | None:
+    return matmul_flops_per_s(device, precision, 0.0)  # as few products as there may be
 
 
 def _hold(held: Held) -> None:
