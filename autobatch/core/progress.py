@@ -16,6 +16,36 @@ Kind = Literal["began", "found", "failed", "note"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How a race stands.
+
+    Attributes:
+        score: the best by now: of trials that were trained to the end, else the best at the furthest rung.
+        noise: the standard deviation of such a score between seeds; None where nothing tells it yet.
+        share: of a full training that `score` stands for.
+        batch_size, lr: of that trial, the batch of an optimizer step.
+        is_baseline: whether it is the baseline's.
+        baseline: the baseline's own score at the end; None before that.
+        rungs: how many trials stand at each rung, the lowest first, as pairs of its share and the count.
+        failed: how many have failed.
+        peak_bytes: of a training step at the largest batch that was found; None where nobody counts it.
+        limit_bytes: what it may use; None where it is not known.
+    """
+
+    score: float
+    noise: float | None
+    share: float
+    batch_size: int
+    lr: float
+    is_baseline: bool
+    baseline: float | None
+    rungs: tuple[tuple[float, int], ...]
+    failed: int
+    peak_bytes: float | None = None
+    limit_bytes: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """Something has begun, was found or failed.
 
@@ -26,6 +56,7 @@ class Progress:
         key: what it is about, the same in each event about that: "trial 3", "batch 128". Several may be under way at
             once. None where it is about the stage as a whole.
         predicted_s: how long what has just begun should take; None for every other kind, or where nobody knows.
+        standing: how the race stands; None outside of one, and before anything has a score.
     """
 
     stage: Stage
@@ -33,6 +64,7 @@ class Progress:
     text: str
     key: str | None = None
     predicted_s: float | None = None
+    standing: Standing | None = None
 
 
 Listener = Callable[[Progress], None]

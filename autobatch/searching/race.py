@@ -24,6 +24,7 @@ from .retries import attempts, outcome
 from .schedulers.base import Budget, Resume, Scheduler, Start
 from .schedulers.candidates import Candidates
 from .schedulers.promotion import paused_best_first
+from .standing import standing_of
 from .storage.journal import Kept, StudyRecord
 from .storage.race_state import RaceState
 from .storage.retention import Checkpoints
@@ -390,7 +391,11 @@ class Race:
 
     def _emit(self, kind: EventKind, trial: Trial | None, predicted_s: float = 0.0) -> None:
         if self.on_event is not None:
-            self.on_event(Event(kind=kind, trial=trial, elapsed_s=self.ledger.elapsed_s, predicted_s=predicted_s))
+            standing = standing_of(self.history)
+            elapsed_s = self.ledger.elapsed_s
+            self.on_event(
+                Event(kind=kind, trial=trial, elapsed_s=elapsed_s, predicted_s=predicted_s, standing=standing)
+            )
 
     # Time
 

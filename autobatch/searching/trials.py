@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from ..core.plan import Config, Direction, Plan, Precision
+from ..core.progress import Standing
 from ..core.segment import GradNorms, SegmentOutcome, TrainSegment
 from ..errors import SettingError
 
@@ -197,12 +198,14 @@ class Event:
         trial: its state after the event; None for "confirming".
         elapsed_s: of the whole run, by the ledger.
         predicted_s: predicted seconds of a segment that has just started; 0 for one that has finished.
+        standing: how the race stands then; None before anything has a score.
     """
 
     kind: EventKind
     trial: Trial | None
     elapsed_s: float
     predicted_s: float = 0.0
+    standing: Standing | None = None
 
 
 def has_blown_up(trial: Trial) -> bool:

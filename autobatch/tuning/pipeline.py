@@ -15,7 +15,7 @@ from .._version import __version__
 from ..core.checkpoints import checkpoint_path, is_whole
 from ..core.facts import DeviceInfo, TaskFacts
 from ..core.measurement import Measurement
-from ..core.progress import Kind, Listener, Progress, Stage
+from ..core.progress import Kind, Listener, Progress, Stage, Standing
 from ..core.runner import Runner
 from ..core.units import format_duration, format_lr
 from ..core.words import outcome_text
@@ -200,9 +200,15 @@ class _Tune:
         return least_budget_s(step_s, eval_s=self.state.found.eval_s or 0.0, spent_s=self.ledger.elapsed_s)
 
     def say(
-        self, stage: Stage, kind: Kind, text: str, key: str | None = None, predicted_s: float | None = None
+        self,
+        stage: Stage,
+        kind: Kind,
+        text: str,
+        key: str | None = None,
+        predicted_s: float | None = None,
+        standing: Standing | None = None,
     ) -> None:
-        self.listen(Progress(stage=stage, kind=kind, text=text, key=key, predicted_s=predicted_s))
+        self.listen(Progress(stage=stage, kind=kind, text=text, key=key, predicted_s=predicted_s, standing=standing))
 
     def largest_batch(self, facts: TaskFacts) -> MaxBatch:
         """The largest micro-batch that fits, up to the size that the race could use.
@@ -362,21 +368,29 @@ class _Tune:
             is_seed = event.trial.role == "confirmation"
             if is_seed or self.ledger.elapsed_s > self.rehearsed_s + _REHEARSAL_SHARE * self.ledger.budget_s:
                 self.keep_back_for_the_end()
+        standing = self.with_memory(event.standing)
         if event.trial is None:
-            self.say("confirmation", "began", "the finalist under fresh seeds")
+            self.say("confirmation", "began", "the finalist under fresh seeds", standing=standing)
             return
         trial, plan = event.trial, event.trial.config.plan
         stage: Stage = "confirmation" if trial.role == "confirmation" else "search"
         key = f"trial {trial.number}"
         what = f"{key}: effective batch {plan.effective_batch_size}, lr {format_lr(trial.config.lr)}"
         if event.kind == "segment started":
-            self.say(stage, "began", what, key, event.predicted_s)
+            self.say(stage, "began", what, key, event.predicted_s, standing)
         elif trial.outcome == "ok":
             share = trial.steps_done / trial.total_steps
-            self.say(stage, "found", f"{what}: {trial.scores[-1][1]:.4g} after {share:.0%}", key)
+            self.say(stage, "found", f"{what}: {trial.scores[-1][1]:.4g} after {share:.0%}", key, standing=standing)
         else:
             failed = f"failed: {headline(trial.message)}" if trial.outcome in ERRORS else outcome_text(trial.outcome)
-            self.say(stage, "failed", f"{what}: {failed}", key)
+            self.say(stage, "failed", f"{what}: {failed}", key, standing=standing)
+
+    def with_memory(self, standing: Standing | None) -> Standing | None:
+        """How the race stands, with what the largest batch takes."""
+        largest = self.state.found.largest
+        if standing is None or largest is None:
+            return standing
+        return replace(standing, peak_bytes=largest.peak_bytes, limit_bytes=largest.limit.budget_bytes)
 
     def report(
         self,

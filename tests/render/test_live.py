@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 import io
+import re
 import sys
 
 import pytest
 from rich.console import Console
 
-from autobatch.core.progress import Progress
+from autobatch.core.progress import Progress, Standing
 from autobatch.render.live import LiveLine, live_progress
+from autobatch.render.standing import best_line, trials_line
 from autobatch.simulated.sim import VirtualClock
 
 
@@ -106,9 +109,11 @@ def test_the_line_tells_the_stage_the_piece_and_the_time() -> None:
     line.note(PIECE)
     clock.advance(2.0)
     assert _line(line, 100).startswith("search: trial 3: batch 128, lr 0.01, about 0:07 left")
-    assert _line(line, 100).rstrip().endswith("1:03 of 1:30")
+    assert _line(line, 100).rstrip().endswith("0:27 left of 1:30")
     clock.advance(20.0)
     assert "lr 0.01, longer than predicted" in _line(line, 100)
+    clock.advance(20.0)
+    assert _line(line, 100).rstrip().endswith("nothing left of 1:30")
 
 
 def test_without_a_budget_the_line_tells_the_elapsed_time_alone() -> None:
@@ -194,3 +199,121 @@ def test_no_color_on_a_terminal_drops_colours_and_keeps_the_line(monkeypatch: py
         listen(PIECE)
     assert "\x1b[3" not in file.getvalue()
     assert "\x1b[?25l" in file.getvalue()
+
+
+STANDING = Standing(
+    score=0.97123,
+    noise=0.0031,
+    share=1.0,
+    batch_size=256,
+    lr=0.0034,
+    is_baseline=False,
+    baseline=0.9512,
+    rungs=((0.125, 14), (0.5, 6), (1.0, 5)),
+    failed=2,
+    peak_bytes=1.7 * 2**30,
+    limit_bytes=7.6 * 2**30,
+)
+TOLD = dataclasses.replace(PIECE, standing=STANDING, key="trial 3")
+
+
+def test_how_a_race_stands_is_told_in_two_lines() -> None:
+    assert best_line(STANDING) == "best 0.9712 ± 0.0031: batch 256, lr 0.0034; baseline 0.9512"
+    assert trials_line(STANDING, 1) == "trials: 14 at T/8, 6 at T/2, 5 at T; 2 failed; memory 1.7 GiB of 7.6 GiB"
+    early = dataclasses.replace(STANDING, noise=None, share=0.125, baseline=None, rungs=((0.125, 1),), failed=0)
+    assert best_line(early) == "best 0.9712 ± ? after T/8: batch 256, lr 0.0034"
+    assert trials_line(dataclasses.replace(early, peak_bytes=None), 3) == "trials: 1 at T/8; 3 under way"
+    assert best_line(dataclasses.replace(STANDING, is_baseline=True)).endswith(": the baseline")
+
+
+@pytest.mark.parametrize("width", [10, 20, 40, 80, 120])
+def test_the_lines_keep_to_the_width(width: int) -> None:
+    line = LiveLine(_console(io.StringIO(), width), 600.0, VirtualClock(), 0.0)
+    line.note(TOLD)
+    lines = _line(line, width).split("\n")
+    assert len(lines) == 3
+    assert all(len(one.rstrip()) <= width - len("^C") for one in lines)
+    if width >= 80:
+        assert lines[1].rstrip() == best_line(STANDING)
+        assert lines[2].rstrip() == trials_line(STANDING, 1)
+
+
+def test_a_low_terminal_has_one_line_and_an_ascii_one_has_ascii() -> None:
+    low = LiveLine(Console(file=io.StringIO(), width=80, height=7), 600.0, VirtualClock(), 0.0)
+    low.note(TOLD)
+    assert len(_line(low, 80).split("\n")) == 1
+    ascii_file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    plain = LiveLine(Console(file=ascii_file, width=80, height=24), 600.0, VirtualClock(), 0.0)
+    plain.note(TOLD)
+    assert plain.draw().renderables[1].plain == best_line(STANDING).replace("±", "+-")  # type: ignore[union-attr]
+
+
+def test_how_it_stands_is_kept_until_something_newer_is_told() -> None:
+    line = LiveLine(_console(io.StringIO()), 600.0, VirtualClock(), 0.0)
+    line.note(TOLD)
+    line.note(Progress(stage="confirmation", kind="found", key="trial 3", text="trial 3: 0.97"))
+    assert best_line(STANDING) in _line(line, 80)
+
+
+class Reflowing:
+    """A terminal that wraps what it shows anew when it is made narrower, as most do: rows of the screen."""
+
+    def __init__(self, width: int) -> None:
+        self.width, self.lines, self.row, self.column = width, [""], 0, 0
+
+    def resize(self, width: int) -> None:
+        rows: list[str] = []
+        for line in self.lines:
+            rows += [line[at : at + width] for at in range(0, max(1, len(line)), width)]
+        self.width, self.lines, self.row = width, rows, len(rows) - 1
+
+    def write(self, text: str) -> None:
+        for code, plain in re.findall(r"(\x1b\[[?\d;]*[A-Za-z])|([^\x1b])", text):
+            if code.endswith("A"):
+                self.row = max(0, self.row - int(code[2:-1] or 1))
+            elif code.endswith("K"):
+                self.lines[self.row] = ""
+            elif plain == "\r":
+                self.column = 0
+            elif plain == "\n":
+                self.row, self.column = self.row + 1, 0
+                self.lines += [""] * (self.row + 1 - len(self.lines))
+            elif plain:
+                line = self.lines[self.row].ljust(self.column)
+                self.lines[self.row] = line[: self.column] + plain + line[self.column + 1 :]
+                self.column += 1
+
+    def shown(self) -> list[str]:
+        return [line.rstrip() for line in self.lines if line.strip()]
+
+
+@pytest.mark.parametrize("narrow", [79, 60, 41, 30])
+def test_right_after_a_resize_nothing_of_the_wider_lines_is_left(narrow: int) -> None:
+    file, screen = Terminal(), Reflowing(100)
+    console = _console(file, 100)
+    with live_progress(console, budget_s=600.0, clock=VirtualClock()) as listen:
+        listen(TOLD)
+        listen(FINDING)
+        screen.write(file.getvalue())
+        assert len(screen.shown()) == 4
+        told = file.tell()
+        screen.resize(narrow)
+        console.width = narrow
+        listen(TOLD)
+        screen.write(file.getvalue()[told:])
+        shown = screen.shown()
+        assert "".join(shown).count("best 0.97") == 1
+        assert "".join(shown).count("search") + "".join(shown).count("memory: looking") == 1
+        assert len(shown) <= 5  # the finding, perhaps in two rows, and three lines
+    assert all(len(line) <= narrow for line in shown)
+
+
+def test_the_words_of_a_piece_matter_more_than_the_bar_at_80_columns() -> None:
+    clock = VirtualClock()
+    line = LiveLine(_console(io.StringIO(), 80), 600.0, clock, 0.0)
+    clock.advance(63.0)
+    words = "trial 12: effective batch 1024, lr 0.0034"
+    line.note(Progress(stage="search", kind="began", key="trial 12", text=words, predicted_s=9.5))
+    assert _line(line, 80).rstrip() == f"search: {words}, about 0:09 left  8:57 left"
+    line.note(dataclasses.replace(PIECE, text="trial 1"))
+    assert re.fullmatch(r"search: trial 1, about 0:09 left .*━.* 8:57 left of 10:00", _line(line, 80).rstrip())
