@@ -281,6 +281,7 @@ class _Tune:
             self.timed.clear()  # the time of a step does not tell the time of an evaluation
             with self.ledger.charge("evaluation"):
                 eval_s = self.runner.time_evaluation(eval_batch)
+            self.keep(eval_s=eval_s)
         # Before the horizon, which the reserve shortens. First without a clock, because it imports what drawing needs.
         with self.ledger.charge("record"):
             self.rehearse_the_end()
@@ -303,7 +304,7 @@ class _Tune:
                 spent_s=self.ledger.elapsed_s,
                 at_once=crew.size,
             )
-            self.keep(eval_s=eval_s, horizon_s=horizon)
+            self.keep(horizon_s=horizon)
         record = StudyRecord(self.folder.journal, facts.name, facts.direction, central=self.central)
         self.say("search", "note", f"comparing at T = {format_duration(horizon)} of training each")
         settings = SearchSettings(

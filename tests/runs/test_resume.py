@@ -147,6 +147,10 @@ def test_a_run_cut_at_any_write_comes_to_the_same_report(tmp_path: Path, monkeyp
         copied = tmp_path / f"moment-{len(moments)}"
         shutil.copytree(tmp_path / "whole", copied)
         (copied / "lock").unlink()
+        (copied / "checkpoints").mkdir(exist_ok=True)
+        for trial, steps in runner.kept.items():  # a simulated device writes none
+            for step in steps:
+                checkpoint_path(copied / "checkpoints", trial, step).write_bytes(CHECKPOINT)
         moments.append((copied, copy.deepcopy(runner.kept), runner.clock()))
 
     def saved(folder: RunFolder, state: RunState) -> None:
