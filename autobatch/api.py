@@ -406,7 +406,8 @@ def tune(
 
     Raises:
         TaskError: the check found problems of the task; one message lists them all.
-        BudgetTooShort: the budget does not pay for one comparison; the message says which would.
+        BudgetTooShort: the budget ended before anything was measured. One that pays for measurements and for no
+            comparison gives a report that says so (`Report.not_compared`).
         DoesNotFit: not even one sample fits.
         NoValidResult: every trial failed, or the time ran out first.
         ReportError: the run's folder cannot be written, or a report to start from cannot be read.

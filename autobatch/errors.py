@@ -38,7 +38,7 @@ class DoesNotFit(AutobatchError, RuntimeError):
 
 
 class BudgetTooShort(AutobatchError, ValueError):
-    """The time budget does not pay for one comparison; the message says how much would."""
+    """The time budget ended before anything was measured, or pays for no comparison; the message says what would do."""
 
 
 class NoValidResult(AutobatchError, RuntimeError):

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-from ..errors import AutobatchError, NoValidResult, StartError, StorageError, WorkerDied
+from ..errors import AutobatchError, BudgetTooShort, NoValidResult, StartError, StorageError, WorkerDied
 from ..render.document import visible_lines
 
 # Exit codes. 2 means that the command was refused before training; click also exits with 2 for wrong usage.
@@ -51,7 +51,7 @@ def leave(end: SystemExit) -> NoReturn:
 
 
 def exit_code(error: AutobatchError) -> int:
-    if isinstance(error, NoValidResult):
+    if isinstance(error, NoValidResult | BudgetTooShort):
         return FOUND_NOTHING
     return FAILED if isinstance(error, WorkerDied | StorageError | StartError) else REFUSED
 

@@ -169,6 +169,10 @@ def tune(task: Path | None, **options: Any) -> None:
         click.echo(f"All trials in a browser: {opens}", err=True)
     if report.lost_device:
         fail(f"ended early because no device was left to train on. The results are kept. Continue with: {how}", FAILED)
+    if report.not_compared is not None:
+        click.echo(
+            f"autobatch: nothing was compared. With more time, this run goes on with: {how} --budget TIME", err=True
+        )
     if report.interrupted:
         fail(f"interrupted. Continue with: {how}", INTERRUPTED)
     if report.is_unanswered:

@@ -22,17 +22,25 @@ _TRIALS_SHOWN = 8
 def report_document(report: Report) -> Document:
     """The whole report, every choice of what to show and to how many digits made."""
     decimals = decimals_of(report)
-    sections = [use_section(report), comparison_section(report), horizon_section(report)]
+    sections = [use_section(report)]
+    if report.not_compared is not None or report.horizon_s is None:
+        sections.append(not_compared_section(report))
+    else:
+        sections += [comparison_section(report), horizon_section(report.horizon_s, report.train_time_s)]
     if report.long_run is not None:
         sections.append(long_run_section(report.long_run, baseline_name(report), decimals))
     sections += [
         Section(title="Why", parts=(Bullets(items=report.why),)),
         Section(title="Largest batch", parts=max_batch_summary(report.max_batch)),
-        Section(title="Throughput", parts=throughput_summary(report.throughput, batch_marks(report))),
     ]
+    if report.throughput is not None:
+        parts = throughput_summary(report.throughput, batch_marks(report))
+        sections.append(Section(title="Throughput", parts=parts))
     if report.learning_rate is not None:
         sections.append(Section(title="Range test", parts=(Paragraph(text=lr_sentence(report.learning_rate)),)))
-    sections += [trials_section(report, decimals), ledger_section(report.ledger)]
+    if report.trials or report.not_compared is None:
+        sections.append(trials_section(report, decimals))
+    sections.append(ledger_section(report.ledger))
     if report.warnings:
         sections.append(Section(title="Warnings", parts=(Bullets(items=report.warnings),)))
     sections.append(origin_section(report))
@@ -44,9 +52,15 @@ def comparison_section(report: Report) -> Section:
     return Section(title=f"Against {baseline_name(report)}", parts=tuple(_comparison(report, decimals_of(report))))
 
 
-def horizon_section(report: Report) -> Section:
+def not_compared_section(report: Report) -> Section:
+    """Why there was no time for a comparison, and which budget would be enough."""
+    why = report.not_compared or "there was no time for it"
+    return Section(title="Not compared", parts=(Paragraph(text=f"{capitalized(why)}."),))
+
+
+def horizon_section(horizon_s: float, train_time_s: float | None) -> Section:
     """At which length of training the answer holds."""
-    return Section(title="Where it holds", parts=(Paragraph(text=_horizon(report)),))
+    return Section(title="Where it holds", parts=(Paragraph(text=_horizon(horizon_s, train_time_s)),))
 
 
 def origin_section(report: Report) -> Section:
@@ -100,6 +114,8 @@ def headline(report: Report) -> str:
             text = f"This was ahead of {name} on fresh seeds."
         if report.score is None:
             text += " It is not confirmed on fresh seeds."
+    elif report.not_compared is not None:
+        text = f"This is {name}. The budget was too short to compare anything with it."
     elif report.score is None:
         text = f"This is {name}. It was not trained to the end: nothing is known of its score."
     elif report.is_unanswered:
@@ -192,16 +208,16 @@ def _unconfirmed(report: Report, decimals: int) -> list[str]:
     return [f"Not confirmed: {batch_text(best)} at {lr_text(best['lr'])} scored {score}, once."]
 
 
-def _horizon(report: Report) -> str:
-    horizon = format_duration(report.horizon_s)
+def _horizon(horizon_s: float, train_time_s: float | None) -> str:
+    horizon = format_duration(horizon_s)
     text = f"Configurations were compared at T = {horizon} of training each, and the answer holds there."
-    if report.train_time_s is None:
+    if train_time_s is None:
         return f"{text} If your training takes longer, say how long (--train-time): the best configuration may differ."
     # Within a hundredth it is the same horizon: T is a whole number of optimizer steps.
-    if report.horizon_s >= 0.99 * report.train_time_s:
+    if horizon_s >= 0.99 * train_time_s:
         return f"{text} That is as long as your training."
     return (
-        f"{text} Your training takes {format_duration(report.train_time_s)}, longer than T: the best configuration "
+        f"{text} Your training takes {format_duration(train_time_s)}, longer than T: the best configuration "
         "for it may differ, and a larger budget compares closer to it."
     )
 

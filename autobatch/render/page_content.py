@@ -10,6 +10,7 @@ from .content import (
     comparison_section,
     decimals_of,
     horizon_section,
+    not_compared_section,
     origin_section,
     trials_section,
     use_section,
@@ -39,23 +40,26 @@ def page_document(report: Report) -> Document:
     sections = [
         use_section(report),
         Section(title="Why", parts=(Bullets(items=report.why),)),
-        _with_figures(comparison_section(report), confirmation_figure(report)),
-        horizon_section(report),
     ]
+    if report.not_compared is not None or report.horizon_s is None:
+        sections.append(not_compared_section(report))
+    else:
+        sections += [
+            _with_figures(comparison_section(report), confirmation_figure(report)),
+            horizon_section(report.horizon_s, report.train_time_s),
+        ]
     if report.long_run is not None:
         sections.append(long_run_section(report.long_run, baseline_name(report), decimals))
-    sections += [
-        _with_figures(trials_section(report, decimals), score_chart(report), landscape_chart(report)),
-        Section(
-            title="Speed and memory",
-            parts=(
-                *max_batch_summary(report.max_batch),
-                throughput_chart(report),
-                memory_chart(report),
-                *throughput_summary(report.throughput, batch_marks(report)),
-            ),
-        ),
-    ]
+    if report.horizon_s is not None and (report.trials or report.not_compared is None):
+        trials, scores = trials_section(report, decimals), score_chart(report, report.horizon_s)
+        sections.append(_with_figures(trials, scores, landscape_chart(report)))
+    parts: list[Part] = [*max_batch_summary(report.max_batch)]
+    if report.throughput is not None:
+        parts.append(throughput_chart(report, report.throughput))
+    parts.append(memory_chart(report))
+    if report.throughput is not None:
+        parts += throughput_summary(report.throughput, batch_marks(report))
+    sections.append(Section(title="Speed and memory", parts=tuple(parts)))
     if report.learning_rate is not None:
         about = Section(title="Range test", parts=(Paragraph(text=lr_sentence(report.learning_rate)),))
         sections.append(_with_figures(about, range_test_chart(report)))

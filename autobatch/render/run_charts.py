@@ -29,14 +29,14 @@ _LARGEST = 1e30
 _WIDE = 1.96  # standard errors to either side hold 95 % of a normal distribution
 
 
-def score_chart(report: Report) -> Chart:
-    """The score of each trial over its training time: those of one time compare."""
+def score_chart(report: Report, horizon_s: float) -> Chart:
+    """The score of each trial over its training time, up to T: those of one time compare."""
     name = "yours" if report.baseline_is_users else "the default"
     kinds: dict[str, tuple[int, bool]] = {"others": (_OTHER, True), name: (_BASELINE, False), "this": (_CHOSEN, False)}
     lines: dict[str, list[Series]] = {kind: [] for kind in kinds}
     for number, trial in enumerate(report.trials):
         points = tuple(
-            Point(x=report.horizon_s * step / trial["total_steps"], value=score, note=_trial_text(number, trial))
+            Point(x=horizon_s * step / trial["total_steps"], value=score, note=_trial_text(number, trial))
             for step, score in trial["scores"]
             if abs(score) <= _LARGEST and 0 <= step <= trial["total_steps"]
         )
@@ -55,7 +55,7 @@ def score_chart(report: Report) -> Chart:
     if finals:
         best = score_text(max(finals, key=report.oriented), decimals_of(report))
         of = count_text(len(finals), "trial")
-        finding += f" At T = {format_duration(report.horizon_s)} the best of {of} scored {best}."
+        finding += f" At T = {format_duration(horizon_s)} the best of {of} scored {best}."
     within = _within(report, series)
     if within is not None and any(not within[0] <= p.value <= within[1] for s in series for p in s.points):
         finding += " Scores far behind the others are drawn at the edge."
@@ -183,9 +183,8 @@ def _spots(name: str, slot: int, points: Iterable[Point], mark: str | None = Non
     return Series(name=name, slot=slot, points=placed, marks=marks, is_line=False)
 
 
-def throughput_chart(report: Report) -> Chart:
+def throughput_chart(report: Report, found: Json) -> Chart:
     """Samples per second over batch sizes, with those that matter."""
-    found = report.throughput
     timed = [point for point in by_size(found) if _is_drawable(point["samples_per_s"]) and point["batch_size"] >= 1]
     points = tuple(speed_point(point) for point in timed)
     is_known = found.get("saturates", True)  # older reports do not say
@@ -303,7 +302,11 @@ def confirmation_figure(report: Report) -> Intervals | None:
     sides: list[tuple[str, int, ScoreSummary | None]] = [(own, _BASELINE, report.baseline)]
     if not report.chose_baseline:
         sides.insert(0, ("this", _CHOSEN, report.score))
-    estimates = tuple(_estimate(name, slot, score) for name, slot, score in sides if score is not None)
+    estimates = tuple(
+        _estimate(name, slot, score)
+        for name, slot, score in sides
+        if score is not None and abs(score.mean) + _WIDE * (score.stderr or 0.0) <= _LARGEST
+    )
     if not estimates:
         return None
     decimals = decimals_of(report)
@@ -312,8 +315,9 @@ def confirmation_figure(report: Report) -> Intervals | None:
     finding += "; a stroke below it is one seed." if any(e.singles for e in estimates) else "."
     if any(e.low is None for e in estimates):
         finding += " Where nothing was repeated, there is no interval."
-    if len(estimates) < len(sides):
-        finding += f" {capitalized(next(n for n, _, s in sides if s is None))} has no score on fresh seeds."
+    shown = {estimate.name for estimate in estimates}
+    if missing := [name for name, _, _ in sides if name not in shown]:
+        finding += f" {capitalized(missing[0])} has no score on fresh seeds."
     columns = (
         Column(title=""),
         Column(title="mean", is_number=True),

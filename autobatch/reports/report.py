@@ -107,7 +107,7 @@ class Report:
         device: what it ran on.
         direction: whether a higher or a lower score is better.
         budget_s: seconds that the run was given.
-        horizon_s: T, seconds of training at which configurations were compared.
+        horizon_s: T, seconds of training at which configurations were compared; None where there was no time for that.
         train_time_s: seconds that the user's real training takes; None where it was not said.
         config: the configuration recommended; its key in JSON is "plan".
         chose_baseline: the recommendation is what the user trains with already.
@@ -121,7 +121,7 @@ class Report:
             reports from before this was told.
         test_score, test_baseline: on the test data, scored once; None where the task has none.
         max_batch: evidence of the memory search, as `MaxBatch.to_json` gives it.
-        throughput: the profile, as `ThroughputCurve.to_json` gives it.
+        throughput: the profile, as `ThroughputCurve.to_json` gives it; None where the time ended before it.
         learning_rate: the range test, as `LrCurve.to_json` gives it; None where none was run.
         trials: every trial, as `Trial.to_json` gives it.
         ledger: where the time went, as `Ledger.to_json` gives it.
@@ -133,6 +133,8 @@ class Report:
             there is none, and in reports from before it was.
         seed: of every random choice; None in reports from before it was told.
         folder: of the run, where `tune` has just made the report; it is a path of that machine, and not in the JSON.
+        not_compared: why the budget was too short to compare anything, and which would be enough; None where something
+            was compared. The run can be resumed with more.
     """
 
     task: str
@@ -142,7 +144,7 @@ class Report:
     device: DeviceInfo
     direction: Direction
     budget_s: float
-    horizon_s: float
+    horizon_s: float | None
     train_time_s: float | None
     config: Config
     chose_baseline: bool
@@ -153,7 +155,7 @@ class Report:
     test_score: float | None
     test_baseline: float | None
     max_batch: Json
-    throughput: Json
+    throughput: Json | None
     learning_rate: Json | None
     trials: tuple[Json, ...]
     ledger: Json
@@ -166,6 +168,7 @@ class Report:
     long_run: Json | None = None
     seed: int | None = None
     folder: Path | None = field(default=None, compare=False)
+    not_compared: str | None = None
 
     @property
     def search_score(self) -> float | None:
@@ -252,6 +255,7 @@ class Report:
             "lost_device": self.lost_device,
             "long_run": self.long_run,
             "seed": self.seed,
+            "not_compared": self.not_compared,
         }
 
     @classmethod
@@ -266,6 +270,10 @@ class Report:
         if schema != SCHEMA:
             raise ReportError(f"this version reads reports of schema {SCHEMA}; this one has schema {schema}")
         score, baseline = found.inside("score"), found.inside("baseline")
+        horizon_s = found.number_or_none("horizon_s")
+        not_compared = found.get_or_none("not_compared", str)
+        if horizon_s is None and (not_compared is None or found.get("trials", list)):
+            raise ReportError("'horizon_s' of the report is a number where there are trials; found null")
         return cls(
             task=found.get("task", str),
             created=found.get("created", str),
@@ -274,7 +282,7 @@ class Report:
             device=device_from_json(found.inside("device")),
             direction=found.one_of("direction", Direction),
             budget_s=found.number("budget_s"),
-            horizon_s=found.number("horizon_s"),
+            horizon_s=horizon_s,
             train_time_s=found.number_or_none("train_time_s"),
             config=config_from_json(found.inside("plan")),
             chose_baseline=found.get("chose_baseline", bool),
@@ -297,6 +305,7 @@ class Report:
             lost_device=found.get("lost_device", bool) if "lost_device" in found else False,
             long_run=_long_run(found),
             seed=found.get_or_none("seed", int),
+            not_compared=not_compared,
         )
 
     def save(self, path: Path) -> None:
@@ -338,9 +347,9 @@ def _probability(found: Reader) -> float | None:
     return probability
 
 
-def _throughput(found: Reader) -> Json:
-    throughput: Json = found.get("throughput", THROUGHPUT)
-    for number, point in enumerate(throughput["measurements"]):
+def _throughput(found: Reader) -> Json | None:
+    throughput: Json | None = found.get("throughput", THROUGHPUT, or_null=True)
+    for number, point in enumerate(throughput["measurements"] if throughput is not None else ()):
         for phase, seconds in (point.get("phases_s") or {}).items():
             check(seconds, NUMBER, f"{phase!r} of 'phases_s' of item {number} of 'measurements' of the report")
     return throughput

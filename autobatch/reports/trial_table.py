@@ -38,7 +38,9 @@ COLUMNS = {
 
 def rows_of(report: Report) -> list[dict[str, Any]]:
     """A row for each trial, with a value for each of `COLUMNS`; None for what is not known."""
-    return [_row(report, number, trial) for number, trial in enumerate(report.trials)]
+    if (horizon_s := report.horizon_s) is None:  # nothing was trained
+        return []
+    return [_row(report, horizon_s, number, trial) for number, trial in enumerate(report.trials)]
 
 
 def is_config_of(trial: Json, config: Config) -> bool:
@@ -47,7 +49,7 @@ def is_config_of(trial: Json, config: Config) -> bool:
     return all(({"ranks": 1} | dict(trial))[name] == value for name, value in wanted.items())
 
 
-def _row(report: Report, number: int, trial: Json) -> dict[str, Any]:
+def _row(report: Report, horizon_s: float, number: int, trial: Json) -> dict[str, Any]:
     ranks = trial.get("ranks", 1)
     steps, score = trial["scores"][-1] if trial["scores"] else (0, None)
     known = {name: trial.get(name) for name in COLUMNS}
@@ -57,6 +59,6 @@ def _row(report: Report, number: int, trial: Json) -> dict[str, Any]:
         "ranks": ranks,
         "effective_batch_size": trial["batch_size"] * trial["accumulation_steps"] * ranks,
         "steps": steps,
-        "trained_s": report.horizon_s * steps / trial["total_steps"],
+        "trained_s": horizon_s * steps / trial["total_steps"],
         "score": score,
     }

@@ -1,4 +1,4 @@
-"""How a race ends: with a result, or with the reason why there is none and what would help."""
+"""How a race ends: with a result, or with the reason why it has none and what would help."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..core.units import format_duration
 from ..errors import DeviceError, DeviceLost, NoValidResult
 from .budget.advice import enough_s, give_at_least, typed
-from .budget.costs import EQUIVALENTS
+from .budget.costs import EQUIVALENTS, LEAST_EQUIVALENTS
 from .history import History
 from .race import Race
 from .trials import MIN_STEPS, optimizer_step_s
@@ -20,15 +20,16 @@ def finished(race: Race) -> SearchResult:
     """The result of a race that ran to its end.
 
     Raises:
-        NoValidResult: nothing was trained to the end, or there is no baseline to compare with.
+        NoValidResult: every trial failed.
     """
     history, pace = race.history, race.account.paces.correction
     baseline = history.trials[0]
     if baseline.state in ("running", "paused"):
-        raise NoValidResult(
+        why = (
             f"the time ran out at step {baseline.steps_done} of {baseline.total_steps} of the baseline: training "
             f"takes {pace:.1f} times what the profile said. {_remedy_for_slow_steps(race)}"
         )
+        return replace(_result(race, history), not_compared=why)
     if not any(trial.state == "complete" for trial in history.trials):
         failures = sorted({f"{t.outcome}: {t.message or 'no message'}" for t in history.trials if t.state == "failed"})
         raise NoValidResult(
@@ -104,7 +105,7 @@ def _remedy_for_slow_steps(race: Race) -> str:
     """What lets the baseline finish, if training is much slower than the profile predicted."""
     pace, full_s = race.account.paces.correction, race.costs.full_trial_s
     if 2 * pace < EQUIVALENTS:
-        return give_at_least(enough_s(EQUIVALENTS * pace * full_s, race.began_s), "a budget of ")
+        return give_at_least(enough_s(LEAST_EQUIVALENTS * pace * full_s, race.began_s), "a budget of ")
     # The length of a trial is a share of the budget by the profile. So it is too long in any budget.
     why = "With any budget it would: a trial is as long as the profile lets it be. See what slows training down"
     left_s = race.ledger.budget_s - race.began_s

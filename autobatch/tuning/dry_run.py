@@ -14,6 +14,7 @@ from ..core.facts import DeviceInfo, TaskFacts
 from ..core.runner import Runner
 from ..core.words import outcome_text
 from ..engines.pool import Pool
+from ..errors import BudgetTooShort
 from ..searching.budget.costs import horizon_s
 from ..searching.budget.ledger import Ledger, report_reserve_s
 from ..searching.reserve import FEW_EQUIVALENTS
@@ -90,9 +91,6 @@ def dry_run_of(
         runner: the workers, as the run would open them.
         ledger: of the budget, with what opening took charged to it.
         train_time_s, search, seed, max_trials: as in `api.tune`.
-
-    Raises:
-        BudgetTooShort: the run would be refused; the message says which budget would do.
     """
     with ledger.charge("start-up"):
         facts, device = runner.facts(), runner.device()
@@ -106,14 +104,18 @@ def dry_run_of(
     step_s, eval_s = _step_s(runner, facts, notes), _eval_s(runner, facts, notes)
     horizon = full_trials = seeds = None
     if step_s is not None:
-        horizon = horizon_s(
-            race_s,
-            train_time_s,
-            eval_s=eval_s or 0.0,
-            baseline_step_s=step_s,
-            spent_s=opened_s,
-            at_once=workers,
-        )
+        try:
+            horizon = horizon_s(
+                race_s,
+                train_time_s,
+                eval_s=eval_s or 0.0,
+                baseline_step_s=step_s,
+                spent_s=opened_s,
+                at_once=workers,
+            )
+        except BudgetTooShort as short:
+            notes.append(f"nothing would be compared, only measured: {short}")
+    if horizon is not None:
         settings = SearchSettings()
         rungs = len(settings.ladder.beyond(facts.peak_lr_fraction).shares)
         full_trials = workers * race_s / (horizon + rungs * (eval_s or 0.0))

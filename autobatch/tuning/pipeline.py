@@ -20,7 +20,7 @@ from ..core.runner import Runner
 from ..core.units import format_duration, format_lr
 from ..core.words import outcome_text
 from ..engines.pool import Pool
-from ..errors import NoValidResult, after_warnings
+from ..errors import BudgetTooShort, NoValidResult, WorkerTimeout, after_warnings
 from ..measuring.allowance import Allowance
 from ..measuring.learning_rate import LrCurve
 from ..measuring.memory import MaxBatch
@@ -28,14 +28,13 @@ from ..measuring.throughput import ThroughputCurve
 from ..reports.report import Report
 from ..runs.conditions import Condition, changes, check_conditions, conditions_of_task
 from ..runs.run_folder import RunFolder, RunState
-from ..searching.budget.advice import SWEEP_SHARE
+from ..searching.budget.advice import SWEEP_SHARE, give_at_least
 from ..searching.budget.costs import least_budget_s, worth_step_s
 from ..searching.budget.ledger import Ledger
 from ..searching.crew import Alone
-from ..searching.limits import MemoryLimits
 from ..searching.trials import ERRORS, optimizer_step_s
 from ..searching.verdict.failures import headline
-from .result import report_of
+from .result import baseline_that_fits, compared_report, measured_report
 from .shares import memory_s, profile_s
 from .stages import (
     FEWEST_SWEEP_STEPS,
@@ -64,6 +63,14 @@ _END_REHEARSALS = 4
 # some 0.02 s, ten of which are 0.3 % of a minute.
 _REHEARSAL_SHARE = 0.1
 _EVAL_BATCH = 1024  # assumed: beyond it a forward pass without gradients gains nothing on the devices we know
+
+
+def too_short_for(doing: str) -> str:
+    """The remedy where nothing is known of how long `doing` takes."""
+    return (
+        f"It is not known how long {doing} takes, only that this budget was too short for it: check first whether "
+        "it ends at all, and then give several times as long as it takes by itself"
+    )
 
 
 class _Tune:
@@ -106,10 +113,28 @@ class _Tune:
             self.say("start", "note", f"resumed, with {format_duration(self.ledger.elapsed_s)} of the budget spent")
         if facts.val_size is None or facts.has_test_data:
             self.see_evaluation_end()
-        found = self.state.found
-        if (largest := found.largest) is None:
+        if (largest := self.state.found.largest) is None:
             largest = self.largest_batch(facts)
             self.keep(largest=largest)
+        try:
+            result = self.compared(facts, largest)
+        except BudgetTooShort as short:
+            return self.report(facts, device, largest, not_compared=str(short))
+        except WorkerTimeout as error:  # the end of the budget cut off a stage, or a worker hangs
+            if error.is_hang:
+                raise
+            why = f"the budget ended before anything could be compared: {error}. {self.what_would_do()}"
+            return self.report(facts, device, largest, not_compared=why)
+        return compared_report(self.report(facts, device, largest), result, facts)
+
+    def compared(self, facts: TaskFacts, largest: MaxBatch) -> SearchResult:
+        """Run the stages from the profile on, up to the result of the race.
+
+        Raises:
+            BudgetTooShort: there is no time for a race.
+            WorkerTimeout: the budget ended in the middle of a stage.
+        """
+        found = self.state.found
         if (micro_batch := found.micro_batch) is None:
             micro_batch = self.largest_micro_batch(largest)
             self.keep(micro_batch=micro_batch)
@@ -120,8 +145,7 @@ class _Tune:
         if (sweep := found.sweep) is None and not found.is_swept:
             sweep = self.range_test(facts, curve, int(largest), micro_batch)
             self.keep(sweep=sweep, is_swept=True)
-        result = self.race(facts, curve, sweep, int(largest), micro_batch)
-        return self.report(facts, largest, curve, sweep, result)
+        return self.race(facts, curve, sweep, largest, micro_batch)
 
     def see_evaluation_end(self) -> None:
         """Fail now if the validation data never ends, and not after all other stages."""
@@ -199,6 +223,12 @@ class _Tune:
         step_s = self.timed[size] * max(1.0, own.batch_size / size) * own.accumulation_steps
         return least_budget_s(step_s, eval_s=self.state.found.eval_s or 0.0, spent_s=self.ledger.elapsed_s)
 
+    def what_would_do(self) -> str:
+        """The remedy where the budget ended in the middle of a stage: a longer one, if it is known how long."""
+        if (needed_s := self.least_s()) is not None and needed_s > self.settings.budget_s:
+            return give_at_least(needed_s)
+        return too_short_for(self.doing)
+
     def say(
         self,
         stage: Stage,
@@ -268,13 +298,14 @@ class _Tune:
             return None
 
     def race(
-        self, facts: TaskFacts, curve: ThroughputCurve, sweep: LrCurve | None, largest: int, micro_batch: int
+        self, facts: TaskFacts, curve: ThroughputCurve, sweep: LrCurve | None, largest: MaxBatch, micro_batch: int
     ) -> SearchResult:
         # Imported here because optuna takes half a second, and the worker has long been started.
+        from ..searching.budget.costs import RUNGS
         from ..searching.search import SearchSettings, horizon_s, search
         from ..searching.storage.journal import StudyRecord
 
-        eval_batch = min(largest, facts.val_size or largest, _EVAL_BATCH)
+        eval_batch = min(int(largest), facts.val_size or int(largest), _EVAL_BATCH)
         if (eval_s := self.state.found.eval_s) is None:
             known = "" if facts.val_size is not None else ", which has no length and may not end,"
             self.doing = f"an evaluation on val_data(){known}"
@@ -288,25 +319,23 @@ class _Tune:
         self.keep_back_for_the_end()
         crew = self.runner.crew() if isinstance(self.runner, Pool) else Alone(self.runner)
         if (horizon := self.state.found.horizon_s) is None:
-            limits = MemoryLimits(
-                times=curve,
-                precision=facts.precision,
-                max_batch=largest,
-                max_micro_batch=micro_batch if facts.accumulates else 0,
-            )
-            trained = limits.as_trained(facts.baseline.plan, accumulates=facts.accumulates)
-            baseline_step_s = optimizer_step_s(trained, curve)
+            baseline = baseline_that_fits(facts, curve, largest, micro_batch)
             horizon = horizon_s(
                 self.ledger.available_s,
                 self.settings.train_time_s,
                 eval_s=eval_s,
-                baseline_step_s=baseline_step_s,
+                baseline_step_s=optimizer_step_s(baseline.plan, curve),
                 spent_s=self.ledger.elapsed_s,
                 at_once=crew.size,
             )
             self.keep(horizon_s=horizon)
         record = StudyRecord(self.folder.journal, facts.name, facts.direction, central=self.central)
-        self.say("search", "note", f"comparing at T = {format_duration(horizon)} of training each")
+        trials = self.ledger.available_s * crew.size / (horizon + RUNGS * eval_s)
+        self.say(
+            "search",
+            "note",
+            f"comparing at T = {format_duration(horizon)} of training each, with time for {trials:.0f} full trials",
+        )
         settings = SearchSettings(
             seed=self.settings.seed,
             sampler=self.settings.search,
@@ -318,7 +347,7 @@ class _Tune:
             self.runner,
             self.ledger,
             curve,
-            max_batch=largest,
+            max_batch=int(largest),
             max_micro_batch=micro_batch,
             horizon_s=horizon,
             eval_s=eval_s,
@@ -394,24 +423,18 @@ class _Tune:
         return replace(standing, peak_bytes=largest.peak_bytes, limit_bytes=largest.limit.budget_bytes)
 
     def report(
-        self,
-        facts: TaskFacts,
-        largest: MaxBatch,
-        curve: ThroughputCurve,
-        sweep: LrCurve | None,
-        result: SearchResult,
+        self, facts: TaskFacts, device: DeviceInfo, largest: MaxBatch, not_compared: str | None = None
     ) -> Report:
+        """The report of the measurements, without the race."""
         missing = self.close_central()
         pool = self.runner if isinstance(self.runner, Pool) else None
-        return report_of(
+        return measured_report(
             self.state,
             facts=facts,
-            device=self.runner.device(),
+            device=device,
             largest=largest,
-            curve=curve,
-            sweep=sweep,
-            result=result,
             ledger=self.ledger,
             workers=1 if pool is None else pool.size,
             remarks=(*(() if missing is None else (missing,)), *(() if pool is None else pool.remarks)),
+            not_compared=not_compared,
         )

@@ -1,19 +1,21 @@
-"""The report of a run, made from the results of its stages."""
+"""The report of a run, made from the results of its stages: of all of them, or of those there was time for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
 from ..core.facts import DeviceInfo, TaskFacts
+from ..core.plan import Config
 from ..core.words import limit_sentence
-from ..measuring.learning_rate import LrCurve
 from ..measuring.memory import MaxBatch
 from ..measuring.throughput import ThroughputCurve
 from ..reports.report import Report
 from ..runs.run_folder import RunState
 from ..searching.budget.ledger import Ledger
+from ..searching.limits import MemoryLimits
 from ..searching.verdict.failures import failed_trials
 from ..searching.verdict.stability import norms_out_of_line
 
@@ -21,32 +23,66 @@ if TYPE_CHECKING:
     from ..searching.search import SearchResult
 
 
-def report_of(
+def compared_report(measured: Report, result: SearchResult, facts: TaskFacts) -> Report:
+    """The report of a run whose race came to a result.
+
+    Args:
+        measured: the report of the stages before the race, by `measured_report`.
+        result: of the race.
+        facts: the facts of the task.
+    """
+    # The race may have split the baseline into micro-batches because it does not fit.
+    raced = result.history.baseline
+    return replace(
+        measured,
+        horizon_s=result.horizon_s,
+        config=result.chosen,
+        chose_baseline=result.chose_baseline,
+        baseline_plan=raced.config if raced else facts.baseline,
+        probability=result.probability,
+        is_proven=result.is_proven,
+        score=result.score,
+        baseline=result.baseline,
+        test_score=result.test_score,
+        test_baseline=result.baseline_test_score,
+        trials=tuple(trial.to_json() for trial in result.trials),
+        why=(*result.why, *measured.why),
+        warnings=(*measured.warnings, *_warnings_of(result)),
+        interrupted=result.interrupted,
+        lost_device=result.lost_device,
+        long_run=_beyond(result, measured.train_time_s),
+        not_compared=result.not_compared,
+    )
+
+
+def measured_report(
     state: RunState,
     *,
     facts: TaskFacts,
     device: DeviceInfo,
     largest: MaxBatch,
-    curve: ThroughputCurve,
-    sweep: LrCurve | None,
-    result: SearchResult,
     ledger: Ledger,
     workers: int,
-    remarks: Iterable[str],
+    remarks: Iterable[str] = (),
+    not_compared: str | None = None,
 ) -> Report:
-    """Make the report of a run.
+    """The report of a run by its measurements alone, which recommends the baseline.
 
     Args:
-        state: the state of the run.
+        state: the state of the run, with what its stages found.
         facts: the facts of the task.
         device: the device of the run.
-        largest, curve, sweep, result: the results of the stages, in order.
+        largest: the largest micro-batch.
         ledger: the time spent so far.
         workers: how many workers trained trials at the same time.
         remarks: more warnings, which do not follow from the other arguments.
+        not_compared: why there was no time for a race.
     """
-    # The race may have split the baseline into micro-batches because it does not fit.
-    raced = result.history.baseline
+    found = state.found
+    curve = None if found.curve is None else replace(found.curve, rule=largest.rule)
+    baseline = facts.baseline
+    if curve is not None:
+        baseline = baseline_that_fits(facts, curve, largest, found.micro_batch)
     return Report(
         task=facts.name,
         created=state.created,
@@ -55,52 +91,63 @@ def report_of(
         device=device,
         direction=facts.direction,
         budget_s=state.settings.budget_s,
-        horizon_s=result.horizon_s,
+        horizon_s=found.horizon_s,
         train_time_s=state.settings.train_time_s,
-        config=result.chosen,
-        chose_baseline=result.chose_baseline,
-        baseline_plan=raced.config if raced else facts.baseline,
+        config=baseline,
+        chose_baseline=True,
+        baseline_plan=baseline,
         baseline_is_users=facts.baseline_is_users,
-        probability=result.probability,
-        is_proven=result.is_proven,
-        score=result.score,
-        baseline=result.baseline,
-        test_score=result.test_score,
-        test_baseline=result.baseline_test_score,
+        score=None,
+        baseline=None,
+        test_score=None,
+        test_baseline=None,
         max_batch=largest.to_json(),
-        throughput=curve.to_json(),
-        learning_rate=sweep.to_json() if sweep else None,
-        trials=tuple(trial.to_json() for trial in result.trials),
+        throughput=None if curve is None else curve.to_json(),
+        learning_rate=found.sweep.to_json() if found.sweep else None,
+        trials=(),
         ledger=ledger.to_json(),
-        why=(*result.why, *_why(largest, curve, workers)),
-        warnings=(*_warnings(state, facts, largest, curve, result), *remarks),
-        interrupted=result.interrupted,
-        lost_device=result.lost_device,
-        long_run=_beyond(result, state.settings.train_time_s),
+        why=tuple(_why(largest, curve, workers)),
+        warnings=(*_warnings(state, facts, largest, curve), *remarks),
         seed=state.settings.seed,
+        not_compared=not_compared,
     )
 
 
-def _why(largest: MaxBatch, curve: ThroughputCurve, workers: int) -> Iterable[str]:
+def baseline_that_fits(facts: TaskFacts, curve: ThroughputCurve, largest: MaxBatch, micro_batch: int | None) -> Config:
+    """The baseline as it can be trained here: in micro-batches, where its batch does not fit as one."""
+    limits = MemoryLimits(
+        times=curve,
+        precision=facts.precision,
+        max_batch=int(largest),
+        max_micro_batch=(micro_batch or 0) if facts.accumulates else 0,
+    )
+    own = facts.baseline
+    return replace(own, plan=limits.as_trained(own.plan, accumulates=facts.accumulates))
+
+
+def _why(largest: MaxBatch, curve: ThroughputCurve | None, workers: int) -> Iterable[str]:
     if workers > 1:
         yield f"{workers} workers each trained a trial at the same time"
     yield limit_sentence(largest.limited_by, str(int(largest)), largest.limit.budget_bytes)
-    yield curve.describe_knee()
+    if curve is not None:
+        yield curve.describe_knee()
 
 
-def _warnings(
-    state: RunState, facts: TaskFacts, largest: MaxBatch, curve: ThroughputCurve, result: SearchResult
-) -> Iterable[str]:
+def _warnings(state: RunState, facts: TaskFacts, largest: MaxBatch, curve: ThroughputCurve | None) -> Iterable[str]:
     yield from (*facts.warnings, *facts.assumptions, *largest.assumed)
-    if (starved := curve.describe_starvation()) is not None:
+    if curve is not None and (starved := curve.describe_starvation()) is not None:
         yield starved
     for earlier in state.settings.earlier:
         if earlier.task != facts.name:
             yield f"{earlier.origin} is from another task, {earlier.task}"
+    yield from state.remarks
+
+
+def _warnings_of(result: SearchResult) -> Iterable[str]:
+    """What the race itself has to warn of."""
     if (norms := norms_out_of_line(result.chosen, result.history)) is not None:
         yield norms
     yield from failed_trials(result.history)
-    yield from state.remarks
 
 
 def _beyond(result: SearchResult, train_time_s: float | None) -> dict[str, Any] | None:

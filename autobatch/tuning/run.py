@@ -16,9 +16,8 @@ from ..errors import BudgetTooShort, ReportError, SettingError, StorageError, Wo
 from ..reports.report import Report
 from ..runs.run_folder import RunFolder, RunState
 from ..runs.settings import TuneSettings
-from ..searching.budget.advice import give_at_least
 from ..searching.budget.ledger import Ledger
-from .pipeline import OPENING, _Tune
+from .pipeline import OPENING, _Tune, too_short_for
 
 _SETTING_OUT_S = 600.0  # assumed: a resumed run opens the task within this time
 
@@ -70,32 +69,21 @@ def run_tune(
             report.save(folder.report)
         except ReportError as error:  # as for every other file of the run, which can continue when there is room
             raise StorageError(str(error)) from None
-        if not report.interrupted:
+        if not report.interrupted and report.not_compared is None:  # else it may go on
             run.finish()
         return report
     except WorkerTimeout as error:
-        # Rungs and the test handle their own time limits, so the end of the budget cut off a stage before the race.
+        # Nothing was measured yet: what comes later ends with a report of what was.
         if error.is_hang:
             raise
-        told = f"the budget of {format_duration(settings.budget_s)} ended before anything could be compared: {error}. "
-        doing = OPENING if run is None else run.doing
+        too_short = f"the budget of {format_duration(settings.budget_s)} ended before anything was measured: {error}. "
+        remedy = too_short_for(OPENING) if run is None else run.what_would_do()
         with after_warnings(error.warnings):
-            what_would_do = _what_would_do(doing, run)
-            raise BudgetTooShort(f"{told}{what_would_do}. What the task printed is in {folder.log}") from None
+            raise BudgetTooShort(f"{too_short}{remedy}. What the task printed is in {folder.log}") from None
     finally:
         if run is not None:
             run.close_central()
         runner.close()
-
-
-def _what_would_do(doing: str, run: _Tune | None) -> str:
-    """The remedy if the time ended during `doing`: a longer budget, if it is known how long."""
-    if run is not None and (needed_s := run.least_s()) is not None and needed_s > run.settings.budget_s:
-        return give_at_least(needed_s)
-    return (
-        f"It is not known how long {doing} takes, only that this budget was too short for it: check first whether "
-        "it ends at all, and then give several times as long as it takes by itself"
-    )
 
 
 def _opened(spec: RunnerSpec, settings: TuneSettings, folder: RunFolder, remaining_s: Callable[[], float]) -> Runner:

@@ -115,6 +115,43 @@ def test_tune_is_no_worse_than_the_baseline_on_fresh_seeds(
     assert report["score"]["mean"] >= report["baseline"]["mean"]
 
 
+SLOW = """
+import time
+
+baseline = {"batch_size": 16, "lr": 1e-3}
+
+def loss(model, batch):
+    if model.training:
+        time.sleep(0.5)
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+"""
+
+
+def test_a_budget_that_compares_nothing_still_measures(tmp_path: Path) -> None:
+    """Three trials of 32 steps take 48 seconds, however fast the machine is."""
+    (tmp_path / "slow.py").write_text(MINIMAL.read_text() + SLOW)
+    result = autobatch("tune", "slow.py", "--budget", "40s", "--device", "cpu", "--output", "out.json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "The budget was too short to compare anything" in result.stdout
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+    more = (
+        r"nothing was compared. With more time, this run goes on with: autobatch tune slow\.py --resume --budget TIME"
+    )
+    assert re.search(more, result.stderr)
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["max_batch"]["batch_size"] >= 16
+    assert report["plan"]["batch_size"] == 16
+    assert re.search("[Gg]ive .*at least", report["not_compared"])
+    (run,) = json.loads(autobatch("runs", "--json", cwd=tmp_path).stdout)
+    assert run["status"] != "finished"
+
+
+def test_a_budget_in_which_nothing_ran_is_exit_code_3(tmp_path: Path) -> None:
+    result = autobatch("tune", MINIMAL, "--budget", "0.1s", "-q", cwd=tmp_path)
+    message = refused(result, code=3).replace("\n", " ")
+    assert re.search("It is not known how long opening and checking the task.*takes", message)
+
+
 def test_progress_off_a_terminal_is_plain_lines(tuned: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     stderr = tuned[1].stderr
     assert not CONTROL.search(stderr)
@@ -430,7 +467,6 @@ def test_a_broken_task_is_refused_with_what_is_wrong(file: str, message: str, tm
         (["report", "any.json", "--markdown", "--output", "out.md"], "--markdown prints only Markdown"),
         (["report", "missing.json"], "missing.json cannot be read"),
         (["tune", MINIMAL, "--warm-start", "missing.json"], "missing.json cannot be read"),
-        (["tune", MINIMAL, "--budget", "0.1s", "-q"], "It is not known how long opening and checking the task.*takes"),
     ],
 )
 def test_bad_usage_is_refused_before_any_work(arguments: list[Any], message: str, tmp_path: Path) -> None:

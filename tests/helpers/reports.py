@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from autobatch.core.facts import DeviceInfo
+from autobatch.core.json_reader import Json
 from autobatch.core.plan import Config, Plan
 from autobatch.measuring.learning_rate import find_lr_curve
 from autobatch.measuring.memory import find_max_batch_size
@@ -108,6 +109,18 @@ def example(**changes: Any) -> Report:
         "why": ("11 trials of up to 3.50 s of training each", "on fresh seeds batch 256 beat the baseline"),
     }
     return Report(**values | changes)
+
+
+def horizon_of(report: Report) -> float:
+    """T of a report that compared something."""
+    assert report.horizon_s is not None
+    return report.horizon_s
+
+
+def throughput_of(report: Report) -> Json:
+    """The profile of a report that has one."""
+    assert report.throughput is not None
+    return report.throughput
 
 
 def raced(budget_s: float = 60.0, **changes: Any) -> Report:

@@ -23,7 +23,7 @@ from autobatch.reports.compare import compare
 from autobatch.reports.report import Report
 from tests.helpers.bench_reports import MODELS, cell, cpu_report, failed, gpu_report, with_measurement
 from tests.helpers.pages import Page
-from tests.helpers.reports import example, raced
+from tests.helpers.reports import example, raced, throughput_of
 
 GPU, CPU = gpu_report(), cpu_report()
 ATTACK = (
@@ -100,7 +100,7 @@ def hostile_run() -> Report:
         warnings=(ATTACK,),
         ledger={**report.ledger, "entries": {ATTACK: 1.0}},
         max_batch={**report.max_batch, "limited_by": ATTACK, "assumed": [ATTACK]},
-        throughput={**report.throughput, "knee": ATTACK, "starvation": ATTACK},
+        throughput={**throughput_of(report), "knee": ATTACK, "starvation": ATTACK},
         trials=(report.trials[0], *({**trial, **texts} for trial in report.trials[1:])),
     )
 
@@ -118,8 +118,14 @@ def without_an_answer() -> Report:
         trials=(),
         ledger={"budget_s": 1.0, "elapsed_s": 0.0, "entries": {}},
         max_batch={**report.max_batch, "probes": [], "limit_bytes": None, "peak_bytes": None},
-        throughput={**report.throughput, "measurements": []},
+        throughput={**throughput_of(report), "measurements": []},
     )
+
+
+def not_compared(**changes: Any) -> Report:
+    """A run whose budget ended before a comparison, and perhaps before its profile."""
+    why = "a comparison takes 3 trials of at least 32 baseline steps. Give at least 4m05s"
+    return dataclasses.replace(without_an_answer(), not_compared=why, horizon_s=None, **changes)
 
 
 DOCUMENTS: dict[str, Document] = {
@@ -138,6 +144,9 @@ DOCUMENTS: dict[str, Document] = {
     "race": page_document(raced()),
     "hostile tune": page_document(hostile_run()),
     "tune without an answer": page_document(without_an_answer()),
+    "nothing compared": page_document(not_compared()),
+    "nothing profiled": page_document(not_compared(throughput=None)),
+    "nothing profiled, on a terminal": report_document(not_compared(throughput=None)),
     "comparison": comparison_document(compare([("a.json", GPU), ("b.json", GPU), ("<c>", GPU)])),
 }
 
@@ -238,7 +247,7 @@ def test_every_part_of_a_tune_report_is_on_its_page() -> None:
         assert sentence in words
     bars = [known for tag, known in found.tags if tag == "span" and "style" in known]
     spent = [seconds for seconds in report.ledger["entries"].values() if seconds > 0]
-    assert len(bars) == len(report.throughput["measurements"]) + len(spent)
+    assert len(bars) == len(throughput_of(report)["measurements"]) + len(spent)
 
 
 def test_code_stands_line_by_line() -> None:

@@ -24,7 +24,7 @@ from autobatch.render.numbers import grouped, lr_text, score_decimals, score_tex
 from autobatch.render.terminal import print_devices, print_document, print_lr, print_max_batch, print_profile
 from autobatch.reports.report import Report
 from autobatch.searching.verdict.confirmation import ScoreSummary
-from tests.helpers.reports import CHOSEN, LONG_RUN, YOURS, example, trial
+from tests.helpers.reports import CHOSEN, LONG_RUN, YOURS, example, throughput_of, trial
 
 EXAMPLE = example()
 HOSTILE = "[red]x[/red] | <b>*y*</b> \x1b[2J\x07 \u202e `z` _w_ \ud800"
@@ -86,9 +86,9 @@ def unknown() -> Report:
         device=DeviceInfo(name="a card", kind="cuda"),
         max_batch={**EXAMPLE.max_batch, "peak_bytes": None, "limit_bytes": None},
         throughput={
-            **EXAMPLE.throughput,
+            **throughput_of(EXAMPLE),
             "measurements": [
-                {**point, "outcome": "oom", "samples_per_s": None} for point in EXAMPLE.throughput["measurements"]
+                {**point, "outcome": "oom", "samples_per_s": None} for point in throughput_of(EXAMPLE)["measurements"]
             ],
         },
         ledger={"budget_s": 60.0, "elapsed_s": 0.0, "entries": {}},
@@ -270,7 +270,7 @@ def test_the_knee_the_chosen_and_the_users_batch_are_marked_without_colour() -> 
 
 def test_bars_are_in_proportion() -> None:
     bars = [line.count("█") for line in drawn(EXAMPLE).splitlines() if re.match(r" +\d+ +[\d,]+ ", line)]
-    speeds = [point["undisturbed_samples_per_s"] for point in EXAMPLE.throughput["measurements"]]
+    speeds = [point["undisturbed_samples_per_s"] for point in throughput_of(EXAMPLE)["measurements"]]
     assert bars == [round(8 * 30 * speed / max(speeds)) // 8 for speed in speeds]
 
 
@@ -308,7 +308,7 @@ def test_no_line_is_wider_than_the_terminal(report: Report, width: int) -> None:
     def draw(console: Console) -> None:
         print_report(report, console)
         print_max_batch(report.max_batch, console)
-        print_profile(report.throughput, console)
+        print_profile(throughput_of(report), console)
         print_devices([report.device], console)
         if report.learning_rate is not None:
             print_lr(report.learning_rate, console)
@@ -382,7 +382,7 @@ def test_every_probe_is_told() -> None:
 
 
 def test_the_profile_says_what_was_skipped_and_what_starves() -> None:
-    found = {**EXAMPLE.throughput, "skipped": [1024, 2048], "starvation": "the device waits for data"}
+    found = {**throughput_of(EXAMPLE), "skipped": [1024, 2048], "starvation": "the device waits for data"}
     text = printed(lambda console: print_profile(found, console))
     assert "Not timed, for lack of time: 1024, 2048." in text
     assert "the device waits for data" in text

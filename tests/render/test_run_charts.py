@@ -26,7 +26,7 @@ from autobatch.render.run_charts import (
 from autobatch.reports.report import Report
 from autobatch.searching.verdict.confirmation import ScoreSummary
 from tests.helpers.pages import Page
-from tests.helpers.reports import CHOSEN, YOURS, example, raced
+from tests.helpers.reports import CHOSEN, YOURS, example, horizon_of, raced, throughput_of
 
 RACED = raced()
 
@@ -38,14 +38,14 @@ def places(report: Report) -> set[tuple[float, float]]:
 
 @pytest.mark.parametrize("report", [example(), RACED], ids=["example", "raced"])
 def test_each_score_of_each_trial_is_a_point(report: Report) -> None:
-    chart = score_chart(report)
+    chart = score_chart(report, horizon_of(report))
     assert sum(len(one.points) for one in chart.series) == sum(len(trial["scores"]) for trial in report.trials)
-    assert max(point.x for one in chart.series for point in one.points) == pytest.approx(report.horizon_s)
+    assert max(point.x for one in chart.series for point in one.points) == pytest.approx(horizon_of(report))
     assert len(chart.table.rows) == len(report.trials)
 
 
 def test_the_choice_and_what_it_is_against_stand_out() -> None:
-    chart = score_chart(example())
+    chart = score_chart(example(), horizon_of(example()))
     assert [one.name for one in chart.series if not one.is_faint] == ["yours", "this", "this", "this", "this"]
     assert {one.name for one in chart.series if one.is_faint} == {"others"}
     legend = [words for _, words in legend_of(chart)]
@@ -81,7 +81,7 @@ def test_one_score_far_off_does_not_flatten_the_others(direction: Any) -> None:
     trials = list(example().trials)
     far = 1e12 if direction == "minimize" else -1e12
     trials[5] = {**trials[5], "scores": [[100, far]]}
-    chart = score_chart(dataclasses.replace(example(), trials=tuple(trials), direction=direction))
+    chart = score_chart(dataclasses.replace(example(), trials=tuple(trials), direction=direction), 3.5)
     assert chart.within is not None
     assert chart.within[1] - chart.within[0] < 1
     assert "Scores far behind the others are drawn at the edge." in chart.finding
@@ -89,8 +89,8 @@ def test_one_score_far_off_does_not_flatten_the_others(direction: Any) -> None:
 
 def test_throughput_and_memory_mark_the_choice() -> None:
     report = example()
-    (speed,) = throughput_chart(report).series
-    assert dict(speed.marks) == {"knee": report.throughput["knee_batch_size"], "chosen": 128, "yours": 32}
+    (speed,) = throughput_chart(report, throughput_of(report)).series
+    assert dict(speed.marks) == {"knee": throughput_of(report)["knee_batch_size"], "chosen": 128, "yours": 32}
     (memory,) = memory_chart(report).series
     assert ("largest", report.max_batch["batch_size"]) in memory.marks
     assert memory_chart(report).level == ("limit", report.max_batch["limit_bytes"])
@@ -157,7 +157,7 @@ def test_whatever_a_report_holds_its_page_is_drawn(
         direction=direction,
         horizon_s=horizon_s,
         score=ScoreSummary(mean=mean, stderr=abs(mean), scores=(mean, -mean)),
-        throughput={**report.throughput, "measurements": report.throughput["measurements"][:1]},
+        throughput={**throughput_of(report), "measurements": throughput_of(report)["measurements"][:1]},
     )
     document = page_document(odd)
     page = to_html(document)

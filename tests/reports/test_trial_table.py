@@ -13,7 +13,7 @@ from autobatch.errors import ReportError, SettingError
 from autobatch.reports.report import Report
 from autobatch.reports.tensorboard import HPARAMS, SCORE, check_tensorboard, write_hparams
 from autobatch.reports.trial_table import COLUMNS, rows_of
-from tests.helpers.reports import CHOSEN, example
+from tests.helpers.reports import CHOSEN, example, horizon_of
 
 
 def test_a_row_for_each_trial_with_every_column() -> None:
@@ -23,9 +23,9 @@ def test_a_row_for_each_trial_with_every_column() -> None:
     assert all(set(row) == set(COLUMNS) for row in rows)
     chosen = rows[1]
     assert (chosen["batch_size"], chosen["accumulation_steps"], chosen["effective_batch_size"]) == (128, 2, 256)
-    assert (chosen["score"], chosen["steps"], chosen["trained_s"]) == (0.975, 800, report.horizon_s)
+    assert (chosen["score"], chosen["steps"], chosen["trained_s"]) == (0.975, 800, horizon_of(report))
     assert [row["trial"] for row in rows if row["chosen"]] == [1, 12, 13, 14]
-    assert rows[2]["trained_s"] == pytest.approx(report.horizon_s / 8)
+    assert rows[2]["trained_s"] == pytest.approx(horizon_of(report) / 8)
     assert (rows[11]["score"], rows[11]["outcome"], rows[11]["steps"]) == (None, "diverged", 0)
 
 

@@ -20,7 +20,7 @@ from autobatch.core.plan import Config, Direction, Plan, Precision
 from autobatch.core.segment import GradNorms, SegmentResult, TrainSegment
 from autobatch.errors import BudgetTooShort, CheckpointError, NoValidResult, SettingError, TaskError
 from autobatch.measuring.profiling import profile
-from autobatch.searching.budget.costs import EQUIVALENTS
+from autobatch.searching.budget.costs import EQUIVALENTS, LEAST_EQUIVALENTS
 from autobatch.searching.budget.ledger import Ledger
 from autobatch.searching.crew import Crew
 from autobatch.searching.schedulers.promotion import paused_best_first, promotable
@@ -680,8 +680,10 @@ def test_a_baseline_that_ran_out_of_time_is_trained_to_the_end_when_there_is_mor
         return SegmentResult(segment=segment, outcome="timeout", seconds=segment.limit_s)
 
     runner.faults = slow
-    with pytest.raises(NoValidResult, match="time"):
-        race(runner, budget_s=25.0, crew=SimCrew(runner, runner.clock, size), record=journal_of(tmp_path), **sampled())
+    crew = SimCrew(runner, runner.clock, size)
+    short = race(runner, budget_s=25.0, crew=crew, record=journal_of(tmp_path), **sampled()).result
+    assert "the time ran out" in str(short.not_compared)
+    assert (short.chose_baseline, short.score, short.baseline) == (True, None, None)
     kept = journal_of(tmp_path).kept()
     assert kept is not None
     assert (kept.trials[0].state, kept.trials[0].outcome) == ("paused", "timeout")
@@ -692,6 +694,7 @@ def test_a_baseline_that_ran_out_of_time_is_trained_to_the_end_when_there_is_mor
     result = race(again, budget_s=120.0, crew=SimCrew(again, again.clock, size), record=record, kept=kept).result
     assert result.trials[0].state == "complete"
     assert result.baseline is not None
+    assert result.not_compared is None
     assert not any("the baseline itself failed" in reason for reason in result.why)
 
 
@@ -739,8 +742,8 @@ def test_a_race_in_which_everything_fails_says_what_was_said() -> None:
 
 
 def test_a_profile_far_too_fast_is_told_from_a_bad_task() -> None:
-    with pytest.raises(NoValidResult, match=r"times what the profile said|A full one takes"):
-        race(SimRunner(slowdown=40.0))
+    result = race(SimRunner(slowdown=40.0)).result
+    assert "times what the profile said" in str(result.not_compared)
 
 
 def test_a_finalist_that_fails_under_a_fresh_seed_gives_way() -> None:
@@ -879,20 +882,22 @@ def test_a_trial_keeps_the_norms_of_each_segment() -> None:
 
 
 @given(st.floats(1e-4, 0.5), st.floats(0, 5), st.floats(1, 1e5))
-def test_the_horizon_is_a_sixteenth_and_too_short_a_budget_says_what_would_do(
+def test_the_horizon_is_a_sixteenth_or_as_short_as_may_be_and_too_short_a_budget_says_what_would_do(
     step_s: float, eval_s: float, remaining_s: float
 ) -> None:
     def ask(seconds: float) -> float:
         return horizon_s(seconds, None, eval_s=eval_s, baseline_step_s=step_s)
 
-    least_s = EQUIVALENTS * (MIN_STEPS * step_s + 3 * eval_s)
-    if remaining_s < least_s * 0.999:
+    least_s = MIN_STEPS * step_s + 3 * eval_s  # of a trial
+    if remaining_s < LEAST_EQUIVALENTS * least_s * 0.999:
         with pytest.raises(BudgetTooShort, match="Give at least"):
             ask(remaining_s)
-    elif remaining_s > least_s * 1.001:
+    elif remaining_s > EQUIVALENTS * least_s * 1.001:
         horizon = ask(remaining_s)
         assert EQUIVALENTS * (horizon + 3 * eval_s) == pytest.approx(remaining_s)
         assert horizon >= MIN_STEPS * step_s * 0.999
+    elif LEAST_EQUIVALENTS * least_s * 1.001 < remaining_s < EQUIVALENTS * least_s * 0.999:
+        assert ask(remaining_s) == MIN_STEPS * step_s
 
 
 def test_a_training_time_that_is_shorter_is_the_horizon() -> None:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from autobatch.core.plan import Config, Plan
-from autobatch.errors import BudgetTooShort
 from autobatch.render.dry_run_content import dry_run_document
 from autobatch.render.terminal import print_document
 from autobatch.searching.budget.costs import horizon_s
@@ -57,12 +56,13 @@ def test_the_horizon_is_that_of_the_race() -> None:
     assert planned(600.0, train_time_s=3.0).horizon_s == 3.0
 
 
-def test_a_budget_that_the_run_would_refuse_is_refused_alike() -> None:
-    runner = SimRunner()
-    with pytest.raises(BudgetTooShort, match="Give at least") as refused:
-        planned(1.0, runner)
-    needed = str(refused.value).rpartition("at least ")[2]
+def test_a_budget_that_compares_nothing_says_so_and_which_would() -> None:
+    plan = planned(1.0)
+    assert (plan.horizon_s, plan.full_trials, plan.fresh_seeds) == (None, None, None)
+    (note,) = (note for note in plan.notes if "nothing would be compared" in note)
+    needed = note.rpartition("Give at least ")[2]
     assert planned(float(needed.removesuffix("s"))).horizon_s is not None
+    assert "Nothing would be compared" in shown(plan) or "nothing would be compared" in shown(plan)
 
 
 def test_what_is_given_to_a_stage_is_what_the_run_gives_it() -> None:

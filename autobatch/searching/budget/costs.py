@@ -11,6 +11,8 @@ from ...errors import BudgetTooShort
 from ..trials import MIN_STEPS, Ladder, StepTimes, Trial, optimizer_step_s, total_steps
 from .advice import enough_s, give_at_least, training_enough_s
 
+RUNGS = 3  # evaluations of a full trial, as `Ladder` has them by default
+
 # The number of full trials that a budget is divided into. Measured: at 16 the search leaves under half of the regret
 # that it leaves at 8,
 # and from there to 32 little is gained, while a longer trial is worth more to whoever trains long.
@@ -18,6 +20,8 @@ EQUIVALENTS = 16
 # The number of full trials that follow one another on the clock when several are trained at once. Assumed: the segments
 # of one trial and its fresh seeds follow one another, and the last trials should profit from the first ones.
 IN_A_ROW = 8
+# Full trials of the shortest race, for which a short budget is enough: the baseline, one other, and its fresh seed.
+LEAST_EQUIVALENTS = 3
 
 
 def horizon_s(
@@ -26,13 +30,14 @@ def horizon_s(
     *,
     eval_s: float,
     baseline_step_s: float,
-    rungs: int = 3,
+    rungs: int = RUNGS,
     spent_s: float = 0.0,
     at_once: int = 1,
 ) -> float:
     """Seconds of training in one full trial: the user's training time, or a 16th of what remains if that is less.
 
-    With several workers it is an eighth of what remains, so that two or more workers train 16 trials or more.
+    With several workers it is an eighth of what remains, so that two or more workers train 16 trials or more. If such a
+    trial would have fewer than `MIN_STEPS` steps of the baseline, it has these, and the race has fewer trials.
 
     Args:
         remaining_s: seconds that may be planned into (`Ledger.available_s`).
@@ -44,7 +49,8 @@ def horizon_s(
         at_once: trials that are trained at the same time.
 
     Raises:
-        BudgetTooShort: the baseline could not take `MIN_STEPS` steps. The message says which budget is enough.
+        BudgetTooShort: not even `LEAST_EQUIVALENTS` trials of `MIN_STEPS` steps fit; the message says which budget
+            would do.
     """
     least_s = MIN_STEPS * baseline_step_s
     extra_s = rungs * eval_s
@@ -56,17 +62,19 @@ def horizon_s(
     in_a_row = EQUIVALENTS if at_once == 1 else IN_A_ROW
     affordable_s = remaining_s / in_a_row - extra_s
     if affordable_s < least_s:
-        needed_s = enough_s(in_a_row * (least_s + extra_s), spent_s)
-        raise BudgetTooShort(
-            f"a budget pays for {in_a_row} trials of at least {MIN_STEPS} baseline steps, evaluation included; "
-            f"{format_duration(max(0.0, remaining_s))} of it remain. {give_at_least(needed_s)}"
-        )
+        if remaining_s < LEAST_EQUIVALENTS * (least_s + extra_s):
+            needed_s = enough_s(LEAST_EQUIVALENTS * (least_s + extra_s), spent_s)
+            raise BudgetTooShort(
+                f"a comparison takes {LEAST_EQUIVALENTS} trials of at least {MIN_STEPS} baseline steps, evaluation "
+                f"included; {format_duration(max(0.0, remaining_s))} of the budget remain. {give_at_least(needed_s)}"
+            )
+        affordable_s = least_s
     return affordable_s if train_time_s is None else min(train_time_s, affordable_s)
 
 
-def least_budget_s(baseline_step_s: float, *, eval_s: float, spent_s: float, rungs: int = 3) -> float:
-    """Seconds of a budget whose race gives each trial `MIN_STEPS` steps of the baseline; see `horizon_s`."""
-    return enough_s(EQUIVALENTS * (MIN_STEPS * baseline_step_s + rungs * eval_s), spent_s)
+def least_budget_s(baseline_step_s: float, *, eval_s: float, spent_s: float, rungs: int = RUNGS) -> float:
+    """Seconds of a budget that pays for the shortest race; see `horizon_s`."""
+    return enough_s(LEAST_EQUIVALENTS * (MIN_STEPS * baseline_step_s + rungs * eval_s), spent_s)
 
 
 def worth_step_s(remaining_s: float, train_time_s: float | None) -> float:
@@ -74,9 +82,9 @@ def worth_step_s(remaining_s: float, train_time_s: float | None) -> float:
     return min(remaining_s / IN_A_ROW, math.inf if train_time_s is None else train_time_s) / MIN_STEPS
 
 
-def longest_evaluation_s(remaining_s: float, rungs: int = 3) -> float:
+def longest_evaluation_s(remaining_s: float, rungs: int = RUNGS) -> float:
     """Seconds of an evaluation that is too long for any budget with this much left, see `horizon_s`."""
-    return remaining_s / (IN_A_ROW * rungs)
+    return remaining_s / (LEAST_EQUIVALENTS * rungs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

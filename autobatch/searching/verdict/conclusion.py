@@ -39,6 +39,8 @@ class SearchResult:
         interrupted: whether the race was stopped before its end, by the user or because no device was left.
         test_score, baseline_test_score: on the test data, from one run each; None if the task has none.
         lost_device: whether the race ended because no device was left.
+        not_compared: why the time ended before the baseline was trained to the end, and what would be enough; None if
+            it was.
     """
 
     history: History
@@ -59,6 +61,7 @@ class SearchResult:
     test_score: float | None = None
     baseline_test_score: float | None = None
     lost_device: bool = False
+    not_compared: str | None = None
 
     @property
     def trials(self) -> tuple[Trial, ...]:

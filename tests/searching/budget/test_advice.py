@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,12 +17,14 @@ from autobatch.core.measurement import Measurement
 from autobatch.core.plan import Config, Plan
 from autobatch.core.units import parse_duration
 from autobatch.engines.served import RunnerSpec
-from autobatch.errors import BudgetTooShort, NoValidResult, WorkerTimeout
+from autobatch.errors import BudgetTooShort, WorkerTimeout
+from autobatch.render.content import report_document
+from autobatch.render.markdown import to_markdown
 from autobatch.reports.report import Report
-from autobatch.runs.run_folder import RunFolder, RunState
+from autobatch.runs.run_folder import RunFolder, RunState, read_state
 from autobatch.runs.settings import TuneSettings
 from autobatch.searching.budget.advice import enough_s, give_at_least, typed
-from autobatch.searching.budget.costs import EQUIVALENTS, horizon_s
+from autobatch.searching.budget.costs import EQUIVALENTS, LEAST_EQUIVALENTS, horizon_s
 from autobatch.searching.budget.ledger import Ledger, report_reserve_s
 from autobatch.searching.trials import MIN_STEPS
 from autobatch.simulated.sim import SimRunner, sim_facts
@@ -98,12 +102,11 @@ def test_a_budget_that_was_advised_is_enough(
         return make
 
     folder = tmp_path_factory.mktemp("t")
-    try:
-        tuned(machine(1.0), folder, budget_s)
-    except BudgetTooShort as error:
-        needed_s = advised_s(str(error))
+    report = tuned(machine(1.0), folder, budget_s)
+    if report.not_compared is not None:
+        needed_s = advised_s(report.not_compared)
         assert needed_s > budget_s
-        tuned(machine(jitter), folder, needed_s)
+        assert tuned(machine(jitter), folder, needed_s).not_compared is None
 
 
 def slow_machine(slowdown: float) -> SimRunner:
@@ -111,10 +114,11 @@ def slow_machine(slowdown: float) -> SimRunner:
 
 
 def test_training_that_takes_many_times_its_profile_is_told_that_a_budget_does_not_mend_it(tmp_path: Path) -> None:
-    with pytest.raises(NoValidResult, match=r"takes 30\.0 times what the profile said\. With any budget it") as told:
-        tuned(lambda: slow_machine(30.0), tmp_path, 60.0)
-    found = re.search(r"give a training time of at most (\S+)$", str(told.value))
-    assert found is not None, told.value
+    why = tuned(lambda: slow_machine(30.0), tmp_path, 60.0).not_compared
+    assert why is not None
+    assert "takes 30.0 times what the profile said. With any budget it" in why
+    found = re.search(r"give a training time of at most (\S+)$", why)
+    assert found is not None, why
     report = tuned(lambda: slow_machine(30.0), tmp_path / "again", 60.0, parse_duration(found[1]))
     assert report.baseline is not None
 
@@ -172,45 +176,117 @@ class Stuck(SimRunner):
             self._end("probe")
         return SimRunner.probe(self, plan, verdict=verdict)
 
+    def time(
+        self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
+    ) -> Measurement:
+        self._end("time")
+        return SimRunner.time(self, plan, budget_s=budget_s, loader=loader, parts=parts)
+
     def time_evaluation(self, batch_size: int) -> float:
         self._end("time_evaluation")
         return SimRunner.time_evaluation(self, batch_size)
 
 
-def ended(stuck: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> str:
-    """What `tune` says where the time ends in that call."""
+def run_that_ends_in(stuck: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> Report:
+    """A `tune` whose time ends in that call."""
     runner = Stuck(known=sim_facts(**changes), step_s=lambda batch: 0.1 * batch)
     runner.stuck, runner.ended_s = stuck, 5.0
     monkeypatch.setattr(tuning, "_opened", lambda *_: runner)
     state = RunState(created="2026-01-02T03:04:05+00:00", settings=TuneSettings(name="t", budget_s=60.0))
-    with RunFolder.made(folder, "t") as made, pytest.raises(BudgetTooShort) as told:
-        tuning.run_tune(made, state, RunnerSpec(path=Path("t.py")), lambda _: None, started_s=None)
-    assert f"What the task printed is in {made.log}" in str(told.value)
-    return str(told.value)
+    with RunFolder.made(folder, "t") as made:
+        return tuning.run_tune(made, state, RunnerSpec(path=Path("t.py")), lambda _: None, started_s=None)
 
 
-@pytest.mark.parametrize(
-    ("stuck", "what"),
-    [
-        (
-            "facts",
-            r"opening and checking the task \(model\(\), train_data\(\), val_data\(\), a step and an evaluation\)",
-        ),
-        ("time_evaluation", r"an evaluation on val_data\(\), which has no length and may not end,"),
-    ],
-)
-def test_where_no_time_may_do_it_is_told_what_did_not_end(
-    stuck: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_budget_that_ends_before_anything_was_measured_says_what_did_not_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = ended(stuck, tmp_path, monkeypatch, val_size=None)
+    with pytest.raises(BudgetTooShort) as error:
+        run_that_ends_in("facts", tmp_path / "run", monkeypatch)
+    message = str(error.value)
+    what = r"opening and checking the task \(model\(\), train_data\(\), val_data\(\), a step and an evaluation\)"
     assert re.search(
-        rf"ended before anything could be compared: .*not known how long {what} takes.*whether it ends", said
+        rf"ended before anything was measured: .*not known how long {what} takes.*whether it ends", message
     )
-    assert "at least" not in said
+    assert "at least" not in message
+    assert f"What the task printed is in {tmp_path / 'run' / 'worker.log'}" in message
 
 
 def test_where_steps_are_too_slow_for_the_budget_it_is_told_which_would_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = ended("probe", tmp_path, monkeypatch)  # 0.2 s for two samples, 3.2 s for the baseline's 32
-    assert advised_s(said) > EQUIVALENTS * MIN_STEPS * 3.2
+    with pytest.raises(BudgetTooShort) as error:  # 0.2 s for two samples, 3.2 s for the baseline's 32
+        run_that_ends_in("probe", tmp_path / "run", monkeypatch)
+    assert advised_s(str(error.value).partition(". What the task printed")[0]) > LEAST_EQUIVALENTS * MIN_STEPS * 3.2
+
+
+# A budget that is too short to compare anything: what was measured is the answer.
+
+
+@pytest.mark.parametrize(
+    ("stuck", "what"),
+    [
+        ("time", "timing a step"),
+        ("time_evaluation", r"an evaluation on val_data\(\), which has no length and may not end,"),
+    ],
+)
+def test_a_budget_that_ends_in_a_later_stage_reports_the_earlier_ones(
+    stuck: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = run_that_ends_in(stuck, tmp_path / "run", monkeypatch, val_size=None)
+    assert report.not_compared is not None
+    assert re.match("the budget ended before anything could be compared: ", report.not_compared)
+    if stuck == "time_evaluation":
+        assert re.search(rf"not known how long {what} takes.*whether it ends", report.not_compared)
+    assert report.max_batch["batch_size"] > 0
+    assert (report.throughput is None) == (stuck == "time")
+    assert Report.from_json(report.to_json()) == report
+    assert not read_state(tmp_path / "run").is_finished  # with more time it goes on
+
+
+def slow_steps() -> SimRunner:
+    return SimRunner(step_s=lambda batch: 0.5 + 0.001 * batch, eval_s=0.0)
+
+
+def test_a_short_budget_reports_its_measurements_and_what_a_longer_one_would_add(tmp_path: Path) -> None:
+    report = tuned(slow_steps, tmp_path, 30.0)
+    assert report.trials == ()
+    assert (report.score, report.baseline, report.horizon_s) == (None, None, None)
+    assert report.chose_baseline
+    assert report.throughput is not None
+    assert report.not_compared is not None
+    assert "a comparison takes 3 trials of at least 32 baseline steps" in report.not_compared
+    assert Report.from_json(report.to_json()) == report
+    shown = to_markdown(report_document(report))
+    assert "The budget was too short to compare anything" in shown
+    assert "A comparison takes 3 trials" in shown
+    assert "Largest batch" in shown
+    assert "Trials" not in shown
+    assert "Where it holds" not in shown
+
+
+@pytest.mark.parametrize("trials", [3, 5, 11])
+def test_a_budget_for_fewer_trials_has_fewer_of_them(trials: int) -> None:
+    least_s = MIN_STEPS * 0.1 + 3 * 0.5
+    assert horizon_s(trials * least_s, None, eval_s=0.5, baseline_step_s=0.1) == MIN_STEPS * 0.1
+    assert horizon_s(2 * EQUIVALENTS * least_s, None, eval_s=0.5, baseline_step_s=0.1) > MIN_STEPS * 0.1
+
+
+def test_with_more_time_a_run_that_was_too_short_goes_on_from_its_measurements(tmp_path: Path) -> None:
+    with RunFolder.made(tmp_path / "run", "t") as made:
+        settings = TuneSettings(name="t", budget_s=30.0)
+        state = RunState(created="2026-01-02T03:04:05+00:00", settings=settings)
+        first = slow_steps()
+        short = _Tune(first, Ledger(30.0, clock=first.clock), lambda _: None, made, state).run()
+        assert short.not_compared is not None
+        budget_s = advised_s(short.not_compared)
+        kept = read_state(made.path)
+        kept = replace(kept, resumed=1, settings=replace(settings, budget_s=budget_s))
+        runner = slow_steps()
+        ledger = Ledger(budget_s, clock=runner.clock, carried=kept.charged)
+        report = _Tune(runner, ledger, lambda _: None, made, kept).run()
+    assert report.not_compared is None
+    assert report.baseline is not None
+    assert len(report.trials) >= 2
+    assert report.max_batch == short.max_batch
+    assert report.throughput == short.throughput
+    assert ledger.elapsed_s <= budget_s
