@@ -47,6 +47,7 @@ from .tuning.stages import PROFILE_S, lr_curve_of, max_batch_of, profile_of
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import Trainer
 
     from .tasks.task import Task
 
@@ -55,7 +56,7 @@ _SWEEP_STEPS = 100  # as in the comparison of the rules that was measured (learn
 
 
 def find_max_batch(
-    model: nn.Module | Task | str | Path,
+    model: nn.Module | Task | Trainer | str | Path,
     sample: Any = None,
     *,
     data: Any = None,
@@ -90,14 +91,15 @@ def find_max_batch(
     defines its own data, loss and optimizer, so arguments for a live module are refused with a task.
 
     Args:
-        model: a live module, a `Task`, or the path of a task file.
+        model: a live module, a `Task`, a transformers Trainer, or the path of a task file.
         sample: for a live module, ONE sample without a batch dimension. Without it the input is inferred or assumed;
             a warning and the result list every assumption.
         data: for a live module, a `Dataset` or `DataLoader` that gives samples, instead of `sample`.
         loss: for a live module, `loss(model, batch)`, the mean over the batch. Default: the mean of the output.
         optimizer: for a live module, `optimizer(model, lr)` or an optimizer class. Default: AdamW.
         precision: for a live module, "fp32", or "bf16" or "fp16" under autocast. None: fp32, or the task's own.
-        datamodule, trainer, monitor, direction: for a LightningModule, as in `tune`.
+        datamodule, trainer, monitor, direction: for a LightningModule, as in `tune`; the last two for a transformers
+            Trainer as well.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         memory_limit: treat the device as if it had only this much memory, "8GiB" or bytes. None: what is free.
         headroom: the share of the memory limit that stays free.
@@ -195,7 +197,7 @@ def _kept(recorder: Recorder, prober: Prober, record: str | Path | None) -> Iter
 
 
 def profile(
-    task: nn.Module | Task | str | Path,
+    task: nn.Module | Task | Trainer | str | Path,
     sample: Any = None,
     *,
     datamodule: Any = None,
@@ -216,10 +218,11 @@ def profile(
     The result has the knee, the energy per sample, and where the time goes.
 
     Args:
-        task: a task file's path, a `Task`, or a live module.
+        task: a task file's path, a `Task`, a live module, or a transformers Trainer.
         sample: for a live module, as in `find_max_batch`. Its steps are timed on one batch that is already on the
             device. Only a task can show what loading costs.
-        datamodule, trainer, monitor, direction: for a LightningModule, as in `tune`.
+        datamodule, trainer, monitor, direction: for a LightningModule, as in `tune`; the last two for a transformers
+            Trainer as well.
         budget: time for measuring speed, "30s" or seconds. If the loader does not keep up, half as much again goes to
             finding out what helps it.
         device, memory_limit, headroom, max_batch_size: as in `find_max_batch`.
@@ -247,7 +250,7 @@ def profile(
 
 
 def find_lr(
-    task: nn.Module | Task | str | Path,
+    task: nn.Module | Task | Trainer | str | Path,
     *,
     datamodule: Any = None,
     trainer: Any = None,
@@ -265,8 +268,9 @@ def find_lr(
     """Run a learning-rate range test on a task. The result has the curve, and the rate that a rule reads from it.
 
     Args:
-        task: a task file's path, a `Task` or a LightningModule. The test trains a new model.
-        datamodule, trainer, monitor, direction: for a LightningModule, as in `tune`.
+        task: a task file's path, a `Task`, a LightningModule or a transformers Trainer. The test trains a new model.
+        datamodule, trainer, monitor, direction: for a LightningModule, as in `tune`; the last two for a transformers
+            Trainer as well.
         batch_size: the micro-batch size of the steps. Default: the baseline's, with its accumulation steps.
         accumulation_steps: micro-batches per step. Default: the baseline's, or 1 if `batch_size` is given.
         rule: "min/10", "steepest" or "valley"; see `learning_rate.RULES`.
@@ -330,7 +334,7 @@ def dry_run(
 
 
 def tune(
-    task: nn.Module | Task | str | Path,
+    task: nn.Module | Task | Trainer | str | Path,
     *,
     datamodule: Any = None,
     trainer: Any = None,
@@ -363,14 +367,16 @@ def tune(
     A setting that is None has its default value, or the value of the resumed run.
 
     Args:
-        task: a task file's path, a `Task` or a LightningModule.
+        task: a task file's path, a `Task`, a LightningModule or a transformers Trainer.
         datamodule: for a LightningModule, its LightningDataModule, or `(train_loader, val_loader)`. Default: the
             module's own loaders. Neither the module nor this is changed: both are copied into other processes.
         trainer: for a LightningModule, the Trainer whose precision, clipping, accumulation, length and monitored
             metric count. Default: Lightning's defaults.
         monitor: for a LightningModule, the logged metric that is the score. Default: what the Trainer's
-            ModelCheckpoint or EarlyStopping goes by, or else what validation logs.
-        direction: "maximize" or "minimize" that metric. Default: as that callback says, or else by its name.
+            ModelCheckpoint or EarlyStopping goes by, or else what validation logs. For a transformers Trainer, a metric
+            of its `evaluate()`. Default: `metric_for_best_model`, or else the loss.
+        direction: "maximize" or "minimize" that metric. Default: as that callback or `greater_is_better` says, or else
+            by its name.
         budget: wall time for the whole run, "10m" (the default), "1h30m" or seconds. A resumed run may get more.
         train_time: how long the real training will take. Configurations are compared after this much training, or
             after a 16th of the budget that is left after profiling (an eighth with several workers), if that is less.

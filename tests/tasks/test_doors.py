@@ -65,7 +65,7 @@ def test_what_no_door_takes_is_refused_with_what_is_needed(given: object) -> Non
     ):
         as_task(given)
     with pytest.raises(SettingError, match="is needed"):
-        autobatch.find_max_batch(given)  # type: ignore[arg-type]
+        autobatch.find_max_batch(given)
 
 
 def test_what_is_to_be_trained_says_on_which_data() -> None:

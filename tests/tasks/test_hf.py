@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 import autobatch
 from autobatch.core.plan import Config, Plan
-from autobatch.errors import TaskError
-from autobatch.integrations.hf import apply
+from autobatch.errors import SettingError, TaskError
+from autobatch.integrations.hf import apply, training_arguments
 from autobatch.tasks.data import val_loader
 from autobatch.tasks.doors.table import as_task
 from autobatch.tasks.inputs import pickle_task, unpickle_task
 from autobatch.tasks.task import Task
+from autobatch.tasks.worst_case import WorstSamples, find_worst_case
+from autobatch.worker.check import check_task
 from autobatch.worker.training import Trainer as Ours
 
 transformers = pytest.importorskip("transformers", reason="needs transformers (the extra `hf`)")
 pytest.importorskip("accelerate", reason="needs accelerate (the extra `hf`)")
-from transformers import Trainer  # noqa: E402
+from transformers import Trainer, TrainerCallback  # noqa: E402
 
-from ..helpers.hf_trainers import (  # noqa: E402
-    classifier,
-    language_model,
-)
+from ..helpers.hf_trainers import Reviews, bert, classifier, gpt2, language_model  # noqa: E402
 from ..helpers.steady import train_time  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -184,3 +185,285 @@ def test_a_model_is_measured_without_data_to_score_it_on(ready_python: None, tmp
     assert (found, found.limited_by) == (32, "ceiling")
     with pytest.raises(TaskError, match=r"the Trainer has no eval_dataset, .*: pass eval_dataset=\. `find_max_batch`"):
         autobatch.tune(trainer, budget="1m")
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21 asks for it
+def test_a_language_model_with_adapters_is_tuned_and_only_they_train(
+    ready_python: None, steady_steps: None, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft", reason="needs peft")
+    lora = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(gpt2(), lora)
+    trainer = language_model(tmp_path / "out", of={"model": adapted}, warmup_steps=0.1)
+    ours, _ = trained_by_us(trainer, task := task_of(trainer), Plan(batch_size=4), 2)
+    moved = {
+        name
+        for (name, now), before in zip(ours.model.named_parameters(), task.model().parameters(), strict=True)
+        if not torch.equal(now, before)
+    }
+    assert moved
+    assert all("lora_" in name for name in moved)
+    before = state_of(trainer)
+    report = autobatch.tune(trainer, **IN_CODE, max_trials=2, run_dir=tmp_path / "run")
+    assert_untouched(trainer, before)
+    assert (report.direction, report.baseline_plan.plan.batch_size) == ("minimize", 4)
+    assert report.score is None or report.baseline is None or report.score.mean <= report.baseline.mean
+    new = training_arguments(report, trainer.args)
+    assert (new.learning_rate, new.per_device_train_batch_size) == (report.config.lr, report.config.plan.batch_size)
+    assert new.gradient_accumulation_steps == report.config.plan.accumulation_steps
+    assert trainer.args.learning_rate == 1e-3
+
+
+# -- its parts ------------------------------------------------------------------------------------------------------
+
+
+def test_seeds_vary_the_weights_where_there_is_a_model_init(tmp_path: Path) -> None:
+    trainer = classifier(tmp_path, of={"model_init": partial(bert, 0.1)})
+    task = task_of(trainer)
+    assert not any("model_init" in remark for remark in task.remarks)
+
+    def first(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return next(task.model().parameters())
+
+    assert torch.equal(first(1), first(1))
+    assert not torch.equal(first(1), first(2))
+    kept = task_of(classifier(tmp_path))
+    assert torch.equal(next(kept.model().parameters()), next(kept.model().parameters()))
+
+
+def test_each_group_of_an_optimizer_that_was_handed_over_keeps_its_ratio(tmp_path: Path) -> None:
+    model = bert()
+    head = list(model.classifier.parameters())
+    rest = [parameter for parameter in model.parameters() if all(parameter is not one for one in head)]
+    groups = [{"params": rest, "lr": 1e-4}, {"params": head, "lr": 1e-2, "weight_decay": 0.5}]
+    trainer = classifier(
+        tmp_path, of={"model": model, "optimizers": (torch.optim.AdamW(groups, betas=(0.8, 0.9)), None)}
+    )
+    task = task_of(trainer)
+    assert task.baseline_config()[0].lr == 1e-4
+    new: Any = task.model()
+    made = task.optimizer(new, 3e-4)
+    assert [group["lr"] for group in made.param_groups] == pytest.approx([3e-4, 3e-2])
+    assert [(group["betas"], group["weight_decay"]) for group in made.param_groups] == [
+        ((0.8, 0.9), 0.01),
+        ((0.8, 0.9), 0.5),
+    ]
+    assert made.param_groups[1]["params"][0] is new.classifier.weight
+
+
+def test_a_class_of_optimizer_gets_the_rate(tmp_path: Path) -> None:
+    chosen = (torch.optim.SGD, {"lr": 0.25, "momentum": 0.9})
+    task = task_of(classifier(tmp_path, of={"optimizer_cls_and_kwargs": chosen}))
+    assert task.baseline_config()[0].lr == 0.25
+    made = task.optimizer(task.model(), 0.5)
+    assert {(type(made), group["lr"], group["momentum"]) for group in made.param_groups} == {
+        (torch.optim.SGD, 0.5, 0.9)
+    }
+
+
+def test_warm_up_of_so_many_steps_is_that_share_of_a_trial(tmp_path: Path) -> None:
+    # 128 samples of 4: 32 steps an epoch, 96 in all
+    task = task_of(classifier(tmp_path, warmup_steps=24, learning_rate=1.0))
+    assert any("warmup_steps=24 are 25.0% of the 96 steps" in remark for remark in task.remarks)
+    optimizer = task.optimizer(task.model(), 1.0)
+    assert task.scheduler is not None
+    schedule = task.scheduler(optimizer, 8)
+    rates = [optimizer.param_groups[0]["lr"]]
+    for _ in range(3):
+        optimizer.step()
+        schedule.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.0, 0.5, 1.0, 5 / 6])
+
+
+class Stops(TrainerCallback):  # type: ignore[misc]
+    """As people stop a training, or change a model in it."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        control.should_training_stop = True
+
+
+def test_callbacks_that_would_act_in_training_are_named(tmp_path: Path) -> None:
+    told = task_of(classifier(tmp_path, of={"callbacks": [Stops(), transformers.EarlyStoppingCallback()]})).remarks
+    (remark,) = [one for one in told if "callbacks" in one]
+    assert "Stops (on_step_end), EarlyStoppingCallback (on_train_begin, on_evaluate)" in remark
+    assert not any("callbacks" in one for one in task_of(classifier(tmp_path)).remarks)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "key", "direction"),
+    [
+        ({}, {"metric_for_best_model": "accuracy"}, "eval_accuracy", "maximize"),
+        ({}, {"metric_for_best_model": "eval_loss"}, "eval_loss", "minimize"),
+        ({}, {"metric_for_best_model": None}, "eval_loss", "minimize"),
+        ({}, {"metric_for_best_model": "perplexity", "greater_is_better": False}, "eval_perplexity", "minimize"),
+        ({"monitor": "loss"}, {}, "eval_loss", "minimize"),
+        ({"monitor": "eval_f1"}, {"metric_for_best_model": "loss"}, "eval_f1", "maximize"),
+        ({"monitor": "error", "direction": "minimize"}, {}, "eval_error", "minimize"),
+    ],
+)
+def test_the_score_is_what_the_best_model_is_chosen_by(
+    asked: dict[str, Any], said: dict[str, Any], key: str, direction: str, tmp_path: Path
+) -> None:
+    task = as_task(classifier(tmp_path, **said), **asked).task
+    assert task is not None
+    assert task.evaluate is not None
+    assert task.evaluate.__self__.scored.key == key  # type: ignore[attr-defined]
+    assert task.direction == direction
+
+
+def test_one_of_several_sets_is_scored(tmp_path: Path) -> None:
+    sets = {"news": Reviews(20, seed=3), "news_long": Reviews(30, seed=4)}
+    trainer = classifier(tmp_path, of={"eval_dataset": sets}, metric_for_best_model="eval_news_long_accuracy")
+    task = task_of(trainer)
+    assert len(task.val_data()) == 30
+    ours, _ = trained_by_us(trainer, task, Plan(batch_size=4), 1)
+    trainer.model = ours.model
+    trainer.pop_callback(transformers.PrinterCallback)
+    scored = ours.evaluate(val_loader(task, task.val_data(), 8))
+    assert trainer.evaluate()["eval_news_long_accuracy"] == pytest.approx(scored)
+    with pytest.raises(
+        TaskError, match=r"eval_dataset holds 'news', 'news_long', and the score is of one .*='news_loss'"
+    ):
+        as_task(classifier(tmp_path, of={"eval_dataset": sets}))
+
+
+class Stream(IterableDataset[dict[str, Any]]):
+    """Reviews that come one by one."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(Reviews(64).samples)
+
+
+def test_a_stream_is_trained_on_for_as_long_as_max_steps_says(tmp_path: Path) -> None:
+    trainer = classifier(tmp_path, of={"train_dataset": Stream()}, max_steps=20, warmup_steps=5)
+    task = task_of(trainer)
+    assert any("warmup_steps=5 are 25.0% of the 20 steps" in remark for remark in task.remarks)
+    assert check_task(task, CPU, 4).warnings == task.remarks
+
+
+def test_longest_samples_are_what_memory_is_probed_with(tmp_path: Path) -> None:
+    task = task_of(classifier(tmp_path))
+    data: Any = task.train_data()  # type: ignore[misc]
+    found = find_worst_case(data)
+    assert found.varies
+    longest = max(len(sample["input_ids"]) for sample in data)
+    assert WorstSamples(task, data, found).batch(5)["input_ids"].shape == (5, longest)
+
+
+# -- what is refused ------------------------------------------------------------------------------------------------
+
+
+def changed(trainer: Trainer, **attributes: Any) -> Trainer:
+    for name, value in attributes.items():
+        setattr(trainer, name, value)
+    return trainer
+
+
+def wrapped(folder: Path) -> Trainer:
+    trainer = classifier(folder)
+    return changed(trainer, model=nn.DataParallel(trainer.model))
+
+
+def quantised(folder: Path) -> Trainer:
+    trainer = classifier(folder)
+    trainer.model.is_quantized = True
+    return trainer
+
+
+def scheduled(folder: Path) -> Trainer:
+    optimizer = torch.optim.SGD((model := bert()).parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    return classifier(folder, of={"model": model, "optimizers": (optimizer, schedule)})
+
+
+class OwnLoop(Trainer):  # type: ignore[misc]
+    """Trains by a loop of its own."""
+
+    def _inner_training_loop(self, *args: Any, **more: Any) -> Any:
+        raise AssertionError("it is not called")
+
+
+REFUSED: dict[str, tuple[Callable[[Path], Trainer], str]] = {
+    "wrapped": (wrapped, r"the Trainer: its model is wrapped \(DataParallel\), .*model\.module"),
+    "deepspeed": (
+        lambda f: changed(classifier(f), is_deepspeed_enabled=True),
+        r"trains with DeepSpeed, .* leave `deepsp",
+    ),
+    "fsdp": (
+        lambda f: changed(classifier(f), is_fsdp_enabled=True),
+        r"trains with FSDP, .* leave `fsdp` out, or write a",
+    ),
+    "quantised": (quantised, r"its model is quantised \(some method\), .*: load it without quantization_config"),
+    "compiled": (
+        lambda f: changed(classifier(f), model=torch.compile(bert(), backend="eager")),
+        r"a compiled one .*torch_compile=True",
+    ),
+    "several devices": (
+        lambda f: changed(t := classifier(f), model=changed(t.model, hf_device_map={"a": 0, "b": 1})),
+        r"lies on several devices \(0, 1\): load it without device_map",
+    ),
+    "no data": (lambda f: classifier(f, of={"train_dataset": None}), r"it has no train_dataset: pass one"),
+    "plateau": (
+        lambda f: classifier(f, lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="epoch"),
+        r"lr_scheduler_type='reduce_lr_on_plateau' goes by the evaluations .* such as 'cosine'",
+    ),
+    "schedule": (scheduled, r"its schedule \(a ConstantLR in optimizers=\) .*: set lr_scheduler_type and warmup_steps"),
+    "lomo": (lambda f: classifier(f, optim="lomo"), r"optim='lomo' steps inside the backward pass, .* 'adamw_torch'"),
+    "loop": (
+        lambda f: classifier(f, OwnLoop),
+        r"the OwnLoop: it has a training loop of its own \(_inner_training_loop\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_trained_is_refused_with_the_remedy_and_left_as_it_is(name: str, tmp_path: Path) -> None:
+    make, told = REFUSED[name]
+    trainer = make(tmp_path)
+    before = dict(vars(trainer))
+    with pytest.raises(TaskError, match=told):
+        autobatch.tune(trainer, budget="1m", run_dir=tmp_path / "run")
+    assert vars(trainer) == before
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_that_is_in_the_way_is_told_together(tmp_path: Path) -> None:
+    trainer = changed(
+        classifier(tmp_path, optim="adalomo", lr_scheduler_type="greedy", eval_strategy="epoch"), is_fsdp_enabled=True
+    )
+    with pytest.raises(
+        TaskError, match=r"(?s)the Trainer has 3 problems:\n  1\. it trains with FSDP.*2\. optim='adalomo'.*3\."
+    ):
+        as_task(trainer)
+
+
+@pytest.mark.parametrize(
+    ("of", "told"),
+    [
+        (
+            {},
+            r"gives no 'eval_f1', which is to be the score; it gives eval_loss, eval_accuracy: let compute_metrics",
+        ),
+        (
+            {"compute_metrics": None},
+            r"gives no 'eval_f1', .*; it gives eval_loss: pass a compute_metrics that returns it",
+        ),
+    ],
+)
+def test_a_metric_that_nobody_computes_is_told_with_those_that_are(
+    of: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    trainer = classifier(tmp_path, of=of, metric_for_best_model="f1")
+    with pytest.raises(TaskError, match=told):
+        check_task(task_of(trainer), CPU, 4)
+
+
+@pytest.mark.parametrize("name", ["sample", "data", "loss", "optimizer", "precision"])
+def test_what_the_trainer_says_itself_is_not_said_again(name: str, tmp_path: Path) -> None:
+    said: dict[str, Any] = {name: "fp32"}
+    with pytest.raises(
+        SettingError, match=rf"{name}= is for a live module; .* it is the .* that counts: change it there"
+    ):
+        as_task(classifier(tmp_path), **said)

@@ -69,7 +69,10 @@ class Door:
 ARGUMENTS = ("sample", "data", "loss", "optimizer", "precision")
 
 # What only some of what a verb is given takes beside, and what that is.
-OF_SOME = dict.fromkeys(("datamodule", "trainer", "monitor", "direction"), "a LightningModule")
+OF_SOME = {
+    **dict.fromkeys(("datamodule", "trainer"), "a LightningModule"),
+    **dict.fromkeys(("monitor", "direction"), "a LightningModule or a transformers Trainer"),
+}
 
 # What a task says itself.
 SAID_BY_TASK = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...core.plan import Direction
 from ..libraries import NO_LIBRARIES, libraries_of
 from .door import Door, GivenTask, is_a
 
@@ -23,21 +24,23 @@ def _takes(given: object) -> bool:
     return is_a(given, "transformers.trainer", "Trainer")
 
 
-def _opened(given: Trainer) -> GivenTask:
+def _opened(given: Trainer, *, monitor: str | None = None, direction: Direction | None = None) -> GivenTask:
     import torch  # it and transformers, which are there where a Trainer is
 
     from ..hf.task import task_for_trainer
 
-    task = task_for_trainer(given)
+    task = task_for_trainer(given, monitor, direction)
     unscored = None
     if given.eval_dataset is None:
         unscored = (
             f"the {type(given).__name__} has no eval_dataset, and trials are compared by what evaluate() says on it: "
-            "pass eval_dataset=. `find_max_batch`, `profile` and `find_lr` do without"
+            "pass eval_dataset=. `find_max_batch` and `profile` do without"
         )
     used = (given, given.args, given.model, given.data_collator, given.processing_class)
     libraries = NO_LIBRARIES if torch.accelerator.is_available() else libraries_of(used)
     return GivenTask(name=task.name, task=task, only_measured=unscored, libraries=libraries)
 
 
-DOOR = Door(what="a transformers Trainer", takes=_takes, opened=_opened, said_by=_SAID_BY)
+DOOR = Door(
+    what="a transformers Trainer", takes=_takes, opened=_opened, also=("monitor", "direction"), said_by=_SAID_BY
+)

@@ -41,6 +41,7 @@ class CarriedTrainer:
 
     Args:
         given: the user's own. It is read, and left as it is.
+        eval_dataset: the data to score on, of what may be several sets.
     """
 
     def __new__(cls, *_: object) -> CarriedTrainer:
@@ -48,7 +49,7 @@ class CarriedTrainer:
         # (`object_writer`): that is all of the data.
         return super().__new__(cls)
 
-    def __init__(self, given: Any) -> None:
+    def __init__(self, given: Any, eval_dataset: Any) -> None:
         shell = object.__new__(type(given))
         vars(shell).update(vars(given))
         shell._set_signature_columns_if_needed()  # by the model, which does not come along in here
@@ -57,7 +58,8 @@ class CarriedTrainer:
             vars(args).pop(name, None)
         args._n_gpu = 1
         self._kind = type(given)
-        self._held = {name: value for name, value in vars(shell).items() if name not in _LEFT_OUT} | {"args": args}
+        self._held = {name: value for name, value in vars(shell).items() if name not in _LEFT_OUT}
+        self._held |= {"args": args, "eval_dataset": eval_dataset}
         self._model = None if given.model_init is not None else LiveModel(given.model)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from ...core.plan import Direction
-from ...errors import TaskError
+from ...errors import SettingError, TaskError
 from ..data import Collated
 from .carried import CarriedTrainer
 
@@ -34,16 +34,23 @@ class Scored:
     direction: Direction = "minimize"
 
 
-def scored_by(args: Any, eval_dataset: Any) -> Scored:
-    """What the TrainingArguments choose the best model by; the loss where they do not say.
+def scored_by(args: Any, eval_dataset: Any, monitor: str | None, direction: Direction | None) -> Scored:
+    """What is asked for, or what the TrainingArguments choose the best model by; the loss where neither says.
 
     Raises:
+        SettingError: the direction is no direction.
         TaskError: there are several datasets, and the metric is of none of them.
     """
-    named = args.metric_for_best_model
+    named = args.metric_for_best_model if monitor is None else monitor
     key = "eval_loss" if named is None else named if named.startswith("eval_") else f"eval_{named}"
-    is_more_better = named is not None and bool(args.greater_is_better)
-    direction: Direction = "maximize" if is_more_better else "minimize"
+    if direction is None:
+        # As TrainingArguments have it, whose own is of their own metric.
+        is_more_better = not key.endswith("loss")
+        if monitor is None or monitor == args.metric_for_best_model:
+            is_more_better = named is not None and bool(args.greater_is_better)
+        direction = "maximize" if is_more_better else "minimize"
+    elif direction not in get_args(Direction):
+        raise SettingError(f"direction is one of {', '.join(get_args(Direction))}; got {direction!r}")
     if not isinstance(eval_dataset, dict):
         return Scored(key=key, direction=direction)
     # Of "news" and "news_long" the longer one is meant by "eval_news_long_loss".
@@ -51,8 +58,8 @@ def scored_by(args: Any, eval_dataset: Any) -> Scored:
     if not fits:
         raise TaskError(
             f"eval_dataset holds {', '.join(map(repr, eval_dataset))}, and the score is of one of them: name it in "
-            f"TrainingArguments, as in metric_for_best_model='{next(iter(eval_dataset), 'name')}_loss'; found "
-            f"metric_for_best_model={named!r}"
+            f"TrainingArguments, as in metric_for_best_model='{next(iter(eval_dataset), 'name')}_loss', or by "
+            f"monitor=; found {named!r}"
         )
     return Scored(key=key, prefix=f"eval_{fits[0]}", dataset=fits[0], direction=direction)
 
@@ -72,10 +79,10 @@ def score(carried: CarriedTrainer, model: nn.Module, by: Scored, batches: Iterab
     if by.key in found:
         return float(found[by.key])
     known = ", ".join(name for name in found if not name.endswith(_ABOUT_THE_RUN)) or "nothing"
-    remedy = "let compute_metrics return it, or change metric_for_best_model in TrainingArguments"
+    remedy = "let compute_metrics return it, or name another by metric_for_best_model in TrainingArguments or monitor="
     if trainer.compute_metrics is None:
         remedy = "pass a compute_metrics that returns it, or leave metric_for_best_model out for the loss"
-    raise TaskError(f"evaluate() gives no {by.key!r}, which the best model is chosen by; it gives {known}: {remedy}")
+    raise TaskError(f"evaluate() gives no {by.key!r}, which is to be the score; it gives {known}: {remedy}")
 
 
 class _Loader:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
-from ...core.plan import Precision
+from ...core.plan import Direction, Precision
 from ..data import num_samples
 from ..task import Task
 from .carried import CarriedTrainer
@@ -18,11 +18,13 @@ from .refusals import callbacks_left_out, refuse
 from .training import TrainerTask
 
 
-def task_for_trainer(trainer: Any) -> Task:
+def task_for_trainer(trainer: Any, monitor: str | None = None, direction: Direction | None = None) -> Task:
     """A task that trains as this Trainer does, which is only read.
 
     Args:
         trainer: of `transformers.Trainer` or a class that derives from it.
+        monitor: what trials are scored by, of what `evaluate()` returns; None for `metric_for_best_model`.
+        direction: which way is better; None for `greater_is_better`, or what the name says.
 
     Raises:
         TaskError: what about it cannot be trained here, with the remedies.
@@ -31,9 +33,11 @@ def task_for_trainer(trainer: Any) -> Task:
     args = trainer.args
     given = _given_optimizer(trainer)
     precision = _precision(trainer)
-    scored = scored_by(args, trainer.eval_dataset)
+    scored = scored_by(args, trainer.eval_dataset, monitor, direction)
     warm_up = _warm_up(trainer)
-    made = TrainerTask(CarriedTrainer(trainer), precision, scored, warm_up=warm_up, given=given)
+    data = trainer.eval_dataset
+    carried = CarriedTrainer(trainer, data if scored.dataset is None else data[scored.dataset])
+    made = TrainerTask(carried, precision, scored, warm_up=warm_up, given=given)
     model = trainer.model
     return Task(
         model=made.model,
@@ -58,7 +62,7 @@ def task_for_trainer(trainer: Any) -> Task:
             "accumulation_steps": args.gradient_accumulation_steps,
         },
         name=type(model).__name__,
-        remarks=tuple(_remarks(trainer, warm_up)),
+        remarks=tuple(_remarks(trainer, monitor, warm_up)),
     )
 
 
@@ -122,7 +126,7 @@ def steps_of(trainer: Any) -> int | None:
     return max(1, math.ceil(float(args.num_train_epochs) * steps))
 
 
-def _remarks(trainer: Any, warm_up: float | None) -> list[str]:
+def _remarks(trainer: Any, monitor: str | None, warm_up: float | None) -> list[str]:
     args = trainer.args
     found = []
     if trainer.model_init is None:
@@ -130,10 +134,10 @@ def _remarks(trainer: Any, warm_up: float | None) -> list[str]:
             "the Trainer has a model and no model_init: each trial starts from a copy of its weights, so seeds vary "
             "the data order (and dropout) only. For a pre-trained model that is as it should be"
         )
-    if args.metric_for_best_model is None and trainer.compute_metrics is not None:
+    if monitor is None and args.metric_for_best_model is None and trainer.compute_metrics is not None:
         found.append(
             "the score is eval_loss, since metric_for_best_model is not set: set it in TrainingArguments, with "
-            "greater_is_better, for one of what compute_metrics returns"
+            "greater_is_better, or pass monitor= and direction=, for one of what compute_metrics returns"
         )
     if (left_out := callbacks_left_out(trainer)) is not None:
         found.append(left_out)

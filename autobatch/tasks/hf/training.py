@@ -157,11 +157,8 @@ class TrainerTask:
 
     def val_data(self) -> Any:
         """The data that trials are scored on; where there is none, what memory is measured on in its place."""
-        trainer = self.carried.trainer
-        data = trainer.eval_dataset
-        if data is None:
-            return self.train_data()
-        return self._without_unused(data if self.scored.dataset is None else data[self.scored.dataset], "evaluation")
+        data = self.carried.trainer.eval_dataset
+        return self.train_data() if data is None else self._without_unused(data, "evaluation")
 
     def _without_unused(self, data: Any, what: str) -> Any:
         trainer = self.carried.trainer
