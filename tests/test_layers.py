@@ -70,6 +70,7 @@ WITH_TORCH = (
     "tasks",
     "worker",
     "guarding",
+    "integrations.lightning",  # a callback is of Lightning's class, which is imported with it
     "engines.ranks.exchange",
     "engines.ranks.stand_in",
     "engines.ranks.together",

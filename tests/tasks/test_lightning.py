@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib.util
+import re
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -14,15 +17,20 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from autobatch.core.plan import Plan
+import autobatch
+from autobatch.core.plan import Config, Plan
 from autobatch.errors import SettingError, TaskError
+from autobatch.reports.report import Report
 from autobatch.tasks.data import training_batches, val_loader
 from autobatch.tasks.doors.table import as_task
 from autobatch.tasks.inputs import pickle_task, unpickle_task
+from autobatch.tasks.lightning.monitor import score_of
+from autobatch.tasks.lightning.settings import remarks_on_callbacks, watched_by
 from autobatch.tasks.task import Task, load_task
 from autobatch.worker.check import Checked, check_task
 from autobatch.worker.training import Trainer
 from autobatch.worker.trial_state import read_checkpoint, restore_trainer, save_trainer
+from tests.helpers.reports import example
 
 L: Any = pytest.importorskip("lightning", reason="lightning is not installed: pip install 'autobatch-tuner[lightning]'")
 
@@ -395,3 +403,288 @@ def test_the_score_and_its_direction_are_the_callbacks(file: Callable[..., Path]
     task = load_task(file(callbacks, given.format('ModelCheckpoint(monitor="val_f1", mode="max")')))
     with pytest.raises(TaskError, match="val_f1 is the score, and is never logged"):
         check_task(task, CPU, 4)
+
+
+def test_the_direction_is_told_by_the_name_or_asked_for() -> None:
+    for name, direction in {
+        "val_loss": "minimize",
+        "val/acc": "maximize",
+        "valid_F1": "maximize",
+        "ValRMSE": "minimize",
+        "mean_average_precision": "maximize",
+    }.items():
+        found = score_of(name, None, (), ())
+        assert (found.direction, len(found.assumed)) == (direction, 1)
+    assert score_of("val_loss", "maximize", (), ()).assumed == ()
+    for unclear in ("val_metric", "loss_accuracy"):
+        with pytest.raises(TaskError, match=rf"more or less of {unclear} is better .* direction=\"maximize\""):
+            score_of(unclear, None, (), ())
+
+
+def test_the_score_is_what_validation_logs_where_only_one_thing_can_be_meant() -> None:
+    assert score_of(None, None, (), ["val_acc"]).monitor == "val_acc"
+    assert score_of(None, None, (), ["val_acc", "val_loss"]).monitor == "val_loss"
+    with pytest.raises(TaskError, match=r"validation logs a, b: say which of them is the score, as monitor='a'"):
+        score_of(None, None, (), ["a", "b"])
+    with pytest.raises(TaskError, match="nothing is logged in validation"):
+        score_of(None, None, (), [])
+
+
+def test_of_a_checkpoint_and_an_early_stop_that_disagree_the_checkpoint_counts() -> None:
+    watched = watched_by(
+        [
+            L.pytorch.callbacks.EarlyStopping(monitor="val_loss", mode="min"),
+            L.pytorch.callbacks.ModelCheckpoint(monitor="val_acc", mode="max"),
+        ]
+    )
+    found = score_of(None, None, watched, ())
+    assert (found.monitor, found.direction) == ("val_acc", "maximize")
+    assert "not val_loss" in found.assumed[0]
+
+
+# -- rates and schedules ----------------------------------------------------------------------------------------------
+
+
+def test_the_rate_is_set_at_its_attribute_its_hyperparameter_or_in_the_groups(file: Callable[..., Path]) -> None:
+    in_groups = """
+        class Mine(Net):
+            def __init__(self):
+                super().__init__()
+                self.lr = 7.0  # which nothing reads
+                self.other = nn.Linear(1, 1)
+            def configure_optimizers(self):
+                groups = [{"params": self.layer.parameters(), "lr": 0.02},
+                          {"params": self.other.parameters(), "lr": 0.1}]
+                optimizer = torch.optim.AdamW(groups)
+                return [optimizer], [torch.optim.lr_scheduler.LinearLR(optimizer, 0.5, total_iters=4)]
+        """
+    task = load_task(file(in_groups))
+    assert task.baseline is not None
+    assert task.baseline["lr"] == 0.02
+    model: Any = task.model()
+    optimizer = task.optimizer(model, 0.04)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.04, 0.2])
+    assert task.scheduler is not None
+    schedule = task.scheduler(optimizer, 10)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02, 0.1])
+    optimizer.step()
+    for _ in range(4):
+        schedule.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.04, 0.2])
+    named = """
+        class Mine(Net):
+            def __init__(self, learning_rate=0.3):
+                super().__init__()
+                self.save_hyperparameters()
+                del self.lr
+            def configure_optimizers(self):
+                return torch.optim.SGD(self.parameters(), lr=self.hparams.learning_rate)
+        """
+    task = load_task(file(named))
+    assert task.baseline is not None
+    assert task.baseline["lr"] == 0.3
+    assert task.optimizer(task.model(), 0.7).param_groups[0]["lr"] == 0.7
+
+
+def test_a_schedule_by_epochs_spans_the_trial_as_it_spans_the_training(file: Callable[..., Path]) -> None:
+    task = load_task(
+        file(
+            """
+            class Mine(Net):
+                def configure_optimizers(self):
+                    optimizer = torch.optim.SGD(self.parameters(), lr=self.lr)
+                    return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, step_size=5, gamma=0.1)]
+                def on_train_epoch_start(self):
+                    self.begun = getattr(self, "begun", 0) + 1
+            def trainer(): return L.Trainer(accelerator="cpu", logger=False, max_epochs=10)
+            """
+        )
+    )
+    first = trained(task, 19, total=40)
+    assert first.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+    whole = trained(task, 40)
+    assert whole.optimizer.param_groups[0]["lr"] == pytest.approx(0.0001)  # two fifths of ten epochs are behind
+    model: Any = whole.model
+    assert model.begun == 10
+
+
+def test_a_plateau_is_left_out_and_told(file: Callable[..., Path]) -> None:
+    task = load_task(
+        file(
+            """
+            class Mine(Net):
+                def configure_optimizers(self):
+                    optimizer = torch.optim.SGD(self.parameters(), lr=self.lr)
+                    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+                    return {"optimizer": optimizer, "lr_scheduler": plateau, "monitor": "val_loss"}
+            """
+        )
+    )
+    assert task.scheduler is None
+    assert any(remark.startswith("ReduceLROnPlateau goes by val_loss") for remark in task.remarks)
+
+
+# -- loaders ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_loader_with_a_sampler_of_its_own_is_made_at_another_size_with_all_it_has(file: Callable[..., Path]) -> None:
+    task = load_task(
+        file(
+            """
+            def gather(samples): return torch.stack([x for x, _ in samples]), torch.stack([y for _, y in samples])
+            def train_dataloader():
+                weights = torch.arange(40.) == 3
+                sampler = torch.utils.data.WeightedRandomSampler(weights, 40)
+                return DataLoader(data(40, 0), batch_size=4, sampler=sampler, collate_fn=gather)
+            def val_dataloader(): return DataLoader(data(10, 1), batch_size=4)
+            """
+        )
+    )
+    assert task.train_data is None
+    batch = next(batches_of(task, Plan(batch_size=7)))
+    assert len(batch[0]) == 7
+    assert len(torch.unique(batch[0], dim=0)) == 1  # the one sample that the sampler draws
+    assert check_task(task, CPU, 4).warnings[: len(task.remarks)] == task.remarks
+
+
+def test_a_batch_sampler_goes_by_the_attribute_or_is_refused(file: Callable[..., Path]) -> None:
+    batches = """
+        class Pairs(torch.utils.data.Sampler):
+            def __init__(self, batch_size): self.batch_size = batch_size
+            def __iter__(self): return (list(range(at, at + self.batch_size)) for at in range(0, 40, self.batch_size))
+            def __len__(self): return 40 // self.batch_size
+        class Data(L.LightningDataModule):
+            def __init__(self):
+                super().__init__()
+                {}
+            def train_dataloader(self): return DataLoader(data(40, 0), batch_sampler=Pairs({}))
+            def val_dataloader(self): return DataLoader(data(10, 1), batch_size=4)
+        """
+    task = load_task(file(batches.format("self.batch_size = 5", "self.batch_size")))
+    assert task.baseline is not None
+    assert task.baseline["batch_size"] == 5
+    assert len(next(batches_of(task, Plan(batch_size=8)))[0]) == 8
+    with pytest.raises(TaskError, match=r"a DataLoader with a Pairs, whose batch size is its own: .* `batch_size`"):
+        load_task(file(batches.format("pass", "5")))
+
+
+def test_each_validation_loader_is_collated_and_scored_by_itself(file: Callable[..., Path]) -> None:
+    task = load_task(
+        file(
+            """
+            def doubled(samples): return torch.stack([2 * x for x, _ in samples]), torch.stack([y for _, y in samples])
+            class Mine(Net):
+                def validation_step(self, batch, batch_idx, dataloader_idx=0):
+                    self.log("val_sum", batch[0].abs().mean())
+                def val_dataloader(self):
+                    second = DataLoader(data(10, 1), batch_size=4, collate_fn=doubled)
+                    return [DataLoader(data(10, 1), batch_size=4), second]
+            monitor = "val_sum/dataloader_idx_1"
+            direction = "maximize"
+            """
+        )
+    )
+    x, _ = next(iter(DataLoader(task.val_data(), batch_size=10, collate_fn=list)))[0].sample
+    assert x.shape == (6,)
+    trainer = trained(task, 1)
+    data = torch.stack([task.val_data()[at].sample[0] for at in range(10)])
+    for size in (3, 7, 20):
+        assert score(task, trainer, size) == pytest.approx(2 * float(data.abs().mean()), rel=1e-4)
+
+
+# -- what trials cannot do --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("added", "told"),
+    [
+        (
+            "def configure_optimizers(self): return [torch.optim.SGD(self.parameters(), lr=0.1)] * 2",
+            "returns 2 optimizers",
+        ),
+        ("def configure_optimizers(self): return None", "returns None, so nothing would be trained"),
+        (
+            "def __init__(self):\n        super().__init__()\n        self.automatic_optimization = False",
+            "automatic_opt",
+        ),
+        (
+            "def optimizer_step(self, *_, **__): pass",
+            r"has a optimizer_step\(\) of its own, .* configure_optimizers\(\)",
+        ),
+        ("def backward(self, loss): loss.backward()", r"has a backward\(\) of its own"),
+        ("validation_step = L.LightningModule.validation_step", r"has no validation_step\(\)"),
+        ("train_dataloader = L.LightningModule.train_dataloader", r"Mine has no train_dataloader\(\)"),
+        ("val_dataloader = L.LightningModule.val_dataloader", r"there is no validation data"),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_what_cannot_be_tuned_is_refused_with_a_remedy(added: str, told: str, file: Callable[..., Path]) -> None:
+    path = file(f"class Mine(Net):\n    {added}")
+    with pytest.raises(TaskError, match=told):
+        load_task(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ('precision="64-true"', "precision='64-true' is not one"),
+        ("fast_dev_run=True", "fast_dev_run runs single batches"),
+        ("overfit_batches=2", "overfit_batches trains and scores on the same"),
+    ],
+)
+def test_a_trainer_that_cannot_be_followed_is_refused(settings: str, told: str, file: Callable[..., Path]) -> None:
+    with pytest.raises(TaskError, match=told):
+        load_task(file(f'def trainer(): return L.Trainer(accelerator="cpu", logger=False, {settings})'))
+
+
+def test_callbacks_that_act_in_training_are_named_and_those_that_watch_are_not() -> None:
+    callbacks = [
+        L.pytorch.callbacks.StochasticWeightAveraging(swa_lrs=0.1),
+        L.pytorch.callbacks.LearningRateMonitor(),
+        L.pytorch.callbacks.TQDMProgressBar(),
+        L.pytorch.callbacks.ModelCheckpoint(),
+    ]
+    (told,) = remarks_on_callbacks(callbacks)
+    assert "StochasticWeightAveraging" in told
+    assert "Monitor" not in told
+    assert remarks_on_callbacks(callbacks[1:]) == []
+
+
+def test_a_part_of_the_trainer_that_trials_lack_is_named(file: Callable[..., Path]) -> None:
+    asks = "class Mine(Net):\n    def on_train_start(self):\n        self.trainer.{}"
+    task = load_task(file(asks.format("fit_loop.epoch_loop")))
+    with pytest.raises(TaskError, match=r"asks for `trainer\.fit_loop`, which there is none of in a trial"):
+        trained(task, 1)
+    for part in ("global_step", "datamodule", "logger.log_metrics({})", "is_global_zero", "callback_metrics"):
+        trained(load_task(file(asks.format(part))), 1)
+
+
+# -- the page for users -----------------------------------------------------------------------------------------------
+
+
+def test_the_code_on_the_page_is_what_the_functions_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "lightning.md").read_text()
+    first, second = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "module.py").write_text(CLASSIFIER.read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    taken: dict[str, Any] = {}
+
+    def tune(module: Any, *, budget: str, **arguments: Any) -> Report:
+        taken.update(task=in_code(module, **arguments), budget=budget)
+        return dataclasses.replace(example(), config=Config(plan=Plan(batch_size=64), lr=0.01))
+
+    monkeypatch.setattr(autobatch, "tune", tune)
+    exec(compile(first, "first", "exec"), {"__name__": "__main__"})
+    assert (taken["task"].direction, taken["task"].clip_grad_norm) == ("maximize", 1.0)
+    monkeypatch.setattr(L.Trainer, "fit", lambda trainer, *_, **__: taken.update(trainer=trainer))
+    exec(compile(second, "second", "exec"), {"__name__": "__main__"})
+    assert [type(one).__name__ for one in taken["trainer"].callbacks].count("Tune") == 1
+
+
+def test_importing_the_package_imports_nothing_optional() -> None:
+    code = ["-X", "importtime", "-c", "import autobatch"]
+    told = subprocess.run([sys.executable, *code], capture_output=True, text=True, timeout=300, check=True).stderr
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in told.splitlines()}
+    assert "autobatch" in imported
+    assert not imported & {"torch", "lightning", "pytorch_lightning", "transformers", "optuna", "ray", "pandas"}

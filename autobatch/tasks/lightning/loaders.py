@@ -22,7 +22,15 @@ from ...errors import TaskError
 from .optimizer import holders, put, value_of
 
 # DataLoader arguments that a loader made at another size keeps, and that a task's own loaders are given.
-_KEPT = ("num_workers", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor")
+_KEPT = (
+    "num_workers",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "prefetch_factor",
+    "persistent_workers",
+)
 _SIZE_NAME = "batch_size"
 
 
@@ -122,7 +130,8 @@ def arguments_of(loader: Any) -> dict[str, Any]:
     found = {name: getattr(loader, name, None) for name in _KEPT}
     kept = {name: value for name, value in found.items() if value is not None and value != defaults[name].default}
     if not kept.get("num_workers"):
-        kept.pop("prefetch_factor", None)
+        for name in ("prefetch_factor", "persistent_workers"):
+            kept.pop(name, None)
     return kept
 
 
@@ -140,15 +149,21 @@ class _Rebuilt:
                 generator.manual_seed(seed)
         if hasattr(loader.sampler, "set_epoch"):
             loader.sampler.set_epoch(seed)
-        return DataLoader(
-            loader.dataset,
-            batch_size=batch_size,
-            sampler=loader.sampler,
-            collate_fn=loader.collate_fn,
-            drop_last=True,
-            generator=loader.generator,
-            **arguments_of(loader),
-        )
+        return made_at_size(loader, batch_size, drop_last=True)
+
+
+def made_at_size(loader: Any, batch_size: int, *, drop_last: bool) -> DataLoader[Any]:
+    """The same loader with another batch size: its dataset, sampler, collate function and workers."""
+    is_stream = isinstance(loader.dataset, IterableDataset)
+    return DataLoader(
+        loader.dataset,
+        batch_size=batch_size,
+        sampler=None if is_stream else loader.sampler,
+        collate_fn=loader.collate_fn,
+        drop_last=drop_last,
+        generator=loader.generator,
+        **arguments_of(loader),
+    )
 
 
 class _Sized:

@@ -102,21 +102,22 @@ def rate_in(module: Any, root: str) -> RateIn:
         before = value_of(module, name)
         if not isinstance(before, (int, float)) or isinstance(before, bool) or not before > 0:
             continue
-        once = _rates(configured(module, root).optimizer)
+        once = rates_of(configured(module, root).optimizer)
         put(module, name, 2 * before)
         try:
-            twice = _rates(configured(module, root).optimizer)
+            twice = rates_of(configured(module, root).optimizer)
         finally:
             put(module, name, before)
         if once != twice:
             return RateIn(name=name, lr=float(before))
-    rates = [rate for rate in _rates(configured(module, root).optimizer) if rate > 0]
+    rates = [rate for rate in rates_of(configured(module, root).optimizer) if rate > 0]
     if not rates:
         raise TaskError("configure_optimizers() returns an optimizer without a learning rate: give it one")
     return RateIn(name=None, lr=rates[0])
 
 
-def _rates(optimizer: torch.optim.Optimizer) -> list[float]:
+def rates_of(optimizer: torch.optim.Optimizer) -> list[float]:
+    """The rates of an optimizer's groups, whatever a schedule has made of them."""
     return [_rate_of(group) for group in optimizer.param_groups]
 
 
@@ -138,8 +139,11 @@ def at_rate(module: Any, root: str, where: RateIn, lr: float) -> Configured:
     if where.name is not None:
         put(module, where.name, lr)
         return configured(module, root)
-    made = configured(module, root)
-    factor = lr / where.lr
+    return scaled(configured(module, root), lr / where.lr)
+
+
+def scaled(made: Configured, factor: float) -> Configured:
+    """The same, with all rates multiplied by a factor: those of the groups, and those that schedules start from."""
     for group in made.optimizer.param_groups:
         for name in _RATES_OF_GROUP:
             if isinstance(group.get(name), (int, float)):
