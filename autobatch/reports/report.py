@@ -308,22 +308,22 @@ class Report:
             not_compared=not_compared,
         )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the report as JSON, whole or not at all.
 
         Raises:
             ReportError: the file cannot be written.
         """
-        write_json(path, self.to_json())
+        write_json(Path(path), self.to_json())
 
     @classmethod
-    def load(cls, path: Path) -> Report:
+    def load(cls, path: str | Path) -> Report:
         """The report in a file.
 
         Raises:
             ReportError: there is none, or it cannot be read.
         """
-        return cls.from_json(load_json(path))
+        return cls.from_json(load_json(Path(path)))
 
 
 def _score_to_json(score: ScoreSummary | None) -> dict[str, Any]:

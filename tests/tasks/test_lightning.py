@@ -456,7 +456,8 @@ def test_the_rate_is_set_at_its_attribute_its_hyperparameter_or_in_the_groups(fi
                 groups = [{"params": self.layer.parameters(), "lr": 0.02},
                           {"params": self.other.parameters(), "lr": 0.1}]
                 optimizer = torch.optim.AdamW(groups)
-                return [optimizer], [torch.optim.lr_scheduler.LinearLR(optimizer, 0.5, total_iters=4)]
+                schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.5, total_iters=4)
+                return [optimizer], [{"scheduler": schedule, "interval": "step"}]
         """
     task = load_task(file(in_groups))
     assert task.baseline is not None

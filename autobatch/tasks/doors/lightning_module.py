@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.plan import Direction
 from ...errors import SettingError
+from ..libraries import NO_LIBRARIES, libraries_of
 from . import live_module
 from .door import ARGUMENTS, OF_SOME, Door, GivenTask, is_a
 
@@ -26,7 +27,9 @@ def _opened(
     direction: Direction | None = None,
     **of_model: Any,
 ) -> GivenTask:
-    from ..lightning.from_code import project_of_module  # torch, which is there where a module is
+    import torch  # it is there where a module is
+
+    from ..lightning.from_code import project_of_module
 
     if of_model and datamodule is not None:
         said = " and ".join(f"{name}=" for name in ARGUMENTS if name in of_model)
@@ -37,7 +40,8 @@ def _opened(
         return GivenTask(
             name=bare.name, task=bare.task, is_live=True, assumed=bare.assumed, guess=bare.guess, only_measured=later
         )
-    return GivenTask(name=later.name, later=later)
+    libraries = NO_LIBRARIES if torch.accelerator.is_available() else libraries_of((given, datamodule))
+    return GivenTask(name=later.name, later=later, libraries=libraries)
 
 
 DOOR = Door(what="a LightningModule", takes=_takes, opened=_opened, also=tuple(OF_SOME))
