@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +19,7 @@ from torch.utils.data import IterableDataset
 import autobatch
 from autobatch.core.plan import Config, Plan
 from autobatch.errors import SettingError, TaskError
-from autobatch.integrations.hf import apply, training_arguments
+from autobatch.integrations.hf import training_arguments
 from autobatch.tasks.data import val_loader
 from autobatch.tasks.doors.table import as_task
 from autobatch.tasks.inputs import pickle_task, unpickle_task
@@ -30,7 +33,9 @@ pytest.importorskip("accelerate", reason="needs accelerate (the extra `hf`)")
 from transformers import Trainer, TrainerCallback  # noqa: E402
 
 from ..helpers.hf_trainers import Reviews, bert, classifier, gpt2, language_model  # noqa: E402
+from ..helpers.ready_python import run  # noqa: E402
 from ..helpers.steady import train_time  # noqa: E402
+from ..test_readme import code_of  # noqa: E402
 
 CPU = torch.device("cpu")
 IN_CODE: dict[str, Any] = {"budget": "600s", "train_time": train_time(40), "device": "cpu"}
@@ -157,9 +162,23 @@ def assert_untouched(trainer: Trainer, before: dict[str, Any]) -> None:
 
 def test_a_classifier_is_tuned_and_the_answer_used(ready_python: None, steady_steps: None, tmp_path: Path) -> None:
     trainer = classifier(tmp_path / "out")
+    given: dict[str, Any] = {}
+
+    def tune(of: Trainer, budget: str) -> autobatch.Report:
+        """As it is called on the page, in less time."""
+        given.update(report=autobatch.tune(of, **IN_CODE, max_trials=3, run_dir=tmp_path / "run"), budget=budget)
+        assert_untouched(trainer, before)
+        trainer.args.max_steps = 2
+        return given["report"]  # type: ignore[no-any-return]
+
+    trainer.pop_callback(transformers.PrinterCallback)
     before = state_of(trainer)
-    report = autobatch.tune(trainer, **IN_CODE, max_trials=3, run_dir=tmp_path / "run")
-    assert_untouched(trainer, before)
+    (block,) = [block for block in code_of("docs/hugging-face.md") if "hf.apply" in block]
+    exec(block.replace("autobatch.tune", "tune"), {"trainer": trainer, "tune": tune})
+    report = given["report"]
+    assert trainer.args.learning_rate == report.config.lr
+    assert trainer.state.train_batch_size == report.config.plan.batch_size
+    assert trainer.state.global_step == 2
     assert (report.task, report.direction, report.baseline_is_users) == (
         "BertForSequenceClassification",
         "maximize",
@@ -168,13 +187,6 @@ def test_a_classifier_is_tuned_and_the_answer_used(ready_python: None, steady_st
     assert (report.baseline_plan.plan.batch_size, report.baseline_plan.lr) == (4, 1e-3)
     assert any("no model_init: each trial starts from a copy of its weights" in told for told in report.warnings)
     assert report.score is None or report.baseline is None or report.score.mean >= report.baseline.mean
-
-    apply(report, trainer)
-    assert trainer.args.learning_rate == report.config.lr
-    trainer.args.max_steps = 2
-    trainer.pop_callback(transformers.PrinterCallback)
-    trainer.train()
-    assert trainer.state.train_batch_size == report.config.plan.batch_size
 
 
 def test_a_model_is_measured_without_data_to_score_it_on(ready_python: None, tmp_path: Path) -> None:
@@ -212,6 +224,18 @@ def test_a_language_model_with_adapters_is_tuned_and_only_they_train(
     assert (new.learning_rate, new.per_device_train_batch_size) == (report.config.lr, report.config.plan.batch_size)
     assert new.gradient_accumulation_steps == report.config.plan.accumulation_steps
     assert trainer.args.learning_rate == 1e-3
+
+
+def test_the_loop_of_accelerate_on_the_page_is_tuned_and_run(
+    ready_python: None, steady_steps: None, tmp_path: Path
+) -> None:
+    (block,) = [block for block in code_of("docs/hugging-face.md") if "Accelerator(" in block]
+    shorter = f'budget="600s", train_time="{train_time(40)}", max_trials=2, device="cpu"'
+    assert 'budget="10m"' in block
+    (tmp_path / "script.py").write_text(block.replace('budget="10m"', shorter))
+    done = run([sys.executable, "script.py"], cwd=tmp_path, env=os.environ, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"trained with \d+ x \d+ at \S+\n", done.stdout)
 
 
 # -- its parts ------------------------------------------------------------------------------------------------------
