@@ -374,16 +374,18 @@ def test_a_segment_that_is_to_be_believed_gets_a_group_that_has_run_nothing(open
     assert runner._team is not first
 
 
-def test_a_new_group_loads_the_data_in_no_segments_time(opened: Callable[..., GroupRunner]) -> None:
+def test_a_new_group_loads_the_data_in_no_segments_time(opened: Callable[..., GroupRunner], tmp_path: Path) -> None:
     slow = """
 _quick = train_data
 
 def train_data():
-    time.sleep(6.0 + 4.0 * (os.environ.get("RANK") == "1"))  # later than rank 0 by more than a straggler has
+    if os.path.exists({file!r}):
+        time.sleep(6.0 + 4.0 * (os.environ.get("RANK") == "1"))  # later than rank 0 by more than a straggler has
     return _quick()
 """
-    runner = opened(TASK + slow, straggler_s=3.9)
+    runner = opened(TASK + slow.format(file=str(tmp_path / "slow")), straggler_s=3.9)
     runner.memory()
+    (tmp_path / "slow").touch()
     for _ in range(2):
         # Less than the data takes, and else as long as a busy machine may want for five steps.
         result = runner.advance(segment(PAIR, 5, limit_s=5.9))

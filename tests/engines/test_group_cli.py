@@ -21,7 +21,9 @@ PAIR = ("--nproc", "2", "--device", "cpu")
 
 @pytest.mark.usefixtures("steady_steps")
 def test_tune_compares_and_answers_for_the_whole_group(tmp_path: Path) -> None:
-    result = autobatch("tune", MINIMAL, *QUICK, *PAIR, "--json", "--output", "out.json", cwd=tmp_path)
+    result = autobatch(
+        "tune", MINIMAL, *QUICK, "--max-trials", "2", *PAIR, "--json", "--output", "out.json", cwd=tmp_path
+    )
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     for plan in (report["plan"], report["baseline"]["plan"], *report["trials"]):
@@ -47,6 +49,7 @@ def test_max_batch_and_profile_are_of_each_process(tmp_path: Path) -> None:
             assert point["samples_per_s"] == pytest.approx(2 * point["batch_size"] / point["step_s"])
 
 
+@pytest.mark.usefixtures("steady_steps")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
     ("when", "number", "code"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 import autobatch.searching.storage.journal
 from autobatch.core.plan import Plan
@@ -148,7 +148,10 @@ def resumed(case: str, folder: Path, journal: bytes, moment: Moment) -> Outcome:
 def test_a_race_cut_at_any_line_goes_on_as_if_nothing_had_happened(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a disk takes its time, and here none loses power
+    # A disk takes its time, and here none loses power, and nobody else writes.
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(JournalFileSymlinkLock, "acquire", lambda lock: True)
+    monkeypatch.setattr(JournalFileSymlinkLock, "release", lambda lock: None)
     whole, moments = undisturbed(case, tmp_path / "whole", monkeypatch)
     journal = (tmp_path / "whole" / "journal.log").read_bytes()
     assert len(moments) > 50
