@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .errors import AutobatchError as AutobatchError
     from .guarding.guard import oom_safe as oom_safe
     from .measuring.memory import MaxBatch as MaxBatch
+    from .render.notebook import show_progress as show_progress
     from .reports.report import Report as Report
     from .tasks.task import Task as Task
     from .tasks.task import load_task as load_task
@@ -30,6 +31,7 @@ _HOMES = {
     "load_task": "tasks.task",
     "oom_safe": "guarding.guard",
     "profile": "api",
+    "show_progress": "render.notebook",
     "tune": "api",
 }
 

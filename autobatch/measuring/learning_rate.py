@@ -130,6 +130,14 @@ class LrCurve:
         """The rate at which the loss blew up and the sweep ended early; None where it ran to its end."""
         return self.sweep.lrs[-1] if self.sweep.diverged and self.sweep.lrs else None
 
+    def _repr_html_(self) -> str:
+        """What the command prints, as a notebook shows it."""
+        # Imported here: results are made without anything that draws them.
+        from ..render.evidence import lr_section
+        from ..render.notebook import section_frame
+
+        return section_frame(lr_section(self.to_json()))
+
     def to_json(self) -> dict[str, Any]:
         """The curve and its reading as plain JSON values; a loss that is not finite is null."""
         plan = self.sweep.plan

@@ -127,6 +127,14 @@ class MaxBatch(int):
         crashed_at = after.plan.batch_size if after is not None and after.outcome == "crashed" else None
         return no_proof_sentence(self.limited_by, int(self), crashed_at)
 
+    def _repr_html_(self) -> str:
+        """What the command prints, as a notebook shows it."""
+        # Imported here: results are made without anything that draws them.
+        from ..render.evidence import max_batch_section
+        from ..render.notebook import section_frame
+
+        return section_frame(max_batch_section(self.to_json()))
+
     def to_json(self) -> dict[str, Any]:
         """The answer and its evidence as plain JSON values, sizes in bytes and times in seconds."""
         return {

@@ -317,6 +317,14 @@ class ThroughputCurve:
             f"{samples / median(knee.compute_s):.3g}{loader}; faster loading gains more than any batch size."
         )
 
+    def _repr_html_(self) -> str:
+        """What the command prints, as a notebook shows it."""
+        # Imported here: results are made without anything that draws them.
+        from ..render.evidence import throughput_section
+        from ..render.notebook import section_frame
+
+        return section_frame(throughput_section(self.to_json()))
+
     def to_json(self) -> dict[str, Any]:
         """The curve and what is read from it as plain JSON values; times in seconds, sizes in bytes."""
         residuals = self.residuals()

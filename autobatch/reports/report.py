@@ -220,6 +220,14 @@ class Report:
             {name: pandas.array([row[name] for row in rows], dtype=kind) for name, kind in COLUMNS.items()}
         )
 
+    def _repr_html_(self) -> str:
+        """The page of the report, as a notebook shows it."""
+        # Imported here: results are made without anything that draws them.
+        from ..render.notebook import framed
+        from ..render.page_content import page_document
+
+        return framed(page_document(self))
+
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values; `schema` says how to read it."""
         return {

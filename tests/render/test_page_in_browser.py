@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from autobatch.render.html import to_html
+from autobatch.render.notebook import framed
 from tests.helpers.browser import NAMES, Browser, find_browser
 from tests.render.test_page import DOCUMENTS
 
@@ -138,6 +139,17 @@ def test_a_table_is_told_apart_by_its_caption(browser: Browser, pages: dict[str,
     assert browser.evaluate(
         "document.querySelector('.scroll').scrollWidth > document.querySelector('.scroll').clientWidth"
     )
+
+
+def test_a_frame_of_a_notebook_shows_its_page_and_asks_for_nothing(browser: Browser, tmp_path: Path) -> None:
+    file = tmp_path / "notebook.html"
+    file.write_text(f"<!DOCTYPE html><title>a</title>{framed(DOCUMENTS['race'])}", encoding="utf-8")
+    seen = browser.open(file, width=800)
+    asked = [address for address in seen.requests if not address.startswith(("data:", "about:"))]
+    assert asked == [file.as_uri()]
+    assert seen.complaints == []
+    assert browser.evaluate("document.querySelector('iframe').clientHeight") > 400
+    assert browser.evaluate("document.querySelector('iframe').srcdoc.includes('Score over training time')")
 
 
 def test_what_is_checked_here_can_fail(browser: Browser, tmp_path: Path) -> None:
