@@ -13,10 +13,12 @@ the peak. A call takes some microseconds more, so that in a training only some s
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
+import platform
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
@@ -57,7 +59,6 @@ class Caught:
         self._whose = 0
         self._on_its_way: str | None = None
         self._place = "", 0
-        self._lost: BaseException | None = None
 
     @property
     def is_due(self) -> bool:
@@ -71,21 +72,22 @@ class Caught:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Meanwhile each error is looked at; not where somebody else traces, such as a debugger."""
-        if sys.gettrace() is not None:
+        if sys.gettrace() is not None or not is_possible():
             yield
             return
+        with self._traced():
+            yield
+
+    @contextmanager
+    def _traced(self) -> Iterator[None]:
         begun, before, hook = perf_counter(), len(self.errors), sys.unraisablehook
-        self._events, self._lost = 0, None
+        self._events = 0
         self._on_its_way, self._whose = None, 0
 
-        def keep(unraisable: Any) -> None:
-            # What a signal's handler raises while Python is in our function cannot be let out from there.
-            if unraisable.object is _on_event:
-                self._lost = unraisable.exc_value
-            else:
-                hook(unraisable)
-
-        sys.unraisablehook = keep
+        # What is raised in our function cannot be let out from there: a signal's handler may begin in it, and where the
+        # task recurses to the end there is no room for it. A method of a list's needs less room than a function.
+        unraised: list[Any] = []
+        sys.unraisablehook = unraised.append
         _SET_TRACE(_CALLBACK, ctypes.py_object(self))
         is_through = False
         try:
@@ -101,9 +103,12 @@ class Caught:
                 del self.errors[before:]  # what got out tells
             # As if a step took no time that is not watched.
             self._due_at = perf_counter() + (perf_counter() - begun) / _SHARE
-            lost, self._lost = self._lost, None
-            if lost is not None:
-                raise lost
+            for unraisable in unraised:
+                # From Python 3.13 on the function is named in words.
+                if unraisable.object is not _on_event and repr(_on_event) not in (unraisable.err_msg or ""):
+                    hook(unraisable)
+                elif unraisable.exc_value is not None and unraisable.exc_type is not RecursionError:
+                    raise unraisable.exc_value
 
     def see_none(self, what: str) -> None:
         """See that nothing was caught in what was watched so far; `what` says what that was.
@@ -125,7 +130,8 @@ class Caught:
             if self._events > _MOST_EVENTS:
                 _SET_TRACE(None, None)
         elif what == _EXCEPTION and argument is not None:
-            _, error, traceback = ctypes.cast(argument, ctypes.py_object).value
+            held: Any = ctypes.py_object.from_buffer(ctypes.c_void_p(argument))
+            _, error, traceback = held.value
             if traceback is None or isinstance(error, (StopIteration, GeneratorExit)):  # the end of a loop
                 return
             if traceback.tb_next is None or id(error) != self._whose:
@@ -142,10 +148,32 @@ class Caught:
         self._on_its_way = None
 
 
-def _on_event(watch: Caught, frame: FrameType, what: int, argument: int | None) -> int:
+def _on_event(watch: Caught, frame: FrameType, what: int, argument: int | None) -> None:
     watch.event(frame, what, argument)
-    return 0
 
 
-_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.py_object, ctypes.c_int, ctypes.c_void_p)(_on_event)
+@functools.cache
+def is_possible() -> bool:
+    """Whether this Python tells a trace function of C's what is relied on here.
+
+    It was run on Python 3.11 and 3.13, whose tracing is another one underneath. On any other it is tried, on an error
+    that is caught and on one that is not an out-of-memory. Where that does not come out, nothing is watched: a step
+    that goes on after an out-of-memory is then found only if it leaves no gradient (`swallowed`).
+    """
+    if platform.machine() not in _MACHINES:
+        return False
+    watch = Caught(lambda error: isinstance(error, MemoryError))
+    with watch._traced():
+        for error in (MemoryError(), KeyError()):
+            with suppress(MemoryError, KeyError):
+                raise error
+    return len(watch.errors) == 1
+
+
+# Python takes any answer but 0 for an error. ctypes leaves that of a function of `int` as it was in memory where the
+# function raised, and Python then crashed. A function without an answer comes back with 0, libffi's own code for
+# "void", which stands where an `int` would (src/x86/unix64.S, src/aarch64/sysv.S).
+_MACHINES = ("x86_64", "aarch64", "arm64")  # the last is what macOS calls the second
+_TRACE_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.py_object, ctypes.py_object, ctypes.c_int, ctypes.c_void_p)
+_CALLBACK = _TRACE_FUNCTION(_on_event)
 _SET_TRACE = ctypes.pythonapi.PyEval_SetTrace

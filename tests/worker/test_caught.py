@@ -25,6 +25,7 @@ from autobatch.core.segment import TrainSegment
 from autobatch.devices.cpu import CpuDevice
 from autobatch.devices.oom import is_out_of_memory
 from autobatch.errors import TaskError
+from autobatch.worker import caught
 from autobatch.worker.caught import Caught
 from autobatch.worker.torch_runner import TorchRunner
 
@@ -206,6 +207,90 @@ def test_what_a_signal_s_handler_raises_gets_out_of_a_step_that_is_watched() -> 
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert watched(from_below) != []
+
+
+def test_what_is_raised_in_the_watch_itself_gets_out_at_the_end_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a signal's handler that begins there; Python crashed if it was told of an error and there was none."""
+    seen, done = Caught.event, []
+
+    def event(watch: Caught, *given: Any) -> None:
+        seen(watch, *given)
+        if watch._events > 20:
+            raise Interrupted
+
+    monkeypatch.setattr(Caught, "event", event)
+
+    def work() -> None:
+        for _ in range(20):
+            harmless()
+        done.append(1)
+
+    for _ in range(50):
+        with pytest.raises(Interrupted):
+            watched(work)
+    assert len(done) == 50
+
+
+def test_a_signal_may_come_at_any_moment_of_a_step_that_is_watched() -> None:
+    def handler(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    def work() -> None:
+        for _ in range(200):
+            harmless()
+            in_its_own_frame()
+
+    came: list[int] = []
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 1e-3, 1e-4)
+    try:
+        errors = watched(work)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(errors) == 200
+
+
+def test_a_task_may_recurse_to_the_end(capfd: pytest.CaptureFixture[str]) -> None:
+    def recurse() -> None:
+        recurse()
+
+    def work() -> None:
+        with suppress(RecursionError):
+            recurse()
+
+    def and_more() -> None:
+        work()
+        in_its_own_frame()
+
+    for _ in range(3):
+        assert watched(work) == []
+    assert len(watched(and_more)) == 1
+    assert "ignored" not in capfd.readouterr().err
+
+
+def test_nothing_is_watched_where_python_tells_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert caught.is_possible()
+    monkeypatch.setattr(Caught, "event", lambda *given: None)
+    caught.is_possible.cache_clear()
+    try:
+        assert not caught.is_possible()
+        monkeypatch.undo()
+        assert watched(from_below) == []
+    finally:
+        caught.is_possible.cache_clear()
+    assert watched(from_below) != []
+
+
+def test_another_s_error_that_nobody_hears_is_told_to_its_own_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fails:
+        def __del__(self) -> None:
+            raise ValueError("in __del__")
+
+    told: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(str(unraisable.exc_value)))
+    watched(lambda: [Fails() and None])
+    assert told == ["in __del__"]
 
 
 def test_a_step_of_very_many_calls_is_watched_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
