@@ -12,16 +12,19 @@ if TYPE_CHECKING:
     from .api import profile as profile
     from .api import tune as tune
     from .core.plan import Plan as Plan
+    from .core.script_log import log as log
     from .errors import AutobatchError as AutobatchError
     from .guarding.guard import oom_safe as oom_safe
     from .measuring.memory import MaxBatch as MaxBatch
     from .render.notebook import show_progress as show_progress
     from .reports.report import Report as Report
+    from .tasks.command import Command as Command
     from .tasks.task import Task as Task
     from .tasks.task import load_task as load_task
 
 _HOMES = {
     "AutobatchError": "errors",
+    "Command": "tasks.command",
     "MaxBatch": "measuring.memory",
     "Plan": "core.plan",
     "Report": "reports.report",
@@ -29,6 +32,7 @@ _HOMES = {
     "find_lr": "api",
     "find_max_batch": "api",
     "load_task": "tasks.task",
+    "log": "core.script_log",
     "oom_safe": "guarding.guard",
     "profile": "api",
     "show_progress": "render.notebook",

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import Trainer
 
+    from .tasks.command import Command
     from .tasks.task import Task
 
 _WHERE_NOT = "If that is wrong, pass sample=, one sample of your data without a batch dimension"
@@ -56,7 +57,7 @@ _SWEEP_STEPS = 100  # as in the comparison of the rules that was measured (learn
 
 
 def find_max_batch(
-    model: nn.Module | Task | Trainer | str | Path,
+    model: nn.Module | Task | Command | Trainer | str | Path,
     sample: Any = None,
     *,
     data: Any = None,
@@ -91,7 +92,7 @@ def find_max_batch(
     defines its own data, loss and optimizer, so arguments for a live module are refused with a task.
 
     Args:
-        model: a live module, a `Task`, a transformers Trainer, or the path of a task file.
+        model: a live module, a `Task`, a `Command`, a transformers Trainer, or the path of a task file.
         sample: for a live module, ONE sample without a batch dimension. Without it the input is inferred or assumed;
             a warning and the result list every assumption.
         data: for a live module, a `Dataset` or `DataLoader` that gives samples, instead of `sample`.
@@ -197,7 +198,7 @@ def _kept(recorder: Recorder, prober: Prober, record: str | Path | None) -> Iter
 
 
 def profile(
-    task: nn.Module | Task | Trainer | str | Path,
+    task: nn.Module | Task | Command | Trainer | str | Path,
     sample: Any = None,
     *,
     datamodule: Any = None,
@@ -218,7 +219,7 @@ def profile(
     The result has the knee, the energy per sample, and where the time goes.
 
     Args:
-        task: a task file's path, a `Task`, a live module, or a transformers Trainer.
+        task: a task file's path, a `Task`, a `Command`, a live module, or a transformers Trainer.
         sample: for a live module, as in `find_max_batch`. Its steps are timed on one batch that is already on the
             device. Only a task can show what loading costs.
         datamodule, trainer, monitor, direction: for a LightningModule, as in `tune`; the last two for a transformers
@@ -299,7 +300,7 @@ def find_lr(
 
 
 def dry_run(
-    task: Task | str | Path,
+    task: Task | Command | str | Path,
     *,
     budget: str | float = "10m",
     train_time: str | float | None = None,
@@ -367,7 +368,8 @@ def tune(
     A setting that is None has its default value, or the value of the resumed run.
 
     Args:
-        task: a task file's path, a `Task`, a LightningModule or a transformers Trainer.
+        task: a task file's path, a `Task`, a LightningModule, a transformers Trainer, or a `Command` for a script
+            that is run as it is typed.
         datamodule: for a LightningModule, its LightningDataModule, or `(train_loader, val_loader)`. Default: the
             module's own loaders. Neither the module nor this is changed: both are copied into other processes.
         trainer: for a LightningModule, the Trainer whose precision, clipping, accumulation, length and monitored
@@ -461,12 +463,14 @@ def tune(
     given_task = as_task(task, whole=True, **of_some)
     name = given_task.name
     spec = spec_for(given_task, device or "auto", memory_limit, headroom, nproc=1 if nproc is None else nproc)
-    sources = {} if spec.path is None else source_hashes(spec.path)
+    script = spec.path if spec.command is None else spec.command.script
+    sources = {} if script is None or not script.exists() else source_hashes(script)
+    said = {} if spec.command is None else spec.command.conditions()
     folder = None if run_dir is None else Path(run_dir)
     state: RunState
     if resume:
         place = folder if isinstance(resume, bool) else Path(resume)
-        opened, state = reopened(place or latest_unfinished(name, spec.path), given, sources, force=force)
+        opened, state = reopened(place or latest_unfinished(name, spec.path), given, sources, force=force, said=said)
     else:
         created = datetime.now(UTC).isoformat(timespec="seconds")
         if storage is not None:  # an array of jobs starts several runs in the same second
@@ -477,7 +481,7 @@ def tune(
             created=created,
             settings=settings,
             path=None if spec.path is None else str(spec.path),
-            conditions=conditions_of_settings(settings, sources),
+            conditions=conditions_of_settings(settings, sources, said),
         )
     with opened:
         opened.save(state)

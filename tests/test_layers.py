@@ -30,6 +30,7 @@ ROOMS = [
     "render",
     "runs",
     "engines.processes",
+    "engines.commands",
     "engines.ranks",
     "engines",
     "tuning",

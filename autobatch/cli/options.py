@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..core.words import did_you_mean
 from ..devices.backend import names_in_words
 from ..errors import SettingError
+
+if TYPE_CHECKING:
+    from ..tasks.command import Command
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -91,6 +94,41 @@ def _names_an_compute_mode(word: str) -> bool:
 LATEST = "latest"  # the value of --resume without an argument
 FEWEST_STEPS = 20  # as learning_rate.FEWEST_STEPS; `--help` does not import that module
 TASK = click.argument("task", type=click.Path(path_type=Path), metavar="MODEL.py")
+# What a command beside which a script may be named takes of it.
+_COMMAND = option(
+    "--command",
+    metavar="TEXT",
+    help="In place of MODEL.py: any training script as it is typed, with {batch_size}, {lr} and others to fill in.",
+)
+_BASELINE = option("--baseline", metavar="VALUES", help='What the script trains with today: "batch_size=32 lr=1e-3".')
+_SHELL = options_of(
+    option("--shell", is_flag=True, help="Run the command by /bin/sh, for pipes and variables."),
+    option(
+        "--grace",
+        default="10s",
+        metavar="TIME",
+        help="How long the script may take to end when it is told to (SIGTERM), before it is killed.",
+    ),
+)
+COMMAND_TO_PROBE = options_of(_COMMAND, _BASELINE, _SHELL)
+COMMAND_TO_TUNE = options_of(
+    _COMMAND,
+    option(
+        "--score",
+        metavar="PATTERN",
+        help='Of a command: where the score is in a line of its output, "val_acc=([0-9.]+)". The last one counts.',
+    ),
+    option("--score-file", metavar="FILE:KEY", help='The same in a JSON file that it writes: "result.json:val_acc".'),
+    click.option(
+        "--maximize/--minimize",
+        default=None,
+        envvar="AUTOBATCH_MAXIMIZE",
+        show_envvar=True,
+        help="Which score of a command is better, a higher or a lower one.",
+    ),
+    _BASELINE,
+    _SHELL,
+)
 *_WORDS, _LAST_WORD = (f'"{name}"' for name in names_in_words("1"))
 DEVICE = option("--device", default="auto", help=f"{', '.join(_WORDS)} or {_LAST_WORD}.")
 MEMORY = options_of(
@@ -127,6 +165,52 @@ PRECISIONS = option(
     metavar="NAME ...",
     help="Compute modes to compare: fp32 tf32 bf16 fp16, each also with +channels_last or +compile.",
 )
+
+
+def given_task(task: Path | None, options: Mapping[str, Any]) -> Path | Command:
+    """What is to be trained: the task file that was named, or the command of --command.
+
+    Raises:
+        click.UsageError: both were named, neither was, or a flag is for the one and the other was named.
+    """
+    from ..tasks.command import Command, as_direction
+
+    if task is not None:
+        if said := _words_of_command(options):
+            raise click.UsageError(
+                f"{said[0]} is for a script that --command runs, and {task} is a task file, which says that itself: "
+                "leave one of them out"
+            )
+        return task
+    if options["command"] is None:
+        context = click.get_current_context()
+        raise click.MissingParameter(ctx=context, param=context.command.params[0])
+    return Command(
+        options["command"],
+        score=options.get("score"),
+        score_file=options.get("score_file"),
+        direction=as_direction(options.get("maximize")),
+        baseline=options["baseline"],
+        shell=options["shell"],
+        grace=options["grace"],
+    )
+
+
+def typed_task(task: Path | Command, options: Mapping[str, Any]) -> list[str]:
+    """The words by which the same is named again."""
+    return [str(task)] if isinstance(task, Path) else _words_of_command(options)
+
+
+def _words_of_command(options: Mapping[str, Any]) -> list[str]:
+    """The words of the command line that are of --command, as they were typed."""
+    context, words = click.get_current_context(), list[str]()
+    for name in ("command", "score", "score_file", "maximize", "baseline", "shell", "grace"):
+        if name in options and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            flag = "--minimize" if name == "maximize" and not options[name] else "--" + name.replace("_", "-")
+            words += [flag] if isinstance(options[name], bool) else [flag, str(options[name])]
+    return words
+
+
 OUTPUT = options_of(
     option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
     option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Also write the JSON to this file."),

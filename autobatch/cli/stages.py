@@ -12,6 +12,7 @@ from ..errors import SettingError
 from .exits import FOUND_NOTHING
 from .options import (
     CEILING,
+    COMMAND_TO_PROBE,
     DEVICE,
     FEWEST_STEPS,
     MEMORY,
@@ -23,6 +24,7 @@ from .options import (
     SpreadingCommand,
     Word,
     examples,
+    given_task,
     option,
 )
 from .output import check_output, progress_on_stderr, show
@@ -35,9 +37,11 @@ from .torchrun import on_each_rank, refuse_torchrun
         "autobatch max-batch model.py",
         "autobatch max-batch model.py --memory-limit 8GiB --prove",
         "autobatch max-batch model.py --mode inference --power-of-two",
+        'autobatch max-batch --command "python train.py --batch-size {batch_size}"',
     ),
 )
-@TASK
+@click.argument("task", type=click.Path(path_type=Path), metavar="MODEL.py", required=False)
+@COMMAND_TO_PROBE
 @DEVICE
 @MEMORY
 @NPROC
@@ -68,18 +72,19 @@ from .torchrun import on_each_rank, refuse_torchrun
     "--record", type=click.Path(path_type=Path), metavar="FILE", help="Save all probes to a file that can be replayed."
 )
 @OUTPUT
-def max_batch(task: Path, **options: Any) -> None:
+def max_batch(task: Path | None, **options: Any) -> None:
     """Find the largest micro-batch per process that fits in memory, by running it.
 
     Under torchrun every rank runs the probes, and the answer fits on all of them.
     """
     check_output(options)
+    given = given_task(task, options)
     from .. import api
 
     with on_each_rank() as is_first:
         with progress_on_stderr(options if is_first else {**options, "quiet": True}) as listen:
             found = api.find_max_batch(
-                task,
+                given,
                 device=options["device"],
                 memory_limit=options["memory_limit"],
                 headroom=options["headroom"],

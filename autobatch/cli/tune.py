@@ -15,7 +15,19 @@ from ..searching.schedulers.table import SEARCHES
 from ..searching.storage.url import HIDDEN, shown_url
 from .exits import FAILED, FOUND_NOTHING, INTERRUPTED, fail
 from .exports import HTML, TENSORBOARD, check_exports, write_page, write_tensorboard
-from .options import DEVICE, LATEST, MEMORY, NPROC, OUTPUT, Word, examples, option
+from .options import (
+    COMMAND_TO_TUNE,
+    DEVICE,
+    LATEST,
+    MEMORY,
+    NPROC,
+    OUTPUT,
+    Word,
+    examples,
+    given_task,
+    option,
+    typed_task,
+)
 from .output import check_output, progress_on_stderr, show_document, show_report
 from .start import since_start_s
 from .torchrun import refuse_torchrun
@@ -23,6 +35,7 @@ from .words import ONE_WORD, typed_command
 
 if TYPE_CHECKING:
     from ..reports.report import Report
+    from ..tasks.command import Command
 
 
 @click.command(
@@ -34,6 +47,7 @@ if TYPE_CHECKING:
     )
 )
 @click.argument("task", type=click.Path(path_type=Path), metavar="MODEL.py", required=False)
+@COMMAND_TO_TUNE
 @option("--budget", default="10m", metavar="TIME", help="Wall time for the whole run: 90s, 10m, 1h30m.")
 @option(
     "--train-time",
@@ -111,12 +125,12 @@ def tune(task: Path | None, **options: Any) -> None:
     resume = options["resume"]
     if task is None and resume is not None and resume.endswith(".py"):  # --resume model.py
         task, resume = Path(resume), LATEST
-    if task is None:
-        raise click.MissingParameter(ctx=context, param=context.command.params[0])
+    given = given_task(task, options)
     if options["dry_run"]:
-        _dry_run(task, options)
+        _dry_run(given, options)
         return
-    if options["storage"] is not None and task.suffix != ".py":  # not quoted: it may be the rest of a password
+    # What was typed is not quoted: it may be the rest of a password.
+    if options["storage"] is not None and isinstance(given, Path) and given.suffix != ".py":
         raise click.UsageError(f"a task is a Python file, MODEL.py. {ONE_WORD}")
     refuse_torchrun("tune")
     os.environ.pop("AUTOBATCH_STORAGE", None)  # no process started here inherits a password
@@ -141,10 +155,12 @@ def tune(task: Path | None, **options: Any) -> None:
         settings = {k: given for k, given in settings.items() if context.get_parameter_source(k) in counts[k]}
     budget_s = None if resume is not None else parse_duration(options["budget"])
     named = options["run_dir"] if resume in (None, LATEST) else resume
-    how = shlex.join(["autobatch", "tune", str(task), "--resume", *([] if named is None else [str(named)])])
+    how = shlex.join(
+        ["autobatch", "tune", *typed_task(given, options), "--resume", *([] if named is None else [str(named)])]
+    )
     with progress_on_stderr(options, budget_s=budget_s, how_to_resume=how) as listen:
         report = api.tune(
-            task,
+            given,
             **settings,
             run_dir=options["run_dir"],
             resume=resume == LATEST or resume or False,
@@ -182,7 +198,7 @@ def tune(task: Path | None, **options: Any) -> None:
         )
 
 
-def _dry_run(task: Path, options: dict[str, Any]) -> None:
+def _dry_run(task: Path | Command, options: dict[str, Any]) -> None:
     """Show what the same command without --dry-run would do."""
     refuse_torchrun("tune")
     for flag, is_given in (("--resume", options["resume"] is not None), ("--engine ray", options["engine"] == "ray")):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .plan import Config, Direction, Plan, Precision
+from .progress import Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,13 @@ class TaskFacts:
             training data of a task that makes its own batches.
         loader: "num_workers" and "pin_memory" of its DataLoader; None for a task that makes its own batches.
         leaves_out: whether a step gives a trainable parameter no gradient; only looked at where ranks train together.
+        without: the stages that this task cannot have, each with the reason: "profile", "range test".
+        resumes: False where a trial cannot go on from a checkpoint, so that each of its segments begins from nothing.
+        has_seeds: False where nothing can tell the training which seed to take.
+        least_s: seconds of training before which there is no score; 0 for a task that is evaluated at any step.
+        rung_s: seconds that a rung has to train for to be worth what beginning it costs; 0 where that costs little.
+        own_length_s: seconds that the training takes by itself, where its length is not ours to choose.
+        typed: the task as a command line to fill in, where it is one; see `tasks/command.py`.
     """
 
     name: str
@@ -80,6 +88,13 @@ class TaskFacts:
     worst_cases: Mapping[str, WorstCase] = field(default_factory=dict)
     loader: Mapping[str, Any] | None = None
     leaves_out: bool = False
+    without: Mapping[Stage, str] = field(default_factory=dict)
+    resumes: bool = True
+    has_seeds: bool = True
+    least_s: float = 0.0
+    rung_s: float = 0.0
+    own_length_s: float | None = None
+    typed: str | None = None
 
     @property
     def smallest_plan(self) -> Plan:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from .plan import Config
@@ -12,6 +13,10 @@ from .plan import Config
 # a process does first may compile. Both assumed.
 HANG_FACTOR = 5.0
 HANG_LEAST_S = 30.0
+
+
+# Of `SegmentResult.beside_s`: what a trial had been trained before, and had to be once more.
+TRAINING_AGAIN = "training again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +28,8 @@ class TrainSegment:
         start_step: 0, or the `until_step` of the segment before, whose checkpoint is then read.
         until_step: optimizer steps done when the segment ends; at most `total_steps`.
         total_steps: the length of the whole schedule, fixed when the trial starts.
+        until_s: seconds of training that `until_step` steps take by the profile; 0 where nobody says. For a runner that
+            is told how long to train and not how many steps.
         eval_batch_size: samples in one evaluation batch.
         limit_s: wall seconds after which the segment gives up, outcome "timeout"; None for no limit.
         may_give_up: it ends, outcome "diverged", where the loss rises from where the trial began and stays up.
@@ -36,6 +43,7 @@ class TrainSegment:
     until_step: int
     total_steps: int
     eval_batch_size: int
+    until_s: float = 0.0
     limit_s: float | None = None
     may_give_up: bool = False
     fresh: bool = False
@@ -71,6 +79,7 @@ class SegmentResult:
         train_s, eval_s: wall seconds of the optimizer steps, and of the evaluation.
         seconds: wall seconds of everything, checkpoints and start-up of the trial included; not those in which a worker
             was started and loaded the data.
+        beside_s: of the other seconds those that are not a checkpoint's, by what they went on.
         is_first: of its process, which warmed up in it: kernels were compiled, caches filled.
         fresh: its process had run nothing before, so that it ran out of memory by itself; False where nobody knows.
         message: the error's own first line, where there was one.
@@ -83,6 +92,7 @@ class SegmentResult:
     train_s: float = 0.0
     eval_s: float = 0.0
     seconds: float = 0.0
+    beside_s: Mapping[str, float] = field(default_factory=dict)
     is_first: bool = False
     fresh: bool = False
     message: str | None = None

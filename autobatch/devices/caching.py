@@ -10,7 +10,8 @@ import torch
 from ..core.facts import MemoryLimit
 from ..errors import DeviceError
 from .backend import Backend
-from .base import Device, budget_bytes, capacity, check_limit
+from .base import Device
+from .limits import budget_bytes, capacity, check_limit
 
 
 class CachingDevice(Device):

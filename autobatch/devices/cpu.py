@@ -33,8 +33,9 @@ from ..core.units import format_size
 from ..errors import DeviceError
 from . import host_memory
 from .backend import PROCESSOR
-from .base import Device, budget_bytes, capacity, check_limit, software
+from .base import Device, software
 from .environment import MMAP_THRESHOLD_BYTES, counts_exactly, give_back_freed_memory
+from .limits import budget_bytes, capacity, check_limit
 from .oom import is_out_of_memory
 from .rapl import POWERCAP, Rapl
 

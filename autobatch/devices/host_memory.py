@@ -54,6 +54,13 @@ def process_memory(proc: Path = PROC, pid: int | None = None) -> dict[str, int]:
     return {name: value for name, value in status.items() if name.startswith("Vm")}
 
 
+def proportional(pid: int, proc: Path = PROC) -> int | None:
+    """Resident bytes of a process, those that it shares in equal parts with who shares them (Pss); None where the
+    kernel does not say, as before Linux 4.14, or not to us.
+    """
+    return _kilobytes(proc / str(pid) / "smaps_rollup").get("Pss")
+
+
 def reset_resident_peak(proc: Path = PROC) -> bool:
     """Set `VmHWM` back to `VmRSS` (proc(5), /proc/pid/clear_refs, value 5); False where that is not allowed."""
     try:

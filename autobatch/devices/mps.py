@@ -10,7 +10,8 @@ import torch
 
 from ..core.facts import DeviceInfo, MemoryLimit
 from .backend import BACKENDS
-from .base import Device, budget_bytes, capacity, check_limit, software
+from .base import Device, software
+from .limits import budget_bytes, capacity, check_limit
 
 
 @final

@@ -1,15 +1,16 @@
 """What an error says about the device: that memory ran out, or that this process can use it no longer.
 
-One predicate over one table each, every line with where its text comes from.
+One predicate over one table each, every line with where its text comes from. The coordinator reads the same table, for
+what a command prints, so torch is not imported here.
 """
 
 from __future__ import annotations
 
 import errno
 import re
+import sys
 from collections.abc import Iterator
-
-import torch
+from typing import Any
 
 from ..errors import text_of
 
@@ -49,6 +50,21 @@ _FRAGMENTS = (
     "DefaultCPUAllocator: can't allocate memory",  # c10/core/impl/alloc_cpu.cpp, Linux and macOS
     "DefaultCPUAllocator: not enough memory",  # the same file, Windows
     "not enough memory: you tried to allocate",  # the same file, as older versions begin it
+    # XLA's status as JAX prints it, "jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory while trying to
+    # allocate 11.95MiB." (jax#13428, #22755), and with the code's older spelling (jax#788).
+    "RESOURCE_EXHAUSTED: Out of memory",
+    "Resource exhausted: Out of memory",
+    "RESOURCE_EXHAUSTED: Failed to allocate request for",  # the same, xla/stream_executor/tf_allocator_adapter.h
+    "OOM when allocating tensor with shape",  # tensorflow/core/framework/op_kernel.cc, in a ResourceExhaustedError
+    "Out of memory allocating ",  # cupy/cuda/memory.pyx, OutOfMemoryError
+)
+
+# What says so by its type in the process itself, as a traceback prints it in the output of another one.
+_PRINTED = re.compile(
+    r"^(?:torch\.(?:cuda\.)?OutOfMemoryError\b"
+    r"|(?:[\w.]+\.)?_?\w*MemoryError(?::|\s*$)"  # Python's own, numpy's _ArrayMemoryError, other libraries'
+    r"|terminate called after throwing an instance of 'std::bad_alloc')",  # libstdc++, of a C++ program
+    re.MULTILINE,
 )
 
 # Under a memory limit of our own, what a library that cannot allocate says without naming memory. All measured with
@@ -140,7 +156,7 @@ def is_out_of_memory(error: BaseException, *, limited_cpu: bool = False) -> bool
     fragments = _FRAGMENTS + _LIMITED_CPU_FRAGMENTS if limited_cpu else _FRAGMENTS
     for link in _chain(error):
         # numpy's _ArrayMemoryError is a MemoryError.
-        if isinstance(link, (torch.OutOfMemoryError, MemoryError)):
+        if isinstance(link, MemoryError) or _is_torchs(link):
             return True
         if limited_cpu and isinstance(link, OSError) and link.errno == errno.ENOMEM:
             return True
@@ -150,6 +166,17 @@ def is_out_of_memory(error: BaseException, *, limited_cpu: bool = False) -> bool
         if limited_cpu and isinstance(link, RuntimeError) and message.strip() == _NO_THREAD:
             return True
     return False
+
+
+def prints_out_of_memory(output: str) -> bool:
+    """Whether what a program printed before it failed says that memory ran out."""
+    message = _without_look_alikes(output)
+    return _PRINTED.search(message) is not None or any(fragment in message for fragment in _FRAGMENTS)
+
+
+def _is_torchs(error: BaseException) -> bool:
+    torch: Any = sys.modules.get("torch")  # where there is such an error, somebody has imported it
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _without_look_alikes(message: str) -> str:

@@ -26,6 +26,7 @@ from ..devices.backend import BACKENDS, CARDS
 from ..devices.environment import available_cores, worker_environment
 from ..errors import AutobatchError, NoValidResult, RankLost, SettingError, WorkerDied, WorkerTimeout
 from ..measuring.profiling import FEWEST_STEPS_WITH_PARTS
+from .commands.runner import CommandRunner
 from .pool import Pool, check_workers
 from .processes.fork_server import ForkServer
 from .processes.leaks import LeakWatch
@@ -54,6 +55,21 @@ def open_workers(
     Raises:
         SettingError: several of either.
     """
+    if spec.command is not None:
+        if spec.workers not in (None, 1):
+            raise SettingError(
+                f"a command is run once at a time, as nobody knows which device it takes; found --workers "
+                f"{spec.workers}: leave it out"
+            )
+        return CommandRunner(
+            spec.command,
+            memory_limit_bytes=spec.memory_limit_bytes,
+            headroom=spec.headroom,
+            checkpoints=spec.checkpoints,
+            log=log,
+            remaining_s=remaining_s,
+            is_checked=spec.is_timed,
+        )
     if spec.nproc > 1:
         if spec.workers not in (None, 1):
             raise SettingError(

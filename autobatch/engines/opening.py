@@ -17,7 +17,7 @@ from ..core.facts import DeviceInfo, TaskFacts
 from ..core.plan import Mode, Plan, Precision
 from ..core.runner import Runner
 from ..core.units import parse_size
-from ..devices.backend import BACKENDS
+from ..devices.backend import BACKENDS, PROCESSOR
 from ..devices.environment import default_threads
 from ..errors import DoesNotFit, SettingError, TaskError, after_warnings
 from ..tasks.doors.door import GivenTask
@@ -31,6 +31,7 @@ from .served import RunnerSpec
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..tasks.command import Command
     from ..tasks.task import Task
 
 
@@ -65,6 +66,9 @@ def spec_for(
         is_timed=is_timed,
         libraries=given.libraries,
     )
+    if given.command is not None:
+        _refuse_for_command(common)
+        return replace(common, command=given.command)
     if given.path is not None:
         return replace(common, path=given.path)
     from ..tasks.inputs import pickle_task  # torch, with which the task was made
@@ -74,9 +78,31 @@ def spec_for(
     return replace(common, pickled=pickle_task(task))
 
 
+def _refuse_for_command(spec: RunnerSpec) -> None:
+    """Refuse what only a task can be asked for.
+
+    Raises:
+        SettingError: something is.
+    """
+    if spec.nproc > 1:
+        raise SettingError(
+            f"a command starts its own processes; got --nproc {spec.nproc}: leave it out, and put what starts them, "
+            "such as torchrun, into the command"
+        )
+    if spec.mode == "inference":
+        raise SettingError("a command is run as it is, and it trains; got mode='inference': leave it out")
+    if spec.soak_steps:
+        raise SettingError(f"a command takes its own steps; got soak={spec.soak_steps}: leave it out")
+    if spec.device.strip().lower() not in ("auto", PROCESSOR.torch_name):
+        raise SettingError(
+            f"a command chooses its device itself; got --device {spec.device}: leave it out, and say it in the "
+            "command, as in CUDA_VISIBLE_DEVICES=1 python train.py"
+        )
+
+
 @contextmanager
 def open_task(
-    model: nn.Module | Task | str | Path,
+    model: nn.Module | Task | Command | str | Path,
     *,
     sample: Any = None,
     data: Any = None,

@@ -18,6 +18,7 @@ from ..devices import host_memory
 from ..devices.backend import Backend
 from ..devices.environment import count_exactly, keep_freed_memory
 from ..errors import DeviceError, first_line
+from ..tasks.command import Command
 from ..tasks.libraries import NO_LIBRARIES, Libraries, Watch, hush_libraries
 from .ranks.agreement import RankInfo, Rendezvous
 
@@ -32,7 +33,8 @@ class RunnerSpec:
 
     Attributes:
         path: of the task file; or
-        pickled: a task made in code, by `inputs.pickle_task`.
+        pickled: a task made in code, by `inputs.pickle_task`; or
+        command: a script, which needs no worker: the coordinator runs it.
         device: as the user names it: "auto", "cpu", "cuda:1".
         memory_limit_bytes, headroom, mode: as `TorchRunner` takes them.
         checkpoints: folder of paused trials.
@@ -51,6 +53,7 @@ class RunnerSpec:
 
     path: Path | None = None
     pickled: bytes | None = None
+    command: Command | None = None
     device: str = "auto"
     memory_limit_bytes: int | None = None
     headroom: float = 0.05

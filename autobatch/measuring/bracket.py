@@ -82,6 +82,7 @@ class Search:
         asked: the sizes that the answer may have.
         own: the batch size that the task is trained with: the one to ask whether it is the task or the size that is at
             fault where a size is refused.
+        first: the size to begin with.
         allowance: how far to go; None for as far as there is to go.
         sizes: those that were asked for, as far as the task takes them.
         took, refused: sizes that the task ran at, or is trained with, and those that its own code refused, with what it
@@ -94,6 +95,7 @@ class Search:
     limit: MemoryLimit
     asked: Sizes
     own: int
+    first: int
     allowance: Allowance | None
     on_probe: Callable[[Measurement], None] | None
     sizes: Sizes = field(init=False)
@@ -321,7 +323,7 @@ class Search:
     def _next(self, low: int, high: int | None) -> int:
         """A size strictly inside the bracket."""
         if high is None:
-            size = self._grow(low) if low else self.sizes.floor(max(2, self.sizes.step, self.sizes.least))
+            size = self._grow(low) if low else self.sizes.floor(max(self.first, self.sizes.step, self.sizes.least))
             return max(self.sizes.floor(size), self.sizes.above(low))
         size = self._split(low, high) if low else self._step_down(high)
         return min(max(self.sizes.floor(size), self.sizes.above(low)), self.sizes.below(high))

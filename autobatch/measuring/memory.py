@@ -171,6 +171,7 @@ def find_max_batch_size(
     power_of_two: bool = False,
     prove: bool = False,
     own: int = 1,
+    first: int = 2,
     allowance: Allowance | None = None,
     assumed: Iterable[str] = (),
     on_probe: Callable[[Measurement], None] | None = None,
@@ -191,6 +192,7 @@ def find_max_batch_size(
         power_of_two: only powers of two are tried.
         prove: run the next size up as a verdict too, and go on upwards should it fit after all.
         own: the batch size that the task is trained with, which it is taken to accept.
+        first: the size to begin with; another one than 2 where it is known to run, and each probe is dear.
         allowance: how far to go; None for as far as memory and the ceiling let. An answer that it ended is no larger
             size's refusal: `limited_by` is "time".
         assumed: sentences to carry in the answer.
@@ -211,7 +213,14 @@ def find_max_batch_size(
         )
     sizes = Sizes(step=multiple_of, power_of_two=power_of_two, ceiling=ceiling)
     search = Search(
-        runner=runner, plan=plan, limit=runner.memory(), asked=sizes, own=own, allowance=allowance, on_probe=on_probe
+        runner=runner,
+        plan=plan,
+        limit=runner.memory(),
+        asked=sizes,
+        own=own,
+        first=first,
+        allowance=allowance,
+        on_probe=on_probe,
     )
     smallest = sizes.above(0)
     try:

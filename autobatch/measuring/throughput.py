@@ -72,6 +72,8 @@ class ThroughputCurve:
         remedy: a change of the loader that was measured to help; None where none was, or none was tried.
         warnings: what the check of the task found that does not stop it.
         rule: the sizes that the task is sure to take; plans have no others.
+        assumed: why no speed could be measured, so that the times are only a unit to count in; None where they are
+            times. See `assumed_curve`.
 
     Raises:
         ValueError: no measurement is ok and timed, or a size comes twice.
@@ -83,6 +85,7 @@ class ThroughputCurve:
     remedy: Remedy | None = None
     warnings: tuple[str, ...] = ()
     rule: Rule = EVERY_SIZE
+    assumed: str | None = None
 
     def __post_init__(self) -> None:
         ordered = tuple(sorted(self.measurements, key=lambda m: m.plan.batch_size))
@@ -241,6 +244,8 @@ class ThroughputCurve:
 
     def describe_knee(self) -> str:
         """A clause on where more samples a batch stop to bring more samples a second."""
+        if self.assumed is not None:
+            return f"no speed was measured ({self.assumed}): batch sizes were tried around {self.knee_batch_size}"
         if not self.saturates:
             largest = self.timed[-1].plan.batch_size
             return f"samples/s may still rise beyond batch {largest}, the largest that there was time to measure"
@@ -349,6 +354,7 @@ class ThroughputCurve:
             "measurements": [self._point(m) for m in self.measurements],
             "skipped": list(self.skipped),
             "warnings": list(self.warnings),
+            "assumed": self.assumed,
         }
 
     def _point(self, measurement: Measurement) -> dict[str, Any]:
@@ -383,3 +389,18 @@ class ThroughputCurve:
             "seconds": measurement.seconds,
             "message": measurement.message,
         }
+
+
+# A step where nobody knows what one takes. Assumed: so short that no batch size is left out for taking too few of them.
+_UNIT_STEP_S = 1e-3
+
+
+def assumed_curve(plan: Plan, why: str) -> ThroughputCurve:
+    """The curve of a task that does not tell its speed: a step in proportion to its batch, and the knee at `plan`'s.
+
+    Args:
+        plan: what the user trains with.
+        why: it cannot be measured.
+    """
+    steps = Measurement(plan=replace(plan, accumulation_steps=1), outcome="ok", step_s=(_UNIT_STEP_S,))
+    return ThroughputCurve(measurements=(steps,), assumed=why)

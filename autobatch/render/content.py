@@ -10,7 +10,7 @@ from ..core.units import format_duration, format_probability
 from ..core.words import outcome_text
 from ..reports.report import Report
 from ..reports.trial_table import is_config_of
-from .document import Bullets, Code, Column, Document, Paragraph, Part, Section, Table
+from .document import Bullets, Code, Column, Document, Paragraph, Part, Section, Table, visible
 from .evidence import lr_sentence, max_batch_summary, provenance, throughput_summary
 from .long_run import long_run_section
 from .numbers import capitalized, count_text, known, lr_text, score_decimals, score_text, share_text
@@ -85,35 +85,38 @@ def difference(report: Report) -> tuple[float, float | None] | None:
 def use_section(report: Report) -> Section:
     """The configuration, as it is typed into one's own training."""
     plan = report.config.plan
-    lines = (
+    lines: tuple[str, ...] = (
         f"batch_size = {plan.batch_size}",
         f"accumulation_steps = {plan.accumulation_steps}",
         f"lr = {lr_text(report.config.lr, 6)}",
-        f'precision = "{plan.precision}"',
     )
+    if report.typed is not None:
+        lines = (visible(report.typed), "", *lines)
+    else:
+        lines = (*lines, f'precision = "{plan.precision}"')
     return Section(title="Use", parts=(Code(lines=lines), Paragraph(text=headline(report))))
 
 
 def headline(report: Report) -> str:
     """The answer in one sentence, and what is not confirmed of it."""
-    name = baseline_name(report)
+    name, again = baseline_name(report), _again(report)
     if not report.chose_baseline:
         if report.baseline is None:
             text = f"This trained to the end, where {name} did not."
         elif report.score is None:
             text = f"This did better than {name} once."
         elif report.is_proven:
-            text = f"This beat {name} on fresh seeds."
+            text = f"This beat {name} {again}."
         elif report.probability is not None:
             chance = format_probability(report.probability)
             text = (
-                f"This is as good as {name}. It was ahead on fresh seeds, which is not proven: it is better with a "
+                f"This is as good as {name}. It was ahead {again}, which is not proven: it is better with a "
                 f"probability of {chance}."
             )
         else:  # a report from before it was told how sure that is
-            text = f"This was ahead of {name} on fresh seeds."
+            text = f"This was ahead of {name} {again}."
         if report.score is None:
-            text += " It is not confirmed on fresh seeds."
+            text += f" It is not confirmed {again}."
     elif report.not_compared is not None:
         text = f"This is {name}. The budget was too short to compare anything with it."
     elif report.score is None:
@@ -187,7 +190,7 @@ def _comparison(report: Report, decimals: int) -> list[Part]:
             )
         )
     if not report.chose_baseline:
-        parts.append(Paragraph(text=f"{capitalized(name)} is {_config_text(report.baseline_plan)}."))
+        parts.append(Paragraph(text=f"{capitalized(name)} is {_config_text(report, report.baseline_plan)}."))
     if report.interrupted:
         parts += [Paragraph(text=sentence) for sentence in _unconfirmed(report, decimals)]
     return parts
@@ -265,7 +268,8 @@ def trials_section(report: Report, decimals: int) -> Section:
         for trial in shown
     )
     confirmations = len(report.trials) - len(raced)
-    fresh = f", and {count_text(confirmations, 'run')} on fresh seeds" if confirmations else ""
+    again = "on fresh seeds" if report.has_seeds else "of one of them again"
+    fresh = f", and {count_text(confirmations, 'run')} {again}" if confirmations else ""
     text = f"{count_text(len(raced), 'trial')}{fresh}."
     if len(shown) < len(raced):
         text += f" Shown are {len(shown)}, the furthest trained and best first."
@@ -296,10 +300,16 @@ def baseline_name(report: Report) -> str:
     return "your configuration" if report.baseline_is_users else "the default"
 
 
-def _config_text(config: Config) -> str:
+def _again(report: Report) -> str:
+    """How what was chosen was tried again."""
+    return "on fresh seeds" if report.has_seeds else "when it was run again"
+
+
+def _config_text(report: Report, config: Config) -> str:
     plan = config.plan
     steps = f"batch_size {plan.batch_size}, accumulation_steps {plan.accumulation_steps}"
-    return f"{steps}, lr {lr_text(config.lr, 6)}, {plan.precision}"
+    precision = "" if report.typed is not None else f", {plan.precision}"  # a command has its own, unknown to us
+    return f"{steps}, lr {lr_text(config.lr, 6)}{precision}"
 
 
 def batch_text(trial: Json) -> str:

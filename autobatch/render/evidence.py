@@ -94,6 +94,8 @@ def throughput_summary(found: Json, marks: Mapping[int, str]) -> tuple[Part, ...
         found: as `ThroughputCurve.to_json` gives it.
         marks: a word for a batch size, such as "chosen"; the knee is marked in any case.
     """
+    if found.get("assumed") is not None:
+        return (Paragraph(text=f"{capitalized(found['knee'])}."),)
     points = found["measurements"]
     columns = (
         Column(title="batch", is_number=True),

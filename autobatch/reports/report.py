@@ -48,6 +48,7 @@ THROUGHPUT: Json = {
     "starvation": TEXT_OR_NULL,
     "skipped": [int],
     "remedy": Perhaps(TEXT_OR_NULL),
+    "assumed": Perhaps(TEXT_OR_NULL),
     "ranks": Perhaps(int),
     "recommended_batch_size": Perhaps(WHOLE_OR_NULL),
     "measurements": [
@@ -135,6 +136,10 @@ class Report:
         folder: of the run, where `tune` has just made the report; it is a path of that machine, and not in the JSON.
         not_compared: why the budget was too short to compare anything, and which would be enough; None where something
             was compared. The run can be resumed with more.
+        has_seeds: False where nothing could tell the training which seed to take, so that what is called a fresh seed
+            was only another run.
+        typed: the command line that trains with `config`, where the task is one; what differs from run to run is still
+            to be filled in. None for other tasks.
     """
 
     task: str
@@ -169,6 +174,8 @@ class Report:
     seed: int | None = None
     folder: Path | None = field(default=None, compare=False)
     not_compared: str | None = None
+    has_seeds: bool = True
+    typed: str | None = None
 
     @property
     def search_score(self) -> float | None:
@@ -264,6 +271,8 @@ class Report:
             "long_run": self.long_run,
             "seed": self.seed,
             "not_compared": self.not_compared,
+            "has_seeds": self.has_seeds,
+            "typed": self.typed,
         }
 
     @classmethod
@@ -314,6 +323,8 @@ class Report:
             long_run=_long_run(found),
             seed=found.get_or_none("seed", int),
             not_compared=not_compared,
+            has_seeds=found.get("has_seeds", bool) if "has_seeds" in found else True,
+            typed=found.get_or_none("typed", str),
         )
 
     def save(self, path: str | Path) -> None:

@@ -22,7 +22,9 @@ Condition = str | int | float | bool | None
 FIXED = ("direction", "peak of the schedule", "trials can be paused")
 
 
-def conditions_of_settings(settings: TuneSettings, sources: Mapping[str, str]) -> dict[str, Condition]:
+def conditions_of_settings(
+    settings: TuneSettings, sources: Mapping[str, str], said: Mapping[str, Condition] | None = None
+) -> dict[str, Condition]:
     """Those that are known before a worker is started.
 
     The budget is none of them: a resumed run may get more time. Nor are `max_trials` and `keep_checkpoints`, and where
@@ -32,11 +34,13 @@ def conditions_of_settings(settings: TuneSettings, sources: Mapping[str, str]) -
     Args:
         settings: of the run.
         sources: hashes of the task's files by their names; none for a task made in code.
+        said: what the task itself says that its scores depend on.
     """
     limit, hint = settings.memory_limit_bytes, settings.train_time_s
     return {
         "autobatch": __version__,
         **{f"file {name}": digest for name, digest in sources.items()},
+        **(said or {}),
         "training time": None if hint is None else format_duration(hint),
         "memory limit": None if limit is None else format_size(limit),
         "headroom": settings.headroom,

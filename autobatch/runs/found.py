@@ -13,7 +13,7 @@ from ..core.codec import (
     sweep_from_json,
     sweep_to_json,
 )
-from ..core.json_reader import Reader
+from ..core.json_reader import NUMBER, Reader
 from ..errors import AutobatchError, ReportError
 from ..measuring.learning_rate import LrCurve
 from ..measuring.memory import LimitedBy, MaxBatch
@@ -32,6 +32,7 @@ class Found:
         sweep: what it found.
         eval_s: seconds of an evaluation.
         horizon_s: T.
+        rungs: of a trial, as shares of T; None in runs of before this was kept, which had the usual ones.
     """
 
     largest: MaxBatch | None = None
@@ -41,6 +42,7 @@ class Found:
     sweep: LrCurve | None = None
     eval_s: float | None = None
     horizon_s: float | None = None
+    rungs: tuple[float, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """It as plain JSON values, from which every number comes back to the last bit."""
@@ -52,6 +54,7 @@ class Found:
             "sweep": None if self.sweep is None else _sweep_to_json(self.sweep),
             "eval_s": self.eval_s,
             "horizon_s": self.horizon_s,
+            "rungs": None if self.rungs is None else list(self.rungs),
         }
 
     @classmethod
@@ -75,6 +78,7 @@ class Found:
                 sweep=None if sweep is None else _sweep(sweep),
                 eval_s=found.number_or_none("eval_s"),
                 horizon_s=found.number_or_none("horizon_s"),
+                rungs=None if found.get_or_none("rungs", [NUMBER]) is None else found.list_of("rungs", NUMBER),
             )
         except AutobatchError as error:
             raise error if isinstance(error, ReportError) else ReportError(str(error)) from None
@@ -125,12 +129,14 @@ def _curve_to_json(curve: ThroughputCurve) -> dict[str, Any]:
     return {
         "measurements": [measurement_to_json(measured) for measured in curve.measurements],
         "skipped": list(curve.skipped),
+        "assumed": curve.assumed,
     }
 
 
 def _curve(found: Reader) -> ThroughputCurve:
     measured = [measurement_from_json(Reader(one, "a timing")) for one in found.list_of("measurements", dict)]
-    return ThroughputCurve(measurements=tuple(measured), skipped=found.list_of("skipped", int))
+    assumed = found.get_or_none("assumed", str)  # runs of before have none
+    return ThroughputCurve(measurements=tuple(measured), skipped=found.list_of("skipped", int), assumed=assumed)
 
 
 def _sweep_to_json(curve: LrCurve) -> dict[str, Any]:

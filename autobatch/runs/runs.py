@@ -12,7 +12,7 @@ from ..core.plan import Config, Direction
 from ..errors import ReportError, RunError
 from ..searching.history import History
 from ..searching.trials import Trial
-from .conditions import changes, check_conditions, conditions_of_settings
+from .conditions import Condition, changes, check_conditions, conditions_of_settings
 from .run_folder import RunFolder, RunState, holder, is_run, read_state, task_folder
 
 RunStatus = Literal["running", "finished", "interrupted", "unreadable"]
@@ -128,7 +128,12 @@ def latest_unfinished(task: str, path: Path | None) -> Path:
 
 
 def reopened(
-    path: Path, given: Mapping[str, Any], sources: Mapping[str, str], *, force: bool
+    path: Path,
+    given: Mapping[str, Any],
+    sources: Mapping[str, str],
+    *,
+    force: bool,
+    said: Mapping[str, Condition] | None = None,
 ) -> tuple[RunFolder, RunState]:
     """A run to go on with, held by this process, and where it stands, with the settings that were given anew.
 
@@ -137,6 +142,7 @@ def reopened(
         given: fields of `TuneSettings` that the user named this time; all others are the run's own.
         sources: hashes of the task's files by their names.
         force: go on though conditions have changed.
+        said: as `conditions_of_settings` takes it.
 
     Raises:
         RunError: it is finished, held by another process, or its conditions have changed; or it was on a cluster,
@@ -158,7 +164,7 @@ def reopened(
                 f"the run in {path} was on the Ray cluster at {settings.address!r}, to which the task's folder would "
                 "travel; that is not done because a run's folder says so. Give --address again, or --engine local"
             )
-        now = conditions_of_settings(settings, sources)
+        now = conditions_of_settings(settings, sources, said)
         check_conditions(path, state.conditions, now, force=force)
         remarks = state.remarks
         if lines := changes(state.conditions, now):

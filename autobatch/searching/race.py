@@ -296,6 +296,7 @@ class Race:
             until_step=in_flight.until_step,
             total_steps=trial.total_steps,
             eval_batch_size=self.eval_batch_size,
+            until_s=self.costs.steps_s(trial.config.plan, in_flight.until_step),
             limit_s=min(left_s, hang_s),
             may_give_up=trial.is_challenger,
             fresh=trial.outcome == "oom",  # a first out-of-memory is checked in a fresh process
@@ -330,7 +331,10 @@ class Race:
         result = outcome(segment, done, trial.role)
         # Several segments share the time that passed. This one is charged its part.
         self.ledger.transfer(kind, "evaluation", result.eval_s / at_once)
-        self.ledger.transfer(kind, "checkpoints", (result.seconds - result.train_s - result.eval_s) / at_once)
+        for what, seconds in result.beside_s.items():
+            self.ledger.transfer(kind, what, seconds / at_once)
+        known_s = result.train_s + result.eval_s + sum(result.beside_s.values())
+        self.ledger.transfer(kind, "checkpoints", (result.seconds - known_s) / at_once)
         self.account.spent_s += in_flight.modelled_s
         trial = replace(
             trial,

@@ -90,6 +90,7 @@ def search(
         ladder=_ladder(facts, settings, kept),
         horizon_s=horizon_s,
         eval_s=eval_s,
+        resumes=facts.resumes,
     )
     crew = crew or Alone(runner)
     limits = MemoryLimits(

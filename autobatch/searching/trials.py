@@ -144,6 +144,10 @@ class Ladder:
         """
         return Ladder(shares=tuple(s for s in self.shares if s == 1.0 or s >= 2 * peak_lr_fraction))
 
+    def repeats(self, *, resumes: bool) -> float:
+        """Times that a trial through all its rungs trains its whole length: more than once where none is resumed."""
+        return 1.0 if resumes else sum(self.shares)
+
     def until(self, level: int, total_steps: int) -> int:
         """The optimizer step at which rung `level` of a schedule ends."""
         return max(1, round(self.shares[level] * total_steps))

@@ -11,14 +11,16 @@ from typing import Any
 
 from ..core.codec import config_to_json, device_to_json
 from ..core.facts import DeviceInfo, TaskFacts
+from ..core.progress import Stage
 from ..core.runner import Runner
 from ..core.words import outcome_text
 from ..engines.pool import Pool
 from ..errors import BudgetTooShort
-from ..searching.budget.costs import horizon_s
+from ..measuring.throughput import assumed_curve
+from ..searching.budget.costs import horizon_s, ladder_for
 from ..searching.budget.ledger import Ledger, report_reserve_s
 from ..searching.reserve import FEW_EQUIVALENTS
-from ..searching.trials import SearchSettings
+from ..searching.trials import SearchSettings, optimizer_step_s
 from .shares import memory_s, profile_s, sweep_s
 from .stages import FEWEST_SWEEP_STEPS, MOST_SWEEP_STEPS, useful_ceiling
 
@@ -97,11 +99,16 @@ def dry_run_of(
     opened_s, left_s = ledger.elapsed_s, ledger.available_s
     workers = runner.size if isinstance(runner, Pool) else 1
     memory = memory_s(left_s)
-    profile = profile_s(left_s - memory)
-    sweep = sweep_s(left_s - memory - profile)
+    profile = 0.0 if "profile" in facts.without else profile_s(left_s - memory)
+    sweep = 0.0 if "range test" in facts.without else sweep_s(left_s - memory - profile)
     race_s = left_s - memory - profile - sweep
     notes: list[str] = []
     step_s, eval_s = _step_s(runner, facts, notes), _eval_s(runner, facts, notes)
+    if facts.own_length_s is not None:
+        train_time_s = min(facts.own_length_s, facts.own_length_s if train_time_s is None else train_time_s)
+    ladder = ladder_for(
+        race_s, train_time_s, eval_s=eval_s or 0.0, rung_s=facts.rung_s, resumes=facts.resumes, at_once=workers
+    )
     horizon = full_trials = seeds = None
     if step_s is not None:
         try:
@@ -110,6 +117,10 @@ def dry_run_of(
                 train_time_s,
                 eval_s=eval_s or 0.0,
                 baseline_step_s=step_s,
+                least_s=facts.least_s,
+                rung_s=facts.rung_s,
+                rungs=len(ladder.shares),
+                repeats=ladder.repeats(resumes=facts.resumes),
                 spent_s=opened_s,
                 at_once=workers,
             )
@@ -117,10 +128,16 @@ def dry_run_of(
             notes.append(f"nothing would be compared, only measured: {short}")
     if horizon is not None:
         settings = SearchSettings()
-        rungs = len(settings.ladder.beyond(facts.peak_lr_fraction).shares)
-        full_trials = workers * race_s / (horizon + rungs * (eval_s or 0.0))
+        ladder = ladder.beyond(facts.peak_lr_fraction)
+        trial_s = ladder.repeats(resumes=facts.resumes) * horizon + len(ladder.shares) * (eval_s or 0.0)
+        full_trials = workers * race_s / trial_s
         seeds = 1 if workers == 1 and full_trials < FEW_EQUIVALENTS else settings.confirmations
     ceiling = useful_ceiling(facts)
+    does: dict[Stage, str] = {
+        "profile": "time batch sizes up to that one",
+        "range test": f"{FEWEST_SWEEP_STEPS} to {MOST_SWEEP_STEPS} steps at the knee, or none",
+    }
+    does |= {stage: f"nothing: {why}" for stage, why in facts.without.items()}
     stages = (
         StageTime(stage="start-up", seconds=opened_s, is_most=False, does="open and check the task, as just now"),
         StageTime(
@@ -129,12 +146,12 @@ def dry_run_of(
             is_most=True,
             does=f"look for the largest micro-batch, up to {ceiling.size:,}",
         ),
-        StageTime(stage="profile", seconds=profile, is_most=True, does="time batch sizes up to that one"),
+        StageTime(stage="profile", seconds=profile, is_most=True, does=does["profile"]),
         StageTime(
             stage="range test",
             seconds=sweep,
             is_most=True,
-            does=f"{FEWEST_SWEEP_STEPS} to {MOST_SWEEP_STEPS} steps at the knee, or none",
+            does=does["range test"],
         ),
         StageTime(stage="race", seconds=race_s, is_most=False, does="train trials, and what was best on fresh seeds"),
         StageTime(
@@ -163,6 +180,8 @@ def dry_run_of(
 def _step_s(runner: Runner, facts: TaskFacts, notes: list[str]) -> float | None:
     """Seconds of an optimizer step of the baseline; None where it does not run, which is noted."""
     own = facts.baseline.plan
+    if (why := facts.without.get("profile")) is not None:  # as the run counts where no speed is known
+        return optimizer_step_s(own, assumed_curve(own, why))
     probe = runner.probe(replace(facts.smallest_plan, batch_size=own.batch_size))
     if probe.outcome != "ok" or not probe.step_s:
         notes.append(
@@ -175,7 +194,8 @@ def _step_s(runner: Runner, facts: TaskFacts, notes: list[str]) -> float | None:
 
 def _eval_s(runner: Runner, facts: TaskFacts, notes: list[str]) -> float | None:
     """Seconds of an evaluation; None where the validation data has no length and may not end, which is noted."""
-    if facts.val_size is None:
+    if facts.val_size is None and facts.typed is None:
         notes.append("The validation data has no length, so an evaluation was not timed: the run does that.")
         return None
-    return runner.time_evaluation(min(facts.baseline.plan.batch_size, facts.val_size))
+    batch = facts.baseline.plan.batch_size
+    return runner.time_evaluation(batch if facts.val_size is None else min(batch, facts.val_size))

@@ -24,17 +24,17 @@ from ..errors import BudgetTooShort, NoValidResult, WorkerTimeout, after_warning
 from ..measuring.allowance import Allowance
 from ..measuring.learning_rate import LrCurve
 from ..measuring.memory import MaxBatch
-from ..measuring.throughput import ThroughputCurve
+from ..measuring.throughput import ThroughputCurve, assumed_curve
 from ..reports.report import Report
 from ..runs.conditions import Condition, changes, check_conditions, conditions_of_task
 from ..runs.run_folder import RunFolder, RunState
 from ..searching.budget.advice import SWEEP_SHARE, give_at_least
-from ..searching.budget.costs import least_budget_s, worth_step_s
+from ..searching.budget.costs import ladder_for, least_budget_s, worth_step_s
 from ..searching.budget.ledger import Ledger
 from ..searching.crew import Alone
-from ..searching.trials import ERRORS, optimizer_step_s
+from ..searching.trials import DEFAULT_LADDER, ERRORS, Ladder, optimizer_step_s
 from ..searching.verdict.failures import headline
-from .result import baseline_that_fits, compared_report, measured_report
+from .result import baseline_that_fits, compared_report, measured_report, train_time_of
 from .shares import memory_s, profile_s
 from .stages import (
     FEWEST_SWEEP_STEPS,
@@ -274,6 +274,10 @@ class _Tune:
             return largest_micro_batch(self.runner, largest, on_progress=self.listen)
 
     def throughput(self, facts: TaskFacts, largest: MaxBatch) -> ThroughputCurve:
+        if (why := facts.without.get("profile")) is not None:
+            curve = assumed_curve(facts.baseline.plan, why)
+            self.say("profile", "note", curve.describe_knee())
+            return curve
         left_s = self.ledger.available_s
         budget_s = profile_s(left_s)
         self.doing = "timing a step"
@@ -284,6 +288,9 @@ class _Tune:
 
     def range_test(self, facts: TaskFacts, curve: ThroughputCurve, largest: int, micro_batch: int) -> LrCurve | None:
         """Run a range test at the knee, with as many steps as its share of the budget pays for; None if too few."""
+        if (without := facts.without.get("range test")) is not None:
+            self.say("range test", "note", f"left out: {without}")
+            return None
         plan = curve.plan_for(curve.ranks * curve.knee_batch_size, largest, facts.precision, micro_batch)
         steps = sweep_steps(curve, self.ledger.available_s)
         if plan is None or steps is None:
@@ -320,15 +327,28 @@ class _Tune:
         crew = self.runner.crew() if isinstance(self.runner, Pool) else Alone(self.runner)
         if (horizon := self.state.found.horizon_s) is None:
             baseline = baseline_that_fits(facts, curve, largest, micro_batch)
+            train_time_s = train_time_of(self.settings, facts)
+            ladder = ladder_for(
+                self.ledger.available_s,
+                train_time_s,
+                eval_s=eval_s,
+                rung_s=facts.rung_s,
+                resumes=facts.resumes,
+                at_once=crew.size,
+            )
             horizon = horizon_s(
                 self.ledger.available_s,
-                self.settings.train_time_s,
+                train_time_s,
                 eval_s=eval_s,
                 baseline_step_s=optimizer_step_s(baseline.plan, curve),
+                least_s=facts.least_s,
+                rung_s=facts.rung_s,
+                rungs=len(ladder.shares),
+                repeats=ladder.repeats(resumes=facts.resumes),
                 spent_s=self.ledger.elapsed_s,
                 at_once=crew.size,
             )
-            self.keep(horizon_s=horizon)
+            self.keep(horizon_s=horizon, rungs=ladder.shares)
         record = StudyRecord(self.folder.journal, facts.name, facts.direction, central=self.central)
         trials = self.ledger.available_s * crew.size / (horizon + RUNGS * eval_s)
         self.say(
@@ -342,6 +362,7 @@ class _Tune:
             earlier=tuple((one.config, one.origin) for one in self.settings.earlier),
             keep_checkpoints=self.settings.keep_checkpoints,
             most_trials=self.settings.max_trials,
+            ladder=DEFAULT_LADDER if self.state.found.rungs is None else Ladder(shares=self.state.found.rungs),
         )
         return search(
             self.runner,

@@ -29,6 +29,8 @@ from .shares import sweep_s
 _CEILING = 131_072
 # The same for `tune` on data without a length. Assumed: an eighth of a small image data set.
 _TUNE_CEILING = 4096
+# Times the baseline's batch, where no knee is known; see `space_for`.
+_WITHOUT_KNEE = 4
 # No batch larger than one such part of the data is tried: an epoch would have fewer than eight steps. Assumed.
 _DATA_SHARE = 8
 # The default budget of a profile. Assumed: enough for 2 % intervals at a dozen sizes with steps of milliseconds.
@@ -67,6 +69,8 @@ def useful_ceiling(facts: TaskFacts) -> Ceiling:
     """The limit for `tune`: the largest micro-batch that a race could use, and at least the baseline's own."""
     train_size = None if facts.train_size is None else facts.train_size // facts.baseline.plan.ranks
     useful = _TUNE_CEILING if train_size is None else max(1, train_size // _DATA_SHARE)
+    if "profile" in facts.without:  # the knee is taken to be at the baseline's, and the race reaches to four times it
+        useful = min(useful, _WITHOUT_KNEE * facts.baseline.plan.batch_size)
     size = max(useful, facts.baseline.plan.batch_size)
     by_data = train_size is not None and size >= train_size // _DATA_SHARE
     return Ceiling(size=size, stands_for="dataset" if by_data else "ceiling")
@@ -92,6 +96,8 @@ def largest_batch(
         if on_probe is not None:
             on_probe(probe)
 
+    facts = runner.facts()
+    own = facts.baseline.plan.batch_size
     return find_max_batch_size(
         runner,
         plan,
@@ -100,7 +106,9 @@ def largest_batch(
         multiple_of=multiple_of,
         power_of_two=power_of_two,
         prove=prove,
-        own=runner.facts().baseline.plan.batch_size,
+        own=own,
+        # Where each run has to begin anew, what the task is trained with is the best to begin with: it is known to run.
+        first=min(own, ceiling.size) if facts.rung_s else 2,
         allowance=allowance,
         assumed=assumed,
         on_probe=told,
@@ -210,6 +218,9 @@ def profile_of(
 ) -> ThroughputCurve:
     """The throughput curve as the answer of a command: it reports each size, and what would help a slow loader."""
 
+    if (why := runner.facts().without.get("profile")) is not None:
+        raise SettingError(f"there is no profile of this: {why}")
+
     def told(measured: Measurement) -> None:
         what = f"batch {measured.plan.batch_size}"
         ran = measured.outcome == "ok"
@@ -245,6 +256,8 @@ def lr_curve_of(
     on_progress: Listener = nobody,
 ) -> LrCurve:
     """Run a range test on an open runner. `find_lr_curve` describes what it raises."""
+    if (why := runner.facts().without.get("range test")) is not None:
+        raise SettingError(f"there is no range test for this: {why}")
     at = f"at effective batch {plan.effective_batch_size}"
     on_progress(Progress(stage="range test", kind="began", text=f"{steps} steps {at}"))
     try:

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from autobatch import devices
 from autobatch.devices import Device, describe_devices, host_memory, open_device
 from autobatch.devices.backend import BACKENDS, NAMED
-from autobatch.devices.base import budget_bytes
 from autobatch.devices.cpu import CpuDevice
 from autobatch.devices.cuda import CudaDevice
 from autobatch.devices.environment import worker_environment
+from autobatch.devices.limits import budget_bytes
 from autobatch.devices.mps import MpsDevice
 from autobatch.devices.nvml import Card, load_library, resolve_visible
 from autobatch.devices.xpu import XpuDevice

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.devices.oom import is_device_lost, is_out_of_memory, is_unsupported
+from autobatch.devices.oom import is_device_lost, is_out_of_memory, is_unsupported, prints_out_of_memory
 
 
 def wrapped(inner: BaseException, *, by: str) -> BaseException:
@@ -68,6 +68,14 @@ YES = [
         "[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to allocate 8"
     ),
     RuntimeError("Caught RuntimeError in DataLoader worker process 0.\n... DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 4770354232 bytes.\nBufferAssignment OOM"),
+    RuntimeError("Resource exhausted: Out of memory while trying to allocate 5520758552 bytes."),
+    RuntimeError("RESOURCE_EXHAUSTED: Failed to allocate request for 2.99GiB (3206250496B) on device ordinal 0"),
+    RuntimeError(
+        "OOM when allocating tensor with shape[200,75,75,64] and type float on "
+        "/job:localhost/replica:0/task:0/device:GPU:0 by allocator GPU_0_bfc"
+    ),
+    RuntimeError("Out of memory allocating 1,073,741,824 bytes (allocated so far: 512 bytes)."),  # CuPy's
     wrapped(torch.OutOfMemoryError("inner"), by="cause"),
     wrapped(torch.OutOfMemoryError("inner"), by="context"),
     wrapped(wrapped(MemoryError(), by="context"), by="cause"),
@@ -227,3 +235,36 @@ def test_an_operation_that_onednn_does_not_have_is_told_from_one_that_found_no_m
     assert is_unsupported(wrapped(unsupported, by="cause"))
     assert not is_unsupported(RuntimeError("could not create a primitive"))
     assert not is_unsupported(ValueError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+# What the output of another program ends with that ran out of memory, whatever it is written in.
+PRINTED = [
+    "Traceback (most recent call last):\n  x = bytearray(1 << 60)\nMemoryError",
+    "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 7.45 GiB for an array with shape (1000000000,)",
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
+    "torch.cuda.OutOfMemoryError: no words needed",
+    "jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory while trying to allocate 11.95MiB.\n"
+    + "Buffer\n" * 99,
+    "tensorflow.python.framework.errors_impl.ResourceExhaustedError: {{function_node __wrapped__}} OOM when allocating "
+    "tensor with shape[32,1024,64,64] and type float",
+    "cupy.cuda.memory.OutOfMemoryError: Out of memory allocating 1,000 bytes",
+    "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc",
+    "[rank1]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
+]
+NOT_PRINTED = [
+    "",
+    "ValueError: catch MemoryError yourself",
+    "RuntimeError: could not create a primitive descriptor for the LSTM",
+    "epoch 3: 12 samples/s, the loader's memory error rate is 0",
+    "RESOURCE_EXHAUSTED: quota of requests",
+]
+
+
+@pytest.mark.parametrize("output", PRINTED)
+def test_a_program_that_ran_out_of_memory_is_known_by_what_it_printed(output: str) -> None:
+    assert prints_out_of_memory(f"epoch 1\n{output}\n")
+
+
+@pytest.mark.parametrize("output", NOT_PRINTED)
+def test_another_that_failed_is_not(output: str) -> None:
+    assert not prints_out_of_memory(f"epoch 1\n{output}\n")

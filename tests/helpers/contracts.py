@@ -20,6 +20,8 @@ class RunnerContract:
     """The clauses; the hooks below say what differs between runners."""
 
     resumes_exactly = True  # a segment resumed from its checkpoint scores what one straight through scores
+    resumes = True  # there are checkpoints, so that a trial can go on
+    tells_losses = True  # of single steps, as a range test needs them
 
     @pytest.fixture
     def runner(self) -> Runner:
@@ -93,6 +95,7 @@ class RunnerContract:
         assert runner.time_evaluation(8) >= 0
 
     def test_a_range_test_rises_geometrically_and_pairs_rates_with_losses(self, runner: Runner) -> None:
+        self._skip_without_losses(runner)
         plan = self.small_config().plan
         sweep = runner.sweep_lr(plan, lowest=1e-5, highest=1e-1, steps=20, seed=0)
         assert sweep.plan == plan
@@ -103,6 +106,7 @@ class RunnerContract:
         assert ratios == pytest.approx([1e4 ** (1 / 19)] * len(ratios))
 
     def test_a_range_test_goes_on_until_the_loss_has_blown_up(self, runner: Runner) -> None:
+        self._skip_without_losses(runner)
         sweep = runner.sweep_lr(self.small_config().plan, lowest=1e-5, highest=1e2, steps=50, seed=0)
         assert not any(blew_up(sweep.losses[:steps]) for steps in range(len(sweep.losses)))
         assert sweep.diverged == (len(sweep.losses) < 50 or blew_up(sweep.losses))
@@ -126,6 +130,7 @@ class RunnerContract:
         assert self._score(resumed) == self._score(straight)
 
     def test_a_segment_from_the_wrong_step_is_refused(self, runner: Runner) -> None:
+        self._skip_without_checkpoints(runner)
         runner.advance(self.segment(trial=1))
         with pytest.raises(CheckpointError):
             runner.advance(self.segment(trial=1, start_step=4, until_step=16))
@@ -138,6 +143,8 @@ class RunnerContract:
         if self.resumes_exactly:
             assert self._score(again[0]) == self._score(again[1])
         runner.forget(1, before=16)
+        if not self.resumes:
+            return
         with pytest.raises(CheckpointError):
             runner.advance(second)
         runner.test_score(second)  # its last one is still there
@@ -145,8 +152,9 @@ class RunnerContract:
     def test_a_forgotten_trial_cannot_be_resumed_and_may_start_again(self, runner: Runner) -> None:
         runner.advance(self.segment(trial=1))
         runner.forget(1)
-        with pytest.raises(CheckpointError):
-            runner.advance(self.segment(trial=1, start_step=8, until_step=16))
+        if self.resumes:
+            with pytest.raises(CheckpointError):
+                runner.advance(self.segment(trial=1, start_step=8, until_step=16))
         assert runner.advance(self.segment(trial=1)).outcome == "ok"
 
     def test_forgetting_what_is_not_kept_is_fine(self, runner: Runner) -> None:
@@ -163,6 +171,16 @@ class RunnerContract:
         runner.close()
         runner.close()
         assert facts.name
+
+    def _skip_without_losses(self, runner: Runner) -> None:
+        assert ("range test" in runner.facts().without) != self.tells_losses
+        if not self.tells_losses:
+            pytest.skip("this runner is told no losses, and says so")
+
+    def _skip_without_checkpoints(self, runner: Runner) -> None:
+        assert runner.facts().resumes == self.resumes
+        if not self.resumes:
+            pytest.skip("this runner has no checkpoints, and says so")
 
     @staticmethod
     def _score(result: SegmentResult) -> float:

@@ -17,12 +17,19 @@ from torch.utils.data import TensorDataset
 import autobatch
 from autobatch.engines.opening import spec_for
 from autobatch.errors import SettingError, TaskError
+from autobatch.tasks.command import Command
 from autobatch.tasks.doors import table
 from autobatch.tasks.doors.door import ARGUMENTS, OF_SOME, Door, GivenTask, is_a
 from autobatch.tasks.doors.table import DOORS, as_task
 from autobatch.tasks.task import Task, load_task
 
 MINIMAL = Path(__file__).parents[1] / "task_files" / "minimal.py"
+SCRIPT = Command(
+    "python train.py --batch-size {batch_size} --lr {lr}",
+    score="acc=([0-9.]+)",
+    direction="maximize",
+    baseline="batch_size=32 lr=1e-3",
+)
 IN_CODE = Task(name="code", model=lambda: nn.Linear(4, 2), train_data=list, val_data=list)
 
 
@@ -39,6 +46,30 @@ def test_a_task_is_itself_and_one_from_a_file_is_its_file() -> None:
     assert (as_task(task).path, as_task(task).task, as_task(task).name) == (MINIMAL, task, "minimal")
     assert spec_for(as_task(task), "cpu", None, 0.05).path == MINIMAL
     assert spec_for(as_task(IN_CODE), "cpu", None, 0.05).pickled is not None
+
+
+def test_a_command_is_itself_and_says_what_it_lacks() -> None:
+    assert as_task(SCRIPT, whole=True) == GivenTask(name="train", command=SCRIPT)
+    assert spec_for(as_task(SCRIPT), "auto", None, 0.05).command is SCRIPT
+    bare = Command("python train.py {batch_size}")
+    assert as_task(bare).command is bare
+    with pytest.raises(TaskError, match=r"^\{lr\} is missing in the command"):
+        as_task(bare, whole=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"nproc": 2}, "starts its own processes; got --nproc 2"),
+        ({"mode": "inference"}, "mode='inference': leave it out"),
+        ({"soak": 5}, "soak=5: leave it out"),
+        ({"device": "cuda:1"}, "got --device cuda:1: .* as in CUDA_VISIBLE_DEVICES=1 python"),
+    ],
+)
+def test_what_only_a_task_can_be_asked_for_is_refused_for_a_command(asked: dict[str, Any], told: str) -> None:
+    settings: dict[str, Any] = {"device": "cpu", "memory_limit": None, "headroom": 0.05} | asked
+    with pytest.raises(SettingError, match=told):
+        spec_for(as_task(SCRIPT), **settings)
 
 
 def test_a_model_is_live_and_only_what_nobody_said_of_its_input_is_a_guess() -> None:
@@ -76,11 +107,11 @@ def test_what_is_to_be_trained_says_on_which_data() -> None:
     assert as_task(MINIMAL, whole=True).path == MINIMAL
 
 
-@pytest.mark.parametrize("given", [MINIMAL, IN_CODE], ids=["path", "task"])
+@pytest.mark.parametrize("given", [MINIMAL, IN_CODE, SCRIPT], ids=["path", "task", "command"])
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_an_argument_that_a_task_makes_void_is_refused(given: Any, name: str) -> None:
     said: dict[str, Any] = {name: "fp32"}
-    with pytest.raises(SettingError, match=rf"^{name}= is for a live module; with a task it is the task's .* counts"):
+    with pytest.raises(SettingError, match=rf"^{name}= is for a live module; .* it is the (task's|script) .* counts"):
         as_task(given, **said)
     unsaid: dict[str, Any] = dict.fromkeys(ARGUMENTS)
     assert as_task(given, **unsaid) == as_task(given)

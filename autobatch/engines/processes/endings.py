@@ -70,6 +70,13 @@ def end_marked(mark: str, spared: Collection[int] = ()) -> None:
     _wait_for(trackers)
 
 
+def group_of(pid: int, mark: str) -> set[int]:
+    """The running processes of the group that `pid` leads, and those that were started with `mark`."""
+    word = mark.split()[-1].encode()
+    alive = [one for one in _processes() if not one.is_zombie]
+    return {one.pid for one in alive if one.group == pid or word in _read(one.pid, "environ")}
+
+
 def adopt_orphans() -> None:
     """Have the children of this process's children become its own when their parent ends."""
     if sys.platform.startswith("linux"):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..libraries import NO_LIBRARIES, Libraries
 
 if TYPE_CHECKING:
+    from ..command import Command
     from ..later import TaskLater
     from ..task import Task
 
@@ -23,7 +24,8 @@ class GivenTask:
         name: for titles and folders.
         path: of a task file, which each process runs for itself; or
         task: one made in code, which is pickled for another process; or
-        later: what one is made of in that process. One of the three is there.
+        later: what one is made of in that process; or
+        command: a script that is run as it is typed. One of the four is there.
         is_live: the task's model is the user's own object: it is borrowed, or copied, and not made anew.
         assumed: a sentence for each thing that was assumed about it.
         guess: of them the one about the model's input, where nothing said what that is.
@@ -37,6 +39,7 @@ class GivenTask:
     path: Path | None = None
     task: Task | None = None
     later: TaskLater | None = None
+    command: Command | None = None
     is_live: bool = False
     assumed: tuple[str, ...] = ()
     guess: str | None = None

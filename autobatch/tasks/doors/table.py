@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import SettingError, TaskError
-from . import by_path, hf_trainer, lightning_module, live_module, task_object
+from . import by_command, by_path, hf_trainer, lightning_module, live_module, task_object
 from .door import OF_SOME, Door, GivenTask
 
 # The first that takes something opens it: a class before those that it derives from.
@@ -14,6 +14,7 @@ DOORS: tuple[Door, ...] = (
     by_path.DOOR,
     hf_trainer.DOOR,
     lightning_module.DOOR,
+    by_command.DOOR,
     live_module.DOOR,
 )
 
@@ -27,7 +28,7 @@ def as_task(given: object, *, whole: bool = False, **arguments: Any) -> GivenTas
         arguments: of `ARGUMENTS` and `OF_SOME`; None for one that was not given.
 
     Raises:
-        SettingError: no door takes it, or an argument is void for it.
+        SettingError: no door takes it, an argument is void for it, or it lacks what training needs.
         TaskError: what is wrong with it, as far as it shows without running it.
     """
     door = next((door for door in DOORS if door.takes(given) and (door.is_whole or not whole)), None)
