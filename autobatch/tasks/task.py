@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core.plan import Config, Direction, Plan, Precision
+from ..errors import TaskError
 from .defaults import accuracy as accuracy
 from .defaults import cross_entropy_loss as cross_entropy_loss
 from .lightning.library import imported_roots
+from .script_hint import command_hint
 from .shown import is_a
 from .task_file import blame as blame
 from .task_file import existing_file, gather, run_file
@@ -154,13 +156,11 @@ def load_task(path: str | Path) -> Task:
         project = project_in(module, file)
         if project is not None:
             return project
-    problems = [
-        *missing(values, _defined_names(module)),
-        *misspellings(module, values),
-        *value_problems(values),
-    ]
+    absent = missing(values, _defined_names(module))
+    problems = [*absent, *misspellings(module, values), *value_problems(values)]
     if problems:
-        raise gather(file.name, problems)
+        told, hint = gather(file.name, problems), command_hint(file) if absent else None
+        raise told if hint is None else TaskError(f"{told}\n{hint}")
     return Task(**({"name": file.stem} | values), path=file)
 
 

@@ -21,6 +21,7 @@ from types import CodeType, ModuleType
 
 from ..errors import AutobatchError, TaskError, without_table
 from .libraries import is_installed
+from .script_hint import command_hint
 
 # Without a `__path__` the import system looks for no module below this one; there is no folder to look in either.
 __path__: list[str] = []
@@ -106,10 +107,11 @@ def run_file(path: Path) -> ModuleType:
         told = "".join(traceback.format_exception_only(error)).rstrip()
         raise TaskError(f"{where} is not valid Python:\n{told}") from error
     except SystemExit as error:
+        hint = command_hint(path)
         raise TaskError(
             f"{path.name} exited while it was imported (exit code {error.code!r}): a task file only defines functions; "
             f'put what runs training, and its command line, under `if __name__ == "__main__":`\n'
-            f"{user_frames(error, path.parent)}"
+            f"{user_frames(error, path.parent)}" + ("" if hint is None else f"\n{hint}")
         ) from error
     except AutobatchError as error:
         raise TaskError(f"{path.name}: {error}") from error

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from autobatch.core.plan import Config, Plan
 from autobatch.engines.commands.output import Output, score_in
-from autobatch.errors import SettingError
+from autobatch.errors import SettingError, TaskError
 from autobatch.tasks.command import PLACES, Command, filled_in
+from autobatch.tasks.script_hint import command_hint
+from autobatch.tasks.task import load_task
 
 TRAIN = "python train.py --batch-size {batch_size} --lr {lr}"
 CONFIG = Config(plan=Plan(batch_size=64, accumulation_steps=2), lr=3e-3)
@@ -147,6 +149,38 @@ def test_a_program_or_a_script_that_is_not_there_is_refused(tmp_path: Path) -> N
     with pytest.raises(SettingError, match=r"there is no file .*/trian\.py, .*did you mean .*/train\.py\?"):
         Command(f"{sys.executable} {tmp_path}/trian.py {{batch_size}}").check_program()
     Command(f"{sys.executable} {tmp_path}/train.py {{batch_size}}").check_program()
+
+
+ARGPARSE = """
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--batch_size", type=int)
+parser.add_argument("-l", "--learning-rate", required=True)
+parser.add_argument("--epochs")
+parser.add_argument("--seed")
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (ARGPARSE + "args = parser.parse_args()", "exited while it was imported"),
+        (ARGPARSE + 'if __name__ == "__main__":\n    parser.parse_args()', "it must define model"),
+    ],
+)
+def test_a_script_in_the_place_of_a_task_file_is_told_what_to_type(tmp_path: Path, text: str, told: str) -> None:
+    file = tmp_path / "train.py"
+    file.write_text(text)
+    typed = "python train.py --batch_size {batch_size} --learning-rate {lr} --seed {seed}"
+    with pytest.raises(TaskError, match=f"(?s){told}.*" + re.escape(f'autobatch tune --command "{typed}" --score')):
+        load_task(file)
+
+
+@pytest.mark.parametrize("text", ["def model():\n    pass\n", "import nothing_that_reads_a_line\n", "\xff"])
+def test_a_file_that_reads_no_command_line_is_no_script(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "model.py"
+    file.write_text(text, encoding="latin-1")
+    assert command_hint(file) is None
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------

@@ -24,12 +24,13 @@ from autobatch.reports.report import Report
 from autobatch.runs.run_folder import RunFolder, RunState, read_state
 from autobatch.runs.settings import TuneSettings
 from autobatch.searching.budget.advice import enough_s, give_at_least, typed
-from autobatch.searching.budget.costs import EQUIVALENTS, LEAST_EQUIVALENTS, horizon_s
+from autobatch.searching.budget.costs import EQUIVALENTS, LEAST_EQUIVALENTS, Costs, horizon_s, ladder_for
 from autobatch.searching.budget.ledger import Ledger, report_reserve_s
-from autobatch.searching.trials import MIN_STEPS
+from autobatch.searching.trials import DEFAULT_LADDER, MIN_STEPS, Trial
 from autobatch.simulated.sim import SimRunner, sim_facts
 from autobatch.tuning import run as tuning
 from autobatch.tuning.pipeline import _Tune
+from autobatch.tuning.stages import throughput_of
 
 
 class Machine(SimRunner):
@@ -290,3 +291,68 @@ def test_with_more_time_a_run_that_was_too_short_goes_on_from_its_measurements(t
     assert report.max_batch == short.max_batch
     assert report.throughput == short.throughput
     assert ledger.elapsed_s <= budget_s
+
+
+@given(
+    st.floats(1, 1e5),
+    st.floats(0, 10),
+    st.floats(0, 10),
+    st.booleans(),
+    st.sampled_from([1, 4]),
+    st.none() | st.floats(0.1, 1e4),
+)
+def test_rungs_are_worth_what_they_cost_or_there_is_one(
+    remaining_s: float, eval_s: float, rung_s: float, resumes: bool, at_once: int, train_time_s: float | None
+) -> None:
+    ladder = ladder_for(remaining_s, train_time_s, eval_s=eval_s, rung_s=rung_s, resumes=resumes, at_once=at_once)
+    assert ladder.shares[-1] == 1.0
+    assert set(ladder.shares) <= set(DEFAULT_LADDER.shares)
+    if rung_s == 0:
+        assert ladder == DEFAULT_LADDER
+    if len(ladder.shares) > 1 and rung_s:
+        rungs, repeats = len(ladder.shares), ladder.repeats(resumes=resumes)
+        of = {"eval_s": eval_s, "baseline_step_s": 0.0, "rungs": rungs, "repeats": repeats, "at_once": at_once}
+        assert ladder.shares[0] * horizon_s(remaining_s, train_time_s, **of) >= rung_s  # type: ignore[arg-type]
+
+
+@given(st.booleans(), st.integers(32, 4096), st.sampled_from([(1.0,), (0.5, 1.0), (0.125, 0.5, 1.0)]))
+def test_what_a_trial_costs_is_the_sum_of_its_segments(resumes: bool, steps: int, shares: tuple[float, ...]) -> None:
+    ladder = type(DEFAULT_LADDER)(shares=shares)
+    runner = SimRunner()
+    config = runner.facts().baseline
+    times = throughput_of(runner, config.plan, 64, budget_s=1.0)
+    costs = Costs(times=times, ladder=ladder, horizon_s=1.0, eval_s=0.25, resumes=resumes)
+    trial = Trial(number=0, config=config, seed=0, total_steps=steps, role="search", origin="")
+    total_s = 0.0
+    for level in range(len(shares)):
+        until = ladder.until(level, steps)
+        assert costs.finish_s(trial) == pytest.approx(costs.segment_s(trial, until) + _rest_s(costs, trial, level))
+        total_s += costs.segment_s(trial, until)
+        trial = replace(trial, scores=(*trial.scores, (until, 0.5)))
+    again = sum(ladder.until(level, steps) for level in range(len(shares) - 1)) / steps
+    step_s = costs.steps_s(config.plan, steps)
+    assert total_s == pytest.approx((1 + (0 if resumes else again)) * step_s + len(shares) * 0.25)
+
+
+def _rest_s(costs: Costs, trial: Trial, level: int) -> float:
+    """What follows a rung."""
+    trial = replace(trial, scores=(*trial.scores, (costs.ladder.until(level, trial.total_steps), 0.5)))
+    return 0.0 if level == len(costs.ladder.shares) - 1 else costs.finish_s(trial)
+
+
+def test_a_time_that_ends_before_the_first_score_is_too_short() -> None:
+    with pytest.raises(BudgetTooShort, match=r"is over before the first score, which the baseline took 5\.00 s to"):
+        horizon_s(1000, 3.0, eval_s=0, baseline_step_s=0.001, least_s=5.0)
+    with pytest.raises(
+        BudgetTooShort, match=r"takes 3 trials of the 5\.00 s that the baseline took to its first score"
+    ):
+        horizon_s(14, None, eval_s=0, baseline_step_s=0.001, least_s=5.0)
+    assert horizon_s(15, None, eval_s=0, baseline_step_s=0.001, least_s=5.0) == 5.0
+    assert horizon_s(160, None, eval_s=0, baseline_step_s=0.001, least_s=5.0) == 10.0
+
+
+def test_where_beginning_a_trial_costs_much_fewer_of_them_train_for_as_long() -> None:
+    dear = {"eval_s": 4.0, "baseline_step_s": 0.001, "rung_s": 4.0, "rungs": 1}
+    assert horizon_s(80, None, **dear) == 4.0  # ten of 4 s each, and not sixteen of 1
+    assert horizon_s(20, None, **dear) == 0.032  # not even three of 4 s: what a comparison takes at least
+    assert horizon_s(160, None, **dear) == 6.0
