@@ -463,6 +463,8 @@ def tune(
     given_task = as_task(task, whole=True, **of_some)
     name = given_task.name
     spec = spec_for(given_task, device or "auto", memory_limit, headroom, nproc=1 if nproc is None else nproc)
+    if spec.command is not None and engine == "ray":
+        raise SettingError("a command is run on this machine alone; got engine='ray': leave it out")
     script = spec.path if spec.command is None else spec.command.script
     sources = {} if script is None or not script.exists() else source_hashes(script)
     said = {} if spec.command is None else spec.command.conditions()

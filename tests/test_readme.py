@@ -77,9 +77,14 @@ def test_every_part_of_a_task_is_in_the_table_and_nothing_else() -> None:
 def test_every_command_and_flag_shown_exists(page: str) -> None:
     shown = set(re.findall(r"(?:`|&& )autobatch ([a-z-]+)", page))  # typed, and not the name in a sentence
     commands = {name: command for name, command in cli.commands.items() if isinstance(command, click.Command)}
-    flags = {flag for command in commands.values() for option in command.params for flag in option.opts}
+    flags = {
+        flag
+        for command in commands.values()
+        for option in command.params
+        for flag in (*option.opts, *option.secondary_opts)
+    }
     assert shown == set(commands)
-    others = r"^pip install.*$|`\.ci.*$|pytest -m \w+|python benchmarks/[^`]*|torchrun --[a-z-]+"
+    others = r"^pip install.*$|`\.ci.*$|pytest -m \w+|python benchmarks/[^`]*|torchrun --[a-z-]+|\"python [^\"]*\""
     prose = re.sub(others, "", page, flags=re.MULTILINE)
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", prose)) <= flags
 

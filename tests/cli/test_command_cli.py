@@ -97,6 +97,7 @@ def test_the_largest_batch_of_a_command(tmp_path: Path) -> None:
         (("--command", f"{TOLD} | tee log", *SCORED), "without a shell, which '|' is for: give --shell"),
         (("--command", TOLD, *SCORED, "--workers", "2"), "found --workers 2: leave it out"),
         (("--command", TOLD, *SCORED, "--nproc", "2"), "got --nproc 2: leave it out"),
+        (("--command", TOLD, *SCORED, "--engine", "ray"), "a command is run on this machine alone"),
         (("model.py", "--command", TOLD), "--command is for a script that --command runs, and model.py is a task file"),
         (("model.py", "--score", "a=(.)"), "--score is for a script that --command runs, and model.py is a task file"),
         ((), "Missing argument 'MODEL.py'"),
