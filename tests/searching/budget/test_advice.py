@@ -343,16 +343,14 @@ def _rest_s(costs: Costs, trial: Trial, level: int) -> float:
 def test_a_time_that_ends_before_the_first_score_is_too_short() -> None:
     with pytest.raises(BudgetTooShort, match=r"is over before the first score, which the baseline took 5\.00 s to"):
         horizon_s(1000, 3.0, eval_s=0, baseline_step_s=0.001, least_s=5.0)
-    with pytest.raises(
-        BudgetTooShort, match=r"takes 3 trials of the 5\.00 s that the baseline took to its first score"
-    ):
+    with pytest.raises(BudgetTooShort, match=r"takes 3 trials of the 5\.00 s that the baseline took to its first"):
         horizon_s(14, None, eval_s=0, baseline_step_s=0.001, least_s=5.0)
     assert horizon_s(15, None, eval_s=0, baseline_step_s=0.001, least_s=5.0) == 5.0
     assert horizon_s(160, None, eval_s=0, baseline_step_s=0.001, least_s=5.0) == 10.0
 
 
 def test_where_beginning_a_trial_costs_much_fewer_of_them_train_for_as_long() -> None:
-    dear = {"eval_s": 4.0, "baseline_step_s": 0.001, "rung_s": 4.0, "rungs": 1}
+    dear: dict[str, Any] = {"eval_s": 4.0, "baseline_step_s": 0.001, "rung_s": 4.0, "rungs": 1}
     assert horizon_s(80, None, **dear) == 4.0  # ten of 4 s each, and not sixteen of 1
     assert horizon_s(20, None, **dear) == 0.032  # not even three of 4 s: what a comparison takes at least
     assert horizon_s(160, None, **dear) == 6.0
