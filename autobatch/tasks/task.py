@@ -21,6 +21,7 @@ from ..core.plan import Config, Direction, Plan, Precision
 from ..errors import TaskError
 from .defaults import accuracy as accuracy
 from .defaults import cross_entropy_loss as cross_entropy_loss
+from .lightning.at_import import refuse_training_in
 from .lightning.library import imported_roots
 from .script_hint import command_hint
 from .shown import is_a
@@ -143,6 +144,7 @@ def load_task(path: str | Path) -> Task:
         TaskError: there is no such file, it cannot be run, or what it defines is no task; lists every problem.
     """
     file = existing_file(Path(path))
+    refuse_training_in(file)
     module = run_file(file)
     # What the file holds, read without asking it: a module's own `__getattr__` answers to any name.
     if is_a(vars(module).get("task"), Task):

@@ -689,3 +689,85 @@ def test_importing_the_package_imports_nothing_optional() -> None:
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in told.splitlines()}
     assert "autobatch" in imported
     assert not imported & {"torch", "lightning", "pytorch_lightning", "transformers", "optuna", "ray", "pandas"}
+
+
+# -- as modules are written -------------------------------------------------------------------------------------------
+
+METRICS = """
+import torchmetrics
+class Mine(Net):
+    def __init__(self):
+        super().__init__()
+        self.train_error, self.val_error = torchmetrics.MeanSquaredError(), torchmetrics.MeanSquaredError()
+        self.outputs = []
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        out = self.layer(x)
+        self.train_error(out, y)
+        self.log("train_mse", self.train_error, on_step=True, on_epoch=True)
+        return {"loss": nn.functional.mse_loss(out, y), "out": out.detach()}
+    def validation_step(self, batch, batch_idx):
+        x, y = batch
+        self.val_error.update(self.layer(x), y)
+        self.log_dict({"val_mse": self.val_error, "val_loss": self.step(batch)}, on_step=True, on_epoch=True)
+        self.outputs.append(self.step(batch))
+    def on_validation_epoch_end(self):
+        self.log("val_worst_loss", torch.stack(self.outputs).max())
+        self.outputs.clear()
+    def on_before_optimizer_step(self, optimizer):
+        self.log("grad", self.layer.weight.grad.norm())
+        self.logger.log_metrics({"step": self.global_step})
+    def configure_optimizers(self):
+        steps = self.trainer.estimated_stepping_batches
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr)
+        warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=max(1, steps // 10))
+        fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps))
+        joined = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, fall], milestones=[max(1, steps // 10)])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": joined, "interval": "step"}}
+"""
+
+
+@pytest.mark.parametrize("monitor", ["val_mse", "val_loss", "val_loss_epoch", "val_worst_loss"])
+def test_metrics_are_logged_in_any_of_lightnings_ways(monitor: str, file: Callable[..., Path], tmp_path: Path) -> None:
+    task = load_task(file(METRICS, f'monitor = "{monitor}"'))
+    assert check_task(task, CPU, 4) == Checked(task.remarks, is_pausable=True)
+    whole, first = trained(task, 9), trained(task, 4, total=9)
+    assert score(task, whole) == score(task, whole) > 0  # one evaluation leaves nothing to the next
+    save_trainer(first, tmp_path / "trial.pt")
+    config, _ = task.baseline_config()
+    second = Trainer(task, config, CPU, seed=0, total_steps=9)
+    batches = batches_of(task, config.plan, start_step=4)
+    restore_trainer(second, read_checkpoint(tmp_path / "trial.pt"))
+    for _ in range(5):
+        second.step(batches)
+    assert score(task, second) == score(task, whole)
+    assert second.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
+
+
+def test_a_file_that_trains_as_it_is_imported_is_refused_before_it_does(file: Callable[..., Path]) -> None:
+    trains = "L.Trainer(max_epochs=1000).fit(Net())\n"
+    with pytest.raises(TaskError, match=r"project\.py trains as it is imported \(line \d+, .*\): put that under"):
+        load_task(file(trains))
+    task = load_task(file("def main():\n    L.Trainer().fit(Net())\nif __name__ == '__main__':\n    main()\n"))
+    assert task.baseline is not None
+
+
+def test_a_hook_around_the_transfer_changes_the_batch(file: Callable[..., Path]) -> None:
+    task = load_task(
+        file(
+            """
+            class Data(L.LightningDataModule):
+                def setup(self, stage): self.train, self.val = data(40, 0), data(10, 1)
+                def train_dataloader(self): return DataLoader(self.train, batch_size=4, shuffle=True)
+                def val_dataloader(self): return DataLoader(self.val, batch_size=4)
+                def on_after_batch_transfer(self, batch, dataloader_idx):
+                    x, y = batch
+                    return 0 * x, 0 * y if self.trainer.training else y + 5
+            """
+        )
+    )
+    model: Any = task.model()
+    torch.nn.init.zeros_(model.layer.bias)
+    assert float(task.loss(model, next(batches_of(task, Plan(batch_size=4)))).detach()) == 0
+    trainer = trained(task, 0, total=1)
+    assert score(task, trainer) > 10

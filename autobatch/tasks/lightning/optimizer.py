@@ -250,6 +250,8 @@ class BeforeStep:
         return next(hook for hook in optimizer._optimizer_step_pre_hooks.values() if isinstance(hook, cls))
 
     def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if not _has_gradients(optimizer):
+            return
         module: Any = self.module
         trainer: TrainerStandIn = module.trainer
         end_backward(module, self._root)
@@ -267,4 +269,10 @@ class AfterStep:
         self._module, self._root = module, root
 
     def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        call_hook(self._module, self._root, "on_before_zero_grad", optimizer)
+        if _has_gradients(optimizer):
+            call_hook(self._module, self._root, "on_before_zero_grad", optimizer)
+
+
+def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step of it is one of training: a schedule is tried out on steps without gradients."""
+    return any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])

@@ -58,6 +58,7 @@ class TrainerStandIn:
             logger=None,
             callback_metrics={},
             waits_for_backward=False,
+            knows_metrics=False,
             ended_batch=None,
         )
 

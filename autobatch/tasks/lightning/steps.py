@@ -43,6 +43,7 @@ def training_loss(module: Any, root: str, batch: Any) -> Tensor:
     """
     trainer: TrainerStandIn = module.trainer
     now = trainer._now
+    _know_metrics(module)
     now.stage = "train"
     end_backward(module, root)
     _end_batch(module, root)
@@ -71,6 +72,16 @@ def training_loss(module: Any, root: str, batch: Any) -> Tensor:
     if overrides(module, root, "on_train_batch_end"):
         now.ended_batch = (output, batch, index)
     return loss
+
+
+def _know_metrics(module: Any) -> None:
+    """Have `self.log` look for the module's metrics once in a process: it knows them by their identity.
+
+    A trial that was paused brings that knowledge from the process before.
+    """
+    now = module.trainer._now
+    if not now.knows_metrics:
+        now.knows_metrics, module._metric_attributes = True, None
 
 
 def _loss_in(module: Any, output: Any) -> Tensor:
@@ -138,6 +149,7 @@ def logged_in_validation(module: Any, root: str, batches: Iterable[Collated]) ->
     """
     trainer: TrainerStandIn = module.trainer
     now = trainer._now
+    _know_metrics(module)
     # Read once an evaluation; a training's own metrics go on afterwards.
     before, now.stage, now.results["val"] = now.stage, "val", None
     results = trainer._results
