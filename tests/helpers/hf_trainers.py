@@ -127,7 +127,7 @@ def classifier(
         "model": None if of and "model_init" in of else bert(),
         "data_collator": pad,
         "train_dataset": Reviews(128),
-        "eval_dataset": Reviews(50, seed=1),
+        "eval_dataset": Reviews(20, seed=1),
         "compute_metrics": accuracy,
     }
     return kind(args=arguments(folder, **changes), **(parts | (of or {})))
@@ -141,6 +141,6 @@ def language_model(
         "model": gpt2(),
         "data_collator": pad,
         "train_dataset": Sentences(128),
-        "eval_dataset": Sentences(50, seed=1),
+        "eval_dataset": Sentences(20, seed=1),
     }
     return kind(args=arguments(folder, **changes), **(parts | (of or {})))

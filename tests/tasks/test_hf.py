@@ -8,19 +8,20 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 import autobatch
 from autobatch.core.plan import Config, Plan
 from autobatch.errors import SettingError, TaskError
 from autobatch.integrations.hf import training_arguments
-from autobatch.tasks.data import val_loader
+from autobatch.tasks.data import training_batches, val_loader
 from autobatch.tasks.doors.table import as_task
 from autobatch.tasks.inputs import pickle_task, unpickle_task
 from autobatch.tasks.task import Task
@@ -124,7 +125,7 @@ CASES: dict[str, tuple[Made, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_trial_trains_as_the_trainer_itself_does(name: str, tmp_path: Path) -> None:
     make, changes = CASES[name]
-    steps, micro_batches = 3, 3
+    steps, micro_batches = 3, 2
     trainer = make(tmp_path, train_sampling_strategy="sequential", gradient_accumulation_steps=micro_batches, **changes)
     task = task_of(trainer)
     plan = task.baseline_config()[0].plan
@@ -166,7 +167,7 @@ def test_a_classifier_is_tuned_and_the_answer_used(ready_python: None, steady_st
 
     def tune(of: Trainer, budget: str) -> autobatch.Report:
         """As it is called on the page, in less time."""
-        given.update(report=autobatch.tune(of, **IN_CODE, max_trials=3, run_dir=tmp_path / "run"), budget=budget)
+        given.update(report=autobatch.tune(of, **IN_CODE, max_trials=2, run_dir=tmp_path / "run"), budget=budget)
         assert_untouched(trainer, before)
         trainer.args.max_steps = 2
         return given["report"]  # type: ignore[no-any-return]
@@ -364,6 +365,38 @@ def test_a_stream_is_trained_on_for_as_long_as_max_steps_says(tmp_path: Path) ->
     trainer = classifier(tmp_path, of={"train_dataset": Stream()}, max_steps=20, warmup_steps=5)
     task = task_of(trainer)
     assert any("warmup_steps=5 are 25.0% of the 20 steps" in remark for remark in task.remarks)
+    assert check_task(task, CPU, 4).warnings == task.remarks
+
+
+class OwnLoader(Trainer):  # type: ignore[misc]
+    """Makes the loader itself."""
+
+    def get_train_dataloader(self) -> Any:
+        made = DataLoader(self.train_dataset, self._train_batch_size, shuffle=True, collate_fn=self.data_collator)
+        return self.accelerator.prepare(made)
+
+
+@pytest.mark.parametrize("kind", [Trainer, OwnLoader], ids=["by length", "own"])
+def test_a_loader_with_an_order_of_its_own_is_followed(kind: Any, tmp_path: Path) -> None:
+    said: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if kind is Trainer else {}
+    task = task_of(classifier(tmp_path, kind, **said))
+    assert task.train_data is None
+    assert any("a data loader of its own" in remark for remark in task.remarks) == (kind is OwnLoader)
+
+    def batches(seed: int, start: int = 0) -> list[Tensor]:
+        torch.manual_seed(start)  # whatever a trial has drawn by then
+        found = training_batches(task, None, Plan(batch_size=8), seed=seed, start_step=start)
+        return [batch["input_ids"] for batch in islice(found, 20 - start)]
+
+    def same(some: list[Tensor], others: list[Tensor]) -> bool:
+        pairs = zip(some, others, strict=True)
+        return all(one.shape == other.shape and torch.equal(one, other) for one, other in pairs)
+
+    whole = batches(5)
+    assert same(whole[7:], batches(5, start=7))
+    assert not same(whole, batches(6))
+    if kind is Trainer:
+        assert whole[0].shape[1] == max(len(sample["input_ids"]) for sample in Reviews(128).samples)
     assert check_task(task, CPU, 4).warnings == task.remarks
 
 

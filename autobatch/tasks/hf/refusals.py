@@ -115,6 +115,11 @@ def _of_the_rest(trainer: Any) -> Iterator[str]:
         )
 
 
+def has_own_loader(trainer: Any) -> bool:
+    """Whether a subclass makes the loader, or its order, itself."""
+    return any(_defined_by_users(type(trainer), name) for name in ("get_train_dataloader", "_get_train_sampler"))
+
+
 def _defined_by_users(kind: type, name: str) -> bool:
     """Whether a method is of a class that is not transformers'."""
     owner = next((one for one in kind.__mro__ if name in vars(one)), None)

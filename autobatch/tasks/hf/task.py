@@ -14,7 +14,7 @@ from ..task import Task
 from .carried import CarriedTrainer
 from .evaluation import scored_by
 from .given_optimizer import GivenOptimizer
-from .refusals import callbacks_left_out, refuse
+from .refusals import callbacks_left_out, has_own_loader, refuse
 from .training import TrainerTask
 
 
@@ -39,9 +39,11 @@ def task_for_trainer(trainer: Any, monitor: str | None = None, direction: Direct
     carried = CarriedTrainer(trainer, data if scored.dataset is None else data[scored.dataset])
     made = TrainerTask(carried, precision, scored, warm_up=warm_up, given=given)
     model = trainer.model
+    has_own_order = has_own_loader(trainer) or _strategy(args) == "group_by_length"
     return Task(
         model=made.model,
-        train_data=made.train_data,
+        train_data=None if has_own_order else made.train_data,
+        train_loader=made.train_loader if has_own_order else None,
         val_data=made.val_data,
         loss=made.loss,
         evaluate=made.evaluate,
@@ -152,7 +154,17 @@ def _remarks(trainer: Any, monitor: str | None, warm_up: float | None) -> list[s
             f"the Trainer puts its model on {args.n_gpu} GPUs (torch.nn.DataParallel); a trial trains on one, and "
             "batch sizes are of one"
         )
-    strategy = str(getattr(args.train_sampling_strategy, "value", args.train_sampling_strategy))
-    if strategy != "random":
+    if has_own_loader(trainer):
+        found.append(
+            f"{type(trainer).__name__} has a data loader of its own: memory is probed with its first batch, and "
+            "not with the longest samples of train_dataset"
+        )
+    elif (strategy := _strategy(args)) not in ("random", "group_by_length"):
         found.append(f"train_sampling_strategy={strategy!r} is not followed in trials, which draw samples at random")
     return found
+
+
+def _strategy(args: Any) -> str:
+    """How the Trainer orders its samples; by an argument that has come in the course of version 5."""
+    said = getattr(args, "train_sampling_strategy", "random")
+    return str(getattr(said, "value", said))

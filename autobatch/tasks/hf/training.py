@@ -160,6 +160,19 @@ class TrainerTask:
         data = self.carried.trainer.eval_dataset
         return self.train_data() if data is None else self._without_unused(data, "evaluation")
 
+    def train_loader(self, batch_size: int, seed: int) -> Any:
+        """The Trainer's own loader, in an order that the seed decides."""
+        trainer = self.carried.trainer
+        trainer.args.per_device_train_batch_size = trainer._train_batch_size = batch_size
+        loader = trainer.get_train_dataloader()
+        batches: Any = getattr(loader, "batch_sampler", None)
+        samplers: tuple[Any, ...] = (getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
+        for sampler in samplers:
+            # Without one it draws from the trial's own generator, which stands elsewhere when a trial is resumed.
+            if getattr(sampler, "generator", self) is None:
+                sampler.generator = torch.Generator().manual_seed(seed)
+        return loader
+
     def _without_unused(self, data: Any, what: str) -> Any:
         trainer = self.carried.trainer
         if not _is_of_datasets(data):
