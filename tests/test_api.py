@@ -23,6 +23,7 @@ from autobatch.core.runner import Runner
 from autobatch.engines.remote import RemoteRunner
 from autobatch.engines.served import RunnerSpec
 from autobatch.errors import DoesNotFit, SettingError, TaskError
+from autobatch.searching.schedulers.table import SEARCHES
 from autobatch.simulated.sim import SimRunner, sim_facts
 
 from .helpers.ready_python import run
@@ -329,7 +330,7 @@ def test_settings_that_mean_nothing_are_refused() -> None:
 
 def test_a_search_or_an_engine_that_there_is_none_of_is_told_at_once(tmp_path: Path) -> None:
     asked: dict[str, Any] = {"run_dir": tmp_path / "run"}
-    with pytest.raises(SettingError, match="search is one of auto, freeze-thaw, tpe; got 'gp'"):
+    with pytest.raises(SettingError, match=f"search is one of {', '.join(SEARCHES)}; got 'gp'"):
         autobatch.tune(tmp_path / "model.py", search="gp", **asked)
     with pytest.raises(SettingError, match="engine is one of local, ray; got 'rey'"):
         autobatch.tune(tmp_path / "model.py", engine="rey", **asked)  # type: ignore[arg-type]

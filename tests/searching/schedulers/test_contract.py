@@ -178,7 +178,7 @@ def test_a_switch_goes_over_after_so_many_full_trials(spent: float, decides: str
 
 
 def test_an_unknown_search_is_named_with_those_there_are() -> None:
-    with pytest.raises(SettingError, match=r"one of auto, freeze-thaw, tpe, or an optuna\.\S+; found 'gp'"):
+    with pytest.raises(SettingError, match=rf"one of {', '.join(SEARCHES)}, or an optuna\.\S+; found 'gp'"):
         scheduler_for("gp", candidates())
 
 
