@@ -90,12 +90,16 @@ def cross(parent: Element, x: float, y: float, half: float) -> None:
 
 
 def ring(parent: Element, word: str, x: float, y: float) -> None:
-    """What marks a point: a circle around what is recommended, a diamond around the knee, a square for what is."""
+    """What marks a point: a circle around what is recommended, a diamond around the knee, a square around the largest,
+    a triangle around the user's own.
+    """
     if word == "knee":
         SubElement(parent, "path", {"d": f"M{x:.1f} {y - 9:.1f}l9 9l-9 9l-9 -9z", "class": "ring"})
     elif word in ("recommended", "chosen"):
         SubElement(parent, "circle", {"cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": "7", "class": "ring"})
-    elif word in ("largest", "yours", "default"):
+    elif word in ("yours", "default"):
+        SubElement(parent, "path", {"d": f"M{x - 9:.1f} {y + 6:.1f}h18l-9 -15.5z", "class": "ring"})
+    elif word == "largest":
         shape = {"x": f"{x - 6.5:.1f}", "y": f"{y - 6.5:.1f}", "width": "13", "height": "13", "class": "ring"}
         SubElement(parent, "rect", shape)
     else:

@@ -14,6 +14,7 @@ from ..searching.verdict.confirmation import ScoreSummary
 from .content import baseline_name, batch_text, decimals_of, last_score, share_done, state_text
 from .curves import by_size, limit_level, series_table, speed_point
 from .document import Across, Chart, Column, Estimate, Intervals, Point, Series, Shares, Table, Unit
+from .drawing import COLORS
 from .numbers import capitalized, count_text, lr_text, score_text, share_text, speed_text
 
 # Slots: eight colours by five shapes (drawing.py).
@@ -49,7 +50,8 @@ def score_chart(report: Report, horizon_s: float) -> Chart:
         if points:
             lines[kind].append(Series(name=kind, slot=slot, points=points, is_faint=is_faint))
     series = tuple(line for kind in kinds for line in lines[kind])
-    finals = [last_score(trial) for trial in report.trials if trial["state"] == "complete"]
+    raced = [trial for trial in report.trials if trial["role"] != "confirmation"]
+    finals = [last_score(trial) for trial in raced if trial["state"] == "complete"]
     better = "higher" if report.direction == "maximize" else "lower"
     finding = f"Each line is a trial, with a point where it was scored; {better} is better."
     if finals:
@@ -186,7 +188,7 @@ def _spots(name: str, slot: int, points: Iterable[Point], mark: str | None = Non
 def throughput_chart(report: Report, found: Json) -> Chart:
     """Samples per second over batch sizes, with those that matter."""
     timed = [point for point in by_size(found) if _is_drawable(point["samples_per_s"]) and point["batch_size"] >= 1]
-    points = tuple(speed_point(point) for point in timed)
+    points = tuple(_fitted_speed(point) for point in timed)
     is_known = found.get("saturates", True)  # older reports do not say
     marks = [("knee", found["knee_batch_size"])] if is_known else []
     series = _one_series("samples/s", points, [*marks, *_choices(report)])
@@ -196,6 +198,17 @@ def throughput_chart(report: Report, found: Json) -> Chart:
     if chosen in at:
         finding += f" Chosen is a batch of {chosen}, with {speed_text(at[chosen])} samples/s."
     return _over_batches("Throughput", finding, "samples/s", series, f"{report.task}: samples per second")
+
+
+def _fitted_speed(point: Json) -> Point:
+    """Samples per second by the fitted curve, as in the table beside it: the choices rest on it.
+
+    A report from before it was told has the median of that size's own steps, with its interval.
+    """
+    fitted: float | None = point.get("undisturbed_samples_per_s")
+    if fitted is None or not _is_drawable(fitted):
+        return speed_point(point)
+    return Point(x=point["batch_size"], value=fitted)
 
 
 def memory_chart(report: Report) -> Chart:
@@ -361,4 +374,7 @@ def ledger_figure(report: Report) -> Shares:
         bars=tuple(seconds / most_s for _, seconds in entries),
         caption="What the time went to, the largest first",
     )
-    return Shares(title="The budget", finding=finding, parts=tuple(entries), whole=budget_s, table=table)
+    parts = entries
+    if len(parts) > COLORS:  # the least of them are too thin to be told apart in any case
+        parts = [*parts[: COLORS - 1], ("the rest", sum(seconds for _, seconds in parts[COLORS - 1 :]))]
+    return Shares(title="The budget", finding=finding, parts=tuple(parts), whole=budget_s, table=table)

@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autobatch.render.document import Table
+from autobatch.render.evidence import throughput_summary
 from autobatch.render.figures import legend_of, picture_of
 from autobatch.render.html import to_html
 from autobatch.render.markdown import to_markdown
+from autobatch.render.numbers import speed_text
 from autobatch.render.page_content import page_document
 from autobatch.render.run_charts import (
     confirmation_figure,
@@ -122,6 +125,31 @@ def test_the_bar_is_the_ledger() -> None:
     assert len(widths) == len(figure.parts)
     assert widths == sorted(widths, reverse=True)
     assert sum(widths) <= 359
+
+
+def test_more_parts_than_colours_are_put_together() -> None:
+    entries = {f"part {number}": 10.0 - number for number in range(10)}
+    report = dataclasses.replace(example(), ledger={"budget_s": 60.0, "elapsed_s": 55.0, "entries": entries})
+    figure = ledger_figure(report)
+    assert [name for name, _ in figure.parts] == [*(f"part {number}" for number in range(7)), "the rest"]
+    assert sum(seconds for _, seconds in figure.parts) == sum(entries.values())
+    assert len(figure.table.rows) == 10
+
+
+def test_the_chart_of_speeds_says_what_the_table_says() -> None:
+    report = example()
+    assert report.throughput is not None
+    plain = report.throughput["measurements"]
+    fitted = [{**point, "undisturbed_samples_per_s": 2 * point["samples_per_s"]} for point in plain]
+    found = {**report.throughput, "measurements": fitted}
+    (series,) = throughput_chart(report, found).series
+    assert [point.value for point in series.points] == [2 * point["samples_per_s"] for point in plain]
+    rows = throughput_summary(found, {})[0]
+    assert isinstance(rows, Table)
+    assert [row[1] for row in rows.rows] == [speed_text(point.value) for point in series.points]
+    old = [{key: value for key, value in point.items() if key != "undisturbed_samples_per_s"} for point in plain]
+    (series,) = throughput_chart(report, {**found, "measurements": old}).series
+    assert [point.value for point in series.points] == [point["samples_per_s"] for point in plain]
 
 
 def test_without_a_range_test_there_is_no_chart_of_one() -> None:
