@@ -151,7 +151,7 @@ def main() -> int:
     found = {"limit": options.memory_limit, "true_maximum": mine["returned"], "ours": mine}
     found["auto_find_batch_size"] = [ask(start) for start in options.starts]
     if options.json is not None:
-        options.json.write_text(json.dumps(about() | found, indent=1) + "\n")
+        options.json.write_text(json.dumps(about("transformers", "accelerate") | found, indent=1) + "\n")
     return 0 if mine["proved"] else 1
 
 

@@ -52,6 +52,8 @@ def spec_for(
         raise SettingError(f"nproc={nproc} is for training, and mode='inference' takes no step: leave it out")
     if nproc > 1 and rank_info is not None:
         raise SettingError(f"nproc={nproc} starts the processes itself; found a process group: leave one of them out")
+    if nproc > 1 and given.alone is not None:
+        raise SettingError(f"nproc={nproc}: {given.alone}")
     if not 0 <= headroom < 1:
         raise SettingError(f"headroom is a share of the memory limit, at least 0 and below 1; got {headroom}")
     common = RunnerSpec(

@@ -524,3 +524,11 @@ def test_what_the_trainer_says_itself_is_not_said_again(name: str, tmp_path: Pat
         SettingError, match=rf"{name}= is for a live module; .* it is the .* that counts: change it there"
     ):
         as_task(classifier(tmp_path), **said)
+
+
+def test_several_processes_to_one_model_are_refused_before_one_is_started(tmp_path: Path) -> None:
+    trainer = classifier(tmp_path)
+    with pytest.raises(SettingError, match=r"^nproc=2: a Trainer is tuned in one process: .* or write a task file"):
+        autobatch.tune(trainer, budget="1m", nproc=2, run_dir=tmp_path / "run")
+    with pytest.raises(SettingError, match=r"^nproc=2: a Trainer"):
+        autobatch.find_max_batch(trainer, nproc=2)

@@ -31,6 +31,7 @@ class GivenTask:
         guess: of them the one about the model's input, where nothing said what that is.
         only_measured: why it can be measured and not trained, in a sentence, as where nothing says how it is scored;
             None where it can.
+        alone: why each model of it trains in one process, in a sentence; None where several may train it together.
         libraries: what each process that opens it imports, which takes long: it is imported once for all of them. Only
             where there is no accelerator, whose driver an import may start, which does not live through a fork.
     """
@@ -44,6 +45,7 @@ class GivenTask:
     assumed: tuple[str, ...] = ()
     guess: str | None = None
     only_measured: str | None = None
+    alone: str | None = None
     libraries: Libraries = NO_LIBRARIES
 
 

@@ -19,6 +19,11 @@ _SAID_BY = {
     "precision": "the `bf16` or `fp16` of its TrainingArguments",
 }
 
+_ALONE = (
+    "a Trainer is tuned in one process: what it would exchange with others in a step and in an evaluation is "
+    "Accelerate's own. Tune without nproc=, or write a task file, whose processes autobatch joins"
+)
+
 
 def _takes(given: object) -> bool:
     return is_a(given, "transformers.trainer", "Trainer")
@@ -38,7 +43,7 @@ def _opened(given: Trainer, *, monitor: str | None = None, direction: Direction 
         )
     used = (given, given.args, given.model, given.data_collator, given.processing_class)
     libraries = NO_LIBRARIES if torch.accelerator.is_available() else libraries_of(used)
-    return GivenTask(name=task.name, task=task, only_measured=unscored, libraries=libraries)
+    return GivenTask(name=task.name, task=task, only_measured=unscored, alone=_ALONE, libraries=libraries)
 
 
 DOOR = Door(
