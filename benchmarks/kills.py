@@ -296,7 +296,7 @@ def known_of(run: Path) -> dict[str, Any]:
     """
     if not (run / "run.json").exists():
         return {}
-    known = {f"what was found of {stage}": value for stage, value in read_state(run).found.to_json().items() if value}
+    known = {f"what was found of {stage}": value for stage, value in read_state(run).results.to_json().items() if value}
     kept = read_kept(run / "journal.log") if (run / "journal.log").exists() else None
     for trial in kept.trials if kept is not None else ():
         known |= {f"trial {trial.number} at step {step}": score for step, score in trial.scores}

@@ -2,9 +2,9 @@
 
     python benchmarks/max_batch_cpu.py [--json OUT] [--repeats 1] [--models resnet gpt ...] [--memory-limit 128MiB]
 
-Both searches probe in the same way, each size in a fresh process that counts memory to the page, and what they answer
-has run as a verdict there; ours proves besides that the next size fails. Doubling and bisecting learns one bit from a
-probe, so it explores below the very wall that verdicts are given at: without headroom, under the limit that ours had
+Both searches probe in the same way, each size in a fresh process that counts memory to the page, and their answers
+have run as final probes there; ours proves besides that the next size fails. Doubling and bisecting learns one bit from
+a probe, so it explores below the very wall that final probes run under: without headroom, under the limit that ours had
 less its own. A third search is the field's usual one: the same inside one process, and its answer is compared with the
 proved one. The target is a third of the seconds or a third of the refusals of doubling and bisecting. Seconds are of
 the search alone; opening the task, the same for all, is told apart.
@@ -46,17 +46,17 @@ GAIN = 3.0  # the target
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """One run of one size: `verdict` for the longer one, `seconds` from the question to the answer."""
+    """One run of one size: `final` for the longer one, `seconds` from the question to the answer."""
 
     batch_size: int
-    verdict: bool
+    final: bool
     outcome: str
     peak_bytes: int | None
     seconds: float
     message: str | None
 
     def __str__(self) -> str:
-        return f"{self.batch_size}{'v' if self.verdict else ''}{'' if self.outcome == 'ok' else f' {self.outcome}'}"
+        return f"{self.batch_size}{'f' if self.final else ''}{'' if self.outcome == 'ok' else f' {self.outcome}'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,11 +85,11 @@ class Search:
         return sum(probe.outcome in ("oom", "crashed") for probe in self.probes)
 
 
-def noted(told: Measurement, verdict: bool, begun: float) -> Probe:
+def noted(told: Measurement, final: bool, begun: float) -> Probe:
     """A probe that was begun at that time, on the clock of `time.perf_counter`."""
     return Probe(
         batch_size=told.plan.batch_size,
-        verdict=verdict,
+        final=final,
         outcome=told.outcome,
         peak_bytes=told.peak_bytes,
         seconds=round(time.perf_counter() - begun, 3),
@@ -104,10 +104,10 @@ class Recorded(RemoteRunner):
         super().__init__(spec)
         self.noted: list[Probe] = []
 
-    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+    def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
         begun = time.perf_counter()
-        told = super().probe(plan, verdict=verdict)
-        self.noted.append(noted(told, verdict, begun))
+        told = super().probe(plan, final=final)
+        self.noted.append(noted(told, final, begun))
         return told
 
 
@@ -119,17 +119,17 @@ def ours(runner: Recorded, plan: Plan) -> tuple[int, bool, list[Probe]]:
 
 
 def double_and_bisect(runner: Runner, plan: Plan) -> tuple[int, bool, list[Probe]]:
-    """The same of doubling until a size fails and halving the gap; the answer is run as a verdict, and less if need be.
+    """The same by doubling until a size fails and halving the gap; the answer, or a smaller one, is a final probe.
 
     No probe more than that: that the next size fails was seen while exploring, and is not run again.
     """
     probes: list[Probe] = []
 
-    def runs(batch_size: int, *, verdict: bool = False) -> bool:
+    def runs(batch_size: int, *, final: bool = False) -> bool:
         begun = time.perf_counter()
-        told = runner.probe(replace(plan, batch_size=batch_size), verdict=verdict)
-        probes.append(noted(told, verdict, begun))
-        return fits(told, runner.memory(), verdict=verdict)
+        told = runner.probe(replace(plan, batch_size=batch_size), final=final)
+        probes.append(noted(told, final, begun))
+        return fits(told, runner.memory(), final=final)
 
     low, high = 0, 1
     while runs(high):
@@ -137,7 +137,7 @@ def double_and_bisect(runner: Runner, plan: Plan) -> tuple[int, bool, list[Probe
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if runs(middle) else (low, middle)
-    while low and not runs(low, verdict=True):
+    while low and not runs(low, final=True):
         low -= 1
     return low, False, probes
 
@@ -292,7 +292,7 @@ def compare(model: str, limit: str, repeats: int) -> Compared:
 
 
 def print_row(model: str, limit: str, name: str, run: Search | None) -> None:
-    """One search, and the sizes it ran in order; v marks a verdict."""
+    """One search, and the sizes it ran in order; f marks a final probe."""
     if run is None:
         print(f"{model:12} {limit:>7}  {name:24}  died", flush=True)
         return

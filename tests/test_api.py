@@ -60,7 +60,7 @@ def test_the_largest_batch_of_a_live_model_ran_and_the_next_did_not() -> None:
     assert found.limited_by == "memory"
     assert found.proof is not None
     assert found.proof.plan.batch_size == found + 32
-    assert found.verdict.fresh
+    assert found.final_probe.fresh
     assert len(range(found)) == found  # it is an int, and goes straight into a DataLoader
 
 

@@ -1,1 +1,1 @@
-"""`autobatch bench`: a report for a device, on models whose sizes are known."""
+"""`autobatch bench`: a report for a device, on models of known sizes."""

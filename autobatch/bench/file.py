@@ -1,7 +1,7 @@
-"""Which file a bench report goes into, and what of an earlier command's is kept in it.
+"""The file of a bench report, and what is kept in it from earlier commands.
 
-A figure is kept where it would be measured in the same way: by the same software on the same device under the same
-settings, which are the whole report's, and of a task file that holds the same, which is for each model to say.
+A result is kept if it would be measured in the same way: with the same software on the same device under the same
+settings, which hold for the whole report, and from a task file with the same contents, which is checked for each model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..reports.bench_report import BenchReport, is_bench
 
 
 def folder_for(device: DeviceInfo, cores: int, results: Path) -> Path:
-    """Where the reports of a device are: `<results>/<device>`."""
+    """The folder of a device's reports: `<results>/<device>`."""
     name = re.sub(r"[^a-z0-9]+", "-", device.name.lower()).strip("-") or device.kind
     if BACKENDS[device.kind].is_processor:
         name += f"-{cores}-core" + ("s" if cores > 1 else "")
@@ -29,11 +29,11 @@ def folder_for(device: DeviceInfo, cores: int, results: Path) -> Path:
 
 
 def file_for(report: BenchReport, folder: Path) -> Path:
-    """The newest file there that the same command left unfinished, or else today's, `<date>.json`.
+    """The newest file in the folder that the same command left unfinished, otherwise today's, `<date>.json`.
 
     Args:
-        report: as it begins, without a cell.
-        folder: as `folder_for` gives it.
+        report: the new report, without a cell.
+        folder: from `folder_for`.
     """
     begun = [(earlier.created, path) for path, earlier in _stored(folder) if _left_unfinished(earlier, report)]
     return max(begun)[1] if begun else folder / f"{datetime.now(UTC):%Y-%m-%d}.json"
@@ -45,31 +45,31 @@ def _stored(folder: Path) -> Iterator[tuple[Path, BenchReport]]:
             data = load_json(path)
             if is_bench(data):
                 yield path, BenchReport.from_json(data)
-        except ReportError:  # nothing to go on with, whatever it is; today's is refused when it is read
+        except ReportError:  # it cannot be continued; today's is refused when it is read
             continue
 
 
 def _left_unfinished(earlier: BenchReport, now: BenchReport) -> bool:
-    is_same = set(earlier.asked) == set(now.asked) and earlier.settings is not None
+    is_same = set(earlier.requested) == set(now.requested) and earlier.settings is not None
     return is_same and bool(earlier.missing) and not _changes(earlier, now)
 
 
 def with_earlier(report: BenchReport, path: Path, sources: Mapping[str, str]) -> tuple[BenchReport, tuple[str, ...]]:
     """The report with the cells that an earlier command left in its file.
 
-    What failed and is asked for is not kept, so that it is run again; nor is any cell of a model whose task file holds
-    something else by now.
+    Requested cells that failed are not kept, so that they are run again. Nor are cells of a model whose task file has
+    changed.
 
     Args:
-        report: as it begins, without a cell.
+        report: the new report, without a cell.
         path: its file.
-        sources: what the task file of each model that is asked for holds (`task_sources.source_digest`).
+        sources: the digest of each requested model's task file (`task_sources.source_digest`).
 
     Returns:
-        The report, and the models whose cells were not kept because their task files hold something else.
+        The report, and the models whose cells were not kept because their task files have changed.
 
     Raises:
-        ReportError: what is in the file is another report, or of other settings.
+        ReportError: the file has another report, or one with other settings.
     """
     if not path.exists():
         return report, ()
@@ -84,17 +84,17 @@ def with_earlier(report: BenchReport, path: Path, sources: Mapping[str, str]) ->
     kept = tuple(
         cell
         for cell in earlier.cells
-        if cell.model not in other and (cell.outcome == "ok" or (cell.model, cell.compute_mode) not in report.asked)
+        if cell.model not in other and (cell.outcome == "ok" or (cell.model, cell.compute_mode) not in report.requested)
     )
-    beside = sum((cell.model, cell.compute_mode) not in report.asked for cell in kept)
+    beside = sum((cell.model, cell.compute_mode) not in report.requested for cell in kept)
     kept_report = replace(report, created=earlier.created, cells=kept, planned=report.planned + beside)
     return kept_report, tuple(sorted(other))
 
 
 def _changes(earlier: BenchReport, now: BenchReport) -> list[str]:
-    """A name for each thing that must be the same for two cells to stand in one report, and is not.
+    """A name for each thing that must be the same for two cells of one report, and is not.
 
-    A value stands behind it where the user may have set it.
+    If the user may have set it, its value follows.
     """
     then, here = earlier.device, now.device
     same = {
@@ -114,7 +114,7 @@ def _changes(earlier: BenchReport, now: BenchReport) -> list[str]:
         values[name] = ((earlier.settings or {}).get(key), (now.settings or {}).get(key))
     for name, (before, after) in values.items():
         if before != after:
-            found.append(f"{name} ({_told(name, before)} then, {_told(name, after)} now)")
+            found.append(f"{name} ({_value_text(name, before)} then, {_value_text(name, after)} now)")
     return found
 
 
@@ -128,7 +128,7 @@ _SETTINGS = {
 _UNITS: Mapping[str, Callable[[float], str]] = {_MEMORY: format_size, "the power limit": lambda watts: f"{watts:g} W"}
 
 
-def _told(name: str, value: object) -> str:
+def _value_text(name: str, value: object) -> str:
     if not isinstance(value, int | float):
         return "none"
     return _UNITS[name](value) if name in _UNITS else str(value)

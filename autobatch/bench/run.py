@@ -1,7 +1,7 @@
-"""`bench`: what a device does with models that everybody knows, cell by cell, into a report that can be published.
+"""`bench`: what a device does with well-known models, cell by cell, in a report that can be published.
 
-A cell is one model computed in one way. The report is written after each, so that a run that was ended goes on where it
-stood.
+A cell is one model in one compute mode. The report is written after each cell, so that a stopped run continues at the
+next.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..devices.backend import BACKENDS
 from ..engines.opening import counts_memory, open_spec
 from ..engines.served import RunnerSpec
 from ..errors import AutobatchError, SettingError, first_line
-from ..measuring.compute_modes import FirstLosses, ModeProfile, first_losses, profile_compute_mode, told_of_losses
+from ..measuring.compute_modes import FirstLosses, ModeProfile, first_losses, losses_to_json, profile_compute_mode
 from ..measuring.throughput import Objective
 from ..render.curves import recommended_point
 from ..render.evidence import or_more
@@ -39,10 +39,10 @@ from ..tasks.task_sources import source_digest
 from ..tuning.stages import max_batch_of, profile_of
 from .file import with_earlier
 
-# Which of their two sizes the models take; see benchmarks/models/standard.
+# Which of their two sizes the models have; see benchmarks/models/standard.
 _SIZE_VARIABLE = "AUTOBATCH_BENCH_SIZE"
-# What a processor's batches may use where no limit was asked for: all of a machine's memory would take samples by the
-# hundred thousand and steps of minutes. Assumed.
+# The memory of a processor's batches if the user sets no limit: all of a machine's memory would take hundreds of
+# thousands of samples, and steps of minutes. Assumed.
 _CPU_MEMORY_BYTES, _CPU_MEMORY_QUICK_BYTES = 1 << 30, 64 << 20
 _PROFILE_S, _PROFILE_QUICK_S = 30.0, 3.0  # a cell's timing. Assumed: 2 % intervals for most sizes; a look at each
 _MATMUL_S = 1.0  # assumed: fifty products of 20 ms
@@ -50,7 +50,7 @@ _MATMUL_S = 1.0  # assumed: fifty products of 20 ms
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchSettings:
-    """What was asked of `bench`, in base units; see `verbs.bench`."""
+    """The settings of `bench`, in base units; see `verbs.bench`."""
 
     models: Mapping[str, Path]
     compute_modes: tuple[ComputeMode, ...]
@@ -63,7 +63,7 @@ class BenchSettings:
 
 def begun(spec: RunnerSpec, device: DeviceInfo, settings: BenchSettings) -> BenchReport:
     """The report before its first cell."""
-    asked = tuple((model, compute_mode.name) for model in settings.models for compute_mode in settings.compute_modes)
+    cells = tuple((model, compute_mode.name) for model in settings.models for compute_mode in settings.compute_modes)
     return BenchReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=settings.command,
@@ -73,9 +73,9 @@ def begun(spec: RunnerSpec, device: DeviceInfo, settings: BenchSettings) -> Benc
         quick=settings.quick,
         objective=settings.objective,
         cells=(),
-        planned=len(asked),
+        planned=len(cells),
         warnings=_warnings(spec, device),
-        asked=asked,
+        requested=cells,
         settings={
             "memory_limit_bytes": spec.memory_limit_bytes,
             "headroom": spec.headroom,
@@ -88,26 +88,26 @@ def begun(spec: RunnerSpec, device: DeviceInfo, settings: BenchSettings) -> Benc
 def run_bench(
     spec: RunnerSpec, report: BenchReport, path: Path, settings: BenchSettings, *, listen: Listener
 ) -> BenchReport:
-    """The report, its file written after each cell; see `verbs.bench` for what it raises.
+    """The report, whose file is written after each cell; see `verbs.bench` for the errors.
 
     Args:
-        spec: of every runner, but for the task and the compute mode.
-        report: as `begun` gives it.
-        path: of its file.
-        settings: as `begun` had them.
-        listen: is told what begins and what is found.
+        spec: that of every runner, except for the task and the compute mode.
+        report: from `begun`.
+        path: its file.
+        settings: those of `begun`.
+        listen: called when something begins and when it ends.
     """
     sources = {model: source_digest(file) for model, file in settings.models.items()}
     report, other = with_earlier(report, path, sources)
     if report.cells:
         listen(Progress(stage="bench", kind="note", text=f"{len(report.cells)} of {report.planned} are in {path.name}"))
     for model in other:
-        text = f"{path.name} has {model} of a task file that held something else: it is measured again"
+        text = f"{path.name} has {model} from a task file that has changed since: it is measured again"
         listen(Progress(stage="bench", kind="note", text=text))
     bench = _Bench(spec, report.device, settings)
     known = {
         (cell.model, cell.compute_mode) for cell in report.cells
-    }  # a later compute mode may be compared with what is not among them
+    }  # a later compute mode may be compared with one that is not requested
     took: list[float] = []
     for model, compute_mode in itertools.product(settings.models, settings.compute_modes):
         if (model, compute_mode.name) in known:
@@ -123,15 +123,15 @@ def run_bench(
         report = replace(report, cells=(*report.cells, cell))
         report.save(path)
         kind: Kind = "found" if cell.outcome == "ok" else "failed"
-        listen(Progress(stage="bench", kind=kind, key=f"cell {number}", text=_told(cell)))
+        listen(Progress(stage="bench", kind=kind, key=f"cell {number}", text=_cell_summary(cell)))
     return report
 
 
-def _told(cell: Cell) -> str:
+def _cell_summary(cell: Cell) -> str:
     """One line about a cell."""
     what = f"{cell.model} in {cell.compute_mode}"
     if cell.max_batch is None or cell.throughput is None:
-        return f"{what}: failed: {(cell.message or 'nothing says why').splitlines()[0]}"
+        return f"{what}: failed: {(cell.message or 'no reason is known').splitlines()[0]}"
     best = recommended_point(cell.throughput)
     speed = "" if best is None else f", {speed_text(best['samples_per_s'])} samples/s at batch {best['batch_size']:,}"
     largest = f"{cell.max_batch['batch_size']:,}{or_more(cell.max_batch)}"
@@ -161,35 +161,37 @@ class _Bench:
         self._reference: dict[str, FirstLosses] = {}  # losses in fp32, by model
 
     def cell(self, model: str, compute_mode: ComputeMode, listen: Listener) -> Cell:
-        """One model in one compute mode, measured now; `listen` gets each probe and each size first timed."""
+        """One model in one compute mode, measured now; `listen` gets each probe and the first timing of each size."""
         began = time.monotonic()
         source = source_digest(self.settings.models[model])
-        heard = _within(f"{model} in {compute_mode.name}", listen)
+        within_cell = _within(f"{model} in {compute_mode.name}", listen)
         spec = replace(self.spec, path=self.settings.models[model], compute_mode=compute_mode)
         counts = counts_memory(self.device, spec.memory_limit_bytes)
         also = _Extra()
-        found = profile_compute_mode(
+        profile = profile_compute_mode(
             compute_mode,
             lambda: self._open(spec),
             (lambda: self._open(replace(spec, memory_limit_bytes=None))) if counts else None,
-            find=partial(max_batch_of, max_batch_size=self.settings.max_batch_size, prove=True, on_progress=heard),
+            find=partial(
+                max_batch_of, max_batch_size=self.settings.max_batch_size, prove=True, on_progress=within_cell
+            ),
             time_it=lambda runner, plan, largest: profile_of(
                 runner,
                 plan,
                 int(largest),
                 budget_s=self._budget_s,
                 objective=self.settings.objective,
-                on_progress=heard,
+                on_progress=within_cell,
             ),
             also=also,
         )
         reference = None
         if compute_mode == ComputeMode():
-            self._reference[model] = found.losses or FirstLosses(message=f"it failed: {found.message}")
-        elif found.message is None:
-            reference = self._losses_in_fp32(model, found)
-        losses = told_of_losses(found.losses, reference, ComputeMode())
-        return replace(_cell(model, found, also), **losses, source=source, seconds=time.monotonic() - began)
+            self._reference[model] = profile.losses or FirstLosses(message=f"it failed: {profile.message}")
+        elif profile.message is None:
+            reference = self._losses_in_fp32(model, profile)
+        losses = losses_to_json(profile.losses, reference, ComputeMode())
+        return replace(_cell(model, profile, also), **losses, source=source, seconds=time.monotonic() - began)
 
     @property
     def _budget_s(self) -> float:
@@ -198,22 +200,22 @@ class _Bench:
     def _open(self, spec: RunnerSpec) -> AbstractContextManager[tuple[Runner, Plan]]:
         return open_spec(spec, accumulation_steps=1, environment={_SIZE_VARIABLE: self.settings.size})
 
-    def _losses_in_fp32(self, model: str, found: ModeProfile) -> FirstLosses:
-        """From the cell in fp32 of this run, or computed now where that was an earlier one's, or is not wanted."""
+    def _losses_in_fp32(self, model: str, profile: ModeProfile) -> FirstLosses:
+        """The losses from this run's cell in fp32, or computed now without such a cell."""
         if model not in self._reference:
             spec = replace(
                 self.spec, path=self.settings.models[model], compute_mode=ComputeMode(), memory_limit_bytes=None
             )
             try:
                 with self._open(spec) as (runner, _):
-                    self._reference[model] = first_losses(runner, int(found.max_batch or 1))
-            except AutobatchError as error:  # a model that does not run in fp32 has nothing to be compared with
+                    self._reference[model] = first_losses(runner, int(profile.max_batch or 1))
+            except AutobatchError as error:  # a model that does not run in fp32 cannot be compared
                 self._reference[model] = FirstLosses(message=f"it failed: {first_line(error)}")
         return self._reference[model]
 
 
 class _Extra:
-    """What is asked of the runner beside its profile."""
+    """Measurements of the runner beside its profile."""
 
     def __init__(self) -> None:
         self.workload: Workload | None = None
@@ -225,33 +227,33 @@ class _Extra:
 
 
 def _within(what: str, listen: Listener) -> Listener:
-    """Tells what happens within a cell; later visits to a size that was timed are left out, being many."""
+    """Passes on the events of a cell, except for repeated visits to a size, which are many."""
     seen: set[str] = set()
 
-    def heard(progress: Progress) -> None:
+    def pass_on(progress: Progress) -> None:
         if progress.stage == "profile" and progress.key is not None:
             if progress.key in seen:
                 return
             seen.add(progress.key)
-        # With a key of its own, as the cell goes on.
+        # With its own key, as the cell goes on.
         key = f"{what}: {progress.key or progress.stage}"
         listen(replace(progress, stage="bench", key=key, text=f"{what}: {progress.text}"))
 
-    return heard
+    return pass_on
 
 
-def _cell(model: str, found: ModeProfile, also: _Extra) -> Cell:
-    if found.message is not None or found.curve is None:
-        return Cell(model=model, compute_mode=found.compute_mode.name, outcome="failed", message=found.message)
+def _cell(model: str, profile: ModeProfile, also: _Extra) -> Cell:
+    if profile.message is not None or profile.curve is None:
+        return Cell(model=model, compute_mode=profile.compute_mode.name, outcome="failed", message=profile.message)
     flops = also.workload.flops_per_sample if also.workload else None
-    per_s = found.curve.samples_per_s(found.curve.recommended)
+    per_s = profile.curve.samples_per_s(profile.curve.recommended)
     return Cell(
         model=model,
-        compute_mode=found.compute_mode.name,
+        compute_mode=profile.compute_mode.name,
         outcome="ok",
         parameters=also.workload.parameters if also.workload else None,
-        max_batch=found.max_batch.to_json() if found.max_batch is not None else None,
-        throughput=found.curve.to_json(),
+        max_batch=profile.max_batch.to_json() if profile.max_batch is not None else None,
+        throughput=profile.curve.to_json(),
         flops_per_sample=flops,
         flops_per_s=None if flops is None else flops * per_s,
         matmul_flops_per_s=also.matmul_flops_per_s,
@@ -259,30 +261,30 @@ def _cell(model: str, found: ModeProfile, also: _Extra) -> Cell:
 
 
 def default_memory_limit(kind: DeviceKind, quick: bool) -> int | None:
-    """The memory that models may use where no limit was asked for; None for all of the device's."""
+    """The memory that models may use if the user sets no limit; None for all of the device's."""
     if not BACKENDS[kind].is_processor:
         return None
     return _CPU_MEMORY_QUICK_BYTES if quick else _CPU_MEMORY_BYTES
 
 
 def default_compute_modes(kind: DeviceKind, quick: bool) -> tuple[str, ...]:
-    """Ways of computing that are measured where none was named; each that the kind of device has."""
+    """The compute modes to measure if the user names none; each is one that the kind of device has."""
     if BACKENDS[kind].is_processor and quick:
         return ("fp32",)
     return BACKENDS[kind].benched
 
 
-def chosen_models(asked: Sequence[str], standard: Mapping[str, Path]) -> dict[str, Path]:
-    """Task files by name: the standard ones that were named, or all, and files of the user's.
+def chosen_models(names: Sequence[str], standard: Mapping[str, Path]) -> dict[str, Path]:
+    """Task files by name: the requested standard models, or all of them, and the user's files.
 
     Raises:
-        SettingError: there is no such model, or two are called the same.
+        SettingError: there is no such model, or two have the same name.
         TaskError: a file is no Python file.
     """
-    if not asked:
+    if not names:
         return dict(standard)
     found: dict[str, Path] = {}
-    for name in asked:
+    for name in names:
         if name in standard:
             title, path = name, standard[name]
         elif Path(name).is_file():

@@ -1,7 +1,7 @@
-"""Where the standard models are: task files of networks that everybody knows, to compare devices by.
+"""The task files of the standard models: well-known networks, to compare devices with.
 
-They are ordinary task files, which `load_task` takes as it takes a user's. AUTOBATCH_BENCH_SIZE=small in the
-environment of the process that loads one makes it small enough for a CPU.
+They are ordinary task files, which `load_task` loads like a user's. AUTOBATCH_BENCH_SIZE=small in the environment of
+the process that loads one makes it small enough for a CPU.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import ModelsNotFound
 
-# An installed package carries them beside its modules; pyproject.toml puts them there.
+# An installed package has them beside its modules; pyproject.toml puts them there.
 _INSTALLED = Path(__file__).parents[1] / "standard_models"
 _CHECKOUT = Path(__file__).parents[2] / "benchmarks" / "models" / "standard"
 

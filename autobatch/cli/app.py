@@ -17,7 +17,7 @@ from ..render.document import visible_lines
 from .apply import apply
 from .bench import bench
 from .defaults import ConfiguredGroup
-from .exits import FAILED, INTERRUPTED, end_when_told, exit_code, fail, fail_with_traceback
+from .exits import FAILED, INTERRUPTED, end_on_signals, exit_code, fail, fail_with_traceback
 from .options import examples
 from .stages import find_lr, max_batch, profile
 from .stored import clean, doctor, report, runs
@@ -51,7 +51,7 @@ for _command in (tune, runs, clean, max_batch, profile, bench, find_lr, report, 
 
 def main() -> None:
     """Run the command line. docs/commands.md lists the exit codes."""
-    end_when_told()
+    end_on_signals()
     keep_streams()
     try:
         run()

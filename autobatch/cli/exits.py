@@ -18,7 +18,7 @@ from ..render.document import visible_lines
 FOUND_NOTHING, FAILED, REFUSED, INTERRUPTED = 3, 1, 2, 130
 
 
-def end_when_told() -> None:
+def end_on_signals() -> None:
     """Let SIGTERM and SIGHUP end a command as Ctrl-C does, with its results kept."""
     signal.signal(signal.SIGTERM, _terminated)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # otherwise nohup keeps it running without its terminal

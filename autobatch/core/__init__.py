@@ -1,1 +1,1 @@
-"""What every other room speaks in: frozen plans, facts and measurements, units, files. No torch, no hardware."""
+"""The types that all rooms share: frozen plans, facts and measurements, units, files. No torch and no hardware."""

@@ -1,8 +1,8 @@
-"""Where the checkpoints of a run lie: one file for each trial and step, so that a segment may be run again.
+"""Where the checkpoints of a run lie: one file for each trial and step, so that a segment can run again.
 
-A segment reads the file of the step it starts from and leaves one of the step it ends at. The older one goes only when
-the result is in the run's record: whatever is killed in between, the segment is run again from where it began, with the
-same result. What is in a checkpoint is trial_state.py's to read; that one is all there is known without torch.
+A segment reads the file of its first step and writes one of its last step. The older file is deleted only when the
+result is in the run's record: if the process is killed in between, the segment runs again from its first step, with the
+same result. `worker/trial_state.py` reads the contents of a checkpoint; this module is what is known without torch.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ def checkpoint_path(folder: Path, trial: int, step: int) -> Path:
 
 
 def part_of_rank(path: Path, rank: int) -> Path:
-    """Where rank `rank` keeps what is its own, beside a checkpoint at `path` that rank 0 writes."""
+    """The file of what only rank `rank` has, beside the checkpoint at `path`, which rank 0 writes."""
     return path.with_name(f"{path.name}.rank-{rank}")
 
 
 def is_whole(path: Path) -> bool:
-    """Whether there is a file that can be a checkpoint: an archive with its list of contents, which is written last.
+    """Whether the file can be a checkpoint: an archive with its list of contents, which is written last.
 
-    One that was copied in part has none.
+    A file that was copied in part has none.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -34,7 +34,7 @@ def is_whole(path: Path) -> bool:
 
 
 def forget_checkpoints(folder: Path, trial: int, before: int | None = None) -> None:
-    """Delete what is kept of a trial, half-written files too; with `before`, only what lies before that step."""
+    """Delete the files of a trial, also half-written ones; with `before`, only those from before that step."""
     for path in folder.glob(f"trial-{trial:05d}-*.pt*"):
         if before is None or path.name < checkpoint_path(folder, trial, before).name:
             path.unlink(missing_ok=True)

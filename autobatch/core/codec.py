@@ -1,7 +1,7 @@
-"""The core types as plain JSON values, and back: written once, for run folders, reports and recordings alike.
+"""The core types as plain JSON values, and back: in one place for run folders, reports and recordings.
 
-Every number comes back to the last bit. What a file holds may come from anywhere: a value that cannot be is a
-`ReportError` that names its place.
+Every number survives to the last bit. A file may hold anything: an impossible value is a `ReportError` that names its
+place.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def plan_from_json(reader: Reader) -> Plan:
     """The plan that `plan_to_json` or `config_to_json` wrote.
 
     Raises:
-        ReportError: it is none, or cannot be run.
+        ReportError: the data is something else, or the plan cannot be run.
     """
     known: dict[str, Any] = {
         "batch_size": reader.get("batch_size", int),
         "accumulation_steps": reader.get("accumulation_steps", int),
         "precision": reader.one_of("precision", Precision),
-        "ranks": reader.get("ranks", int) if "ranks" in reader else 1,  # earlier files do not say
+        "ranks": reader.get("ranks", int) if "ranks" in reader else 1,  # earlier files have no such key
     }
     try:
         return Plan(**known)
@@ -42,7 +42,7 @@ def plan_from_json(reader: Reader) -> Plan:
 
 
 def config_to_json(config: Config) -> dict[str, Any]:
-    """A configuration: what to type into one's own training."""
+    """A configuration, as the numbers to use in one's own training."""
     return {
         "batch_size": config.plan.batch_size,
         "accumulation_steps": config.plan.accumulation_steps,
@@ -57,7 +57,7 @@ def config_from_json(reader: Reader) -> Config:
     """The configuration that `config_to_json` wrote.
 
     Raises:
-        ReportError: it is none, or cannot be trained with.
+        ReportError: the data is something else, or cannot be trained with.
     """
     plan, lr = plan_from_json(reader), reader.number("lr")
     try:
@@ -78,7 +78,7 @@ def norms_from_json(reader: Reader) -> GradNorms:
 
 
 def device_to_json(device: DeviceInfo) -> dict[str, Any]:
-    """A device, fact by fact; null for what is not known."""
+    """A device, fact by fact; null for an unknown fact."""
     return asdict(device) | {"notes": list(device.notes)}
 
 
@@ -86,7 +86,7 @@ def device_from_json(reader: Reader) -> DeviceInfo:
     """The device that `device_to_json` wrote.
 
     Raises:
-        ReportError: a fact is missing, or is not of its kind.
+        ReportError: a fact is missing or has the wrong type.
     """
     names = {field.name for field in fields(DeviceInfo)} - {"kind", "notes"}
     texts = dict.fromkeys(("driver", "runtime", "torch", "python", "uuid"), TEXT_OR_NULL)
@@ -105,7 +105,7 @@ def limit_from_json(reader: Reader) -> MemoryLimit:
     """The memory limit that `limit_to_json` wrote.
 
     Raises:
-        ReportError: it is none.
+        ReportError: the data is something else.
     """
     return MemoryLimit(
         capacity_bytes=reader.get("capacity_bytes", int),
@@ -115,7 +115,7 @@ def limit_from_json(reader: Reader) -> MemoryLimit:
 
 
 def measurement_to_json(measurement: Measurement) -> dict[str, Any]:
-    """A measurement, sizes in bytes and times in seconds; what was not measured is left out."""
+    """A measurement, with sizes in bytes and times in seconds, without what was not measured."""
     measured = asdict(measurement)
     return {key: value for key, value in measured.items() if value is not None and value not in ((), {})}
 
@@ -124,7 +124,7 @@ def measurement_from_json(reader: Reader) -> Measurement:
     """The measurement that `measurement_to_json` wrote.
 
     Raises:
-        ReportError: it is none.
+        ReportError: the data is something else.
     """
     known: dict[str, Any] = {
         key: reader.list_of(key, NUMBER) for key in ("step_s", "compute_s", "loader_s", "visits_s") if key in reader
@@ -148,7 +148,7 @@ def measurement_from_json(reader: Reader) -> Measurement:
 
 
 def sweep_to_json(sweep: LrSweep) -> dict[str, Any]:
-    """A range test, step by step; null for a loss that is not finite, which JSON does not have."""
+    """A range test, step by step; null for a loss that is not finite, which JSON cannot hold."""
     return asdict(sweep) | {"losses": [loss if math.isfinite(loss) else None for loss in sweep.losses]}
 
 
@@ -156,7 +156,7 @@ def sweep_from_json(reader: Reader) -> LrSweep:
     """The range test that `sweep_to_json` wrote; NaN for a loss that was not finite.
 
     Raises:
-        ReportError: it is none.
+        ReportError: the data is something else.
     """
     return LrSweep(
         plan=plan_from_json(reader.inside("plan")),
@@ -164,5 +164,5 @@ def sweep_from_json(reader: Reader) -> LrSweep:
         losses=tuple(math.nan if loss is None else loss for loss in reader.list_of("losses", NUMBER_OR_NULL)),
         diverged=reader.get("diverged", bool),
         seconds=reader.number("seconds"),
-        without_schedule=bool(reader.get_or_none("without_schedule", bool)),  # earlier files do not say
+        without_schedule=bool(reader.get_or_none("without_schedule", bool)),  # earlier files have no such key
     )

@@ -16,13 +16,13 @@ _CHANNELS_LAST, _COMPILE = "channels_last", "compile"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComputeMode:
-    """What is compared with what: the same task, computed in another way.
+    """One way of computing a training: a precision, a memory format, compiled or not.
 
     Attributes:
         precision: "fp32" as torch computes by default, "tf32" with float32 matrix products on tensor cores, "bf16" and
             "fp16" under autocast.
-        channels_last: images lie in memory with their channels side by side.
-        compile: the model goes through torch.compile.
+        channels_last: whether images are stored with their channels last.
+        compile: whether the model goes through torch.compile.
     """
 
     precision: Precision = "fp32"
@@ -31,16 +31,16 @@ class ComputeMode:
 
     @property
     def name(self) -> str:
-        """As it is typed: "bf16+channels_last+compile"."""
+        """The name as a user types it: "bf16+channels_last+compile"."""
         flags = ((_CHANNELS_LAST, self.channels_last), (_COMPILE, self.compile))
         return "+".join([self.precision, *(word for word, is_on in flags if is_on)])
 
     @classmethod
     def parse(cls, text: str) -> ComputeMode:
-        """The compute mode that `text` names; a memory format or "compile" alone is one in fp32.
+        """The compute mode that `text` names. A memory format or "compile" alone means fp32.
 
         Raises:
-            SettingError: a word of it is none that is known, or comes twice.
+            SettingError: a word is unknown or comes twice.
         """
         words = text.strip().split("+")
         precisions = [word for word in words if word in get_args(Precision)]
@@ -58,10 +58,10 @@ class ComputeMode:
 
 
 def parse_compute_modes(texts: Iterable[str]) -> tuple[ComputeMode, ...]:
-    """The compute modes that are named, in order, each once.
+    """The named compute modes, in order, each once.
 
     Raises:
-        SettingError: as `ComputeMode.parse`, or there is none.
+        SettingError: as for `ComputeMode.parse`, or no mode is named.
     """
     compute_modes = tuple(dict.fromkeys(ComputeMode.parse(text) for text in texts))
     if not compute_modes:

@@ -1,4 +1,4 @@
-"""What is known before anything is trained: of the task, of the device and of its memory."""
+"""What is known before anything is trained: about the task, the device and its memory."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .progress import Stage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorstCase:
-    """Where the largest samples of a dataset are: its indices, or positions in data that is iterated.
+    """Where the largest samples of a dataset are: their indices, or their positions in iterable data.
 
     Attributes:
-        largest: of equal size, to fill a batch with.
-        widest: others, each of which has the largest extent of some dimension; one of each belongs in a batch.
-        num_scanned: samples that were looked at.
-        num_samples: samples that there are; None for data that does not say.
-        varies: whether the sizes that were seen differ.
-        seconds: that the look took.
+        largest: samples of equal size, to fill a batch.
+        widest: other samples, each with the largest extent of some dimension. A worst-case batch has one of each.
+        num_scanned: how many samples were looked at.
+        num_samples: how many samples there are; None if the data has no length.
+        varies: whether samples of different sizes were seen.
+        seconds: how long the scan took.
     """
 
     largest: tuple[int, ...]
@@ -32,10 +32,10 @@ class WorstCase:
 
     @property
     def assumption(self) -> str | None:
-        """One sentence where a larger sample may have been missed; None where all were seen."""
+        """One sentence if a larger sample may have been missed; None if all were seen."""
         if self.num_scanned == self.num_samples:
             return None
-        of = "of data that does not say its size" if self.num_samples is None else f"of {self.num_samples}"
+        of = "of data without a length" if self.num_samples is None else f"of {self.num_samples}"
         if not self.varies:
             return f"all samples have the size of the {self.num_scanned} {of} that were looked at"
         return (
@@ -49,14 +49,14 @@ class TaskFacts:
     """What is known about a task without training it.
 
     Attributes:
-        name: of the task, for titles and folders.
-        train_size, val_size: samples; None where an iterable dataset or a custom loader does not say.
+        name: the task's name, for titles and folders.
+        train_size, val_size: the number of samples; None for an iterable dataset or a custom loader without a length.
         direction: whether a higher or a lower score is better.
-        baseline: what the user trains with today, or the stated default.
-        baseline_is_users: False where the task declares no baseline and a default stands in.
-        precision: the task's own.
-        accumulates: False where the loss couples the samples of a batch, so that a batch must not be split.
-        has_test_data: whether a test set is there to score the winner and the baseline once.
+        baseline: the user's configuration, or the default that the report states.
+        baseline_is_users: False if the task declares no baseline, so that a default takes its place.
+        precision: of the task.
+        accumulates: False if the loss couples the samples of a batch, so that a batch must not be split.
+        has_test_data: whether there is a test set, to score the winner and the baseline once.
         peak_lr_fraction: where in the schedule the learning rate peaks, in [0, 1]; 0 for a constant or falling one.
         is_pausable: whether a checkpoint keeps all that a training step changes.
         warnings: what the check of the task found that does not stop it.
@@ -98,17 +98,17 @@ class TaskFacts:
 
     @property
     def smallest_plan(self) -> Plan:
-        """One sample in each process, as the task is computed."""
+        """One sample on each rank, in the task's precision."""
         return Plan(batch_size=1, precision=self.precision, ranks=self.baseline.plan.ranks)
 
     @property
     def assumptions(self) -> tuple[str, ...]:
         """A sentence for each dataset in which a larger sample may have been missed."""
-        said = [(name, found.assumption) for name, found in self.worst_cases.items()]
-        told = [f"in {name}(), {sentence}" for name, sentence in said if sentence is not None]
+        cases = [(name, worst_case.assumption) for name, worst_case in self.worst_cases.items()]
+        sentences = [f"in {name}(), {sentence}" for name, sentence in cases if sentence is not None]
         if self.worst_cases and "train_data" not in self.worst_cases:
-            told.append("the first batch of train_loader() needs as much memory as any other")
-        return tuple(told)
+            sentences.append("the first batch of train_loader() needs as much memory as any other")
+        return tuple(sentences)
 
 
 DeviceKind = Literal["cuda", "rocm", "xpu", "mps", "cpu"]
@@ -116,20 +116,20 @@ DeviceKind = Literal["cuda", "rocm", "xpu", "mps", "cpu"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceInfo:
-    """What makes two runs comparable. Unknown is None; `notes` says why a fact is missing.
+    """The facts that make two runs comparable. None is unknown, and `notes` says why a fact is missing.
 
     Attributes:
-        name: as the vendor writes it, "NVIDIA H200" or the processor's model name.
-        kind: what it is, as `devices/backend.py` lists them.
-        index: among the devices that this process sees; None for a device there is one of.
-        memory_bytes: of the whole device, whoever uses it.
-        free_bytes: when it was opened.
+        name: the vendor's name, "NVIDIA H200", or the processor's model name.
+        kind: the kind of device, as in `devices/backend.py`.
+        index: its number among the devices that this process sees; None for a kind of which there is only one.
+        memory_bytes: the memory of the whole device, whoever uses it.
+        free_bytes: its free memory when it was opened.
         threads: CPU threads that a training step may use.
         driver, runtime: versions of the driver and of CUDA, ROCm or Metal.
-        torch, python: versions.
-        uuid: the vendor's identifier of this very card.
+        torch, python: their versions.
+        uuid: the vendor's identifier of this card.
         power_limit_w: enforced limit in watts.
-        notes: one sentence for each fact that could not be read, and why.
+        notes: for each fact that could not be read, one sentence that says why.
     """
 
     name: str
@@ -149,12 +149,12 @@ class DeviceInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryLimit:
-    """What a step may use.
+    """The memory that a step may use.
 
     Attributes:
-        capacity_bytes: where the allocator refuses.
-        budget_bytes: capacity less headroom; a peak above it is `over_limit`. Never above the capacity.
-        source: in words, where the capacity came from ("--memory-limit", "free on the device", ...).
+        capacity_bytes: the memory above which the allocator refuses.
+        budget_bytes: the capacity less the headroom. A peak above it is `over_limit`. Never above the capacity.
+        source: where the capacity comes from, in words ("--memory-limit", "free on the device", ...).
     """
 
     capacity_bytes: int

@@ -1,4 +1,4 @@
-"""Files that are written whole, known to be writable before the work that fills them, and read with care."""
+"""Files that are written whole, checked to be writable before the work that fills them, and read with care."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from pathlib import Path
 
 from ..errors import ReportError
 
-# What a full disk, a full quota and a limit on the size of files say.
+# The errors of a full disk, a full quota and a limit on the size of files.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _PARTIAL = ".partial"
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write plain JSON values as `write_whole` does; what is not finite, which JSON does not have, is a ValueError."""
+    """Write plain JSON values with `write_whole`. A number that is not finite is a ValueError: JSON has none."""
     write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def load_json(path: Path) -> object:
-    """What a JSON file holds.
+    """The contents of a JSON file.
 
     Raises:
-        ReportError: it is not there, not JSON, cut short, or holds NaN or an infinity, which JSON does not have.
+        ReportError: the file is missing, is not JSON, is cut short, or holds NaN or an infinity, which JSON cannot
+        hold.
     """
 
     def refuse(constant: str) -> object:
@@ -47,9 +48,10 @@ def load_json(path: Path) -> object:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Put `content` into a file, text as UTF-8: after a crash there is the old file or the new one, never half of one.
+    """Write `content` into a file, text as UTF-8. After a crash there is the old file or the new one, never half of
+    one.
 
-    A link is followed; what is no ordinary file (`/dev/stdout`, a pipe) is written to and not replaced.
+    A link is followed. If `path` is no ordinary file (`/dev/stdout`, a pipe), it is written to and not replaced.
 
     Raises:
         ReportError: the file cannot be written.
@@ -80,13 +82,13 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def half_written(path: Path) -> list[Path]:
-    """What processes that were killed while they wrote `path` have left beside it."""
-    name = re.compile(re.escape(path.name) + r"[a-z0-9_]{8}" + re.escape(_PARTIAL))  # as tempfile calls them
+    """The files that killed processes left beside `path` while they wrote it."""
+    name = re.compile(re.escape(path.name) + r"[a-z0-9_]{8}" + re.escape(_PARTIAL))  # the names that tempfile makes
     return [other for other in path.parent.iterdir() if name.fullmatch(other.name)]
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, where they are not there.
+    """Make a folder and its parents if they are missing.
 
     Raises:
         ReportError: it cannot be made.
@@ -100,7 +102,7 @@ def make_folder(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the folder's entries to the disk: a new name, or the new file behind one, outlives a loss of power."""
+    """Write the folder's entries to the disk, so that a new or replaced file survives a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -109,9 +111,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def full_disk(error: BaseException) -> OSError | None:
-    """The refusal for want of room that led to `error`, itself or one it was raised over; None where there is none.
+    """The "disk full" error behind `error`, which may be `error` itself or its cause; None if there is none.
 
-    Libraries replace it by an error of their own: what `torch.save` raises then says nothing of the disk.
+    Libraries replace it by their own errors: what `torch.save` then raises does not mention the disk.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -122,10 +124,10 @@ def full_disk(error: BaseException) -> OSError | None:
 
 
 def check_writable(path: Path) -> None:
-    """Find out now, before hours of work, whether a report can be put at `path`.
+    """Check, before hours of work, that a report can be written to `path`.
 
     Raises:
-        ReportError: its folder is not there or not writable, or `path` is a folder or a read-only file.
+        ReportError: its folder is missing or not writable, or `path` is a folder or a read-only file.
     """
     path = path.resolve()
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""Checked access to what a JSON file holds: each message names the place, the rule and the value found."""
+"""Checked access to the contents of a JSON file. Each message has the place, the rule and the wrong value."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..errors import ReportError
 
 Json = Mapping[str, Any]
 
-# A shape is a type, several, `[shape]` for a list of one shape, or a mapping of keys to shapes, of which
-# some are `Perhaps` there; more keys are welcome.
+# A shape is a type, several types, `[shape]` for a list of one shape, or a mapping of keys to shapes. A key may be
+# `Perhaps` there, and other keys are allowed.
 NUMBER = (int, float)
 NUMBER_OR_NULL = (int, float, type(None))
 WHOLE_OR_NULL = (int, type(None))
@@ -21,7 +21,7 @@ TEXT_OR_NULL = (str, type(None))
 
 @dataclass(frozen=True, slots=True)
 class Perhaps:
-    """The shape of a key that need not be there, as in a file of before there was one."""
+    """The shape of a key that may be missing, for example in older files."""
 
     shape: Any
 
@@ -30,11 +30,11 @@ class Reader:
     """The keys of a JSON object.
 
     Args:
-        data: what should be one.
-        where: names it in messages.
+        data: the value that should be an object.
+        where: its name in messages.
 
     Raises:
-        ReportError: it is not one; and from each method, where a value does not have the shape asked for.
+        ReportError: it is no object. The methods raise it too, for a value of the wrong shape.
     """
 
     def __init__(self, data: object, where: str) -> None:
@@ -44,11 +44,11 @@ class Reader:
 
     @property
     def where(self) -> str:
-        """What names the object in messages."""
+        """The name of the object in messages."""
         return self._where
 
     def get(self, key: str, shape: Any, or_null: bool = False) -> Any:
-        """The value of a key, of that shape all through."""
+        """The value of a key, checked in depth."""
         if key not in self._data:
             raise ReportError(f"{self._where} has no {key!r}")
         value = self._data[key]
@@ -57,39 +57,39 @@ class Reader:
         return value
 
     def get_or_none(self, key: str, shape: Any) -> Any:
-        """The same, or None where it is null or not there."""
+        """The value of a key; None if it is null or missing."""
         return None if self._data.get(key) is None else self.get(key, shape)
 
     def inside(self, key: str) -> Reader:
-        """A reader of the object that is the value of a key."""
+        """A reader of a key's value, which is an object."""
         return Reader(self.get(key, dict), f"{key!r} of {self._where}")
 
     def number(self, key: str) -> float:
-        """The value of a key, a finite number."""
+        """A key's value, which is a finite number."""
         return float(self.get(key, NUMBER))
 
     def number_or_none(self, key: str) -> float | None:
-        """The same, or None where it is null or not there."""
+        """A key's value, which is a finite number; None if it is null or missing."""
         return None if self._data.get(key) is None else self.number(key)
 
     def __contains__(self, key: str) -> bool:
         return key in self._data
 
     def one_of(self, key: str, choices: Any) -> Any:
-        """The value of a key, one of the words of a `Literal` or of a table."""
+        """A key's value, which is one of the words of a `Literal` or a table."""
         value, words = self.get(key, str), get_args(choices) or tuple(choices)
         if value not in words:
             raise ReportError(f"{key!r} of {self._where} is one of {', '.join(words)}; found {value!r:.80}")
         return value
 
     def list_of(self, key: str, shape: Any) -> tuple[Any, ...]:
-        """The value of a key, a list of that shape, as a tuple."""
+        """A key's value, a list of that shape, as a tuple."""
         return tuple(self.get(key, [shape]))
 
 
 def check(value: object, shape: Any, where: str) -> None:
-    """Raise a `ReportError` unless `value` has the shape; a bool is no number, and a number is finite."""
-    if _fits(value, shape):  # a place is only put into words where something is wrong there
+    """Raise a `ReportError` unless `value` has the shape. A bool is not a number here, and a number must be finite."""
+    if _fits(value, shape):  # places are only named if something is wrong
         return
     if isinstance(shape, Mapping):
         reader = Reader(value, where)
@@ -129,5 +129,5 @@ def _fits(value: Any, shape: Any) -> bool:
 def _is_finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # an integer that no double holds
+    except OverflowError:  # an integer beyond the range of a double
         return False

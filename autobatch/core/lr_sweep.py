@@ -1,8 +1,9 @@
-"""How a learning-rate range test is driven and when it ends, for every runner alike: numbers only, nothing is trained.
+"""How a learning-rate range test proceeds and when it ends, the same for every runner. Only numbers: nothing is
+trained.
 
-It ends where a step tells no finite loss, or where the smoothed loss has blown up. A single batch says little: the raw
-loss of a flat curve whose noise is that of a squared error (the mean of 4 to 16 draws of chi-squared) exceeds four
-times its lowest within 100 steps nearly always.
+It ends at a step without a finite loss, or where the smoothed loss has blown up. One batch says little: the raw loss of
+a flat curve with the noise of a squared error (the mean of 4 to 16 draws of chi-squared) exceeds four times its lowest
+within 100 steps nearly always.
 """
 
 from __future__ import annotations
@@ -12,29 +13,30 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from statistics import median
 
-SMOOTHING = 0.9  # assumed: weight of the past; the average looks back over about ten steps, a tenth of a sweep of 100
+SMOOTHING = 0.9  # assumed: the weight of the past; the average spans about ten steps, a tenth of a sweep of 100
 
-# A loss has blown up when it is this many times its lowest, both of them smoothed, as in torch-lr-finder, which stops
-# at 5 (diverge_th). The figure is assumed.
+# A loss has blown up when it is this many times its lowest, both smoothed. torch-lr-finder compares the same and stops
+# at 5 (diverge_th). This figure is assumed.
 BLOW_UP = 4.0
 
-# It must also have risen by so many median changes between two steps, which are what noise does, whatever the loss is
-# measured in: near zero, or below, a multiple says nothing. Simulated, 1,000 flat losses of 100 steps each. Of squared
-# errors 4 % "blow up" at batch 1, .4 % at 2 and none from 4 up; of log-normal ones (sigma 1.5) 38, 16, 8 and 2 % at
-# batch 1, 2, 4 and 8. Without it 40, 6, .7 and 0 %, and 77, 49, 23 and 5 %. A loss at batch 4 that jumps to thirty
-# times where it was is found after 0 to 5 steps; with 6 in place of 5, more of those that jump to ten times are missed.
+# The loss must also have risen by this many median changes between two steps. Noise makes such changes in any unit,
+# while a multiple says nothing of a loss near zero or below. Simulated with 1,000 flat losses of 100 steps each. Of
+# squared errors 4 % "blow up" at batch 1, .4 % at 2 and none from 4 up; of log-normal ones (sigma 1.5) 38, 16, 8 and 2
+# % at batch 1, 2, 4 and 8. Without this condition they are 40, 6, .7 and 0 %, and 77, 49, 23 and 5 %. A loss at batch 4
+# that jumps to thirty times its level is noticed after 0 to 5 steps; with 6 in place of 5, more jumps to ten times are
+# missed.
 CLEAR_RISE = 5.0
 
-LOOK_BACK_STEPS = round(1 / (1 - SMOOTHING))  # what the smoothed loss is the average of
-SETTLED_STEPS = 5  # an average over fewer losses is no level to compare with: with 3, twice as many at batch 1 blow up
+LOOK_BACK_STEPS = round(1 / (1 - SMOOTHING))  # how many steps the smoothed loss averages over
+SETTLED_STEPS = 5  # an average over fewer is too noisy to compare with: with 3, twice as many blow up at batch 1
 
 _LEAST_CHANGE = 1e-3  # assumed: a smaller change, as a share of the first losses, is rounding
 
 
 def smooth(losses: Sequence[float]) -> tuple[float, ...]:
-    """The exponential moving average of `losses`, with the bias towards its start at zero corrected.
+    """The exponential moving average of `losses`, corrected for its start at zero.
 
-    The average after step i, divided by 1 - SMOOTHING ** (i + 1), as Adam does for its moments (Kingma and Ba 2015).
+    The average after step i is divided by 1 - SMOOTHING ** (i + 1), as Adam does for its moments (Kingma and Ba 2015).
     """
     average, smoothed = 0.0, []
     for step, loss in enumerate(losses, start=1):
@@ -44,24 +46,24 @@ def smooth(losses: Sequence[float]) -> tuple[float, ...]:
 
 
 def start_of(losses: Sequence[float]) -> float:
-    """Where the losses begin: the median of their first tenth, at least of three. Only where there is one."""
+    """The level at the start: the median of the first tenth of the losses, and of at least three. There must be one."""
     return median(losses[: max(3, len(losses) // 10)])
 
 
 def noise_of(losses: Sequence[float]) -> float:
-    """What a loss changes by from one step to the next: the median over all steps, and never less than rounding.
+    """The noise: the median change of the loss from one step to the next, and never less than rounding.
 
-    Only where there are two losses.
+    There must be two losses.
     """
     change = median(abs(after - before) for before, after in pairwise(losses))
     return max(change, _LEAST_CHANGE * abs(start_of(losses)))
 
 
 def blew_up(losses: Sequence[float]) -> bool:
-    """Whether the loss, smoothed, is far above its lowest at the last of these steps, all of them finite.
+    """Whether the smoothed loss at the last of these steps is far above its lowest. All losses are finite.
 
-    By `BLOW_UP` - 1 times the lowest, and by `CLEAR_RISE` times the noise of the steps before those that are averaged:
-    once it has blown up, it changes by more.
+    It is if it rose by `BLOW_UP` - 1 times the lowest and by `CLEAR_RISE` times the noise. The noise is that before the
+    last averaged steps, because a loss that has blown up changes by more.
     """
     if len(losses) <= SETTLED_STEPS:
         return False
@@ -76,13 +78,14 @@ def blew_up(losses: Sequence[float]) -> bool:
 def drive(
     loss_at: Callable[[float], float | None], *, lowest: float, highest: float, steps: int
 ) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
-    """Take the steps of a range test: its rates, rising geometrically, the loss at each, and whether it ended early.
+    """Take the steps of a range test: the rates, rising geometrically, the loss at each, and whether it ended early.
 
     Args:
-        loss_at: takes one optimizer step at a rate; the loss before it, or None where training gave up. A loss that is
-            not finite ends the test and is not told; one that has blown up ends it and is.
-        lowest, highest: rates of the first and the last step.
-        steps: how many, at least two.
+        loss_at: takes one optimizer step at a rate. Returns the loss before the step, or None if training gave up. A
+            loss that is not finite ends the test and is left out of the losses; one that has blown up ends it and is
+            included.
+        lowest, highest: the rates of the first and the last step.
+        steps: the number of steps, at least two.
     """
     ratio = (highest / lowest) ** (1 / (steps - 1))
     lrs: list[float] = []

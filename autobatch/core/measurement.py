@@ -14,7 +14,7 @@ from .plan import Plan
 # over_limit  ran, but its peak is above the budget (limit less headroom): measured, and kept as evidence
 # oom         the allocator refused, or the kernel killed the worker for its memory
 # nonfinite   ran, but the loss was not a number
-# crashed     the worker ended for another reason at this size, and ran at smaller ones
+# crashed     the worker ended at this size for another reason, and ran at smaller ones
 Outcome = Literal["ok", "over_limit", "oom", "nonfinite", "crashed"]
 
 
@@ -23,25 +23,26 @@ class Measurement:
     """What running a plan showed.
 
     Attributes:
-        plan: what was run.
+        plan: the plan that was run.
         outcome: see `Outcome`.
-        step_s: wall seconds of each timed optimizer step as training takes it, data loading included; of a probe,
-            of one step on a batch that was there.
-        compute_s: the same steps on batches already on the device.
-        loader_s: seconds to get the samples of one optimizer step from the loader alone, onto the device.
-        peak_bytes: highest memory in use over what was in use before the model was built; None where it cannot be read.
-        allocated_bytes: the most of it that was in tensors; None where nothing counts them apart.
-        others_bytes: what other processes held of the device when the run had ended; None where nobody says.
-        alloc_retries: times the allocator had to give memory back and ask again: "fits, but thrashes".
-        visits_s: the median step at each moment, where the plan was timed at several; a moment that was slow is in it.
-        phases_s: median seconds of the parts of an optimizer step, each waited for: "copy" of the batch to the device,
-            "forward", "backward", "optimizer". Their sum may exceed a step, whose parts overlap.
+        step_s: wall seconds of each timed optimizer step as in training, with data loading; for a probe, of one step on
+            a batch that was already loaded.
+        compute_s: the same for steps on batches that are already on the device.
+        loader_s: seconds in which the loader alone brings the samples of one optimizer step onto the device.
+        peak_bytes: the highest memory in use, less what was in use before the model was built; None if it cannot be
+            read.
+        allocated_bytes: the highest part of it in tensors; None if nothing counts them apart.
+        others_bytes: the device memory of other processes at the end of the run; None if unknown.
+        alloc_retries: how often the allocator had to free memory and try again ("fits, but thrashes").
+        visits_s: the median step of each visit, if the plan was timed at several moments; slow moments included.
+        phases_s: median seconds of the parts of an optimizer step, each synchronised: "copy" of the batch to the
+            device, "forward", "backward", "optimizer". Their sum may exceed a step, whose parts overlap.
         joules: energy of one optimizer step.
         watts: average power while steps were timed.
         remarks: what makes the times doubtful: one sentence each.
-        seconds: what this measurement cost in wall time.
-        fresh: it ran in a process that had run no other plan.
-        message: the error's own first line, where there was one.
+        seconds: the wall time of this measurement.
+        fresh: whether its process had run no other plan.
+        message: the first line of the error, if there was one.
     """
 
     plan: Plan
@@ -64,28 +65,28 @@ class Measurement:
 
     @property
     def median_step_s(self) -> float:
-        """Median seconds of one optimizer step, loading included. Only where `step_s` is not empty."""
+        """Median seconds of one optimizer step, with data loading. `step_s` must not be empty."""
         return median(self.step_s)
 
     @property
     def undisturbed_step_s(self) -> float:
-        """Median seconds of one optimizer step when little else went on. Only where `step_s` is not empty.
+        """Median seconds of one optimizer step while little else ran on the machine. `step_s` must not be empty.
 
-        What disturbs a machine makes it slower and never faster, so that of several moments the fastest says most of
-        the plan itself; from eight on the second, as one may have been lucky. Measured (an LSTM on one core of a shared
-        AMD EPYC, eight visits of 0.1 s in a restless minute): the medians of visits to one size differed by up to 38 %,
-        their least was within 3 % of what a quiet minute gave, for all of twelve sizes.
+        A disturbance makes steps slower and never faster. So of several visits the fastest says most about the plan
+        itself; of eight or more, the second fastest, because one may have been lucky. Measured (an LSTM on one core of
+        a shared AMD EPYC, eight visits of 0.1 s in a restless minute): the medians of visits to one size differed by up
+        to 38 %; their minimum was within 3 % of the value in a quiet minute, for all of twelve sizes.
         """
         return sorted(self.visits_s)[len(self.visits_s) // 8] if self.visits_s else self.median_step_s
 
     @property
     def step_beside_parts_s(self) -> float:
-        """Median seconds of one optimizer step at the moment at which its parts were timed, which was the first."""
+        """Median seconds of one optimizer step in the first visit, in which its parts were timed too."""
         return self.visits_s[0] if self.visits_s else self.median_step_s
 
     @property
     def samples_per_s(self) -> float:
-        """Samples per second at the median step. Only where `step_s` is not empty."""
+        """Samples per second at the median step. `step_s` must not be empty."""
         return self.plan.effective_batch_size / self.median_step_s
 
 
@@ -94,12 +95,12 @@ class LrSweep:
     """One learning-rate range test: the rate rises geometrically, one optimizer step at each.
 
     Attributes:
-        plan: the steps that were taken.
+        plan: the plan of its steps.
         lrs: the learning rates, rising.
-        losses: the training loss at each rate before its step was taken; cut where the loss blew up.
-        diverged: the sweep ended early because the loss was not finite or far above its lowest.
-        seconds: what the test cost.
-        without_schedule: the task has a schedule, which was left out, as the test sets the rate at each step.
+        losses: the training loss at each rate before its step was taken, up to the step where the loss blew up.
+        diverged: whether the sweep ended early because the loss was not finite or far above its lowest.
+        seconds: the wall time of the test.
+        without_schedule: whether the task's schedule was left out, as the test sets the rate at each step.
     """
 
     plan: Plan
@@ -111,9 +112,9 @@ class LrSweep:
 
     @property
     def diverged_step(self) -> int | None:
-        """The step, counted from 1, at which the loss blew up; None where it did not.
+        """The step, counted from 1, at which the loss blew up; None if it did not.
 
-        A loss that is far above the lowest is the last one told; one that is not finite is not told.
+        `losses` ends with a loss that is far above the lowest, but leaves out one that is not finite.
         """
         if not self.diverged:
             return None
@@ -122,12 +123,12 @@ class LrSweep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Energy:
-    """What an optimizer step takes of a device's energy.
+    """The energy that an optimizer step takes from a device.
 
     Attributes:
         joules: of one step.
         watts: average power while steps were repeated.
-        seconds: what measuring it cost in wall time.
+        seconds: the wall time of the measurement.
     """
 
     joules: float
@@ -137,12 +138,12 @@ class Energy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What a model asks of a device.
+    """What a model demands of a device.
 
     Attributes:
-        parameters: numbers that are trained.
-        flops_per_sample: operations of the matrix products and convolutions of one forward and backward pass, a
-            multiplication and an addition counting two; None where they could not be counted.
+        parameters: how many numbers are trained.
+        flops_per_sample: operations of the matrix products and convolutions in one forward and backward pass, where a
+            multiplication and an addition count as two; None if they could not be counted.
     """
 
     parameters: int

@@ -6,20 +6,20 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
-# Fewest values whose lowest and highest bound the median with 95 % confidence: 1 - 2 * 0.5 ** 6 = 97 %.
+# The fewest values whose lowest and highest bound the median with 95 % confidence: 1 - 2 * 0.5 ** 6 = 97 %.
 _FEWEST = 6
-# The relative half-width of the interval of a median at which it is known well enough. The project asks for 2 %.
+# A median is settled when its interval has at most this relative half-width. The project's requirement is 2 %.
 _SETTLED = 0.02
-# Halves of a measurement that differ by less are no drift, however sure the difference is. Assumed: what a curve over
-# batch sizes cannot show.
+# Halves of a measurement that differ by less are no drift, however certain the difference. Assumed: a curve over batch
+# sizes cannot show less.
 _DRIFT = 0.02
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """(low, high) of the 95 % confidence interval of the median; None below six values.
+    """(low, high) of the 95 % confidence interval of the median; None for fewer than six values.
 
-    From order statistics, whatever the distribution: the ranks n/2 -+ 0.98 sqrt(n) bound the median (normal
-    approximation of the binomial; Conover, Practical Nonparametric Statistics, section 3.2).
+    From order statistics, for any distribution: the ranks n/2 -+ 0.98 sqrt(n) bound the median (normal approximation of
+    the binomial; Conover, Practical Nonparametric Statistics, section 3.2).
     """
     count = len(values)
     if count < _FEWEST:
@@ -44,12 +44,12 @@ def is_settled(values: Sequence[float], visits: Sequence[float] = ()) -> bool:
 
 
 def likely_range(values: Sequence[float], visits: Sequence[float] = ()) -> tuple[float, float]:
-    """(low, high) of where the median lies: its 95 % interval; of fewer than six values, the lowest and the highest.
+    """(low, high) of the median: its 95 % interval; for fewer than six values, the lowest and the highest.
 
     Args:
-        values: what was measured.
-        visits: where it was measured at several moments, the median at each. Values of one moment resemble each other,
-            so that many of them look surer than they are: the range holds that of the moments' medians as well.
+        values: the measured values.
+        visits: the median of each visit, if there were several. Values of one visit resemble each other, so many of
+            them look more certain than they are. The range therefore includes that of the visits' medians.
     """
     ranges = [median_interval(some) or (min(some), max(some)) for some in (values, visits) if some]
     return min(low for low, _ in ranges), max(high for _, high in ranges)
@@ -58,8 +58,8 @@ def likely_range(values: Sequence[float], visits: Sequence[float] = ()) -> tuple
 def drift(values: Sequence[float]) -> float | None:
     """By how much the median of the second half is above that of the first, relative to it; None for no clear drift.
 
-    Clear is what is above 2 % and more than both intervals allow: the clock of a device that heats up, or another
-    process that begins.
+    A drift is clear if it is above 2 % and more than both intervals allow. It may be the clock of a device that heats
+    up, or another process that begins.
     """
     half = len(values) // 2
     first, second = median_interval(values[:half]), median_interval(values[half:])

@@ -10,8 +10,8 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Mode = Literal["training", "inference"]
 
 
-# Rates that single precision holds, and what a search makes of them with it, which is a few decades to either side. A
-# batch of more samples than a 32-bit index counts is a mistake or a damaged file. Both assumed.
+# Rates that single precision can hold, with room for the few decades that a search adds on either side. A batch of more
+# samples than a 32-bit index can count is a mistake or a damaged file. Both assumed.
 LEAST_LR, MOST_LR = 1e-30, 1e30
 MOST_SAMPLES = 2**31 - 1
 
@@ -21,11 +21,11 @@ class Plan:
     """How one optimizer step is taken.
 
     Attributes:
-        batch_size: samples in one forward and backward pass (the micro-batch) of one process.
+        batch_size: samples in one forward and backward pass of one rank (the micro-batch).
         accumulation_steps: micro-batches whose gradients are summed before the optimizer steps.
         precision: "fp32", "tf32" (float32 whose matrix products may be rounded to 10 bits first), or the type that
             autocast computes in.
-        ranks: processes that take the step together, each with a batch of its own (data parallelism).
+        ranks: processes that take the step together, each with its own batch (data parallelism).
     """
 
     batch_size: int

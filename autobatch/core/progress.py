@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it: a stream of small facts. Drawing them is elsewhere (render/)."""
+"""The progress of a run, as a stream of small events for whoever watches. render/ draws them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Literal
 Stage = Literal["start", "memory", "profile", "range test", "search", "confirmation", "report", "bench"]
 
 # began   something is under way from now on
-# found   it gave a result
-# failed  it came to its end without one
-# note    nothing of these: what the user should know
+# found   it has a result
+# failed  it ended without one
+# note    none of these: something that the user should know
 Kind = Literal["began", "found", "failed", "note"]
 
 
@@ -47,7 +47,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Something has begun, was found or failed.
+    """Something that began, ended with a result, or failed.
 
     Attributes:
         stage: of the run.

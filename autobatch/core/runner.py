@@ -1,7 +1,8 @@
-"""The seam: a `Runner` takes questions (`Plan`, `TrainSegment`) and gives answers (`Measurement`, `SegmentResult`).
+"""The seam: a `Runner` gets questions (`Plan`, `TrainSegment`) and gives answers (`Measurement`, `SegmentResult`).
 
-Above this module are torch, hardware and the user's code; below it is arithmetic on frozen data. Running out of memory
-is an answer here, not an exception: a `Runner` returns an outcome and raises only for what no other size would mend.
+On one side of it are torch, hardware and the user's code; on the other is arithmetic on frozen data. Running out of
+memory is an answer here, not an exception: a `Runner` returns an outcome, and raises only errors that no other size
+would avoid.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from .segment import SegmentResult, TrainSegment
 
 
 class Prober(ABC):
-    """The part of a `Runner` that the search for the largest batch needs: it asks whether a plan fits.
+    """The part of a `Runner` that finding the largest batch needs: it tells whether a plan fits.
 
-    Answers are data: running out of memory comes back as an outcome. What no other size would mend is raised:
-    `TaskError` for the user's code, `DeviceError` for the device.
+    Answers are data: running out of memory is an outcome. Errors that no other size would avoid are raised: `TaskError`
+    for the user's code, `DeviceError` for the device.
     """
 
     @abstractmethod
@@ -29,26 +30,26 @@ class Prober(ABC):
 
     @abstractmethod
     def memory(self) -> MemoryLimit:
-        """What a step may use; the same for every probe."""
+        """The memory that a step may use; the same for every probe."""
 
     @abstractmethod
-    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+    def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
         """Peak memory of whole optimizer steps on worst-case samples.
 
-        Two steps to explore and more for a verdict, the evaluation batch, the short last batch, and a step after them.
-        A verdict is found in a process that ran nothing else, wherever the runner has one to give.
+        A probe takes two steps, the evaluation batch, the short last batch, and a step after them. A final probe, whose
+        size may become the answer, takes more steps, in a process that ran nothing else if the runner has one.
         """
 
 
 class Runner(Prober):
     """Turns questions about one task on one device into measurements.
 
-    Answers are data: an out-of-memory, a diverged trial, a crashed worker come back as outcomes. What no other size or
-    rate would mend is raised: `TaskError` for the user's code, `DeviceError` for the device.
+    Answers are data: an out-of-memory, a diverged trial and a crashed worker are outcomes. Errors that no other size or
+    rate would avoid are raised: `TaskError` for the user's code, `DeviceError` for the device.
     """
 
-    def learn(self, facts: TaskFacts) -> None:  # most need not be told
-        """Take the facts that another runner of this task has found, so that they are not looked for again."""
+    def learn(self, facts: TaskFacts) -> None:  # most runners do not need it
+        """Take facts that another runner of this task has gathered, instead of gathering them again."""
 
     @abstractmethod
     def device(self) -> DeviceInfo:
@@ -60,54 +61,55 @@ class Runner(Prober):
     ) -> Measurement:
         """Synchronised times of whole optimizer steps, of the loader alone and of the compute alone.
 
-        Repeats until the median is settled or about `budget_s` seconds are spent; never fewer than three steps.
+        Repeats until the median is settled or about `budget_s` seconds are spent, and takes at least three steps.
 
         Args:
-            plan: whose steps are timed.
-            budget_s: seconds for it, about.
-            loader: DataLoader arguments to change from what the task says, such as "num_workers".
-            parts: also the compute alone, the loader alone and the parts of a step; without them whole steps are all
-                there is, and the time is theirs.
+            plan: the plan to time.
+            budget_s: about how many seconds to spend.
+            loader: DataLoader arguments that replace those of the task, such as "num_workers".
+            parts: whether to time the compute alone, the loader alone and the parts of a step too. Without them, all
+                the time goes to whole steps.
         """
 
     def energy(self, plan: Plan, *, budget_s: float) -> Energy | None:
         """The energy of one optimizer step, from steps repeated for `budget_s` seconds or a little more.
 
-        None where the device tells of none, or the seconds are too few for what it tells it by.
+        None if the device does not measure it, or if the time is too short for its counter.
         """
         return None
 
     def workload(self) -> Workload | None:
-        """What the model asks of a device; None where this runner has no model."""
+        """What the model demands of a device; None if this runner has no model."""
         return None
 
     def matmul_flops_per_s(self, *, budget_s: float) -> float | None:
-        """What one large matrix product reaches on this device in the task's precision; None where there is none."""
+        """The speed of one large matrix product on this device in the task's precision; None if it has none."""
         return None
 
-    def see_evaluation_end(self, limit_s: float) -> None:  # a runner without data has nothing to see
-        """See that going through the validation and the test data comes to an end, where they do not say their size.
+    def see_evaluation_end(self, limit_s: float) -> None:  # a runner without data has nothing to check
+        """Check that an iteration over the validation and the test data ends, if they have no length.
 
         Args:
             limit_s: seconds for each, without a model.
 
         Raises:
-            TaskError: one did not end in that time.
+            TaskError: one did not end in time.
         """
 
     @abstractmethod
     def time_evaluation(self, batch_size: int) -> float:
-        """Seconds that one evaluation of the validation data takes, from a timed part of it where it is long."""
+        """Seconds of one evaluation of the validation data. If it is long, a part of it is timed."""
 
     @abstractmethod
     def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
-        """A range test on a model of its own: no trial's weights are touched."""
+        """A range test on its own model. No trial's weights are touched."""
 
     @abstractmethod
     def advance(self, segment: TrainSegment) -> SegmentResult:
-        """Train one segment, evaluate it, keep a checkpoint of its last step beside that of its first.
+        """Train one segment, evaluate it, and write a checkpoint of its last step beside that of its first step.
 
-        On the disk when this returns, and the same however often it is asked for, until the first one is forgotten.
+        The checkpoint is on the disk when this returns. A repeated call gives the same result, until the first
+        checkpoint is deleted.
 
         Raises:
             CheckpointError: the trial has no checkpoint of the segment's first step.
@@ -116,11 +118,11 @@ class Runner(Prober):
 
     @abstractmethod
     def test_score(self, segment: TrainSegment) -> float | None:
-        """The score on the test data of the checkpoint that `segment` left; None where the task has no test data."""
+        """The test score of the checkpoint that `segment` wrote; None if the task has no test data."""
 
     @abstractmethod
     def forget(self, trial: int, before: int | None = None) -> None:
-        """Delete what is kept of a trial: it will not be resumed. With `before`, only what lies before that step."""
+        """Delete the checkpoints of a trial that will not be resumed; with `before`, only those before that step."""
 
     @abstractmethod
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""One segment of one trial's training, and what came of it."""
+"""One segment of one trial's training, and its result."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Literal
 
 from .plan import Config
 
-# Work that takes this many times its prediction hangs; but nothing is called hung before the second figure, since what
-# a process does first may compile. Both assumed.
+# Work that takes this many times its prediction hangs, but not before the second figure: the first work of a process
+# may include compilation. Both assumed.
 HANG_FACTOR = 5.0
 HANG_LEAST_S = 30.0
 
@@ -32,8 +32,8 @@ class TrainSegment:
             is told how long to train and not how many steps.
         eval_batch_size: samples in one evaluation batch.
         limit_s: wall seconds after which the segment gives up, outcome "timeout"; None for no limit.
-        may_give_up: it ends, outcome "diverged", where the loss rises from where the trial began and stays up.
-        fresh: it is to be trained in a process that has run nothing before.
+        may_give_up: whether it ends with the outcome "diverged" if the loss rises above its start and stays there.
+        fresh: whether it must run in a process that has run nothing before.
     """
 
     trial: int
@@ -57,11 +57,11 @@ SegmentOutcome = Literal["ok", "diverged", "oom", "crashed", "timeout", "raised"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradNorms:
-    """The norms of the whole gradient before clipping, over those steps of a segment at which it was looked at.
+    """Norms of the whole gradient before clipping, at those steps of a segment at which they were recorded.
 
     Attributes:
         median, largest: of the finite ones.
-        clipped: the share of those steps at which it was above the task's clip; None for a task that does not clip.
+        clipped: the share of those steps with a norm above the task's clip; None for a task that does not clip.
     """
 
     median: float
@@ -71,11 +71,11 @@ class GradNorms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentResult:
-    """What a segment showed.
+    """The result of a segment.
 
     Attributes:
         score: on the validation data after `until_step` steps; None unless the outcome is "ok".
-        grad_norms: of this segment's steps; None where there are none, as on a runner without gradients.
+        grad_norms: of this segment's steps; None if there are none, as on a runner without gradients.
         train_s, eval_s: wall seconds of the optimizer steps, and of the evaluation.
         seconds: wall seconds of everything, checkpoints and start-up of the trial included; not those in which a worker
             was started and loaded the data.

@@ -1,6 +1,6 @@
 """Durations and sizes as people write them, and back.
 
-Inside the program there are seconds and bytes only; this is where text becomes a number and a number becomes text.
+Inside the program there are only seconds and bytes. Here text becomes a number, and a number becomes text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 def parse_duration(text: str | float) -> float:
     """Seconds, from `90s`, `10m`, `1h30m`, `2d` or a plain number of seconds such as `600`.
 
-    Raises:
+    SettingError: the text is none of these, or the duration is not positive and finite.
         SettingError: the text is none of these, or the duration is not positive and finite.
     """
     seconds: float | None = None
@@ -65,7 +65,7 @@ def parse_size(text: str | int) -> int:
 
 
 def format_duration(seconds: float) -> str:
-    """`0.42 s`, `12.3 s`, `4m 05s`, `1h 02m`: three digits where they can matter, never more."""
+    """`0.42 s`, `12.3 s`, `4m 05s`, `1h 02m`: at most three significant digits."""
     if seconds < 0:
         return f"-{format_duration(-seconds)}"
     if seconds < 0.0995:
@@ -93,7 +93,7 @@ def format_size(size: float) -> str:
 
 
 def format_probability(probability: float) -> str:
-    """`91%`: rounded down, so that what falls short of a bar never reads as the bar."""
+    """`91%`: rounded down, so that a value below a threshold never reads as the threshold."""
     return f"{math.floor(100 * probability + 1e-9)}%"
 
 

@@ -1,7 +1,7 @@
-"""Facts about one accelerator, and a limit on its memory; nothing is decided here.
+"""Facts about one accelerator, and a limit on its memory. Nothing is decided here.
 
-Importing this package imports no torch, because the process that only coordinates reads `environment` from it: what
-needs torch is imported where it is used.
+Importing this package imports no torch, because the coordinator reads `environment` from it: what needs torch is
+imported where it is used.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def __getattr__(name: str) -> object:
 
 
 def open_device(name: str = "auto") -> Device:
-    """The device called `name`; nothing about it is changed yet.
+    """The device called `name`. Opening it changes nothing.
 
     Args:
-        name: "auto" (the first GPU, else the CPU), "cpu", "cuda" (torch's current one), "cuda:1", "mps".
+        name: "auto" (the first GPU, otherwise the CPU), "cpu", "cuda" (torch's current one), "cuda:1", "mps".
 
     Raises:
-        DeviceError: there is no such device; the message lists those there are.
+        DeviceError: there is no such device. The message lists the existing ones.
     """
     present = device_names()
     wanted = name.strip().lower()
@@ -54,9 +54,9 @@ def open_device(name: str = "auto") -> Device:
 
 
 def describe_devices() -> list[DeviceInfo]:
-    """Every device that this process sees, the one that "auto" takes first.
+    """Every device that this process sees, with that for "auto" first.
 
-    Where there is no GPU, the last note of the CPU says why.
+    Without a GPU, the last note of the CPU says why.
     """
     found = [open_device(name).info() for name in device_names()]
     if len(found) == 1:
@@ -66,7 +66,7 @@ def describe_devices() -> list[DeviceInfo]:
 
 
 def device_names() -> list[str]:
-    """Names of the devices that are there, GPUs first."""
+    """Names of the existing devices, GPUs first."""
     return [name for backend in NAMED.values() for name in backend.names()]
 
 
@@ -78,7 +78,7 @@ def _meant(kind: str) -> str:
 
 
 def _why_not(kind: str, present: Sequence[str]) -> str:
-    """Why there is no such device of a kind, in brackets; empty where that is plain."""
+    """Why there is no such device of a kind, in brackets; empty if that is obvious."""
     if kind not in CARDS:
         return ""
     visible = CARDS[kind].visible

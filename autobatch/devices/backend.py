@@ -1,7 +1,7 @@
-"""One table of what each kind of device has; nobody else compares the names of kinds.
+"""One table of what each kind of device has. No other module compares the names of kinds.
 
-A new kind is a row here, a file of its own with its `Device`, and its word in `DeviceInfo.kind`. The coordinator reads
-the table too, so importing it imports no torch: what needs torch is imported where it is used.
+A new kind is a row here, a file with its `Device`, and its word in `DeviceInfo.kind`. The coordinator reads the table
+too, so importing it imports no torch: what needs torch is imported where it is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class _Home(Protocol):
-    """What the file of a kind gives; `why_absent` only where there are cards."""
+    """The contents of a kind's file; `why_absent` only for cards."""
 
     def open_nth(self, index: int) -> Device: ...
 
@@ -29,20 +29,20 @@ class _Home(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """What a kind of device has, and how torch is asked about it.
+    """What a kind of device has, and how torch accesses it.
 
     Attributes:
-        kind: as `DeviceInfo` says it.
-        torch_name: the type of a `torch.device`, the module of torch's, and what the user writes; two kinds may share
-            it.
-        home: the file in this folder with its `Device`.
-        is_processor: it is the machine's own processor, whose cores and memory all processes share.
-        has_cards: there may be several, which are numbered, and each process takes one of its own.
-        collective: torch.distributed's backend for its tensors; None where ranks cannot use it.
-        pins_memory: copies to it are faster from pinned memory.
-        precisions: that a task may ask for.
-        benched: those of them that a benchmark measures by default.
-        visible: the environment variable that says which cards a process sees.
+        kind: the word in `DeviceInfo`.
+        torch_name: the type of a `torch.device`, the name of torch's module, and what the user writes. Two kinds may
+            share it.
+        home: the file in this folder that has its `Device`.
+        is_processor: whether it is the machine's own processor, whose cores and memory all processes share.
+        has_cards: whether there may be several, which are numbered, and of which each process takes one.
+        collective: torch.distributed's backend for its tensors; None if ranks cannot use it.
+        pins_memory: whether copies to it are faster from pinned memory.
+        precisions: the precisions that a task may use.
+        benched: the precisions that a benchmark measures by default.
+        visible: the environment variable that limits which cards a process sees.
     """
 
     kind: DeviceKind
@@ -64,11 +64,11 @@ class Backend:
         return int(module.device_count()) if module.is_available() else 0
 
     def names(self) -> list[str]:
-        """Those that this process sees, as a user names them."""
+        """Those that this process sees, by the user's names."""
         return [f"{self.torch_name}:{index}" if self.has_cards else self.torch_name for index in range(self.count())]
 
     def open(self, index: int) -> Device:
-        """The one with this number; nothing about it is changed yet."""
+        """The device with this number. Opening it changes nothing."""
         return self._home().open_nth(index)
 
     def why_absent(self) -> str:
@@ -76,28 +76,28 @@ class Backend:
         return self._home().why_absent()
 
     def current_index(self) -> int:
-        """The number of the card that torch takes where none is named."""
+        """The number of the card that torch uses by default."""
         return int(self._module().current_device())
 
     def make_current(self, device: torch.device) -> None:
-        """Let torch take `device` where none is named; nothing for a kind without numbers."""
+        """Make `device` torch's default. Does nothing for a kind without numbers."""
         if self.has_cards:
             self._module().set_device(device)
 
     def rng_state(self) -> Any:
-        """The state of the random generators of all of them; None while this process uses none of them.
+        """The state of the random generators of all of them; None if this process uses none of them.
 
-        The processor's generator is torch's own, `torch.get_rng_state`, and not told here.
+        The processor's generator is torch's own, `torch.get_rng_state`, and is not included.
         """
         if self.is_processor:
             return None
         module = self._module()
-        if self.has_cards:  # whether it is in use comes first: counting cards may start the driver
+        if self.has_cards:  # check for use first: counting cards may start the driver
             return module.get_rng_state_all() if module.is_initialized() else None
         return module.get_rng_state() if module.is_available() else None
 
     def set_rng_state(self, state: Any) -> None:
-        """Put the generators where `rng_state` found them."""
+        """Restore the generators to a state from `rng_state`."""
         if self.has_cards:
             self._module().set_rng_state_all(state)
         else:
@@ -124,12 +124,12 @@ _CUDA = Backend(
     visible="CUDA_VISIBLE_DEVICES",
 )
 
-# "auto" takes the first of them that is there.
+# "auto" takes the first of them that exists.
 _TABLE = (
     _CUDA,
-    # ROCm answers to torch.cuda, takes tf32 as it does, and has it on few cards.
+    # ROCm uses torch.cuda, accepts tf32 like CUDA, and has it on few cards.
     replace(_CUDA, kind="rocm", benched=("fp32", "bf16")),
-    # tf32 is there too, but torch.set_float32_matmul_precision does not say that it sets it: it speaks of CUDA.
+    # tf32 exists there too, but the documentation of torch.set_float32_matmul_precision only mentions CUDA.
     Backend(
         kind="xpu",
         torch_name="xpu",
@@ -144,17 +144,17 @@ _TABLE = (
 )
 
 BACKENDS = {backend.kind: backend for backend in _TABLE}
-# By torch's name. For what is asked by name, kinds that share one have the same.
+# By torch's name. Kinds that share a name have the same properties under it.
 NAMED: dict[str, Backend] = {}
 for _backend in _TABLE:
     NAMED.setdefault(_backend.torch_name, _backend)
-# Those with cards, one for each process.
+# The kinds with cards, one for each process.
 CARDS = {name: backend for name, backend in NAMED.items() if backend.has_cards}
 (PROCESSOR,) = (backend for backend in _TABLE if backend.is_processor)
 
 
 def names_in_words(number: str) -> list[str]:
-    """How a user may name a device, with `number` in the place of a card's."""
+    """The names that a user may write, with `number` in the place of a card's number."""
     words = ["auto", PROCESSOR.torch_name]
     for name, backend in NAMED.items():
         if backend is not PROCESSOR:

@@ -16,11 +16,11 @@ from .oom import is_out_of_memory
 
 
 class Device(ABC):
-    """One device that training steps run on. `open_device` makes one; opening changes nothing.
+    """One device for training steps. `open_device` makes one; opening changes nothing.
 
     Attributes:
-        torch_device: where tensors go.
-        backend: what devices of its kind have.
+        torch_device: the device for tensors.
+        backend: the properties of its kind.
     """
 
     torch_device: torch.device
@@ -28,65 +28,68 @@ class Device(ABC):
 
     @abstractmethod
     def info(self) -> DeviceInfo:
-        """What is known about it now; what could not be read is None, with the reason in `notes`."""
+        """What is known about it now. A fact that could not be read is None, with the reason in `notes`."""
 
     @abstractmethod
     def set_limit(self, memory_limit_bytes: int | None, headroom: float) -> MemoryLimit:
-        """What a step may use from now on; called once, before the model is built.
+        """Set what a step may use from now on. Called once, before the model is built.
 
         Args:
-            memory_limit_bytes: what was asked for, or None for all that is free.
+            memory_limit_bytes: the user's limit; None for all free memory.
             headroom: the share of the capacity, in [0, 1), that a step must leave unused.
 
         Raises:
             SettingError: the limit is not positive, or the headroom is outside [0, 1).
-            DeviceError: a limit cannot be kept here, or no memory is left.
+            DeviceError: a limit cannot be kept on this device, or no memory is left.
         """
 
     @abstractmethod
     def lift_limit(self) -> None:
-        """Take the limit of `set_limit` down again, for a process that goes on to do other work."""
+        """Remove the limit of `set_limit`, for a process that goes on to other work."""
 
     def held_to_budget(self) -> AbstractContextManager[None]:
-        """While it is open, a step is refused what is above the budget, not only what is above the capacity.
+        """Inside, a step is refused memory above the budget, and not only above the capacity.
 
-        For verdicts, on a device whose peak is read less exactly than its wall stands. Elsewhere it does nothing.
+        For final probes, on a device whose peak is read less exactly than its limit is kept. Elsewhere it does nothing.
         """
         return nullcontext()
 
     @abstractmethod
     def synchronize(self) -> None:
-        """Wait until everything that was queued has run."""
+        """Wait until all queued work has run."""
 
     @abstractmethod
     def reset_peak(self) -> None:
-        """Begin a new window for `peak_bytes`, with nothing held from the last one but what is in use."""
+        """Begin a new window for `peak_bytes`. Unused memory of the last one is given back first."""
 
     @abstractmethod
     def peak_bytes(self) -> int | None:
-        """Highest memory in use since `reset_peak`; None where nothing counts it."""
+        """Highest memory in use since `reset_peak`; None if nothing counts it."""
 
     def peak_allocated_bytes(self) -> int | None:
-        """Highest memory in tensors since `reset_peak`; the rest of the peak is what the allocator keeps for later, or
-        cannot use. None where nothing counts it apart.
+        """Highest memory in tensors since `reset_peak`; None if nothing counts it separately.
+
+        The rest of the peak is what the allocator keeps for later, or cannot use.
         """
         return None
 
     def others_bytes(self) -> int | None:
-        """Memory of the device that other processes hold now; None where nobody says."""
+        """Memory of the device that other processes hold now; None if unknown."""
         return None
 
     @abstractmethod
     def alloc_retries(self) -> int | None:
-        """Times so far that the allocator gave memory back and asked again; None where nothing counts them."""
+        """How often the allocator has freed memory and tried again; None if nothing counts it."""
 
     def refusals(self) -> int | None:
-        """Times so far that the allocator raised an out-of-memory, caught or not; None where nothing counts them."""
+        """How often the allocator has raised an out-of-memory, caught or not; None if nothing counts it."""
         return None
 
     def clean_up(self) -> None:
-        """Give unused memory back. After an out-of-memory, call it when the except block was left: inside it the
-        traceback still holds the tensors of the failed step.
+        """Give unused memory back.
+
+        After an out-of-memory, call it outside the except block: inside, the traceback still holds the failed step's
+        tensors.
         """
         gc.collect()
 
@@ -95,19 +98,19 @@ class Device(ABC):
         return is_out_of_memory(error)
 
     def joules(self) -> float | None:
-        """Energy that the device has used since some fixed moment; None where it has no counter."""
+        """Energy that the device has used since some fixed moment; None if it has no counter."""
         return None
 
     def watts(self) -> float | None:
-        """Power that the device draws at the moment; None where it cannot be read."""
+        """The device's present power; None if it cannot be read."""
         return None
 
     def slowed_by(self) -> tuple[str, ...] | None:
-        """What holds the device's clocks back at the moment, in words; None where nobody says."""
+        """What holds the device's clocks back now, in words; None if unknown."""
         return None
 
     def waited_s(self) -> float | None:
-        """Seconds so far that this process was ready and other processes had the processor; None where nobody says."""
+        """Seconds so far that this process waited for a processor that others used; None if unknown."""
         return None
 
 

@@ -1,4 +1,4 @@
-"""A card behind a module of torch's that has a caching allocator: torch.cuda, and those that are made like it."""
+"""A card behind a torch module with a caching allocator: torch.cuda, and modules like it."""
 
 from __future__ import annotations
 
@@ -15,33 +15,36 @@ from .limits import budget_bytes, capacity, check_limit
 
 
 class CachingDevice(Device):
-    """One card and its memory; the rest of its facts are its vendor's.
+    """One card and its memory. Subclasses add the vendor's facts.
 
-    Memory is what the caching allocator has reserved, since that is what the driver sees and refuses; what tensors
-    fill of it is less. What this process takes outside of it after the limit was set (kernels that are loaded
-    when they are first called, handles and workspaces of libraries) counts too. The driver's context, and what other
-    processes hold, were there before and are outside of a limit.
+    Memory is what the caching allocator has reserved, since that is what the driver sees and refuses; tensors fill less
+    of it. Memory that this process takes outside of it after the limit was set counts too: kernels that are loaded when
+    they are first called, handles and workspaces of libraries. The driver's context and the memory of other processes
+    were there before, and do not count.
 
     Args:
-        index: among the devices that this process sees.
+        index: its number among the devices that this process sees.
         backend: its row of the table.
-        module: torch's module for it, or what stands in for that in a test.
+        module: torch's module for it, or a stand-in in tests.
     """
 
     def __init__(self, index: int, backend: Backend, module: Any) -> None:
         self.backend = backend
         self.torch_device = torch.device(backend.torch_name, index)
         self._index, self._module = index, module
-        self._fraction_before: float | None = None  # the allocator's own wall to go back to; None while ours is not up
+        self._fraction_before: float | None = (
+            None  # the allocator's own limit, to be restored; None while ours is not set
+        )
         self._outside_at_start = 0
         self._others_at_start: int | None = None
 
     def set_limit(self, memory_limit_bytes: int | None, headroom: float) -> MemoryLimit:
-        """What this process may take from now on beside the context; a limit or headroom is a wall in the allocator.
+        """Set what this process may take from now on, beside the context. A limit or headroom becomes a limit of the
+        allocator.
 
-        Capacity is what is reserved already plus what the driver has free, so the context and other processes are
-        counted out. Headroom is a budget below it: a peak between the two is measured, not refused. The wall keeps the
-        capacity where it is when another process gives memory back.
+        The capacity is what is already reserved plus the driver's free memory, so that the context and other processes
+        are excluded. Headroom is a budget below it: a peak between the two is measured, not refused. The allocator's
+        limit keeps the capacity in place if another process frees memory.
         """
         check_limit(memory_limit_bytes, headroom)
         self.lift_limit()
@@ -57,8 +60,8 @@ class CachingDevice(Device):
         if (users := int(self._fraction() * total)) < usable:
             usable, source = users, "the memory fraction that was set for this process"
         if memory_limit_bytes is not None or headroom > 0:
-            # The allocator compares what it has reserved with this share of totalGlobalMem
-            # (c10/cuda/CUDACachingAllocator.cpp, setMemoryFraction), so the share is taken of the same number.
+            # The allocator compares its reserved memory with this share of totalGlobalMem
+            # (c10/cuda/CUDACachingAllocator.cpp, setMemoryFraction), so the share is computed from the same number.
             self._fraction_before = self._fraction()
             self._module.set_per_process_memory_fraction(min(self._fraction_before, usable / total), self._index)
         return MemoryLimit(capacity_bytes=usable, budget_bytes=budget_bytes(usable, headroom), source=source)
@@ -69,7 +72,7 @@ class CachingDevice(Device):
             self._fraction_before = None
 
     def _fraction(self) -> float:
-        # torch.cuda can be asked since 2.7; the user may have set one, in PYTORCH_CUDA_ALLOC_CONF too.
+        # torch.cuda can report it since 2.7. The user may have set one, also in PYTORCH_CUDA_ALLOC_CONF.
         ask = getattr(self._module, "get_per_process_memory_fraction", None)
         return 1.0 if ask is None else float(ask(self._index))
 
@@ -77,15 +80,15 @@ class CachingDevice(Device):
         self._module.synchronize(self._index)
 
     def reset_peak(self) -> None:
-        # Memory kept from a larger step would stand as reserved for the whole of the next window.
+        # Otherwise memory kept from a larger step would count as reserved in the whole next window.
         self.clean_up()
         self._module.reset_peak_memory_stats(self._index)
 
     def peak_bytes(self) -> int | None:
-        """Most memory since `reset_peak`, by this process in all: `set_limit` counts the same way.
+        """The most memory of this process since `reset_peak`, counted as in `set_limit`.
 
-        That is the most that was reserved, and what is held outside of the allocator now more than when the limit was
-        set. Where nobody tells how much of the latter is other processes', all of it is taken for our own.
+        It is the most that was reserved, plus the growth of memory outside of the allocator since the limit was set. If
+        it is unknown how much of that growth belongs to other processes, all of it counts.
         """
         others = self.others_bytes()
         growth = self._outside_bytes() - self._outside_at_start
@@ -97,12 +100,12 @@ class CachingDevice(Device):
         return int(self._module.max_memory_allocated(self._index))
 
     def _free_and_total(self) -> tuple[int, int]:
-        """Bytes of the card that are free and that it has, whoever uses them."""
+        """Bytes of the card that are free, and that it has, for all processes."""
         free, total = self._module.mem_get_info(self._index)
         return int(free), int(total)
 
     def _outside_bytes(self) -> int:
-        """What is in use of the card and not reserved by our allocator: the context, libraries, other processes."""
+        """Memory of the card in use outside of our allocator: the context, libraries, other processes."""
         free, total = self._free_and_total()
         return int(total - free - self._module.memory_reserved(self._index))
 

@@ -1,17 +1,17 @@
-"""The CPU, with a memory limit that is real: past it, the allocator is refused.
+"""The CPU, with a real memory limit: above it, the allocator is refused.
 
 Two things make an answer repeat exactly.
 
-The wall alone decides. It is the soft RLIMIT_DATA: what the process had when the limit was set, and for a verdict the
-budget on top. A peak is read less exactly, and would not have the last word. For exploring, where a peak that was
-measured tells more than a refusal, the wall stands at the capacity.
+First, only the limit decides. It is the soft RLIMIT_DATA: what the process had when the limit was set, plus the budget
+in a final probe. A peak is read less exactly, and does not decide. In exploring probes the limit is at the capacity,
+because a measured peak says more than a refusal.
 
-What a process has when the limit is set is brought to one state first, in a process started with `worker_environment`
-and told to `count_exactly`: one-time allocations are made before they can be counted (*measured*, torch 2.13, one
-thread: the first optimizer 68 MiB, matrix products 5, bfloat16 4, convolutions 2, LSTM 8; each further thread an 8 MiB
-stack), and Python and the C heap get room in reserve, so that small objects, whose number wobbles, take no page that
-counts. Whatever grows with the batch is above 64 KiB soon and counts to the page. The price: a model whose tensors are
-all smaller than that fits in the reserve, whatever the limit.
+Second, the process is brought into a fixed state before the limit is set; it was started with `worker_environment`, and
+calls `count_exactly`. One-time allocations are made before they can be counted (*measured*, torch 2.13, one thread: the
+first optimizer 68 MiB, matrix products 5, bfloat16 4, convolutions 2, LSTM 8; each further thread an 8 MiB stack).
+Python and the C heap get spare room, so that small objects, whose number varies, take no page that counts. Everything
+that grows with the batch soon exceeds 64 KiB and counts to the page. The price: a model whose tensors are all smaller
+than that fits into the spare room under any limit.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-# Room in reserve for small objects, in Python's arenas and in the C heap each. Measured: an arena more or less (1 MiB)
-# and up to 120 KiB of heap was what a process wobbled by; three steps of the models in the tests stay well inside.
+# Spare room for small objects, in Python's arenas and in the C heap each. Measured: processes differed by one arena (1
+# MiB) and by up to 120 KiB of heap; three steps of the models in the tests stay well inside.
 _RESERVE_BYTES = 8 << 20
-# Half of what is given pages of its own, so that a hole it does not fit in, beside one it does, is no more.
+# Half of the size from which a block has its own pages, so that a hole too small for it, beside a hole that fits, is
+# gone too.
 _BLOCK_BYTES = MMAP_THRESHOLD_BYTES // 2
-_HOLE_BYTES = MMAP_THRESHOLD_BYTES - 64  # less what malloc and Python add to a block
-_MOST_BLOCKS = (256 << 20) // _BLOCK_BYTES  # assumed: where the heap does not grow for so much, it is another allocator
+_HOLE_BYTES = MMAP_THRESHOLD_BYTES - 64  # minus what malloc and Python add to a block
+_MOST_BLOCKS = (256 << 20) // _BLOCK_BYTES  # assumed: if the heap has not grown by then, it is another allocator
 
 
 @final
@@ -67,8 +68,8 @@ class CpuDevice(Device):
         self._proc, self._cgroup = proc, cgroup
         self._pinned: list[bytes | bytearray] = []
         self._limit: MemoryLimit | None = None
-        self._soft_before: int | None = None  # the soft RLIMIT_DATA to go back to; None while no wall is up
-        self._wall = 0  # where the wall stands, above what was held when the limit was set
+        self._soft_before: int | None = None  # the soft RLIMIT_DATA to be restored; None while no limit is set
+        self._wall = 0  # the limit above what was held when it was set
         self._start = host_memory.process_memory(proc)
         self._highest_size = self._start.get("VmPeak", 0)
         self._counts_peak = False
@@ -93,18 +94,18 @@ class CpuDevice(Device):
         return self._rapl.joules()
 
     def waited_s(self) -> float | None:
-        """Of the thread that steps are taken in (proc(5), schedstat: its second number, in nanoseconds)."""
+        """The waiting time of the thread that takes the steps (proc(5), schedstat: the second number, in ns)."""
         try:
             return int((self._proc / "self" / "schedstat").read_text().split()[1]) / 1e9
         except (OSError, ValueError, IndexError):
             return None
 
     def set_limit(self, memory_limit_bytes: int | None, headroom: float) -> MemoryLimit:
-        """What a step may use from now on, over what the process holds at this moment.
+        """Set what a step may use from now on, beyond what the process holds at this moment.
 
-        The wall stands at the capacity: the limit asked for, but no nearer to the end of what is free than the headroom
-        leaves, since there the kernel kills. Where the system has no such wall (not Linux), there is only a budget
-        below the physical memory.
+        The limit is at the capacity. That is the requested one, but at most the free memory minus the headroom, since
+        the kernel kills near its end. A system without RLIMIT_DATA (not Linux) has only a budget below the physical
+        memory.
         """
         check_limit(memory_limit_bytes, headroom)
         self.lift_limit()
@@ -145,7 +146,7 @@ class CpuDevice(Device):
             self._put_up_wall(self._limit.capacity_bytes)
 
     def synchronize(self) -> None:
-        """Nothing to wait for: operations return when they are done."""
+        """Does nothing: operations return when they are done."""
 
     def clean_up(self) -> None:
         super().clean_up()
@@ -154,17 +155,17 @@ class CpuDevice(Device):
     def reset_peak(self) -> None:
         gc.collect()
         if self._soft_before is not None and counts_exactly():
-            self._pinned += _large_holes_filled()  # what was freed since the limit was set may have left some
+            self._pinned += _large_holes_filled()  # memory freed since the limit was set may have left holes
         self._counts_peak = host_memory.reset_resident_peak(self._proc)
         self._highest_size = host_memory.process_memory(self._proc).get("VmPeak", 0)
 
     def peak_bytes(self) -> int | None:
-        """Highest memory since `reset_peak`, over what the process held when the limit was set. It guides the search.
+        """Highest memory since `reset_peak`, beyond what the process held when the limit was set. It guides the probes.
 
-        Linux keeps no peak of what RLIMIT_DATA counts. The nearest is the peak of the address space, less the part of
-        it that is not data (files mapped into memory), but that one is kept for the life of the process: it is read
-        where it rose in this window, as it does in a fresh process. Else it is the peak of the resident memory, which
-        misses pages that were asked for and not touched. Neither is let above the wall: what ran stayed below it.
+        Linux keeps no peak of what RLIMIT_DATA counts. The nearest is the peak of the address space, minus the part of
+        it that is not data (files mapped into memory). That peak is kept for the life of the process, so it is used if
+        it rose in this window, as it does in a fresh process. Otherwise it is the peak of the resident memory, which
+        misses pages that were allocated and not touched. Neither may exceed the limit: what ran stayed below it.
         """
         now = host_memory.process_memory(self._proc)
         if not self._counts_peak or "VmHWM" not in now or "VmPeak" not in now:
@@ -203,7 +204,7 @@ class CpuDevice(Device):
         return self._limit
 
     def _put_up_wall(self, above: int) -> int:
-        """The bytes above what was held at the start where the wall stands now: an administrator's may be lower."""
+        """Set the limit. Returns its bytes above what was held at the start: an administrator's limit may be lower."""
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         held = self._start["VmData"]
         wall = held + above
@@ -216,7 +217,7 @@ class CpuDevice(Device):
         return self._wall
 
     def _settle(self) -> None:
-        """Make what is allocated once, before it is counted; see the head of this file."""
+        """Make one-time allocations before they count; see the module's docstring."""
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             # A region large enough to start every thread (at::internal::GRAIN_SIZE is 32,768 elements).
             torch.zeros(torch.get_num_threads() << 16).add_(1)
@@ -238,30 +239,30 @@ class CpuDevice(Device):
 
 
 def _room_in_python() -> list[bytes]:
-    """What keeps free room in Python's own arenas there."""
-    # 479 characters make an object of 512 bytes, the largest that Python's own allocator takes. One in each arena of
-    # 1 MiB is kept, so that the arena stays.
+    """Objects that keep free room in Python's own arenas."""
+    # 479 characters make an object of 512 bytes, the largest for Python's own allocator. One in each arena of 1 MiB is
+    # kept, so that the arena stays.
     small = [bytes(479) for _ in range(_RESERVE_BYTES // 512)]
     return small[::1024]
 
 
 def _room_in_the_heap() -> list[bytearray]:
-    """What keeps free room for small blocks in the C heap, and none for large ones.
+    """Blocks that keep free room for small blocks in the C heap, and none for large ones.
 
-    glibc looks for a hole before it asks the kernel for pages (malloc/malloc.c, `_int_malloc`), whatever the size. A
-    hole that a tensor fits in hides it, and whether there is one depends on where small objects came to lie. Measured:
-    the peak of three convolutions moved by a whole tensor, 2.7 MiB of 77, in two fresh processes of twelve.
+    glibc looks for a hole before it takes pages from the kernel (malloc/malloc.c, `_int_malloc`), for any size. A hole
+    that fits a tensor hides it, and whether there is one depends on where small objects lie. Measured: the peak of
+    three convolutions varied by a whole tensor, 2.7 MiB of 77, in two fresh processes of twelve.
     """
     sbrk = ctypes.CDLL(None).sbrk
     sbrk.restype = ctypes.c_void_p
-    # Blocks fill every hole they fit in before the heap grows: those that are left are smaller.
+    # Blocks fill every hole that fits before the heap grows. The remaining holes are smaller.
     start = sbrk(0)
     kept: list[bytearray] = []
     while sbrk(0) == start and len(kept) < _MOST_BLOCKS:
         kept.append(bytearray(_BLOCK_BYTES))
-    # From here on they lie side by side. Between two that are kept, one is given back: it cannot grow together with
-    # another, and whatever is no page-wise block of its own fits in. Measured: with holes of half the size, a tensor of
-    # 36 KiB made the heap grow in one process and found a hole in another, and a peak of 15 MiB moved by 180 KiB.
+    # From here on they lie side by side. Of every two, one is freed: its hole cannot merge with another, and any block
+    # without its own pages fits in. Measured: with holes of half the size, a tensor of 36 KiB made the heap grow in one
+    # process and found a hole in another, and a peak of 15 MiB varied by 180 KiB.
     end = sbrk(0) + _RESERVE_BYTES
     given_back: list[bytearray] = []
     while sbrk(0) < end and len(given_back) < _MOST_BLOCKS:
@@ -274,17 +275,17 @@ _MALLINFO = "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks
 
 
 class _MallocInfo(ctypes.Structure):
-    """What mallinfo2(3) gives: counts and bytes of the C heap."""
+    """The result of mallinfo2(3): counts and bytes of the C heap."""
 
     _fields_ = tuple((name, ctypes.c_size_t) for name in _MALLINFO)
 
 
 def _large_holes_filled() -> list[bytearray]:
-    """Blocks in all holes of the C heap that a block with pages of its own would fit in; none of them grows the heap.
+    """Blocks in all holes of the C heap that would fit a block with its own pages. None of them makes the heap grow.
 
-    Only where such blocks have pages of their own (`count_exactly`): elsewhere it is the heap that tensors live in.
-    Measured: between the limit and a probe of a live model some 1 MiB of heap is freed, in holes of 100 to 500 KiB that
-    differ from process to process; a weight's gradient of 256 KiB found one or not.
+    Only if such blocks have their own pages (`count_exactly`): otherwise tensors live in this heap. Measured: between
+    the limit and a probe of a live model about 1 MiB of heap is freed, in holes of 100 to 500 KiB that differ between
+    processes; a weight's gradient of 256 KiB sometimes fitted into one.
     """
     libc = ctypes.CDLL(None)
     mallinfo = getattr(libc, "mallinfo2", None)
@@ -296,7 +297,7 @@ def _large_holes_filled() -> list[bytearray]:
     while len(filled) < _MOST_BLOCKS:
         block = bytearray(MMAP_THRESHOLD_BYTES)
         now = mallinfo()
-        if now.hblks > before.hblks or now.arena > before.arena:  # no hole took it
+        if now.hblks > before.hblks or now.arena > before.arena:  # it was in no hole
             break
         filled.append(block)
     return filled
@@ -305,10 +306,10 @@ def _large_holes_filled() -> list[bytearray]:
 def _physical_bytes() -> int | None:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf; elsewhere a name may be unknown
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, and other systems may lack a name
         return None
 
 
 def open_nth(index: int) -> CpuDevice:
-    """The processor, of which there is one."""
+    """The processor. There is only one."""
     return CpuDevice()

@@ -1,4 +1,4 @@
-"""An NVIDIA GPU, or an AMD one: ROCm answers to the same torch.cuda."""
+"""An NVIDIA GPU, or an AMD one: ROCm uses torch.cuda too."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .nvml import Card, CardFacts, load_library
 
 @final
 class CudaDevice(CachingDevice):
-    """One GPU behind torch.cuda, with what NVML knows of it.
+    """One GPU behind torch.cuda, with NVML's facts about it.
 
     Args:
-        index: among the devices that this process sees.
-        cuda: torch.cuda, or what stands in for it in a test.
-        card: its NVML facts; looked up where not given. ROCm has none.
+        index: its number among the devices that this process sees.
+        cuda: torch.cuda, or a stand-in in tests.
+        card: its NVML facts; looked up by default. ROCm has none.
     """
 
     def __init__(self, index: int, *, cuda: Any = torch.cuda, card: Card | None = None) -> None:
@@ -45,7 +45,7 @@ class CudaDevice(CachingDevice):
         if allocator:
             notes.append(f"torch's allocator is set up as {allocator}")
         if card.slowed_by:
-            notes.append(f"its clocks are held back at the moment by {' and '.join(card.slowed_by)}")
+            notes.append(f"its clocks are held back now by {' and '.join(card.slowed_by)}")
         return DeviceInfo(
             name=properties.name,
             kind=self.backend.kind,
@@ -81,7 +81,7 @@ class CudaDevice(CachingDevice):
         return self._card.slowed_by() if self._card else None
 
     def _uuid(self) -> str | None:
-        """The card's own identifier, as nvidia-smi writes it; None where this torch does not give one."""
+        """The card's own identifier, as in nvidia-smi; None if this torch does not have it."""
         uuid = getattr(self._module.get_device_properties(self._index), "uuid", None)
         if uuid is None:
             return None

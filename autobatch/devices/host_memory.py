@@ -1,6 +1,6 @@
-"""What Linux says about memory: how much this process may still use, and how much it does.
+"""What Linux reports about memory: how much this process may still use, and how much it uses.
 
-Every function takes the roots it reads from, so that tests hand in made-up trees. Anything unreadable is None.
+Every function takes the roots that it reads from, so that tests can pass made-up trees. Unreadable values are None.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _NO_LIMIT = 1 << 62
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Available:
-    """Memory that this process may still take.
+    """The memory that this process may still take.
 
     Attributes:
-        free_bytes: what can be had without swapping or being killed.
-        total_bytes: of the machine or of the container, whichever is smaller.
-        source: in words, which of the two it was.
+        free_bytes: what it can get without swapping or being killed.
+        total_bytes: that of the machine or of the container, whichever is smaller.
+        source: which of the two it is, in words.
     """
 
     free_bytes: int
@@ -32,7 +32,7 @@ class Available:
 
 
 def available(proc: Path = PROC, cgroup: Path = CGROUP) -> Available | None:
-    """The smaller of what the kernel calls available and what the container's limit leaves; None without /proc."""
+    """The smaller of the kernel's available memory and what the container's limit leaves; None without /proc."""
     machine = _kilobytes(proc / "meminfo")
     if "MemAvailable" not in machine or "MemTotal" not in machine:
         return None
@@ -47,8 +47,9 @@ def available(proc: Path = PROC, cgroup: Path = CGROUP) -> Available | None:
 
 
 def process_memory(proc: Path = PROC, pid: int | None = None) -> dict[str, int]:
-    """The `Vm...` lines of a process's status in bytes, by default of this one: `VmData` is what RLIMIT_DATA counts,
-    `VmHWM` the peak of `VmRSS`, `VmPeak` that of `VmSize`. Empty where there is no such file.
+    """The `Vm...` lines of a process's status in bytes, by default of this process; empty if there is no such file.
+
+    `VmData` is what RLIMIT_DATA counts, `VmHWM` the peak of `VmRSS`, and `VmPeak` that of `VmSize`.
     """
     status = _kilobytes(proc / ("self" if pid is None else str(pid)) / "status")
     return {name: value for name, value in status.items() if name.startswith("Vm")}
@@ -62,7 +63,7 @@ def proportional(pid: int, proc: Path = PROC) -> int | None:
 
 
 def reset_resident_peak(proc: Path = PROC) -> bool:
-    """Set `VmHWM` back to `VmRSS` (proc(5), /proc/pid/clear_refs, value 5); False where that is not allowed."""
+    """Reset `VmHWM` to `VmRSS` (proc(5), /proc/pid/clear_refs, value 5); False if that is not allowed."""
     try:
         (proc / "self" / "clear_refs").write_text("5")
     except OSError:
@@ -71,8 +72,9 @@ def reset_resident_peak(proc: Path = PROC) -> bool:
 
 
 def kills(proc: Path = PROC) -> int | None:
-    """Processes that the kernel has killed for want of memory since the machine was started; None where it keeps no
-    count (/proc/vmstat has one since Linux 4.13).
+    """How many processes the kernel has killed for lack of memory since the machine was started; None without a count.
+
+    /proc/vmstat has one since Linux 4.13.
     """
     for line in _lines(proc / "vmstat"):
         name, _, count = line.partition(" ")
@@ -82,7 +84,7 @@ def kills(proc: Path = PROC) -> int | None:
 
 
 def processor_name(proc: Path = PROC) -> str | None:
-    """The processor's model name, as /proc/cpuinfo gives it."""
+    """The processor's model name from /proc/cpuinfo."""
     for line in _lines(proc / "cpuinfo"):
         key, _, value = line.partition(":")
         if key.strip() in ("model name", "Model", "cpu model") and value.strip():
@@ -91,9 +93,9 @@ def processor_name(proc: Path = PROC) -> str | None:
 
 
 def _cgroup_limits(proc: Path, cgroup: Path) -> Iterator[tuple[int, int]]:
-    """(limit, in use) in bytes of each memory cgroup around this process, from its own to the root that is visible.
+    """(limit, in use) in bytes of each memory cgroup around this process, from its own to the visible root.
 
-    Caches of files that were not read lately are given back on demand, so they are not in use.
+    Caches of files that were not read lately are freed on demand, so they do not count as in use.
     """
     for line in _lines(proc / "self" / "cgroup"):
         hierarchy, controllers, path = [*line.split(":", 2), "", ""][:3]
@@ -104,7 +106,7 @@ def _cgroup_limits(proc: Path, cgroup: Path) -> Iterator[tuple[int, int]]:
         else:
             continue
         folder = root / path.lstrip("/")
-        # Inside a container the path is the host's and need not exist; the root is then the container's own group.
+        # Inside a container the path is the host's and may not exist; the root is then the container's own group.
         for group in (folder, *folder.parents):
             if group == root.parent:
                 break
@@ -127,7 +129,7 @@ def _number(path: Path) -> int | None:
 
 
 def _kilobytes(path: Path) -> dict[str, int]:
-    """`Name:   123 kB` lines as bytes; other lines are left out."""
+    """`Name:   123 kB` lines as bytes; other lines are ignored."""
     found = {}
     for line in _lines(path):
         name, _, rest = line.partition(":")

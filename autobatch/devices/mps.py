@@ -16,10 +16,10 @@ from .limits import budget_bytes, capacity, check_limit
 
 @final
 class MpsDevice(Device):
-    """The GPU behind torch.mps. It counts no peak, so a wall at the budget decides, as on the CPU.
+    """The GPU behind torch.mps. It counts no peak, so a limit at the budget decides, as on the CPU.
 
     Args:
-        mps: torch.mps, or what stands in for it in a test.
+        mps: torch.mps, or a stand-in in tests.
     """
 
     backend = BACKENDS["mps"]
@@ -42,10 +42,10 @@ class MpsDevice(Device):
         )
 
     def set_limit(self, memory_limit_bytes: int | None, headroom: float) -> MemoryLimit:
-        """What this process may allocate from now on; there is always a wall, and it stands at the budget.
+        """Set what this process may allocate from now on. There is always a limit, and it is at the budget.
 
-        Without one the allocator goes to 1.7 times what Metal recommends (torch.mps.set_per_process_memory_fraction),
-        and the machine swaps long before it refuses.
+        Without one the allocator goes up to 1.7 times what Metal recommends
+        (torch.mps.set_per_process_memory_fraction), and the machine swaps long before it refuses.
         """
         check_limit(memory_limit_bytes, headroom)
         recommended = int(self._mps.recommended_max_memory())
@@ -78,5 +78,5 @@ class MpsDevice(Device):
 
 
 def open_nth(index: int) -> MpsDevice:
-    """Apple's GPU, of which there is one."""
+    """Apple's GPU. There is only one."""
     return MpsDevice()

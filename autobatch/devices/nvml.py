@@ -1,7 +1,7 @@
 """Facts about an NVIDIA card that torch does not know. The only place that imports pynvml (package nvidia-ml-py).
 
-Every fact is optional: a container, an old card or a missing permission takes away one and leaves the others. Unknown
-is None, with a sentence of why.
+Every fact is optional: a container, an old card or a missing permission removes one and leaves the others. An unknown
+fact is None, with a sentence that says why.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, TypeVar, final
 
 _Fact = TypeVar("_Fact")
 
-# NVML's return codes (nvml.h, nvmlReturn_t), and what each means to somebody who wants the fact.
+# NVML's return codes (nvml.h, nvmlReturn_t), and what each means for the reader of a fact.
 _REASONS = {
     1: "NVML is not initialised",
     3: "this card or driver does not support it",
@@ -29,7 +29,7 @@ _REASONS = {
 }
 
 # Bits of clocks_event_reasons that mean "slower than it could be", in words (nvml.h, nvmlClocksEventReason*). An idle
-# card, clocks set by hand, and a display that asks for them are not among them.
+# card, clocks set by hand, and a display's own clocks are not among them.
 _SLOWED_BY = {
     0x04: "the power limit",
     0x08: "a hardware slowdown",
@@ -42,14 +42,14 @@ _SLOWED_BY = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardFacts:
-    """What NVML says about one card now. Unknown is None; `notes` says why.
+    """What NVML reports about one card now. An unknown fact is None, and `notes` says why.
 
     Attributes:
-        name: as the vendor writes it.
+        name: the vendor's name.
         driver: version of the driver.
         power_limit_w: enforced limit in watts.
         others_bytes: memory that other processes hold on the card.
-        slowed_by: what holds its clocks back at this moment, in words; empty for nothing.
+        slowed_by: what holds its clocks back now, in words; empty for nothing.
         notes: one sentence for each fact that could not be read.
     """
 
@@ -62,7 +62,7 @@ class CardFacts:
 
 
 def load_library() -> tuple[Any | None, tuple[str, ...]]:
-    """The module pynvml, or None, and sentences about what is wrong with it. Nothing is asked of a driver yet."""
+    """The module pynvml, or None, and sentences about what is wrong with it. No driver is called yet."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -78,15 +78,15 @@ def load_library() -> tuple[Any | None, tuple[str, ...]]:
 
 
 def resolve_visible(index: int, visible: str | None) -> int | str | None:
-    """The card that CUDA calls `index`: NVML's index, a UUID or the beginning of one; None where CUDA shows no such.
+    """The card with CUDA's number `index`: NVML's index, or a UUID or its beginning; None if CUDA shows no such card.
 
     CUDA reads CUDA_VISIBLE_DEVICES up to the first entry that names no card (CUDA C++ Programming Guide, environment
-    variables). The order of plain indexes agrees with NVML's only under CUDA_DEVICE_ORDER=PCI_BUS_ID or where all
-    cards are alike, so a UUID is asked first wherever torch gives one.
+    variables). The order of plain indexes agrees with NVML's only under CUDA_DEVICE_ORDER=PCI_BUS_ID or if all cards
+    are alike. So a UUID is tried first if torch has one.
 
     Args:
-        index: among the devices that this process sees.
-        visible: the value of CUDA_VISIBLE_DEVICES; None where it is not set.
+        index: its number among the devices that this process sees.
+        visible: the value of CUDA_VISIBLE_DEVICES; None if it is not set.
     """
     if visible is None:
         return index
@@ -102,18 +102,18 @@ def resolve_visible(index: int, visible: str | None) -> int | str | None:
 
 
 class _Unknown(Exception):
-    """A fact that NVML answers, but not in a way that can be used; the message says why."""
+    """A fact that NVML answers in an unusable way. The message says why."""
 
 
 @final
 class Card:
-    """One card, for as long as this object lives. A card that cannot be found has no facts but the reason.
+    """One card, for as long as this object lives. A card that cannot be found has only the reason for that.
 
     Args:
-        index: torch's, among the devices that this process sees.
-        uuid: of the card as torch gives it, with or without "GPU-"; None where torch does not say.
-        library: pynvml, or what stands in for it in a test; None for a library that cannot be imported.
-        notes: what is known to be wrong with the library.
+        index: torch's number, among the devices that this process sees.
+        uuid: the card's UUID from torch, with or without "GPU-"; None if torch does not have it.
+        library: pynvml, or a stand-in in tests; None if it cannot be imported.
+        notes: known problems of the library.
         visible: the value of CUDA_VISIBLE_DEVICES.
     """
 
@@ -130,12 +130,12 @@ class Card:
         opening = list(notes)
         self._handle: Any = None
         if library is not None:
-            # NVML counts its users: every nvmlInit past the first is free, and the end of the process undoes them.
+            # NVML counts its users: every nvmlInit after the first is free, and the end of the process undoes them.
             self._ask("facts from NVML", lambda: self._open(index, uuid, visible), opening)
         self._opening_notes = tuple(opening)
 
     def facts(self) -> CardFacts:
-        """What NVML says about the card now."""
+        """What NVML reports about the card now."""
         if self._handle is None:
             return CardFacts(notes=self._opening_notes)
         nvml, handle, notes = self._nvml, self._handle, list(self._opening_notes)
@@ -155,21 +155,21 @@ class Card:
         )
 
     def joules(self) -> float | None:
-        """Energy since the driver was loaded; None before Volta, or where NVML does not answer."""
+        """Energy since the driver was loaded; None before Volta, or if NVML does not answer."""
         if self._handle is None:
             return None
         millijoules = self._ask("energy", self._millijoules, [])
         return None if millijoules is None else millijoules / 1000
 
     def watts(self) -> float | None:
-        """Power at the moment; None where NVML does not answer."""
+        """The present power; None if NVML does not answer."""
         if self._handle is None:
             return None
         milliwatts = self._ask("power", lambda: int(self._nvml.nvmlDeviceGetPowerUsage(self._handle)), [])
         return None if milliwatts is None else milliwatts / 1000
 
     def slowed_by(self) -> tuple[str, ...] | None:
-        """What holds the clocks back at the moment; None where NVML does not answer."""
+        """What holds the clocks back now; None if NVML does not answer."""
         return None if self._handle is None else self._ask("clocks", self._slowed_by, [])
 
     def _slowed_by(self) -> tuple[str, ...]:
@@ -188,7 +188,7 @@ class Card:
                 try:
                     return nvml.nvmlDeviceGetHandleByUUID(prefix + bare)
                 except nvml.NVMLError:
-                    continue  # looked up by index below, which says why when it fails too
+                    continue  # looked up by index below, which reports a failure
         card = resolve_visible(index, visible)
         if card is None:
             raise _Unknown(f"CUDA_VISIBLE_DEVICES={visible} names no card with index {index}")
@@ -201,20 +201,20 @@ class Card:
         return nvml.nvmlDeviceGetHandleByUUID(card)  # a MIG instance is not among the cards
 
     def _others_bytes(self) -> int:
-        """Memory of other processes: known only where NVML names this process too, under the number it has here."""
+        """Memory of other processes: known only if NVML lists this process too, under the number it has here."""
         processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
         held = {process.pid: process.usedGpuMemory for process in processes}
         if os.getpid() not in held:
             raise _Unknown("this process is not in NVML's list: it holds nothing yet, or a container hides its number")
         if None in held.values():
-            raise _Unknown("the driver does not tell it for each process, as under Windows (WDDM)")
+            raise _Unknown("the driver does not report it for each process, as under Windows (WDDM)")
         return sum(used for process, used in held.items() if process != os.getpid())
 
     def _millijoules(self) -> int:
         return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
 
     def _ask(self, what: str, call: Callable[[], _Fact], notes: list[str]) -> _Fact | None:
-        """What `call` returns, or None and one more sentence in `notes`."""
+        """The result of `call`; or None, with one more sentence in `notes`."""
         try:
             return call()
         except self._nvml.NVMLError as error:
@@ -225,5 +225,5 @@ class Card:
 
 
 def _text(value: str | bytes | None) -> str | None:
-    """Text; old versions of the library give bytes."""
+    """Text; old versions of the library return bytes."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value

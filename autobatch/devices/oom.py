@@ -1,4 +1,4 @@
-"""What an error says about the device: that memory ran out, or that this process can use it no longer.
+"""What an error says about the device: that memory ran out, or that this process can no longer use the device.
 
 One predicate over one table each, every line with where its text comes from. The coordinator reads the same table, for
 what a command prints, so torch is not imported here.
@@ -14,9 +14,9 @@ from typing import Any
 
 from ..errors import text_of
 
-# Parts of messages of errors that carry no type of their own. Compared as they stand: vendors do not change the case.
+# Parts of messages of errors without their own type. Compared exactly: vendors do not change the case.
 #
-# Left out on purpose, because a plain bug says the same: CUDNN_STATUS_NOT_SUPPORTED (non-contiguous or unsupported
+# Left out on purpose, because a plain bug has the same text: CUDNN_STATUS_NOT_SUPPORTED (non-contiguous or unsupported
 # layouts), CUDNN_STATUS_INTERNAL_ERROR, CUFFT_INTERNAL_ERROR, "out of resource: shared memory" (a Triton kernel too
 # large for the chip at any batch), "invalid configuration argument" (a grid too large). A bug taken for an
 # out-of-memory would be reported as the largest batch; an out-of-memory taken for a bug is shown with its own text.
@@ -28,8 +28,8 @@ _FRAGMENTS = (
     "CUSOLVER_STATUS_ALLOC_FAILED",  # the same file
     "CUFFT_ALLOC_FAILED",  # aten/src/ATen/native/cuda/CuFFTUtils.h
     "CUDNN_STATUS_ALLOC_FAILED",  # aten/src/ATen/cudnn/Exceptions.h
-    # aten/src/ATen/native/cudnn/Conv_v8.cpp tries plan after plan and swallows the out-of-memory of each, then says
-    # this; so does a convolution that no plan supports, which fails at a batch of one too.
+    # aten/src/ATen/native/cudnn/Conv_v8.cpp tries plan after plan and swallows the out-of-memory of each, then raises
+    # this. A convolution that no plan supports raises it too, also at a batch of one.
     "was unable to find an engine to execute this computation",
     "Unable to find a valid cuDNN algorithm to run convolution",  # Conv_v7.cpp, likewise
     "HIP out of memory",  # the CUDA allocator's text as hipify rewrites it
@@ -67,49 +67,49 @@ _PRINTED = re.compile(
     re.MULTILINE,
 )
 
-# Under a memory limit of our own, what a library that cannot allocate says without naming memory. All measured with
-# torch 2.13 under a soft RLIMIT_DATA, but for those marked read.
+# Under our own memory limit: messages of libraries that cannot allocate and do not mention memory. All measured with
+# torch 2.13 under a soft RLIMIT_DATA, except for those marked "read".
 _LIMITED_CPU_FRAGMENTS = (
     "could not create a primitive",  # oneDNN, whose kernel is compiled into new pages
     "could not execute a primitive",  # oneDNN
     "could not create a memory object",  # oneDNN, read in its C++ interface
     "could not create a memory storage",  # oneDNN, read
-    "std::bad_alloc",  # C++ of an extension, through a RuntimeError of its own
+    "std::bad_alloc",  # C++ of an extension, as a RuntimeError
     "Cannot allocate memory",  # strerror(ENOMEM): a thread, a fork, a file that is mapped
-    "can't start new thread",  # Python, for whose stack there is no room
+    "can't start new thread",  # Python, when there is no room for its stack
     "thread constructor failed: Resource temporarily unavailable",  # std::thread of libc++, read
 )
-# What std::thread of libstdc++ says where there is no room for a stack: strerror(EAGAIN), and nothing else (read).
-# Within a longer message the same words are of a lock that another process holds, or of a pipe that is empty.
+# libstdc++'s std::thread says only this when there is no room for a stack: strerror(EAGAIN) (read). In a longer message
+# the same words are about a lock that another process holds, or an empty pipe.
 _NO_THREAD = "Resource temporarily unavailable"
 
 # oneDNN has no such operation for this processor and these types: an LSTM in bfloat16 without AVX-512, in float16 with
-# most. A descriptor takes next to no memory: under 400 limits from 0 to 4 MiB of free room (measured, torch 2.13) a
-# convolution, a product, an LSTM and a GRU said "could not create a primitive" 116 times, and never this.
+# most processors. A descriptor takes next to no memory: under 400 limits from 0 to 4 MiB of free room (measured, torch
+# 2.13) a convolution, a product, an LSTM and a GRU said "could not create a primitive" 116 times, and never this.
 _UNSUPPORTED = "could not create a primitive descriptor"
 
-# Longer messages that one of the fragments above begins or is a part of, and that mean something else.
+# Longer messages that contain one of the fragments above, and mean something else.
 _LOOK_ALIKES = (
     re.compile(re.escape(_UNSUPPORTED)),
-    # NCCL could not allocate because another call had failed before, whose reason it gives.
+    # NCCL could not allocate because another call had failed before, whose reason it quotes.
     re.compile(r"Cuda failure (?:\d+ )?'(?!out of memory)[^']*'.*Failed to CUDA \w+", re.DOTALL),
 )
 
 
-# After these, all further work of the process on the device ends in the same error, and only a new process gets on
-# (CUDA Runtime API, cudaError, whose numbers are given). The words are those of cudaGetErrorString; torch puts
-# "CUDA error: " or "HIP error: " before them (c10/cuda/CUDAException.cpp).
+# After these, all further work of the process on the device ends in the same error, and only a new process can continue
+# (CUDA Runtime API, cudaError, whose numbers are in the comments). The texts are those of cudaGetErrorString; torch
+# puts "CUDA error: " or "HIP error: " before them (c10/cuda/CUDAException.cpp).
 _LOST_FRAGMENTS = (
     "an illegal memory access was encountered",  # 700
     "the launch timed out and was terminated",  # 702
-    "device-side assert triggered",  # 710: an index out of range in an embedding or a loss, as a rule
+    "device-side assert triggered",  # 710: usually an index out of range in an embedding or a loss
     "hardware stack error",  # 714
     "an illegal instruction was encountered",  # 715
     "misaligned address",  # 716
     "unspecified launch failure",  # 719
     "uncorrectable ECC error encountered",  # 214
     "uncorrectable NVLink error detected",  # 220
-    # A card that has fallen off its bus, or that its driver answers for no longer.
+    # A card that has fallen off its bus, or whose driver no longer answers.
     "unknown error",  # 999
     "CUDA-capable devices are busy or unavailable",  # 46, until CUDA 11
     "CUDA-capable device(s) is/are busy or unavailable",  # 46, as torch 2.0 was seen to print it (pytorch#100691)
@@ -118,14 +118,14 @@ _LOST_FRAGMENTS = (
 )
 
 
-# What stands before those words, in the first line: of torch's runtime and driver calls, and of Triton's.
+# What comes before those texts in the first line: of torch's runtime and driver calls, and of Triton's.
 _LOST_PREFIX = re.compile(r"\s*(?:(?:CUDA|HIP)(?: driver)? error: |Triton Error \[(?:CUDA|HIP)\]: )")
 # NCCL, src/include/checks.h: somewhere in the message of torch's DistBackendError.
 _NCCL_FAILURE = re.compile(r"Cuda failure (?:\d+ )?'([^']*)'")
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Whether `error`, or what caused it, says that its process can use the device no longer."""
+    """Whether `error`, or its cause, says that its process can no longer use the device."""
     return any(
         isinstance(link, RuntimeError)
         and any(fragment in _of_the_device(text_of(link)) for fragment in _LOST_FRAGMENTS)
@@ -134,24 +134,24 @@ def is_device_lost(error: BaseException) -> bool:
 
 
 def _of_the_device(message: str) -> str:
-    """The part of a message that a runtime, a driver or NCCL says of the device; empty where it is somebody's own."""
+    """The part of a message in which a runtime, a driver or NCCL speaks of the device; empty for other messages."""
     if _LOST_PREFIX.match(message):
         return message.lstrip().partition("\n")[0]
     return " ".join(_NCCL_FAILURE.findall(message))
 
 
 def is_unsupported(error: BaseException) -> bool:
-    """Whether `error`, or what caused it, says that oneDNN has no such operation for this processor and these types."""
+    """Whether `error`, or its cause, says that oneDNN has no such operation for this processor and these types."""
     return any(isinstance(link, RuntimeError) and _UNSUPPORTED in text_of(link) for link in _chain(error))
 
 
 def is_out_of_memory(error: BaseException, *, limited_cpu: bool = False) -> bool:
-    """Whether `error`, or what caused it, says that memory ran out: type first, then message.
+    """Whether `error`, or its cause, says that memory ran out: by type first, then by message.
 
     Args:
-        error: what was raised. Its causes and contexts are looked at too, since libraries wrap what they catch.
-        limited_cpu: a memory limit is up on this process, so that the vague words of libraries that could not
-            allocate count as well.
+        error: the error. Its causes and contexts are checked too, since libraries wrap what they catch.
+        limited_cpu: whether this process has a memory limit. The vague messages of libraries that could not allocate
+            then count as well.
     """
     fragments = _FRAGMENTS + _LIMITED_CPU_FRAGMENTS if limited_cpu else _FRAGMENTS
     for link in _chain(error):
@@ -186,7 +186,7 @@ def _without_look_alikes(message: str) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """`error` and what led to it, each once: a chain can be tied into a ring by hand."""
+    """`error` and what led to it, each once: a chain may have been made circular."""
     seen: set[int] = set()
     waiting = [error]
     while waiting:
@@ -197,6 +197,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         yield link
         if link.__cause__ is not None:
             waiting.append(link.__cause__)
-        # `raise ... from None` says that the context has nothing to do with it.
+        # `raise ... from None` declares the context unrelated.
         if link.__context__ is not None and not link.__suppress_context__:
             waiting.append(link.__context__)

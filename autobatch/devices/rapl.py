@@ -1,7 +1,7 @@
-"""Energy of the processor, as Linux tells it: the counters of RAPL under /sys/class/powercap.
+"""Energy of the processor, from Linux: the counters of RAPL under /sys/class/powercap.
 
-Intel's and AMD's packages have them. Since 2020 only the superuser may read them by default (CVE-2020-8694), and a
-virtual machine has none.
+Intel's and AMD's packages have them. Since 2020 only the superuser may read them by default (CVE-2020-8694), and
+virtual machines have none.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ POWERCAP = Path("/sys/class/powercap")
 
 @dataclass(slots=True)
 class Rapl:
-    """The packages of this machine. What it counts is theirs, whoever uses them.
+    """The packages of this machine. The counters are those of the packages, for all their users.
 
     Args:
-        root: where the kernel shows them.
+        root: the kernel's folder of them.
     """
 
     root: Path = POWERCAP
@@ -25,12 +25,12 @@ class Rapl:
     _microjoules: int = 0
 
     def joules(self) -> float | None:
-        """Energy of all packages since the first call; None where there is no counter or it may not be read.
+        """Energy of all packages since the first call; None if there is no counter or it may not be read.
 
-        A counter begins again at zero beyond its range, after minutes to hours: call it more often than that.
+        A counter wraps to zero after minutes to hours: call it more often than that.
         """
-        # A zone such as "intel-rapl:0" is a package; those below it, such as "intel-rapl:0:0", are parts of it. One is
-        # called "psys" on machines of Intel's client line: the whole platform, with the package in it.
+        # A zone such as "intel-rapl:0" is a package; those below it, such as "intel-rapl:0:0", are parts of it. On
+        # Intel client machines one is called "psys": the whole platform, including the package.
         zones = [zone for zone in sorted(self.root.glob("intel-rapl:*")) if zone.name.count(":") == 1]
         if not zones:
             return None
@@ -50,7 +50,7 @@ class Rapl:
         return self._microjoules / 1e6
 
     def why_not(self) -> str | None:
-        """Why there is no energy to read, in a few words; None where there is."""
+        """Why there is no energy to read, in a few words; None if there is."""
         if self.joules() is not None:
             return None
         if any(self.root.glob("intel-rapl:*")):

@@ -1,6 +1,6 @@
 """An Intel GPU, through torch.xpu.
 
-Written from the source of torch 2.13 and tested with a stand-in; nobody has run it on a real one.
+Written from the source of torch 2.13 and tested with a stand-in. It has not run on a real one.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from .backend import BACKENDS
 from .base import software
 from .caching import CachingDevice
 
-# What this needs of torch.xpu beyond its first version (torch 2.4), with what it is for.
-_NEEDED = {"mem_get_info": "says what is free", "set_per_process_memory_fraction": "keeps a memory limit"}
+# What this needs from torch.xpu beyond its first version (torch 2.4), and what for.
+_NEEDED = {"mem_get_info": "reports free memory", "set_per_process_memory_fraction": "keeps a memory limit"}
 _NOT_COUNTED = (
     "energy, power: torch.xpu averages the power over 150 ms in which it waits, which would slow down what is timed",
     "allocator retries, other processes: torch.xpu counts none of them",
@@ -26,11 +26,11 @@ _NOT_COUNTED = (
 
 @final
 class XpuDevice(CachingDevice):
-    """One GPU behind torch.xpu, whose allocator is made like that of torch.cuda and counts less.
+    """One GPU behind torch.xpu, whose allocator is like that of torch.cuda but counts less.
 
     Args:
-        index: among the devices that this process sees.
-        xpu: torch.xpu, or what stands in for it in a test.
+        index: its number among the devices that this process sees.
+        xpu: torch.xpu, or a stand-in in tests.
 
     Raises:
         DeviceError: this torch cannot limit the memory of such a device.
@@ -47,7 +47,7 @@ class XpuDevice(CachingDevice):
 
     def info(self) -> DeviceInfo:
         properties = self._module.get_device_properties(self._index)
-        free, why = self._asked_for_free()
+        free, why = self._free_by_driver()
         notes = [*_NOT_COUNTED, *([] if why is None else [f"free memory: {why}"])]
         if getattr(properties, "is_integrated_gpu", False):
             notes.append("it shares the machine's memory, which other programs use as well")
@@ -70,24 +70,25 @@ class XpuDevice(CachingDevice):
     def alloc_retries(self) -> int | None:
         return None
 
-    def _asked_for_free(self) -> tuple[int | None, str | None]:
-        """What the driver says is free; or None and what it says instead."""
+    def _free_by_driver(self) -> tuple[int | None, str | None]:
+        """The free memory by the driver; or None, and the driver's error."""
         try:
             return int(self._module.mem_get_info(self._index)[0]), None
-        except RuntimeError as error:  # an integrated GPU's, as a rule (pytorch#159728)
+        except RuntimeError as error:  # usually that of an integrated GPU (pytorch#159728)
             return None, str(error).partition("\n")[0]
 
     def _free_and_total(self) -> tuple[int, int]:
-        # What our allocator holds is not free: some drivers say the same whatever is held (pytorch#161381). Where one
-        # says nothing, the rest is taken for free, and a step meets the driver's own refusal.
+        # Memory that our allocator holds is not free, but some drivers report the same number whatever is held
+        # (pytorch#161381). If a driver reports nothing, the rest is assumed to be free, and a step meets the driver's
+        # own refusal.
         total = int(self._module.get_device_properties(self._index).total_memory)
         left = total - int(self._module.memory_reserved(self._index))
-        free, _ = self._asked_for_free()
+        free, _ = self._free_by_driver()
         return left if free is None else min(free, left), total
 
 
 def _uuid_of(properties: Any) -> str | None:
-    """The card's own identifier; None where this torch does not give one."""
+    """The card's own identifier; None if this torch does not have it."""
     uuid = getattr(properties, "uuid", None)
     return str(UUID(bytes=uuid)) if isinstance(uuid, bytes) and len(uuid) == 16 else uuid and str(uuid)
 
@@ -101,4 +102,4 @@ def why_absent() -> str:
     """Why torch sees no Intel GPU, in one sentence."""
     if torch.version.xpu is None:
         return f"this torch ({torch.__version__}) is built without XPU"
-    return "torch's XPU finds no Intel GPU that its driver answers for"
+    return "torch's XPU sees no Intel GPU with a working driver"

@@ -1,1 +1,1 @@
-"""Where work is done: processes on this machine, the ranks of a group, a Ray cluster. Each pool is an Executor."""
+"""Where work runs: processes on this machine, the ranks of a group, a Ray cluster."""

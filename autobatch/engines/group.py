@@ -1,8 +1,9 @@
 """`GroupRunner`: a runner whose every step is taken by several processes together, with DistributedDataParallel.
 
-What a step needs is asked of each rank without the others, as under torchrun (`ranks.py`): a probe that runs out of
-memory leaves nobody waiting. Whatever trains is asked of all ranks at once, in a group of processes that has run
-nothing before. A group that has lost a rank, or in which one has failed, is ended and the next call gets a new one.
+What a step needs is measured on each rank without the others, as under torchrun (`ranks/agreement.py`), so that a probe
+that runs out of memory leaves no rank waiting. All training runs on all ranks at once, in a team of processes that has
+run nothing before. A team that has lost a rank, or in which a rank has failed, is ended, and the next call gets a new
+one.
 """
 
 from __future__ import annotations
@@ -39,21 +40,22 @@ from .team import Team, answer_of
 
 T = TypeVar("T")
 
-# For a collective, and for all ranks to have opened the task. Cited: what torch gives NCCL's collectives by default
-# (torch/distributed/constants.py). It is the last resort: whoever fails tells, and a segment has a limit of its own.
+# The limit for a collective, and for all ranks to open the task. Cited: torch's default for NCCL's collectives
+# (torch/distributed/constants.py). It is the last resort: a rank that fails reports it, and a segment has its own
+# limit.
 COLLECTIVE_S = 600.0
-# From the moment that one rank has failed, or rank 0 is done, for the answers of the others. Assumed: what ranks in
-# lockstep are apart on a crowded machine; a rank that another one's failure has left in a collective never answers.
+# The limit for the answers of the other ranks, once one rank has failed or rank 0 is done. Assumed: ranks in lockstep
+# are this far apart on a crowded machine. A rank that another one's failure has left in a collective never answers.
 STRAGGLER_S = 10.0
 
 
 def open_workers(
     spec: RunnerSpec, *, log: Path | None = None, remaining_s: Callable[[], float] | None = None
 ) -> Runner:
-    """The runner of `spec` in worker processes: one, several that train trials at once, or as many as train together.
+    """The runner of `spec` in worker processes: one, several that train trials at once, or several that train together.
 
     Raises:
-        SettingError: several of either.
+        SettingError: the spec has both several workers and several ranks.
     """
     if spec.command is not None:
         if spec.workers not in (None, 1):
@@ -73,7 +75,7 @@ def open_workers(
     if spec.nproc > 1:
         if spec.workers not in (None, 1):
             raise SettingError(
-                f"several workers train a trial each, and the processes of --nproc one together; found --workers "
+                f"several workers train a trial each, and the ranks of --nproc one trial together; got --workers "
                 f"{spec.workers} and --nproc {spec.nproc}: leave one of them out"
             )
         return GroupRunner(spec, log=log, remaining_s=remaining_s)
@@ -98,14 +100,14 @@ def other_devices(first: RemoteRunner, spec: RunnerSpec) -> list[str]:
     """The devices, as a user would name them, that workers may train on beside the first one's.
 
     Raises:
-        SettingError: there are fewer than `spec` asks for.
+        SettingError: there are fewer than `spec` requires.
     """
-    info, asked = first.device(), spec.device.strip().lower()
+    info, name = first.device(), spec.device.strip().lower()
     backend = BACKENDS[info.kind]
     if backend.is_processor:
         check_workers(spec.workers or 1, available_cores(), unit="core", where="this machine")
         return [backend.torch_name] * ((spec.workers or 1) - 1)
-    if asked not in ("auto", backend.torch_name) or info.index is None:
+    if name not in ("auto", backend.torch_name) or info.index is None:
         check_workers(spec.workers or 1, 1, unit="device", where=f"--device {spec.device}")
         return []
     present = [name for name in first.device_names() if name.startswith(f"{backend.torch_name}:")]
@@ -117,15 +119,15 @@ def other_devices(first: RemoteRunner, spec: RunnerSpec) -> list[str]:
 class GroupRunner(Runner):
     """The runner that `spec` describes, in `spec.nproc` processes that take every step together.
 
-    A plan's batch size is that of each process; memory, peaks and times are of the process that has the least or needs
-    the most. Rank 0 alone evaluates, so that a score is what one process would give, whatever the task's `evaluate`
-    does, and nobody waits in a collective for as long as an evaluation takes.
+    A plan's batch size is that of each rank. Memory is that of the rank with the least, and peaks and times are those
+    of the rank that needs the most. Rank 0 alone evaluates. So a score is that of one process, whatever the task's
+    `evaluate` does, and no rank waits in a collective for as long as an evaluation takes.
 
     Args:
-        spec: what to open. On a CPU the processes share its threads and, unless a limit was asked for, what is free.
-        log: file for everything the workers print; None for this process's stderr.
+        spec: what to open. On a CPU the ranks share its threads and, unless the user sets a limit, its free memory.
+        log: file for all output of the workers; None for this process's stderr.
         remaining_s: seconds that a call may still take; None for no limit.
-        environment: variables for the workers, on top of our own.
+        environment: variables for the workers, added to our own.
         collective_s: seconds that a collective may take before it fails.
         straggler_s: seconds for the others' answers when one rank has failed or rank 0 is done.
     """
@@ -159,7 +161,7 @@ class GroupRunner(Runner):
         self._facts: TaskFacts | None = None
         self._limits: list[MemoryLimit] | None = None
         self._patience, self._leaks = Patience(), LeakWatch(log)
-        self._is_own_limit = False  # of the latest deadline: whether it came before the end of the time for everything
+        self._is_own_limit = False  # whether the latest deadline came before the end of the whole time
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="autobatch-rank")
 
     # -- each rank without the others ---------------------------------------------------------------------------------
@@ -181,19 +183,19 @@ class GroupRunner(Runner):
             self._limits = self._each(lambda prober: prober.memory())
         return agreed_limit(self._limits)
 
-    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+    def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
         self.memory()
         assert self._limits is not None
-        self._end_team()  # a device is never held twice
-        measured = agreed(self._each(lambda prober: prober.probe(plan, verdict=verdict)), self._limits)
+        self._end_team()  # two processes never hold one device
+        measured = agreed(self._each(lambda prober: prober.probe(plan, final=final)), self._limits)
         self._patience.learn_probe(plan, measured.seconds)
         return measured
 
     def _each(self, ask: Callable[[RemoteRunner], T]) -> list[T]:
-        """What each rank's prober answers; they are asked at once."""
-        asked = [self._threads.submit(ask, prober) for prober in self._probers]
-        wait(asked)
-        answers = [answer_of(future) for future in asked]
+        """What each rank's prober answers. All are called at once."""
+        calls = [self._threads.submit(ask, prober) for prober in self._probers]
+        wait(calls)
+        answers = [answer_of(future) for future in calls]
         self._raise_for(answers)
         return [answer.value for answer in answers]
 
@@ -201,11 +203,11 @@ class GroupRunner(Runner):
     def _raise_for(answers: Sequence[Answer]) -> None:
         errors = {rank: answer.error for rank, answer in enumerate(answers) if answer.error is not None}
         for error in errors.values():
-            if isinstance(error, WorkerTimeout):  # it was the time for everything that ended
+            if isinstance(error, WorkerTimeout):  # the whole time was over
                 raise error
         if errors:
-            told = [(type(error).__name__, str(error)) for error in errors.values()]
-            raise same_error(told, list(errors), len(answers))
+            named = [(type(error).__name__, str(error)) for error in errors.values()]
+            raise same_error(named, list(errors), len(answers))
 
     # -- all ranks together -------------------------------------------------------------------------------------------
 
@@ -215,17 +217,17 @@ class GroupRunner(Runner):
         return None if limit_s is None else time.monotonic() + limit_s
 
     def _ready_team(self) -> tuple[Team, list[Answer]]:
-        """A whole team, and where it could not be opened, what came of it."""
+        """A whole team, and if it could not be opened, the answers of its ranks."""
         if self._team is not None and not self._team.is_whole:
             self._end_team()
         if self._team is None:
             facts, limit = self.facts(), self.memory()
             spec = replace(self._spec, worst_cases=facts.worst_cases, find_unused=facts.leaves_out)
             on_cpu = BACKENDS[self.device().kind].is_processor
-            if on_cpu:  # what is free changes from one process to the next
+            if on_cpu:  # the free memory differs between processes
                 spec = replace(spec, memory_limit_bytes=limit.budget_bytes, headroom=0.0)
             for prober in self._probers:
-                prober.close()  # a device is never held twice; one that is asked again starts again
+                prober.close()  # two processes never hold one device; a later probe restarts it
             exact = on_cpu and self._spec.memory_limit_bytes is not None
             self._team = Team(
                 spec,
@@ -237,13 +239,13 @@ class GroupRunner(Runner):
             )
         opened = self._team.opened(self._deadline(self._collective_s), self._straggler_s)
         if all(answer.is_good for answer in opened):
-            # With what is left of the time for everything: it says nothing of the steps that come, nor has it their
-            # limit.
+            # With the rest of the whole time: loading says nothing about the later steps, and their limit does not
+            # apply to it.
             opened = self._team.prepared(self._deadline(None), self._collective_s)
         if all(answer.is_good for answer in opened):
             return self._team, []
-        unasked = Answer(error=RankLost("the others could not be opened"))
-        return self._team, [unasked if answer.is_good else answer for answer in opened]
+        not_opened = Answer(error=RankLost("the others could not be opened"))
+        return self._team, [not_opened if answer.is_good else answer for answer in opened]
 
     def _ready_server(self) -> ForkServer | None:
         if not sys.platform.startswith("linux"):
@@ -260,24 +262,24 @@ class GroupRunner(Runner):
     def _ask(
         self, method: str, *args: Any, ranks: int | None = None, timeout_s: float | None = None, **kwargs: Any
     ) -> list[Answer]:
-        """What each rank answers, or the first `ranks` of them; a group that cannot go on is ended."""
+        """What each rank answers, or the first `ranks` of them. A team that cannot go on is ended."""
         answers: list[Answer] = []
         try:
             team, answers = self._ready_team()
             if not answers:
-                asked = self._spec.nproc if ranks is None else ranks
-                answers = team.ask(asked, method, args, kwargs, self._deadline(timeout_s), self._straggler_s)
-        finally:  # Ctrl-C too: nobody knows where the ranks stand
+                called = self._spec.nproc if ranks is None else ranks
+                answers = team.ask(called, method, args, kwargs, self._deadline(timeout_s), self._straggler_s)
+        finally:  # after Ctrl-C too: the ranks may be anywhere in a step
             if not answers or not all(answer.is_good for answer in answers):
                 self._end_team()
         return answers
 
     def _has_run_out(self, error: AutobatchError) -> bool:
-        """Whether the last call ended with the time for everything, rather than that it hung."""
+        """Whether the last call ended because the whole time was over, and not because it hung."""
         return isinstance(error, WorkerTimeout) and not self._is_own_limit
 
     def _ask_first(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
-        """What rank 0 answers; the others take no part."""
+        """What rank 0 answers. The others take no part."""
         answers = self._ask(method, *args, ranks=1, timeout_s=timeout_s)
         error = cause(answers)
         if error is not None:
@@ -312,8 +314,8 @@ class GroupRunner(Runner):
 
     def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
         limit_s = self._patience.steps_s(plan, steps)
-        asked: dict[str, Any] = {"lowest": lowest, "highest": highest, "steps": steps, "seed": seed}
-        answers = self._ask("sweep_lr", plan, timeout_s=limit_s, **asked)
+        settings: dict[str, Any] = {"lowest": lowest, "highest": highest, "steps": steps, "seed": seed}
+        answers = self._ask("sweep_lr", plan, timeout_s=limit_s, **settings)
         sweep = joined_sweep(answers)
         if sweep is not None:
             return sweep
@@ -336,7 +338,7 @@ class GroupRunner(Runner):
     def test_score(self, segment: TrainSegment) -> float | None:
         try:
             score: float | None = self._ask_first("test_score", segment)
-        except WorkerDied:  # also for want of time: what was found stands without it
+        except WorkerDied:  # also if time runs out: the result is valid without it
             return None
         return score
 

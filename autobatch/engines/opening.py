@@ -1,7 +1,7 @@
-"""Whatever a verb was given, opened: a task or a live model becomes a runner, and what is void for it is refused.
+"""Opens the runner for a task or a live model, and refuses arguments that have no effect on it.
 
 A task from a file, or one that can be pickled, runs in worker processes. A live model on a GPU is borrowed in this
-process; on a CPU it is copied into fresh ones, because only there does the answer repeat (see `devices/cpu.py`).
+process. On a CPU it is copied into fresh ones, because only there is the answer repeatable (see `devices/cpu.py`).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def spec_for(
         return replace(common, command=given.command)
     if given.path is not None:
         return replace(common, path=given.path)
-    from ..tasks.inputs import pickle_task  # torch, with which the task was made
+    from ..tasks.inputs import pickle_task  # imports torch, which the task's maker has imported already
 
     task = given.task or given.later
     assert task is not None
@@ -156,10 +156,10 @@ def open_task(
             raise
         from ..tasks.wrong_guess import explained
 
-        told = explained(given.task, given.guess, error)
-        if told is error:
+        explanation = explained(given.task, given.guess, error)
+        if explanation is error:
             raise
-        raise told from None
+        raise explanation from None
     except DoesNotFit as error:
         if given.guess is None:
             raise
@@ -170,14 +170,14 @@ def open_task(
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """In this process as in a worker, and afterwards as it was."""
+    """Apply the settings of a worker to this process, and restore its own afterwards."""
     with warnings.catch_warnings():
         hush_libraries()
         yield
 
 
 def _plan_to_vary(of: Task | TaskFacts, accumulation_steps: int | None) -> Plan:
-    """The plan whose batch size is looked for; more than two micro-batches need no more memory than two."""
+    """The plan whose batch size varies. More than two micro-batches need no more memory than two."""
     if accumulation_steps is None:
         accumulation_steps = of.baseline.plan.accumulation_steps if isinstance(of, TaskFacts) else 1
     elif accumulation_steps < 1:
@@ -215,7 +215,7 @@ def _on_cpu(device: str) -> bool:
 def open_spec(
     spec: RunnerSpec, *, accumulation_steps: int | None = None, environment: Mapping[str, str] | None = None
 ) -> Iterator[tuple[Runner, Plan]]:
-    """A runner in worker processes, and the plan whose batch size is looked for; closed afterwards."""
+    """A runner in worker processes, and the plan whose batch size varies. The runner is closed afterwards."""
     with closing(RemoteRunner(spec, environment=environment)) as runner:
         yield runner, _plan_to_vary(runner.facts(), accumulation_steps)
 

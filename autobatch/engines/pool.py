@@ -1,7 +1,7 @@
-"""`Pool`: runners of one task, each in a worker of its own on a like device, as one runner and as a crew for a race.
+"""`Pool`: runners of one task, each in its own worker on its own device, as one runner and as a crew for a race.
 
-What is found once holds for all: the facts of the task, the largest batch, the range test. Times are taken on all of
-them at once, as training will be: workers on one processor slow one another down, and cards of one kind may differ.
+The facts of the task, the largest batch and the range test are measured once and hold for all. Times are measured on
+all runners at once, as in training: workers on one processor slow one another down, and cards of one kind may differ.
 """
 
 from __future__ import annotations
@@ -23,30 +23,28 @@ from ..searching.crew import Alone, Crew, Several
 
 T = TypeVar("T")
 
-_ROOMY = 0.5  # of the memory that is free on the emptiest device, what another must have free. Assumed.
-_DIFFER = 0.05  # from which on it is told that workers take longer than others. Assumed, as for visits to one size.
+_ROOMY = 0.5  # a device needs this share of the emptiest one's free memory. Assumed.
+_DIFFER = 0.05  # a larger difference between workers is remarked. Assumed, as for visits to one size.
 
 
 def check_workers(wanted: int, most: int, *, unit: str, where: str) -> None:
-    """That each of so many workers has a unit of its own.
+    """Check that each of the wanted workers can have its own unit.
 
     Raises:
-        SettingError: there are fewer.
+        SettingError: there are fewer units.
     """
     if wanted > most:
         remedy = f"take --workers {most}" if most else "see --device"
-        raise SettingError(
-            f"a worker has a {unit} of its own, and {where} has {most}; found --workers {wanted}: {remedy}"
-        )
+        raise SettingError(f"a worker needs its own {unit}, and {where} has {most}; got --workers {wanted}: {remedy}")
 
 
 class Pool(Runner):
-    """Runners of one task on like devices; the first speaks for all.
+    """Runners of one task on devices of one kind. The first answers for all.
 
     Args:
-        runners: those that there are from the start, at least one.
-        open_others: given the first one, once it has opened its device, opens those on the others.
-        most: so many are kept; None for all that are like the first.
+        runners: the runners that exist from the start, at least one.
+        open_others: called with the first runner once it has opened its device; opens those on the other devices.
+        most: the most runners to keep; None for all whose device is like the first one's.
     """
 
     def __init__(
@@ -57,7 +55,7 @@ class Pool(Runner):
         most: int | None = None,
     ) -> None:
         self._runners, self._open_others = list(runners), open_others
-        self._all = list(runners)  # to be closed, those that were left out too
+        self._all = list(runners)  # all to close, including those that were left out
         self._most = most
         self._facts: TaskFacts | None = None
         self._crew: Several | None = None
@@ -68,24 +66,24 @@ class Pool(Runner):
 
     @property
     def size(self) -> int:
-        """Runners that there are."""
+        """The number of runners."""
         self._muster()
         return len(self._runners)
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """A sentence for each device that is left out, and why."""
+        """A sentence for each device that was left out, with the reason."""
         return tuple(self._remarks)
 
     def crew(self) -> Crew:
-        """All of them, for a race."""
+        """All runners, for a race."""
         if self.size == 1:
             return Alone(self._runners[0])
         self._crew = Several(self._runners)
         return self._crew
 
     def _muster(self) -> None:
-        """Open a runner on each device, and keep those that are alike: trials are only compared on one kind."""
+        """Open a runner on each device, and keep those on devices of one kind: trials are only compared on one kind."""
         if self._is_mustered:
             return
         info = self._runners[0].device()
@@ -93,8 +91,8 @@ class Pool(Runner):
         self._all = [self._runners[0], *others]
         self._threads = ThreadPoolExecutor(len(self._all), thread_name_prefix="autobatch-pool")
         self._is_mustered = True
-        self._runners, found = self._runners[:1], self._each(_device_of, others)
-        for runner, device in zip(others, found, strict=True):
+        self._runners, devices = self._runners[:1], self._each(_device_of, others)
+        for runner, device in zip(others, devices, strict=True):
             if isinstance(device, Exception):
                 self._remarks.append(f"a device was left out: {first_line(device)}")
             elif _kind(device) != _kind(info):
@@ -107,14 +105,14 @@ class Pool(Runner):
             runner.close()
 
     def _each(self, ask: Callable[[Runner], T], runners: Sequence[Runner]) -> list[T]:
-        """What each answers; they are asked at once."""
+        """What each runner answers. All are called at once."""
         assert self._threads is not None
-        asked = [self._threads.submit(ask, runner) for runner in runners]
-        wait(asked)
-        return [future.result() for future in asked]
+        calls = [self._threads.submit(ask, runner) for runner in runners]
+        wait(calls)
+        return [future.result() for future in calls]
 
-    def _asked(self, ask: Callable[[Runner], T]) -> list[T]:
-        """What all answer; a worker whose device has gone is left out from then on."""
+    def _all_answers(self, ask: Callable[[Runner], T]) -> list[T]:
+        """What all runners answer. A runner whose device is lost is left out from then on."""
         self._muster()
 
         def answer(runner: Runner) -> T | DeviceError:
@@ -133,7 +131,7 @@ class Pool(Runner):
         return [answer for _, answer in pairs if not isinstance(answer, DeviceError)]
 
     def _of_first(self, ask: Callable[[Runner], T]) -> T:
-        """What the first answers; where its device has gone it is left out, and the next one is the first."""
+        """What the first runner answers. If its device is lost, the next runner becomes the first."""
         while True:
             runner = self._first
             try:
@@ -167,13 +165,13 @@ class Pool(Runner):
         return self._first.device()
 
     def memory(self) -> MemoryLimit:
-        """The smallest of all: what fits there fits anywhere. Its runner speaks for all from then on.
+        """The smallest memory of all: what fits there fits everywhere. Its runner is the first from then on.
 
-        A device of which others hold so much that it would make the batch small for all is left out.
+        A device is left out if other processes use so much of it that it would make the batch small for all.
         """
         if not self._has_ranked:
             self.facts()
-            limits = self._asked(lambda runner: runner.memory())
+            limits = self._all_answers(lambda runner: runner.memory())
             pairs = list(zip(limits, self._runners, strict=True))
             most = max(limit.budget_bytes for limit in limits)
             roomy = [pair for pair in pairs if pair[0].budget_bytes >= _ROOMY * most]
@@ -187,24 +185,24 @@ class Pool(Runner):
             self._has_ranked = True
         return self._of_first(lambda runner: runner.memory())
 
-    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+    def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
         self.memory()
-        return self._of_first(lambda runner: runner.probe(plan, verdict=verdict))
+        return self._of_first(lambda runner: runner.probe(plan, final=final))
 
     def time(
         self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
     ) -> Measurement:
-        """The slowest of all, so that what is planned by it holds on each."""
-        found = self._asked(lambda runner: runner.time(plan, budget_s=budget_s, loader=loader, parts=parts))
-        failed = next((one for one in found if one.outcome != "ok" or not one.step_s), None)
+        """The slowest time of all runners, so that plans based on it hold for each."""
+        measured = self._all_answers(lambda runner: runner.time(plan, budget_s=budget_s, loader=loader, parts=parts))
+        failed = next((one for one in measured if one.outcome != "ok" or not one.step_s), None)
         if failed is not None:
             return failed
-        slowest = max(found, key=lambda one: one.median_step_s)
-        fastest_s = min(one.median_step_s for one in found)
+        slowest = max(measured, key=lambda one: one.median_step_s)
+        fastest_s = min(one.median_step_s for one in measured)
         remarks = slowest.remarks
         if (more := slowest.median_step_s / fastest_s - 1) > _DIFFER:
-            remarks += (f"of {len(found)} workers the slowest took {more:.0%} longer than the fastest",)
-        return replace(slowest, remarks=remarks, seconds=max(one.seconds for one in found))
+            remarks += (f"of {len(measured)} workers the slowest took {more:.0%} longer than the fastest",)
+        return replace(slowest, remarks=remarks, seconds=max(one.seconds for one in measured))
 
     def energy(self, plan: Plan, *, budget_s: float) -> Energy | None:
         return self._of_first(lambda runner: runner.energy(plan, budget_s=budget_s))
@@ -219,7 +217,7 @@ class Pool(Runner):
         self._of_first(lambda runner: runner.see_evaluation_end(limit_s))
 
     def time_evaluation(self, batch_size: int) -> float:
-        return max(self._asked(lambda runner: runner.time_evaluation(batch_size)))
+        return max(self._all_answers(lambda runner: runner.time_evaluation(batch_size)))
 
     def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
         return self._of_first(
@@ -230,7 +228,7 @@ class Pool(Runner):
         return self._first.advance(segment)
 
     def test_score(self, segment: TrainSegment) -> float | None:
-        """Ask a worker that still takes segments; where it gives no score, which may be its own fault, ask another."""
+        """Ask a worker that still takes segments. If it gives no score, which may be its own fault, ask another one."""
         at_work = () if self._crew is None else self._crew.at_work
         self._runners.sort(key=lambda runner: not any(runner is other for other in at_work))
         score = self._of_first(lambda runner: runner.test_score(segment))
@@ -239,11 +237,11 @@ class Pool(Runner):
         if len(self._runners) > 1:
             self._runners.append(self._runners.pop(0))
             score = self._of_first(lambda runner: runner.test_score(segment))
-            asked = "another one was asked" if score is not None else "nor did another one"
+            other = "another one did" if score is not None else "nor did another one"
         else:
-            asked = "there is no other"
+            other = "there is no other"
         why = "it died, or memory or the time ran out"
-        self._remarks.append(f"a worker gave trial {segment.trial} no score on the test data ({why}): {asked}")
+        self._remarks.append(f"a worker gave trial {segment.trial} no score on the test data ({why}): {other}")
         return score
 
     def forget(self, trial: int, before: int | None = None) -> None:
@@ -259,7 +257,7 @@ class Pool(Runner):
 
 
 def _device_of(runner: Runner) -> DeviceInfo | Exception:
-    """The device; where it cannot be opened, why."""
+    """The device, or the error if it cannot be opened."""
     try:
         return runner.device()
     except (AutobatchError, RuntimeError) as error:
@@ -267,5 +265,5 @@ def _device_of(runner: Runner) -> DeviceInfo | Exception:
 
 
 def _kind(device: DeviceInfo) -> tuple[str, str, int | None]:
-    """What makes two devices alike."""
+    """What must be equal for two devices to be alike."""
     return device.kind, device.name, None if BACKENDS[device.kind].is_processor else device.memory_bytes

@@ -1,6 +1,6 @@
-"""In an actor of Ray's: the runner of a task on that machine, and how its checkpoints and errors travel.
+"""In a Ray actor: the runner of a task on that machine, and how its checkpoints and errors travel.
 
-Ray sends this class to other machines. It imports no Ray itself, but where it asks the cluster something.
+Ray sends this class to other machines. It imports Ray only where it needs the cluster.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .served import RunnerSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Home:
-    """Where the caller keeps the checkpoints, and what lies there for a worker that sees the same folder."""
+    """The caller's folder of checkpoints, and a file in it by which a worker recognises the same folder."""
 
     folder: Path
     token: str
@@ -38,16 +38,16 @@ class Host:
         self._shares = _sees(home)
         self._folder = home.folder if self._shares else Path(tempfile.mkdtemp(prefix="autobatch-"))
         spec = replace(spec, workers=_workers_here(spec))
-        if spec.path is not None:  # the task's folder is the working directory here
+        if spec.path is not None:  # the actor's working directory is the task's folder
             spec = replace(spec, path=Path(spec.path.name).absolute())
         self._runner = RemoteRunner(replace(spec, checkpoints=self._folder))
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the runner answers, or what it raised: an error of ours travels as data, and comes out as it is."""
+        """What the runner returns or raises. Our own errors travel as data, and are raised as they are on arrival."""
         return self._answer(lambda: getattr(self._runner, method)(*args, **kwargs))
 
     def _answer(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns, or what it raised. A disk of this machine's own that is full is this machine's fault."""
+        """What `work` returns or raises. A full disk of this machine is a fault of this machine."""
         try:
             return work()
         except StorageError as error:
@@ -58,12 +58,12 @@ class Host:
             return Raised(error)
 
     def advance(self, segment: TrainSegment, checkpoint: bytes | None) -> Any:
-        """What came of a segment, and the checkpoint that it left, where it has to travel."""
+        """The result of a segment, and its checkpoint if that has to travel."""
         result = self._answer(lambda: self._on_checkpoint("advance", segment, segment.start_step, checkpoint))
         left = checkpoint_path(self._folder, segment.trial, segment.until_step)
         content = left.read_bytes() if not self._shares and left.is_file() else None
         if not self._shares:
-            forget_checkpoints(self._folder, segment.trial)  # the next segment of the trial may be another machine's
+            forget_checkpoints(self._folder, segment.trial)  # another machine may train the next segment
         return result, content
 
     def test_score(self, segment: TrainSegment, checkpoint: bytes | None) -> Any:
@@ -76,43 +76,43 @@ class Host:
         return getattr(self._runner, method)(segment)
 
     def shares(self) -> bool:
-        """Whether checkpoints are in the caller's folder as they are written."""
+        """Whether checkpoints are written directly into the caller's folder."""
         return self._shares
 
     def close(self) -> None:
-        """End the worker processes of this machine, and leave nothing behind."""
+        """End the worker processes of this machine, and delete their files."""
         self._runner.close()
         if not self._shares:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _sees(home: Home) -> bool:
-    """Whether this process can use the caller's folder: the same one, and not another of that name."""
+    """Whether this process can use the caller's folder: the same folder, and not another one of that name."""
     try:
         return (home.folder / SHARED).read_text() == home.token and os.access(home.folder, os.W_OK)
-    except OSError:  # it is not here, or another user's
+    except OSError:  # it does not exist here, or belongs to another user
         return False
 
 
 @dataclass(frozen=True, slots=True)
 class Raised:
-    """An error of ours that travels as data, and is raised where it arrives."""
+    """One of our errors that travels as data, and is raised on arrival."""
 
     error: AutobatchError
 
 
 def most_on_node(workers: int, threads: int, cores: int) -> int:
-    """Of so many workers with so many cores each those that a node of `cores` has room for; at least one."""
+    """How many of `workers` with `threads` cores each fit on a node of `cores`; at least one."""
     return max(1, min(workers, cores // threads))
 
 
 def _workers_here(spec: RunnerSpec) -> int | None:
-    """The workers of this run that may come to share this machine; outside of a cluster those that `spec` says.
+    """How many workers of this run may come to share this machine; outside of a cluster, the spec's number.
 
-    Ray places them, and places one anew that was lost, so each takes no more of the memory than if all were here that
-    have room.
+    Ray places them, and places lost ones again. So each takes only the share of memory that it would have if all that
+    fit were here.
     """
-    import ray  # is there, in an actor; elsewhere it is an extra
+    import ray  # always installed in an actor; elsewhere an extra
 
     if not ray.is_initialized():
         return spec.workers

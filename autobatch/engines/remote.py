@@ -1,10 +1,10 @@
-"""`RemoteRunner`: a runner whose torch is in a worker process. The coordinator imports none of it.
+"""`RemoteRunner`: a runner whose torch is in a worker process. The coordinator does not import torch.
 
-A probe's verdict, and on a CPU every probe, runs in a process that ran nothing before. On Linux that is a fork of one
-that has only imported (engines/processes.py): as fresh as a new Python, without the seconds that importing torch takes.
-On an accelerator the fresh process takes over as the worker, and the device is never held twice. On a CPU it lives for
-its one probe, beside the worker: it makes memory countable to the page, which slows it down and which the worker is
-spared unless a memory limit was asked for.
+A final probe, and on a CPU every probe, runs in a process that ran nothing before. On Linux that is a fork of one that
+has only imported (`processes/fork_server.py`): as fresh as a new Python, without the seconds that importing torch
+takes. On an accelerator the fresh process replaces the worker, so that two processes never hold the device. On a CPU it
+runs one probe beside the worker: it makes memory countable to the page, which slows it down. The worker itself does not
+do that unless the user sets a memory limit.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class RemoteRunner(Runner):
 
     Args:
         spec: what to open.
-        log: file for everything the workers print; None for this process's stderr.
-        remaining_s: seconds that a call may still take; a call that outlasts it loses its worker. None for no limit.
-        environment: variables for the workers, on top of our own.
-        probe_timeout_s: after so long a probe is taken to hang, and its worker is ended; see `Patience`.
+        log: file for all output of the workers; None for this process's stderr.
+        remaining_s: seconds that a call may still take. A call that exceeds them loses its worker. None for no limit.
+        environment: variables for the workers, added to our own.
+        probe_timeout_s: seconds after which a probe counts as hanging, and its worker is ended; see `Patience`.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class RemoteRunner(Runner):
         # The latest that the server was told to load; None: never again.
         self._libraries: Libraries | None = NO_LIBRARIES
         self._is_exact = False  # whether the worker counts memory to the page
-        self._looking: Future[dict[str, WorstCase]] | None = None  # what the scout will say
+        self._looking: Future[dict[str, WorstCase]] | None = None  # the scout's result, while it is awaited
         self._scout = self._send_scout()
         self._worker = self._start(exact=False)
-        self._used: LocalWorker | None = None  # the latest that has taken steps of the task
-        self._prepared: LocalWorker | None = None  # which holds the data
+        self._used: LocalWorker | None = None  # the latest process that has taken steps of the task
+        self._prepared: LocalWorker | None = None  # the process that has loaded the data
         self._facts: TaskFacts | None = None
         self._device: DeviceInfo | None = None
         self._memory: MemoryLimit | None = None
@@ -96,10 +96,10 @@ class RemoteRunner(Runner):
         return scout
 
     def _end_scout(self) -> None:
-        """Its data goes before the worker loads it once more."""
+        """End the scout, so that its data is gone before the worker loads the data again."""
         if self._scout is not None:
             with suppress(ProcessLookupError):
-                _ = self._worker.process.pid  # waits for its start, before which the server imports and takes no orders
+                _ = self._worker.process.pid  # wait for its start: before, the server imports and reads no orders
             self._scout.kill()
             self._scout = None
 
@@ -118,10 +118,10 @@ class RemoteRunner(Runner):
         if self._looking is not None:
             looking, self._looking = self._looking, None
             return _Worker(process, opening_after(looking, process, self._spec_with))
-        # The task itself travels once.
+        # The task itself is sent once.
         try:
             opening = process.submit(open_runner, self._spec, exact=exact)
-        except WorkerDied as death:  # with its server, just now
+        except WorkerDied as death:  # its server has just ended
             opening = Future()
             opening.set_exception(death)
         return _Worker(process, opening)
@@ -139,27 +139,27 @@ class RemoteRunner(Runner):
         timeout_s: float | None = None,
         **kwargs: Any,
     ) -> Any:
-        asked = worker or self._worker
-        if worker is None and not asked.process.alive:
-            asked = self._worker = self._start(exact=self._is_exact)
+        called = worker or self._worker
+        if worker is None and not called.process.alive:
+            called = self._worker = self._start(exact=self._is_exact)
         what, limit_s, is_hang = "opening the task", *self._limit(None if timeout_s is None else OPENING_S)
         try:
-            # Its own limit: none of a segment's is for a worker that starts. And where opening failed, that is the
-            # error, not that a call found no runner.
-            asked.opening.result(timeout=limit_s)
+            # Opening has its own limit: that of a segment does not include the start of a worker. And if opening
+            # failed, its error counts, rather than that a call had no runner.
+            called.opening.result(timeout=limit_s)
             what, limit_s, is_hang = method, *self._limit(timeout_s)
-            return asked.process.submit(call, method, args, kwargs).result(timeout=limit_s)
+            return called.process.submit(call, method, args, kwargs).result(timeout=limit_s)
         except TimeoutError:
-            asked.process.kill()
+            called.process.kill()
             hang = WorkerTimeout(f"{what} took longer than the {limit_s:.1f} s it had; its worker was ended")
             hang.is_hang = is_hang
             raise hang from None
         except DeviceLost:
-            asked.process.kill()
+            called.process.kill()
             raise
         except WorkerDied as death:
-            death.was_killed = asked.process.killed
-            # Closed by another thread meanwhile, it is not to be started again.
+            death.was_killed = called.process.killed
+            # If another thread has closed the runner meanwhile, the worker must not be started again.
             if worker is not None or self._is_closed or not self._died_of_libraries():
                 raise
         return self._call(method, *args, timeout_s=timeout_s, **kwargs)
@@ -168,9 +168,9 @@ class RemoteRunner(Runner):
         return limit(timeout_s, max(0.0, self._remaining_s()) if self._remaining_s else None)
 
     def _ask(self, method: str, *args: Any, work: bool = False, **kwargs: Any) -> Any:
-        """A call that is made once more where its worker was killed or lost its device, which need not be its doing.
+        """A call that is repeated if its worker was killed or lost its device, since the call may not be the cause.
 
-        A device that is gone is told as such by the worker in the place of the lost one, which cannot open it.
+        If the device is gone, the replacement worker cannot open it and raises that.
         """
         call = self._work if work else self._call
         try:
@@ -183,9 +183,10 @@ class RemoteRunner(Runner):
         return call(method, *args, **kwargs)
 
     def _died_of_libraries(self) -> bool:
-        """Whether the server has ended with libraries to share, which takes every worker with it: true once.
+        """Whether the server, and every worker with it, has ended while it had libraries to share: true once.
 
-        They may be the cause, where one crashes when it is imported or memory runs out. From then on none are shared.
+        The libraries may be the cause, if one crashes when it is imported or memory runs out. From then on none are
+        shared.
         """
         if self._server is None or self._server.alive or self._libraries in (None, NO_LIBRARIES):
             return False
@@ -200,10 +201,10 @@ class RemoteRunner(Runner):
             self._libraries = self._spec.libraries
 
     def _share_libraries(self) -> None:
-        """Spare the fresh processes of a CPU's probes what the task imports.
+        """Import the task's libraries in the fork server, so that the fresh processes of a CPU's probes have them.
 
-        Not on an accelerator, where few are needed: a library may start the driver when it is imported, which does not
-        live through a fork.
+        Not on an accelerator, which needs few fresh processes: a library may start the driver when it is imported, and
+        that does not survive a fork.
         """
         if self._server is None or self._libraries is None or not self._on_cpu or not self._worker.process.alive:
             return
@@ -220,11 +221,11 @@ class RemoteRunner(Runner):
             self._share_libraries()  # the server loads them while the worker checks the task
             try:
                 facts: TaskFacts = self._ask("facts")
-            except DeviceLost as lost:  # twice, on a device that could be opened in between: it is the task's doing
+            except DeviceLost as lost:  # twice, on a device that could be opened in between: the task is the cause
                 raise TaskError(str(lost)) from None
             self._used = self._worker.process  # the check takes steps
             self._facts = facts
-            self._spec = replace(self._spec, worst_cases=facts.worst_cases)  # found once, not in every fresh process
+            self._spec = replace(self._spec, worst_cases=facts.worst_cases)  # scanned once, not in every fresh process
         return self._facts
 
     def learn(self, facts: TaskFacts) -> None:
@@ -239,7 +240,7 @@ class RemoteRunner(Runner):
 
     def device_names(self) -> list[str]:
         """The devices that the worker sees, as a user would name them."""
-        self.device()  # it has been opened
+        self.device()  # opens it
         names: list[str] = self._worker.process.submit(names_of_devices).result()
         return names
 
@@ -248,7 +249,7 @@ class RemoteRunner(Runner):
             memory: MemoryLimit = self._ask("memory")
             self._memory = memory
             if self._on_cpu and not self._is_limited:
-                # What is free changes from one process to the next; every later one gets the first one's wall.
+                # The free memory differs between processes. Every later process gets the first one's limit.
                 self._spec = replace(self._spec, memory_limit_bytes=memory.budget_bytes, headroom=0.0)
         return self._memory
 
@@ -261,20 +262,21 @@ class RemoteRunner(Runner):
     def _on_cpu(self) -> bool:
         return BACKENDS[self.device().kind].is_processor
 
-    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
-        """Where the worker dies, the probe is run once more, since not every death is the batch's doing; that it was is
-        clear where the kernel counts one more process that it killed for want of memory.
+    def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
+        """A probe. If the worker dies, it is run once more, since the batch may not be the cause.
+
+        The batch is clearly the cause if the kernel counts one more process that it killed when memory ran out.
         """
         kills, is_first = host_memory.kills(), True
         while True:
             try:
-                return self._probe(plan, verdict)
+                return self._probe(plan, final)
             except WorkerTimeout:
                 raise
             except WorkerDied as death:
-                if self._is_closed:  # by another thread meanwhile
+                if self._is_closed:  # another thread has closed it meanwhile
                     raise
-                if self._died_of_libraries():  # and the batch was not the cause
+                if self._died_of_libraries():  # the libraries, and not the batch, may be the cause
                     continue
                 if is_first and (kills is None or host_memory.kills() == kills):
                     is_first = False
@@ -282,13 +284,13 @@ class RemoteRunner(Runner):
                 outcome: Outcome = "oom" if death.was_killed else "crashed"
                 return Measurement(plan=plan, outcome=outcome, fresh=True, message=str(death))
 
-    def _probe(self, plan: Plan, verdict: bool) -> Measurement:
-        """The probe, in a worker that suits it."""
+    def _probe(self, plan: Plan, final: bool) -> Measurement:
+        """The probe, in a suitable worker."""
         self.memory()
         self._share_libraries()
         if self._on_cpu:
             worker = self._start(exact=True)
-        elif (verdict and not self._is_fresh) or not self._worker.process.alive:
+        elif (final and not self._is_fresh) or not self._worker.process.alive:
             self._worker.process.kill()
             worker = self._worker = self._start(exact=False)
         else:
@@ -296,9 +298,9 @@ class RemoteRunner(Runner):
         is_fresh = worker is not self._worker or self._is_fresh
         if worker is self._worker:
             self._used = worker.process
-        begun, patience_s = time.monotonic(), self._patience.probe_s(plan, self._spec.soak_steps if verdict else 0)
+        begun, patience_s = time.monotonic(), self._patience.probe_s(plan, self._spec.soak_steps if final else 0)
         try:
-            measurement: Measurement = self._call("probe", plan, worker=worker, timeout_s=patience_s, verdict=verdict)
+            measurement: Measurement = self._call("probe", plan, worker=worker, timeout_s=patience_s, final=final)
         except WorkerTimeout as hang:
             if not hang.is_hang:
                 raise
@@ -310,13 +312,13 @@ class RemoteRunner(Runner):
         return replace(measurement, fresh=is_fresh)
 
     def prepare(self, *, fresh: bool = False) -> None:
-        """Have a worker that holds the data: what that takes says nothing of the work that comes.
+        """Have a worker ready with the data loaded, so that the next call's time does not include that.
 
-        It has what is left of the time for everything: a worker that is new in mid-race has to open the task and load
-        the data again, which may take longer than a segment may.
+        It may take the rest of the whole time: a worker that replaces another one during a race has to open the task
+        and load the data again, which may take longer than a segment may.
 
         Args:
-            fresh: and has taken no step yet.
+            fresh: whether the worker must not have taken a step yet.
         """
         if self._is_limited and self._on_cpu and not self._is_exact:
             self._worker.process.kill()
@@ -336,7 +338,7 @@ class RemoteRunner(Runner):
             self._used = self._worker.process
 
     def _take_steps(self, method: str, plan: Plan, budget_s: float, **kwargs: Any) -> Any:
-        """What a call that takes steps of a plan answers, or that it cost its worker."""
+        """The result of a call that takes steps of a plan, or the death of its worker."""
         limit_s = self._patience.steps_s(plan, FEWEST_STEPS_WITH_PARTS, budget_s)
         try:
             return self._work(method, plan, timeout_s=limit_s, budget_s=budget_s, **kwargs)
@@ -348,19 +350,19 @@ class RemoteRunner(Runner):
     def time(
         self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
     ) -> Measurement:
-        found: Measurement | WorkerDied = self._take_steps("time", plan, budget_s, loader=loader, parts=parts)
-        if isinstance(found, WorkerDied):
-            return Measurement(plan=plan, outcome="crashed", message=str(found))
-        self._patience.learn_time(found)
-        return found
+        measured: Measurement | WorkerDied = self._take_steps("time", plan, budget_s, loader=loader, parts=parts)
+        if isinstance(measured, WorkerDied):
+            return Measurement(plan=plan, outcome="crashed", message=str(measured))
+        self._patience.learn_time(measured)
+        return measured
 
     def energy(self, plan: Plan, *, budget_s: float) -> Energy | None:
-        found: Energy | WorkerDied | None = self._take_steps("energy", plan, budget_s)
-        return None if isinstance(found, WorkerDied) else found  # the times of the plan stand without it
+        energy: Energy | WorkerDied | None = self._take_steps("energy", plan, budget_s)
+        return None if isinstance(energy, WorkerDied) else energy  # the times of the plan are valid without it
 
     def workload(self) -> Workload | None:
-        found: Workload | None = self._work("workload")
-        return found
+        workload: Workload | None = self._work("workload")
+        return workload
 
     def matmul_flops_per_s(self, *, budget_s: float) -> float | None:
         reached: float | None = self._work("matmul_flops_per_s", budget_s=budget_s)
@@ -375,9 +377,9 @@ class RemoteRunner(Runner):
 
     def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
         limit_s = self._patience.steps_s(plan, steps)
-        asked = {"lowest": lowest, "highest": highest, "steps": steps, "seed": seed}
+        settings = {"lowest": lowest, "highest": highest, "steps": steps, "seed": seed}
         try:
-            sweep: LrSweep = self._ask("sweep_lr", plan, work=True, timeout_s=limit_s, **asked)
+            sweep: LrSweep = self._ask("sweep_lr", plan, work=True, timeout_s=limit_s, **settings)
         except WorkerTimeout as hang:
             if not hang.is_hang:
                 raise
@@ -394,33 +396,33 @@ class RemoteRunner(Runner):
         except WorkerDied as death:
             return segment_of_dead(segment, death, time.monotonic() - begun)
         worker = self._worker.process
-        # What has run out of memory may be what it kept of other work: nothing else is to be charged with that.
+        # The worker may have run out of memory because of earlier work, so nothing else should run in it.
         if worker.alive and (result.outcome == "oom" or self._leaks.is_leaking([worker.pid])):
-            worker.kill()  # the next call starts another
+            worker.kill()  # the next call starts another one
         return replace(result, fresh=is_fresh)
 
     def test_score(self, segment: TrainSegment) -> float | None:
         try:
             score: float | None = self._work("test_score", segment)
-        except WorkerDied:  # also for want of time: what was found stands without it
+        except WorkerDied:  # also if time runs out: the result is valid without it
             return None
         return score
 
     def forget(self, trial: int, before: int | None = None) -> None:
         if self._spec.checkpoints is not None:
             forget_checkpoints(self._spec.checkpoints, trial, before)
-        elif self._worker.process.alive:  # a folder of the worker's own has ended with it
+        elif self._worker.process.alive:  # a dead worker's own folder is gone with it
             with suppress(WorkerDied):
                 self._call("forget", trial, before)
 
     def close(self) -> None:
         self._is_closed = True
         if self._server is not None:
-            self._server.close()  # first: it ends the workers, whatever it is doing
+            self._server.close()  # first: it ends the workers in any state
         self._worker.process.kill()
 
 
 def segment_of_dead(segment: TrainSegment, death: WorkerDied, spent_s: float) -> SegmentResult:
-    """What came of a segment whose worker died in it, or was ended because it took too long."""
+    """The result of a segment whose worker died in it, or was ended because it took too long."""
     outcome: SegmentOutcome = "timeout" if isinstance(death, WorkerTimeout) else "crashed"
     return SegmentResult(segment=segment, outcome=outcome, message=str(death), train_s=spent_s, seconds=spent_s)

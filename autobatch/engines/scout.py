@@ -1,6 +1,6 @@
-"""A process that looks for the largest samples while the fork server imports what steps need.
+"""The scout: a process that looks for the largest samples while the fork server imports what steps need.
 
-Only where nothing is timed or trained: elsewhere one more process that reads the data is no gain to speak of.
+Only used if nothing is timed or trained: otherwise one more process that reads the data gains too little.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from .served import TO_STEP, RunnerSpec, open_runner, worst_cases
 
 
 def is_worth_a_scout(spec: RunnerSpec) -> bool:
-    """Whether one process alone opens the task, in order to look for sizes that fit."""
+    """Whether a scout helps: one process alone opens the task, to find the largest batch."""
     return not spec.is_timed and spec.rank_info is None and spec.nproc == 1 and sys.platform.startswith("linux")
 
 
 def send_scout(spec: RunnerSpec, server: ForkServer) -> tuple[LocalWorker | None, Future[dict[str, WorstCase]] | None]:
-    """The process that looks, and what it will say; None for both where the server has ended."""
+    """The scout process and its future result; None for both if the server has ended."""
     scout = LocalWorker(server=server)
     try:
         looking = scout.submit(worst_cases, spec)
-    except WorkerDied:  # with its server, just now
+    except WorkerDied:  # its server has just ended
         return None, None
     server.load(Libraries(TO_STEP, ()))
     return scout, looking
@@ -38,12 +38,12 @@ def opening_after(
     process: LocalWorker,
     spec_with: Callable[[dict[str, WorstCase] | None], RunnerSpec],
 ) -> Future[None]:
-    """The opening in `process`, never beside another of the same task, which may write files when it is loaded.
+    """The opening in `process`, never at the same time as another of the same task, which may write files on loading.
 
     Args:
-        looking: what the scout will say.
-        process: where the task is opened then.
-        spec_with: what to open then, given what the scout said, or None where it failed.
+        looking: the scout's future result.
+        process: the process that opens the task afterwards.
+        spec_with: makes the spec to open from the scout's result, or from None if the scout failed.
     """
     opening: Future[None] = Future()
 
@@ -53,9 +53,9 @@ def opening_after(
         else:
             opening.set_result(None)
 
-    def looked(found: Future[dict[str, WorstCase]]) -> None:
-        # What is wrong with the task or its data is for the check to tell, which comes next.
-        spec = spec_with(None if found.exception() is not None else found.result())
+    def looked(scanned: Future[dict[str, WorstCase]]) -> None:
+        # The check, which comes next, reports what is wrong with the task or its data.
+        spec = spec_with(None if scanned.exception() is not None else scanned.result())
         try:
             process.submit(open_runner, spec, exact=False).add_done_callback(opened)
         except WorkerDied as death:

@@ -1,6 +1,6 @@
 """What a worker process serves: the runner that a `RunnerSpec` describes, opened there and called by name.
 
-This module is the coordinator's too, which has no use for torch, so what needs it is imported inside functions.
+The coordinator imports this module too. It must not import torch, so what needs torch is imported inside functions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerSpec:
-    """All that a worker needs to open the runner: data only, so that it travels to any process or machine.
+    """Everything that a worker needs to open the runner: only data, so that it can be sent to any process or machine.
 
     Attributes:
         path: of the task file; or
@@ -76,7 +76,7 @@ class RunnerSpec:
 TO_READ = ("autobatch.worker.warm", "autobatch.engines.served")
 TO_STEP = ("autobatch.worker.first_step", "autobatch.engines.served")
 
-# In a worker: the runner it has open, and what it began with.
+# In a worker: its open runner, and its spec.
 _runner: Runner | None = None
 _watch: Watch | None = None
 
@@ -87,14 +87,14 @@ def _open(spec: RunnerSpec) -> Runner:
     from ..devices import open_device
     from ..worker.torch_runner import TorchRunner
 
-    torch.set_num_threads(spec.threads)  # a fork has the server's one
+    torch.set_num_threads(spec.threads)  # a fork inherits the server's single thread
     try:
         device = open_device(_device_of(spec))
-        # As the user's own script does: `.cuda()` and `fully_shard` take the current one.
+        # As in the user's own script: `.cuda()` and `fully_shard` use the current device.
         device.backend.make_current(device.torch_device)
     except DeviceError:
         raise
-    except RuntimeError as error:  # a card that has gone, or that its driver no longer answers for, is still listed
+    except RuntimeError as error:  # a card that is gone or does not respond is still listed
         raise DeviceError(f"{_device_of(spec)} cannot be opened: {first_line(error)}") from None
     memory_limit_bytes = spec.memory_limit_bytes
     sharing = spec.nproc * (spec.workers or 1)
@@ -129,7 +129,7 @@ def _task(spec: RunnerSpec) -> Task:
     from ..tasks.task import load_task
 
     task = unpickle_task(spec.pickled) if spec.pickled is not None else load_task(spec.path or "")
-    hush_libraries()  # now: a task file may have set filters of its own
+    hush_libraries()  # only now: a task file may have set its own filters
     return task
 
 
@@ -157,11 +157,11 @@ def _device_of(spec: RunnerSpec) -> str:
 
 
 def _join(spec: RunnerSpec, backend: Backend) -> DataParallel | None:
-    """Make this process a rank, where it is to be one; as what it sees of the others."""
+    """Make this process a rank if it should be one; returns its connection with the others."""
     if spec.rank_info is None:
         return None
     rank, size, rendezvous = spec.rank_info.rank, spec.rank_info.size, spec.rendezvous
-    # Imported only here: torch.distributed is for who needs it.
+    # Imported here: torch.distributed is only for those who need it.
     from ..worker.data_parallel import DataParallel, meet, tell_environment
     from .ranks.stand_in import stand_in
 
@@ -175,7 +175,7 @@ def _join(spec: RunnerSpec, backend: Backend) -> DataParallel | None:
 
 
 def open_runner(spec: RunnerSpec, *, exact: bool) -> None:
-    """In a worker: open the runner that `spec` describes; with `exact`, memory is counted to the page from now on."""
+    """In a worker: open the runner that `spec` describes. With `exact`, memory is counted to the page from now on."""
     global _runner, _watch
     _watch = Watch()
     if exact:
@@ -186,7 +186,7 @@ def open_runner(spec: RunnerSpec, *, exact: bool) -> None:
 
 
 def imported_libraries() -> Libraries:
-    """In a worker: what the task has brought in."""
+    """In a worker: the libraries that the task has imported."""
     assert _watch is not None
     return _watch.libraries()
 

@@ -1,4 +1,4 @@
-"""The processes of one group: they start together, are asked together, and end together."""
+"""The processes of one team of ranks: they start together, are called together, and end together."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .served import RunnerSpec, call, open_runner
 
 
 class Team:
-    """The processes of one group, each a rank in the process group that they make.
+    """The worker processes of a team, each a rank in the process group that they make.
 
     Args:
-        spec: what each opens; its rank and the rendezvous are the team's to say.
-        server: forks them; None to start a Python for each.
-        environment, log: of processes that are started; a server has its own.
+        spec: what each rank opens. The team adds the rank and the rendezvous.
+        server: forks them; None to start a new Python for each.
+        environment, log: of new Pythons; a server has its own.
         exact: whether they count memory to the page.
         collective_s: seconds that a collective may take.
     """
@@ -70,7 +70,7 @@ class Team:
 
     @property
     def pids(self) -> list[int]:
-        """Of the ranks, in their order."""
+        """The process numbers of the ranks, in their order."""
         return [worker.pid for worker in self._workers]
 
     @property
@@ -79,14 +79,14 @@ class Team:
         return all(worker.alive for worker in self._workers)
 
     def opened(self, deadline: float | None, straggler_s: float) -> list[Answer]:
-        """What came of opening the task on each rank; waited for once."""
+        """The results of opening the task on each rank, waited for once."""
         if self._opening is None:
             return []
         opening, self._opening = self._opening, None
         return _answers(opening, deadline, straggler_s)
 
     def prepared(self, deadline: float | None, wait_s: float) -> list[Answer]:
-        """What came of loading the data on each rank; waited for once."""
+        """The results of loading the data on each rank, waited for once."""
         if self._is_prepared:
             return []
         self._is_prepared = True
@@ -101,12 +101,12 @@ class Team:
         deadline: float | None,
         wait_s: float,
     ) -> list[Answer]:
-        """What the first `ranks` ranks answer, one entry for each, in their order."""
-        asked = [self._submit(rank, call, method, tuple(args), dict(kwargs)) for rank in range(ranks)]
-        return _answers(asked, deadline, wait_s)
+        """The answers of the first `ranks` ranks, one for each, in their order."""
+        calls = [self._submit(rank, call, method, tuple(args), dict(kwargs)) for rank in range(ranks)]
+        return _answers(calls, deadline, wait_s)
 
     def close(self) -> None:
-        """End all of it."""
+        """End all of its processes."""
         for worker in self._workers:
             worker.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -119,17 +119,17 @@ def _free_port() -> int:
         return port
 
 
-def _answers(asked: Sequence[Future[Any]], deadline: float | None, straggler_s: float) -> list[Answer]:
-    """What came of each call, as far as it came in time."""
+def _answers(calls: Sequence[Future[Any]], deadline: float | None, straggler_s: float) -> list[Answer]:
+    """The answer of each call, or an error for one that did not answer in time."""
     limit, is_straggling = deadline, False
-    waiting = set(asked)
+    waiting = set(calls)
     while waiting:
         left_s = None if limit is None else max(0.0, limit - time.monotonic())
         done, waiting = wait(waiting, timeout=left_s, return_when=FIRST_COMPLETED)
         if not done:
             break
         failed = any(not answer_of(future).is_good for future in done)
-        if not is_straggling and (failed or asked[0] in done):
+        if not is_straggling and (failed or calls[0] in done):
             is_straggling = True
             soon = time.monotonic() + straggler_s
             limit = soon if limit is None else min(limit, soon)
@@ -138,11 +138,11 @@ def _answers(asked: Sequence[Future[Any]], deadline: float | None, straggler_s: 
         if is_straggling
         else WorkerTimeout("no answer in the time there was; its process was ended")
     )
-    return [Answer(error=late, is_late=True) if future in waiting else answer_of(future) for future in asked]
+    return [Answer(error=late, is_late=True) if future in waiting else answer_of(future) for future in calls]
 
 
 def answer_of(future: Future[Any]) -> Answer:
-    """What came of a call that is done."""
+    """The answer of a call that is done."""
     error = future.exception()
     if error is None:
         return Answer(value=future.result())

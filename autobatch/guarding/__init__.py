@@ -1,1 +1,1 @@
-"""A loop of the user's own, whose steps are split where they run out of memory."""
+"""A guard for a user's own training loop, which splits steps that run out of memory."""

@@ -1,4 +1,4 @@
-"""A guard for a training loop of the user's own: a batch that runs out of memory is run again in smaller pieces.
+"""A guard for a user's own training loop: a batch that runs out of memory is run again in smaller pieces.
 
 The loss is a mean over samples, so the gradient of a batch of n is the sum of the gradients of its micro-batches, each
 times n_i / n. What a failed attempt leaves behind (gradients, buffers, random generators) is undone before the next.
@@ -30,8 +30,8 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 _CUT_BY = {"rows": "rows", "entries": "the entries of the batch", "lists": "the entries of its lists"}
-# Samples are apart where their losses add up to this share. Assumed: sums in fp32 differ by a hundredth of it, and what
-# falls below it changes a gradient by as little.
+# Samples are independent if their losses add up to within this share. Assumed: sums in fp32 differ by a hundredth of
+# it, and a smaller dependence changes a gradient by as little.
 _ADD_UP = 1e-5
 
 
@@ -45,12 +45,12 @@ def oom_safe(
     weight: Callable[[Any], Any] | None = None,
     split: Split | None = None,
 ) -> OomSafeBackward:
-    """A function `backward(batch)`: forward and backward of a whole batch, in as many micro-batches as memory asks for.
+    """A function `backward(batch)`: forward and backward of a whole batch, in as many micro-batches as memory needs.
 
-    It returns the mean loss over the batch, a detached scalar, and adds the gradient of that mean to `.grad`, as
-    `loss(model, batch).backward()` does. When memory runs out, the attempt is undone, the micro-batch halved and the
-    whole batch run again; the size that was found stays for later batches. Effective batch and gradient are the same,
-    to rounding. The optimizer's step is the caller's:
+    It returns the mean loss over the batch, a detached scalar, and adds the gradient of that mean to `.grad`, like
+    `loss(model, batch).backward()`. When memory runs out, the attempt is undone, the micro-batch halved and the whole
+    batch run again. Later batches keep the size that worked. The effective batch size and the gradient stay the same,
+    to rounding. The caller takes the optimizer's step:
 
         backward = autobatch.oom_safe(model, loss)
         for batch in loader:
@@ -58,45 +58,45 @@ def oom_safe(
             optimizer.step()
             optimizer.zero_grad()
 
-    A batch is cut into samples, never along time or channels: tensors, in whatever structure, along dimension 0, lists
-    by their entries where they hold one for each sample (images of several sizes, the targets of each), the batches of
-    torch_geometric into graphs. Where the shapes do not say which it is, the loss is run once on two samples, to see
-    whether what one of them adds depends on the other. Where it does, and for any other object, `split` splits the
-    batch; without `split` the call is refused.
+    A batch is cut into samples, never along time or channels: tensors, in any structure, along dimension 0; lists by
+    their entries if they have one for each sample (images of several sizes, the targets of each); batches of
+    torch_geometric into graphs. If the shapes do not show what a sample is, the loss is run once on two samples, to see
+    whether the part of one depends on the other. If it does, and for any other object, `split` must split the batch;
+    without `split` the call is refused.
 
     Pieces are moved to the model's device one by one: a batch that stays on the host is never on the device as a whole.
     A model on several devices gets its batches as they are.
 
-    Micro-batches differ from the batch where samples meet: batch norm in training mode sees each apart (warned about).
-    Dropout draws another mask, and hooks of tensors run once for each.
+    Micro-batches differ from the batch if samples interact: batch norm in training mode sees each micro-batch alone
+    (there is a warning). Dropout draws another mask, and hooks of tensors run once per micro-batch.
 
-    Under DistributedDataParallel every rank calls it equally often; batches may differ in length. All ranks run the
-    same micro-batch size, and end with the plain mean of their gradients, as the wrapper gives it. It is taken after
-    the backward pass and not during it, since a rank that runs out of memory halfway would leave the others waiting:
-    their overlap is what is given up, and the wrapper's communication hooks and `no_sync()` have no effect.
+    Under DistributedDataParallel every rank calls it equally often; batches may differ in length. All ranks use the
+    same micro-batch size, and end with the plain mean of their gradients, as with the wrapper. The mean is taken after
+    the backward pass and not during it, since a rank that runs out of memory halfway would leave the others waiting. So
+    the two do not overlap, and the wrapper's communication hooks and `no_sync()` have no effect.
 
     Args:
-        model: in training; also compiled, or wrapped in DistributedDataParallel. What the loss learns or changes is
-            part of it, or of the loss where that is a module.
-        loss: `loss(model, batch)`, a scalar, the mean over the samples of the batch it is given; autocast is its own
-            affair. By default the cross-entropy of `model(x)` against `y`, or what a transformers model makes of
-            `labels` in the batch. Of a `Task`, its loss in its precision, by its weight.
-        accumulation: False says that the loss couples the samples of a batch, and is refused.
-        micro_batch_size: samples at a time to begin with; None for whole batches.
-        scaler: scales each loss before its backward pass, for fp16; to unscale, step and update is the caller's.
-        weight: `weight(batch)`, the count of what the loss is a mean over where that is not samples, as in
-            `lambda batch: (batch["labels"] != -100).sum()` for tokens. Called with each micro-batch, when there are
-            several. The default loss counts its labels by itself.
-        split: `split(batch, micro_batch_size)`, a list of batches of at most so many samples, every sample in one; for
-            batches whose samples nobody else can tell, as with time first, `lambda batch, size: batch.split(size, 1)`.
-            With a size of 1 it counts them.
+        model: in training mode; also compiled, or wrapped in DistributedDataParallel. Everything that the loss trains
+            or changes is part of it, or of the loss if that is a module.
+        loss: `loss(model, batch)`, a scalar, the mean over the samples of its batch; it uses autocast itself. By
+            default the cross-entropy of `model(x)` against `y`, or the loss that a transformers model computes from
+            `labels` in the batch. For a `Task`, its loss in its precision, with its weight.
+        accumulation: False declares that the loss couples the samples of a batch, which is refused.
+        micro_batch_size: the most samples at a time at first; None for whole batches.
+        scaler: scales each loss before its backward pass, for fp16. The caller unscales, steps and updates.
+        weight: `weight(batch)`, the count of what the loss is a mean over if that is not samples, such as `lambda
+            batch: (batch["labels"] != -100).sum()` for tokens. Called with each micro-batch, if there are several. The
+            default loss counts its labels itself.
+        split: `split(batch, micro_batch_size)`, a list of batches of at most that many samples, with every sample in
+            one. For batches whose samples are not obvious, for example with time first, `lambda batch, size:
+            batch.split(size, 1)`. With a size of 1 it counts the samples.
 
     Raises:
-        SettingError: an argument has a value that cannot be used, the samples are coupled, or the model is sharded;
-            from a call, something in it acts on the gradients of a part, or waits for other ranks.
-        DoesNotFit: from a call, not even one sample at a time fits; the model is as it was.
-        TaskError: from a call, the batch has to be split and cannot be, or the loss is not a scalar.
-        AutobatchError: from a call, another rank failed.
+        SettingError: an argument cannot be used, the samples are coupled, or the model is sharded. From a call:
+        something in the batch acts on the gradients of a part, or waits for other ranks.
+        DoesNotFit: from a call: not even one sample at a time fits. The model is as it was.
+        TaskError: from a call: the batch has to be split and cannot be, or the loss is not a scalar.
+        AutobatchError: from a call: another rank failed.
     """
     return OomSafeBackward(
         model,
@@ -111,7 +111,7 @@ def oom_safe(
 
 @final
 class OomSafeBackward:
-    """What `oom_safe` returns; its arguments are explained there.
+    """The result of `oom_safe`, which explains the arguments.
 
     Attributes:
         micro_batch_size: the most samples at a time from now on; None while whole batches are run. It may be set.
@@ -142,7 +142,7 @@ class OomSafeBackward:
             weight = weight or loss.weight
         self.micro_batch_size, self.accumulation_steps, self.oom_count = micro_batch_size, 0, 0
         self._model, self._scaler, self._weight, self._split = model, scaler, weight, split
-        self._known: dict[tuple[Any, ...], str] = {}  # by what batches of a kind were found to be cut
+        self._known: dict[tuple[Any, ...], str] = {}  # how batches of each kind are cut
         self._loss = loss.loss if isinstance(loss, Task) else cross_entropy_loss if loss is None else loss
         self._precision = loss.precision if isinstance(loss, Task) else "fp32"
         self._parts = nn.ModuleList([model, *([self._loss] if isinstance(self._loss, nn.Module) else [])])
@@ -150,7 +150,7 @@ class OomSafeBackward:
         self._warned_of_norms = False
 
     def __call__(self, batch: Batch) -> Tensor:
-        """The mean loss over the batch, whose gradient has been added to `.grad`; see `oom_safe`."""
+        """The mean loss over the batch. Its gradient has been added to `.grad`; see `oom_safe`."""
         _check_size(self.micro_batch_size)
         self._ranks.check()
         size_before, refusals = self.micro_batch_size, list[Refused]()
@@ -163,7 +163,7 @@ class OomSafeBackward:
                 self._halve(refusals)
             self._ranks.share()
             before.keep_gradients()
-            self._warn(refusals)  # when all is done: where warnings are errors, no rank waits for the one that warns
+            self._warn(refusals)  # at the end: if warnings are errors, no rank waits for the one that warns
             return outcome
         except BaseException as error:
             before.put_gradients_back()
@@ -196,7 +196,7 @@ class OomSafeBackward:
             if not is_out_of_memory(error, limited_cpu=_memory_is_limited()):
                 raise
             message = with_class(error)
-        # Here the except block is left: the traceback, and with it the failed attempt's tensors, is gone.
+        # Outside the except block the traceback, and with it the failed attempt's tensors, is gone.
         self.oom_count += 1
         before.restore()
         try:
@@ -209,7 +209,7 @@ class OomSafeBackward:
     def _run(self, batch: Batch, before: Before) -> Tensor:
         _check_what_runs(self._parts)
         pieces = self._pieces(batch, before)
-        # How many labels the default loss is a mean over shows in the first forward pass of a model that shifts them.
+        # If a model shifts its labels, the first forward pass shows how many labels the default loss is a mean over.
         shares = None if self._loss is cross_entropy_loss and self._weight is None else self._shares(pieces)
         parts = []
         for index, (piece, _) in enumerate(pieces):
@@ -225,7 +225,7 @@ class OomSafeBackward:
         """The batch with the way to cut it into samples.
 
         Raises:
-            TaskError: there is none that is sure.
+            TaskError: no way is certain.
         """
         if self._split is not None:
             return BySplit.of(batch, self._split)
@@ -244,16 +244,16 @@ class OomSafeBackward:
                 return way
             refusal = answer or refusal
         if refusal:
-            known = "before it was known what a sample is"
+            known = "before it was clear what a sample is"
             raise TaskError(f"memory ran out with two samples, {known} ({refusal.message}): {PASS_SPLIT}")
         raise TaskError(_unsure(ways))
 
     def _are_samples(self, way: Parts, before: Before) -> bool | Refused:
-        """Whether the loss takes for samples what this way cuts: what each adds does not depend on which is beside it.
+        """Whether the pieces of this way are samples to the loss: the part of each does not depend on the other one.
 
         Batches of two have the same shapes, and so the same dropout and noise: in the loss of two samples, the first
-        can be exchanged apart from the second. Time steps, channels, and samples that meet in the loss do not add up.
-        Or memory was refused before that was known.
+        can be exchanged independently of the second. For time steps, channels, and samples that interact in the loss,
+        the sums do not agree. Returns a refusal if memory ran out before that was clear.
         """
         if way.count == 1:
             return True
@@ -261,14 +261,14 @@ class OomSafeBackward:
         one, other = 0, way.count // 2
         refusal = None
         try:
-            for norm in norms:  # in training mode they look at both samples
+            for norm in norms:  # in training mode they depend on both samples
                 norm.training = False
-            self._weighed(way.take([one]), before)  # a list of a batch's fields has no batch in each of its entries
+            self._weighed(way.take([one]), before)  # an entry of a list of a batch's fields is no batch
             same_1, same_2, mixed_1, mixed_2 = (
                 self._weighed(way.take(pair), before)
                 for pair in ((one, one), (other, other), (one, other), (other, one))
             )
-        except Exception as error:  # noqa: BLE001  # the loss may raise anything: what was cut is no batch to it
+        except Exception as error:  # noqa: BLE001  # the loss may raise anything on a piece that is no batch
             if not is_out_of_memory(error, limited_cpu=_memory_is_limited()):
                 return False
             refusal = Refused(size=2, message=first_line(error))
@@ -283,7 +283,7 @@ class OomSafeBackward:
         return abs(apart) <= max(_ADD_UP, 2 * same_1[1]) * largest
 
     def _weighed(self, piece: Batch, before: Before) -> tuple[float, float]:
-        """The loss of a batch times what it is a mean over, and how exact a number of its type is."""
+        """The loss of a batch times what it is a mean over, and the precision of a number of its type."""
         before.put_values_back()
         loss = self._loss_of(piece).detach()
         known = self._counted(piece)
@@ -291,25 +291,25 @@ class OomSafeBackward:
         return float(loss) * weight if weight else 0.0, torch.finfo(loss.dtype).eps
 
     def _counted(self, piece: Batch) -> float | None:
-        """How many things the loss of a piece is a mean over; None where they are its samples."""
+        """How many things the loss of a piece is a mean over; None if they are its samples."""
         return counted(self._model, piece, loss=self._loss, weight=self._weight)
 
     def _pieces(self, batch: Batch, before: Before) -> list[tuple[Batch, int]]:
-        """The micro-batches with their samples."""
+        """The micro-batches with their numbers of samples."""
         size = self.micro_batch_size
         if size is None or (cut := self._cut(batch, before)).count <= size:
             return [(batch, 1)]
         return cut.pieces(size)
 
     def _shares(self, pieces: list[tuple[Batch, int]]) -> list[float]:
-        """Of micro-batches in the mean over the batch."""
+        """The shares of micro-batches in the mean over the batch."""
         if len(pieces) == 1:
             return [1.0]
         known = [self._counted(piece) for piece, _ in pieces]
         weights = [
             float(samples) if weight is None else weight for (_, samples), weight in zip(pieces, known, strict=True)
         ]
-        if not any(weights):  # a mean over nothing is for the loss to make sense of
+        if not any(weights):  # the loss decides what a mean over nothing is
             weights = [float(samples) for _, samples in pieces]
         return [weight / sum(weights) for weight in weights]
 
@@ -341,7 +341,7 @@ class OomSafeBackward:
         self.micro_batch_size = last.size // 2
 
     def _warn(self, refusals: list[Refused]) -> None:
-        mine = [refused for refused in refusals if refused.here]  # of several ranks, those that ran out warn
+        mine = [refused for refused in refusals if refused.here]  # with several ranks, only those that ran out warn
         for refused in mine:
             warnings.warn(
                 f"memory ran out with {refused.size} samples at a time ({refused.message}); this batch and later ones "
@@ -363,12 +363,12 @@ class OomSafeBackward:
 
 def _unsure(ways: list[Parts]) -> str:
     """Why none of these ways is taken, and what to do."""
-    told = " or ".join(f"{_CUT_BY[way.by]} ({way.count}) were samples" for way in ways)
+    guesses = " or ".join(f"{_CUT_BY[way.by]} ({way.count}) were samples" for way in ways)
     return (
-        f"a batch is split where it is sure what a sample is; cut as if {told}, two of them do not add up to the loss "
-        f"of both. Where they are something else (time, channels), {PASS_SPLIT}; where the loss is a mean over tokens "
-        "or the like, pass weight=, a function (batch) that counts them; where it couples the samples of a batch, use "
-        "a batch that fits (autobatch.find_max_batch)"
+        f"a batch is split only if it is certain what a sample is. Cut as if {guesses}, two of them do not add up "
+        f"to the loss of both. If they are something else (time, channels), {PASS_SPLIT}; if the loss is a mean over "
+        "tokens or the like, pass weight=, a function (batch) that counts them; if it couples the samples of a batch, "
+        "use a batch that fits (autobatch.find_max_batch)"
     )
 
 
@@ -397,10 +397,10 @@ def _check_task(task: Task, scaler: torch.amp.GradScaler | None) -> None:
 
 
 def _check_what_runs(parts: nn.Module) -> None:
-    """Nothing, if neither gradients of a part nor a rank that ran out of memory can do harm.
+    """Check that neither gradients of a part nor a rank that ran out of memory can do harm.
 
     Raises:
-        SettingError: a hook acts on each gradient as it comes, or a layer waits for other ranks.
+        SettingError: a hook acts on each gradient when it is accumulated, or a layer waits for other ranks.
     """
     if any(parameter._post_accumulate_grad_hooks for parameter in parts.parameters()):
         raise SettingError(
@@ -411,7 +411,7 @@ def _check_what_runs(parts: nn.Module) -> None:
 
 
 def _memory_is_limited() -> bool:
-    """Whether `ulimit -d` or `-v` is set, so that the vague words of libraries mean a refusal too."""
+    """Whether `ulimit -d` or `-v` is set, so that the vague messages of libraries mean a refusal too."""
     if resource is None:
         return False
     limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS))

@@ -1,8 +1,9 @@
-"""What the ranks of a DistributedDataParallel model tell each other when a batch may run out of memory on any of them.
+"""What the ranks of a DistributedDataParallel model exchange if a batch may run out of memory on any of them.
 
-No rank is left waiting for one that fell out. While micro-batches run, nothing is exchanged: calls of the wrapper go
-straight to the module inside, so it starts none of its own exchanges. Then every rank, whatever happened to it, says in
-one small sum how it went. What follows is done by all or by none; its memory was taken before, where it may be refused.
+No rank waits for one that dropped out. While micro-batches run, nothing is exchanged: calls of the wrapper go straight
+to the module inside, so it starts none of its own exchanges. Then every rank, after any outcome, reports it in one
+small sum. The following steps are done by all ranks or by none; their memory was allocated before, where it may be
+refused.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import AutobatchError, SettingError
 from ..tasks.data import to_device
 
-# Tensors below this travel in one buffer a type, the others as they are. Cited: the size from which torch's
+# Smaller tensors travel in one buffer per type, and larger ones as they are. Cited: the size from which torch's
 # DistributedDataParallel sends its first bucket (`_DEFAULT_FIRST_BUCKET_BYTES`, 1 MiB).
 _PACKED_BELOW_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """Memory ran out with `size` samples at a time; of the error only the text is kept, its traceback holds tensors.
+    """Memory ran out with `size` samples at a time. Only the error's text is kept: its traceback holds tensors.
 
     Attributes:
         size: samples of the micro-batch.
         message: the first line of the error, or which rank it was.
-        here: whether it was this process.
+        here: whether it was in this process.
     """
 
     size: int
@@ -44,27 +45,27 @@ class Refused:
 
 @final
 class Alone:
-    """A process that shares its gradients with nobody."""
+    """A process that shares its gradients with no other."""
 
     def check(self) -> None:
-        """Nothing to check."""
+        """There is nothing to check."""
 
     def apart(self) -> AbstractContextManager[None]:
         """A context that changes nothing."""
         return nullcontext()
 
     def prepare(self) -> None:
-        """Nothing to prepare."""
+        """There is nothing to prepare."""
 
     def agree(self, refused: Refused | None) -> Refused | None:
-        """What happened here."""
+        """The outcome of this process."""
         return refused
 
     def tell_failure(self) -> None:
-        """Nobody to tell."""
+        """There is no rank to tell."""
 
     def share(self) -> None:
-        """Nobody to share with."""
+        """There is no rank to share with."""
 
 
 @final
@@ -80,18 +81,18 @@ class Ranks:
             for name, parameter in model.module.named_parameters()
             if parameter.requires_grad and name not in model.parameters_to_ignore
         ]
-        # 1 + the rank that failed; the size at which memory ran out; 1 + the rank where that was one sample; for each
-        # parameter, whether it has a gradient.
-        self._said = torch.zeros(3 + len(self._parameters), dtype=torch.int64, device=model.device)
+        # Three numbers: 1 + the rank that failed; the size at which memory ran out; 1 + the rank where that was one
+        # sample. Then, for each parameter, whether it has a gradient.
+        self._report = torch.zeros(3 + len(self._parameters), dtype=torch.int64, device=model.device)
         self._exists = [False] * len(self._parameters)
         self._gradients, self._buffers = _Parcel([]), _Parcel([])
-        self._inside = self._call_inside  # one object for all calls: torch.compile compiles again for another
+        self._inside = self._call_inside  # one object for all calls: torch.compile would compile again for another
 
     def check(self) -> None:
-        """Nothing, if the wrapper is used in a way that can be kept up.
+        """Check that the wrapper is used in a supported way.
 
         Raises:
-            SettingError: inside `model.join()`, whose exchanges for ranks without data are not those made here.
+            SettingError: inside `model.join()`, whose exchanges for ranks without data differ from those made here.
         """
         if self._model._join_config.enable:
             raise SettingError(
@@ -100,7 +101,7 @@ class Ranks:
             )
 
     def _call_inside(self, *args: Any, **kwargs: Any) -> Any:
-        if self._model.device_ids:  # the wrapper would move them
+        if self._model.device_ids:  # the wrapper would move the arguments
             args, kwargs = to_device((args, kwargs), self._model.device)
         return self._model.module(*args, **kwargs)
 
@@ -108,7 +109,7 @@ class Ranks:
     def apart(self) -> Iterator[None]:
         """A context in which calls of the wrapper exchange nothing.
 
-        Its `no_sync()` would not do: rebuilding buckets and a static graph's first backward pass exchange even then.
+        Its `no_sync()` is not enough: rebuilding buckets and a static graph's first backward pass exchange even then.
         """
         self._model.forward = self._inside  # type: ignore[method-assign]
         try:
@@ -117,7 +118,7 @@ class Ranks:
             del self._model.forward
 
     def prepare(self) -> None:
-        """Take the memory that `share` needs.
+        """Allocate the memory that `share` needs.
 
         Raises:
             SettingError: a gradient is sparse.
@@ -126,7 +127,7 @@ class Ranks:
         for index, parameter in enumerate(self._parameters):
             self._exists[index] = parameter.grad is not None
             if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)  # unused here; another rank may have used it
+                parameter.grad = torch.zeros_like(parameter)  # unused here, but another rank may have used it
             if parameter.grad.is_sparse:
                 raise SettingError("oom_safe shares no sparse gradients between ranks: build the embedding dense")
             gradients.append(parameter.grad)
@@ -137,13 +138,14 @@ class Ranks:
             self._buffers = _Parcel(buffers)
 
     def agree(self, refused: Refused | None) -> Refused | None:
-        """None where memory sufficed on every rank; else the largest size at which it ran out, 1 where one sample did.
+        """None if memory sufficed on every rank; else the largest size at which it ran out, 1 if one sample did not
+        fit.
 
         Raises:
-            AutobatchError: another rank failed in some other way.
+            AutobatchError: another rank failed in another way.
         """
         size = refused.size if refused else 0
-        failed, size, unfit = self._say(size=size, unfit=self._rank + 1 if size == 1 else 0)
+        failed, size, unfit = self._exchange(size=size, unfit=self._rank + 1 if size == 1 else 0)
         if failed:
             raise AutobatchError(
                 f"rank {failed - 1} failed in its own part of the batch, with the error that it raised; this is rank "
@@ -156,16 +158,16 @@ class Ranks:
         return Refused(size=size, message="on another rank", here=False) if size else None
 
     def tell_failure(self) -> None:
-        """Let the other ranks know that this one raises an error."""
-        self._say(failed=self._rank + 1)
+        """Tell the other ranks that this one raises an error."""
+        self._exchange(failed=self._rank + 1)
 
-    def _say(self, *, failed: int = 0, size: int = 0, unfit: int = 0) -> tuple[int, int, int]:
-        """The largest of what the ranks say, each of the three apart."""
-        self._said.copy_(torch.tensor([failed, size, unfit, *map(int, self._exists)]))
-        dist.all_reduce(self._said, op=dist.ReduceOp.MAX, group=self._group)
-        failed, size, unfit, *exists = self._said.tolist()
+    def _exchange(self, *, failed: int = 0, size: int = 0, unfit: int = 0) -> tuple[int, int, int]:
+        """The largest of the ranks' reports, for each of the three numbers."""
+        self._report.copy_(torch.tensor([failed, size, unfit, *map(int, self._exists)]))
+        dist.all_reduce(self._report, op=dist.ReduceOp.MAX, group=self._group)
+        failed, size, unfit, *exists = self._report.tolist()
         self._exists = list(map(bool, exists))
-        if failed or size:  # they hold the gradients of an attempt that counts for nothing
+        if failed or size:  # the gradients are those of a failed attempt
             self._gradients, self._buffers = _Parcel([]), _Parcel([])
         return failed, size, unfit
 
@@ -173,11 +175,11 @@ class Ranks:
     def share(self) -> None:
         """Make the gradients their means over the ranks, and the buffers those of rank 0.
 
-        The wrapper sends buffers ahead of the next forward pass instead, which sees the same. A parameter that no rank
-        has a gradient of has none afterwards.
+        The wrapper sends buffers before the next forward pass instead, with the same effect. A parameter without a
+        gradient on any rank has none afterwards.
         """
         first = dist.get_global_rank(self._group, 0)
-        self._gradients.divide(self._count)  # before they are added up, as the wrapper does: fp16 sums may overflow
+        self._gradients.divide(self._count)  # before the sum, like the wrapper: fp16 sums may overflow
         self._gradients.exchange(lambda tensor: dist.all_reduce(tensor, group=self._group, async_op=True))
         self._buffers.exchange(lambda tensor: dist.broadcast(tensor, first, group=self._group, async_op=True))
         self._gradients, self._buffers = _Parcel([]), _Parcel([])
@@ -187,18 +189,18 @@ class Ranks:
 
 
 def ranks_of(model: nn.Module) -> Alone | Ranks:
-    """Those that a checked model shares its gradients with."""
+    """The ranks with which a checked model shares its gradients."""
     wrapper = next(_of_type(model, DistributedDataParallel), None)
     return Ranks(wrapper) if wrapper else Alone()
 
 
 def check_wrapping(model: nn.Module) -> None:
-    """Nothing, if ranks exchange gradients and buffers only.
+    """Check that ranks exchange gradients and buffers only.
 
     Raises:
-        SettingError: parameters are sharded, or wrapped in a way that cannot be kept up.
+        SettingError: parameters are sharded, or wrapped in an unsupported way.
     """
-    # Their modules take long to import, and where they have not been there are no such objects.
+    # Their modules take long to import. If they were not imported, there are no such objects.
     fsdp, dtensor = (sys.modules.get(f"torch.distributed.{name}") for name in ("fsdp", "tensor"))
     sharded = fsdp and next(_of_type(model, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)), None)
     if sharded or (dtensor and any(isinstance(parameter, dtensor.DTensor) for parameter in model.parameters())):
@@ -220,10 +222,10 @@ def check_wrapping(model: nn.Module) -> None:
 
 
 def check_layers(model: nn.Module) -> None:
-    """Nothing, if no layer waits for other ranks.
+    """Check that no layer waits for other ranks.
 
     Raises:
-        SettingError: batch norm does.
+        SettingError: a batch norm does.
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return
@@ -241,7 +243,7 @@ def _of_type(model: nn.Module, kind: type[Any] | tuple[type[Any], ...]) -> Itera
 
 @final
 class _Parcel:
-    """Tensors that travel together: small or scattered ones in one buffer a type, large ones as they are."""
+    """Tensors that travel together: small or scattered ones in one buffer per type, large ones as they are."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         small: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
@@ -262,7 +264,7 @@ class _Parcel:
         """Exchange the values in place.
 
         Args:
-            start: begins the exchange of one tensor, and returns what to wait for.
+            start: begins the exchange of one tensor, and returns an object to wait for.
         """
         for work in [start(tensor) for tensor in self._sent]:
             work.wait()

@@ -1,8 +1,8 @@
-"""Cutting a batch into micro-batches, whatever structure it has, and the ways in which that may be done.
+"""Cutting a batch of any structure into micro-batches, and the ways in which that may be done.
 
-A shape does not say what a sample is. The rows of a tensor may be samples, but also the time steps of a batch with time
-first; a list may hold an image for each sample, or the fields of all. So there may be several ways to cut a batch, and
-`guard.py` asks the loss where there are.
+A shape does not show what a sample is. The rows of a tensor may be samples, but also the time steps of a batch with
+time first; a list may have an image for each sample, or the fields of all samples. So there may be several ways to cut
+a batch, and `guard.py` then tests them with the loss.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ PASS_SPLIT = "pass split=, a function (batch, micro_batch_size) that gives the m
 
 
 class Cut(Protocol):
-    """A way to cut a batch of so many samples."""
+    """A way to cut a batch of a known number of samples."""
 
     @property
     def count(self) -> int:
-        """Samples of the batch."""
+        """The number of samples in the batch."""
 
     def pieces(self, size: int) -> list[tuple[Batch, int]]:
-        """Micro-batches of at most `size` samples, as few as there can be, each with its own count."""
+        """Micro-batches of at most `size` samples, as few as possible, each with its number of samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Every tensor of the batch is cut along dimension 0, or lists that have an entry for each sample by entries.
+    """Every tensor of the batch is cut along dimension 0, or lists with an entry for each sample by their entries.
 
     Attributes:
-        batch: what is cut.
-        count: its samples.
-        by: "rows", where lists that hold tensors are the fields of all samples; "entries", where the batch itself is a
-            list of samples; "lists", where the lists of this length in it hold something for each.
-        is_sure: the shapes leave no other way.
+        batch: the batch to cut.
+        count: its number of samples.
+        by: "rows" if lists of tensors are the fields of all samples; "entries" if the batch itself is a list of
+            samples; "lists" if the lists of this length in it have an entry for each sample.
+        is_sure: whether the shapes allow no other way.
     """
 
     batch: Batch
@@ -55,9 +55,9 @@ class Parts:
     is_sure: bool = False
 
     def pieces(self, size: int) -> list[tuple[Batch, int]]:
-        """The batch in pieces whose sizes differ by one at most.
+        """The batch in pieces whose sizes differ by at most one.
 
-        A last piece of a single sample would be refused by batch norm, and be a shape of its own to compile for.
+        A last piece of a single sample would be refused by batch norm, and would need another compilation.
         """
         return [
             (self._taken(self.batch, slice(start, stop), "batch"), stop - start)
@@ -65,10 +65,10 @@ class Parts:
         ]
 
     def take(self, samples: Sequence[int]) -> Batch:
-        """The samples with these numbers as a batch.
+        """The samples with these numbers, as a batch.
 
         Raises:
-            TaskError: the batch holds something that cannot be cut in this way.
+            TaskError: the batch has a part that cannot be cut in this way.
         """
         return self._taken(self.batch, list(samples), "batch")
 
@@ -96,7 +96,7 @@ class Parts:
                 raise self._mismatch(path, f"holds {len(graphs)} graphs")
             chosen = graphs[where] if isinstance(where, slice) else [graphs[index] for index in where]
             return type(value).from_data_list(chosen)
-        if hasattr(value, "to"):  # packed sequences, graphs of other libraries: tensors whose rows are not samples
+        if hasattr(value, "to"):  # packed sequences, graphs of other libraries: their rows are not samples
             raise TaskError(
                 f"to split a batch, its tensors are in tuples, lists, mappings or dataclasses; {path} is a "
                 f"{type(value).__name__}: {PASS_SPLIT}"
@@ -122,13 +122,13 @@ class Parts:
 
 
 def ways_to_cut(batch: Batch) -> list[Parts]:
-    """How the batch can be cut, by rows before by entries; one of them is sure where it is the only one, and shows it.
+    """The ways in which the batch can be cut, by rows before by entries. An only way is certain if the shapes show it.
 
-    It does where a tensor with rows of numbers goes with one of single numbers, as of labels; where a tensor or a graph
-    batch counts its samples itself; where a list has a text for each; and where two lists have an entry for each.
+    They show it if a tensor with rows of numbers comes with one of single numbers, such as labels; if a tensor or a
+    graph batch counts its own samples; if a list has a text for each sample; and if two lists have an entry for each.
 
     Raises:
-        TaskError: there is no way; the message says what is in it.
+        TaskError: there is no way. The message says what the batch contains.
     """
     rows = next((count for node in _nodes(batch) if (count := _row_count(node)) is not None), None)
     found = [] if rows is None else [Parts(batch, rows, "rows")]
@@ -146,7 +146,7 @@ def ways_to_cut(batch: Batch) -> list[Parts]:
     if problems and not ways:
         raise problems[0]
     if not ways:
-        Parts(batch, 1, "rows").take([0])  # an object that nothing is known of is named
+        Parts(batch, 1, "rows").take([0])  # names an unknown object
         raise TaskError(f"a batch holds at least one tensor with a batch dimension; found {type(batch).__name__}")
     if len(ways) == 1:
         ways = [dataclasses.replace(ways[0], is_sure=_is_seen(batch, ways[0]))]
@@ -155,7 +155,7 @@ def ways_to_cut(batch: Batch) -> list[Parts]:
 
 @dataclass(frozen=True, slots=True)
 class BySplit:
-    """As the user's own function cuts the batch: into one sample at a time, to count them, or more."""
+    """The user's own function cuts the batch: into single samples, to count them, or into larger pieces."""
 
     batch: Batch
     split: Split
@@ -166,15 +166,15 @@ class BySplit:
         """The batch with its samples counted.
 
         Raises:
-            TaskError: `split` gives no list of batches.
+            TaskError: `split` returns no list of batches.
         """
         return cls(batch, split, len(_listed(split, batch, 1)))
 
     def pieces(self, size: int) -> list[tuple[Batch, int]]:
-        """What `split` makes of it.
+        """The result of `split`.
 
         Raises:
-            TaskError: it leaves samples out, or gives more at a time than it was asked for.
+            TaskError: it leaves samples out, or returns larger pieces than requested.
         """
         bounds = _even(self.count, size)
         asked = max((stop - start for start, stop in pairwise(bounds)), default=size)
@@ -206,12 +206,12 @@ def _even(count: int, size: int) -> list[int]:
     return [count * index // pieces for index in range(pieces + 1)]
 
 
-# Entries of a list that its kind is made of. Assumed: those of a batch's fields differ among the first few.
+# How many entries of a list determine its kind. Assumed: those of a batch's fields differ among the first few.
 _FIRST_ENTRIES = 8
 
 
 def kind_of(value: Any) -> tuple[Any, ...]:
-    """What a batch is made of, without any length: batches of one kind are cut in one way."""
+    """The structure of a batch without any lengths: batches of one kind are cut in one way."""
     name = type(value).__name__
     if isinstance(value, (Tensor, np.ndarray)):
         return name, str(value.dtype), value.ndim
@@ -230,7 +230,7 @@ def _are_alike(values: Sequence[Any]) -> bool:
 
 
 def _nodes(value: Any, kept_whole: int | None = None) -> Iterator[Any]:
-    """What a batch holds, itself first; nothing from inside a list with an entry for each of `kept_whole` samples."""
+    """The parts of a batch, itself first, without those in a list with an entry for each of `kept_whole` samples."""
     yield value
     if isinstance(value, Mapping):
         inside = list(value.values())
@@ -245,7 +245,7 @@ def _nodes(value: Any, kept_whole: int | None = None) -> Iterator[Any]:
 
 
 def _row_count(node: Any) -> int | None:
-    """The samples that a part of a batch has, if its rows are samples; None of one without rows."""
+    """The number of samples in a part of a batch if its rows are samples; None for a part without rows."""
     if isinstance(node, (Tensor, np.ndarray)):
         return shape_of(node)[0] if node.ndim else None
     if isinstance(node, PackedSequence):
@@ -259,7 +259,7 @@ def _is_of_entries(value: Any) -> bool:
 
 
 def _is_seen(batch: Batch, way: Parts) -> bool:
-    """Whether the only way to cut a batch can be seen to be the right one."""
+    """Whether the shapes show that the only way to cut a batch is the right one."""
     if way.by != "rows":
         nodes = list(_nodes(batch, kept_whole=way.count))
         lists = sum(_is_of_entries(node) and len(node) == way.count for node in nodes)
@@ -276,7 +276,7 @@ def _is_seen(batch: Batch, way: Parts) -> bool:
 
 
 def _is_graph_batch(value: Any) -> bool:
-    """Whether it is a batch of torch_geometric, which can be taken apart into the graphs that were collated."""
+    """Whether it is a torch_geometric batch, which can be separated into the graphs that were collated."""
     return hasattr(value, "to_data_list") and hasattr(type(value), "from_data_list") and hasattr(value, "num_graphs")
 
 

@@ -1,4 +1,4 @@
-"""What a batch may change before its gradients are sure: kept, and put back after each attempt that failed."""
+"""What a batch may change before its gradients are certain: saved, and restored after each failed attempt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..tasks.state import rng_state, set_rng_state
 
 @final
 class Before:
-    """What the model and the random generators were before a batch; the gradients are set aside at once."""
+    """The state of the model and the random generators before a batch. The gradients are set aside at once."""
 
     def __init__(self, parts: nn.Module) -> None:
         self._parts = parts
@@ -23,9 +23,9 @@ class Before:
         self._drop_gradients()
 
     def remember(self) -> None:
-        """Copy what an attempt may change, once for all attempts; apart from the rest because memory may be refused.
+        """Copy what an attempt may change, once for all attempts. Separate from the rest because memory may be refused.
 
-        All buffers are copied: batch norm changes its statistics without counting up their versions.
+        All buffers are copied: batch norm changes its statistics without increasing their versions.
         """
         if self._generators is None:
             self._buffers = [(module._buffers, dict(module._buffers)) for module in self._parts.modules()]
@@ -41,8 +41,8 @@ class Before:
         self.put_values_back()
 
     def put_values_back(self) -> None:
-        """Make buffers and random generators what they were before the batch."""
-        if self._generators is None:  # memory was refused to the copies, and nothing had changed yet
+        """Restore buffers and random generators to their state before the batch."""
+        if self._generators is None:  # memory was refused for the copies, and nothing has changed yet
             return
         for slots, buffers in self._buffers:
             slots.clear()
@@ -54,7 +54,7 @@ class Before:
 
     @torch.no_grad()
     def add_gradients(self) -> None:
-        """Add what was set aside to the new gradients; itself it stays as it was, to be put back."""
+        """Add the gradients that were set aside to the new ones. They stay unchanged, to be restored."""
         for parameter, aside in self._gradients:
             if aside is not None and parameter.grad is not None:
                 parameter.grad.add_(aside)
@@ -63,14 +63,14 @@ class Before:
 
     @torch.no_grad()
     def keep_gradients(self) -> None:
-        """Leave the sums in the very tensors that were there before: others may hold them, as one flat buffer."""
+        """Put the sums into the tensors that existed before: others may hold them, for example in one flat buffer."""
         for parameter, aside in self._gradients:
             if aside is not None and parameter.grad is not None:
                 aside.copy_(parameter.grad)
                 parameter.grad = aside
 
     def put_gradients_back(self) -> None:
-        """Leave the gradients as they were before the batch."""
+        """Restore the gradients from before the batch."""
         for parameter, aside in self._gradients:
             parameter.grad = aside
 

@@ -1,4 +1,4 @@
-"""How far a search for the largest batch goes that is to leave the time to what comes after it."""
+"""How far to look for the largest batch, so that time is left for what comes after it."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from dataclasses import dataclass
 
 from ..core.measurement import Measurement
 
-# Steps that it takes to try a size and to have it as the answer: two to explore and four of a verdict, with an
-# evaluation (a third of a step as a rule) and a short batch each. Assumed.
+# The number of steps to try a size and to make it the answer: two to explore, four of a final probe, and an evaluation
+# (usually a third of a step) and a short batch each. Assumed.
 _STEPS_A_SIZE = 8
-_WORTH_A_PROBE = 1.5  # times the largest so far: for less no time is taken once there is little of it. Assumed.
-# A size whose steps take no more than this share of the time is tried whatever it is good for. Assumed.
+_WORTH_A_PROBE = 1.5  # a size must be this many times the largest so far to be worth scarce time. Assumed.
+# A size whose steps take at most this share of the time is always tried. Assumed.
 _CHEAP_SHARE = 0.01
-# Times the knee: the race reaches to four (`space_for`), and one step at each of two sizes says no more than roughly
-# where it is. Assumed.
+# The most times the knee to try. The race goes up to four times (`space_for`), and one step at each of two sizes only
+# roughly shows where the knee is. Assumed.
 _KNEES = 8
-_FAR_APART = 2  # times: sizes whose step times tell a slope. Assumed.
+_FAR_APART = 2  # the ratio of two sizes whose step times show a slope. Assumed.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowance:
-    """What a search may take, by the steps that its probes have timed.
+    """The time that finding the largest batch may take, judged by the steps that its probes have timed.
 
     Attributes:
-        left_s: seconds that it has left by now; a size whose probe would outlast them is left out. The first probe's
-            start-up counts for little: an answer takes a second one in any case.
-        worth_s: seconds that a step may take for its size to be of use.
-        time_s: seconds that there are for everything.
+        left_s: seconds that are left for it. A size whose probe would take longer is not tried. The start-up in the
+            first probe counts little: every answer takes a second probe.
+        worth_s: the longest step that makes a size useful, in seconds.
+        time_s: seconds for everything.
     """
 
     left_s: Callable[[], float]
@@ -35,10 +35,10 @@ class Allowance:
     time_s: float
 
     def most(self, probes: Sequence[Measurement]) -> float:
-        """The largest size to try after these probes; infinite where none of them timed a step.
+        """The largest size to try after these probes; infinite if none of them timed a step.
 
-        A step is taken to grow in proportion to the batch from the largest timed one on, which is the most that it
-        does where a part of it is the same for all sizes.
+        Above the largest timed size, a step is assumed to grow in proportion to the batch. That is the most it can grow
+        if a part of it takes the same time at all sizes.
         """
         timed = sorted(((p.plan.batch_size, p.step_s[-1], p.seconds) for p in probes if p.step_s), key=lambda t: t[0])
         if not timed or not timed[-1][1]:
@@ -57,7 +57,7 @@ class Allowance:
 
 
 def _knee(steps: Sequence[tuple[int, float]]) -> float:
-    """The size with 80 % of the highest samples/s, on the line through two sizes; infinite where they tell none."""
+    """The size with 80 % of the highest samples/s, on the line through two sizes; infinite if they show none."""
     size, step_s = steps[-1]
     below = next(((other, seconds) for other, seconds in reversed(steps) if _FAR_APART * other <= size), None)
     if below is None or step_s <= below[1]:

@@ -1,11 +1,11 @@
 """Where to probe next: a bracket around the largest size that fits, guided by the peaks that were measured.
 
 Peak memory over the batch is a maximum of lines with intercepts above zero (parameters and optimizer state come first),
-so it grows at most in proportion to the batch; it is sometimes quadratic (losses over all pairs) and sometimes not
-monotone (algorithms change, allocators round). The curve guides; only runs decide.
+so it grows at most in proportion to the batch. Sometimes it is quadratic (losses over all pairs) and sometimes not
+monotone (algorithms change, allocators round). So the curve guides, but only runs decide.
 
-A size that the task's own code refuses says nothing about memory: the search goes on with sizes that it may take
-(taken.py). And a search that is to be brief goes no further than its allowance (allowance.py).
+A size that the task's own code refuses says nothing about memory: probing continues with sizes that the task may take
+(taken.py). Probing that must be brief stops at its allowance (allowance.py).
 """
 
 from __future__ import annotations
@@ -24,46 +24,47 @@ from .allowance import Allowance
 from .sizes import Sizes
 from .taken import Rule, rule_for, rules_for, sure_for
 
-# While no size is known not to fit, the next one aims at `_AIMS[i]` of the budget, where i counts the `_STAGES` that
-# the peak has reached. Assumed: they leave room for a bend or a cliff above the last probe, and benchmarks/max_batch.py
-# shows what they cost in probes.
+# While no size is known not to fit, the next one aims at `_AIMS[i]` of the budget, where i is the number of `_STAGES`
+# that the peak has passed. Assumed: they leave room for a bend or a cliff above the last probe. benchmarks/max_batch.py
+# shows how many probes they cost.
 _STAGES = (0.45, 0.80)
 _AIMS = (0.60, 0.90, 1.0)
-_GROWTH_CAP = 32  # assumed: times the last size, while proportional growth would allow more
+_GROWTH_CAP = 32  # assumed: the next size is at most this many times the last one
 _NOISE = 0.002  # assumed: a rise of the peak below this share of the budget says nothing about the slope
-_LEFT_FLAT = 0.05  # assumed: share of the budget that the peak has risen by once the flat part is behind
+_LEFT_FLAT = 0.05  # assumed: the flat part ends when the peak has risen by this share of the budget
 _SAME_SLOPE = 0.1  # assumed: two secants this close lie on one line
 _SLOW_STEPS, _SLOW_GROWTH = (
     3,
     0.005,
 )  # assumed: free steps below a doubling, then growth of at least 0.5 %, 1 %, 2 %, ...
-_FALL = 0.75  # assumed: no choice of another algorithm by a library spares a quarter of all that a step needs
-_NOTICED = 0.01  # assumed: a change of what other processes hold, as a share of the budget, that is worth a sentence
-_SHRINK = 4  # assumed: factor between steps down from a size that failed without telling its peak
-# Sizes that a task may refuse before its error is taken to be about something else: for each doubling up to the
-# ceiling, and at least. Assumed: a rule is found in fewer (measuring/test_taken.py), and most refusals cost no step.
+_FALL = 0.75  # assumed: no change of a library's algorithm saves a quarter of a step's memory
+_NOTICED = 0.01  # assumed: a change of other processes' memory worth a sentence, as a share of the budget
+_SHRINK = 4  # assumed: the factor between steps down from a size that failed without a known peak
+# The most sizes that a task may refuse before its error is taken to have another cause: for each doubling up to the
+# ceiling, and at least. Assumed: a rule shows in fewer (tests/measuring/test_taken.py), and most refusals cost no step.
 _MOST_REFUSED, _MOST_REFUSED_LEAST = 3, 16
 
 
-def fits(measurement: Measurement, limit: MemoryLimit, *, verdict: bool) -> bool:
+def fits(measurement: Measurement, limit: MemoryLimit, *, final: bool) -> bool:
     """Whether a run shows that its size fits.
 
-    A loss that is not a number says nothing about memory: the peak decides. In a verdict, an allocator that had to give
-    memory back and ask again did not fit: every such step waits for the device.
+    A loss that is not a number says nothing about memory: the peak decides. In a final probe, a size does not fit if
+    the allocator had to free memory and try again: every such step waits for the device.
     """
     if measurement.outcome == "nonfinite":
         within = measurement.peak_bytes is None or measurement.peak_bytes <= limit.budget_bytes
     else:
         within = measurement.outcome == "ok"
-    return within and not (verdict and measurement.alloc_retries)
+    return within and not (final and measurement.alloc_retries)
 
 
 def most_probes(num_sizes: int) -> int:
-    """The number of probes that no search among `num_sizes` sizes exceeds, whatever the runner answers.
+    """The most probes among `num_sizes` sizes, whatever the runner answers.
 
     With L = log2(num_sizes), rounded up: growing takes L doublings and, in each stage, at most `_SLOW_STEPS` + 9 slower
-    steps; of four splits one at least halves the bracket, and L more bring it within a factor of four; stepping down
-    takes L / 2 + 2. All that at most twice (the second time on verdicts alone), with a verdict and a proof each.
+    steps. Of four splits at least one halves the bracket, and L more bring it within a factor of four. Stepping down
+    takes L / 2 + 2. All of that happens at most twice (the second time with final probes alone), with a final probe and
+    a proof each.
     """
     doublings = math.ceil(math.log2(num_sizes + 1))
     growing = doublings + (len(_STAGES) + 1) * (_SLOW_STEPS + 9)
@@ -71,11 +72,11 @@ def most_probes(num_sizes: int) -> int:
 
 
 @dataclass(slots=True, kw_only=True)
-class Search:
-    """What is known so far, and what to run next.
+class Probing:
+    """What is known so far, and what to probe next.
 
-    `low` and `high` are the bracket: the largest size known to fit below the smallest known not to. Invariants: nothing
-    outside the bracket is ever run, but for what `_unsure` asks, and a verdict is never run twice, so that every probe
+    `low` and `high` are the bracket: the largest size known to fit, below the smallest size known not to. Invariants:
+    no size outside the bracket is run, except for those of `_unsure`, and no final probe is run twice. So every probe
     brings the end nearer.
 
     Attributes:
@@ -93,7 +94,7 @@ class Search:
     runner: Prober
     plan: Plan
     limit: MemoryLimit
-    asked: Sizes
+    wanted: Sizes
     own: int
     first: int
     allowance: Allowance | None
@@ -104,17 +105,17 @@ class Search:
     refused: dict[int, TaskError] = field(default_factory=dict)
     is_cut: bool = False
     probes: list[Measurement] = field(default_factory=list)
-    verdicts: dict[int, Measurement] = field(default_factory=dict)
+    final_probes: dict[int, Measurement] = field(default_factory=dict)
     fitting: dict[int, bool] = field(default_factory=dict)
     peaks: dict[int, int] = field(default_factory=dict)
-    verdicts_only: bool = False
+    final_only: bool = False
     stage: int = 0
     num_slow_steps: int = 0
     num_steps_down: int = 0
     widths: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.sizes = self.asked
+        self.sizes = self.wanted
 
     @property
     def high(self) -> int | None:
@@ -126,74 +127,77 @@ class Search:
         return max((size for size, fit in self.fitting.items() if fit and (high is None or size < high)), default=0)
 
     def settle(self, *, prove: bool) -> int:
-        """The answer: run as a verdict, with the next size up known not to fit or not to be tried; 0 if none fits."""
+        """The answer: a size with a final probe, above which no size fits or is to be tried; 0 if none fits."""
         while True:
-            assert len(self.probes) <= (1 + len(self.refused)) * most_probes(self.asked.count), "the search must end"
+            assert len(self.probes) <= (1 + len(self.refused)) * most_probes(self.wanted.count), "probing must end"
             low, high = self.low, self.high
             is_open = low < self.sizes.top and (high is None or self.sizes.above(low) < high)
             most = self._allowed(low)
             self.is_cut = is_open and self.sizes.above(low) > most
             if is_open and not self.is_cut:
                 size = min(self._next(low, high), self.sizes.floor(most))
-                if self.ends_with_task(self.sizes.top):  # the guess is only that the task takes less than it refused
+                if self.ends_with_task(
+                    self.sizes.top
+                ):  # the guess is only that the task takes smaller sizes than it refused
                     size = min(size, max(self.sizes.between(max(low, 1), self.sizes.top + 1), self.sizes.above(low)))
                 closes = size == self.sizes.top or (high is not None and self.sizes.above(size) >= high)
-                self._run(size, verdict=closes or self.verdicts_only)
+                self._run(size, final=closes or self.final_only)
             elif low == 0:
                 if (last := self._left_out_below(high)) is None:
                     return 0
-                self._run(last, verdict=False)
-            elif low not in self.verdicts:
-                self._run(low, verdict=True)
-            elif prove and high is not None and high not in self.verdicts:
-                self._run(high, verdict=True)
+                self._run(last, final=False)
+            elif low not in self.final_probes:
+                self._run(low, final=True)
+            elif prove and high is not None and high not in self.final_probes:
+                self._run(high, final=True)
             elif (doubted := self._doubted(low, high)) is not None:
-                self._run(doubted, verdict=False)
+                self._run(doubted, final=False)
             else:
                 return low
 
     def _allowed(self, low: int) -> float:
-        """The largest size that the allowance lets us try; something is tried whatever it takes."""
+        """The largest size that the allowance lets us try. One size is always tried."""
         if self.allowance is None or not low:
             return math.inf
         return max(self.allowance.most(self.probes), self.own)
 
     def _doubted(self, low: int, high: int | None) -> int | None:
-        """The next size up that the guessed rule alone leaves out; None where there is none.
+        """The next size up that only the guessed rule leaves out; None if there is none.
 
-        That is the next one, as the task may go by no rule that we know; then the next of each other rule that agrees
-        with what was taken and refused. Each of those that the task refuses refutes a rule, so that they are few.
+        First comes the next size itself, as the task may have a rule that we do not know, then the next size of each
+        other rule that agrees with the sizes taken and refused. Each size that the task refuses refutes a rule, so they
+        are few.
         """
         if self.rule is None:
             return None
         if self.allowance is not None:
             return self._unsure()
-        others = [self.asked.narrowed(rule) for rule in rules_for(self.took, set(self.refused))]
+        others = [self.wanted.narrowed(rule) for rule in rules_for(self.took, set(self.refused))]
         doubted = {size for sizes in others if sizes is not None and (size := sizes.above(low)) <= sizes.ceiling}
-        doubted |= {self.asked.above(low)} - self.refused.keys()
-        most = self.asked.ceiling if high is None else high - 1
+        doubted |= {self.wanted.above(low)} - self.refused.keys()
+        most = self.wanted.ceiling if high is None else high - 1
         return min((size for size in doubted if size <= most), default=None)
 
     def _left_out_below(self, high: int | None) -> int | None:
-        """A size below the smallest that does not fit that the guessed rule alone leaves out; None where there is none.
+        """A size below the smallest that does not fit, which only the guessed rule leaves out; None if there is none.
 
-        First those of other shapes that agree with what was taken and refused, then where a least size may lie.
+        First come sizes of other rules that agree with those taken and refused, then those where a least size may lie.
         """
         if self.rule is None or high is None:
             return None
         shapes = (rule for rule in rules_for(self.took, set(self.refused)) if rule.least == 1)
-        smallest = {sizes.above(0) for shape in shapes if (sizes := self.asked.narrowed(shape)) is not None}
-        untried = {size for size in smallest | {self.asked.above(0)} if size < high} - self.refused.keys()
+        smallest = {sizes.above(0) for shape in shapes if (sizes := self.wanted.narrowed(shape)) is not None}
+        untried = {size for size in smallest | {self.wanted.above(0)} if size < high} - self.refused.keys()
         if untried:
             return min(untried)
         below = max((size for size in self.refused if size < high), default=0)
-        middle = self.asked.floor((below + high) / 2)
+        middle = self.wanted.floor((below + high) / 2)
         return middle if below < middle < high else None
 
     def _unsure(self) -> int | None:
-        """The next size down that the task may refuse by a least size; None where there is none.
+        """The next size down that the task may refuse because of a least size; None if there is none.
 
-        A search with an allowance is followed by others that want small sizes too, of the shape that is sure.
+        With an allowance this is not asked: the stages that follow use small sizes only if a rule makes them sure.
         """
         below = max((size for size in self.refused if size < min(self.took)), default=None)
         if below is None:
@@ -203,7 +207,7 @@ class Search:
         return max((size for size in sizes if below < size < min(self.took)), default=None)
 
     def ends_with_task(self, size: int) -> bool:
-        """Whether it is the task that takes no larger size."""
+        """Whether the task, and not memory, is the reason why no larger size is taken."""
         return self.rule is not None and self.rule.most is not None and size == self.sizes.top
 
     def remarks(self) -> Iterable[str]:
@@ -214,7 +218,7 @@ class Search:
                 yield f"the loss at batch size {size} was not finite; its memory was measured and counts all the same"
             elif probe.outcome == "crashed":
                 yield f"the worker crashed at batch size {size} ({probe.message}); it is taken as too large"
-            elif probe.outcome == "ok" and probe is self.verdicts.get(size) and probe.alloc_retries:
+            elif probe.outcome == "ok" and probe is self.final_probes.get(size) and probe.alloc_retries:
                 yield (
                     f"batch size {size} fits, but thrashes: the allocator had to free memory and try again "
                     f"{probe.alloc_retries} times; it is taken as too large"
@@ -226,15 +230,15 @@ class Search:
         others = [probe.others_bytes for probe in self.probes if probe.others_bytes is not None]
         noticed = _NOTICED * self.limit.budget_bytes
         if others and max(others) - min(others) <= noticed < max(others):
-            yield f"other processes held {format_size(max(others))} of the device: the answer is for what they left"
+            yield f"other processes held {format_size(max(others))} of the device: the answer is for what was left"
         elif others and max(others) - min(others) > noticed:
             yield (
                 f"other processes held between {format_size(min(others))} and {format_size(max(others))} of the device "
-                "while it was searched: the answer is for what they left"
+                "during the probes: the answer is for what was left"
             )
 
     def _of_a_fall(self) -> Iterable[str]:
-        """Where a size needed much less than a smaller one that filled most of the memory: did it run whole?"""
+        """A remark if a size needed much less memory than a smaller one, and so may not have run whole."""
         most, most_at = 0, 0
         for size, peak in sorted(self.peaks.items()):
             if not self.fitting.get(size):
@@ -248,26 +252,26 @@ class Search:
             if peak > most:
                 most, most_at = peak, size
 
-    def _run(self, size: int, *, verdict: bool) -> None:
+    def _run(self, size: int, *, final: bool) -> None:
         try:
-            probe = self._probe(size, verdict=verdict)
+            probe = self._probe(size, final=final)
         except TaskError as error:
             self._refuse(size, error)
             return
-        fit = fits(probe, self.limit, verdict=verdict)
-        if verdict:
-            self.verdicts[size] = probe
+        fit = fits(probe, self.limit, final=final)
+        if final:
+            self.final_probes[size] = probe
             if self.fitting.get(size, fit) != fit:
-                self.verdicts_only = True
+                self.final_only = True
                 self.stage = self.num_slow_steps = self.num_steps_down = 0
                 self.widths.clear()
-                self.fitting = {s: fits(p, self.limit, verdict=True) for s, p in self.verdicts.items()}
+                self.fitting = {s: fits(p, self.limit, final=True) for s, p in self.final_probes.items()}
         self.fitting[size] = fit
-        if self.rule is not None and not self.rule.takes(size):  # it was doubted
+        if self.rule is not None and not self.rule.takes(size):  # the rule was doubted
             self._guess(self.refused[max(self.refused)])
 
-    def _probe(self, size: int, *, verdict: bool) -> Measurement:
-        probe = self.runner.probe(replace(self.plan, batch_size=size), verdict=verdict)
+    def _probe(self, size: int, *, final: bool) -> Measurement:
+        probe = self.runner.probe(replace(self.plan, batch_size=size), final=final)
         self.probes.append(probe)
         if self.on_probe is not None:
             self.on_probe(probe)
@@ -278,7 +282,7 @@ class Search:
         return probe
 
     def _refuse(self, size: int, error: TaskError) -> None:
-        """Leave out `size`, and what is like it.
+        """Leave out `size`, and sizes like it.
 
         Raises:
             TaskError: the task is at fault, and not the size.
@@ -286,22 +290,23 @@ class Search:
         self.refused[size] = error
         self.fitting.pop(size, None)
         self.peaks.pop(size, None)
-        if len(self.refused) > max(_MOST_REFUSED * self.asked.ceiling.bit_length(), _MOST_REFUSED_LEAST):
+        if len(self.refused) > max(_MOST_REFUSED * self.wanted.ceiling.bit_length(), _MOST_REFUSED_LEAST):
             raise error
-        # Whoever trains at a size has a task that takes it. If not, a power of two is the likeliest that it does.
-        for known in (self.own, 1 << (self.asked.ceiling.bit_length() - 1)):
+        # A user who trains at a size has a task that takes it. Without such a size, a power of two is the most likely
+        # to be taken.
+        for known in (self.own, 1 << (self.wanted.ceiling.bit_length() - 1)):
             high = self.high
-            is_inside = known <= self.asked.ceiling and (high is None or known < high)
+            is_inside = known <= self.wanted.ceiling and (high is None or known < high)
             if is_inside and known not in self.took and known not in self.refused:
                 try:
-                    probe = self._probe(known, verdict=False)
+                    probe = self._probe(known, final=False)
                 except TaskError as refusal:
                     self.refused[known] = refusal
                 else:
-                    if known == self.own:  # also where it needs more memory than there is here
+                    if known == self.own:  # even if it needs more memory than this device has
                         self.took.add(known)
-                    if self.asked.has(known):
-                        self.fitting[known] = fits(probe, self.limit, verdict=False)
+                    if self.wanted.has(known):
+                        self.fitting[known] = fits(probe, self.limit, final=False)
             if self.took:
                 break
         if not self.took:
@@ -309,13 +314,13 @@ class Search:
         self._guess(error)
 
     def _guess(self, error: TaskError) -> None:
-        """The rule that agrees with what was taken and refused so far.
+        """Guess the rule that agrees with the sizes taken and refused so far.
 
         Raises:
-            TaskError: there is none, or no size that was asked for goes by it.
+            TaskError: there is no such rule, or no wanted size follows it.
         """
         self.rule = rule_for(self.took, set(self.refused))
-        sizes = None if self.rule is None else self.asked.narrowed(self.rule)
+        sizes = None if self.rule is None else self.wanted.narrowed(self.rule)
         if sizes is None:
             raise error
         self.sizes = sizes
@@ -340,11 +345,11 @@ class Search:
             self.stage, self.num_slow_steps = stage, 0
         straight = self._is_straight(low)
         size = self._extrapolate(low, _AIMS[max(stage, 1) if straight else stage] * budget)
-        if not straight:  # a maximum of lines grows at most in proportion; two points cannot tell it from a parabola
+        if not straight:  # proportional growth is the safe guess: two points do not distinguish a line from a parabola
             proportional = low * _AIMS[stage if len(self.peaks) < 3 else -1] * budget / peak
             size = min(size, max(2 * low, proportional) if stage == 1 and len(self.peaks) > 2 else proportional)
         elif _AIMS[stage] == 1:
-            size = self.sizes.above(self.sizes.floor(size))  # closes the bracket from above; a verdict then ends it
+            size = self.sizes.above(self.sizes.floor(size))  # closes the bracket from above; a final probe then ends it
         size = min(size, _GROWTH_CAP * low)
         if self.num_slow_steps >= _SLOW_STEPS:
             size = max(size, low * (1 + _SLOW_GROWTH * 2 ** (self.num_slow_steps - _SLOW_STEPS)))
@@ -363,15 +368,15 @@ class Search:
         return size if self.sizes.above(size) == high else self.sizes.above(size)
 
     def _interpolate(self, low: int, high: int) -> float:
-        """Where the curve meets the budget between two sizes; infinite where nothing measured says."""
+        """Where the curve meets the budget between two sizes; infinite if no measurement shows it."""
         budget = self.limit.budget_bytes
         if low not in self.peaks:
             return math.inf
         if high not in self.peaks:
-            # A refusal where the curve expects less than the capacity shows that the curve misleads here.
+            # A size was refused where the curve expects less than the capacity, so the curve is misleading here.
             misled = self._extrapolate(low, self.limit.capacity_bytes) > high
             return math.inf if misled else self._extrapolate(low, budget)
-        # The line through the two peaks nearest to the budget, on whichever sides they are: the secant method.
+        # The line through the two peaks nearest to the budget, on either side of it: the secant method.
         (here, peak), (other, other_peak) = sorted(self.peaks.items(), key=lambda point: abs(point[1] - budget))[:2]
         if peak != other_peak:
             guess = here + (budget - peak) * (other - here) / (other_peak - peak)
@@ -391,7 +396,7 @@ class Search:
         return high - (high - self.sizes.below(high)) * int(_SHRINK ** (self.num_steps_down - 1))
 
     def _secant(self, size: int) -> tuple[int, float] | None:
-        """The nearest smaller size with a peak lower by more than noise, and the bytes per sample from there on."""
+        """The nearest smaller size whose peak is lower by more than noise, and the bytes per sample from there on."""
         for other in sorted((s for s in self.peaks if s < size), reverse=True):
             rise = self.peaks[size] - self.peaks[other]
             if rise >= _NOISE * self.limit.budget_bytes:

@@ -1,4 +1,4 @@
-"""One task computed in several ways, side by side: how large a batch fits, how fast it is, what it does to the loss."""
+"""One task in several compute modes, side by side: how large a batch fits, how fast it is, how its loss differs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..errors import AutobatchError, NoValidResult, TaskError, first_line
 from .memory import MaxBatch
 from .throughput import ThroughputCurve
 
-# Training steps whose losses are compared, and the most samples in a batch of them. Assumed: enough for a difference to
-# grow where it grows, and few enough to cost nothing.
+# The number of training steps whose losses are compared, and the most samples in a batch of them. Assumed: enough for a
+# difference that grows to show, and few enough to cost nothing.
 _LOSS_STEPS, _LOSS_BATCH = 10, 8
 
 
@@ -26,8 +26,8 @@ class FirstLosses:
     """Losses of the first training steps, from the weights and batches of seed 0.
 
     Attributes:
-        sweep: the steps, all at one rate; None where none was taken.
-        message: why there is none.
+        sweep: the steps, all at one learning rate; None if there were none.
+        message: why there were none.
     """
 
     sweep: LrSweep | None = None
@@ -36,13 +36,13 @@ class FirstLosses:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossDifference:
-    """How far losses are from those of another way of computing, relative to them.
+    """How far losses differ from those of another compute mode, relative to them.
 
     Attributes:
-        steps: training steps that both took from the same weights on the same batches; fewer than were asked for where
-            the loss of one of them diverged.
-        first: of the first loss: the same weights, computed otherwise.
-        largest: the largest of all, whatever its sign: what the weights have become is different too.
+        steps: training steps that both took, from the same weights on the same batches; fewer if one of the losses
+            diverged.
+        first: the difference of the first loss, which has the same weights in both.
+        largest: the largest difference in absolute value. It includes that of the trained weights.
     """
 
     steps: int
@@ -50,21 +50,21 @@ class LossDifference:
     largest: float
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The difference as plain JSON values."""
         return {"steps": self.steps, "first": self.first, "largest": self.largest}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModeProfile:
-    """What one way of computing showed.
+    """The results of one compute mode.
 
     Attributes:
-        compute_mode: which.
-        max_batch: the largest batch; None where it failed.
-        curve: its throughput; None where it failed.
-        losses: of the first training steps; None where it failed.
-        error: why it failed; None where it did not.
-        seconds: that all of it took.
+        compute_mode: the compute mode.
+        max_batch: the largest batch; None if it failed.
+        curve: its throughput; None if it failed.
+        losses: of the first training steps; None if it failed.
+        error: why it failed; None if it did not.
+        seconds: the time of all of it.
     """
 
     compute_mode: ComputeMode
@@ -76,11 +76,11 @@ class ModeProfile:
 
     @property
     def message(self) -> str | None:
-        """Why it failed; None where it did not."""
+        """Why it failed; None if it did not."""
         return None if self.error is None else str(self.error)
 
     def to_json(self, reference: ModeProfile) -> dict[str, Any]:
-        """Plain JSON values; the difference of the losses is from those of `reference`."""
+        """The results as plain JSON values. The loss difference is from `reference`."""
         base = None if reference is self else reference.losses or FirstLosses(message=f"it failed: {reference.message}")
         return {
             "arm": self.compute_mode.name,
@@ -88,12 +88,12 @@ class ModeProfile:
             "message": self.message,
             "max_batch": self.max_batch.to_json() if self.max_batch is not None else None,
             "throughput": self.curve.to_json() if self.curve is not None else None,
-            **told_of_losses(self.losses, base, reference.compute_mode),
+            **losses_to_json(self.losses, base, reference.compute_mode),
             "seconds": self.seconds,
         }
 
 
-# Opens a runner of one compute_mode: the runner, and the plan whose batch size is looked for.
+# Opens a runner in one compute mode: the runner, and the plan whose largest batch size is wanted.
 Open = Callable[[], AbstractContextManager[tuple[Runner, Plan]]]
 
 
@@ -106,16 +106,16 @@ def profile_compute_mode(
     time_it: Callable[[Runner, Plan, MaxBatch], ThroughputCurve],
     also: Callable[[Runner], None] = lambda runner: None,
 ) -> ModeProfile:
-    """One compute mode, from its largest batch to its losses; what goes wrong is told in the answer.
+    """One compute mode, from its largest batch to its losses. A failure becomes part of the result.
 
     Args:
-        compute_mode: that the runners compute in.
-        open_for_memory: opens the runner that the largest batch is found with.
-        open_for_time: opens another one to be timed, where that of the memory search is slowed down by counting; None
-            to go on with the first.
+        compute_mode: the compute mode of the runners.
+        open_for_memory: opens the runner that finds the largest batch.
+        open_for_time: opens another runner for timing, if counting memory slows the first one down; None to go on with
+            the first.
         find: finds the largest batch.
         time_it: makes the throughput curve up to it.
-        also: is called with the runner that was timed, before it is closed.
+        also: called with the runner that was timed, before it is closed.
     """
     began = time.monotonic()
     largest: MaxBatch | None = None
@@ -146,7 +146,7 @@ def profile_compute_mode(
 
 
 def first_losses(runner: Runner, max_batch: int) -> FirstLosses:
-    """Losses of the first training steps at the baseline's rate, from the weights and batches of seed 0."""
+    """Losses of the first training steps at the baseline's learning rate, from the weights and batches of seed 0."""
     baseline = runner.facts().baseline
     plan = replace(baseline.plan, batch_size=min(_LOSS_BATCH, max_batch), accumulation_steps=1)
     try:
@@ -158,34 +158,34 @@ def first_losses(runner: Runner, max_batch: int) -> FirstLosses:
     return FirstLosses(sweep=sweep)
 
 
-def told_of_losses(found: FirstLosses | None, reference: FirstLosses | None, against: ComputeMode) -> dict[str, Any]:
-    """What a report says of the losses of an compute_mode: plain JSON values.
+def losses_to_json(result: FirstLosses | None, reference: FirstLosses | None, against: ComputeMode) -> dict[str, Any]:
+    """What a report says about the losses of a compute mode, as plain JSON values.
 
     Args:
-        found: of the compute mode; None where it failed.
-        reference: what they are compared with; None for the reference itself.
+        result: the losses of the compute mode; None if it failed.
+        reference: the losses to compare with; None for the reference itself.
         against: the compute mode of the reference.
 
     Returns:
-        `losses`, None where the compute mode failed: how many `steps` have a loss, at which step it `diverged_at`, and
-        a `message` where they are not compared. `loss_difference`: as `LossDifference.to_json` gives it, or None.
+        `losses`, None if the compute mode failed: how many `steps` have a loss, the step at which it `diverged_at`, and
+        a `message` if the losses are not compared. `loss_difference`: see `LossDifference.to_json`, or None.
     """
-    if found is None:
+    if result is None:
         return {"losses": None, "loss_difference": None}
-    difference = None if reference is None else loss_difference(found.sweep, reference.sweep)
-    message = found.message
+    difference = None if reference is None else loss_difference(result.sweep, reference.sweep)
+    message = result.message
     if message is None and reference is not None and difference is None:
-        message = _why_not_compared(found.sweep, reference, against.name)
+        message = _why_not_compared(result.sweep, reference, against.name)
     losses = {
-        "steps": 0 if found.sweep is None else len(found.sweep.losses),
-        "diverged_at": None if found.sweep is None else found.sweep.diverged_step,
+        "steps": 0 if result.sweep is None else len(result.sweep.losses),
+        "diverged_at": None if result.sweep is None else result.sweep.diverged_step,
         "message": message,
     }
     return {"losses": losses, "loss_difference": difference and difference.to_json()}
 
 
 def _why_not_compared(sweep: LrSweep | None, reference: FirstLosses, against: str) -> str | None:
-    """One clause; None where it is that the loss diverged in the first step, which is told of itself."""
+    """Why the losses are not compared, as a clause; None if the loss diverged at once, which is reported anyway."""
     if sweep is None or not sweep.losses:
         return None
     base = reference.sweep
@@ -196,14 +196,14 @@ def _why_not_compared(sweep: LrSweep | None, reference: FirstLosses, against: st
     return f"that in {against} is zero in one of them" if base.losses else f"that in {against} diverged at step 1"
 
 
-def loss_difference(found: LrSweep | None, reference: LrSweep | None) -> LossDifference | None:
-    """How far losses are from those of a reference, over the steps that both have.
+def loss_difference(sweep: LrSweep | None, reference: LrSweep | None) -> LossDifference | None:
+    """How far losses differ from those of a reference, over the steps that both have.
 
-    None where one of them has none or is zero, or they are of other batches.
+    None if one of them has none or has a zero, or if their batches differ.
     """
-    if found is None or reference is None or found.plan.batch_size != reference.plan.batch_size:
+    if sweep is None or reference is None or sweep.plan.batch_size != reference.plan.batch_size:
         return None
-    pairs = list(zip(found.losses, reference.losses, strict=False))  # a loss that diverged ends its sequence
+    pairs = list(zip(sweep.losses, reference.losses, strict=False))  # a sequence ends where its loss diverged
     if not pairs or any(base == 0 for _, base in pairs):
         return None
     relative = [(loss - base) / abs(base) for loss, base in pairs]
@@ -211,6 +211,6 @@ def loss_difference(found: LrSweep | None, reference: LrSweep | None) -> LossDif
 
 
 def compared(profiles: Sequence[ModeProfile]) -> dict[str, Any]:
-    """All of them as plain JSON values, their losses against those of fp32, or of the first where fp32 is not there."""
-    reference = next((found for found in profiles if found.compute_mode == ComputeMode()), profiles[0])
-    return {"reference": reference.compute_mode.name, "arms": [found.to_json(reference) for found in profiles]}
+    """All profiles as plain JSON values. Losses are compared with those of fp32 or, without it, of the first."""
+    reference = next((profile for profile in profiles if profile.compute_mode == ComputeMode()), profiles[0])
+    return {"reference": reference.compute_mode.name, "arms": [profile.to_json(reference) for profile in profiles]}

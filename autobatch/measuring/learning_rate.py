@@ -1,8 +1,8 @@
-"""The learning-rate range test as data, named rules that read it, and how a rate scales with the batch.
+"""The learning-rate range test as data, named rules that read it, and the scaling of a rate with the batch.
 
 A range test (Smith 2017, arXiv 1506.01186) raises the rate geometrically, one step at each, and records the loss. The
-curve is data; a rule is a pure function of it, and its name travels with its answer, because the tools in use mean
-different things by the same word.
+curve is data. A rule is a pure function of it, and the rule's name stays with its answer, because common tools use the
+same word for different rules.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ..core.plan import LEAST_LR, MOST_LR, Plan
 from ..core.runner import Runner
 from ..errors import SettingError
 
-FEWEST_STEPS = 20  # assumed: below it the smoothing sees no shape
+FEWEST_STEPS = 20  # assumed: with fewer, the smoothed curve has no shape
 
 Rule = Callable[[Sequence[float], Sequence[float]], float | None]
 
 
 def fell(losses: Sequence[float], smoothed: Sequence[float]) -> bool:
-    """Whether the smoothed loss ever fell by more than the noise, so that there is something to read.
+    """Whether the smoothed loss ever fell by more than the noise, so that a rule can read the curve.
 
-    From the median of the first tenth of the raw losses, by more than the median change between neighbours and
-    by more than rounding.
+    It must fall below the median of the first tenth of the raw losses, by more than the median change between
+    neighbours and by more than rounding.
     """
     if len(losses) < 3:
         return False
@@ -35,21 +35,22 @@ def fell(losses: Sequence[float], smoothed: Sequence[float]) -> bool:
 
 
 def min_over_10(lrs: Sequence[float], smoothed: Sequence[float]) -> float | None:
-    """A tenth of the rate at which the smoothed loss is lowest; None where that is the first.
+    """A tenth of the rate at which the smoothed loss is lowest; None if that is the first rate.
 
-    The rule of fastai's `lr_find` ("minimum / 10"). Measured over 12 settings, loss against the best rate: median 0.47
-    points of accuracy, worst 1.4; the suggestion was 0.20 to 0.95 of the best rate.
+    This is the rule of fastai's `lr_find` ("minimum / 10"). Measured over 12 settings, against the best rate: it loses
+    0.47 points of accuracy in the median and 1.4 in the worst case; the suggestion was 0.20 to 0.95 of the best rate.
     """
     lowest = min(range(len(smoothed)), key=lambda step: smoothed[step])
     return lrs[lowest] / 10 if lowest else None
 
 
 def steepest(lrs: Sequence[float], smoothed: Sequence[float]) -> float | None:
-    """The rate at which the smoothed loss falls fastest per decade of the rate; None where it falls nowhere.
+    """The rate at which the smoothed loss falls fastest per decade of the rate; None if it never falls.
 
-    Central differences over log10(lr), up to the lowest loss; for a geometric sweep this is the steepest fall per step,
-    as in pytorch-lr-finder and ignite. (Lightning divides by the change of the rate itself, which favours the smallest
-    rates.) Measured: median loss 1.4 points, worst 88: never to be followed alone.
+    By central differences over log10(lr), up to the lowest loss. For a geometric sweep this is the steepest fall per
+    step, as in pytorch-lr-finder and ignite. (Lightning divides by the change of the rate itself, which favours the
+    smallest rates.) Measured: it loses 1.4 points in the median and 88 in the worst case, so it must not be followed
+    alone.
     """
     end = min(range(len(smoothed)), key=lambda step: smoothed[step])
     slopes = {
@@ -61,12 +62,12 @@ def steepest(lrs: Sequence[float], smoothed: Sequence[float]) -> float | None:
 
 
 def valley(lrs: Sequence[float], smoothed: Sequence[float]) -> float | None:
-    """The middle, in log(lr), of the longest valley; None where no two losses fall.
+    """The middle, in log(lr), of the longest valley; None if no two losses fall.
 
     The longest valley is the longest strictly falling subsequence of the smoothed losses, from its first to its last
-    member; of several the one that ends lowest, and then begins last. fastai's default suggestion has the same idea and
-    the same middle, but counts the start back from the end by the number of members. Measured: median loss 4.0 points,
-    always 3 to 40 times too small.
+    member. Of several, it is the one that ends lowest, and then the one that begins last. fastai's default suggestion
+    has the same idea and the same middle, but finds the start by counting members back from the end. Measured: it loses
+    4.0 points in the median, and is always 3 to 40 times too small.
     """
     if not smoothed:
         return None
@@ -86,11 +87,11 @@ RULES: Mapping[str, Rule] = {"min/10": min_over_10, "steepest": steepest, "valle
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LrCurve:
-    """A range test and what one named rule reads from it, beside the warnings of the task's check.
+    """A range test, what one named rule reads from it, and the warnings of the task's check.
 
     Raises:
-        ValueError: the rates do not rise, or there is not one loss for each.
-        SettingError: there is no such rule.
+        ValueError: the rates do not rise, or their number is not that of the losses.
+        SettingError: the rule is unknown.
     """
 
     sweep: LrSweep
@@ -115,19 +116,19 @@ class LrCurve:
 
     @property
     def smoothed(self) -> tuple[float, ...]:
-        """The smoothed losses, up to the first that is not finite."""
+        """The smoothed losses, up to the first loss that is not finite."""
         return smooth(self._finite[1])
 
     @property
     def suggestion(self) -> float | None:
-        """The rate that the rule reads from the curve; None where the loss never fell by more than its noise."""
+        """The rate that the rule reads from the curve; None if the loss never fell by more than its noise."""
         lrs, losses = self._finite
         smoothed = smooth(losses)
         return RULES[self.rule](lrs, smoothed) if fell(losses, smoothed) else None
 
     @property
     def diverged_at(self) -> float | None:
-        """The rate at which the loss blew up and the sweep ended early; None where it ran to its end."""
+        """The rate at which the loss blew up and ended the sweep; None if the sweep ran to its end."""
         return self.sweep.lrs[-1] if self.sweep.diverged and self.sweep.lrs else None
 
     def _repr_html_(self) -> str:
@@ -139,7 +140,7 @@ class LrCurve:
         return section_frame(lr_section(self.to_json()))
 
     def to_json(self) -> dict[str, Any]:
-        """The curve and its reading as plain JSON values; a loss that is not finite is null."""
+        """The curve and its reading as plain JSON values. A loss that is not finite is null."""
         plan = self.sweep.plan
         return {
             "batch_size": plan.batch_size,
@@ -170,10 +171,10 @@ def find_lr_curve(
 ) -> LrCurve:
     """The range test of `plan` from `lowest` to `highest` in `steps` optimizer steps, read by `rule`.
 
-    The defaults are the ones in common use (fastai, 100 steps from 1e-7 to 10): wide enough for SGD and for AdamW.
+    The defaults are the common ones (fastai, 100 steps from 1e-7 to 10): wide enough for SGD and for AdamW.
 
     Raises:
-        SettingError: the range is empty or not positive, the steps are too few, or there is no such rule.
+        SettingError: the range is empty or not positive, the steps are too few, or the rule is unknown.
     """
     if not LEAST_LR <= lowest < highest <= MOST_LR:
         raise SettingError(

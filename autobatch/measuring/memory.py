@@ -13,7 +13,7 @@ from ..core.units import format_size
 from ..core.words import no_proof_sentence
 from ..errors import AutobatchError, DoesNotFit, SettingError, TaskError, WorkerDied
 from .allowance import Allowance
-from .bracket import Search, fits
+from .bracket import Probing, fits
 from .sizes import Sizes
 from .taken import EVERY_SIZE, Rule, sure_for
 
@@ -24,21 +24,21 @@ class MaxBatch(int):
     """The largest batch size that ran, as an int that carries its evidence; `int(x)` drops the evidence.
 
     Attributes:
-        verdict: the run of this very size, whole steps on worst-case samples, that makes it the answer.
+        final_probe: the run of this size that makes it the answer: whole steps on worst-case samples.
         probes: everything that was run, in order.
-        limit: what a step was allowed to use.
-        limited_by: "memory", or what kept the search from going on: the "dataset", a "ceiling", the "task", whose code
+        limit: the memory that a step may use.
+        limited_by: why no larger size is the answer: "memory", the "dataset", a "ceiling", the "task", whose code
             refuses larger batches, or the "time" that they would take.
-        assumed: a sentence for each thing that was taken for granted.
-        proof: the next size up in a verdict run of its own, shown not to fit; None where that was not shown.
-        warnings: what the check of the task found that does not stop it.
-        rule: the sizes that the task is sure to take, where it refused some.
+        assumed: a sentence for each assumption.
+        proof: a final probe of the next larger size, which did not fit; None if there was none.
+        warnings: of the task's check, about things that do not stop it.
+        rule: the sizes that the task is sure to take, if it refused some.
 
     Raises:
         ValueError: the evidence does not show that this size ran and fits, or that `proof` did not.
     """
 
-    verdict: Measurement
+    final_probe: Measurement
     probes: tuple[Measurement, ...]
     limit: MemoryLimit
     limited_by: LimitedBy
@@ -51,7 +51,7 @@ class MaxBatch(int):
         cls,
         batch_size: int,
         *,
-        verdict: Measurement,
+        final_probe: Measurement,
         probes: Iterable[Measurement],
         limit: MemoryLimit,
         limited_by: LimitedBy,
@@ -61,10 +61,14 @@ class MaxBatch(int):
         rule: Rule = EVERY_SIZE,
     ) -> MaxBatch:
         probes = tuple(probes)
-        if verdict not in probes or verdict.plan.batch_size != batch_size or not fits(verdict, limit, verdict=True):
+        if (
+            final_probe not in probes
+            or final_probe.plan.batch_size != batch_size
+            or not fits(final_probe, limit, final=True)
+        ):
             raise ValueError(
                 f"a batch size is an answer only if it ran within the memory limit; {batch_size} comes with a run of "
-                f"{verdict.plan.batch_size} that ended {verdict.outcome!r}"
+                f"{final_probe.plan.batch_size} that ended {final_probe.outcome!r}"
             )
         if proof is not None and (proof.plan.batch_size <= batch_size or not _has_no_room(proof, limit)):
             raise ValueError(
@@ -73,7 +77,7 @@ class MaxBatch(int):
             )
         answer = super().__new__(cls, batch_size)
         answer.__dict__.update(
-            verdict=verdict,
+            final_probe=final_probe,
             probes=probes,
             limit=limit,
             limited_by=limited_by,
@@ -91,7 +95,7 @@ class MaxBatch(int):
         return (int(self),), dict(self.__dict__)
 
     def __getstate__(self) -> None:
-        """Nothing beyond the arguments: a copy or a pickle is built, and checked, anew."""
+        """No state beyond the arguments: a copy or a pickle is built, and checked, again."""
 
     def __repr__(self) -> str:
         peak = "" if self.peak_bytes is None else f", peak {format_size(self.peak_bytes)}"
@@ -105,22 +109,22 @@ class MaxBatch(int):
 
     @property
     def peak_bytes(self) -> int | None:
-        """Peak memory of the run that made this the answer; None where the device has no counter."""
-        return self.verdict.peak_bytes
+        """The peak memory of the final probe; None if the device has no counter."""
+        return self.final_probe.peak_bytes
 
     @property
     def has_no_room_above(self) -> bool:
         """Whether a larger size is known not to fit."""
-        return any(p.plan.batch_size > self and not fits(p, self.limit, verdict=True) for p in self.probes)
+        return any(p.plan.batch_size > self and not fits(p, self.limit, final=True) for p in self.probes)
 
     @property
     def curve(self) -> tuple[tuple[int, int], ...]:
-        """(batch size, peak bytes) of every probe that told its peak, by size; the last run of a size counts."""
+        """(batch size, peak bytes) of every probe with a known peak, by size. The last run of a size counts."""
         return tuple(sorted({p.plan.batch_size: p.peak_bytes for p in self.probes if p.peak_bytes is not None}.items()))
 
     @property
     def why_not_proved(self) -> str | None:
-        """One sentence where there is no proof that the next size fails; None where there is."""
+        """A sentence if there is no proof that the next larger size fails; None if there is a proof."""
         if self.proof is not None:
             return None
         after = next((probe for probe in reversed(self.probes) if probe.plan.batch_size > self), None)
@@ -136,12 +140,12 @@ class MaxBatch(int):
         return section_frame(max_batch_section(self.to_json()))
 
     def to_json(self) -> dict[str, Any]:
-        """The answer and its evidence as plain JSON values, sizes in bytes and times in seconds."""
+        """The answer and its evidence as plain JSON values, with sizes in bytes and times in seconds."""
         return {
             "batch_size": int(self),
             "limited_by": self.limited_by,
             "peak_bytes": self.peak_bytes,
-            "allocated_bytes": self.verdict.allocated_bytes,
+            "allocated_bytes": self.final_probe.allocated_bytes,
             "limit_bytes": self.limit.budget_bytes,
             "probes": [
                 {
@@ -178,11 +182,11 @@ def find_max_batch_size(
 ) -> MaxBatch:
     """The largest batch size up to `ceiling` that ran within the runner's memory limit.
 
-    The first probe is 2, not the ceiling and not 1: the ceiling is a likely OOM, and batch normalisation cannot train
-    on one sample. The second is the ceiling at once wherever growth in proportion to the batch would still fit, so that
-    a ceiling of 200 or of 131072 costs two probes if memory is ample. A probe that would end the search is run as a
-    verdict straight away; a verdict that contradicts exploring discards what exploring said, and the search goes on
-    with verdicts alone. The number of probes never exceeds `bracket.most_probes`.
+    The first probe is 2, not the ceiling and not 1: the ceiling is likely to run out of memory, and batch normalisation
+    cannot train on one sample. The second probe is already the ceiling if growth in proportion to the batch would still
+    fit. So with ample memory a ceiling of 200 or of 131072 takes two probes. A probe that would end the probing is a
+    final probe at once. If a final probe contradicts an exploring one, all exploring results are discarded, and only
+    final probes follow. The number of probes never exceeds `bracket.most_probes`.
 
     Args:
         plan: accumulation steps and precision of every probe; its batch size is ignored.
@@ -199,10 +203,10 @@ def find_max_batch_size(
         on_probe: called with each measurement as it comes.
 
     Raises:
-        SettingError: there is no size to try, or both `multiple_of` and `power_of_two` are given.
+        SettingError: there is no size to try, or both `multiple_of` and `power_of_two` are set.
         DoesNotFit: not even the smallest size fits.
-        WorkerDied: the worker crashed at the smallest size, so that its memory cannot be the reason.
-        TaskError: the task fails at each size that it was tried with.
+        WorkerDied: the worker crashed at the smallest size, which memory alone does not explain.
+        TaskError: the task fails at every size that was tried.
     """
     if power_of_two and multiple_of != 1:
         raise SettingError(f"power_of_two and multiple_of exclude each other; got multiple_of={multiple_of}: give one")
@@ -224,66 +228,67 @@ def find_max_batch_size(
     )
     smallest = sizes.above(0)
     try:
-        batch_size = search.settle(prove=prove)
+        batch_size = probing.settle(prove=prove)
     except TaskError as error:
-        too_large = search.high
+        too_large = probing.high
         if too_large is None or too_large != sizes.above(smallest):
             raise
-        # All but the smallest are too large, and with the smallest the task does not train: batch norm with one sample.
-        raise DoesNotFit(f"{_refusal(search, too_large)}. A batch of {smallest} does not train: {error}") from None
+        # All sizes but the smallest are too large, and the task does not train with the smallest one: batch norm with
+        # one sample.
+        raise DoesNotFit(f"{_refusal(probing, too_large)}. A batch of {smallest} does not train: {error}") from None
     if batch_size == 0:
-        too_large = search.high
-        assert too_large is not None  # what ran and did not fit
-        untrained = [size for size in search.refused if size < too_large]
+        too_large = probing.high
+        assert too_large is not None  # a size ran and did not fit
+        untrained = [size for size in probing.refused if size < too_large]
         if untrained:
             size = max(untrained)
-            why = f"A batch of {size} does not train: {search.refused[size]}"
-            raise DoesNotFit(f"{_refusal(search, too_large)}. {why}")
-        raise _refusal(search, too_large)
-    high = search.high
-    after = None if high is None else search.verdicts.get(high)
+            why = f"A batch of {size} does not train: {probing.refused[size]}"
+            raise DoesNotFit(f"{_refusal(probing, too_large)}. {why}")
+        raise _refusal(probing, too_large)
+    high = probing.high
+    after = None if high is None else probing.final_probes.get(high)
     return MaxBatch(
         batch_size,
-        verdict=search.verdicts[batch_size],
-        probes=search.probes,
-        limit=search.limit,
-        limited_by=_ended_by(search, batch_size, ceiling_is),
-        assumed=(*assumed, *search.remarks()),
-        proof=after if after is not None and _has_no_room(after, search.limit) else None,
-        rule=sure_for(search.took | {own}, set(search.refused)) if search.refused else EVERY_SIZE,
+        final_probe=probing.final_probes[batch_size],
+        probes=probing.probes,
+        limit=probing.limit,
+        limited_by=_ended_by(probing, batch_size, ceiling_is),
+        assumed=(*assumed, *probing.remarks()),
+        proof=after if after is not None and _has_no_room(after, probing.limit) else None,
+        rule=sure_for(probing.took | {own}, set(probing.refused)) if probing.refused else EVERY_SIZE,
     )
 
 
-def _ended_by(search: Search, size: int, ceiling_is: Literal["dataset", "ceiling"]) -> LimitedBy:
-    if search.is_cut:
+def _ended_by(probing: Probing, size: int, ceiling_is: Literal["dataset", "ceiling"]) -> LimitedBy:
+    if probing.is_cut:
         return "time"
-    if search.high is not None:
+    if probing.high is not None:
         return "memory"
-    return "task" if search.ends_with_task(size) else ceiling_is
+    return "task" if probing.ends_with_task(size) else ceiling_is
 
 
-def _has_no_room(verdict: Measurement, limit: MemoryLimit) -> bool:
-    """Whether a run shows that memory does not suffice; a crash may have any reason."""
-    return verdict.outcome != "crashed" and not fits(verdict, limit, verdict=True)
+def _has_no_room(probe: Measurement, limit: MemoryLimit) -> bool:
+    """Whether a run shows that memory is too small. A crash may have any cause."""
+    return probe.outcome != "crashed" and not fits(probe, limit, final=True)
 
 
-def _refusal(search: Search, size: int) -> AutobatchError:
+def _refusal(probing: Probing, size: int) -> AutobatchError:
     """The error that says why a size that ran does not fit."""
-    limit = search.limit
-    last = next(probe for probe in reversed(search.probes) if probe.plan.batch_size == size)
+    limit = probing.limit
+    last = next(probe for probe in reversed(probing.probes) if probe.plan.batch_size == size)
     if last.outcome == "crashed":
         return WorkerDied(
             f"a worker must get through a batch of {size}; it crashed ({last.message}): memory cannot be found "
             f"until that batch size runs"
         )
-    found = f"needs {format_size(last.peak_bytes)}" if last.peak_bytes is not None else "was refused by the allocator"
+    need = f"needs {format_size(last.peak_bytes)}" if last.peak_bytes is not None else "was refused by the allocator"
     if last.peak_bytes is None and last.message is not None:
-        found = f"{found}: {last.message}"
+        need = f"{need}: {last.message}"
     if last.outcome == "ok":
-        found = f"ran only after the allocator had freed memory and tried again {last.alloc_retries} times"
+        need = f"ran only after the allocator had freed memory and tried again {last.alloc_retries} times"
     return DoesNotFit(
         f"a batch of {size} must fit in {format_size(limit.budget_bytes)} "
-        f"({format_size(limit.capacity_bytes)} from {limit.source}, less headroom); it {found}. "
+        f"({format_size(limit.capacity_bytes)} from {limit.source}, less headroom); it {need}. "
         "Allow more memory or less headroom, or need less: bf16, gradient checkpointing, shorter samples, a small model"
-        + ("" if search.sizes.step == 1 else f", a multiple_of below {search.sizes.step}")
+        + ("" if probing.sizes.step == 1 else f", a multiple_of below {probing.sizes.step}")
     )

@@ -16,29 +16,31 @@ from ..errors import NoValidResult, TaskError
 from .taken import EVERY_SIZE, Rule
 from .throughput import Objective, Remedy, ThroughputCurve
 
-# Of the time: the first pass, then the neighbourhoods of the knee and the fastest, then energy where the device tells
-# of any (more where it is what is asked for), then further visits to all. Assumed.
+# Shares of the time: for the first pass, and for the neighbourhoods of the knee and the fastest size. Then comes
+# energy, if the device measures it (more time if the objective needs it), and further visits to all sizes take the
+# rest. Assumed.
 _FIRST_PASS_SHARE, _REFINE_SHARE = 0.2, 0.2
 _ENERGY_SHARE, _ENERGY_SHARE_OF_ITS_OWN = 0.2, 0.4
-# Seconds in which the energy of a size is measured: ten ticks of the slowest counter, and no more than make it sure
-# (worker/energy.py has both).
+# Seconds in which the energy of a size is measured: ten ticks of the slowest counter, and no more than an accurate
+# value needs (see worker/energy.py).
 _ENERGY_LEAST_S, _ENERGY_MOST_S = 0.5, 2.0
-_ROUNDS = 8  # of such visits, each to every size. Assumed: a machine's slow moments meet all sizes then.
-# Visits to each size where nothing is refined. Measured (a busy AMD EPYC, two small models, eight profiles each): step
-# times, one size next to another, were off by 6.5 and 7.9 % in the mean after one visit in 11 s, by 5.2 and 4.9 % after
-# two in 5.5 s, by 2.6 and 3.7 % after four in 5.5 s.
+_ROUNDS = 8  # rounds of such visits, each to every size. Assumed: slow moments of the machine then affect all sizes.
+# Visits to each size without `refine`. Measured (a busy AMD EPYC, two small models, eight profiles each): the step
+# times of one size relative to another were wrong by 6.5 and 7.9 % in the mean after one visit in 11 s, by 5.2 and 4.9
+# % after two in 5.5 s, and by 2.6 and 3.7 % after four in 5.5 s.
 _VISITS = 4
-_FEWEST_VISITS = 3  # before a size is settled. Assumed: two moments may be alike by chance.
-_VISITS_DIFFER = 0.05  # from which on it is told that visits to one size came out otherwise. Assumed.
+_FEWEST_VISITS = 3  # a size with fewer is not settled. Assumed: two moments may be alike by chance.
+_VISITS_DIFFER = 0.05  # a larger difference between visits to one size is remarked. Assumed.
 _SPACING = 8  # tensor cores and vector units work in multiples of 8 (NVIDIA, Matrix Multiplication Background Guide)
-_FINEST = 0.1  # assumed: sizes that lie closer together than a tenth tell nothing new
-# A processor is busy with few samples, and what a step costs there is no straight line. Measured (an AMD EPYC, six
-# models up to 32): without 3 and 6 the fitted time was up to 13 % off, nearly always at its worst between 2 and 8.
+_FINEST = 0.1  # assumed: sizes that are closer together than a tenth show nothing new
+# A processor is fully busy with few samples, but there the cost of a step is no straight line. Measured (an AMD EPYC,
+# six models up to 32): without 3 and 6 the fitted time was up to 13 % off, nearly always at its worst between 2 and 8.
 _FEW_SAMPLES = (2, 3, 4, 6)
-_SMALLEST_SIZE = 8  # assumed: below it an accelerator is idle and a step costs about the same
-# That `Runner.time` takes of a slow step: warming up and three whole ones; with the parts one for each of those too.
+_SMALLEST_SIZE = 8  # assumed: below it an accelerator is mostly idle and every step costs about the same
+# The number of steps that `Runner.time` takes if they are slow: warming up and three whole ones; with parts, one more
+# for each part.
 _FEWEST_STEPS, FEWEST_STEPS_WITH_PARTS = 6, 9
-_MOST_WORKERS = 16  # assumed: beyond it a machine has other limits than the number of its loader's processes
+_MOST_WORKERS = 16  # assumed: more loader processes than this are not what a machine lacks
 _HELPS = 1.05  # assumed: a smaller gain is not worth another process
 
 
@@ -56,23 +58,22 @@ def profile(
 ) -> ThroughputCurve:
     """The throughput curve over the powers of two up to `max_batch`, `max_batch` itself and `include`.
 
-    Of a task that takes multiples alone, powers of two of them.
-
-    Time is shared evenly among the sizes still to come, so that what a quick one leaves goes to the slow ones. The
-    sizes of `include` come first, then the smallest; when the budget is spent, the rest is skipped and said so. A size
-    that nobody asked for and the task cannot train on, as batch norm cannot on one sample, is left out. Every size is
-    visited several times as far as the budget goes, there and back again: so a slow moment of the machine falls on all
-    of them, and the interval of a median holds what the machine does from one moment to the next.
+    If the task takes only multiples of a size, it is over powers of two times that size. The time is shared evenly
+    among the sizes that are still to come, so that slow sizes get what quick ones leave. The sizes of `include` come
+    first, then the smallest. When the budget is spent, the remaining sizes are skipped, and the result says so. A size
+    outside `include` that the task cannot train on, as batch norm cannot on one sample, is left out. Every size is
+    visited several times if the budget allows it, in rising and falling order. So a slow moment of the machine affects
+    all sizes, and the interval of a median covers the differences between moments.
 
     Args:
-        plan: precision of every measurement; always one micro-batch a step, whatever its accumulation steps.
+        plan: the precision of every measurement. Each step has one micro-batch, whatever the plan's accumulation steps.
         max_batch: the largest size that is known to run.
-        budget_s: wall seconds for all of it; one size at least is measured.
-        include: further sizes, such as the user's own; those above `max_batch` are left out.
-        refine: look closer where it tells most: at multiples of 8 around the knee and the best, and below `max_batch`;
-            and visit every size more often, until its median is known.
-        objective: what the recommended size is to be best in.
-        rule: the sizes that the task is sure to take; no others are timed, but for those asked for.
+        budget_s: wall seconds for all of it. At least one size is measured.
+        include: further sizes, such as the user's own. Those above `max_batch` are left out.
+        refine: whether to look more closely where it matters: at multiples of 8 around the knee and the fastest size,
+            and below `max_batch`. Every size is then visited until its median is known.
+        objective: what the recommended size should be best in.
+        rule: the sizes that the task is sure to take. No others are timed, except those of `include`.
         on_measurement: called with each measurement as it comes.
 
     Raises:
@@ -98,8 +99,8 @@ def profile(
         try:
             measurement = runner.time(asked, budget_s=share_s, parts=size not in visits)
         except TaskError:
-            # A loss over pairs cannot take three samples, and nobody had asked for three. Where the task itself is at
-            # fault, a size that it is known to run at tells.
+            # A loss over pairs cannot take three samples, and the user did not choose three. If the task itself is at
+            # fault, a size that it is known to run at shows it.
             if size in visits or size in first or size == max_batch:
                 raise
             refused.add(size)
@@ -112,15 +113,15 @@ def profile(
     def so_far() -> ThroughputCurve:
         return ThroughputCurve(
             measurements=tuple(
-                replace(_pooled(found), joules=energies[size].joules, watts=energies[size].watts)
+                replace(_pooled(runs), joules=energies[size].joules, watts=energies[size].watts)
                 if size in energies
-                else _pooled(found)
-                for size, found in visits.items()
+                else _pooled(runs)
+                for size, runs in visits.items()
             )
         )
 
     def measure_energy(share: float) -> None:
-        """Of the sizes that matter most first; whatever a device without a counter leaves goes to further visits."""
+        """Measure the energy of the most important sizes first. Time that is not used goes to further visits."""
         nonlocal left_s
         curve, spent_s = so_far(), 0.0
         best = [curve.recommended, curve.knee_batch_size, curve.fastest]
@@ -129,29 +130,30 @@ def profile(
         for size in wanted:
             if spent_s + max(window_s, curve.step_s(size)) > share * budget_s:
                 continue
-            found = runner.energy(replace(plan, batch_size=size, accumulation_steps=1), budget_s=window_s)
-            if found is None and not energies:
-                return  # the device tells of none
-            if found is not None:
-                energies[size] = found
-            seconds = window_s if found is None else found.seconds
+            energy = runner.energy(replace(plan, batch_size=size, accumulation_steps=1), budget_s=window_s)
+            if energy is None and not energies:
+                return  # the device does not measure energy
+            if energy is not None:
+                energies[size] = energy
+            seconds = window_s if energy is None else energy.seconds
             spent_s, left_s = spent_s + seconds, left_s - seconds
 
     first_pass_s = (_FIRST_PASS_SHARE if refine else 1 / _VISITS) * budget_s
     for done, size in enumerate(sizes):
         has_timed = any(first.outcome == "ok" and first.step_s for first, *_ in visits.values())
         left_of_pass_s = left_s - (budget_s - first_pass_s)
-        # A size never seen tells more than a further visit, but not more than what is to be refined.
+        # A new size shows more than a further visit, but less than the refinement.
         if (left_of_pass_s if refine else left_s) <= 0 and has_timed:
             break
-        # Even the fewest steps would outlast the budget, where a neighbour of the knee tells more; or outlast it twice.
+        # Even the fewest steps would take longer than the budget, where a neighbour of the knee matters more; or twice
+        # as long.
         most_s = left_s if refine else left_s + budget_s
         if has_timed and FEWEST_STEPS_WITH_PARTS * so_far().step_s(size) > most_s:
             continue
         measure(size, max(0.0, left_of_pass_s) / (len(sizes) - done))
     if not any(first.outcome == "ok" and first.step_s for first, *_ in visits.values()):
-        found = "; ".join(f"{m.plan.batch_size}: {m.outcome} {m.message or ''}".strip() for m, *_ in visits.values())
-        raise NoValidResult(f"one batch size at least must run when it is timed; found {found}: see the messages")
+        outcomes = "; ".join(f"{m.plan.batch_size}: {m.outcome} {m.message or ''}".strip() for m, *_ in visits.values())
+        raise NoValidResult(f"one batch size at least must run when it is timed; got {outcomes}: see the messages")
     if refine:
         share_s = first_pass_s / len(sizes)
         while left_s > (1 - _FIRST_PASS_SHARE - _REFINE_SHARE) * budget_s:
@@ -173,21 +175,21 @@ def profile(
             if left_s > 0:
                 measure(size, visit_s)
         again.reverse()
-    # In the end: what the first pass had no time for may have been looked at more closely.
+    # Only now: the refinement may have timed a size that the first pass had no time for.
     skipped = tuple(sorted({*sizes} - {*visits} - refused))
     return replace(so_far(), skipped=skipped, objective=objective)
 
 
 def _is_settled(visits: Sequence[Measurement]) -> bool:
-    """Whether a size needs no further visit: its median is known to 2 %, over several moments; or it failed."""
+    """Whether a size needs no further visit: its median is known to 2 % over several moments, or it failed."""
     pooled = _pooled(visits)
     return pooled.outcome != "ok" or (len(visits) >= _FEWEST_VISITS and is_settled(pooled.step_s, pooled.visits_s))
 
 
 def _pooled(visits: Sequence[Measurement]) -> Measurement:
-    """All visits to one size as one measurement; the first where it is the only one that ran.
+    """All visits to one size as one measurement; the first one if only that ran.
 
-    The parts of a step are the first visit's.
+    The parts of a step are those of the first visit.
     """
     first, *_ = visits
     ran = [visit for visit in visits if visit.outcome == "ok" and visit.step_s]
@@ -207,13 +209,13 @@ def _pooled(visits: Sequence[Measurement]) -> Measurement:
 
 
 def _most_telling(curve: ThroughputCurve, seen: Set[int]) -> int | None:
-    """The size to look at next: in the middle of the widest gap beside the fastest or the knee; None where all is seen.
+    """The size to time next: in the middle of the widest gap beside the fastest or the knee; None if there is none.
 
-    Gaps are measured as ratios. A multiple of 8 where there is one.
+    Gaps are ratios. It is a multiple of 8 if there is one.
 
     Args:
         curve: of the sizes that were timed.
-        seen: those, and the ones that could not be.
+        seen: those sizes, and the ones that could not be timed.
     """
     sizes = sorted(seen)
     gaps = []
@@ -232,18 +234,18 @@ def _most_telling(curve: ThroughputCurve, seen: Set[int]) -> int | None:
 def find_remedy(
     runner: Runner, curve: ThroughputCurve, *, cores: int, pins_memory: bool, budget_s: float
 ) -> ThroughputCurve:
-    """The curve with a change of the loader that was measured to help at its knee; as it is where none did.
+    """The curve with a change of the loader that measurably helps at its knee; unchanged if none does.
 
-    Tried are more and fewer worker processes, by powers of two up to the number of cores, and pinned memory where
-    the device takes copies from it, with the number of workers that was best. A change helps where it is faster by more
-    than 5 %, and by more than both medians are uncertain.
+    It tries more and fewer worker processes, in powers of two up to the number of cores, and pinned memory with the
+    best number of workers, if the device copies from pinned memory. A change helps if it is faster by more than 5 %,
+    and by more than both medians are uncertain.
 
     Args:
-        runner: of the task that the curve is of.
+        runner: the runner of the curve's task.
         curve: one whose loader does not keep up.
-        cores: that loader processes may use.
-        pins_memory: whether the device takes copies from pinned memory.
-        budget_s: seconds for all that is tried.
+        cores: the cores that loader processes may use.
+        pins_memory: whether the device copies from pinned memory.
+        budget_s: seconds for everything that is tried.
     """
     now = runner.facts().loader
     if now is None:
@@ -252,7 +254,8 @@ def find_remedy(
     counts = [0, *(1 << power for power in range(min(cores, _MOST_WORKERS).bit_length()))]
     trials: list[dict[str, Any]] = [{"num_workers": count} for count in counts if count != now["num_workers"]]
     share_s = budget_s / (len(trials) + 3)
-    # As it is, before and after the others: what is faster than both is not so because the machine has become so.
+    # The present setting is timed before and after the others: a change must be faster than both, or the machine itself
+    # may have become faster.
     before = runner.time(plan, budget_s=share_s)
     best, change = before, dict[str, Any]()
     for trial in trials:
@@ -281,7 +284,7 @@ def _better(
 ) -> tuple[Measurement, dict[str, Any]]:
     try:
         measured = runner.time(best.plan, budget_s=budget_s, loader=trial)
-    except TaskError:  # such as data that cannot be read in another process: no help, and no fault of the task
+    except TaskError:  # for example data that no other process can read: not the task's fault
         return best, change
     if measured.outcome == "ok" and (best.outcome != "ok" or measured.median_step_s < best.median_step_s):
         return measured, trial
@@ -289,7 +292,7 @@ def _better(
 
 
 def _is_faster(one: Measurement, other: Measurement) -> bool:
-    """Whether by more than 5 %, and the intervals of the medians lie apart; of few steps, those that were seen."""
+    """Whether it is faster by more than 5 %, with medians whose likely ranges do not overlap."""
     if one.samples_per_s < _HELPS * other.samples_per_s:
         return False
     return likely_range(one.step_s)[1] < likely_range(other.step_s)[0]

@@ -1,4 +1,4 @@
-"""The batch sizes that a search may answer with."""
+"""The batch sizes that may be the answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Sizes:
     least: int = 1
 
     def narrowed(self, rule: Rule) -> Sizes | None:
-        """Those that a task takes by `rule`; None where there are none of them."""
+        """The sizes that a task takes by `rule`; None if there are none."""
         step = math.lcm(self.step, rule.multiple_of)
         is_power = self.power_of_two or rule.power_of_two
         if is_power and step.bit_count() > 1:
@@ -44,7 +44,7 @@ class Sizes:
         return self.top.bit_length() if self.power_of_two else self.top // self.step
 
     def floor(self, batch: float) -> int:
-        """The largest size that is at most `batch`; 0 where all are above."""
+        """The largest size that is at most `batch`; 0 if all are above."""
         whole = int(min(batch, self.ceiling))
         if whole < max(self.step, self.least):
             return 0
@@ -52,15 +52,15 @@ class Sizes:
         return size if size >= self.least else 0
 
     def above(self, size: int) -> int:
-        """The next size up, also past the ceiling; of 0, the smallest."""
+        """The next size up, also beyond the ceiling; the smallest size for 0."""
         least = max(size + 1, self.least)
         return 1 << (least - 1).bit_length() if self.power_of_two else -(-least // self.step) * self.step
 
     def below(self, size: int) -> int:
-        """The next size down; of the smallest, 0."""
+        """The next size down; 0 for the smallest size."""
         return self.floor(size - 1)
 
     def between(self, low: int, high: int) -> int:
-        """The middle of two sizes: of their logarithms while they are far apart."""
+        """The middle of two sizes, or of their logarithms while they are far apart."""
         middle = math.sqrt(low * high) if high > 4 * low or self.power_of_two else (low + high) / 2
         return self.floor(middle)

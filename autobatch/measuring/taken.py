@@ -1,7 +1,7 @@
-"""Which batch sizes a task takes: a rule that agrees with the sizes that it took and with those that it refused.
+"""Which batch sizes a task takes: a rule that agrees with the sizes that it took and those that it refused.
 
-Mixup wants even batches, a loss over quadruples multiples of four, a contrastive one two samples or more. Nobody tells
-us: such a task raises its own error at a size that nobody had asked for.
+Mixup needs even batches, a loss over quadruples multiples of four, a contrastive one at least two samples. The task
+does not declare it, but raises its own error at a size that the user did not choose.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ class Rule:
     """A guess at the sizes that a task takes.
 
     Attributes:
-        multiple_of: they are multiples of this;
-        power_of_two: they are powers of two;
-        least: none is smaller;
-        most: none is larger; None where nothing says so.
+        multiple_of: all sizes are multiples of this.
+        power_of_two: whether all sizes are powers of two.
+        least: the smallest size.
+        most: the largest size; None if there is none.
     """
 
     multiple_of: int = 1
@@ -28,12 +28,12 @@ class Rule:
     most: int | None = None
 
     def takes(self, size: int) -> bool:
-        """Whether `size` is one of them."""
+        """Whether the task takes `size` by this rule."""
         shaped = size % self.multiple_of == 0 and (not self.power_of_two or size.bit_count() == 1)
         return shaped and self.least <= size and (self.most is None or size <= self.most)
 
     def describe(self) -> str:
-        """What they are, after "only"."""
+        """The sizes in words, to follow "only"."""
         parts = []
         if self.power_of_two:
             parts.append("powers of two")
@@ -50,28 +50,28 @@ EVERY_SIZE = Rule()
 
 
 def rule_for(took: Set[int], refused: Set[int]) -> Rule | None:
-    """The likeliest of the `rules_for` these sizes; None where there is none."""
+    """The most likely of the `rules_for` these sizes; None if there is none."""
     return next(rules_for(took, refused), None)
 
 
 def rules_for(took: Set[int], refused: Set[int]) -> Iterator[Rule]:
-    """The rules, of those that people have for batches, that take all of `took` and none of `refused`.
+    """The rules, of those that are common for batches, that take all of `took` and none of `refused`.
 
-    In this order: multiples of what divides all that was taken, from small to large; powers of two; the same with a
-    least size, with a most size, with both. A size that one rule takes and another does not refutes one of them.
+    In this order: multiples of a common divisor of `took`, from small to large; powers of two; the same with a least
+    size, with a most size, and with both. A size that one rule takes and another does not refutes one of them.
 
     Args:
-        took: sizes that ran; one at least.
-        refused: sizes at which the task raised an error of its own.
+        took: sizes that ran, at least one.
+        refused: sizes at which the task raised its own error.
     """
     return (rule for rule in _rules(took, refused) if _agrees(rule, took, refused))
 
 
 def sure_for(took: Set[int], refused: Set[int]) -> Rule:
-    """The sizes that all likely rules take: a trial at a size that is refused would be lost.
+    """The sizes that all likely rules take: a trial at a refused size would be lost.
 
-    Likely are those with a least or a most size only where none without agrees. Such a size lies anywhere between what
-    was taken and what was refused.
+    Rules with a least or a most size are likely only if no rule without one agrees. Such a bound may lie anywhere
+    between the sizes taken and refused.
     """
     first = rule_for(took, refused)
     if first is None:

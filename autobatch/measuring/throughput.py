@@ -1,7 +1,7 @@
-"""Samples per second over batch sizes: where speed saturates, what a step will cost, and whether data keeps up.
+"""Samples per second over batch sizes: where speed saturates, the cost of a step, and whether the data keeps up.
 
-Which size is recommended is for the `Objective` to say: the most samples a second, the fewest joules a sample, or the
-least product of seconds and joules a sample, under which a change that saves a share of the one may cost the same share
+The `Objective` decides which size is recommended: the most samples a second, the fewest joules a sample, or the least
+product of seconds and joules a sample. Under the last one, a change that saves a share of one may cost the same share
 of the other (the energy-delay product of Horowitz et al. 1994, "Low-power digital design").
 """
 
@@ -24,25 +24,27 @@ from .taken import EVERY_SIZE, Rule
 KNEE_SHARE = (
     0.8  # cited: the best batch under equal time lay within [knee / 4, 2 knee] in 8 of 8 tables, knee so defined
 )
-LOADER_BOUND_SHARE = 0.25  # assumed: from a quarter of the step on, waiting for data is worth more than any batch size
+LOADER_BOUND_SHARE = (
+    0.25  # assumed: if waiting takes a quarter of the step, faster loading gains more than any batch size
+)
 Objective = Literal["throughput", "energy", "balanced"]
 
-# The smallest size that comes so near to the best is recommended: it leaves memory, and no measurement tells them
-# apart. Assumed: half of what a median is settled to.
+# The smallest size that comes this near to the best one is recommended: it saves memory, and no measurement
+# distinguishes them. Assumed: half of the accuracy of a settled median.
 _AS_GOOD = 0.99
-_OF_THE_WAIT = 0.5  # assumed: what the loader takes alone, of what steps wait, where it is the loader they wait for
+_OF_THE_WAIT = 0.5  # assumed: steps wait for the loader if it alone takes at least this share of their waiting time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remedy:
-    """DataLoader arguments under which the same steps were measured to be faster.
+    """DataLoader arguments that measurably make the same steps faster.
 
     Attributes:
-        batch_size: that it was measured at.
+        batch_size: the batch size of the measurement.
         loader: the arguments to change.
-        before: what they are now.
+        before: their present values.
         samples_per_s: with the change.
-        samples_per_s_before: without.
+        samples_per_s_before: without the change.
     """
 
     batch_size: int
@@ -52,7 +54,7 @@ class Remedy:
     samples_per_s_before: float
 
     def describe(self) -> str:
-        """One sentence."""
+        """The remedy as one sentence."""
         changes = " and ".join(f"{name}={value} (now {self.before.get(name)})" for name, value in self.loader.items())
         return (
             f"With {changes} in `loader`, {self.samples_per_s:.3g} samples/s were measured at batch size "
@@ -60,14 +62,14 @@ class Remedy:
         )
 
 
-# Not slotted: the fit is computed once, on first use.
+# Not slotted: the fit is cached on first use.
 @dataclass(frozen=True, kw_only=True)
 class ThroughputCurve:
     """Step times over batch sizes, one optimizer step of one micro-batch each.
 
     Attributes:
-        measurements: one for each size that was tried, by batch size; those that are not ok are kept as evidence.
-        skipped: sizes that the time budget left no room for.
+        measurements: one for each size that was tried, by batch size. Those that are not "ok" are kept as evidence.
+        skipped: sizes for which there was no time.
         objective: what the recommended size is best in.
         remedy: a change of the loader that was measured to help; None where none was, or none was tried.
         warnings: what the check of the task found that does not stop it.
@@ -76,7 +78,7 @@ class ThroughputCurve:
             times. See `assumed_curve`.
 
     Raises:
-        ValueError: no measurement is ok and timed, or a size comes twice.
+        ValueError: no measurement is "ok" and timed, or a size comes twice.
     """
 
     measurements: tuple[Measurement, ...]
@@ -102,16 +104,16 @@ class ThroughputCurve:
 
     @property
     def ranks(self) -> int:
-        """Processes that take each step together; batch sizes are those of one of them, samples/s are of all."""
+        """Ranks that take each step together. Batch sizes are those of one rank, and samples/s are those of all."""
         return self.timed[0].plan.ranks
 
     @cached_property
     def _fit(self) -> tuple[tuple[int, float], ...]:
         """(batch size, step seconds), never falling: the nearest such curve to the undisturbed times, by least squares.
 
-        Isotonic regression by pooling adjacent violators (Barlow et al. 1972), each time weighted by its repeats: a
-        larger batch cannot take less time per step but for noise. A running maximum would do that too, but carries one
-        slow hiccup at a small batch over to all larger ones.
+        Isotonic regression by pooling adjacent violators (Barlow et al. 1972), with each time weighted by its repeats:
+        only noise lets a larger batch take less time per step. A running maximum would not fall either, but would carry
+        one slow hiccup at a small batch over to all larger ones.
         """
         pools: list[tuple[float, int, int]] = []  # mean seconds, weight, number of sizes
         for measurement in self.timed:
@@ -125,40 +127,41 @@ class ThroughputCurve:
         return tuple((m.plan.batch_size, level) for m, level in zip(self.timed, levels, strict=True))
 
     def residuals(self) -> dict[int, float]:
-        """How far the step time that the other sizes predict for a size is from the one measured, relative to that.
+        """How far the step time predicted from the other sizes is from the measured one, relative to that.
 
-        By batch size; for the sizes between the smallest and the largest, since beyond them nothing is interpolated.
+        By batch size, for the sizes between the smallest and the largest: beyond them nothing is interpolated.
         """
-        found = {}
+        shares = {}
         for left_out in self.timed[1:-1]:
             others = replace(self, measurements=tuple(m for m in self.timed if m is not left_out))
             size = left_out.plan.batch_size
-            found[size] = others._undisturbed_step_s(size) / left_out.undisturbed_step_s - 1
-        return found
+            shares[size] = others._undisturbed_step_s(size) / left_out.undisturbed_step_s - 1
+        return shares
 
     @cached_property
     def _mean_over_undisturbed(self) -> float:
-        """What steps cost over what they take undisturbed, over all sizes together.
+        """The mean cost of steps over their undisturbed time, over all sizes together.
 
-        Undisturbed times compare sizes: a stall says nothing about the size it fell into. But a training pays for its
-        stalls, so what a number of steps takes is their number times the mean. Measured on a crowded machine: median
-        2.1 ms, mean 21 ms, and a trial of 9.1 s by the medians took 93 s.
+        Undisturbed times compare sizes: a stall says nothing about the size at which it happened. But a training pays
+        for its stalls, so a number of steps takes that number times the mean. Measured on a crowded machine: median 2.1
+        ms, mean 21 ms, and a trial of 9.1 s by the medians took 93 s.
         """
         undisturbed_s = sum(len(m.step_s) * m.undisturbed_step_s for m in self.timed)
         return sum(sum(m.step_s) for m in self.timed) / undisturbed_s
 
     def step_s(self, batch_size: int) -> float:
-        """Mean seconds of one optimizer step of one micro-batch: what training costs, stalls included.
+        """Mean seconds of one optimizer step of one micro-batch: the cost in training, with stalls.
 
-        Linear between the measured sizes, and never falling.
+        It is linear between the measured sizes, and never falls.
         """
         return self._mean_over_undisturbed * self._undisturbed_step_s(batch_size)
 
     def _undisturbed_step_s(self, batch_size: int) -> float:
-        """The curve itself.
+        """The fitted curve, extended beyond the measured sizes.
 
-        Beyond the largest, along the last rising segment; below the smallest, along the first one, but never less than
-        in proportion to the batch. With a single level, both err on the slow side: in proportion above, the same below.
+        Above the largest size it follows the last rising segment. Below the smallest it follows the first one, but
+        never falls below proportion to the batch. With a single level, both are estimates on the slow side: in
+        proportion above, constant below.
         """
         sizes, seconds = zip(*self._fit, strict=True)
         place = bisect_left(sizes, batch_size)
@@ -181,7 +184,7 @@ class ThroughputCurve:
         return float(seconds[-1] + slope * (batch_size - sizes[-1]))
 
     def samples_per_s(self, batch_size: int) -> float:
-        """Samples per second at that batch size, accumulation aside."""
+        """Samples per second at that batch size, without accumulation."""
         return self.ranks * batch_size / self.step_s(batch_size)
 
     @property
@@ -200,7 +203,7 @@ class ThroughputCurve:
         """The smallest measured batch size that is within 1 % of the best in the objective.
 
         Raises:
-            NoValidResult: the objective asks for energy, and none could be measured.
+            NoValidResult: the objective needs energy, and none could be measured.
         """
         merits = {size: merit for size, _ in self._fit if (merit := self._merit(size)) is not None}
         if not merits:
@@ -212,7 +215,7 @@ class ThroughputCurve:
         return min(size for size, merit in merits.items() if merit >= enough)
 
     def _merit(self, size: int) -> float | None:
-        """What the objective wants most of."""
+        """The value that the objective maximises."""
         if self.objective == "throughput":
             return self.samples_per_s(size)
         joules = next(m.joules for m in self.timed if m.plan.batch_size == size)
@@ -222,22 +225,22 @@ class ThroughputCurve:
         return per_joule if self.objective == "energy" else per_joule * self.samples_per_s(size)
 
     def describe_recommended(self) -> str:
-        """A clause on why that size."""
+        """A clause that says why this size is recommended."""
         reasons = {
             "throughput": "the most samples a second",
             "energy": "the fewest joules a sample",
             "balanced": "the least product of seconds and joules a sample",
         }
-        said = f"batch {self.recommended} is the smallest within 1 % of {reasons[self.objective]}"
+        reason = f"batch {self.recommended} is the smallest within 1 % of {reasons[self.objective]}"
         if self.objective != "throughput" and (without := [m for m in self.timed if not m.joules]):
-            said += f", of {len(self.timed) - len(without)} sizes whose energy there was time to measure"
-        return said
+            reason += f", of {len(self.timed) - len(without)} sizes whose energy there was time to measure"
+        return reason
 
     @property
     def saturates(self) -> bool:
-        """Whether the knee is known: not where there was no time for larger sizes than were timed.
+        """Whether the knee is known. It is not if there was no time for sizes above those that were timed.
 
-        That the largest of those is not the fastest says little: the two nearest sizes may lie as they do by chance.
+        It says little if the largest of those is not the fastest: the two nearest sizes may be in this order by chance.
         """
         largest = self.timed[-1].plan.batch_size
         return all(size < largest for size in self.skipped)
@@ -254,17 +257,18 @@ class ThroughputCurve:
     def plan_for(
         self, effective_batch: int, max_batch: int, precision: Precision, max_micro_batch: int | None = None
     ) -> Plan | None:
-        """The fastest plan whose step averages over `effective_batch` samples; None where there is none.
+        """The fastest plan whose step averages over `effective_batch` samples; None if there is none.
 
-        Accumulation starts only past memory, since it gives no throughput: a batch that fits is taken whole. Otherwise
-        the batch is the divisor up to `max_micro_batch` with the least total time, the larger of equals.
+        It accumulates only beyond memory, since accumulation gives no throughput: a batch that fits is taken whole.
+        Otherwise the micro-batch is the divisor up to `max_micro_batch` with the least total time, the larger of
+        equals.
 
         Args:
-            effective_batch: samples that a step averages over, in all processes together.
-            max_batch: the largest batch that fits in one process.
+            effective_batch: samples that a step averages over, on all ranks together.
+            max_batch: the largest batch that fits on one rank.
             precision: of the plan.
-            max_micro_batch: the largest that fits beside gradients that are kept; 0 where a batch must not be split,
-                None for `max_batch`.
+            max_micro_batch: the largest micro-batch when gradients are kept from one pass to the next; 0 if a batch
+                must not be split, None for `max_batch`.
         """
         share, rest = divmod(effective_batch, self.ranks)
         if rest or not share:
@@ -290,7 +294,7 @@ class ThroughputCurve:
 
     @property
     def wait_share(self) -> float | None:
-        """The share of a step at the knee that is not compute, in [0, 1]; None where compute alone was not timed."""
+        """The share of a step at the knee that is not compute, in [0, 1]; None if compute alone was not timed."""
         knee = self._at_knee
         if not knee.compute_s:
             return None
@@ -300,8 +304,8 @@ class ThroughputCurve:
     def loader_bound(self) -> bool:
         """Whether data loading, rather than the device, sets the speed at the knee.
 
-        It does where steps wait, and the loader alone takes long enough to be what they wait for: a machine that was
-        slower while whole steps were timed makes the first look so too.
+        It does if steps wait, and the loader alone takes long enough to be the cause. The second condition is needed
+        because a machine that was slower while whole steps were timed makes them look as if they waited.
         """
         knee = self._at_knee
         if (self.wait_share or 0.0) < LOADER_BOUND_SHARE:
@@ -310,7 +314,7 @@ class ThroughputCurve:
         return not knee.loader_s or median(knee.loader_s) >= _OF_THE_WAIT * waited_s
 
     def describe_starvation(self) -> str | None:
-        """One plain sentence where the loader is the bottleneck; None where it is not."""
+        """A sentence if the loader is the bottleneck; None if it is not."""
         knee, share = self._at_knee, self.wait_share
         if share is None or not self.loader_bound:
             return None
@@ -331,7 +335,7 @@ class ThroughputCurve:
         return section_frame(throughput_section(self.to_json()))
 
     def to_json(self) -> dict[str, Any]:
-        """The curve and what is read from it as plain JSON values; times in seconds, sizes in bytes."""
+        """The curve and the values read from it as plain JSON values, with times in seconds and sizes in bytes."""
         residuals = self.residuals()
         return {
             "ranks": self.ranks,

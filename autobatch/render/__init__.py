@@ -1,1 +1,1 @@
-"""Results as people read them: a terminal, Markdown, a page. The only place where units are converted."""
+"""Results for people: on a terminal, in Markdown, as a page. Units are converted only here."""

@@ -1,4 +1,4 @@
-"""What a bench report says: the overview first, then each model with its curves, then how it was measured."""
+"""The content of a bench report: the overview first, then each model with its curves, then how it was measured."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from ..core.words import limit_sentence
 from ..reports.bench_report import BenchReport, Cell
 from .curves import charts_of, recommended_point
 from .document import Bullets, Column, Document, Facts, Paragraph, Part, Section, Table
-from .evidence import loss_differs, losses_told, or_more, provenance
+from .evidence import loss_clauses, loss_differs, or_more, provenance
 from .numbers import capitalized, count_text, grouped, known, percent_text, share_text, si_text, speed_text
 
 _HOW = (
-    "A largest batch was run: whole optimizer steps in a fresh process, within the memory limit.",
+    "A largest batch has run: whole optimizer steps in a fresh process, within the memory limit.",
     "A throughput is that of the median step, timed with the device synchronised after warm-up, with batches of "
     "synthetic data. The interval beside it is the 95 % interval of that median, and ± is half of that.",
     "The knee is the smallest measured batch with 80 % of the highest throughput.",
-    "FLOP are those of the matrix products and convolutions of one forward and backward pass, a multiplication and an "
-    "addition counting two. They are set against one large matrix product that was timed on the same device in the "
-    "same precision.",
-    "Energy is what the device says that it took while the steps ran, idle power included; where it says nothing, none "
-    "is shown.",
+    "FLOP are those of the matrix products and convolutions of one forward and backward pass, where a multiplication "
+    "and an addition count as two. They are compared with one large matrix product that was timed on the same device "
+    "in the same precision.",
+    "Energy is what the device reports for the time of the steps, idle power included. It is left out if the device "
+    "reports none.",
 )
 
 
 def bench_summary(report: BenchReport) -> Document:
-    """The overview alone: for a screen, where all of it would scroll away."""
+    """The overview alone: on a screen, the whole report would scroll away."""
     whole = bench_document(report)
     return replace(whole, sections=tuple(s for s in whole.sections if s.title in ("In short", "Warnings", "Overview")))
 
 
 def bench_document(report: BenchReport) -> Document:
-    """The whole report, every choice of what to show and to how many digits made."""
+    """The whole report, with every choice of content and digits made."""
     compute_modes = list(dict.fromkeys(cell.compute_mode for cell in report.cells))
     slots = {compute_mode: slot for slot, compute_mode in enumerate(compute_modes)}
     models: dict[str, list[Cell]] = {}
@@ -57,7 +57,7 @@ def bench_document(report: BenchReport) -> Document:
 
 
 def _of_tasks(models: Mapping[str, Sequence[Cell]]) -> Iterator[str]:
-    """What the checks of the tasks found, each once for a model."""
+    """The warnings of the tasks' checks, each once for a model."""
     for name, cells in models.items():
         found = (cell.throughput.get("warnings") or () for cell in cells if cell.throughput is not None)
         for warning in dict.fromkeys(warning for warnings in found for warning in warnings):
@@ -67,7 +67,7 @@ def _of_tasks(models: Mapping[str, Sequence[Cell]]) -> Iterator[str]:
 def _summary(
     report: BenchReport, models: Mapping[str, Sequence[Cell]], compute_modes: Sequence[str]
 ) -> tuple[Part, ...]:
-    """What was run, what of it failed, and what stands out."""
+    """What was run, what failed, and what stands out."""
     seconds = sum(cell.seconds for cell in report.cells)
     size = "of full size" if report.size == "full" else "in a small size that a processor can train"
     text = f"{count_text(len(models), 'model')} {size}, computed in {_listed(compute_modes) or 'no way'}"
@@ -85,12 +85,12 @@ def _summary(
         )
     if len(report.cells) < report.planned:
         done = f"{len(report.cells)} of {count_text(report.planned, 'cell')}"
-        items.append(f"The run was stopped before its end: {done} are here.")
+        items.append(f"The run was stopped before its end: this report has {done}.")
     return (Paragraph(text=text), Bullets(items=tuple(items))) if items else (Paragraph(text=text),)
 
 
 def _speedups(models: Mapping[str, Sequence[Cell]], compute_modes: Sequence[str]) -> Iterator[str]:
-    """Of each compute mode but the first: how many times the samples per second of the first."""
+    """For each compute mode but the first: its samples per second as a multiple of the first one's."""
     for compute_mode in compute_modes[1:]:
         ratios = {}
         for name, cells in models.items():
@@ -113,7 +113,7 @@ def _of_matmul(cells: Sequence[Cell]) -> Iterator[str]:
 
 
 def _overview(cells: Sequence[Cell]) -> Table:
-    """A row for each cell; its bar is the share of the matrix product."""
+    """A row for each cell. Its bar is the share of the matrix product."""
     columns = (
         Column(title="model"),
         Column(title="computed in"),
@@ -133,13 +133,13 @@ def _overview(cells: Sequence[Cell]) -> Table:
         share = _share(cell)
         bars.append(min(1.0, max(0.0, share or 0.0)))
         rows.append((cell.model, cell.compute_mode, *_figures(cell), known(share, share_text, "-")))
-    # A column that says nothing in any row, such as the energy of a device that does not tell it, is left out.
+    # A column without a value in any row, such as the energy of a device that does not report it, is left out.
     kept = [i for i in range(len(columns)) if i < 8 or any(row[i] != "-" for row in rows)]
     return Table(
         columns=tuple(columns[i] for i in kept),
         rows=tuple(tuple(row[i] for i in kept) for row in rows),
         bars=tuple(bars) if any(bars) else (),
-        caption="Every model in every way of computing; samples/s and what follows at the recommended batch size",
+        caption="Every model in every compute mode; samples/s and later columns are at the recommended batch size",
     )
 
 
@@ -161,7 +161,7 @@ def _figures(cell: Cell) -> tuple[str, ...]:
 
 
 def _model(name: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> Iterator[Part]:
-    """One model: what it is, what each way of computing gave, and the curves."""
+    """One model: what it is, the result of each compute mode, and the curves."""
     parameters = next((cell.parameters for cell in cells if cell.parameters is not None), None)
     flops = next((cell.flops_per_sample for cell in cells if cell.flops_per_sample is not None), None)
     facts = [
@@ -170,20 +170,20 @@ def _model(name: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> Iterat
     ]
     if any(facts):
         yield Paragraph(text="; ".join(fact for fact in facts if fact) + ".")
-    yield Facts(rows=tuple((cell.compute_mode, " ".join(_said(cell))) for cell in cells))
+    yield Facts(rows=tuple((cell.compute_mode, " ".join(_sentences(cell))) for cell in cells))
     yield from charts_of(name, cells, slots)
     phases = _phases(cells)
     if phases is not None:
         yield phases
 
 
-def _said(cell: Cell) -> Iterator[str]:
-    """What is to be said of one cell, sentence by sentence."""
+def _sentences(cell: Cell) -> Iterator[str]:
+    """The sentences about one cell."""
     found, profiled = cell.max_batch, cell.throughput
     if found is None or profiled is None:
-        yield f"Failed: {cell.message or 'nothing says why'}"
+        yield f"Failed: {cell.message or 'no reason is known'}"
         return
-    proved = ", and the next size was seen to fail" if found["proved"] else ""
+    proved = ", and the next larger size failed" if found["proved"] else ""
     limited = limit_sentence(found["limited_by"], f"{found['batch_size']:,}", found["limit_bytes"])
     yield f"{capitalized(limited)}{proved}."
     yield capitalized(profiled["knee"]) + "."
@@ -197,7 +197,7 @@ def _said(cell: Cell) -> Iterator[str]:
         )
     if cell.loss_difference is not None:
         yield f"Its loss {loss_differs(cell.loss_difference, 'fp32')}."
-    yield from (capitalized(f"{clause}.") for clause in losses_told(cell.losses))
+    yield from (capitalized(f"{clause}.") for clause in loss_clauses(cell.losses))
     for sentence in (profiled["starvation"], profiled.get("remedy")):
         if sentence:
             yield capitalized(sentence)
@@ -210,14 +210,14 @@ def _said(cell: Cell) -> Iterator[str]:
 
 
 def _phases(cells: Sequence[Cell]) -> Table | None:
-    """The step at the recommended batch and the share of each phase; None where nothing tells."""
+    """The step time at the recommended batch, and the share of each phase; None if nothing measured it."""
     at_best = {cell.compute_mode: recommended_point(cell.throughput) for cell in cells if cell.throughput is not None}
-    told = {compute_mode: point for compute_mode, point in at_best.items() if point is not None and point["phases_s"]}
-    phases = list(dict.fromkeys(phase for point in told.values() for phase in point["phases_s"]))
-    if not told:
+    timed = {compute_mode: point for compute_mode, point in at_best.items() if point is not None and point["phases_s"]}
+    phases = list(dict.fromkeys(phase for point in timed.values() for phase in point["phases_s"]))
+    if not timed:
         return None
     rows = []
-    for compute_mode, point in told.items():
+    for compute_mode, point in timed.items():
         whole_s = sum(point["phases_s"].values())
         shares = [point["phases_s"].get(phase, 0.0) / whole_s if whole_s > 0 else None for phase in phases]
         step = known(point["step_s"], format_duration, "-")

@@ -1,4 +1,4 @@
-"""A chart as inline SVG: lines with markers and intervals, drawn by the numbers in it and nothing else.
+"""A chart as inline SVG: lines with markers and intervals, drawn from its numbers alone.
 
 The picture scales with its `viewBox`; colours are the page's (`currentColor` and classes), so that it is right in light
 and dark.
@@ -26,9 +26,9 @@ _FAILED = "did not fit"  # marks a size without a value
 
 
 def svg(chart: Chart, name: str) -> str:
-    """The chart as an `<svg>` element whose title and description are in words; `name` begins each of its ids.
+    """The chart as an `<svg>` element with a title and a description in words. `name` begins each of its ids.
 
-    Where the chart has no point, only its words are drawn.
+    A chart without a point has only the words.
     """
     root = picture(name, _HEIGHT, chart.title, chart.finding)
     if any(series.points for series in chart.series):
@@ -40,13 +40,15 @@ def svg(chart: Chart, name: str) -> str:
 
 @dataclass(slots=True)
 class _Room:
-    """What of the plot is taken, as boxes of (left, top, right, bottom)."""
+    """The occupied parts of the plot, as boxes of (left, top, right, bottom)."""
 
     frame: tuple[float, float, float, float]
     taken: list[tuple[float, float, float, float]] = field(default_factory=list)
 
     def place(self, text: str, spots: Iterable[tuple[float, float, str]]) -> tuple[float, float, str] | None:
-        """The first spot (x, baseline, anchor) where the text hits nothing, which is then taken; None if none is."""
+        """The first spot (x, baseline, anchor) where the text hits nothing, which is then occupied; None if there is
+        none.
+        """
         for x, y, anchor in spots:
             width = LETTER * len(text)
             left = x - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
@@ -58,7 +60,7 @@ class _Room:
         return None
 
     def take_line(self, path: list[tuple[float, float]]) -> None:
-        """A line is taken in small boxes, so that text may lie beside a steep one."""
+        """Occupy a line in small boxes, so that text may be placed beside a steep one."""
         for (x0, y0), (x1, y1) in itertools.pairwise(path):
             steps = max(1, int(max(abs(x1 - x0), abs(y1 - y0)) / 4))
             for step in range(steps + 1):
@@ -67,7 +69,7 @@ class _Room:
 
 
 class _Drawing:
-    """One chart on its way into an element."""
+    """One chart while it is drawn into an element."""
 
     def __init__(self, root: Element, chart: Chart) -> None:
         self.root, self.chart = root, chart
@@ -100,7 +102,7 @@ class _Drawing:
         level = self._level()
         for series in self.series:
             self._curve(series)
-        # Words last: they go where no curve is.
+        # Words last: they go where there is no curve.
         if level is not None:
             self._name_level(level)
         for series in self.series:
@@ -137,7 +139,7 @@ class _Drawing:
         write(grid, 4, 12, f"{_NAMES[self.chart.unit]}{scale}", anchor="start")
 
     def _level(self) -> float | None:
-        """The level's line; its pixel, None where there is none."""
+        """Draw the level's line. Returns its pixel; None if there is no level."""
         if self.chart.level is None:
             return None
         y, right = self.y(self.chart.level[1]), self.right
@@ -210,7 +212,7 @@ class _Drawing:
         SubElement(parent, "path", {"d": d, "class": "interval"})
 
     def _name(self, series: Series) -> None:
-        """The name at the end of the curve, where several are to be told apart and it fits."""
+        """The name at the end of the curve, if there are several curves and it fits."""
         if len(self.series) < 2:
             return
         last = series.points[-1]
@@ -279,7 +281,7 @@ def _clock_text(seconds: float) -> str:
 
 
 def marks_of(chart: Chart) -> Iterator[str]:
-    """The words that mark something in it, each once, for the legend."""
+    """The words of the chart's marks, each once, for the legend."""
     words = [word for series in chart.series for word, _ in series.marks]
     failures = [_FAILED] if any(series.failed for series in chart.series) else []
     yield from dict.fromkeys([*words, *failures])

@@ -1,4 +1,4 @@
-"""What a comparison of bench reports says: what is compared, then each report against the first."""
+"""The content of a comparison of bench reports: what is compared, then each report against the first."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from .evidence import provenance
 from .numbers import capitalized
 
 _HOW = (
-    "A ratio above 1 is more than the first report has: more samples per second, a larger batch, more energy.",
-    'Behind a ratio stands its 95 % interval; "no difference" is said where 1 lies within.',
-    "The interval comes from those of the two median step times, taken as independent: on a logarithmic scale their "
-    "half-widths add in squares. What differs from day to day, or from card to card of one kind, is not in it.",
-    "Largest batches are counted and have no interval; where it was not memory that ended a search, only a bound is "
-    "known. Nothing tells the error of an energy, so that no difference of energies is called one.",
+    "A ratio above 1 is more than in the first report: more samples per second, a larger batch, more energy.",
+    'After a ratio comes its 95 % interval. "No difference" means that 1 is inside it.',
+    "The interval combines those of the two median step times, taken as independent: on a logarithmic scale their "
+    "half-widths add in squares. Differences between days, or between cards of one kind, are not included.",
+    "Largest batches are counted and have no interval. If memory was not the limit in one report, only a bound is "
+    "known. The error of an energy is unknown, so no difference of energies is called one.",
 )
 
 
 def comparison_document(comparison: Comparison) -> Document:
-    """The whole comparison, every choice of what to show and to how many digits made."""
+    """The whole comparison, with every choice of content and digits made."""
     devices = [comparison.report.device.name, *(other.report.device.name for other in comparison.against)]
     sections = [_section(comparison, other) for other in comparison.against]
     sections.append(Section(title="How to read it", parts=(Bullets(items=_HOW),)))
@@ -39,7 +39,7 @@ def comparison_document(comparison: Comparison) -> Document:
 def ratio_text(ratio: Ratio | None) -> str:
     """`1.52 (1.49 to 1.55)`, `1.01 (0.98 to 1.03), no difference`; without errors `2.00`; "-" for None.
 
-    With one end alone, `at least 2.00`.
+    With only one end, `at least 2.00`.
     """
     if ratio is None:
         return "-"
@@ -59,7 +59,7 @@ def ratio_text(ratio: Ratio | None) -> str:
 
 
 def _times(value: float, decimals: int) -> str:
-    """With so many decimals; small and large ratios to three digits."""
+    """The ratio with this many decimals; small and large ratios have three digits."""
     return f"{value:.{decimals}f}" if 0.1 <= value < 100 else f"{value:.3g}"
 
 
@@ -111,12 +111,12 @@ def _overview(pairs: Sequence[Pair]) -> Table:
 
 
 def _largest_text(ratio: Ratio) -> str:
-    """The ratio of two counts, "unknown" where neither search came to the end of the memory."""
+    """The ratio of two counts; "unknown" if memory was the limit in neither report."""
     return "unknown" if ratio.low is None and ratio.high is None else ratio_text(ratio)
 
 
 def _charts(pairs: Sequence[Pair]) -> Iterator[Chart]:
-    """Of each model: the ratio at each batch size that both timed."""
+    """For each model: the ratio at each batch size that both timed."""
     slots = {compute_mode: slot for slot, compute_mode in enumerate(dict.fromkeys(pair.compute_mode for pair in pairs))}
     models: dict[str, list[Pair]] = {}
     for pair in pairs:

@@ -1,4 +1,4 @@
-"""What a report says, in the order in which a reader asks: what to use, what it beats, where it holds, and why."""
+"""The content of a report, in the order of a reader's questions: what to use, what it beats, where it holds, why."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .evidence import lr_sentence, max_batch_summary, provenance, throughput_sum
 from .long_run import long_run_section
 from .numbers import capitalized, count_text, known, lr_text, score_decimals, score_text, share_text
 
-# Trials shown. Assumed: the best few and the two that matter; the JSON has them all.
+# The number of trials shown. Assumed: the best few and the two that matter; the JSON has all of them.
 _TRIALS_SHOWN = 8
 
 
@@ -71,9 +71,9 @@ def origin_section(report: Report) -> Section:
 
 
 def difference(report: Report) -> tuple[float, float | None] | None:
-    """The chosen configuration's mean score less the baseline's, and its standard error; None without both scores.
+    """The chosen configuration's mean score minus the baseline's, and its standard error; None without both scores.
 
-    Both means have the same pooled sigma, so the variances of the two add up to that of the difference.
+    Both means have the same pooled sigma, so the variance of the difference is the sum of the two.
     """
     if report.chose_baseline or report.score is None or report.baseline is None:
         return None
@@ -120,18 +120,18 @@ def headline(report: Report) -> str:
     elif report.not_compared is not None:
         text = f"This is {name}. The budget was too short to compare anything with it."
     elif report.score is None:
-        text = f"This is {name}. It was not trained to the end: nothing is known of its score."
+        text = f"This is {name}. It was not trained to the end: its score is unknown."
     elif report.is_unanswered:
         text = (
             f"This is {name}. Nothing could be compared with it: the other trials failed (see the warnings). "
-            "Mend that, and run again."
+            "Fix that, and run again."
         )
     else:
         keep = "keep what you have" if report.baseline_is_users else "there is no reason to leave it"
         text = f"This is {name}. Nothing beat it: {keep}."
     plan = report.config.plan
     if plan.ranks > 1:
-        text += f" The batch size is that of each of {plan.ranks} processes."
+        text += f" The batch size is per process, of {plan.ranks} processes."
     if plan.effective_batch_size > plan.batch_size:
         text += f" An optimizer step averages over {plan.effective_batch_size:,} samples."
     if report.interrupted:
@@ -185,7 +185,7 @@ def _comparison(report: Report, decimals: int) -> list[Part]:
     if report.search_score is not None:
         parts.append(
             Paragraph(
-                text='The score marked "search" is the one that this was selected by, and so rather too high: there '
+                text='The score marked "search" is the one by which this was selected, so it is rather too high: there '
                 "was no time for a fresh seed."
             )
         )
@@ -197,7 +197,7 @@ def _comparison(report: Report, decimals: int) -> list[Part]:
 
 
 def _unconfirmed(report: Report, decimals: int) -> list[str]:
-    """Of an interrupted run: the best that was trained to the end and had no chance on fresh seeds."""
+    """For an interrupted run: the best trial that was trained to the end but not tried under fresh seeds."""
     bar = report.baseline.mean if report.baseline is not None else None
     found = [
         trial

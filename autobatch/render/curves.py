@@ -1,4 +1,4 @@
-"""A model's curves as charts: throughput, memory and energy over batch sizes, one series for each way of computing."""
+"""A model's curves as charts: throughput, memory and energy over batch sizes, with one series for each compute mode."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from ..reports.bench_report import Cell
 from .document import Chart, Column, Point, Series, Table
 from .numbers import si_text, speed_text
 
-# Series whose levels lie further apart than this are drawn on a logarithmic scale: on a linear one the lowest would lie
-# on the axis. Assumed.
+# Series whose levels differ by more than this factor are drawn on a logarithmic scale: on a linear one the lowest would
+# lie on the axis. Assumed.
 _FAR_APART = 20.0
 
 
 def charts_of(model: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> tuple[Chart, ...]:
-    """What there is to draw of one model: throughput, memory and energy, each where something of it was measured.
+    """The charts of one model: throughput, memory and energy, each if some of it was measured.
 
     Args:
         model: its name.
         cells: those of this model.
-        slots: the place of each compute mode among all of the report.
+        slots: the position of each compute mode among all of the report.
     """
     drawn = (_throughput(model, cells, slots), _memory(model, cells, slots), _energy(model, cells, slots))
     return tuple(chart for chart in drawn if chart.series)
 
 
 def recommended_point(profiled: Json) -> Json | None:
-    """The measurement at the recommended batch size; None where it has no time."""
+    """The measurement at the recommended batch size; None if it has no time."""
     size = profiled["recommended_batch_size"]
     timed = (point for point in profiled["measurements"] if point["samples_per_s"] is not None)
     return next((point for point in timed if point["batch_size"] == size), None)
@@ -69,7 +69,7 @@ def _memory(model: str, cells: Sequence[Cell], slots: Mapping[str, int]) -> Char
         series += _series(cell, slots, points, (("largest", largest),), tuple(failed))
         limits.add(cell.max_batch["limit_bytes"])
         if peaks.get(largest):
-            which = "the largest" if cell.max_batch["limited_by"] == "memory" else "the largest that was looked at"
+            which = "the largest" if cell.max_batch["limited_by"] == "memory" else "the largest that was tried"
             found.append(f"{cell.compute_mode} peaks at {format_size(peaks[largest])} at batch {largest}, {which}")
     return Chart(
         title="Peak memory",
@@ -142,7 +142,7 @@ def limit_level(limits: set[float | None]) -> tuple[str, float] | None:
 
 
 def series_table(caption: str, series: Iterable[Series], write: Callable[[Point], str]) -> Table:
-    """A row for each batch size and a column for each series, marks behind the values."""
+    """A row for each batch size and a column for each series, with marks after the values."""
     series = tuple(series)
     sizes = sorted({size for one in series for size in (*(point.x for point in one.points), *one.failed)})
     columns = [Column(title="batch", is_number=True)]

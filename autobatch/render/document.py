@@ -1,4 +1,4 @@
-"""A document as data: what is said and in which order. Renderers draw it, and choose nothing."""
+"""A document as data: its content in order. Renderers draw it, and choose nothing."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
-# Categories of characters that a terminal or a reader would act on rather than show: control codes, invisible format
-# characters (among them those that turn the reading direction), lone surrogates, line and paragraph separators.
+# Categories of characters on which a terminal or a reader would act instead of showing them: control codes, invisible
+# format characters (some of which turn the reading direction), lone surrogates, line and paragraph separators.
 _ACTED_ON = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
@@ -20,21 +20,21 @@ class Paragraph:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bullets:
-    """Sentences that stand side by side."""
+    """A list of sentences."""
 
     items: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Code:
-    """Lines to be typed as they stand; never text from outside."""
+    """Lines to be typed as they are; never text from outside."""
 
     lines: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """Names and what they are."""
+    """Names with their values."""
 
     rows: tuple[tuple[str, str], ...]
 
@@ -45,8 +45,8 @@ class Column:
 
     Attributes:
         title: its heading.
-        is_number: aligned to the right.
-        optional: left out where there is no room; the last such column goes first.
+        is_number: whether it is aligned to the right.
+        optional: whether it is left out if there is no room. The last such column goes first.
     """
 
     title: str
@@ -60,9 +60,9 @@ class Table:
 
     Attributes:
         columns, rows: each row has a cell for each column.
-        bars: one share in [0, 1] for each row, to be drawn as a bar behind it; empty for no bars. They repeat what a
-            column says, so a renderer may leave them out.
-        caption: what it shows; empty where the heading above it says so.
+        bars: one share in [0, 1] for each row, to be drawn as a bar behind it; empty for no bars. They repeat a column,
+            so a renderer may leave them out.
+        caption: what the table shows; empty if the heading above it says so.
     """
 
     columns: tuple[Column, ...]
@@ -92,7 +92,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """What belongs together in a chart.
+    """One line of a chart.
 
     Attributes:
         name: in the legend, where each pair of a name and a slot stands once.
@@ -123,7 +123,7 @@ class Chart:
 
     Attributes:
         title: what is drawn.
-        finding: what is to be seen in it, in words; it stands where nothing can be drawn.
+        finding: what the chart shows, in words. It replaces the chart where nothing can be drawn.
         unit: of the values.
         series: at least one.
         table: the same values as rows.
@@ -196,7 +196,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """Sections under a title, and perhaps a line below it that says what it is."""
+    """Sections under a title, with an optional line below it."""
 
     title: str
     sections: tuple[Section, ...]
@@ -204,7 +204,7 @@ class Document:
 
 
 class _Shown(dict[int, str]):
-    """What each character is shown as, worked out once."""
+    """The shown form of each character, computed once."""
 
     def __missing__(self, code: int) -> str:
         shown = chr(code)
@@ -218,7 +218,7 @@ _shown = _Shown({ord(blank): " " for blank in "\n\r\t"})
 
 
 def visible_lines(text: str) -> str:
-    """The same for a text of several lines, which keeps them."""
+    """Like `visible`, for a text of several lines, which keeps them."""
     return "\n".join(map(visible, text.split("\n")))
 
 

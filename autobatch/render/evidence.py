@@ -1,7 +1,7 @@
-"""What each piece of evidence says: the largest batch, the throughput, the range test, the device.
+"""The content of each piece of evidence: the largest batch, the throughput, the range test, the device.
 
-All are read from the JSON shapes of `memory`, `throughput` and `learning_rate`, so that a stored report draws as a
-fresh one does.
+All are read from the JSON of `memory`, `throughput` and `learning_rate`, so that a stored report is drawn like a fresh
+one.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from .numbers import (
     speed_text,
 )
 
-# Rows that a range test is thinned to. Assumed: its shape shows, and it fits on a screen.
+# The number of rows of a range test that are shown. Assumed: its shape shows, and it fits on a screen.
 _LR_ROWS = 16
 
 
 def max_batch_summary(found: Json) -> tuple[Part, ...]:
-    """The largest batch, its peak, and what limited it."""
+    """The largest batch, its peak, and its limit."""
     peak, limit = found["peak_bytes"], found["limit_bytes"]
     used = f"a peak of {format_size(peak)}" if peak is not None else "an unknown peak"
     share = f" ({share_text(peak / limit)})" if peak is not None and limit else ""
@@ -40,8 +40,8 @@ def max_batch_summary(found: Json) -> tuple[Part, ...]:
     in_tensors = "" if allocated is None else f"; {format_size(allocated)} of the peak were in tensors"
     proof = ""
     if found["proved"]:
-        proof = " The next size was run as well and failed."
-    elif found.get("why_not_proved") is not None:  # a proof was asked for
+        proof = " The next larger size was run too, and failed."
+    elif found.get("why_not_proved") is not None:  # a proof was requested
         proof = f" No proof: {found['why_not_proved']}."
     limited = capitalized(limit_sentence(found["limited_by"], str(found["batch_size"]), limit))
     text = (
@@ -77,13 +77,13 @@ def max_batch_section(found: Json) -> Section:
 
 
 def _warnings(found: Json) -> Iterator[Part]:
-    """What the check of the task found, beside the result of a command that has no section for it."""
+    """The warnings of the task's check, for a result that has no other section for them."""
     if found.get("warnings"):
         yield Bullets(items=tuple(f"warning: {sentence}" for sentence in found["warnings"]))
 
 
 def or_more(found: Json) -> str:
-    """What belongs behind a largest batch: " or more" where it was not memory that ended the search."""
+    """ " or more" after a largest batch if memory was not the limit; otherwise nothing."""
     return "" if found["limited_by"] == "memory" else " or more"
 
 
@@ -91,8 +91,8 @@ def throughput_summary(found: Json, marks: Mapping[int, str]) -> tuple[Part, ...
     """Samples per second over batch sizes.
 
     Args:
-        found: as `ThroughputCurve.to_json` gives it.
-        marks: a word for a batch size, such as "chosen"; the knee is marked in any case.
+        found: `ThroughputCurve.to_json`.
+        marks: a word for a batch size, such as "chosen". The knee is always marked.
     """
     if found.get("assumed") is not None:
         return (Paragraph(text=f"{capitalized(found['knee'])}."),)
@@ -114,8 +114,8 @@ def throughput_section(found: Json) -> Section:
     at_fastest = "" if speed is None else f": {speed_text(speed)} samples/s"
     summary = f"Fastest at batch {fastest}{at_fastest}. {capitalized(found['knee'])}."
     if found.get("ranks", 1) > 1:
-        summary += f" Batch sizes are those of each of {found['ranks']} processes, samples/s are of all."
-    if "recommended" in found:  # older reports say less
+        summary += f" Batch sizes are per process, of {found['ranks']} processes; samples/s are those of all."
+    if "recommended" in found:  # older reports have no recommendation
         summary += f" Recommended: {found['recommended']}."
     has_energy = any(point.get("joules_per_sample") is not None for point in points)
     columns = (
@@ -155,12 +155,13 @@ def _phases(found: Json) -> Iterator[Part]:
         if point["batch_size"] == best and phases and total:
             shares = ", ".join(f"{part} {share_text(seconds / total)}" for part, seconds in phases.items())
             yield Paragraph(
-                text=f"Where a step of {best} goes, each part waited for: {shares}; {format_duration(total)} in all."
+                text=f"Where a step of {best} goes, with the device synchronised after each part: {shares}; "
+                f"{format_duration(total)} in all."
             )
 
 
 def lr_sentence(found: Json) -> str:
-    """What the range test suggests, where it blew up, and what of the task was left out of it."""
+    """What the range test suggests, where it blew up, and what it left out of the task."""
     batch = found["batch_size"] * found["accumulation_steps"] * found.get("ranks", 1)
     suggestion = known(found["suggestion"], format_lr, "nothing: the loss never fell by more than its noise")
     blew_up = known(found["diverged_at"], lambda lr: f"blew up at {format_lr(lr)}", "never blew up")
@@ -189,24 +190,24 @@ def lr_section(found: Json) -> Section:
             (lr_text(lrs[step], 2), score_text(smoothed[step], decimals), "lowest" if step == lowest else "")
             for step in steps
         )
-        # One that has blown up would flatten all others: the scale ends at twice where the loss began.
+        # A loss that has blown up would flatten all others, so the scale ends at twice the first loss.
         scale = 2 * smoothed[0] if smoothed[0] > 0 else max(smoothed)
         parts += (Table(columns=columns, rows=rows, bars=_shares([min(smoothed[s], scale) for s in steps])),)
     return Section(title="Range test", parts=parts)
 
 
 def loss_differs(difference: Json, reference: str) -> str:
-    """A clause on how far a loss is from that of a reference; `difference` as `LossDifference.to_json` gives it."""
+    """A clause on how far a loss is from that of a reference; `difference` is `LossDifference.to_json`."""
     first, largest = percent_text(abs(difference["first"])), percent_text(abs(difference["largest"]))
     steps = count_text(difference["steps"], "step")
     return f"differs from that of {reference} by {first} in the first step and by at most {largest} in {steps}"
 
 
-def losses_told(losses: Json | None) -> Iterator[str]:
-    """Clauses on a loss that diverged, or that could not be compared; none where all went well.
+def loss_clauses(losses: Json | None) -> Iterator[str]:
+    """Clauses on a loss that diverged, or that could not be compared; empty if all went well.
 
     Args:
-        losses: as `compute_modes.told_of_losses` gives it; None where nothing is known, as in older reports.
+        losses: `compute_modes.losses_to_json`; None if unknown, as in older reports.
     """
     if losses is not None and losses["diverged_at"] is not None:
         yield f"the loss diverged at step {losses['diverged_at']}"
@@ -215,7 +216,7 @@ def losses_told(losses: Json | None) -> Iterator[str]:
 
 
 def device_facts(device: DeviceInfo) -> tuple[tuple[str, str], ...]:
-    """Every fact about a device, "unknown" where it could not be read."""
+    """Every fact about a device; "unknown" if it could not be read."""
     return (
         ("name", device.name),
         ("kind", device.kind),
@@ -258,7 +259,7 @@ def provenance(device: DeviceInfo, *, version: str, created: str, command: str, 
 
 
 def device_section(device: DeviceInfo) -> Section:
-    """Every fact about a device, and why one is missing."""
+    """Every fact about a device, and why a fact is missing."""
     facts = Facts(rows=device_facts(device)[1:])
     notes: tuple[Part, ...] = (Bullets(items=device.notes),) if device.notes else ()
     return Section(title=device.name, parts=(facts, *notes))
@@ -270,9 +271,9 @@ def _speed_or_outcome(point: Json) -> str:
 
 
 def _speed(point: Json) -> float | None:
-    """Samples per second by the fitted curve of undisturbed times, which chooses the knee and the fastest size too.
+    """Samples per second by the fitted curve of undisturbed times, which also determines the knee and the fastest size.
 
-    Older reports have but the median of that size's own steps.
+    Older reports have only the median of that size's own steps.
     """
     speed: float | None = point["samples_per_s"]
     return speed if speed is None else point.get("undisturbed_samples_per_s", speed)
@@ -286,13 +287,13 @@ def _step_s(point: Json) -> float | None:
 
 def _marks_of(point: Json, found: Json, marks: Mapping[int, str]) -> str:
     size = point["batch_size"]
-    is_known = found.get("saturates", True)  # older reports do not say
+    is_known = found.get("saturates", True)  # missing in older reports
     knee = ("knee",) if is_known and size == found["knee_batch_size"] else ()
     return ", ".join(chain(knee, (marks[size],) if size in marks else ()))
 
 
 def _remarks(found: Json) -> Iterator[Part]:
-    """What to know beside the figures: a starving device, and what there was no time for."""
+    """Remarks on the figures: a starving device, and sizes for which there was no time."""
     if found["starvation"] is not None:
         yield Paragraph(text=found["starvation"])
     if found.get("remedy") is not None:
@@ -309,13 +310,13 @@ def _remarks(found: Json) -> Iterator[Part]:
 
 
 def _shares(values: list[float | None]) -> tuple[float, ...]:
-    """Each value as a share of the largest; 0 for what is unknown or negative."""
+    """Each value as a share of the largest; 0 for an unknown or negative one."""
     largest = max((value for value in values if value is not None), default=0)
     return tuple(max(0.0, value / largest) if value is not None and largest > 0 else 0.0 for value in values)
 
 
 def runs_section(runs: Sequence[Json]) -> Section:
-    """Where each run stands."""
+    """The status of each run."""
     if not runs:
         return Section(title="Runs", parts=(Paragraph(text="There are none here."),))
     columns = (

@@ -1,8 +1,8 @@
-"""A document as one HTML page that needs nothing else: no script, no request to anywhere, light and dark.
+"""A document as one HTML page that needs nothing else: no script, no request to any server, light and dark.
 
-The markup is in page.html, what it looks like in page.css. Every string goes through `visible` and Jinja's escaping;
-only what this package makes itself, the charts and the stylesheet, is markup. The page's own policy forbids scripts and
-requests to the browser as well.
+The markup is in page.html, and the style in page.css. Every string goes through `visible` and Jinja's escaping. Only
+what this package makes itself, the charts and the stylesheet, is markup. The page's own policy forbids scripts and
+requests too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .figures import legend_of, picture_of
 
 
 def to_html(document: Document) -> str:
-    """The document as a page, ending in a newline: the same content as on the terminal, and the charts drawn."""
+    """The document as a page, ending in a newline: the same content as on the terminal, with the charts drawn."""
     return _environment().get_template("page.html").render(document=document) + "\n"
 
 
@@ -53,10 +53,10 @@ def _environment() -> Environment:
 
 
 def _shown(value: Any) -> Any:
-    """What is printed in the template: text from outside without control codes, our own markup as it is."""
+    """What the template prints: text from outside without control codes, our own markup as it is."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return visible(value).replace(" %", "\N{NO-BREAK SPACE}%")  # a number and its sign stay on one line
+    return visible(value).replace(" %", "\N{NO-BREAK SPACE}%")  # keeps a number and its sign on one line
 
 
 def _kind(part: Part) -> str:

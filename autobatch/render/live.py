@@ -22,7 +22,7 @@ from ..core.units import format_duration
 from .standing import best_line, trials_line
 from .terminal import plain_text
 
-# What a stage does, for the time until it says so itself.
+# What a stage does, until it reports something itself.
 _DOES: dict[Stage, str] = {
     "start": "opening the task and the device",
     "memory": "looking for the largest batch",
@@ -49,7 +49,7 @@ def live_progress(
     clock: Callable[[], float] = time.monotonic,
     quiet: bool = False,
 ) -> Iterator[Listener]:
-    """A listener that shows on `console` what a run says, until the `with` block ends, however it ends.
+    """A listener that shows a run's progress on `console` until the `with` block ends, in any way.
 
     On a terminal, one line at the bottom tells the stage, what is under way and the time that is left, and in a race
     two more tell how it stands, while findings scroll by above; they are gone afterwards. Elsewhere, and where TERM is
@@ -57,9 +57,9 @@ def live_progress(
     do not change that: it goes by what the file is.
 
     Args:
-        console: should write to stderr, so that results alone go to stdout.
-        budget_s: seconds that the run was given; None shows the elapsed time alone.
-        clock: reads seconds.
+        console: should write to stderr, so that only results go to stdout.
+        budget_s: seconds of the run's budget; None to show the elapsed time alone.
+        clock: returns seconds.
         quiet: show nothing.
     """
     started_s = clock()
@@ -73,7 +73,7 @@ def live_progress(
             get_renderable=line.draw,
             refresh_per_second=_REFRESHES_PER_S,
             transient=True,
-            # What the task prints goes above the line if it is seen on a terminal, and into the file if it is not.
+            # The task's output goes above the line if it is shown on a terminal, and into the file if it is not.
             redirect_stdout=sys.stdout.isatty(),
         )
 
@@ -123,10 +123,10 @@ class LiveLine:
     """What the live lines know: the stage, what is under way in it, since when, and how the race stands.
 
     Args:
-        console: whose width the line keeps to.
-        budget_s: seconds that the run was given, or None.
-        clock: reads seconds.
-        started_s: what it read when the run began.
+        console: determines the width of the line.
+        budget_s: seconds of the run's budget, or None.
+        clock: returns seconds.
+        started_s: its value when the run began.
     """
 
     def __init__(self, console: Console, budget_s: float | None, clock: Callable[[], float], started_s: float) -> None:
@@ -136,7 +136,7 @@ class LiveLine:
         self._standing: Standing | None = None
 
     def note(self, progress: Progress) -> None:
-        """Take note of what has begun, or that something was found and so is over."""
+        """Record what has begun, or has ended with a result."""
         self._stage = progress.stage
         pieces = {key: piece for key, piece in self._pieces.items() if None not in (key, progress.key)}
         pieces.pop(progress.key, None)
@@ -166,7 +166,7 @@ class LiveLine:
 
     def _draw_first(self) -> Grid:
         now_s = self._clock()
-        pieces = list(self._pieces.values())  # once: another thread listens
+        pieces = list(self._pieces.values())  # one copy: another thread listens
         does, left = _DOES[self._stage], ""
         if pieces:
             piece, began_s = pieces[-1]
@@ -205,13 +205,13 @@ def _cut(line: str, room: int) -> str:
 
 
 def _left(piece: Progress, has_taken_s: float) -> str:
-    """How much longer a piece under way should take."""
+    """How much longer a piece of work should take."""
     left_s = (piece.predicted_s or 0.0) - has_taken_s
     return f", about {_clock_text(left_s)} left" if left_s >= 0 else ", longer than predicted"
 
 
 def _clock_text(seconds: float) -> str:
-    """`0:07`, `12:40`, `1:02:03`: a clock that does not change its width each second."""
+    """`0:07`, `12:40`, `1:02:03`: a clock whose width does not change each second."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -1,4 +1,4 @@
-"""What is said of a training that is longer than what was compared: all of it extrapolated, and called so."""
+"""What is extrapolated to a training longer than those that were compared. It is always called extrapolated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..core.units import format_duration
 from .document import Column, Paragraph, Part, Section, Table
 from .numbers import count_text, lr_text, score_text, share_text
 
-# Forecasts were tried on trainings up to this many times as long (benchmarks/NOTES.md).
+# Forecasts were checked on trainings up to this many times as long (benchmarks/NOTES.md).
 _TRIED = 4
 
 
@@ -17,8 +17,8 @@ def long_run_section(found: Json, baseline: str, decimals: int) -> Section:
     """The stability of the ranking, the lead, and the learning rate for the long training.
 
     Args:
-        found: as `LongRun.to_json` gives it.
-        baseline: what the baseline is called.
+        found: `LongRun.to_json`.
+        baseline: the name of the baseline.
         decimals: of a score.
     """
     times = found["train_time_s"] / found["horizon_s"]
@@ -36,12 +36,12 @@ def long_run_section(found: Json, baseline: str, decimals: int) -> Section:
     parts: list[Part] = [Paragraph(text=text), Paragraph(text=_lr(found))]
     if found["forecasts"]:
         parts += _leads(found, baseline, decimals)
-    parts.append(Paragraph(text=_stability(found["stability"], leads_are_said=bool(found["forecasts"]))))
+    parts.append(Paragraph(text=_stability(found["stability"], has_forecasts=bool(found["forecasts"]))))
     return Section(title="Beyond T (extrapolated)", parts=tuple(parts))
 
 
 def _lr(found: Json) -> str:
-    """The rate for the long training, and what it rests on."""
+    """The rate for the long training, and its basis."""
     trend = found["lr"]
     interval = f"{share_text(found['confidence'])} interval {lr_text(trend['low'])} to {lr_text(trend['high'])}"
     train_time = format_duration(found["train_time_s"])
@@ -77,29 +77,29 @@ def _leads(found: Json, baseline: str, decimals: int) -> list[Part]:
         )
         for one in found["forecasts"]
     )
-    text = 'A lead is positive where what is recommended is better; "ahead" is the chance that it still is.'
-    if any(one.get("is_picked", False) for one in found["forecasts"]):  # a report of before does not know
+    text = 'A lead is positive if the recommended configuration is better; "ahead" is the chance that it still is.'
+    if any(one.get("is_picked", False) for one in found["forecasts"]):  # missing in older reports
         text += (
-            " The runner-up was picked by the one score that it has: by luck that is rather too high, and the lead "
-            "over it too small."
+            " The runner-up was picked by its only score, which is rather too high by luck, so the lead "
+            "over it is too small."
         )
     return [Paragraph(text=text), Table(columns=columns, rows=rows)]
 
 
-def _stability(found: list[Json], *, leads_are_said: bool) -> str:
-    """How much of the order at one rung was there at a later one."""
+def _stability(found: list[Json], *, has_forecasts: bool) -> str:
+    """How much of the order at one rung was kept at a later one."""
     if not found:
-        return "No two trials reached two rungs: nothing is known of how stable the ranking is."
+        return "No two trials reached two rungs: the stability of the ranking is unknown."
     seen = "; ".join(
         f"{_rung(one['early'])} to {_rung(one['late'])} {share_text(one['kept'])} of {count_text(one['pairs'], 'pair')}"
         for one in found
     )
     text = f"Pairs of trials in the same order at two rungs (half would be chance): {seen}."
     last = max(found, key=lambda one: (one["late"], one["early"]))
-    if last["kept"] <= 0.5 and not leads_are_said:
+    if last["kept"] <= 0.5 and not has_forecasts:
         text += (
-            f" From {_rung(last['early'])} to {_rung(last['late'])} no more than half kept it, so nothing is said of "
-            "who is ahead later."
+            f" From {_rung(last['early'])} to {_rung(last['late'])} no more than half kept it, so there is no forecast "
+            "of the lead."
         )
     return text
 

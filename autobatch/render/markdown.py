@@ -7,7 +7,7 @@ from typing import assert_never
 
 from .document import Bullets, Chart, Code, Document, Facts, Intervals, Paragraph, Part, Shares, Table, visible
 
-# What Markdown, or a table in it, gives a meaning to. An underscore inside a word has none.
+# Characters with a meaning in Markdown or its tables. An underscore inside a word has none.
 _SPECIAL = re.compile(r"[\\`*\[\]<>|~&#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 # What would begin a list, or underline a heading, at the beginning of a line.
 _LINE_MARK = re.compile(r"^(\d+(?=[.)](?:\s|$))|(?=[-+=]))")
@@ -49,10 +49,10 @@ def _table(table: Table) -> str:
 
 
 def escaped(text: str) -> str:
-    """The text as it reads, on one line, nothing in it taken for markup."""
+    """The text on one line, with nothing in it taken for markup."""
     return _SPECIAL.sub(r"\\\g<0>", visible(text).strip())
 
 
 def _line(text: str) -> str:
-    """The same where it begins a line."""
+    """Like `escaped`, for the beginning of a line."""
     return _LINE_MARK.sub(r"\g<1>\\", escaped(text))

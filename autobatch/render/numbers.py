@@ -1,4 +1,4 @@
-"""Numbers as a reader sees them, where `units` is not enough: scores, learning rates, speeds, shares."""
+"""Numbers for a reader, beyond `units`: scores, learning rates, speeds, shares."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Significant digits of a score that has no standard error. Assumed: four tell any two configurations apart that matter.
+# Significant digits of a score without a standard error. Assumed: four distinguish any two configurations that matter.
 _DIGITS_WITHOUT_STDERR = 4
-# Significant digits of a score at most, however small its standard error. Assumed.
+# The most significant digits of a score, for any standard error. Assumed.
 _MOST_DIGITS = 8
 _PREFIXES = dict(zip(range(-3, 7), ("n", "µ", "m", "", "k", "M", "G", "T", "P", "E"), strict=True))  # by powers of 1000
 _SHARE = re.compile(r"(\d+)%")
-# A number longer than this is written with an exponent. Assumed: what fits in a column of a table.
+# A longer number is written with an exponent. Assumed: it fits into a column of a table.
 _LONGEST = 12
 
 
 def known(value: T | None, write: Callable[[T], str] = str, unknown: str = "unknown") -> str:
-    """What `write` makes of the value; `unknown` for None."""
+    """The value as `write` writes it; `unknown` for None."""
     return unknown if value is None else write(value)
 
 
 def score_decimals(scores: Iterable[float], stderrs: Iterable[float | None]) -> int:
-    """Decimals that show the smallest standard error to two digits; four significant digits of a score without one."""
+    """Decimals that show the smallest standard error to two digits; four significant digits for a score without one."""
     largest = max((abs(score) for score in scores), default=0.0)
     leading = math.floor(math.log10(largest)) if largest > 0 else 0
     errors = [error for error in stderrs if error is not None and error > 0]
@@ -34,7 +34,7 @@ def score_decimals(scores: Iterable[float], stderrs: Iterable[float | None]) -> 
 
 
 def score_text(score: float | None, decimals: int) -> str:
-    """A score with so many decimals, "-" for None; with an exponent where it would be too long to read."""
+    """A score with this many decimals, "-" for None; with an exponent if it would be too long to read."""
     if score is None:
         return "-"
     text = f"{score:z.{decimals}f}"
@@ -42,21 +42,21 @@ def score_text(score: float | None, decimals: int) -> str:
 
 
 def lr_text(lr: float, digits: int = 3) -> str:
-    """A learning rate as people type one: `0.03`, `1.25e-5`; the search tries rates of three digits."""
+    """A learning rate as people type one: `0.03`, `1.25e-5`. The search tries rates of three digits."""
     mantissa, e, exponent = f"{lr:.{digits}g}".partition("e")
     return f"{mantissa}e{int(exponent)}" if e else mantissa
 
 
 def speed_text(per_s: float) -> str:
-    """Samples per second: three digits where they can matter, thousands set apart."""
+    """Samples per second: three digits where they matter, with separated thousands."""
     return f"{per_s:,.0f}" if per_s >= 99.95 else f"{per_s:.3g}"
 
 
 def si_text(value: float, unit: str) -> str:
-    """Three digits and the prefix that fits: `25.6 M`, `230 mJ`, `52.1 TFLOP/s`."""
+    """Three digits and a fitting prefix: `25.6 M`, `230 mJ`, `52.1 TFLOP/s`."""
     if value == 0 or not math.isfinite(value):
         return f"{value:.0f} {unit}".strip()
-    # What rounds to the next power of ten has its prefix: 999.7 is 1 k.
+    # A number that rounds to the next power of ten has its prefix: 999.7 is 1 k.
     power = math.floor(math.log10(float(f"{abs(value):.2e}")) / 3)
     power = min(max(power, min(_PREFIXES)), max(_PREFIXES))
     return f"{value / 1000.0**power:.3g} {_PREFIXES[power]}{unit}".strip()
@@ -68,28 +68,28 @@ def percent_text(share: float) -> str:
 
 
 def share_text(share: float) -> str:
-    """A share as a whole percentage, "<1%" where that would be none."""
+    """A share as a whole percentage, "<1%" if that would be none."""
     return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
 
 
 def capitalized(text: str) -> str:
-    """The text with a capital at its beginning, the rest as it is."""
+    """The text with a capital at its beginning."""
     return text[:1].upper() + text[1:]
 
 
 def count_text(count: int, noun: str) -> str:
-    """A count and what is counted: `1 seed`, `1,024 seeds`."""
+    """A count with its noun: `1 seed`, `1,024 seeds`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def grouped(remarks: Iterable[tuple[int, str]]) -> list[tuple[tuple[int, ...], str]]:
-    """Remarks on numbers, those that differ in their percentages alone as one: (numbers, text with the range).
+    """Remarks on numbers, merged if they differ only in their percentages: (numbers, text with the range).
 
     (8, "had it 26% of the time") and (16, "had it 63% of the time") become ((8, 16), "had it 26% to 63% of the time").
     """
     kinds: dict[tuple[str, ...], list[tuple[int, list[int]]]] = {}
     for number, text in remarks:
-        words = _SHARE.split(text)  # text and percentages by turns, as the pattern has a group
+        words = _SHARE.split(text)  # text and percentages in turn, as the pattern has a group
         kinds.setdefault(tuple(words[::2]), []).append((number, [int(share) for share in words[1::2]]))
     found = []
     for texts, members in kinds.items():

@@ -1,4 +1,4 @@
-"""What the page of a `tune` run says: all that the terminal does, and what can only be drawn."""
+"""The content of the page of a `tune` run: all that the terminal shows, and what can only be drawn."""
 
 from __future__ import annotations
 

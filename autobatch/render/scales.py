@@ -1,4 +1,4 @@
-"""Where a value lies on an axis, and which values an axis names."""
+"""Where a value lies on an axis, and which values have labels."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Scale:
     """A map from values to pixels, linear or logarithmic.
 
     Attributes:
-        low, high: the values at the ends, of a logarithmic scale their base-2 logarithms; low is below high.
-        start, end: the pixels there.
+        low, high: the values at the ends, or their base-2 logarithms for a logarithmic scale; low is below high.
+        start, end: the pixels of the ends.
     """
 
     low: float
@@ -32,14 +32,14 @@ class Scale:
     is_log: bool
 
     def __call__(self, value: float) -> float:
-        """The pixel of a value; one beyond an end lies at that end."""
+        """The pixel of a value. A value beyond an end is drawn at that end."""
         place = math.log2(value) if self.is_log else value
         share = (place - self.low) / (self.high - self.low)
         return self.start + min(1.0, max(0.0, share)) * (self.end - self.start)
 
 
 def size_scale(sizes: Iterable[int], start: float, end: float) -> Scale:
-    """Batch sizes on a logarithmic scale, a little room on both sides; a single one lies in the middle."""
+    """Batch sizes on a logarithmic scale, with a little room on both sides. A single size lies in the middle."""
     known = sorted(sizes)
     low, high = math.log2(known[0]), math.log2(known[-1])
     room = 0.04 * (high - low) or 0.5
@@ -74,7 +74,7 @@ def time_ticks(scale: Scale) -> list[float]:
 
 
 def ticks(scale: Scale, unit: Unit) -> list[float]:
-    """Round values on an axis, at most six: of powers of two for bytes, of ten for all else."""
+    """Round values on an axis, at most six: powers of two for bytes, of ten for all else."""
     if scale.is_log:
         return _log_ticks(scale, _base(unit))
     step = _round_step((scale.high - scale.low) / (_MOST_TICKS - 1), binary=unit == "bytes")
@@ -95,12 +95,12 @@ def tick_text(value: float, unit: Unit) -> str:
 
 
 def label_sizes(sizes: Iterable[int], scale: Scale, first: Iterable[int], width: float) -> list[int]:
-    """The sizes that are named on the axis: those of `first`, then powers of two, then others, as there is room.
+    """The sizes with a label on the axis: those of `first`, then powers of two, then others, while there is room.
 
     Args:
-        sizes: all that were measured.
-        scale: of the axis.
-        first: those that matter most.
+        sizes: all measured sizes.
+        scale: that of the axis.
+        first: the sizes that matter most.
         width: pixels of one digit.
     """
     known = sorted(set(sizes))
@@ -123,7 +123,7 @@ def _log_ticks(scale: Scale, base: float) -> list[float]:
     powers = [power for power in range(math.ceil(low), math.floor(high) + 1) if power % stride == 0]
     if len(powers) >= 2 or base == 2.0:
         return [base**power for power in powers]
-    # Less than two powers of ten: their doubles and halves too.
+    # Less than two powers of ten: add their doubles and halves.
     near = [factor * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for factor in (1, 2, 5)]
     return [value for value in near if scale.low <= math.log2(value) <= scale.high]
 

@@ -1,4 +1,4 @@
-"""Ways of computing one task, side by side: what `autobatch profile --precisions` says."""
+"""One task in several compute modes, side by side: the result of `autobatch profile --precisions`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from ..core.json_reader import Json
 from ..core.units import format_size
 from .document import Bullets, Column, Paragraph, Part, Section, Table
-from .evidence import loss_differs, losses_told, or_more, throughput_section
+from .evidence import loss_clauses, loss_differs, or_more, throughput_section
 from .numbers import count_text, known, speed_text
 
 
 def compute_modes_sections(found: Json) -> tuple[Section, ...]:
-    """The comparison, then each way of computing for itself.
+    """The comparison, then each compute mode alone.
 
     Args:
-        found: as `compute_modes.compared` gives it.
+        found: `compute_modes.compared`.
     """
     compute_modes = found["arms"]
     ran = [compute_mode for compute_mode in compute_modes if compute_mode["outcome"] == "ok"]
@@ -37,7 +37,7 @@ def compute_modes_sections(found: Json) -> tuple[Section, ...]:
         parts.append(
             Paragraph(
                 text=f"The loss is compared over {over} from the same weights on the same batches, with that in "
-                f"{found['reference']}, relative to it: of the first step, and the largest of all."
+                f"{found['reference']}, relative to it: for the first step, and the largest over all steps."
             )
         )
     remarks = [remark for compute_mode in ran for remark in _remarks(compute_mode, found["reference"])]
@@ -48,9 +48,9 @@ def compute_modes_sections(found: Json) -> tuple[Section, ...]:
 
 
 def _remarks(compute_mode: Json, reference: str) -> Iterator[str]:
-    """What the column of the losses has no room for."""
+    """Remarks for which the column of the losses has no room."""
     losses, difference = compute_mode["losses"], compute_mode["loss_difference"]
-    for clause in losses_told(losses):
+    for clause in loss_clauses(losses):
         yield f"In {compute_mode['arm']} {clause}."
     if losses["diverged_at"] is not None and difference is not None:
         yield f"Before, the loss in {compute_mode['arm']} {loss_differs(difference, reference)}."

@@ -1,7 +1,7 @@
-"""The answer in the words of what it is used in: flags, a configuration file, a Trainer's arguments.
+"""The answer in the form in which it is used: flags, a configuration file, a Trainer's arguments.
 
-A new target is a line in `FORMATS`: what it is for, the settings under the names that they have there, and how these
-are written.
+A new target is a line in `FORMATS`: what it is for, the settings under the names that they have there, and how they are
+written.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from ..errors import SettingError
 
 Value = str | int | float | bool
 
-# What is printed of each configuration, and what is printed only where it is given a name.
+# The fields of a configuration that are printed, and those that are printed only if the user names them.
 FIELDS = ("batch_size", "accumulation_steps", "lr", "precision")
 ON_REQUEST = ("effective_batch_size", "ranks")
 
-# The words of `Trainer(precision=)` in Lightning 2 (lightning/fabric/plugins/precision). It has none for TF32, which is
-# float32 with a setting of torch's.
+# The words of `Trainer(precision=)` in Lightning 2 (lightning/fabric/plugins/precision). There is none for TF32, which
+# is float32 with a setting of torch.
 _LIGHTNING: Mapping[Precision, str] = {"fp32": "32-true", "tf32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
-# What YAML 1.1 does not read as a string, though it looks like one (https://yaml.org/type/bool.html and null.html).
+# Words that YAML 1.1 does not read as strings (https://yaml.org/type/bool.html and null.html).
 _YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One value under the name that it has in a target; `field` is what it says something of.
+    """One value under its name in a target; `field` is the field that it belongs to.
 
-    One that is on request is only there where the user gives it a name.
+    A setting `on_request` is only printed if the user names it.
     """
 
     field: str
@@ -50,10 +50,10 @@ class Format:
 
     Attributes:
         about: what it is, in a few words.
-        settings: those of a configuration.
-        write: their lines.
-        name: whether a word can be a name there, and what one is; None where all names are a library's own.
-        renamed: fields whose names are the user's.
+        settings: the settings of a configuration.
+        write: makes their lines.
+        name: checks a name, and describes the allowed ones; None if all names are fixed by a library.
+        renamed: fields whose names the user may choose.
     """
 
     about: str
@@ -72,15 +72,15 @@ class Snippet:
 
 
 def snippet(config: Config, form: str, names: Mapping[str, str] | None = None) -> Snippet:
-    """A configuration as `form`, a key of `FORMATS`, writes it.
+    """A configuration as text for `form`, a key of `FORMATS`.
 
     Args:
-        config: what to use.
+        config: the configuration.
         form: the target.
-        names: the user's own names, by field; an empty one leaves the field out.
+        names: the user's own names, by field. An empty one leaves the field out.
 
     Raises:
-        SettingError: there is no such target or field, or a name cannot be one there.
+        SettingError: there is no such target or field, or a name is not allowed there.
     """
     if form not in FORMATS:
         raise SettingError(f"a format is one of {', '.join(FORMATS)}; got {form!r}{did_you_mean(form, FORMATS)}")
@@ -101,10 +101,10 @@ def snippet(config: Config, form: str, names: Mapping[str, str] | None = None) -
 
 
 def parse_names(text: str) -> dict[str, str]:
-    """The names of `batch_size=bs,lr=learning_rate`, by field; `precision=` gives an empty one.
+    """The names in `batch_size=bs,lr=learning_rate`, by field; `precision=` gives an empty one.
 
     Raises:
-        SettingError: it is not written so.
+        SettingError: it has another form.
     """
     names: dict[str, str] = {}
     for pair in filter(None, (pair.strip() for pair in text.split(","))):
@@ -135,7 +135,7 @@ def _check_name(form: str, field: str, name: str) -> None:
 
 
 def _renamed(own: str, name: str) -> str:
-    """`learning_rate` for `model.lr` is `model.learning_rate`; a name with dots stands for itself."""
+    """`learning_rate` for `model.lr` is `model.learning_rate`; a name with dots replaces the whole name."""
     return name if "." in name else own.rpartition(".")[0] + "." + name if "." in own else name
 
 
@@ -157,7 +157,7 @@ def _with_dashes(config: Config) -> Iterator[Setting]:
 
 
 def _of_lightning(config: Config) -> Iterator[Setting]:
-    """`Trainer(accumulate_grad_batches=, precision=, devices=, strategy=)`, and what is the user's own class's."""
+    """`Trainer(accumulate_grad_batches=, precision=, devices=, strategy=)`, and the user's own attributes."""
     plan = config.plan
     yield Setting(field="accumulation_steps", name="accumulate_grad_batches", value=plan.accumulation_steps)
     yield Setting(field="precision", name="precision", value=_LIGHTNING[plan.precision])
@@ -169,14 +169,14 @@ def _of_lightning(config: Config) -> Iterator[Setting]:
 
 
 def _of_transformers(config: Config) -> Iterator[Setting]:
-    """Fields of `TrainingArguments` (transformers/training_args.py); what is False there undoes what was True."""
+    """Fields of `TrainingArguments` (transformers/training_args.py). A False there undoes an earlier True."""
     plan = config.plan
     yield Setting(field="batch_size", name="per_device_train_batch_size", value=plan.batch_size)
     yield Setting(field="accumulation_steps", name="gradient_accumulation_steps", value=plan.accumulation_steps)
     yield Setting(field="lr", name="learning_rate", value=config.lr)
     yield Setting(field="precision", name="bf16", value=plan.precision == "bf16")
     yield Setting(field="precision", name="fp16", value=plan.precision == "fp16")
-    if plan.precision == "tf32":  # a device without it refuses the word, True or False
+    if plan.precision == "tf32":  # a device without it refuses the argument, True or False
         yield Setting(field="precision", name="tf32", value=True)
 
 
@@ -237,7 +237,7 @@ def _yaml_lines(tree: Mapping[str, object], indent: str) -> Iterator[str]:
 
 
 def _yaml_float(value: float) -> str:
-    """YAML 1.1, and so PyYAML, takes `1e-5` for a string: a float has a dot there, and its exponent a sign."""
+    """YAML 1.1, and so PyYAML, reads `1e-5` as a string: a float needs a dot, and its exponent a sign."""
     mantissa, e, exponent = exact_lr_text(value).partition("e")
     mantissa = mantissa if "." in mantissa else f"{mantissa}.0"
     return f"{mantissa}e{int(exponent):+d}" if e else mantissa

@@ -1,4 +1,4 @@
-"""Stored reports as what is shown of them: one as it is, several as a comparison."""
+"""Stored reports for display: one alone, or several as a comparison."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .page_content import page_document
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """What was read.
+    """A stored report, or a comparison of several.
 
     Attributes:
         result: as plain JSON values.
-        document, page: for a terminal and Markdown, and for a page of its own.
-        tuned: the report, where it is one of `tune`.
+        document, page: for a terminal and Markdown, and for a separate page.
+        tuned: the report, if it is one of `tune`.
     """
 
     result: dict[str, Any]
@@ -57,6 +57,6 @@ def read_reports(files: Sequence[Path]) -> Stored:
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    """The files' own names where those tell them apart, else all of their paths."""
+    """The names of the files if those differ, otherwise their paths."""
     names = [file.name for file in files]
     return names if len(set(names)) == len(names) else [str(file) for file in files]

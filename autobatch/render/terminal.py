@@ -1,6 +1,6 @@
 """Results on a terminal: documents drawn with rich, at any width, with or without colour.
 
-Text from outside is never markup and never a control code: it goes through `visible`, and to rich as it is to stand.
+Text from outside is never markup and never a control code: it goes through `visible`, and to rich as literal text.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .side_by_side import compute_modes_sections
 
 _INDENT = 2
 _GAP = 2  # between columns
-_BAR_WIDTHS = (5, 30)  # assumed: a shorter bar shows no proportion, a longer one shows no more of it
+_BAR_WIDTHS = (5, 30)  # assumed: a shorter bar shows no proportion, and a longer one no more of it
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _WORD = re.compile(r"\s*\S+\s*|\s+")
 
@@ -40,43 +40,45 @@ def print_document(document: Document, console: Console) -> None:
 
 
 def print_max_batch(max_batch: Json, console: Console) -> None:
-    """Print the largest batch and every probe; `max_batch` as `MaxBatch.to_json` gives it."""
+    """Print the largest batch and every probe; `max_batch` is `MaxBatch.to_json`."""
     _print_sections([max_batch_section(max_batch)], console)
 
 
 def print_profile(throughput: Json, console: Console) -> None:
-    """Print the throughput curve; `throughput` as `ThroughputCurve.to_json` gives it."""
+    """Print the throughput curve; `throughput` is `ThroughputCurve.to_json`."""
     _print_sections([throughput_section(throughput)], console)
 
 
 def rehearse(throughput: Json) -> None:
-    """Draw a table for nobody, with all that a report is drawn with imported: what drawing takes at this moment."""
+    """Draw a table that nobody sees, with all imports that drawing a report needs, to measure how long that takes."""
     import_module(".content", __package__)
     print_profile(throughput, Console(file=StringIO()))
 
 
 def print_compute_modes(compute_modes: Json, console: Console) -> None:
-    """Print ways of computing side by side; `compute_modes` as `compute_modes.compared` gives them."""
+    """Print compute modes side by side; `compute_modes` is `compute_modes.compared`."""
     _print_sections(compute_modes_sections(compute_modes), console)
 
 
 def print_lr(learning_rate: Json, console: Console) -> None:
-    """Print the range test; `learning_rate` as `LrCurve.to_json` gives it."""
+    """Print the range test; `learning_rate` is `LrCurve.to_json`."""
     _print_sections([lr_section(learning_rate)], console)
 
 
 def print_runs(runs: Sequence[Json], console: Console) -> None:
-    """Print a line for each run; `runs` as `RunSummary.to_json` gives them."""
+    """Print a line for each run; `runs` are `RunSummary.to_json`."""
     _print_sections([runs_section(runs)], console)
 
 
 def print_devices(devices: Sequence[DeviceInfo], console: Console) -> None:
-    """Print every fact about each device, and why one is missing."""
+    """Print every fact about each device, and why a fact is missing."""
     _print_sections([device_section(device) for device in devices], console)
 
 
 def plain_text(text: str, console: Console, style: str = "") -> Text:
-    """The text as it can be shown on `console`: no markup, no control codes, what its encoding lacks written out."""
+    """The text as it can be shown on `console`: no markup, no control codes, and escapes for characters it cannot
+    encode.
+    """
     return Text(_plain(text, console), style=style, overflow="fold")
 
 
@@ -87,7 +89,7 @@ def _plain(text: str, console: Console) -> str:
 
 @final
 class _Lines:
-    """Lines that are known to fit, which rich prints as they stand: to wrap them it would take milliseconds each."""
+    """Lines that are known to fit, which rich prints as they are: wrapping would take milliseconds for each."""
 
     def __init__(self, lines: Iterable[Line]) -> None:
         self._lines = lines
@@ -142,7 +144,7 @@ def _paragraph(text: str, console: Console, room: int, style: str = "") -> Itera
 
 
 def _table(table: Table, console: Console, room: int) -> Iterator[Line]:
-    """The columns that there is room for, and the bars where room is left."""
+    """The columns that fit, and the bars if there is room left."""
     titles = [column.title for column in table.columns]
     widths = [
         max(_cells(visible(cell)) for cell in (title, *(row[index] for row in table.rows)))
@@ -177,7 +179,7 @@ def _side_by_side(
     ends: Sequence[str] = (),
     has_head: bool = False,
 ) -> Iterator[Line]:
-    """The cells of each row in columns, wrapped where those are too wide for the room; `ends` follow the rows."""
+    """The cells of each row in columns, wrapped if those are too wide for the room; `ends` follow the rows."""
     shown = [[_plain(cell, console) for cell in row] for row in rows]
     count = len(shown[0]) if shown else 0
     widths = _fitted([max(_cells(row[index]) for row in shown) for index in range(count)], room - gap * (count - 1))
@@ -199,7 +201,7 @@ def _side_by_side(
 
 
 def _cropped(line: Sequence[tuple[str, str]], room: int) -> Line:
-    """What there is room for of a line, in a terminal with fewer characters than columns of a table."""
+    """The part of a line that fits, in a terminal with fewer characters than a table has columns."""
     cropped = []
     for text, style in line:
         cropped.append((set_cell_size(text, min(room, _cells(text))), style))
@@ -208,7 +210,7 @@ def _cropped(line: Sequence[tuple[str, str]], room: int) -> Line:
 
 
 def _fitted(widths: Sequence[int], room: int) -> list[int]:
-    """The widths, the widest of them made less until all fit; none is less than a character."""
+    """The widths, with the widest reduced until all fit; none is less than a character."""
     if sum(widths) <= room:
         return list(widths)
     cap = max(1, max(c for c in range(max(0, room) + 1) if sum(min(width, c) for width in widths) <= max(0, room)))
@@ -222,7 +224,7 @@ def _fitted(widths: Sequence[int], room: int) -> list[int]:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """The text in lines of at most `width` cells, broken between words where it can be."""
+    """The text in lines of at most `width` cells, broken between words if possible."""
     if _cells(text) <= width:
         return [text]
     lines: list[str] = []
@@ -242,7 +244,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _cells(text: str) -> int:
-    """How wide a text is that went through `visible`, so that each character of ASCII has a cell."""
+    """The width of a text that went through `visible`, so that each ASCII character has one cell."""
     return len(text) if text.isascii() else cell_len(text)
 
 
@@ -251,7 +253,7 @@ def _width(widths: Sequence[int], kept: Sequence[int]) -> int:
 
 
 def _bar(share: float, width: int, ascii_only: bool) -> str:
-    """A bar of `share` of the width, to an eighth of a character where the terminal has blocks."""
+    """A bar of `share` of the width, to an eighth of a character if the terminal has block characters."""
     if ascii_only:
         return "#" * round(share * width)
     whole, eighths = divmod(round(8 * share * width), 8)

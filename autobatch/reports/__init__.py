@@ -1,1 +1,1 @@
-"""Everything found, as frozen data and as JSON with a schema version."""
+"""All results of a run, as frozen data and as JSON with a schema version."""

@@ -1,7 +1,7 @@
-"""`BenchReport`: what a device did with models that everybody knows; as JSON and back.
+"""`BenchReport`: what a device did with well-known models; as JSON and back.
 
-It is data, as `Report` is: reading one executes nothing, and a file that is not a whole one of a known schema is
-refused with what is wrong with it.
+It is data, like `Report`: reading one executes nothing, and a file that is not a whole report of a known schema is
+refused with the reason.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..errors import ReportError
 from .report import MAX_BATCH, THROUGHPUT, Report
 
 KIND = "bench"
-# Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
+# Increased by one whenever a key changes its meaning or goes away; new keys alone do not increase it.
 SCHEMA = 1
 
 Size = Literal["small", "full"]
@@ -28,7 +28,7 @@ CellOutcome = Literal["ok", "failed"]
 
 _LOSS: Json = {"steps": int, "first": NUMBER, "largest": NUMBER}
 _LOSSES: Json = {"steps": int, "diverged_at": WHOLE_OR_NULL, "message": TEXT_OR_NULL}
-_ASKED: Json = {"model": str, "arm": str}
+_REQUESTED: Json = {"model": str, "arm": str}
 _SETTINGS: Json = {
     **dict.fromkeys(("memory_limit_bytes", "max_batch_size"), WHOLE_OR_NULL),
     "headroom": NUMBER,
@@ -42,10 +42,10 @@ _PROFILE: Json = {
         | {"joules_per_sample": NUMBER_OR_NULL, "watts": NUMBER_OR_NULL, "remarks": [str], "phases_s": dict}
     ],
 }
-# No size, time, speed or energy is near this or its inverse, and quotients of what lies between are numbers. Assumed.
+# No size, time, speed or energy comes near this or its inverse, and quotients of values in between are finite. Assumed.
 _LARGEST = 1e30
 
-# What a profile may hold besides: a key that is not there, or null, is what was not measured.
+# Optional keys of a profile: a key that is missing or null was not measured.
 _PROFILE_MAY_HOLD: Json = {
     "recommended": str,
     "fit": {"largest_residual": NUMBER_OR_NULL},
@@ -56,26 +56,26 @@ _PROFILE_MAY_HOLD: Json = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One model computed in one way.
+    """One model in one compute mode.
 
     Attributes:
         model: its name, such as "resnet50".
-        compute_mode: how it was computed, as `ComputeMode.name` writes it.
+        compute_mode: its `ComputeMode.name`.
         outcome: "ok", or "failed" with the reason in `message`.
-        parameters: numbers that are trained.
-        max_batch: as `MaxBatch.to_json` gives it; None where it failed.
-        throughput: as `ThroughputCurve.to_json` gives it; None where it failed.
+        parameters: how many numbers are trained.
+        max_batch: `MaxBatch.to_json`; None if it failed.
+        throughput: `ThroughputCurve.to_json`; None if it failed.
         flops_per_sample: floating-point operations of the matrix products and convolutions of one forward and backward
-            pass, a multiplication and an addition counting two; None where they could not be counted.
-        flops_per_s: of those, at the recommended batch size.
-        matmul_flops_per_s: what one large matrix product reaches on this device in this precision.
-        loss_difference: of the losses of the first `steps` training steps from those in fp32, relative to them: of the
-            `first`, and the `largest` of all; None for fp32 itself and where one of them failed.
-        losses: of those steps, as `compute_modes.told_of_losses` gives it: how many, the one at which the loss
-            diverged, and why they are not compared; None where it failed, and in reports from before it was.
-        source: what the task's file and the modules beside it that it imports held (`task_sources.source_digest`); None
-            in reports from before it was.
-        seconds: that all of it took.
+            pass, where a multiplication and an addition count as two; None if they could not be counted.
+        flops_per_s: these operations per second, at the recommended batch size.
+        matmul_flops_per_s: the speed of one large matrix product on this device in this precision.
+        loss_difference: between the losses of the first `steps` training steps and those in fp32, relative to the
+            latter: the `first`, and the `largest` of all; None for fp32 itself and if one of them failed.
+        losses: `compute_modes.losses_to_json` of those steps: how many, the one at which the loss diverged, and why
+            they are not compared; None if it failed, and in older reports.
+        source: the digest of the task's file and the modules beside it that it imports (`task_sources.source_digest`);
+            None in older reports.
+        seconds: the time of all of it.
     """
 
     model: str
@@ -96,23 +96,23 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchReport:
-    """What a device did.
+    """The results of a device.
 
     Attributes:
         created: when it began, ISO 8601 in UTC.
-        command: how it was called.
-        version: of autobatch.
-        device: what it ran on.
-        size: of the models: "full" is theirs, "small" one that a processor can train.
-        quick: less time was given to each model.
+        command: the command that made it.
+        version: that of autobatch.
+        device: the device.
+        size: the models' size: "full" is their own, "small" one that a CPU can train.
+        quick: whether each model got less time.
         objective: what the recommended batch sizes are best in.
-        cells: one for each model and way of computing that is done, in the order they were run.
-        planned: how many there are to be; a report with fewer cells was interrupted, and can be resumed.
+        cells: one for each model and compute mode that is done, in the order in which they were run.
+        planned: how many cells there will be. A report with fewer was interrupted, and can be resumed.
         warnings: what its readers should know.
-        asked: (model, compute mode) of each cell that the command asked for. Cells of other commands may stand beside
-            them.
-        settings: what else decides its figures: `memory_limit_bytes`, `max_batch_size` (null for what is there),
-            `headroom`, and `threads` on the host; None in reports from before it was.
+        requested: the (model, compute mode) of each cell that the command requested. There may also be cells of other
+            commands.
+        settings: what else determines its figures: `memory_limit_bytes`, `max_batch_size` (null for no limit),
+            `headroom`, and `threads` on the host; None in older reports.
     """
 
     created: str
@@ -125,20 +125,20 @@ class BenchReport:
     cells: tuple[Cell, ...]
     planned: int
     warnings: tuple[str, ...] = ()
-    asked: tuple[tuple[str, str], ...] = ()
+    requested: tuple[tuple[str, str], ...] = ()
     settings: Json | None = None
 
     @property
     def missing(self) -> tuple[tuple[str, str], ...]:
-        """What was asked for and is not there yet, as where the command was ended."""
+        """The requested cells that are not there yet, for example because the command was stopped."""
         there = {(cell.model, cell.compute_mode) for cell in self.cells}
-        return tuple(key for key in self.asked if key not in there)
+        return tuple(key for key in self.requested if key not in there)
 
     @property
     def found_nothing(self) -> bool:
-        """Whether all that was asked for is there, and failed."""
-        asked = [cell for cell in self.cells if (cell.model, cell.compute_mode) in self.asked]
-        return bool(asked) and not self.missing and all(cell.outcome == "failed" for cell in asked)
+        """Whether all requested cells are there, and failed."""
+        cells = [cell for cell in self.cells if (cell.model, cell.compute_mode) in self.requested]
+        return bool(cells) and not self.missing and all(cell.outcome == "failed" for cell in cells)
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values; `kind` and `schema` say how to read it."""
@@ -154,21 +154,21 @@ class BenchReport:
             "objective": self.objective,
             "planned": self.planned,
             "warnings": list(self.warnings),
-            "asked": [{"model": model, "arm": compute_mode} for model, compute_mode in self.asked],
+            "asked": [{"model": model, "arm": compute_mode} for model, compute_mode in self.requested],
             "settings": None if self.settings is None else dict(self.settings),
             "cells": [_cell_to_json(cell) for cell in self.cells],
         }
 
     @classmethod
     def from_json(cls, data: object) -> BenchReport:
-        """The report that `to_json` made `data` of.
+        """The report from `to_json`.
 
         Raises:
-            ReportError: it is not one, or of a schema that this version does not read.
+            ReportError: it is no such report, or has a schema that this version does not read.
         """
         found = Reader(data, "the report")
         if not is_bench(data):
-            raise ReportError("the report is not one of `autobatch bench`: it has no kind that says so")
+            raise ReportError("the report is not one of `autobatch bench`: it has another `kind`")
         schema = found.get("schema", int)
         if schema != SCHEMA:
             raise ReportError(f"this version reads bench reports of schema {SCHEMA}; this one has schema {schema}")
@@ -184,12 +184,12 @@ class BenchReport:
             cells=tuple(_cell(cell, f"cell {number} of the report") for number, cell in enumerate(cells)),
             planned=found.get("planned", int),
             warnings=found.list_of("warnings", str),
-            asked=tuple((one["model"], one["arm"]) for one in found.get_or_none("asked", [_ASKED]) or ()),
+            requested=tuple((one["model"], one["arm"]) for one in found.get_or_none("asked", [_REQUESTED]) or ()),
             settings=found.get_or_none("settings", _SETTINGS),
         )
 
     def save(self, path: Path) -> None:
-        """Write the report as JSON, whole or not at all.
+        """Write the report as JSON, completely or not at all.
 
         Raises:
             ReportError: the file cannot be written.
@@ -211,12 +211,12 @@ def _cell_to_json(cell: Cell) -> Json:
 
 
 def is_bench(data: object) -> bool:
-    """Whether a JSON value says of itself that it is a bench report."""
+    """Whether a JSON value declares itself a bench report."""
     return isinstance(data, dict) and data.get("kind") == KIND
 
 
 def load_report(path: Path) -> Report | BenchReport:
-    """The report in a file, whichever it is, or in the folder of a run; messages begin with the file's name.
+    """The report in a file, of either kind, or in the folder of a run. Messages begin with the file's name.
 
     Raises:
         ReportError: there is none, or it cannot be read.
@@ -270,16 +270,16 @@ def _cell(data: Json, where: str) -> Cell:
 
 
 def _check_probes(found: Json, where: str) -> None:
-    """Refuse sizes that a drawing or a comparison could not take."""
+    """Refuse sizes that cannot be drawn or compared."""
     for number, probe in enumerate(found["probes"]):
         _check_ranges(probe, ("batch_size",), f"item {number} of 'probes' of {where}")
-        if probe["peak_bytes"]:  # where nothing counts it, it may be zero
+        if probe["peak_bytes"]:  # it may be zero if nothing counts it
             _check_ranges(probe, ("peak_bytes",), f"item {number} of 'probes' of {where}")
     _check_ranges(found, ("batch_size", "limit_bytes"), f"'max_batch' of {where}")
 
 
 def _check_profile(profiled: Json, where: str) -> None:
-    """The same for times, speeds and energies, and for the keys that need not be there."""
+    """Refuse such times, speeds and energies, and optional keys of the wrong shape."""
     for key, shape in _PROFILE_MAY_HOLD.items():
         if profiled.get(key) is not None:
             check(profiled[key], shape, f"{key!r} of {where}")

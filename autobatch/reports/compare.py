@@ -1,7 +1,6 @@
-"""Bench reports side by side: how many times as fast, as large, as costly, and how sure that is.
+"""Bench reports side by side: ratios of speed, size and energy, and how certain they are.
 
-The first report is what the others are set against. Only what both ran is compared, and only where the models had the
-same size.
+The other reports are compared with the first. Only what both ran is compared, and only for models of the same size.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from ..errors import ReportError
 from .bench_report import BenchReport, Cell
 
 KIND = "bench comparison"
-# Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
+# Increased by one whenever a key changes its meaning or goes away; new keys alone do not increase it.
 SCHEMA = 1
 
 Verdict = Literal["more", "less", "no difference", "unknown"]
@@ -30,8 +29,8 @@ class Ratio:
 
     Attributes:
         value: above zero.
-        low, high: ends of its 95 % interval, each None where it is not known; both equal to `value` where there are no
-            errors, as in a count.
+        low, high: ends of its 95 % interval, each None if it is unknown; both equal to `value` if there are no errors,
+            as for a count.
     """
 
     value: float
@@ -40,7 +39,7 @@ class Ratio:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether it is above or below 1, for which one end is enough; "no difference" where 1 lies within both."""
+        """Whether it is above or below 1, for which one end is enough; "no difference" if 1 is inside both."""
         if self.low is not None and self.low > 1:
             return "more"
         if self.high is not None and self.high < 1:
@@ -54,7 +53,7 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A value above zero and the ends of its 95 % interval, which holds it; None where they are not known."""
+    """A value above zero and the ends of its 95 % interval, which contains it; None if they are unknown."""
 
     value: float
     low: float | None = None
@@ -63,18 +62,18 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """A model in one compute mode, as one report has it against the first.
+    """A model in one compute mode: one report against the first.
 
     Attributes:
-        model, compute_mode: what was computed.
-        batch_sizes: recommended by the first report and by this one.
-        at_recommended: samples per second, each at its own recommended batch size; None where one was not timed.
+        model, compute_mode: of both.
+        batch_sizes: those recommended by the first report and by this one.
+        at_recommended: samples per second, each at its own recommended batch size; None if one was not timed.
         at_common: samples per second at each batch size that both timed.
-        over_common: their geometric mean; None where there is no such size.
-        largest: the largest batches. They are counted and have no error; but where it was not memory that ended the
-            search in one report, its largest may be larger, and the ratio has one end at most.
-        energy: joules per sample at the recommended batch sizes; None where one does not tell. Nothing tells the error
-            of a counter of energy, so that there is no interval and no verdict.
+        over_common: their geometric mean; None if there is no such size.
+        largest: the largest batches. They are counted and have no error. But if memory was not the limit in one report,
+            its largest may be larger, and the ratio has at most one end.
+        energy: joules per sample at the recommended batch sizes; None if one was not measured. The error of an energy
+            counter is unknown, so there is no interval and no verdict.
     """
 
     model: str
@@ -105,11 +104,11 @@ class Against:
     """One report against the first.
 
     Attributes:
-        name: of the report.
+        name: that of the report.
         report: the report.
         pairs: what both ran, in the order of the first.
         left_out: a sentence for each thing that one of them lacks.
-        remarks: a sentence for each thing beside the device that differs.
+        remarks: a sentence for each difference beside the device.
     """
 
     name: str
@@ -150,10 +149,10 @@ def compare(reports: Sequence[tuple[str, BenchReport]]) -> Comparison:
     """Every report against the first.
 
     Args:
-        reports: at least two, each with a name that tells it from the others, such as its file's.
+        reports: at least two, each with a distinct name, such as that of its file.
 
     Raises:
-        ReportError: their models are of different size, or one has nothing in common with the first.
+        ReportError: their models have different sizes, or one has nothing in common with the first.
     """
     (name, first), *others = reports
     sizes = {report.size for _, report in reports}
@@ -164,12 +163,12 @@ def compare(reports: Sequence[tuple[str, BenchReport]]) -> Comparison:
 
 
 def ratio(over: Estimate, under: Estimate) -> Ratio:
-    """`over / under` with its 95 % interval, the two errors taken as independent.
+    """`over / under` with its 95 % interval, with the two errors taken as independent.
 
     On a logarithmic scale a ratio is a difference, and the half-widths of independent intervals add in squares. Each
-    side of the interval takes the half-widths that lead there, as an interval of a median need not be symmetric: the
-    method of variance estimates recovery (Zou and Donner, Statistics in Medicine 27, 2008, equations 7 and 8), which
-    for symmetric intervals is the law of propagation of uncertainty for a quotient (JCGM 100:2008, 5.1.6).
+    side of the interval takes the half-widths in its direction, as an interval of a median need not be symmetric. This
+    is the method of variance estimates recovery (Zou and Donner, Statistics in Medicine 27, 2008, equations 7 and 8);
+    for symmetric intervals it is the law of propagation of uncertainty for a quotient (JCGM 100:2008, 5.1.6).
     """
     value = math.log(over.value) - math.log(under.value)
     below, above = _half_widths(over), _half_widths(under)
@@ -183,9 +182,8 @@ def ratio(over: Estimate, under: Estimate) -> Ratio:
 
 
 def geometric_mean(ratios: Sequence[Ratio]) -> Ratio | None:
-    """The geometric mean of independent ratios: half-widths add in squares and are divided by their number.
-
-    None for no ratios.
+    """The geometric mean of independent ratios: half-widths add in squares and are divided by the number; None for
+    none.
     """
     if not ratios:
         return None
@@ -250,7 +248,7 @@ def _pair(ours: Cell, theirs: Cell) -> Pair:
 
 
 def _points(cell: Cell) -> dict[int, Json]:
-    """The sizes that were timed."""
+    """The measurements of the sizes that were timed."""
     assert cell.throughput is not None, "a cell that is ok has a profile"
     points = cell.throughput["measurements"]
     return {point["batch_size"]: point for point in points if point["samples_per_s"] is not None}
@@ -271,7 +269,7 @@ def _largest(over: Cell, under: Cell) -> Ratio:
 
 
 def _speed(point: Json) -> Estimate:
-    """Samples per second; the ends of the interval of the step time change places."""
+    """Samples per second. The ends of the step time's interval are swapped."""
     low_s, high_s = point.get("interval_s") or (None, None)
     size = point["batch_size"]
     return Estimate(
@@ -282,7 +280,7 @@ def _speed(point: Json) -> Estimate:
 
 
 def _joules(point: Json) -> Estimate | None:
-    """Joules a sample; None where nothing told. The interval of the time is not theirs: a counter errs by itself."""
+    """Joules per sample; None if unknown. It has no interval: that of the time is not that of the counter."""
     joules = point["joules_per_sample"]
     return Estimate(value=joules) if joules is not None and joules > 0 else None
 
@@ -297,7 +295,7 @@ def _left_out(
 
 
 def _remarks(ours: tuple[str, BenchReport], theirs: tuple[str, BenchReport]) -> Iterator[str]:
-    """What differs beside the device, and may be the reason for a difference."""
+    """Differences beside the device, which may be the reason for a difference."""
     (our_name, first), (their_name, second) = ours, theirs
     facts: dict[str, tuple[object, ...]] = {
         "torch": (first.device.torch, second.device.torch),
@@ -319,14 +317,14 @@ def _remarks(ours: tuple[str, BenchReport], theirs: tuple[str, BenchReport]) -> 
     our_sources, their_sources = _sources(first), _sources(second)
     for model in sorted(our_sources.keys() & their_sources.keys()):
         if our_sources[model] != their_sources[model]:
-            yield f"{model} is of task files that do not hold the same"
+            yield f"{model} is of task files with different contents"
     for name, report in (ours, theirs):
         if report.quick:
             yield f"{name} is of a quick run"
 
 
 def _sources(report: BenchReport) -> dict[str, set[str]]:
-    """What the task file of each model held, where that is told."""
+    """The digests of each model's task file, where the report has them."""
     found: dict[str, set[str]] = {}
     for (model, _), cell in _ran(report).items():
         if cell.source is not None:
@@ -335,7 +333,7 @@ def _sources(report: BenchReport) -> dict[str, set[str]]:
 
 
 def _usable(report: BenchReport) -> str | None:
-    """The limit less the headroom, as older reports tell it too; what is free may differ from cell to cell a little."""
+    """The limit less the headroom, which older reports have too. Free memory may differ a little between cells."""
     limits = [cell.max_batch["limit_bytes"] for cell in report.cells if cell.max_batch is not None]
     known = [limit for limit in limits if limit is not None]
     return format_size(max(known)) if known else None
@@ -346,7 +344,7 @@ def _known(value: object) -> str:
 
 
 def _listed(keys: Mapping[tuple[str, str], Cell] | Sequence[tuple[str, str]]) -> str:
-    """Models with their compute_modes: "resnet50 (fp32, bf16), vit (fp32)"."""
+    """Models with their compute modes: "resnet50 (fp32, bf16), vit (fp32)"."""
     compute_modes: dict[str, list[str]] = {}
     for model, compute_mode in keys:
         compute_modes.setdefault(model, []).append(compute_mode)

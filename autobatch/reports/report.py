@@ -1,7 +1,7 @@
-"""`Report`: everything a run found, the reason for each choice, and what it all cost; as JSON and back.
+"""`Report`: all results of a run, the reason for each choice, and the cost; as JSON and back.
 
 A report is data. Reading one executes nothing, and a file that is not a whole report of a known schema is refused with
-what is wrong with it.
+the reason.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from .trial_table import COLUMNS, is_config_of, rows_of
 if TYPE_CHECKING:
     import pandas
 
-# Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
+# Increased by one whenever a key changes its meaning or goes away; new keys alone do not increase it.
 SCHEMA = 1
 
-# What the evidence of a report must hold for it to be drawn.
+# The keys that the evidence of a report needs to be drawn.
 MAX_BATCH: Json = {
     "batch_size": int,
     "limited_by": str,
@@ -91,21 +91,21 @@ _LONG_RUN: Json = {
     ],
     "lr": dict.fromkeys(("lr", "low", "high", "slope"), NUMBER) | {"measured": NUMBER_OR_NULL, "rungs": [[NUMBER]]},
 }
-# Of a learning rate for each doubling of the time, as a logarithm: no training's is near it. Assumed.
+# The slope of a learning rate per doubling of the time, as a logarithm: no training comes near it. Assumed.
 _STEEPEST = 100
 _LEDGER: Json = {"budget_s": NUMBER, "elapsed_s": NUMBER, "entries": dict}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What `tune` found.
+    """The result of `tune`.
 
     Attributes:
-        task: its name.
+        task: the task's name.
         created: when the run began, ISO 8601 in UTC.
-        command: how it was called.
-        version: of autobatch.
-        device: what it ran on.
+        command: the command that made it.
+        version: that of autobatch.
+        device: the device.
         direction: whether a higher or a lower score is better.
         budget_s: seconds that the run was given.
         horizon_s: T, seconds of training at which configurations were compared; None where there was no time for that.
@@ -179,8 +179,10 @@ class Report:
 
     @property
     def search_score(self) -> float | None:
-        """The score in the search of a recommendation that has none on fresh seeds, which it was selected by and which
-        is rather too high; None where there is a better one, or none at all.
+        """The search score of a recommendation that has none on fresh seeds; None if it has a better one, or none at
+        all.
+
+        It was selected by that score, which is therefore rather too high.
         """
         if self.chose_baseline or self.score is not None:
             return None
@@ -199,21 +201,21 @@ class Report:
 
     @property
     def is_unanswered(self) -> bool:
-        """Whether nothing else came to its end, mostly as the task or its process failed: nothing was compared then."""
+        """Whether no other trial was trained to the end, usually because the task or its process failed."""
         others = [trial for trial in self.trials if trial["role"] in ("warm start", "search")]
         errors = sum(trial["state"] == "failed" and trial["outcome"] in ERRORS for trial in others)
         return self.chose_baseline and 2 * errors > len(others) and all(t["state"] != "complete" for t in others)
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """The trials as a table of pandas, a row for each, in the order they were started.
+        """The trials as a pandas table, with a row for each, in the order in which they were started.
 
         Columns: `trial`, its number; `role` ("baseline", "warm start", "search", or "confirmation" for a fresh seed);
-        `state`, `outcome` and `message`, how it ended; `chosen`, whether it is what the report recommends; the
+        `state`, `outcome` and `message`, how it ended; `chosen`, whether it is the recommended configuration; the
         configuration: `batch_size`, `accumulation_steps`, `ranks`, `effective_batch_size` (samples of one optimizer
-        step), `lr`, `precision`; `seed`; `total_steps`, optimizer steps of its schedule, and `steps`, those behind its
-        last score; `trained_s`, seconds of training that these stand for, by the profile; `score`, the last one;
-        `seconds`, wall time spent on it, evaluation included, and `predicted_s`, what the profile gave for that;
-        `origin`, why it was tried. What is not known is missing (`pandas.NA`).
+        step), `lr`, `precision`; `seed`; `total_steps`, optimizer steps of its schedule, and `steps`, those at its last
+        score; `trained_s`, seconds of training for these steps by the profile; `score`, the last one; `seconds`, its
+        wall time with evaluation, and `predicted_s`, the profile's prediction of it; `origin`, why it was tried.
+        Unknown values are missing (`pandas.NA`).
 
         Raises:
             ImportError: pandas is not installed.
@@ -277,10 +279,10 @@ class Report:
 
     @classmethod
     def from_json(cls, data: object) -> Report:
-        """The report that `to_json` made `data` of.
+        """The report from `to_json`.
 
         Raises:
-            ReportError: it is not one, or of a schema that this version does not read.
+            ReportError: it is no such report, or has a schema that this version does not read.
         """
         found = Reader(data, "the report")
         schema = found.get("schema", int)
@@ -358,7 +360,7 @@ def _score(found: Reader) -> ScoreSummary | None:
 
 
 def _probability(found: Reader) -> float | None:
-    if "probability" not in found:  # earlier reports do not say
+    if "probability" not in found:  # missing in older reports
         return None
     probability = found.number_or_none("probability")
     if probability is not None and not 0 <= probability <= 1:

@@ -1,4 +1,6 @@
-"""The trials of a report for TensorBoard: its HPARAMS tab, and the scores as curves. Needs its own package alone."""
+"""The trials of a report for TensorBoard: its HPARAMS tab, and the scores as curves. It needs only TensorBoard's
+package.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,11 @@ from .trial_table import rows_of
 
 HPARAMS = ("batch_size", "accumulation_steps", "ranks", "effective_batch_size", "lr", "precision", "role")
 SCORE = "score"  # tag of the curve
-_OURS = ".autobatch"  # ends the name of each of our files, so that a report written again replaces them
+_OURS = ".autobatch"  # the ending of our files' names, so that they are replaced if the report is written again
 
 
 def check_tensorboard(folder: Path) -> None:
-    """Find out now, before hours of work, whether `write_hparams` can write there.
+    """Check, before hours of work, that `write_hparams` can write there.
 
     Raises:
         SettingError: TensorBoard is not installed.
@@ -31,9 +33,9 @@ def check_tensorboard(folder: Path) -> None:
 
 
 def write_hparams(report: Report, folder: Path) -> Path:
-    """Write each trial as a run of TensorBoard's under `folder`: its settings, and its score over optimizer steps.
+    """Write each trial as a TensorBoard run under `folder`: its settings, and its score over optimizer steps.
 
-    A trial without a score has its settings alone; one that failed says so.
+    A trial without a score has only its settings. One that failed is marked as such.
 
     Returns:
         The folder of this report's trials.
@@ -83,7 +85,7 @@ def write_hparams(report: Report, folder: Path) -> Path:
 
 
 def _seconds(created: str) -> float:
-    """Seconds since 1970 of a report's beginning; 0 where it says something else."""
+    """The start of a report in seconds since 1970; 0 if it is not readable."""
     try:
         return datetime.fromisoformat(created).timestamp()
     except ValueError:

@@ -1,4 +1,4 @@
-"""The trials of a report as rows of a table: what `Report.to_dataframe` and TensorBoard are made of."""
+"""The trials of a report as rows of a table, for `Report.to_dataframe` and TensorBoard."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..core.plan import Config
 if TYPE_CHECKING:
     from .report import Report
 
-# Columns, and the pandas type of each: those of pandas that know of missing values. docs/runs.md says what they are.
+# Columns, and the pandas type of each, one that supports missing values. docs/runs.md describes them.
 COLUMNS = {
     "trial": "Int64",
     "role": "string",
@@ -44,7 +44,7 @@ def rows_of(report: Report) -> list[dict[str, Any]]:
 
 
 def is_config_of(trial: Json, config: Config) -> bool:
-    """Whether a trial, as `Trial.to_json` gives it, was one of this configuration."""
+    """Whether a trial, as `Trial.to_json`, was one of this configuration."""
     wanted = dataclasses.asdict(config.plan) | {"lr": config.lr}
     return all(({"ranks": 1} | dict(trial))[name] == value for name, value in wanted.items())
 

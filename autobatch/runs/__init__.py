@@ -1,1 +1,1 @@
-"""A run's folder: settings, conditions, what was found so far, and the list of runs."""
+"""A run's folder: settings, conditions, the results of its stages, and the list of runs."""

@@ -1,6 +1,6 @@
-"""Under which conditions a run was started, and what of them has changed when it is resumed.
+"""The conditions under which a run was started, and what has changed when it is resumed.
 
-A condition is a name that a person understands and a plain value. Trials are only comparable under the same ones.
+A condition is a name that a person understands, with a plain value. Trials are only comparable under the same ones.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def conditions_of_settings(
 ) -> dict[str, Condition]:
     """Those that are known before a worker is started.
 
-    The budget is none of them: a resumed run may get more time. Nor are `max_trials` and `keep_checkpoints`, and where
-    the workers are: a trial is the same on a device of the same kind, whoever placed it there. (On a processor that is
-    one of as many threads, which its worker tells.)
+    The budget is no condition: a resumed run may get more time. Nor are `max_trials`, `keep_checkpoints` and the place
+    of the workers: a trial is the same on any device of the same kind. (A processor of the same kind has as many
+    threads, which its worker reports.)
 
     Args:
         settings: of the run.
@@ -52,14 +52,14 @@ def conditions_of_settings(
 
 
 def conditions_of_task(facts: TaskFacts, device: DeviceInfo, workers: int) -> dict[str, Condition]:
-    """Those that a worker tells once it has opened the task on its device.
+    """The conditions that a worker reports once it has opened the task on its device.
 
     Args:
-        facts, device: what it tells.
-        workers: that were asked for. They share a processor's cores, and each other device has one of its own.
+        facts, device: those from the worker.
+        workers: the requested number. They share a processor's cores; each other device belongs to one worker.
     """
     plan, on_cpu = facts.baseline.plan, BACKENDS[device.kind].is_processor
-    # What a processor may use changes with what its container or its machine has free; a card's memory is its own.
+    # A processor's memory changes with what its container or its machine has free. A card's memory is its own.
     memory = None if on_cpu or device.memory_bytes is None else format_size(device.memory_bytes)
     return {
         "training samples": facts.train_size,
@@ -74,17 +74,18 @@ def conditions_of_task(facts: TaskFacts, device: DeviceInfo, workers: int) -> di
         "device": f"{device.name} ({device.kind})",
         "memory of the device": memory,
         "workers on the processor": workers if on_cpu else None,
-        # How a sum is split over threads decides its last bits. On a card they only feed it, and their number changes
-        # with how many workers there are and who places them; runs of before have it among their conditions there too.
+        # The number of threads over which a sum is split determines its last bits. On a card they only feed it, and
+        # their number depends on the number and place of the workers. Older runs have it among their conditions there
+        # too.
         **({"threads of a worker": device.threads} if on_cpu else {}),
         "torch": device.torch,
     }
 
 
 def changes(before: Mapping[str, Condition], now: Mapping[str, Condition]) -> list[str]:
-    """One line for each condition that is another now; conditions that one side does not know are left out.
+    """One line for each condition that has changed. Conditions that one side does not have are left out.
 
-    A file of the task that is only there now, or only was, is a change.
+    A file of the task that was added or removed is a change.
     """
     files = sorted({key for key in (*before, *now) if key.startswith("file ")})
     lines = []
@@ -97,15 +98,15 @@ def changes(before: Mapping[str, Condition], now: Mapping[str, Condition]) -> li
             lines.append(f"{name} has changed")
     for key, value in now.items():
         if key in before and key not in files and before[key] != value:
-            lines.append(f"{key}: {_told(before[key])} then, {_told(value)} now")
+            lines.append(f"{key}: {_condition_text(before[key])} then, {_condition_text(value)} now")
     return lines
 
 
 def check_conditions(path: Path, before: Mapping[str, Condition], now: Mapping[str, Condition], *, force: bool) -> None:
-    """Refuse to resume the run in `path` where something that its trials depend on is not what it was.
+    """Refuse to resume the run in `path` if something on which its trials depend has changed.
 
     Raises:
-        RunError: it lists all that has changed, unless forced; what cannot be forced it lists in any case.
+        RunError: it lists all changes, unless they are forced. Changes that cannot be forced are always listed.
     """
     fixed = [key for key in FIXED if key in now and key in before and before[key] != now[key]]
     lines = changes(before, now)
@@ -115,7 +116,7 @@ def check_conditions(path: Path, before: Mapping[str, Condition], now: Mapping[s
         raise RunError(f"the run in {path} was started under other conditions:\n{listed}\n{way[0].upper()}{way[1:]}")
 
 
-def _told(value: Condition) -> str:
+def _condition_text(value: Condition) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)

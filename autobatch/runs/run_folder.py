@@ -1,4 +1,4 @@
-"""A run's folder: what lies in it, who holds it, and where it stands. docs/runs.md says it to users.
+"""A run's folder: its files, its lock and its state. docs/runs.md describes it for users.
 
     run.json       settings, conditions and what the stages before the race found; replaced whole at each stage
     journal.log    the race, a line at a time (searching/storage/journal.py)
@@ -8,7 +8,7 @@
     lock           held while a process is at work
 
 A folder is data and may come from anywhere: nothing in it is run, no path, database or cluster is taken from it, and
-none of its own names may be a link.
+none of its files may be a link.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from ..core.files import check_writable, half_written, load_json, sync_folder, w
 from ..core.json_reader import Reader
 from ..errors import ReportError, RunError, StorageError
 from .conditions import Condition
-from .found import Found
 from .settings import TuneSettings
+from .stage_results import StageResults
 
-# Raised by one whenever a run cannot be resumed by a version that reads the other.
+# Increased by one whenever a version cannot resume runs of the version before.
 SCHEMA = 1
 
 HOME = Path(".autobatch")
@@ -40,46 +40,46 @@ HOME = Path(".autobatch")
 _STATE, JOURNAL, _LOCK = "run.json", "journal.log", "lock"
 _FILES = (_STATE, JOURNAL, "worker.log", "report.json", _LOCK)  # the lock last
 _CHECKPOINTS = "checkpoints"
-SHARED = ".shared-folder"  # there while a cluster is at work: workers elsewhere see by it that they see this folder
-# `autobatch runs` takes a lock for a moment to see whether it is free. Assumed: it is done within this.
+SHARED = ".shared-folder"  # exists while a cluster is at work: workers elsewhere recognise the folder by it
+# `autobatch runs` takes a lock for a moment to see whether it is free. Assumed: it is done within this time.
 _LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """Where a run stands beside its race.
+    """The state of a run beside its race.
 
     Attributes:
         created: when it began, ISO 8601 in UTC.
-        settings: what the user asked for.
-        path: of the task file, for people; None for a task made in code.
-        conditions: under which its trials are comparable; those that a worker tells come with its first answer.
-        found: by the stages before the race.
-        charged: the ledger when this was written; the race's own record has a later one.
-        resumed: how many times.
-        remarks: what the report has to say of that.
-        is_finished: the report is written.
+        settings: the user's settings.
+        path: the task file, for people; None for a task made in code.
+        conditions: those under which its trials are comparable. Those from a worker are added with its first answer.
+        results: those of the stages before the race.
+        charged: the ledger at the time of writing. The race's own record has a later one.
+        resumed: how many times it was resumed.
+        remarks: sentences about that for the report.
+        is_finished: whether the report is written.
     """
 
     created: str
     settings: TuneSettings
     path: str | None = None
     conditions: Mapping[str, Condition] = field(default_factory=dict)
-    found: Found = field(default_factory=Found)
+    results: StageResults = field(default_factory=StageResults)
     charged: Mapping[str, float] = field(default_factory=dict)
     resumed: int = 0
     remarks: tuple[str, ...] = ()
     is_finished: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """It as plain JSON values."""
+        """The state as plain JSON values."""
         return {
             "schema": SCHEMA,
             "created": self.created,
             "settings": self.settings.to_json(),
             "path": self.path,
             "conditions": dict(self.conditions),
-            "found": self.found.to_json(),
+            "found": self.results.to_json(),
             "charged": dict(self.charged),
             "resumed": self.resumed,
             "remarks": list(self.remarks),
@@ -88,27 +88,27 @@ class RunState:
 
     @classmethod
     def from_json(cls, data: object, where: str) -> RunState:
-        """The state that `to_json` made `data` of.
+        """The state from `to_json`.
 
         Raises:
-            ReportError: it is none, or of a schema that this version does not read.
+            ReportError: it is no state, or has a schema that this version does not read.
         """
-        found = Reader(data, where)
-        if found.get("schema", int) != SCHEMA:
-            raise ReportError(f"{where} is a run of schema {SCHEMA}; found {found.get('schema', int)}")
-        charged, conditions = found.inside("charged"), found.get("conditions", dict)
+        reader = Reader(data, where)
+        if reader.get("schema", int) != SCHEMA:
+            raise ReportError(f"{where} is a run of schema {SCHEMA}; found {reader.get('schema', int)}")
+        charged, conditions = reader.inside("charged"), reader.get("conditions", dict)
         if any(value is not None and not isinstance(value, str | int | float) for value in conditions.values()):
             raise ReportError(f"the conditions of {where} are plain values")
         return cls(
-            created=found.get("created", str),
-            settings=TuneSettings.from_json(found.inside("settings")),
-            path=found.get("path", str, or_null=True),
+            created=reader.get("created", str),
+            settings=TuneSettings.from_json(reader.inside("settings")),
+            path=reader.get("path", str, or_null=True),
             conditions=conditions,
-            found=Found.from_json(found.inside("found")),
-            charged={kind: charged.number(kind) for kind in found.get("charged", dict)},
-            resumed=found.get("resumed", int),
-            remarks=found.list_of("remarks", str),
-            is_finished=found.get("is_finished", bool),
+            results=StageResults.from_json(reader.inside("found")),
+            charged={kind: charged.number(kind) for kind in reader.get("charged", dict)},
+            resumed=reader.get("resumed", int),
+            remarks=reader.list_of("remarks", str),
+            is_finished=reader.get("is_finished", bool),
         )
 
 
@@ -120,20 +120,20 @@ class RunFolder:
     _lock: int
 
     @classmethod
-    def made(cls, asked: Path | None, task: str) -> Self:
-        """A new one: `asked`, which may hold other files, or `.autobatch/<task>/<time>`.
+    def made(cls, requested: Path | None, task: str) -> Self:
+        """A new one: `requested`, which may hold other files, or `.autobatch/<task>/<time>`.
 
         Raises:
-            RunError: there is a run in it already, or something else that has the name of one of a run's files.
+            RunError: it has a run already, or something else with the name of one of a run's files.
             ReportError: it cannot be made or written.
         """
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        path = asked or task_folder(task) / stamp
+        path = requested or task_folder(task) / stamp
         new = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
-            path.mkdir(parents=True, exist_ok=asked is not None)
+            path.mkdir(parents=True, exist_ok=requested is not None)
         except FileExistsError:
-            if asked is not None:
+            if requested is not None:
                 raise ReportError(f"the run's folder {path} cannot be made: there is a file of that name") from None
             # Two runs in one second.
             path = path.with_name(f"{stamp}-{time.time_ns() % 10**9}")
@@ -144,7 +144,7 @@ class RunFolder:
         _check_names(path)
         check_writable(path / "report.json")
         for made in new:
-            # The folder that the first of them lies in is not ours, and may be one that we cannot read.
+            # The folder around the first of them is not ours, and may not be readable for us.
             with nullcontext() if made.parent in new else suppress(OSError):
                 sync_folder(made.resolve().parent)
         folder = cls(path.resolve(), _hold(path.resolve()))
@@ -156,10 +156,10 @@ class RunFolder:
 
     @classmethod
     def opened(cls, path: Path) -> Self:
-        """The one at `path`, to be resumed or removed.
+        """The folder at `path`, to resume or remove its run.
 
         Raises:
-            RunError: there is no run in it, another process holds it, or one of its names is a link.
+            RunError: there is no run in it, another process holds it, or one of its files is a link.
         """
         if not is_run(path):
             raise RunError(f"{path} is not the folder of a run: there is no {_STATE} in it")
@@ -178,7 +178,7 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """What the workers print."""
+        """The output of the workers."""
         return self.path / "worker.log"
 
     @property
@@ -192,7 +192,7 @@ class RunFolder:
         return self.path / _CHECKPOINTS
 
     def save(self, state: RunState) -> None:
-        """Write the state, whole or not at all.
+        """Write the state, completely or not at all.
 
         Raises:
             StorageError: it cannot be written.
@@ -203,12 +203,12 @@ class RunFolder:
             raise StorageError(str(error)) from None
 
     def tidy(self) -> None:
-        """Delete what a process left here that was killed while it wrote: half a file, or Optuna's lock.
+        """Delete what a process left that was killed while it wrote: half a file, or Optuna's lock.
 
         Raises:
             StorageError: something cannot be deleted.
         """
-        locks = self.path.glob(f"{JOURNAL}.lock*")  # itself, and under the name that it is given to be let go
+        locks = self.path.glob(f"{JOURNAL}.lock*")  # the lock itself, and the name under which it is released
         try:
             for path in (*half_written(self.path / _STATE), *half_written(self.report), *locks):
                 path.unlink(missing_ok=True)
@@ -216,7 +216,8 @@ class RunFolder:
             raise StorageError(f"{error.filename} cannot be deleted: {error.strerror}") from None
 
     def remove(self) -> None:
-        """Delete what the run has made, nothing else: a folder that the user named may hold other files. It is closed.
+        """Delete what the run has made, and nothing else: a folder that the user named may hold other files. Closes the
+        folder.
 
         Raises:
             StorageError: something cannot be deleted.
@@ -234,15 +235,15 @@ class RunFolder:
         finally:
             self.close()
         for folder in (self.checkpoints, self.path):
-            with suppress(OSError):  # not there, or not empty: then it is not only ours
+            with suppress(OSError):  # it does not exist, or has other files
                 folder.rmdir()
         if self.path.parent.parent.name == HOME.name:
             with suppress(OSError):
                 self.path.parent.rmdir()
 
     def close(self) -> None:
-        """Let others have it."""
-        with suppress(OSError):  # twice is fine
+        """Release the folder."""
+        with suppress(OSError):  # closing twice is fine
             os.close(self._lock)
 
     def __enter__(self) -> Self:
@@ -253,12 +254,12 @@ class RunFolder:
 
 
 def task_folder(task: str) -> Path:
-    """Where the runs of a task of that name lie."""
+    """The folder of the runs of a task with this name."""
     return HOME / (re.sub(r"[^\w.-]", "_", task).lstrip(".") or "task")
 
 
 def is_run(path: Path) -> bool:
-    """Whether there is a run in the folder; a link to one is none."""
+    """Whether there is a run in the folder. A link to a run is none."""
     return path.is_dir() and not path.is_symlink() and (path / _STATE).is_file()
 
 
@@ -267,12 +268,12 @@ def _has_run(path: Path) -> bool:
 
 
 def _check_names(path: Path) -> None:
-    """Refuse a folder in which a new run would write over what is no run's, and `clean` would delete it.
+    """Refuse a folder in which a new run would overwrite files of others, which `clean` would then delete.
 
     Raises:
-        RunError: something there has the name of one of a run's files, be it a link to nowhere.
+        RunError: something there has the name of one of a run's files. It may be a broken link.
     """
-    # What else is in the folder of a run is that run's, and refused as such once nobody is at work in it.
+    # Other files in the folder of a run belong to that run, and are refused as such once no process holds it.
     for name in (_LOCK,) if _has_run(path) else (*_FILES, _CHECKPOINTS):
         there = path / name
         if os.path.lexists(there) and not (name == _LOCK and _is_lock(there)):
@@ -283,14 +284,14 @@ def _check_names(path: Path) -> None:
 
 
 def _is_lock(path: Path) -> bool:
-    """Whether a run has made this file, be it one that was killed in the middle of that."""
+    """Whether a run has made this file, possibly one that was killed while it did."""
     if path.is_symlink() or not path.is_file():
         return False
     return not path.stat().st_size or _last_holder(path.parent) is not None
 
 
 def read_state(path: Path) -> RunState:
-    """Where the run in a folder stands, whoever holds it.
+    """The state of the run in a folder, whoever holds it.
 
     Raises:
         ReportError: it cannot be read.
@@ -299,22 +300,22 @@ def read_state(path: Path) -> RunState:
 
 
 def holder(path: Path) -> str | None:
-    """Who is at work in a run's folder, "process 123 on host"; None where nobody is."""
-    try:  # a pipe of that name is not waited for
+    """The process that holds a run's folder, "process 123 on host"; None if there is none."""
+    try:  # do not wait for a pipe of that name
         descriptor = os.open(path / _LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:  # nobody has ever held it
+    except OSError:  # no process has ever held it
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _told(path)
+        return _lock_text(path)
     finally:
         os.close(descriptor)
     return None
 
 
 def _hold(path: Path) -> int:
-    """The descriptor of the folder's lock, which the kernel lets go with this process, however it ends."""
+    """The descriptor of the folder's lock, which the kernel releases with this process in any case."""
     lock = path / _LOCK
     for _ in range(_LOCK_TRIES):
         try:
@@ -326,22 +327,22 @@ def _hold(path: Path) -> int:
             continue
         except OSError as error:
             raise RunError(f"{lock} cannot be locked: {error.strerror}") from None
-        # Whoever held it may have removed the run just now, and the file with it.
+        # The last holder may just have removed the run, and the file with it.
         if lock.exists() and os.fstat(descriptor).st_ino == lock.stat().st_ino:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
             return descriptor
         os.close(descriptor)
-    who = _told(path)
+    who = _lock_text(path)
     raise RunError(f"the run in {path} is under way in {who}: two cannot share a folder. Wait for it, or stop it")
 
 
-def _told(path: Path) -> str:
+def _lock_text(path: Path) -> str:
     return _last_holder(path) or "another process"
 
 
 def _last_holder(path: Path) -> str | None:
-    """What the lock of a folder says; None where it is no run's lock."""
+    """The text of a folder's lock; None if it is no run's lock."""
     with suppress(OSError, UnicodeDecodeError):
         if not (path / _LOCK).is_file():
             return None

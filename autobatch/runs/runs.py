@@ -1,4 +1,4 @@
-"""The runs of a folder: which there are and where each stands, which one to go on with, and how one is removed."""
+"""The runs in a folder: their list with the status of each, the one to continue, and how one is removed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class RunSummary:
 
     Attributes:
         path: its folder.
-        status: "running" while a process holds it; "interrupted" where it can be resumed; "unreadable" where its files
-            are not what a run writes.
-        task: its name; None where it is unreadable, as all that follows.
+        status: "running" while a process holds it; "interrupted" if it can be resumed; "unreadable" if its files are
+            not those of a run.
+        task: its name; None if it is unreadable, as for all that follow.
         created: when it began, ISO 8601 in UTC.
-        budget_s, spent_s: seconds it was given, and of those spent as far as its record goes.
-        trials: configurations tried so far, the baseline among them.
-        score, config: the best that was trained to the end so far; None before the first.
-        note: who is at work, or what is wrong.
+        budget_s, spent_s: seconds of its budget, and those spent so far by its record.
+        trials: configurations tried so far, including the baseline.
+        score, config: the best one trained to the end so far; None before the first.
+        note: which process holds it, or what is wrong.
     """
 
     path: Path
@@ -62,7 +62,7 @@ class RunSummary:
 
 
 def run_folders(home: Path) -> list[Path]:
-    """The folders of runs in `home/<task>/<run>`, and `home` itself where it is one; links are not followed."""
+    """The folders of runs in `home/<task>/<run>`, and `home` itself if it is one. Links are not followed."""
     return sorted(_folders(home, depth=2))
 
 
@@ -75,8 +75,8 @@ def _folders(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def summary(path: Path) -> RunSummary:
-    """Where the run in a folder stands; one whose files cannot be read is told, not raised."""
-    from ..searching.storage.journal import read_kept  # optuna, which the commands that start a worker import later
+    """The status of the run in a folder. Unreadable files are a status, not an error."""
+    from ..searching.storage.journal import read_kept  # late: optuna, which commands with a worker import later
 
     try:
         state = read_state(path)
@@ -105,11 +105,11 @@ def _best(history: History) -> Trial | None:
 
 
 def latest_unfinished(task: str, path: Path | None) -> Path:
-    """The folder of the latest run of a task that has not come to its end.
+    """The folder of a task's latest run that is not finished.
 
     Args:
         task: its name.
-        path: of its file, which tells it from others of the name; None for one made in code.
+        path: the task's file, which distinguishes tasks of one name; None for one made in code.
 
     Raises:
         RunError: there is none.
@@ -118,7 +118,7 @@ def latest_unfinished(task: str, path: Path | None) -> Path:
     for folder in run_folders(task_folder(task)):
         try:
             state = read_state(folder)
-        except ReportError:  # not one that could be gone on with
+        except ReportError:  # it cannot be continued
             continue
         if not state.is_finished and state.path == (None if path is None else str(path)):
             found.append((state.created, folder.name, folder))
@@ -135,18 +135,18 @@ def reopened(
     force: bool,
     said: Mapping[str, Condition] | None = None,
 ) -> tuple[RunFolder, RunState]:
-    """A run to go on with, held by this process, and where it stands, with the settings that were given anew.
+    """A run to continue, held by this process, and its state with the settings that were set again.
 
     Args:
-        path: of its folder.
-        given: fields of `TuneSettings` that the user named this time; all others are the run's own.
+        path: its folder.
+        given: fields of `TuneSettings` that the user set this time. All others are the run's own.
         sources: hashes of the task's files by their names.
         force: go on though conditions have changed.
         said: as `conditions_of_settings` takes it.
 
     Raises:
-        RunError: it is finished, held by another process, or its conditions have changed; or it was on a cluster,
-            which is only joined where it is named again.
+        RunError: it is finished, held by another process, or its conditions have changed; or it was on a cluster, which
+        is only joined if the user names it again.
         ReportError: its files cannot be read.
     """
     folder = RunFolder.opened(path)
@@ -179,14 +179,15 @@ def reopened(
 
 
 def remove_run(path: Path) -> None:
-    """Delete a run, and nothing but what the run has made.
+    """Delete a run, and only what the run has made.
 
     Raises:
-        RunError: there is none, a process is at work in it, or the way to it leads over a link.
+        RunError: there is none, a process holds it, or its path contains a link.
         StorageError: something cannot be deleted.
     """
     here = Path.cwd()
-    # Of a path that leads somewhere else, the folder of the task and that of its runs: its beginning is the system's.
+    # For a path outside of this folder, the folders of the task and of its runs; the rest of the path belongs to the
+    # system.
     way = [p for p in path.parents if p != here and here in p.parents] if path.is_absolute() else [*path.parents]
     for parent in way or [*path.parents][:2]:
         if parent.is_symlink():

@@ -1,4 +1,4 @@
-"""What the user asked of `tune`, as plain data that a run keeps and is resumed with."""
+"""The user's settings of `tune`, as plain data that a run keeps and is resumed with."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Engine = Literal["local", "ray"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Earlier:
-    """What an earlier run chose, to be tried first.
+    """The choice of an earlier run, to be tried first.
 
     Attributes:
         config: its answer.
         created: when that run began.
-        task: what it was of.
+        task: that run's task.
     """
 
     config: Config
@@ -36,7 +36,7 @@ class Earlier:
 
     @property
     def origin(self) -> str:
-        """In words, where it comes from."""
+        """Its source, in words."""
         return f"the answer of the run of {self.created}"
 
     @property
@@ -47,10 +47,10 @@ class Earlier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneSettings:
-    """What the user asked of `tune`, in base units; see `api.tune`.
+    """The settings of `tune`, in base units; see `api.tune`.
 
-    Of `storage` there is what may be shown; `study` is the run's name in that database. A run that is resumed uses
-    neither `storage` nor `address` from here, which would let a folder say where data goes: they are given again.
+    Of `storage` it has only what may be shown; `study` is the run's name in that database. A resumed run does not use
+    `storage` and `address` from here, which would let a folder decide where data goes: the user sets them again.
     """
 
     name: str
@@ -99,10 +99,10 @@ class TuneSettings:
 
     @classmethod
     def from_json(cls, found: Reader) -> TuneSettings:
-        """The settings that `to_json` made.
+        """The settings from `to_json`.
 
         Raises:
-            ReportError: they are not there, or something else.
+            ReportError: they are missing, or the data is something else.
         """
         if found.number("budget_s") <= 0:
             raise ReportError(f"a run's budget is above zero; found {found.number('budget_s')}")
@@ -119,7 +119,7 @@ class TuneSettings:
             max_trials=found.get("max_trials", int, or_null=True),
             keep_checkpoints=found.get("keep_checkpoints", int),
             nproc=found.get("nproc", int),
-            # Runs of before there was a choice had one worker.
+            # Older runs had no choice, and one worker.
             workers=found.get("workers", int, or_null=True) if "workers" in found else 1,
             storage=found.get("storage", str, or_null=True) if "storage" in found else None,
             study=found.get("study", str, or_null=True) if "study" in found else None,

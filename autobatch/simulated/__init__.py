@@ -1,1 +1,1 @@
-"""Runners without a device: curves of memory and score, tables and recordings that are played back."""
+"""Runners without a device: formulas for memory and score, and tables and recordings that are replayed."""

@@ -1,7 +1,7 @@
-"""Probes of a real device, kept in a file and replayed without it.
+"""Probes of a real device, kept in a file and replayed without the device.
 
-What a search did on somebody's GPU can be looked at, sent along with a report of a fault, and run again as a test on a
-machine that has none.
+The probing on a user's GPU can be inspected, attached to a bug report, and run again as a test on a machine without a
+GPU.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from ..core.plan import Plan
 from ..core.runner import Prober
 from ..errors import ReportError
 
-# Raised by one whenever a key changes its meaning or goes away; new keys alone do not raise it.
+# Increased by one whenever a key changes its meaning or goes away; new keys alone do not increase it.
 SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """What came of one probe, and whether it was asked for as a verdict."""
+    """The result of one probe, and whether it was a final one."""
 
-    verdict: bool
+    final: bool
     measurement: Measurement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """All probes of one search.
+    """All probes of one largest batch.
 
     Attributes:
         task: its name.
-        train_size: samples of its training data; None where it does not say.
-        limit: what a step was allowed to use.
+        train_size: samples of its training data; None if it has no length.
+        limit: the memory that a step could use.
         probes: in order.
-        about: where they come from: device, versions, command, date, as plain JSON values.
+        about: their origin: device, versions, command, date, as plain JSON values.
     """
 
     task: str
@@ -52,18 +52,18 @@ class Recording:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, sizes in bytes and times in seconds; what was not measured is left out."""
+        """The recording as plain JSON values: sizes in bytes, times in seconds, without what was not measured."""
         return {
             "schema": SCHEMA,
             "task": self.task,
             "train_size": self.train_size,
             "limit": limit_to_json(self.limit),
-            "probes": [{"verdict": probe.verdict, **measurement_to_json(probe.measurement)} for probe in self.probes],
+            "probes": [{"verdict": probe.final, **measurement_to_json(probe.measurement)} for probe in self.probes],
             "about": dict(self.about),
         }
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all.
+        """Write it as JSON, completely or not at all.
 
         Raises:
             ReportError: the file cannot be written.
@@ -75,7 +75,7 @@ class Recording:
         """The recording in a file that `save` wrote.
 
         Raises:
-            ReportError: it cannot be read, or is no whole recording of this schema; the message says what is wrong.
+            ReportError: it cannot be read, or is no whole recording of this schema. The message says what is wrong.
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -96,7 +96,7 @@ class Recording:
 
 def _probe(found: Reader) -> Probe:
     measurement = measurement_from_json(found)
-    return Probe(verdict=found.get("verdict", bool), measurement=measurement)
+    return Probe(final=found.get("verdict", bool), measurement=measurement)
 
 
 def _size(measured: Measurement) -> int:
@@ -105,7 +105,7 @@ def _size(measured: Measurement) -> int:
 
 @final
 class Recorder(Prober):
-    """Another prober, whose answers are noted down."""
+    """A prober that records the answers of another one."""
 
     def __init__(self, prober: Prober) -> None:
         self._prober = prober
@@ -121,13 +121,13 @@ class Recorder(Prober):
         self._limit = self._prober.memory()
         return self._limit
 
-    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
-        measurement = self._prober.probe(plan, verdict=verdict)
-        self._probes.append(Probe(verdict=verdict, measurement=measurement))
+    def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
+        measurement = self._prober.probe(plan, final=final)
+        self._probes.append(Probe(final=final, measurement=measurement))
         return measurement
 
     def recording(self, about: Mapping[str, Any]) -> Recording | None:
-        """What has been noted so far; None before the prober has said what it may use."""
+        """The recording so far; None before the prober has reported its memory."""
         facts, limit = self._facts, self._limit
         if facts is None or limit is None:
             return None
@@ -139,12 +139,12 @@ class Recorder(Prober):
 class ReplayProber(Prober):
     """Answers from a recording, in no time and on any machine.
 
-    A size that was probed gets its own answer, the first of that size and kind. Between two that ran the peak is on
-    the line through theirs. From the smallest size that did not run on, none does.
+    A size that was probed gets its own answer, the first of that size and kind. Between two sizes that ran, the peak is
+    on the line through theirs. From the smallest size that did not run, no size runs.
 
     Args:
-        recording: what to answer from.
-        facts: of the task, with the recording's name and size in their place.
+        recording: the source of the answers.
+        facts: those of the task; the name and size are replaced by the recording's.
     """
 
     def __init__(self, recording: Recording, facts: TaskFacts) -> None:
@@ -157,11 +157,11 @@ class ReplayProber(Prober):
     def memory(self) -> MemoryLimit:
         return self._recording.limit
 
-    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+    def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
         """The recorded answer, or one between two recorded ones.
 
         Raises:
-            ReportError: nothing that was recorded says what this size does.
+            ReportError: no recorded probe shows what this size does.
         """
         like = [
             probe.measurement
@@ -169,25 +169,25 @@ class ReplayProber(Prober):
             if (probe.measurement.plan.accumulation_steps, probe.measurement.plan.precision)
             == (plan.accumulation_steps, plan.precision)
         ]
-        asked = [p.measurement for p in self._recording.probes if p.verdict == verdict and p.measurement in like]
+        asked = [p.measurement for p in self._recording.probes if p.final == final and p.measurement in like]
         for measured in (*asked, *like):
             if measured.plan == plan:
-                return replace(measured, fresh=measured.fresh or verdict)
+                return replace(measured, fresh=measured.fresh or final)
         size = plan.batch_size
         ran = sorted((m for m in like if m.peak_bytes is not None and m.outcome != "oom"), key=_size)
         below = [measured for measured in ran if _size(measured) < size]
         above = [measured for measured in ran if _size(measured) > size]
         if below and above:
-            return self._between(below[-1], above[0], plan, verdict)
+            return self._between(below[-1], above[0], plan, final)
         refused = [m for m in like if m.outcome in ("oom", "crashed") and m.plan.batch_size < size]
         if refused:
-            return replace(refused[0], plan=plan, fresh=verdict)
+            return replace(refused[0], plan=plan, fresh=final)
         sizes = sorted({measured.plan.batch_size for measured in like})
         raise ReportError(
-            f"the recording says nothing of a batch of {size}; it has {sizes or 'no probe of such a plan'}"
+            f"the recording has no answer for a batch of {size}; it has {sizes or 'no probe of such a plan'}"
         )
 
-    def _between(self, low: Measurement, high: Measurement, plan: Plan, verdict: bool) -> Measurement:
+    def _between(self, low: Measurement, high: Measurement, plan: Plan, final: bool) -> Measurement:
         share = (plan.batch_size - low.plan.batch_size) / (high.plan.batch_size - low.plan.batch_size)
         assert low.peak_bytes is not None
         assert high.peak_bytes is not None
@@ -197,6 +197,6 @@ class ReplayProber(Prober):
             outcome="ok" if peak <= self.memory().budget_bytes else "over_limit",
             peak_bytes=peak,
             seconds=low.seconds + share * (high.seconds - low.seconds),
-            fresh=verdict,
+            fresh=final,
             message="between two recorded sizes",
         )

@@ -1,4 +1,4 @@
-"""A runner without torch that reads a table of trials that were run: what a search strategy is judged on."""
+"""A runner without torch that reads a table of trials that were run, on which search strategies are judged."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from .sim import VirtualClock
 _MIB = 1 << 20
 
 Value = TypeVar("Value", float, float | None)
-_Curve = Sequence[float | None]  # the scores of one seed, a rung each
+_Curve = Sequence[float | None]  # the scores of one seed, one per rung
 
-_RANGE_TEST = "lr_range_test_min_over_10_at_128"  # null, or not there, where none was run or it suggested nothing
+_RANGE_TEST = "lr_range_test_min_over_10_at_128"  # null or missing if there was no test, or no suggestion
 _TABLE_KEYS = ("name", "full_trial_s", "direction", "batch_sizes", "lrs", "rungs", "step_time_s", "baseline", "score")
 
 
@@ -35,22 +35,22 @@ _TABLE_KEYS = ("name", "full_trial_s", "direction", "batch_sizes", "lrs", "rungs
 class ReplayRunner(Runner):
     """A runner that reads a table of trials that were run: score over batch size, learning rate, seed and rung.
 
-    Only tabulated batch sizes have scores: another effective batch reads the nearest one by its logarithm. The
-    learning rate interpolates linearly in its logarithm, and so does the share of the schedule; both are clamped. A
-    score of null is a trial that diverged; between it and a number, whether a trial diverges depends on how far it is
+    Only tabulated batch sizes have scores: another effective batch size reads the nearest one by its logarithm. The
+    learning rate is interpolated linearly in its logarithm, and so is the share of the schedule; both are clamped. A
+    score of null is a trial that diverged. Between it and a number, whether a trial diverges depends on its distance
     and on its seed.
 
-    Cells may have different numbers of seeds. The last `truth_seeds` of a cell that has more than that many are shown
-    to no trial, and the truth is their mean; in other cells, and without that key, both are of all. Seed s reads the
-    column s modulo the number of those shown, so that neighbouring seeds differ.
+    Cells may have different numbers of seeds. If a cell has more than `truth_seeds`, no trial sees the last
+    `truth_seeds` of them, and the truth is their mean. In other cells, and without that key, both use all seeds. Seed s
+    reads the column s modulo the number of visible seeds, so that neighbouring seeds differ.
 
-    Step times are the table's, of the micro-batch. What a table does not hold is made up and simple: memory (but for a
-    recording) of 1 MiB per sample, with room for the largest tabulated batch; an evaluation of `eval_s`; a range test
-    (see `sweep_lr`).
+    Step times are the table's, of the micro-batch. What a table does not have is invented and simple: memory (unless
+    there is a recording) of 1 MiB per sample, with room for the largest tabulated batch; an evaluation of `eval_s`; a
+    range test (see `sweep_lr`).
 
     Attributes:
         table: as in its JSON file; `load` checks it.
-        recording: probes of the same task, which `memory` and `probe` then answer from.
+        recording: probes of the same task, from which `memory` and `probe` then answer.
     """
 
     table: dict[str, Any]
@@ -76,15 +76,17 @@ class ReplayRunner(Runner):
         return cls(table=table, eval_s=eval_s)
 
     def truth(self, config: Config) -> float:
-        """The mean score at the end of the schedule, over the seeds that no trial sees; one that diverged counts as the
-        worst score there is.
+        """The mean score at the end of the schedule over the seeds that no trial sees.
+
+        A seed that diverged counts as the worst score.
         """
         means = [self._mean_end(cell) for cell in self._row(config)]
         return _interpolate([math.log(lr) for lr in self.table["lrs"]], means, math.log(config.lr))
 
     def truths(self) -> dict[tuple[int, float], float]:
-        """The `truth` of each tabulated cell, by batch size and rate; where seeds are held back, of those that have
-        such.
+        """The `truth` of each tabulated cell, by batch size and rate.
+
+        If seeds are held back, only cells that have such seeds are included.
         """
         return {
             (batch, lr): self._mean_end(cell)
@@ -114,8 +116,8 @@ class ReplayRunner(Runner):
         return cell[: -self._truth_seeds] if 0 < self._truth_seeds < len(cell) else cell
 
     def _mean_end(self, cell: Sequence[_Curve]) -> float:
-        """The mean score at the end over the seeds that tell the truth."""
-        ends = [seed[-1] for seed in cell[-self._truth_seeds :]]  # of all where none are held back
+        """The mean score at the end over the seeds of the truth."""
+        ends = [seed[-1] for seed in cell[-self._truth_seeds :]]  # all seeds if none are held back
         return fmean(self.worst() if end is None else end for end in ends)
 
     def _row(self, config: Config) -> Sequence[Sequence[_Curve]]:
@@ -147,17 +149,17 @@ class ReplayRunner(Runner):
         limit = self.table["batch_sizes"][-1] * _MIB
         return MemoryLimit(capacity_bytes=limit, budget_bytes=limit, source="the end of the table, 1 MiB a sample")
 
-    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+    def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
         if self.recording is not None:
-            replayed = ReplayProber(self.recording, self.facts()).probe(plan, verdict=verdict)
+            replayed = ReplayProber(self.recording, self.facts()).probe(plan, final=final)
             self.clock.advance(replayed.seconds)
             return replayed
         peak = plan.batch_size * _MIB
         if peak > self.memory().capacity_bytes:
-            return Measurement(plan=plan, outcome="oom", fresh=verdict, message="simulated: past the end of the table")
-        seconds = (3 if verdict else 2) * self._step_s(plan)
+            return Measurement(plan=plan, outcome="oom", fresh=final, message="simulated: past the end of the table")
+        seconds = (3 if final else 2) * self._step_s(plan)
         self.clock.advance(seconds)
-        return Measurement(plan=plan, outcome="ok", peak_bytes=peak, seconds=seconds, fresh=verdict)
+        return Measurement(plan=plan, outcome="ok", peak_bytes=peak, seconds=seconds, fresh=final)
 
     def time(
         self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True
@@ -172,10 +174,10 @@ class ReplayRunner(Runner):
         return self.eval_s
 
     def sweep_lr(self, plan: Plan, *, lowest: float, highest: float, steps: int, seed: int) -> LrSweep:
-        """A made-up range test with the table's answer, since no losses are tabulated.
+        """An invented range test with the table's answer, since no losses are tabulated.
 
         The loss falls up to ten times the tabulated min/10, scaled from batch 128 by the square root, and blows up at
-        the next step, so that every smoothing has its lowest loss there. Without a tabulated one it stays where it is,
+        the next step, so that every smoothing has its lowest loss there. Without a tabulated value it stays constant,
         and the test suggests nothing.
         """
         hint = self.table.get(_RANGE_TEST)
@@ -229,21 +231,22 @@ class ReplayRunner(Runner):
         return plan.accumulation_steps * beyond * step_s
 
     def score(self, config: Config, share: float, seed: int) -> float | None:
-        """The score of a trial under `seed` after `share` of its schedule, in (0, 1]; None where it has diverged."""
+        """The score of a trial under `seed` after `share` of its schedule, in (0, 1]; None if it has diverged."""
         shares = [math.log(rung) for rung in self.table["rungs"]]
         shown = [self.shown(cell) for cell in self._row(config)]
         at_share = [_interpolate(shares, curves[seed % len(curves)], math.log(share)) for curves in shown]
-        # A place between the two rates that differs from seed to seed: over many, the chance to diverge is linear.
+        # A border between the two rates that differs between seeds: over many seeds, the chance to diverge is linear.
         border = (0.5 + seed * 0.6180339887498949) % 1.0
         return _interpolate([math.log(lr) for lr in self.table["lrs"]], at_share, math.log(config.lr), border)
 
 
 def _interpolate(xs: Sequence[float], ys: Sequence[Value], x: float, border: float = 0.5) -> Value:
-    """Linear between the rising `xs`, constant beyond them; beside a None, the value on this side of the `border`, the
-    share of the way to the next.
+    """Linear between the rising `xs`, constant beyond them.
+
+    Beside a None, it is the value on this side of the `border`, the share of the way to the next.
     """
     place = bisect_left(xs, x)
-    if place == 0 or place == len(xs) or xs[place] == x:  # to the last bit where it is tabulated
+    if place == 0 or place == len(xs) or xs[place] == x:  # exact if it is tabulated
         return ys[min(place, len(xs) - 1)]
     low, high = ys[place - 1], ys[place]
     share = (x - xs[place - 1]) / (xs[place] - xs[place - 1])
@@ -253,7 +256,7 @@ def _interpolate(xs: Sequence[float], ys: Sequence[Value], x: float, border: flo
 
 
 def _table_problems(table: object) -> list[str]:
-    """What is wrong with a table, one phrase each; of the scores, the first only."""
+    """What is wrong with a table, in one phrase each; of the scores, only the first problem."""
     if not isinstance(table, dict):
         return [f"it holds a {type(table).__name__} instead of an object"]
     missing = [key for key in _TABLE_KEYS if key not in table]

@@ -1,7 +1,8 @@
-"""A runner without torch: `SimRunner` is a formula (`ReplayRunner`, in replay.py, reads a table that was measured).
+"""A runner without torch: `SimRunner` is a formula (`ReplayRunner`, in replay.py, reads a measured table).
 
-Both are shipped, not hidden in the tests: whoever writes a search strategy debugs it here, in milliseconds. They live
-on a `VirtualClock`, so that an hour of training passes at once and a ledger on the same clock charges it exactly.
+Both are part of the package and not hidden in the tests: a new search strategy can be debugged with them, in
+milliseconds. They use a `VirtualClock`, so that an hour of training passes at once and a ledger on the same clock
+charges it exactly.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _MIB = 1 << 20
 
 @dataclass(slots=True)
 class VirtualClock:
-    """Seconds that pass only when told to; call it to read it, as one calls `time.monotonic`."""
+    """Seconds that pass only on request. Call it to read it, like `time.monotonic`."""
 
     now_s: float = 0.0
 
@@ -41,7 +42,7 @@ class VirtualClock:
 
 
 def draw(*key: object) -> random.Random:
-    """A random generator that is a function of `key`: the same in every process and on every run."""
+    """A random generator that is a function of `key`: the same in every process and in every run."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return random.Random(int.from_bytes(digest[:8], "big"))
 
@@ -61,10 +62,10 @@ def sim_facts(**changes: object) -> TaskFacts:
 
 @dataclass(slots=True, kw_only=True)
 class Landscape:
-    """A score over (batch, learning rate, share of the schedule), with a cliff at too high a rate.
+    """A score over (batch, learning rate, share of the schedule), with a cliff at high rates.
 
-    Best at `best_lr * (batch / best_batch) ** alpha` for each batch, and at `best_batch` over all; it falls off by
-    `lr_curvature` for each squared e-fold of the rate, by `batch_curvature` for each squared doubling of the batch.
+    It is best at `best_lr * (batch / best_batch) ** alpha` for each batch, and at `best_batch` overall. It falls off by
+    `lr_curvature` for each squared e-fold of the rate, and by `batch_curvature` for each squared doubling of the batch.
     """
 
     best_score: float = 0.95
@@ -78,7 +79,7 @@ class Landscape:
     diverges_at: float = 30.0
 
     def __call__(self, config: Config, share: float, seed: int) -> float | None:
-        """The score after `share` of the schedule, in (0, 1]; None where training diverges."""
+        """The score after `share` of the schedule, in (0, 1]; None if training diverges."""
         batch = config.plan.effective_batch_size
         optimum = self.best_lr * (batch / self.best_batch) ** self.alpha
         off = math.log(config.lr / optimum)
@@ -92,19 +93,19 @@ class Landscape:
 
 @dataclass(slots=True, kw_only=True)
 class SimRunner(Runner):
-    """A runner that is formulas all through.
+    """A runner that consists of formulas.
 
     Attributes:
         peak_bytes: peak memory of a step over its batch size.
         step_s: seconds of one micro-batch over its batch size.
-        watts: average power over the batch size; None for a device that tells of no energy.
+        watts: average power over the batch size; None for a device that does not measure energy.
         loader_share: the part of `step_s` that the loader costs.
-        landscape: score over (config, share of the schedule, seed); None where training diverges.
+        landscape: score over (config, share of the schedule, seed); None if training diverges.
         capacity_bytes, headroom: as in `MemoryLimit`.
         eval_s: seconds of one evaluation.
-        slowdown: what training really costs over what `time` said; a profile that proves wrong.
+        slowdown: what training really costs over what `time` reported, for a profile that proves wrong.
         reads_peak: False for a device without a peak counter.
-        faults: outcome of `advance` in place of the formula's, by (trial, until_step).
+        faults: outcomes of `advance` in place of the formula's, by (trial, until_step).
     """
 
     known: TaskFacts = field(default_factory=sim_facts)
@@ -134,15 +135,15 @@ class SimRunner(Runner):
         budget = int(self.capacity_bytes * (1 - self.headroom))
         return MemoryLimit(capacity_bytes=self.capacity_bytes, budget_bytes=budget, source="a formula")
 
-    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+    def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
         self.probes.append(plan)
-        steps = 3 if verdict else 2
+        steps = 3 if final else 2
         seconds = steps * plan.accumulation_steps * self.step_s(plan.batch_size)
         self.clock.advance(seconds)
         peak, limit = self.peak_bytes(plan.batch_size), self.memory()
         if peak > limit.capacity_bytes:
             return Measurement(
-                plan=plan, outcome="oom", seconds=seconds, fresh=verdict, message="simulated: out of memory"
+                plan=plan, outcome="oom", seconds=seconds, fresh=final, message="simulated: out of memory"
             )
         return Measurement(
             plan=plan,
@@ -151,7 +152,7 @@ class SimRunner(Runner):
             peak_bytes=peak if self.reads_peak else None,
             alloc_retries=0,
             seconds=seconds,
-            fresh=verdict,
+            fresh=final,
         )
 
     def time(
@@ -191,7 +192,9 @@ class SimRunner(Runner):
             if score is None:
                 loss = math.inf
             else:
-                learned = learned or score > 0  # too low a rate leaves the loss where it is, too high a one raises it
+                learned = (
+                    learned or score > 0
+                )  # a rate that is too low leaves the loss unchanged, and one that is too high raises it
                 loss = loss * 1.5 if learned and score <= 0 else max(0.1, loss - 0.1 * max(0.0, score))
             return before
 

@@ -1,1 +1,1 @@
-"""A user's task: its file or live model, what is borrowed of it and given back, its data and its batches."""
+"""A user's task: its file or live model, how it is borrowed and given back, its data and its batches."""

@@ -1,8 +1,8 @@
-"""A module as bytes and back, in another process: also where pickle by itself refuses.
+"""A module as bytes, and back in another process, even if pickle alone refuses.
 
-What pickle refuses is mostly not state: a lock, a weak reference, the class that `parametrize` makes on the fly. Of
-these the state is carried and the rest made anew. What is left (an open file, a generator, a thread) is told by its
-place.
+Most of what pickle refuses is no state: a lock, a weak reference, the class that `parametrize` makes on the fly. Their
+state is carried, and the objects are made again. For anything else (an open file, a generator, a thread) the error
+names its place.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from ..errors import TaskError, with_class
 
 
 def to_bytes(value: Any) -> bytes:
-    """`value` with its tensors, functions and classes, also of a notebook or a script; for `from_bytes`.
+    """`value` as bytes for `from_bytes`, with its tensors, functions and classes, also those of a notebook or a script.
 
     Raises:
-        Exception: of whatever class pickling raises; `what_stays` says of which part of the value.
+        Exception: of any class, from pickling. `what_stays` names the part of the value that caused it.
     """
     buffer = io.BytesIO()
-    # torch.save and not a plain pickle: tensors on a GPU are then read back on the host.
+    # torch.save rather than plain pickle: tensors on a GPU are then read back on the host.
     torch.save(value, buffer, pickle_module=_Carrying)
     return buffer.getvalue()
 
 
 def from_bytes(data: bytes) -> Any:
-    """What `to_bytes` wrote, its tensors on the host."""
+    """What `to_bytes` wrote, with its tensors on the host."""
     # Not `weights_only`: these are functions and classes, written by this program's own parent process.
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LiveModel:
-    """`model()` of a live module: in the user's process the module itself, which who calls it borrows."""
+    """`model()` of a live module in the user's process: the module itself, which the caller borrows."""
 
     module: nn.Module
 
@@ -60,14 +60,15 @@ class LiveModel:
 
 
 class _Carried:
-    """`model()` of a live module in another process: as fresh at each call as a task file's.
+    """`model()` of a live module in another process: as fresh at each call as that of a task file.
 
-    Each module is read from the bytes, and not copied from the first: `copy.deepcopy` refuses what is carried here.
+    Each module is read from the bytes and not copied from the first: `copy.deepcopy` refuses some of what is carried
+    here.
     """
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        # Read now, so that what it imports is known to be the task's, and handed out first.
+        # Read now, so that its imports are known to be the task's. It is the first module to be returned.
         self._first: nn.Module | None = self._read()
 
     def __call__(self) -> nn.Module:
@@ -81,7 +82,7 @@ class _Carried:
             if is_out_of_memory(error):
                 raise
             raise TaskError(
-                f"the model cannot be made anew in a process of its own: {with_class(error)}. "
+                f"the model cannot be made again in another process: {with_class(error)}. "
                 "Put it into a task file, which each process runs, or pass isolate=False to find_max_batch, which "
                 "measures in your own process"
             ) from error
@@ -91,11 +92,11 @@ class _Carried:
         return _Carried, (self._data,)
 
 
-# -- what is made anew -----------------------------------------------------------------------------------------------
+# -- what is made again ----------------------------------------------------------------------------------------------
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-    """cloudpickle's, which also takes parametrized and scripted modules, parameters with hooks, and locks."""
+    """cloudpickle's pickler, which also takes parametrized and scripted modules, parameters with hooks, and locks."""
 
     def reducer_override(self, obj: Any) -> Any:
         reduced = NotImplemented
@@ -103,13 +104,13 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             reduced = _module_reduced(obj)
         elif isinstance(obj, nn.Parameter):
             reduced = _parameter_reduced(obj)
-        elif isinstance(obj, threading.Thread):  # its locks could be made anew, but it would not run
+        elif isinstance(obj, threading.Thread):  # its locks could be made again, but it would not run
             raise pickle.PicklingError(f"cannot pickle a thread ({obj.name})")
         return super().reducer_override(obj) if reduced is NotImplemented else reduced
 
 
 class _Carrying:
-    """What `torch.save` takes for a module that pickles."""
+    """The module that `torch.save` uses to pickle."""
 
     Pickler = _Pickler
 
@@ -120,8 +121,8 @@ def _module_reduced(module: nn.Module) -> Any:
         with _scripting():
             torch.jit.save(module, buffer)
         return _scripted, (buffer.getvalue(),)
-    # The class was made on the fly and refuses to be pickled; the one that it stands for may have its own say. Not
-    # `parametrize.is_parametrized`: that asks for an attribute, which a wrapper may look up in what it wraps.
+    # The class was made on the fly and refuses to be pickled; its original may have its own rules. Not
+    # `parametrize.is_parametrized`: that reads an attribute, which a wrapper may look up in the wrapped object.
     made = type(module)
     if getattr(vars(made).get("__getstate__"), "__module__", None) != parametrize.__name__:
         return NotImplemented
@@ -130,17 +131,17 @@ def _module_reduced(module: nn.Module) -> Any:
 
 
 def _unmade(kind: Any) -> Any:
-    """An instance whose state is still to come."""
+    """An instance without its state."""
     return kind.__new__(kind)
 
 
 def _parametrize_again(module: nn.Module, state: Any) -> None:
-    """Set the state of a module that was parametrized, and give it again the class that computes its tensors."""
+    """Set the state of a parametrized module, and restore the class that computes its tensors."""
     setting = getattr(module, "__setstate__", None)
     setting(state)  # type: ignore[misc]  # nn.Module has it
     carried: Any = module._modules.pop("parametrizations")
     for name in carried:
-        # A stand-in for the tensor: all that is wanted is the property that is put in its place.
+        # A stand-in for the tensor: only the property that replaces it is needed.
         module.register_parameter(name, nn.Parameter(torch.empty(0)))
         parametrize.register_parametrization(module, name, nn.Identity(), unsafe=True)
     module._modules["parametrizations"] = carried
@@ -153,14 +154,14 @@ def _scripted(data: bytes) -> Any:
 
 @contextmanager
 def _scripting() -> Iterator[None]:
-    """torch deprecates what a user chose; there is nothing that the user could do about it here."""
+    """Silence torch's deprecation warning, about which the user could do nothing here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
 
 
 def _parameter_reduced(parameter: nn.Parameter) -> Any:
-    """With its hooks, which torch leaves out: a step may do much in them, such as the optimizer's part."""
+    """A parameter with its hooks, which torch leaves out: a step may do much in them, such as the optimizer's part."""
     hooks = tuple((parameter._backward_hooks or {}).values())
     after = tuple((getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values())
     if not hooks and not after:
@@ -186,10 +187,10 @@ def _weak_reference(to: Any) -> Any:
 
 
 class _Gone:
-    """What a reference to something that is gone refers to."""
+    """The target of a reference whose target is gone."""
 
     def method(self) -> None:
-        """What a reference to a method that is gone refers to."""
+        """The target of a reference to a method that is gone."""
 
 
 def _weak_method(to: Any) -> Any:
@@ -201,12 +202,12 @@ def _cached(function: Callable[..., Any], parameters: Mapping[str, Any]) -> Any:
 
 
 def _cache_reduced(cached: Any) -> Any:
-    found: Any = None
-    try:  # a function of an installed module is found there by its name
-        found = pickle.loads(pickle.dumps(cached))
-    except Exception:  # noqa: BLE001  # of another class in each version of Python: it is a method's or a script's
-        found = None
-    if found is cached:
+    copy: Any = None
+    try:  # a function of an installed module is found by its name
+        copy = pickle.loads(pickle.dumps(cached))
+    except Exception:  # noqa: BLE001  # its class differs between versions of Python: the function is a method's or a script's
+        copy = None
+    if copy is cached:
         return cached.__reduce__()
     return _cached, (cached.__wrapped__, cached.cache_parameters())
 
@@ -229,18 +230,18 @@ _Pickler.dispatch_table = {
 
 
 class _Trial(_Pickler):
-    """Pickles to find out whether it can: what tensors hold is left out."""
+    """Pickles only to find out whether that works. The contents of tensors are left out."""
 
     def persistent_id(self, obj: Any) -> str | None:
         return "a tensor" if isinstance(obj, Tensor) and not isinstance(obj, nn.Parameter) else None
 
 
 def what_stays(name: str, value: Any) -> str | None:
-    """The innermost part of `value` that cannot be pickled, by its place, and the reason; None where all of it can."""
-    found = _stuck(name, value, set())
-    if found is None:
+    """The innermost part of `value` that cannot be pickled, with its place and the reason; None if all of it can."""
+    stuck = _stuck(name, value, set())
+    if stuck is None:
         return None
-    place, part, error = found
+    place, part, error = stuck
     kind = type(part)
     named = kind.__name__ if kind.__module__ in ("builtins", "_io") else f"{kind.__module__}.{kind.__qualname__}"
     return f"{place} ({named}): {with_class(error)}"
@@ -256,14 +257,14 @@ def _stuck(place: str, value: Any, seen: set[int]) -> tuple[str, Any, Exception]
         _Trial(io.BytesIO()).dump(value)
     except Exception as error:  # noqa: BLE001  # pickling calls the user's own methods
         inner = (_stuck(f"{place}{step}", part, seen) for step, part in _parts(value))
-        return next((found for found in inner if found is not None), (place, value, error))
+        return next((part for part in inner if part is not None), (place, value, error))
     return None
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """What a value holds, each with the way to it."""
+    """The parts of a value, each with the way to it."""
     if isinstance(value, threading.Thread):
-        return  # whatever it holds, it would not run
+        return  # with any contents, it would not run
     if isinstance(value, nn.Module):
         for name, part in vars(value).items():
             if name in ("_modules", "_parameters", "_buffers"):

@@ -1,13 +1,13 @@
-"""How samples become batches: the order they come in, how they are collated, how they reach the device.
+"""How samples become batches: their order, how they are collated, how they reach the device.
 
-The order is a function of (seed, position): sample number p of a trial is entry `p mod n` of the permutation of
-epoch `p // n`. An optimizer step takes the next `effective_batch_size` samples of that stream, so a resumed trial sees
-what an uninterrupted one sees, and 2 x 16 accumulated see what 1 x 32 sees. No step is short: the stream runs on into
-the next epoch. Iterable datasets and a task's own `train_loader` keep their own order, and are skipped forward on
-resume.
+The order is a function of (seed, position): sample number p of a trial is entry `p mod n` of the permutation of epoch
+`p // n`. An optimizer step takes the next `effective_batch_size` samples of that stream. So a resumed trial sees the
+same samples as an uninterrupted one, and 2 x 16 accumulated sees the same as 1 x 32. No step is short: the stream goes
+on into the next epoch. Iterable datasets and a task's own `train_loader` keep their own order, and are skipped forward
+on resume.
 
-Of several processes that take a step together, rank r takes every N-th sample of that same stream, so N ranks of 16 see
-what one process of N x 16 sees. Of iterable data it takes every N-th that comes; a `train_loader` divides by itself.
+Of several ranks that take a step together, rank r takes every N-th sample of the same stream, so N ranks of 16 see the
+same as one process of N x 16. Of iterable data it takes every N-th sample; a `train_loader` divides the data itself.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from .state import preserve_generators, rng_state, set_rng_state
 from .task import Task, blame
 from .task_file import line_of
 
-Batch = Any  # whatever the user's dataset and collate make
+Batch = Any  # what the user's dataset and collate make
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch on every device: model initialisation, dropout and augmentation follow from it."""
+    """Seed Python, NumPy and torch on every device: model initialisation, dropout and augmentation follow this seed."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def seed_host(seed: int) -> None:
-    """The same for what draws on the host, as reading a sample does: 8 us against the 5.7 ms of `seed_everything`.
+    """Seed the generators of the host, which reading a sample may use: 8 us instead of the 5.7 ms of `seed_everything`.
 
     (Measured, torch 2.13 on a slow machine: `torch.manual_seed` formats the stack for each device not yet in use.)
     """
@@ -53,10 +53,10 @@ def seed_host(seed: int) -> None:
 
 
 def to_device(batch: Batch, device: torch.device, layout: torch.memory_format | None = None) -> Batch:
-    """The same structure with every tensor in it on `device`: tensors, mappings, sequences, dataclasses, or `.to()`.
+    """The same structure with all its tensors on `device`: tensors, mappings, sequences, dataclasses, or `.to()`.
 
     Args:
-        layout: of tensors with four dimensions, which are images; None for as they come.
+        layout: of tensors with four dimensions, which are images; None to leave it.
     """
     if isinstance(batch, torch.Tensor):
         if layout is not None and batch.ndim == 4:
@@ -81,8 +81,8 @@ def to_device(batch: Batch, device: torch.device, layout: torch.memory_format | 
 class Collated(NamedTuple):
     """A batch, and how many samples were collated into it.
 
-    No shape tells that number: not of lists of images, of batches with time first, of graphs, or of two views of each
-    sample. It is a tuple because a DataLoader pins tuples, and sends them from its workers, as they are.
+    No shape shows that number for lists of images, batches with time first, graphs, or two views of each sample. It is
+    a tuple because a DataLoader pins tuples, and sends them from its workers, as they are.
     """
 
     batch: Batch
@@ -90,7 +90,9 @@ class Collated(NamedTuple):
 
 
 class CountingCollate:
-    """A collate function whose batches come with their number of samples; a class, so that spawned workers get it."""
+    """A collate function that returns batches with their number of samples; a class, so that it reaches spawned
+    workers.
+    """
 
     def __init__(self, collate: Callable[[list[Any]], Batch] | None) -> None:
         self.collate = collate or default_collate
@@ -100,7 +102,7 @@ class CountingCollate:
 
 
 def tensors_of(batch: Batch) -> Iterator[torch.Tensor | np.ndarray[Any, Any]]:
-    """Every tensor and array in a batch, in whatever structure; none of those inside other objects."""
+    """Every tensor and array in a batch of any structure, except inside other objects."""
     if isinstance(batch, (torch.Tensor, np.ndarray)):
         yield batch
     elif isinstance(batch, Mapping):
@@ -115,13 +117,13 @@ def tensors_of(batch: Batch) -> Iterator[torch.Tensor | np.ndarray[Any, Any]]:
 
 
 def rows_of(batch: Batch) -> int | None:
-    """The length of dimension 0 that all tensors of a batch share; None where they do not. Rows need not be samples."""
+    """The length of dimension 0 that all tensors of a batch share; None if they do not. Rows need not be samples."""
     lengths = {shape_of(tensor)[0] for tensor in tensors_of(batch) if tensor.ndim}
     return lengths.pop() if len(lengths) == 1 else None
 
 
 def shape_of(tensor: torch.Tensor | np.ndarray[Any, Any]) -> tuple[int, ...]:
-    """Its shape; of a nested tensor, whose other dimensions have no one length, dimension 0 alone."""
+    """The shape; for a nested tensor, whose other dimensions have no single length, dimension 0 alone."""
     if isinstance(tensor, torch.Tensor) and tensor.is_nested:
         return (tensor.size(0),)
     return tuple(map(int, tensor.shape))
@@ -133,7 +135,7 @@ def collate_samples(task: Task, samples: list[Any]) -> Batch:
 
 
 def goes_on(data: object) -> str:
-    """Why data cannot be read again, and what to do: for after a colon."""
+    """Why data cannot be read again, and what to do; to follow a colon."""
     return (
         f"{type(data).__name__}.__iter__{line_of(getattr(type(data), '__iter__', None))} goes on where it stopped "
         "before, or is at its end. Open files and make iterators inside __iter__, so that each call begins anew"
@@ -141,23 +143,23 @@ def goes_on(data: object) -> str:
 
 
 def num_samples(data: object) -> int | None:
-    """Samples in a dataset; None for one that does not say (iterable datasets without a length)."""
+    """The number of samples in a dataset; None for an iterable dataset without a length."""
     try:
         return len(data)  # type: ignore[arg-type]
     except (TypeError, NotImplementedError):
         return None
 
 
-# Seconds that counting samples may take which do not say how many they are. Assumed: start-up bears two.
+# The most seconds for counting the samples of data without a length. Assumed: start-up can take two more.
 _COUNTING_S = 2.0
 
 
 def counted_samples(task: Task, data: Any) -> int | None:
-    """Samples in training data that does not say its size, by going through it once; None where that takes long.
+    """The number of samples in training data without a length, by an iteration over it; None if that takes long.
 
     Args:
-        task: gives `train_loader`, which is asked for batches of one sample where there is one.
-        data: an iterable dataset; ignored where the task has a `train_loader`.
+        task: its `train_loader`, if there is one, is called for batches of one sample.
+        data: an iterable dataset; ignored if the task has a `train_loader`.
     """
     started = perf_counter()
     count = 0
@@ -169,7 +171,7 @@ def counted_samples(task: Task, data: Any) -> int | None:
 
 
 def counting_loader(loader: Any) -> Any:
-    """The same DataLoader with batches that are `Collated`; anything that may change its batches as it is."""
+    """The same DataLoader with `Collated` batches; a loader that may change its batches is returned as it is."""
     of_torch = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
     if not of_torch or loader.batch_sampler is None or type(loader)._get_iterator is not DataLoader._get_iterator:
         return loader
@@ -179,13 +181,13 @@ def counting_loader(loader: Any) -> Any:
 
 
 def load_data(task: Task, name: str) -> Any:
-    """What the task's function `name` returns: "train_data", "val_data" or "test_data".
+    """The result of the task's function `name`: "train_data", "val_data" or "test_data".
 
-    Always under one seed: a split that is drawn in it is the same in every process, and that of `train_data` is the
+    It always runs under one seed. So a random split is the same in every process, and that of `train_data` is the
     complement of that of `val_data`.
 
     Raises:
-        TaskError: the function raises something, told in the user's own frames.
+        TaskError: the function raises. The error has the user's own frames.
     """
     with preserve_generators():
         seed_everything(0)
@@ -198,14 +200,14 @@ def load_data(task: Task, name: str) -> Any:
 
 
 class SampleStream(Sampler[list[tuple[int, int]]]):
-    """Batches of (position, index) for ever, as a function of the seed: see the module's text.
+    """Batches of (position, index), endlessly, as a function of the seed; see the module's docstring.
 
     Args:
         num_samples: of the data.
-        batch_size: of one rank.
+        batch_size: the number of samples of one rank.
         seed: of the order.
-        start: position of the first batch, of all ranks together.
-        rank, ranks: every `ranks`-th position is this rank's, from `start + rank` on.
+        start: the position of the first batch of all ranks together.
+        rank, ranks: this rank takes every `ranks`-th position, from `start + rank` on.
     """
 
     def __init__(
@@ -215,7 +217,7 @@ class SampleStream(Sampler[list[tuple[int, int]]]):
         self.rank, self.ranks = rank, ranks
 
     def permutation(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The order of the samples in an epoch: 8 bytes for each of them, where a list of integers takes 36."""
+        """The order of the samples in an epoch: 8 bytes for each, where a list of integers takes 36."""
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         return torch.randperm(self.num_samples, generator=generator).numpy()
 
@@ -234,7 +236,7 @@ class SampleStream(Sampler[list[tuple[int, int]]]):
 
 
 class _EveryNth(IterableDataset[Any]):
-    """Of each `ranks` samples of an iterable dataset the one that is this rank's; what is left at its end is dropped.
+    """This rank's sample out of each `ranks` samples of an iterable dataset. An incomplete group at the end is dropped.
 
     So all ranks have equally many. Each still reads all samples.
     """
@@ -247,12 +249,12 @@ class _EveryNth(IterableDataset[Any]):
         return (group[self.rank] for group in zip(*[samples] * self.ranks, strict=False))
 
 
-# Far above any batch that fits, and a permutation of so many indices is still only 8 MiB.
+# Far above any batch that fits. A permutation of this many indices is still only 8 MiB.
 _DATASET_LENGTH = 2**20
 
 
 class SampleDataset(Dataset[Any]):
-    """A dataset of `length` times the same sample, so that a batch of any size can be made: a stand-in for data."""
+    """A dataset of `length` times the same sample, for batches of any size: a stand-in for data."""
 
     def __init__(self, sample: Any, length: int = _DATASET_LENGTH) -> None:
         self.sample, self.length = sample, length
@@ -267,10 +269,10 @@ class SampleDataset(Dataset[Any]):
 
 
 class _Streamed(Dataset[Any]):
-    """The user's dataset, fetched by (position, index).
+    """The user's dataset, read by (position, index).
 
-    In a loader's worker process the random generators are seeded by the position, because which worker gets a batch
-    changes on resume. In the trainer's own process they are left alone, unless a sample sets a seed itself: their
+    In a loader's worker process the random generators are seeded by the position, because another worker may get a
+    batch after a resume. In the trainer's own process they are left alone, unless a sample sets a seed itself: their
     state is in the checkpoint.
     """
 
@@ -285,7 +287,8 @@ class _Streamed(Dataset[Any]):
         before = torch.initial_seed()
         samples = fetch(indices) if fetch else [self.data[index] for index in indices]
         if get_worker_info() is None and torch.initial_seed() != before:
-            # A sample sets a seed, as some do to be cut alike each time: dropout would draw the same under every seed.
+            # A sample sets a seed, for example to be cropped the same each time: dropout would then be the same under
+            # every seed.
             seed_everything(self._seed_at(keys))
         return samples
 
@@ -293,12 +296,12 @@ class _Streamed(Dataset[Any]):
         return (self.seed * 1_000_003 + keys[0][0]) % 2**63
 
 
-# What a DataLoader takes only where it has workers.
+# Arguments that a DataLoader accepts only if it has workers.
 _OF_WORKERS = ("persistent_workers", "prefetch_factor", "timeout", "multiprocessing_context", "worker_init_fn")
 
 
 def _arguments(task: Task, change: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The task's DataLoader arguments with this change, and without what the change leaves no use for."""
+    """The task's DataLoader arguments with this change, without those that the change makes useless."""
     arguments = {**task.loader, **(change or {})}
     if change is not None and not arguments.get("num_workers"):
         arguments = {name: value for name, value in arguments.items() if name not in _OF_WORKERS}
@@ -308,16 +311,16 @@ def _arguments(task: Task, change: Mapping[str, Any] | None) -> dict[str, Any]:
 def _epochs(
     task: Task, data: Any, batch_size: int, seed: int, loader: Mapping[str, Any] | None
 ) -> Iterator[Iterable[Batch]]:
-    """One iterable of batches an epoch, for data that brings its own order."""
+    """One iterable of batches per epoch, for data that has its own order."""
     epoch = 0
     while True:
         if task.train_loader is not None:
-            with fixed_seeds_undone(seed + epoch):  # to its first batch: many a loader is a generator
+            with fixed_seeds_undone(seed + epoch):  # up to its first batch: many loaders are generators
                 batches = iter(task.train_loader(batch_size, seed + epoch))
                 first = list(islice(batches, 1))
             yield chain(first, batches)
         else:
-            # A generator of its own, as below: a resumed trial sets up its epochs after its generators were restored.
+            # A separate generator, as below: a resumed trial sets up its epochs after its generators were restored.
             generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
             yield DataLoader(
                 data,
@@ -340,19 +343,19 @@ def training_batches(
     loader: Mapping[str, Any] | None = None,
     rank: int = 0,
 ) -> Iterator[Batch]:
-    """Micro-batches on the host, for ever, from optimizer step `start_step` on.
+    """Micro-batches on the host, endlessly, from optimizer step `start_step` on.
 
     Args:
-        task: gives `collate`, `loader` and `train_loader`.
-        data: what `task.train_data()` returned; ignored where the task has a `train_loader`.
-        plan: `batch_size` samples a micro-batch, `accumulation_steps` micro-batches an optimizer step.
+        task: has `collate`, `loader` and `train_loader`.
+        data: the result of `task.train_data()`; ignored if the task has a `train_loader`.
+        plan: `batch_size` samples per micro-batch, `accumulation_steps` micro-batches per optimizer step.
         seed: of the order.
-        start_step: optimizer steps already taken under this plan and seed.
-        loader: DataLoader arguments to change from what the task says; a `train_loader` takes none.
-        rank: of this process among the `plan.ranks` that take a step together: what is its share.
+        start_step: how many optimizer steps were already taken under this plan and seed.
+        loader: DataLoader arguments that replace those of the task. A `train_loader` takes none.
+        rank: the number of this process among the `plan.ranks` that take a step together. It gets its share.
 
     Raises:
-        TaskError: an epoch gives no batch at all.
+        TaskError: an epoch has no batch.
     """
     if task.train_loader is None and not isinstance(data, IterableDataset):
         start = start_step * plan.effective_batch_size
@@ -360,7 +363,7 @@ def training_batches(
             _Streamed(data, seed),
             batch_sampler=SampleStream(len(data), plan.batch_size, seed=seed, start=start, rank=rank, ranks=plan.ranks),
             collate_fn=task.collate,
-            generator=torch.Generator().manual_seed(seed),  # else each loader draws from the trial's own generator
+            generator=torch.Generator().manual_seed(seed),  # otherwise each loader draws from the trial's own generator
             **_arguments(task, loader),
         )
         return
@@ -374,7 +377,9 @@ def training_batches(
             empty, given = False, True
             if skip:
                 skip -= 1
-                if not skip and before is not None:  # the trial's own: what is skipped has drawn again, or set a seed
+                if (
+                    not skip and before is not None
+                ):  # the trial's own state: skipped samples have drawn again, or set a seed
                     set_rng_state(before)
                 continue
             yield batch
@@ -383,15 +388,15 @@ def training_batches(
             if task.train_loader is None:
                 raise TaskError(f"train_data() {begin}: {goes_on(data)}")
             raise TaskError(
-                f"train_loader(batch_size, seed){line_of(task.train_loader)} {begin}: make what can be read only once "
-                "inside the function, so that each call begins anew"
+                f"train_loader(batch_size, seed){line_of(task.train_loader)} {begin}: create what "
+                "can be read only once inside the function, so that each call begins anew"
             )
         if empty:
             raise TaskError(f"the training data gives no whole batch of {plan.batch_size} samples")
 
 
 class DeviceLoader:
-    """A loader whose batches arrive on the device; what a task's `evaluate(model, loader)` iterates over."""
+    """A loader whose batches arrive on the device. A task's `evaluate(model, loader)` iterates over it."""
 
     def __init__(
         self, batches: Iterable[Collated], device: torch.device, layout: torch.memory_format | None = None
@@ -406,10 +411,10 @@ class DeviceLoader:
         return (Collated(to_device(batch, self.device, self.layout), samples) for batch, samples in self.batches)
 
     def __len__(self) -> int:
-        return len(self.batches)  # type: ignore[arg-type]  # a TypeError of its own where there is no length
+        return len(self.batches)  # type: ignore[arg-type]  # raises a TypeError if there is no length
 
 
 def val_loader(task: Task, data: Any, batch_size: int) -> DataLoader[Collated]:
-    """Batches of an evaluation set on the host, in its own order, the last one as short as it comes."""
+    """Batches of an evaluation set on the host, in its own order. The last one may be short."""
     collate = CountingCollate(task.collate)
     return DataLoader(data, batch_size=batch_size, shuffle=False, collate_fn=collate, **task.loader)

@@ -1,10 +1,10 @@
-"""What a task that defines neither is trained on and judged by: the cross-entropy of its labels, and their accuracy.
+"""The default loss and metric of a task: the cross-entropy of its labels, and their accuracy.
 
-Both leave out the same labels, those of `IGNORED`. So neither is a mean over samples: `labels_counted` and
-`right_and_counted` say what they are means over, which is what batches of unequal shares are weighed by.
+Both ignore the same labels, those of `IGNORED`. So neither is a mean over samples: `labels_counted` and
+`right_and_counted` give the numbers that they are means over, by which batches are weighted.
 
-A batch is a pair (x, y), or a mapping whose parts are the model's arguments, as transformers' collates make them. The
-model's answer is a tensor of class scores, or an object with `logits` and, where it computes its loss itself, `loss`.
+A batch is a pair (x, y), or a mapping of the model's arguments, as transformers' collate functions make them. The
+model's output is a tensor of class scores, or an object with `logits` and, if it computes its own loss, `loss`.
 """
 
 from __future__ import annotations
@@ -22,30 +22,31 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import TaskError
 from .label_shapes import label_problem
 
-# Cited: the default `ignore_index` of torch's cross_entropy, and what transformers' collates pad labels with.
+# Cited: the default `ignore_index` of torch's cross_entropy, and the value with which transformers' collate functions
+# pad labels.
 IGNORED = -100
 
-# How near a model's own loss and ours must be to be called the same, relative. Assumed: ten times the rounding of a
-# mean in float32; the loss of the next label and that of the same one differ by more, unless all scores are equal.
+# A model's own loss and ours count as the same if they differ by less than this share. Assumed: ten times the rounding
+# of a mean in float32. The loss of the next label differs more from that of the same one, unless all scores are equal.
 _SAME_LOSS = 1e-4
 
-# Of each model that was seen to compute a loss of (B, T) labels: whether it is that of the next label.
+# For each model that has computed a loss of (B, T) labels: whether it is that of the next label.
 _predicts_next: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
-# Of each model: the parts of the last mapping, and those of them that it is called with. A step should not have to
-# read the signature again.
+# For each model: the keys of the last mapping, and those with which it is called. So a step need not read the signature
+# again.
 _taken: WeakKeyDictionary[nn.Module, tuple[frozenset[Any], tuple[str, ...]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Answer:
-    """What a model says of a batch.
+    """A model's output for a batch.
 
     Attributes:
         output: as the model returned it.
-        scores: of shape (B, classes, ...); None where there are none.
-        labels: what the scores are held against; None where there are none.
-        loss: the model's own; None where it computes none.
+        scores: of shape (B, classes, ...); None if there are none.
+        labels: the labels to compare the scores with; None if there are none.
+        loss: the model's own; None if it computes none.
     """
 
     output: Any
@@ -55,13 +56,13 @@ class _Answer:
 
 
 def cross_entropy_loss(model: nn.Module, batch: Any) -> Tensor:
-    """The mean cross-entropy over the labels of a batch, or the loss that the model computes of them itself.
+    """The mean cross-entropy over the labels of a batch, or the loss that the model computes from them itself.
 
-    Labels of -100 count for nothing, and a batch that has no others has a loss of zero.
+    Labels of -100 are ignored. A batch without any other has a loss of zero.
 
     Raises:
-        TaskError: the batch is neither a pair nor a mapping, the model gives neither class scores nor a loss, or the
-            labels do not fit the scores.
+        TaskError: the batch is neither a pair nor a mapping, the model returns neither class scores nor a loss, or the
+        labels do not fit the scores.
     """
     answer = _answer(model, batch, "loss")
     if answer.loss is not None:
@@ -74,10 +75,10 @@ def cross_entropy_loss(model: nn.Module, batch: Any) -> Tensor:
 
 
 def labels_counted(model: nn.Module, batch: Any) -> float | None:
-    """How many labels `cross_entropy_loss` of this batch is a mean over; None where samples are what it has.
+    """How many labels `cross_entropy_loss` of this batch is a mean over; None if it is a mean over samples.
 
-    Where the model computes its loss itself, `cross_entropy_loss` has to have been called once before: the loss then
-    shows which labels it is of.
+    If the model computes its own loss, `cross_entropy_loss` must have been called before: its value shows which labels
+    it is of.
     """
     labels = batch.get("labels") if isinstance(batch, Mapping) else batch[1] if _is_pair(batch) else None
     if not isinstance(labels, Tensor):
@@ -90,19 +91,19 @@ def labels_counted(model: nn.Module, batch: Any) -> float | None:
 def accuracy(model: nn.Module, batch: Any) -> Tensor:
     """The share of right classes of each sample, shape (B,), in [0, 1]; the metric of a task that defines none.
 
-    The labels are classes, or one probability per class in the shape of the scores. Those of -100 are left out, and a
-    sample that has no others has a score of nan. A score of several batches is a mean over labels.
+    The labels are classes, or one probability per class in the shape of the scores. Those of -100 are ignored, and a
+    sample without any other has a score of nan. The score of several batches is a mean over labels.
 
     Raises:
-        TaskError: the batch is neither a pair nor a mapping with labels, the model gives no class scores, or it is not
-            clear which score is of which label.
+        TaskError: the batch is neither a pair nor a mapping with labels, the model returns no class scores, or it is
+        not clear which score belongs to which label.
     """
     right, counted = right_and_counted(model, batch)
     return right / counted
 
 
 def right_and_counted(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-    """How many labels of each sample the model has right, and how many there are that count; both of shape (B,)."""
+    """How many labels of each sample the model has right, and how many count; both of shape (B,)."""
     answer = _answer(model, batch, "metric")
     scores, labels = _scores(answer, "metric"), answer.labels
     if not isinstance(labels, Tensor):
@@ -134,11 +135,11 @@ def _are_classes(labels: Tensor | None) -> bool:
 
 
 def _zero_of_nothing(mean: Tensor, labels: Tensor | None, *, is_of_next: bool) -> Tensor:
-    """The mean, or zero where no label counts: torch's is nan then, though its gradients are zero."""
+    """The mean, or zero if no label counts: torch's is nan then, although its gradients are zero."""
     if not _are_classes(labels):
         return mean
     assert labels is not None
-    # Without a look at the values, which would wait for all that is queued on a GPU, and which vmap does not allow.
+    # Without looking at the values, which would wait for all work queued on a GPU, and which vmap does not allow.
     counted = (labels[:, 1:] if is_of_next else labels) != IGNORED
     return torch.where(counted.any(), mean, 0.0)
 
@@ -162,15 +163,15 @@ def _answer(model: nn.Module, batch: Any, used_by: str) -> _Answer:
     if isinstance(batch, Mapping) and isinstance(output, tuple) and loss is None and scores is None:
         loss, scores = _first_two(output)
     is_sequence = scores is not None and scores.ndim == 3 and getattr(labels, "shape", None) == scores.shape[:2]
-    if scores is not None and is_sequence:  # transformers has the classes of a token last
+    if scores is not None and is_sequence:  # in transformers the classes of a token come last
         scores = scores.transpose(1, 2)
     return _Answer(output=output, scores=scores, labels=labels, loss=loss)
 
 
 def _arguments(model: nn.Module, batch: Mapping[Any, Any], used_by: str) -> dict[str, Any]:
-    """What of a mapping the model is called with: all, or all but `labels`, where it computes no loss of them."""
-    inner = getattr(model, "_orig_mod", model)  # of a compiled model the one inside
-    if isinstance(inner, DistributedDataParallel):  # whose own forward takes anything
+    """The arguments from a mapping for the model: all, or all but `labels` if it computes no loss from them."""
+    inner = getattr(model, "_orig_mod", model)  # the model inside a compiled one
+    if isinstance(inner, DistributedDataParallel):  # its own forward takes anything
         inner = getattr(inner.module, "_orig_mod", inner.module)
     parts = frozenset(batch)
     known, taken = _taken.get(inner, (None, ()))
@@ -195,9 +196,9 @@ def _names_taken(model: nn.Module, batch: Mapping[Any, Any], used_by: str) -> tu
 
 def _unknown_batch(batch: Any, used_by: str, why: str = "") -> TaskError:
     sized = isinstance(batch, (tuple, list, dict))
-    found = f"{type(batch).__name__} of {len(batch)}" if sized else type(batch).__name__
+    kind = f"{type(batch).__name__} of {len(batch)}" if sized else type(batch).__name__
     return TaskError(
-        f"the default {used_by} needs batches that are a pair (x, y); found a {found}{why}: let the dataset give "
+        f"the default {used_by} needs batches that are a pair (x, y); found a {kind}{why}: let the dataset give "
         f"(x, y), or a mapping of the model's arguments and `labels`, or define {used_by}(model, batch)"
     )
 
@@ -210,7 +211,7 @@ def _part(output: Any, name: str) -> Tensor | None:
 
 
 def _first_two(output: tuple[Any, ...]) -> tuple[Tensor | None, Tensor | None]:
-    """The loss and the scores of a transformers model that gives tuples (`return_dict=False`)."""
+    """The loss and the scores of a transformers model that returns tuples (`return_dict=False`)."""
     tensors = [part if isinstance(part, Tensor) else None for part in (*output, None, None)[:2]]
     if tensors[0] is not None and tensors[0].ndim == 0:
         return tensors[0], tensors[1]
@@ -220,22 +221,22 @@ def _first_two(output: tuple[Any, ...]) -> tuple[Tensor | None, Tensor | None]:
 def _scores(answer: _Answer, used_by: str) -> Tensor:
     if answer.scores is not None and answer.scores.ndim >= 2:
         return answer.scores
-    found = f"{type(answer.output).__name__} without logits"
+    output = f"{type(answer.output).__name__} without logits"
     if answer.scores is not None:
-        found = f"shape {tuple(answer.scores.shape)}"
+        output = f"shape {tuple(answer.scores.shape)}"
     elif isinstance(answer.output, (tuple, list)) or answer.output is None:
-        found = type(answer.output).__name__
+        output = type(answer.output).__name__
     raise TaskError(
         f"the default {used_by} needs model(x) to be class scores of shape (B, classes, ...), or to have them as its "
-        f"`logits`; found {found}: define {used_by}(model, batch)"
+        f"`logits`; found {output}: define {used_by}(model, batch)"
     )
 
 
 def _require_classes(answer: _Answer, scores: Tensor, labels: Tensor) -> None:
-    """Nothing, if the labels that a model computed its own loss of are classes of its scores.
+    """Check that the labels from which a model computed its own loss are classes of its scores.
 
     Raises:
-        TaskError: they are values to come near to, several classes at once, or of another shape.
+        TaskError: they are values to approximate, several classes at once, or of another shape.
     """
     if labels.is_floating_point():
         fits = labels.shape == scores.shape
@@ -257,10 +258,10 @@ def _is_same(loss: Tensor | None, other: Tensor) -> bool:
 
 @torch.no_grad()
 def _is_of_next(model: nn.Module, answer: _Answer) -> bool | None:
-    """Whether the model's own loss is of each label given the tokens before it, as in a causal language model.
+    """Whether the model's own loss is that of each label given the tokens before it, as in a causal language model.
 
-    Told by its value, where it is the cross-entropy of either; else by transformers' name for such an output. None
-    where neither tells.
+    Its value shows it, if that is the cross-entropy of either; otherwise transformers' name for the output does. None
+    if neither does.
     """
     scores, labels, loss = answer.scores, answer.labels, answer.loss
     if scores is None or labels is None or loss is None or scores.ndim != 3 or labels.is_floating_point():
@@ -272,20 +273,22 @@ def _is_of_next(model: nn.Module, answer: _Answer) -> bool | None:
     same, following = (_mean(scores, labels), _mean(scores[:, :, :-1], labels[:, 1:]))
     matches = (_is_same(loss, same), _is_same(loss, following))
     if matches == (True, True) or not bool(torch.isfinite(loss)):
-        return "CausalLM" in type(answer.output).__name__  # scores that are all equal, or no label: a later batch tells
+        return (
+            "CausalLM" in type(answer.output).__name__
+        )  # all scores are equal, or there is no label: a later batch will show it
     if matches == (False, False):
         named = type(answer.output).__name__
         known = {"CausalLM": True, "Seq2SeqLM": False, "MaskedLM": False, "TokenClassifier": False}
-        found = next((is_next for name, is_next in known.items() if name in named), None)
+        is_next_label = next((is_next for name, is_next in known.items() if name in named), None)
     else:
-        found = matches[1]
-    if found is not None:
-        _predicts_next[model] = found
-    return found
+        is_next_label = matches[1]
+    if is_next_label is not None:
+        _predicts_next[model] = is_next_label
+    return is_next_label
 
 
 def _mean(scores: Tensor, labels: Tensor) -> Tensor:
-    """The mean cross-entropy, in float32, of a sample at a time: all together would take the memory of the scores."""
+    """The mean cross-entropy, in float32, one sample at a time: all at once would take as much memory as the scores."""
     total = scores.new_zeros((), dtype=torch.float32)
     for sample, of_sample in zip(scores, labels, strict=True):
         total += nn.functional.cross_entropy(sample.T.float(), of_sample, reduction="sum")

@@ -1,4 +1,4 @@
-"""What one sample of a model's input looks like: given, found in the model's attributes, or assumed and said so."""
+"""One sample of a model's input: from the user, from the model's attributes, or assumed, which is then reported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .model_configs import (
 )
 from .worst_case import find_worst_case, largest_sample
 
-# Assumed, and told to the user wherever it was used.
+# Assumed, and reported to the user whenever it is used.
 _CLIP = (16, 112, 112)  # frames, height, width: the customary clip of 3-D ResNets
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -36,18 +36,18 @@ _KNOWN_LAYERS = (nn.Linear, nn.Embedding, *_CONVOLUTIONS, nn.RNNBase, nn.Multihe
 
 
 def inputs_from_data(data: Any) -> Inputs:
-    """The largest sample of a Dataset, or of a DataLoader's, with the loader's collate."""
+    """The largest sample of a Dataset, or of a DataLoader's dataset, with the loader's collate."""
     collate = data.collate_fn if isinstance(data, DataLoader) else None
     dataset = data.dataset if isinstance(data, DataLoader) else data
     if not isinstance(dataset, IterableDataset) and not (
         hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     ):
         raise TaskError(f"data must be a Dataset or a DataLoader; found {type(dataset).__name__}")
-    found = find_worst_case(dataset)
-    if not found.largest:
+    worst_case = find_worst_case(dataset)
+    if not worst_case.largest:
         raise TaskError(f"data must hold at least one sample; the {type(dataset).__name__} is empty")
-    assumed = () if found.assumption is None else (found.assumption,)
-    return Inputs(sample=largest_sample(dataset, found), collate=collate, assumed=assumed)
+    assumed = () if worst_case.assumption is None else (worst_case.assumption,)
+    return Inputs(sample=largest_sample(dataset, worst_case), collate=collate, assumed=assumed)
 
 
 def inputs_given(model: nn.Module, sample: Any) -> Inputs:
@@ -69,7 +69,7 @@ def inputs_given(model: nn.Module, sample: Any) -> Inputs:
 
 
 def _on_host(sample: Any, index: int | None = None) -> Any:
-    """The same structure, detached and on the host; only element `index` of each tensor's first dimension if given."""
+    """The same structure, detached and on the host; with `index`, that element of each tensor's first dimension."""
     if isinstance(sample, Tensor):
         return (sample if index is None else sample[index]).detach().cpu()
     if isinstance(sample, Mapping):
@@ -105,7 +105,7 @@ def required_names(model: nn.Module) -> list[str]:
 
 
 def lazy_layers(model: nn.Module) -> str:
-    """The first layer whose parameters have no shape yet, by class and name; empty where there is none."""
+    """The first layer whose parameters have no shape yet, by class and name; empty if there is none."""
     for name, module in model.named_modules():
         held = (*module._parameters.values(), *module._buffers.values())
         if any(is_lazy(tensor) for tensor in held):
@@ -134,43 +134,43 @@ def first_known_layer(model: nn.Module) -> nn.Module | None:
 
 
 def _class_of(layer: nn.Module | None) -> str:
-    """As the user wrote it: a parametrized module's class is made on the fly."""
+    """The class as the user wrote it: a parametrized module's class is made on the fly."""
     return "" if layer is None else parametrize.type_before_parametrizations(layer).__name__
 
 
 def _from_first_layer(model: nn.Module) -> Inputs | None:
-    """What the model's first layer takes, the first as layers were assigned; attention is not guessed at."""
+    """The input of the model's first layer, in the order of assignment. Attention is not guessed at."""
     layer = first_known_layer(model)
     kind = _class_of(layer)
     if isinstance(layer, nn.Embedding):
         length = min(SEQUENCE, usable_positions(model, SEQUENCE))
-        told = f"a sequence is {length} tokens, for the first layer, {kind}({layer.num_embeddings}, ...)"
-        return Inputs(sample=ids(length, layer.num_embeddings), assumed=(told,))
+        text = f"a sequence is {length} tokens, for the first layer, {kind}({layer.num_embeddings}, ...)"
+        return Inputs(sample=ids(length, layer.num_embeddings), assumed=(text,))
     if isinstance(layer, nn.RNNBase):
         return _from_recurrent(model, layer)
     if isinstance(layer, nn.Linear) and layer.in_features > 0:
         if any(isinstance(module, (nn.RNNBase, nn.MultiheadAttention, nn.Conv1d)) for module in model.modules()):
             # Without the sequence dimension attention would take the batch itself for one long sequence.
-            told = f"a sequence is {SEQUENCE} x {layer.in_features}, for the first layer, {kind}, and those after it"
-            return Inputs(sample=torch.zeros(SEQUENCE, layer.in_features), assumed=(told,))
-        told = f"a sample is {layer.in_features} numbers, for the first layer, {kind}({layer.in_features}, ...)"
-        return Inputs(sample=torch.zeros(layer.in_features), assumed=(told,))
+            text = f"a sequence is {SEQUENCE} x {layer.in_features}, for the first layer, {kind}, and those after it"
+            return Inputs(sample=torch.zeros(SEQUENCE, layer.in_features), assumed=(text,))
+        text = f"a sample is {layer.in_features} numbers, for the first layer, {kind}({layer.in_features}, ...)"
+        return Inputs(sample=torch.zeros(layer.in_features), assumed=(text,))
     if isinstance(layer, _CONVOLUTIONS) and layer.in_channels > 0:
         extents = {nn.Conv1d: (SEQUENCE,), nn.Conv2d: (IMAGE_SIDE,) * 2, nn.Conv3d: _CLIP}
         shape = (layer.in_channels, *next(extent for known, extent in extents.items() if isinstance(layer, known)))
         noun = (
             "a sequence" if isinstance(layer, nn.Conv1d) else "an image" if isinstance(layer, nn.Conv2d) else "a clip"
         )
-        told = f"{noun} is {shown(shape)}, for the first layer, {kind}({layer.in_channels}, ...)"
-        return Inputs(sample=torch.zeros(shape), assumed=(told,))
+        text = f"{noun} is {shown(shape)}, for the first layer, {kind}({layer.in_channels}, ...)"
+        return Inputs(sample=torch.zeros(shape), assumed=(text,))
     return None
 
 
 def _from_recurrent(model: nn.Module, layer: nn.RNNBase) -> Inputs:
-    told = f"a sequence is {SEQUENCE} x {layer.input_size}, for the first layer, {_class_of(layer)}"
+    text = f"a sequence is {SEQUENCE} x {layer.input_size}, for the first layer, {_class_of(layer)}"
     sample = torch.zeros(SEQUENCE, layer.input_size)
     if layer.batch_first:
-        return Inputs(sample=sample, assumed=(told,))
+        return Inputs(sample=sample, assumed=(text,))
     if layer is model:
-        return Inputs(sample=sample, collate=partial(torch.stack, dim=1), assumed=(f"{told}, time first",))
-    return Inputs(sample=sample, assumed=(f"{told}; the model takes batches batch first, and turns them round itself",))
+        return Inputs(sample=sample, collate=partial(torch.stack, dim=1), assumed=(f"{text}, time first",))
+    return Inputs(sample=sample, assumed=(f"{text}; the model takes batches batch first, and turns them round itself",))

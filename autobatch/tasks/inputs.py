@@ -1,4 +1,4 @@
-"""A `Task` around a live model: what one sample looks like, found or assumed, and the way to another process."""
+"""A `Task` around a live model: one sample of its input, known or assumed, and the way to another process."""
 
 from __future__ import annotations
 
@@ -32,21 +32,22 @@ def task_for_model(
     optimizer: Callable[[nn.Module, float], torch.optim.Optimizer] | type[torch.optim.Optimizer] | None = None,
     precision: Precision = "fp32",
 ) -> tuple[Task, tuple[str, ...]]:
-    """A task whose `model()` is this live module, and a sentence for each thing that was assumed about it.
+    """A task whose `model()` is this live module, and a sentence for each assumption about it.
 
     Args:
-        model: handed out as it is, not copied: borrow it with `state.preserve`. After `pickle_task` it is copied.
-        sample: ONE sample, as a dataset gives it, without a batch dimension: a tensor, or tensors in a tuple, list or
-            dict. A torch `Dataset` or `DataLoader` is taken as `data`, whatever it holds.
+        model: is returned as it is, not copied: borrow it with `state.preserve`. After `pickle_task` it is a copy.
+        sample: ONE sample, as a dataset returns it, without a batch dimension: a tensor, or tensors in a tuple, list or
+            dict. A torch `Dataset` or `DataLoader` is taken as `data`.
         data: a Dataset (or anything with a length and an index) or a DataLoader, whose `collate_fn` is used too. The
-            sample with most elements among its first 64 stands for all, and the task's data has the length of this.
-            Found from the model where neither is given.
-        loss: (model, batch) -> scalar; by default the `loss` of the model's output, or else the mean of its output.
+            sample with the most elements among its first 64 stands for all, and the task's data has its length. If
+            neither is passed, the sample is derived from the model.
+        loss: (model, batch) -> scalar; by default the `loss` of the model's output, or otherwise the mean of its
+            output.
         optimizer: (model, lr) -> Optimizer, or an optimizer's class; by default AdamW.
         precision: of the forward pass.
 
     Raises:
-        TaskError: no sample is given and none can be found or assumed, or an argument cannot be used.
+        TaskError: there is no sample, and none can be derived or assumed; or an argument cannot be used.
     """
     if not isinstance(model, nn.Module):
         raise TaskError(f"model must be a torch.nn.Module; found {type(model).__name__}: a task file goes to load_task")
@@ -75,7 +76,7 @@ def task_for_model(
         assumed.append("the optimizer is AdamW")
     size = None if data is None else num_samples(data.dataset if isinstance(data, DataLoader) else data)
     dataset = SampleDataset(inputs.sample) if size is None else SampleDataset(inputs.sample, size)
-    # Less data than the default baseline's batch is no fault of a model that declares no baseline.
+    # Data smaller than the default baseline's batch is no fault of a model that declares no baseline.
     is_small = len(dataset) < DEFAULT_BATCH_SIZE
     task = Task(
         model=LiveModel(model),
@@ -97,7 +98,7 @@ def task_for_model(
 
 
 def _materialised(model: nn.Module, task: Task, lazy: str) -> nn.Module:
-    """A copy of the model whose layers have their shapes: the user's own is left as it is, waiting for its batch."""
+    """A copy of the model whose layers have their shapes. The user's own still waits for its first batch."""
     assert task.train_data is not None
     held = [t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t)]
     device = held[0].device if held else torch.device("cpu")
@@ -125,7 +126,7 @@ def pickle_task(task: Task | TaskLater) -> bytes:
     Of one that is made later, what it is made of.
 
     Raises:
-        TaskError: something in it cannot be pickled; with its place and the reason.
+        TaskError: a part of it cannot be pickled. The message has its place and the reason.
     """
     try:
         data = to_bytes(task)
@@ -137,9 +138,9 @@ def pickle_task(task: Task | TaskLater) -> bytes:
         )
         parts = {**fields, **(task.parts if isinstance(task, TaskLater) else {})}
         stuck = (what_stays(name, part) for name, part in parts.items())
-        place = next((told for told in stuck if told is not None), with_class(error))
+        place = next((place_of_part for place_of_part in stuck if place_of_part is not None), with_class(error))
         raise TaskError(
-            f"the task {task.name!r} cannot be sent to a process of its own, because of {place}. {_remedy(task, place)}"
+            f"the task {task.name!r} cannot be sent to another process, because of {place}. {_remedy(task, place)}"
         ) from error
     return data
 
@@ -161,12 +162,12 @@ def _remedy(task: Task | TaskLater, place: str) -> str:
 
 
 def unpickle_task(pickled: bytes) -> Task:
-    """The task that `pickle_task` wrote, its tensors on the host; a live model is made anew at each `model()`.
+    """The task that `pickle_task` wrote, with its tensors on the host. A live model is made again at each `model()`.
 
     One that is to be made later is made now.
 
     Raises:
-        TaskError: the bytes hold no task, or what they refer to cannot be imported here.
+        TaskError: the bytes hold no task, or it needs something that cannot be imported here.
     """
     try:
         task = from_bytes(pickled)
@@ -195,7 +196,7 @@ def _optimizer_function(optimizer: Any) -> Callable[[nn.Module, float], torch.op
         )
     if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
         return partial(_of_class, optimizer)
-    return optimizer  # type: ignore[no-any-return]  # Task says what is wrong with it, where something is
+    return optimizer  # type: ignore[no-any-return]  # Task checks it
 
 
 def _of_class(optimizer: Any, model: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -216,7 +217,7 @@ def _floating(output: Any) -> Iterator[Tensor]:
 
 
 def output_loss(required: int) -> Callable[[nn.Module, Any], Tensor]:
-    """The loss of a model without one, whose forward() needs so many parts of a sample."""
+    """The loss of a model without one, whose forward() needs the first `required` parts of a sample."""
     return partial(_output_loss, max(1, required))
 
 
@@ -238,5 +239,5 @@ def _output_loss(required: int, model: nn.Module, batch: Any) -> Tensor:
 
 
 def _no_score(loss: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch: Any) -> Tensor:
-    """The loss once more: a model without a task has no other score, and memory is what it is probed for."""
+    """The loss again: a model without a task has no other score, and it is only probed for memory."""
     return loss(model, batch).detach()

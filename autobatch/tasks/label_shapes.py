@@ -1,4 +1,4 @@
-"""Labels that do not fit the class scores they are held against: what is wrong, and what to do about it."""
+"""Labels that do not fit the class scores with which they are compared: what is wrong, and what to do about it."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor
 
 _Shape = tuple[int, ...]
 
-# Cited: the types of labels that torch's cross_entropy takes.
+# Cited: the label types that torch's cross_entropy accepts.
 _CLASSES = (torch.int64, torch.uint8)
 
 
 def label_problem(scores: Tensor, labels: Any, used_by: str) -> str | None:
-    """What is wrong with `labels` beside `scores` of shape (B, classes, ...); None where nothing is.
+    """What is wrong with `labels` for `scores` of shape (B, classes, ...); None if nothing is.
 
     Args:
         scores: of a model, with two dimensions or more.
         labels: classes, or one probability per class.
-        used_by: "loss" or "metric", whichever of the task's was left to its default.
+        used_by: "loss" or "metric": the one that the task leaves to its default.
     """
     needs = f"the default {used_by} needs "
     if not isinstance(labels, Tensor):
         return f"{needs}the labels of a batch in one tensor; found a {type(labels).__name__}: make it in collate"
     given, shape, kind = tuple(scores.shape), tuple(labels.shape), str(labels.dtype).removeprefix("torch.")
-    if given[1] == 1:  # a loss of 0, and each label right
+    if given[1] == 1:  # the loss would be 0, and each label right
         return (
             f"{needs}scores of two classes or more; found scores of {given}: define loss(model, batch) and "
             "metric(model, batch), by binary_cross_entropy_with_logits for a yes or no, by mse_loss for values"

@@ -1,7 +1,8 @@
 """Which installed libraries a process has imported, so that a fork server can import them once for all its workers.
 
 A task file that imports scikit-learn or torchvision takes seconds to load, and on a CPU every probe is a fresh process.
-What is installed is no code of the user's: it may be imported ahead of the file, the file may not be run ahead of time.
+Installed libraries are not the user's code: they may be imported before the file, while the file itself may not be run
+ahead of time.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ _FOLDERS = tuple(
 
 
 def is_installed(file: Path) -> bool:
-    """Whether a source file is the standard library's or an installed package's."""
+    """Whether a source file belongs to the standard library or to an installed package."""
     parts = file.parts
     return "site-packages" in parts or "dist-packages" in parts or any(map(file.is_relative_to, _FOLDERS))
 
 
 @dataclass(frozen=True, slots=True)
 class Libraries:
-    """What a process has imported of what is installed, and the environment variables it changed meanwhile.
+    """The installed libraries that a process has imported, and the environment variables it changed meanwhile.
 
     Attributes:
-        modules: full names in the order in which their imports ended, as `sys.modules` keeps them: what one needs
-            comes before it.
-        environment: a variable's new value; None for one that was removed. Libraries read them when they are imported.
+        modules: full names in the order in which their imports ended, as in `sys.modules`: a module comes after those
+            that it needs.
+        environment: the new value of each variable; None for one that was removed. Libraries read them on import.
     """
 
     modules: tuple[str, ...]
@@ -52,8 +53,8 @@ class Libraries:
             else:
                 os.environ[name] = value
         for module in self.modules:
-            # Such as of two that import each other the wrong one first. Nobody is told: this only saves time, and a
-            # worker that needs the module imports it again and tells its own error.
+            # For example two modules that import each other, in the wrong order. The error is not reported: loading
+            # only saves time, and a worker that needs the module imports it again and reports its own error.
             with suppress(Exception, SystemExit):
                 importlib.import_module(module)
 
@@ -69,7 +70,7 @@ def libraries_of(things: Iterable[object]) -> Libraries:
 
 
 def hush_libraries() -> None:
-    """Leave out what Lightning says of a training that is not its own: that what `self.log()` is told goes nowhere."""
+    """Silence Lightning's warning about a training that is not its own: that `self.log()` has no effect."""
     warnings.filterwarnings("ignore", r"You are trying to `self\.log\(\)` but the `self\.trainer` reference")
 
 
@@ -77,14 +78,14 @@ class Watch:
     """Remembers what is imported, set and running now."""
 
     def __init__(self) -> None:
-        # Only the last name, since what is imported comes after it: a set of all names would touch each of them, and so
-        # copy a thousand of the pages that a forked process shares (measured: a third of what opening a task took).
+        # Only the last name, since later imports follow it. A set of all names would touch each of them, and so copy a
+        # thousand of the pages that a forked process shares (measured: a third of the time of opening a task).
         self._last = next(reversed(sys.modules))
         self._environment = dict(os.environ)
         self._threads = set(threading.enumerate())
 
     def libraries(self) -> Libraries:
-        """What has come since; nothing where a Python thread has started, which does not live through a fork."""
+        """What was imported since; nothing if a Python thread has started, since threads do not survive a fork."""
         if set(threading.enumerate()) - self._threads:
             return Libraries((), ())
         changed = (
@@ -99,6 +100,6 @@ class Watch:
 
 def _is_library(name: str) -> bool:
     spec = getattr(sys.modules[name], "__spec__", None)
-    if spec is None or spec.name != name:  # made by hand, or another name of a module
+    if spec is None or spec.name != name:  # made by hand, or an alias of a module
         return False
     return spec.has_location and spec.origin is not None and is_installed(Path(spec.origin).resolve())

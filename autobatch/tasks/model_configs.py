@@ -1,6 +1,6 @@
-"""What models of known libraries say themselves about one sample of their input.
+"""What models of known libraries declare about one sample of their input.
 
-Nothing here imports lightning, transformers, diffusers or timm: their models are known by the attributes that they
+Nothing here imports lightning, transformers, diffusers or timm: their models are recognised by the attributes that they
 document.
 """
 
@@ -14,20 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Assumed, and told to the user wherever one of them was used.
+# Assumed, and reported to the user whenever one of them is used.
 IMAGE_SIDE = 224  # ImageNet's customary crop
 SEQUENCE = 512  # the context BERT was trained with
-_LATENT_SIDE = 64  # of a latent image, as Stable Diffusion's
-_PROMPT = 77  # tokens of a prompt, as CLIP's
-_AUDIO = 16_000  # samples: a second of what speech models are trained on
+_LATENT_SIDE = 64  # side of a latent image, as in Stable Diffusion
+_PROMPT = 77  # tokens of a prompt, as in CLIP
+_AUDIO = 16_000  # samples: one second of the usual training data of speech models
 
-# transformers' heads whose labels have the shape of input_ids, by what their class names end in.
+# The class name endings of transformers' heads whose labels have the shape of input_ids.
 _LANGUAGE_HEADS = ("LMHeadModel", "ForCausalLM", "ForMaskedLM", "ForConditionalGeneration")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """One sample, how samples are collated, and what was assumed to get there."""
+    """One sample, how samples are collated, and what was assumed for them."""
 
     sample: Any
     collate: Callable[[list[Any]], Any] | None = None
@@ -40,12 +40,12 @@ def ids(length: int, vocabulary: int) -> Tensor:
 
 
 def shown(shape: tuple[int, ...]) -> str:
-    """A shape as a reader sees it: 3 x 224 x 224."""
+    """A shape for a reader: 3 x 224 x 224."""
     return " x ".join(map(str, shape))
 
 
 def usable_positions(model: nn.Module, otherwise: int) -> int:
-    """Positions a token can have: RoBERTa and its kin count them from beyond the padding index (514 hold 512)."""
+    """The positions that a token can have: RoBERTa and its kin count from after the padding index (514 hold 512)."""
     tables = [
         module
         for name, module in model.named_modules()
@@ -57,7 +57,7 @@ def usable_positions(model: nn.Module, otherwise: int) -> int:
 
 
 def _sides(size: Any) -> tuple[int, int] | None:
-    """Height and width, where `size` gives them: one number for both, or two."""
+    """Height and width from `size`, if it has them: one number for both, or two."""
     if isinstance(size, int) and not isinstance(size, bool) and size > 0:
         return size, size
     if isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size):
@@ -75,7 +75,7 @@ def _count(config: Any, *names: str) -> int | None:
 
 
 def from_transformers(model: nn.Module) -> Inputs | None:
-    """The longest sequence, the image, the series or the sound that a transformers model's `config` admits."""
+    """The longest sequence, the image, the series or the sound that a transformers model's `config` allows."""
     config = getattr(model, "config", None)
     if config is None:
         return None
@@ -105,8 +105,8 @@ def _text_and_image(config: Any) -> Inputs:
     shape = (_count(config.vision_config, "num_channels") or 3, *sides)
     length = _count(config.text_config, "max_position_embeddings") or _PROMPT
     sample = {"input_ids": ids(length, config.text_config.vocab_size), "pixel_values": torch.zeros(shape)}
-    told = f"a sample is {length} tokens and an image of {shown(shape)}, from the model's config"
-    return Inputs(sample=sample, assumed=(told,))
+    text = f"a sample is {length} tokens and an image of {shown(shape)}, from the model's config"
+    return Inputs(sample=sample, assumed=(text,))
 
 
 def _image(model: nn.Module, config: Any) -> Inputs:
@@ -117,7 +117,7 @@ def _image(model: nn.Module, config: Any) -> Inputs:
 
 
 def _series(model: nn.Module, config: Any) -> Inputs | None:
-    """A time series; the future too where the model predicts it and takes it for its loss."""
+    """A time series; with the future too if the model predicts it and needs it for its loss."""
     length = _count(config, "context_length")
     if length is None:
         return None
@@ -130,7 +130,7 @@ def _series(model: nn.Module, config: Any) -> Inputs | None:
 
 
 def _spectrum(model: nn.Module, config: Any) -> Inputs | None:
-    """What Whisper hears: two frames for each position, and the longest text that it can say."""
+    """The input of Whisper: two frames for each position, and the longest text that it can produce."""
     frames, bands = _count(config, "max_source_positions"), _count(config, "num_mel_bins")
     if frames is None or bands is None:
         return None
@@ -146,11 +146,11 @@ def _spectrum(model: nn.Module, config: Any) -> Inputs | None:
 
 def _sound(model: nn.Module, config: Any) -> Inputs:
     length, bands = _count(config, "max_length"), _count(config, "num_mel_bins")
-    if length is not None and bands is not None:  # as the Audio Spectrogram Transformer
-        told = f"a sample is a spectrum of {shown((length, bands))}, from the model's config"
-        return Inputs(sample={"input_values": torch.zeros(length, bands)}, assumed=(told,))
-    told = f"a sound is {_AUDIO} values, a second of speech"
-    return Inputs(sample={"input_values": torch.zeros(_AUDIO)}, assumed=(told,))
+    if length is not None and bands is not None:  # such as the Audio Spectrogram Transformer
+        text = f"a sample is a spectrum of {shown((length, bands))}, from the model's config"
+        return Inputs(sample={"input_values": torch.zeros(length, bands)}, assumed=(text,))
+    text = f"a sound is {_AUDIO} values, a second of speech"
+    return Inputs(sample={"input_values": torch.zeros(_AUDIO)}, assumed=(text,))
 
 
 def _tokens(model: nn.Module, config: Any) -> Inputs | None:
@@ -169,7 +169,7 @@ def _tokens(model: nn.Module, config: Any) -> Inputs | None:
     if has_labels:
         sample["labels"] = tokens
     if decodes and (not has_labels or getattr(config, "decoder_start_token_id", None) is None):
-        sample["decoder_input_ids"] = tokens  # which the model could not make of the labels
+        sample["decoder_input_ids"] = tokens  # the model cannot derive it from these labels
     return Inputs(sample=sample, assumed=(assumed,))
 
 
@@ -177,9 +177,10 @@ def _tokens(model: nn.Module, config: Any) -> Inputs | None:
 
 
 def from_diffusers(model: nn.Module) -> Inputs | None:
-    """The image, or latent image, of a diffusers model's `config`, at a step of the noise, maybe with a prompt.
+    """The image, or latent image, of a diffusers model's `config`, at a noise step, and a prompt if it takes one.
 
-    Such a config is a mapping with `in_channels` and `sample_size`; forward's names say what else is needed.
+    Such a config is a mapping with `in_channels` and `sample_size`. The names of forward's arguments show what else it
+    needs.
     """
     config = getattr(model, "config", None)
     if not isinstance(config, Mapping) or not isinstance(config.get("in_channels"), int) or "sample_size" not in config:
@@ -206,8 +207,8 @@ def from_diffusers(model: nn.Module) -> Inputs | None:
         elif name == "class_labels" and any(config.get(n) for n in ("num_embeds_ada_norm", "num_class_embeds")):
             sample[name] = torch.tensor(0)
             also.append("a class")
-    told = ", ".join([f"an image is {shown(shape)}, {source}", *also])
-    return Inputs(sample=sample, assumed=(told,))
+    text = ", ".join([f"an image is {shown(shape)}, {source}", *also])
+    return Inputs(sample=sample, assumed=(text,))
 
 
 _PROMPT_WIDTHS = ("cross_attention_dim", "joint_attention_dim", "caption_channels")
@@ -217,9 +218,9 @@ _PROMPT_WIDTHS = ("cross_attention_dim", "joint_attention_dim", "caption_channel
 
 
 def from_timm(model: nn.Module) -> Inputs | None:
-    """The image that a timm model was made for: the size that it keeps itself, or that of its configuration.
+    """The image for which a timm model was made: the size that the model has, or that of its configuration.
 
-    The configuration is of the pretrained weights, and stays as it was where the model was made for other images.
+    The configuration is that of the pretrained weights, and does not change if the model is made for other images.
     """
     for name in ("pretrained_cfg", "default_cfg"):
         config = getattr(model, name, None)
@@ -242,5 +243,5 @@ def from_timm(model: nn.Module) -> Inputs | None:
 
 
 def _is_stem(convolution: nn.Conv2d, channels: int) -> bool:
-    """Whether a model's first convolution takes the image: some, such as space-to-depth stems, fold it before."""
+    """Whether a model's first convolution takes the image: some, such as space-to-depth stems, fold it first."""
     return convolution.groups == 1 and convolution.in_channels % channels != 0

@@ -1,4 +1,4 @@
-"""Puts back what was written down of Python objects, into those that are there."""
+"""Restores recorded Python objects into the existing ones."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from .object_parts import (
 )
 from .object_record import Node, Record, array_of_text
 
-# In place of what was not written down and is not there to be kept.
+# A value that was neither recorded nor exists already.
 _MISSING: Any = object()
 
 
 class Reader:
-    """Puts what a record holds back.
+    """Restores the contents of a record.
 
     Args:
-        record: what `Writer` wrote.
-        named: what the writer's names stand for here.
-        device: where tensors go that were not on the host.
+        record: what a `Writer` wrote.
+        named: the objects here that have the writer's names.
+        device: the device for tensors that were not on the host.
     """
 
     def __init__(self, record: Record, named: Mapping[str, Any], device: torch.device) -> None:
@@ -51,7 +51,7 @@ class Reader:
         self._taken: set[int] = set()
 
     def read(self, name: str, current: Any = _MISSING) -> Any:
-        """The value of that name, in `current` itself where it can be."""
+        """The value of that name, restored into `current` itself if possible."""
         made = self._value(self._record.values[name], current)
         return None if made is _MISSING else made
 
@@ -65,7 +65,7 @@ class Reader:
         kind, *rest = node
         if kind == "@":
             if rest[0] not in self._named:
-                raise CheckpointError(f"the checkpoint speaks of {rest[0]}, which this task's model does not have")
+                raise CheckpointError(f"the checkpoint has {rest[0]}, which this task's model lacks")
             return self._named[rest[0]]
         if kind == "#":
             return self._done[rest[0]] if rest[0] in self._done else self._object(rest[0], current)
@@ -100,7 +100,7 @@ class Reader:
         node = self._record.objects[number]
         if self._record.originals:
             current = self._record.originals[number]
-        if id(current) in self._taken:  # it stands for another object of the record already
+        if id(current) in self._taken:  # it is already used for another object of the record
             current = _MISSING
         made = self._filled(number, node, current)
         self._note(number, made)
@@ -111,7 +111,7 @@ class Reader:
         self._taken.add(id(made))
 
     def _filled(self, number: int, node: Node, current: Any) -> Any:
-        if node is None:  # of a value that led to too many objects
+        if node is None:  # part of a value that led to too many objects
             return current
         kind, *rest = node
         if kind == "opaque":
@@ -136,7 +136,7 @@ class Reader:
             return self._numpy_generator(current, self._item(rest[0]))
         if kind == "closure":
             if not _is_closure(current, *rest[:2]):
-                if len(rest) == 2:  # a checkpoint of before says no more than the name
+                if len(rest) == 2:  # an older checkpoint has only the name
                     return current
                 made = _new_closure(rest[0], len(rest[1]), *rest[2])
                 if made is None:
@@ -179,16 +179,16 @@ class Reader:
         held, old_attributes = {name for name, _ in state}, dict(attributes(made))
         left_out = OF_EVERY_MODULE if isinstance(made, nn.Module) else frozenset()
         for name, value in state:
-            found = self._value(value, old_attributes.get(name, _MISSING))
-            if found is not _MISSING:
-                set_attribute(made, name, found)
+            restored = self._value(value, old_attributes.get(name, _MISSING))
+            if restored is not _MISSING:
+                set_attribute(made, name, restored)
         for name in old_attributes.keys() - held - left_out:
             delete_attribute(made, name)
         return made
 
     def _tensor(self, current: Any, kind: str, requires_grad: bool, place: str, number: int) -> Any:
         values = self._record.tensors[number]
-        own = bool(self._record.originals)  # then it is the very tensor that was written
+        own = bool(self._record.originals)  # then it is the recorded tensor itself
         fits = type(current).__name__ == kind and (own or current.is_leaf) and not current.is_inference()
         if fits and (current.shape, current.dtype, current.layout) == (values.shape, values.dtype, values.layout):
             current.detach().copy_(values)
@@ -213,14 +213,14 @@ class Reader:
 
 
 def _class(module: str, name: str) -> Any:
-    found = found_at(module, name)
-    if found is None:
+    kind = found_at(module, name)
+    if kind is None:
         raise CheckpointError(f"the checkpoint holds a {name} of {module}, which is not there")
-    return found
+    return kind
 
 
 def _empty(made_of: type, rest: list[Any], reader: Reader) -> Any:
-    """A new object of a class, without a call of its own code."""
+    """A new object of a class, made without calling its code."""
     if issubclass(made_of, deque | defaultdict):
         own = container_of(made_of)
         made = own.__new__(made_of)
@@ -243,16 +243,16 @@ def _fill(cell: Any, content: Any) -> None:
 
 
 def _is_closure(value: Any, name: str, cells: list[Node]) -> bool:
-    """Whether a function is of the same code as one that was written down."""
+    """Whether a function has the same code as a recorded one."""
     same = isinstance(value, types.FunctionType) and value.__qualname__ == name
     return same and len(value.__closure__ or ()) == len(cells)
 
 
 def _new_closure(name: str, cells: int, module: str, code_name: str, line: int) -> types.FunctionType | None:
-    """A function of code that a module holds, with empty cells; None where not exactly one is found."""
+    """A function with code from a module, with empty cells; None unless exactly one is found."""
     home = sys.modules.get(module)
     waiting: list[Any] = list(vars(home).values()) if home is not None else []
-    seen, found = set[int](), list[types.CodeType]()
+    seen, codes = set[int](), list[types.CodeType]()
     while waiting:
         value = waiting.pop()
         if id(value) in seen:
@@ -261,13 +261,13 @@ def _new_closure(name: str, cells: int, module: str, code_name: str, line: int) 
         if isinstance(value, types.CodeType):
             waiting += value.co_consts
             if (value.co_name, value.co_firstlineno, len(value.co_freevars)) == (code_name, line, cells):
-                found.append(value)
+                codes.append(value)
         elif isinstance(value, types.FunctionType) and value.__globals__.get("__name__") == module:
             waiting += [value.__code__, *(cell_content(cell) for cell in value.__closure__ or ())]
         elif isinstance(value, type) and value.__module__ == module:
             waiting += vars(value).values()
-    if len(found) != 1:
+    if len(codes) != 1:
         return None
-    made = types.FunctionType(found[0], vars(home), closure=tuple(types.CellType() for _ in range(cells)))
+    made = types.FunctionType(codes[0], vars(home), closure=tuple(types.CellType() for _ in range(cells)))
     made.__qualname__ = name
     return made

@@ -1,13 +1,13 @@
-"""What Python objects hold, as plain data.
+"""The contents of Python objects, as plain data.
 
-A step of training may change anything: a counter, a list, a second optimizer, a teacher that no module registers. It is
-written as text (JSON) and a list of tensors (`object_writer`), so that reading it runs no code, and with who shares
-what: an optimizer in one attribute goes on with the parameters in another. Putting it back (`object_reader`) goes into
-the objects that are there, as far as they are of the same kind, since others may hold them too; what is not there is
-made without a call of its `__init__`.
+A training step may change anything: a counter, a list, a second optimizer, a teacher that no module registers. It is
+written as text (JSON) and a list of tensors (`object_writer`), so that reading it runs no code. Shared objects stay
+shared: an optimizer in one attribute continues with the parameters in another. Restoring (`object_reader`) changes the
+existing objects if they are of the same kind, since others may hold them too. Missing objects are made without calling
+`__init__`.
 
-Some objects cannot be written down: open files, generators, what a library keeps in C. They stay as they are, and
-whoever asks is told.
+Some objects cannot be recorded: open files, generators, the C state of a library. They stay as they are, and the record
+lists them.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Node = Any  # a plain value, or a list that begins with its kind
 
 @dataclass(slots=True)
 class Record:
-    """Values written down.
+    """Recorded values.
 
     Attributes:
-        values: a node for each.
-        objects: of what has an identity, which nodes refer to by number.
-        tensors: that objects refer to by number.
-        opaque: of what could not be written: type, identity and what is known of it.
-        originals: the objects themselves, where they are to be put back into those.
+        values: one node for each.
+        objects: those with an identity, which nodes refer to by number.
+        tensors: those that objects refer to by number.
+        opaque: what could not be recorded: type, identity and what is known of it.
+        originals: the objects themselves, if they will be restored.
     """
 
     values: dict[str, Node] = field(default_factory=dict)
@@ -43,12 +43,12 @@ class Record:
     originals: list[Any] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
-        """For a checkpoint: a text and tensors."""
+        """The record for a checkpoint: a text and tensors."""
         return {"text": json.dumps([self.values, self.objects]), "tensors": self.tensors}
 
     @classmethod
     def of_plain(cls, plain: Mapping[str, Any]) -> Record:
-        """What `plain` made."""
+        """The record that `plain` converted."""
         values, objects = json.loads(plain["text"])
         return cls(values=values, objects=objects, tensors=list(plain["tensors"]))
 

@@ -1,4 +1,4 @@
-"""Writes down what Python objects hold, as far as it can be."""
+"""Records the contents of Python objects, as far as possible."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from .object_parts import (
 from .object_record import Node, Record, array_as_text
 
 _PLAIN = frozenset({type(None), bool, int, float, str})
-# Assumed: a data set of Python objects that a module holds is above the first, a network of modules below the second.
+# Assumed: a data set of Python objects in a module exceeds the first, and a network of modules stays below the second.
 _MOST_OBJECTS, _DEEPEST = 100_000, 150
 TOO_MANY = f"more than {_MOST_OBJECTS:,} Python objects, or to one {_DEEPEST} levels down"
-# Python's own classes are opaque but for those below: a logger leads to all of logging.
+# Python's own classes are opaque, except those below: a logger leads to all of logging.
 _STANDARD = frozenset(sys.stdlib_module_names) - {"__main__"}
-_HEAP_TYPE = 1 << 9  # of `type.__flags__`: made by a class statement, not written in C
+_HEAP_TYPE = 1 << 9  # in `type.__flags__`: made by a class statement, not in C
 
 
 class Writer:
@@ -61,8 +61,8 @@ class Writer:
         self._numbers: dict[int, int] = dict(before._numbers) if before else {}
         self.record.objects += [None] * (max(self._numbers.values(), default=-1) + 1)
         self._written: set[int] = set()
-        self._most = _MOST_OBJECTS  # that may be written by now
-        self._alive: list[Any] = []  # while this writes, no other object gets the identity of one that was seen
+        self._most = _MOST_OBJECTS  # the number of objects after which writing stops
+        self._alive: list[Any] = []  # kept alive, so that no other object gets the identity of one that was seen
 
     def write(self, name: str, value: Any) -> None:
         """Add a value under its name.
@@ -70,11 +70,11 @@ class Writer:
         Raises:
             TooLarge: it leads to too many objects.
         """
-        # Of each value by itself: a large one leaves the room of those after it.
+        # Each value has its own limit: a large one does not reduce that of the next.
         self._most = len(self._written) + _MOST_OBJECTS
         try:
             self.record.values[name] = self._node(value, 0)
-        except TooLarge:  # those that were begun are as if nobody had seen them: others may lead to them too
+        except TooLarge:  # forget the objects that were begun: other values may lead to them too
             self._written = {number for number in self._written if self.record.objects[number] is not None}
             raise
 
@@ -120,7 +120,7 @@ class Writer:
 
     def _items(self, values: Iterable[Any], depth: int) -> list[Node]:
         items = list(values)
-        # Of numbers and texts there may be very many, and each is its own node.
+        # There may be very many numbers and texts, and each is its own node.
         return items if set(map(type, items)) <= _PLAIN else [self._node(item, depth) for item in items]
 
     def _leave(self, value: Any) -> Node:
@@ -128,7 +128,7 @@ class Writer:
         return ["opaque"]
 
     def _object(self, value: Any, depth: int) -> Node:
-        """Of what has an identity: the node that stands for it in the table."""
+        """The node for an object with an identity."""
         kind = type(value)
         if isinstance(value, Tensor):
             return self._tensor(value)
@@ -162,7 +162,7 @@ class Writer:
             return ["python generator", json.dumps(value.getstate())]
         if isinstance(value, np.random.Generator | np.random.RandomState):
             bits = value.bit_generator if isinstance(value, np.random.Generator) else value._bit_generator
-            # RandomState's own state holds a second normal number too.
+            # RandomState's own state also holds a second normal number.
             whole = bits.state if isinstance(value, np.random.Generator) else value.get_state(legacy=False)
             return ["numpy generator", self._node(dict(whole), depth)]
         if isinstance(value, types.FunctionType):
@@ -184,7 +184,7 @@ class Writer:
 
     def _tensor(self, value: Tensor) -> Node:
         if type(value) not in (Tensor, nn.Parameter, nn.Buffer) or value.device.type == "meta":
-            return self._leave(value)  # what a subclass holds is its own affair
+            return self._leave(value)  # a subclass may hold anything
         if value.layout is torch.strided and (value.nbytes > self._largest or not _has_its_memory(value)):
             return self._leave(value)
         form = [type(value).__name__, value.requires_grad, value.device.type]
@@ -197,19 +197,19 @@ class Writer:
         if self._tensors == "copy":
             detached = detached.to("cpu", copy=True)
         elif detached.layout is torch.strided and detached.untyped_storage().nbytes() > 2 * detached.nbytes:
-            detached = detached.clone()  # a view of much more, which would be written too
+            detached = detached.clone()  # a view of a much larger storage, which would be written too
         self.record.tensors.append(detached)
         return len(self.record.tensors) - 1
 
     def finish(self) -> Record:
-        """All that was written; with the objects themselves where it was copied to be put back."""
+        """The record of all values, with the objects themselves if it was copied to be restored."""
         if self._tensors == "copy":
             self.record.originals = self._alive
         return self.record
 
 
 def _is_python_object(value: Any) -> bool:
-    """Whether all that an object holds is in its attributes."""
+    """Whether an object's attributes are all that it holds."""
     kind = type(value)
     top = (kind.__module__ or "").partition(".")[0]
     if top in _STANDARD or isinstance(value, types.ModuleType) or not kind.__flags__ & _HEAP_TYPE:
@@ -220,12 +220,12 @@ def _is_python_object(value: Any) -> bool:
 
 
 def is_of_wrapper(kind: type) -> bool:
-    """Whether it is part of what torch puts around a model to share it: groups, buckets, buffers; nobody's state."""
+    """Whether torch puts it around a model to share that: groups, buckets, buffers. They hold no state."""
     return (kind.__module__ or "").startswith(("torch.distributed", "torch.nn.parallel"))
 
 
 def _progress(value: Any) -> object:
-    """How far an object has come that can be read once, as far as it says."""
+    """How far an object that can be read once has been read, if it shows that."""
     if isinstance(value, types.GeneratorType):
         frame = value.gi_frame
         plain = [] if frame is None else [held for held in frame.f_locals.values() if type(held) in _PLAIN]
@@ -238,7 +238,7 @@ def _progress(value: Any) -> object:
 
 
 def _has_its_memory(tensor: Tensor) -> bool:
-    """Whether a strided tensor may be read: FSDP frees the storage of those nobody uses, and leaves their shapes."""
+    """Whether a strided tensor may be read: FSDP frees the storage of unused tensors, and leaves their shapes."""
     if tensor.numel() == 0:
         return True
     last = tensor.storage_offset() + sum(

@@ -1,4 +1,4 @@
-"""Where training may keep something that no `state_dict` holds: attributes of modules, globals, closures, classes."""
+"""Where training may keep state that no `state_dict` has: attributes of modules, globals, closures, classes."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Place:
     """A name in a namespace: a dictionary, an object, or a class.
 
     Attributes:
-        told: what a person calls it.
-        holder: the namespace; None for a value that stays where it is, whose insides may change.
+        description: the place in words.
+        holder: the namespace; None for a value that stays in its place, but may change inside.
         key: the name, or that value.
     """
 
-    told: str
+    description: str
     holder: Any
     key: Any
 
     def get(self) -> Any:
-        """What is there, or `ABSENT`."""
+        """The value there, or `ABSENT`."""
         if self.holder is None:
             return self.key
         if isinstance(self.holder, dict):
@@ -45,7 +45,7 @@ class Place:
         return dict(attributes(self.holder)).get(self.key, ABSENT)
 
     def put(self, value: Any) -> None:
-        """Have it hold `value`, or nothing where that is `ABSENT`."""
+        """Set the value, or delete it if `value` is `ABSENT`."""
         if self.holder is None or value is self.get():
             return
         if isinstance(self.holder, dict):
@@ -65,25 +65,25 @@ class Place:
 
 
 def names_of_model(model: nn.Module) -> dict[str, Any]:
-    """Modules, parameters and buffers of a model by their names; one that has several by the first."""
-    found: dict[str, Any] = {}
+    """Modules, parameters and buffers of a model by name. One with several names has the first."""
+    names: dict[str, Any] = {}
     for name, module in model.named_modules():
-        found[f"module {name}"] = module
+        names[f"module {name}"] = module
     for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in tensors:
-            found[f"{kind} {name}"] = tensor
-    return found
+            names[f"{kind} {name}"] = tensor
+    return names
 
 
 def places_of_model(model: nn.Module) -> Iterator[tuple[str, Place]]:
-    """The plain attributes of all of its modules."""
+    """The plain attributes of all modules of a model."""
     for path, module in model.named_modules():
         if is_of_wrapper(type(module)):
             continue
         for name in list(module.__dict__):
             if name not in OF_EVERY_MODULE and name not in ("_parameters", "_buffers", "_modules", "training"):
-                told = f"`{type(module).__name__}.{name}`{f' of {path}' if path else ''}"
-                yield f"module {path}.{name}", Place(told, module.__dict__, name)
+                description = f"`{type(module).__name__}.{name}`{f' of {path}' if path else ''}"
+                yield f"module {path}.{name}", Place(description, module.__dict__, name)
 
 
 def places_of_object(name: str, value: Any) -> Iterator[tuple[str, Place]]:
@@ -95,12 +95,12 @@ def places_of_object(name: str, value: Any) -> Iterator[tuple[str, Place]]:
 def places_of_functions(
     functions: Iterable[tuple[str, Callable[..., Any] | None]], classes: Iterable[type], root: Path | None
 ) -> Iterator[tuple[str, Place]]:
-    """What functions of the user's keep outside of themselves: in globals that they name, closures, objects, classes.
+    """What the user's functions keep outside of themselves: in globals that they use, closures, objects, classes.
 
     Args:
-        functions: of the task, with their names.
-        classes: of the model's modules, which are looked at as well.
-        root: folder of the task file.
+        functions: those of the task, with their names.
+        classes: those of the model's modules, which are visited too.
+        root: the folder of the task file.
     """
     seen: set[int] = set()
     waiting: list[Any] = []
@@ -127,11 +127,11 @@ def places_of_functions(
 
 
 def classes_made_by(function: Callable[..., Any], root: Path | None) -> set[type]:
-    """The user's own classes that a function makes something of, as far as its code and what it calls name them."""
+    """The user's own classes that a function instantiates, as far as its code and that of its callees names them."""
     module = getattr(function, "module", None)
     if isinstance(module, nn.Module):
         return {type(inner) for inner in module.modules()}
-    found, seen, waiting = set[type](), set[int](), [function]
+    classes, seen, waiting = set[type](), set[int](), [function]
     while waiting:
         value: Any = waiting.pop()
         value = value.func if isinstance(value, functools.partial) else _function_of(value) or value
@@ -139,13 +139,13 @@ def classes_made_by(function: Callable[..., Any], root: Path | None) -> set[type
             continue
         seen.add(id(value))
         if isinstance(value, type):
-            found.add(value)
+            classes.add(value)
             waiting += [one for one in map(_function_of, vars(value).values()) if one is not None]
         elif isinstance(value, types.FunctionType) and _users(value.__code__.co_filename, root):
             named = [value.__globals__.get(name) for name in _names(value.__code__)[0]]
             waiting += [one for one in named if isinstance(one, type | types.FunctionType | functools.partial)]
             waiting += [cell for cell in map(cell_content, value.__closure__ or ()) if callable(cell)]
-    return found
+    return classes
 
 
 def _of_class(value: type, root: Path | None, waiting: list[Any]) -> Iterator[tuple[str, Place]]:
@@ -156,8 +156,8 @@ def _of_class(value: type, root: Path | None, waiting: list[Any]) -> Iterator[tu
         waiting += methods
         for name, held in list(vars(kind).items()):
             if not name.startswith("__") and _is_state(held) and not hasattr(type(held), "__get__"):
-                told = f"`{kind.__name__}.{name}` of the class"
-                yield f"class {kind.__module__}.{kind.__qualname__}.{name}", Place(told, kind, name)
+                description = f"`{kind.__name__}.{name}` of the class"
+                yield f"class {kind.__module__}.{kind.__qualname__}.{name}", Place(description, kind, name)
 
 
 def _function_of(value: Any) -> types.FunctionType | None:
@@ -167,7 +167,7 @@ def _function_of(value: Any) -> types.FunctionType | None:
 
 def _of_function(value: types.FunctionType, root: Path | None, waiting: list[Any]) -> Iterator[tuple[str, Place]]:
     if not _users(value.__code__.co_filename, root):
-        inner = getattr(value, "__wrapped__", None)  # a library's decorator around the user's function
+        inner = getattr(value, "__wrapped__", None)  # the user's function inside a library's decorator
         waiting += [inner] if inner is not None else []
         return
     waiting += [cell for cell in map(cell_content, value.__closure__ or ()) if callable(cell)]
@@ -178,11 +178,11 @@ def _of_function(value: types.FunctionType, root: Path | None, waiting: list[Any
         if isinstance(held, types.ModuleType):
             if not _users(getattr(held, "__file__", None) or "<", root):
                 continue
-            for inner in sorted(names & vars(held).keys()):  # `settings.step += 1`, of a file of the user's own
+            for inner in sorted(names & vars(held).keys()):  # `settings.step += 1`, in another file of the user
                 waiting.append(vars(held)[inner])
                 if _is_state(vars(held)[inner]):
-                    told = f"`{name}.{inner}`"
-                    yield f"global {held.__name__}.{inner}", Place(told, vars(held), inner)
+                    description = f"`{name}.{inner}`"
+                    yield f"global {held.__name__}.{inner}", Place(description, vars(held), inner)
             continue
         if held is not ABSENT and callable(held):
             waiting.append(held)
@@ -196,7 +196,7 @@ def _is_state(value: Any) -> bool:
 
 @functools.cache
 def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
-    """The names that code and the functions in it use, and the globals that they assign."""
+    """The names that code and its inner functions use, and the globals that they assign."""
     used = set(code.co_names)
     stored = {one.argval for one in dis.get_instructions(code) if one.opname in ("STORE_GLOBAL", "DELETE_GLOBAL")}
     for inner in code.co_consts:

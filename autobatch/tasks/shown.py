@@ -1,4 +1,4 @@
-"""A value of the user's in a message, and the question what kind it is, without running any code of the value's own.
+"""A user's value in a message, and the check of its type, without running any code of the value.
 
 A task file may hold anything: arrays whose `==` is an array, tables that are computed when they are printed, proxies
 that open a file when they are looked at.
@@ -11,20 +11,20 @@ from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
-_LONGEST = 60  # characters of a value in a message. Assumed: enough to know it by.
-_ENTRIES = 6  # of a container. Assumed: a baseline has three, and six fill the 60 characters.
-_DEEPEST = 2  # containers in containers. Assumed.
-# Whole numbers of more bits are told by their length: Python refuses to write out those of more than 4,300 digits.
+_LONGEST = 60  # characters of a value in a message. Assumed: enough to recognise it.
+_ENTRIES = 6  # entries of a container. Assumed: a baseline has three, and six fill the 60 characters.
+_DEEPEST = 2  # levels of nested containers. Assumed.
+# Larger whole numbers are described by their number of bits: Python refuses to write those of more than 4,300 digits.
 _BITS = 128
 
 
 def is_a(value: object, kinds: type | tuple[type, ...]) -> bool:
-    """As `isinstance`, which would ask a proxy for the `__class__` of what it stands for."""
+    """Like `isinstance`, which would ask a proxy for the `__class__` of its target."""
     return issubclass(type(value), kinds)
 
 
 def shown(value: object) -> str:
-    """What `value` is, in a few words: text, numbers and containers of them as Python writes them, others by type."""
+    """`value` in a few words: texts, numbers and containers of them like Python, others by type."""
     text = _written(value, _DEEPEST)
     if text is None:
         return _named(value)
@@ -32,7 +32,7 @@ def shown(value: object) -> str:
 
 
 def _named(value: object) -> str:
-    """What is not written out, by what it is called."""
+    """A description of a value that is not written out."""
     if is_a(value, type):
         return f"the class {type.__dict__['__name__'].__get__(value)}"
     if type(value) in (FunctionType, BuiltinFunctionType):
@@ -42,7 +42,7 @@ def _named(value: object) -> str:
 
 
 def _written(value: Any, depth: int) -> str | None:
-    """As Python writes it, but not for long; None of what would run code of its own."""
+    """The value as Python writes it, shortened; None if that would run its own code."""
     kind = type(value)
     if value is None or kind in (bool, float, complex):
         return repr(value)
@@ -52,7 +52,7 @@ def _written(value: Any, depth: int) -> str | None:
         return repr(value[: _LONGEST + 1])
     if kind in (list, tuple, set, frozenset, dict):
         return _container(value, depth)
-    # Paths, torch's types and NumPy's numbers are short, and written by nobody else's code.
+    # Paths, torch's types and NumPy's numbers are short, and written by known code.
     known = (kind.__module__, kind.__name__)
     if is_a(value, PurePath) and known[0].startswith("pathlib"):
         return repr(value)

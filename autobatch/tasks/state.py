@@ -1,4 +1,4 @@
-"""Borrow a live model and give it back exactly as it was, also when the step in between raises."""
+"""Borrow a live model and give it back exactly as it was, also if the step in between raises."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .places import ABSENT, names_of_model, places_of_model
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of every random generator a training step may use: Python, NumPy, torch on each device.
+    """The state of every random generator that a training step may use: Python, NumPy, torch on each device.
 
-    Plain containers, numbers and tensors only, so that a checkpoint of it loads with `weights_only=True`.
+    It has only plain containers, numbers and tensors, so that a checkpoint of it loads with `weights_only=True`.
     """
     version, internal, gauss = random.getstate()
     numbers = np.random.get_state(legacy=False)
@@ -38,11 +38,11 @@ def rng_state() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
     }
     on_devices = {name: backend.rng_state() for name, backend in NAMED.items()}
-    return state | {name: found for name, found in on_devices.items() if found is not None}
+    return state | {name: of_kind for name, of_kind in on_devices.items() if of_kind is not None}
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put the generators where `rng_state` found them."""
+    """Restore the generators to a state from `rng_state`."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     numbers = dict(state["numpy"])
@@ -56,7 +56,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def preserve_generators() -> Iterator[None]:
-    """Put the random generators of Python, NumPy and torch back afterwards, whatever happens in between."""
+    """Restore the random generators of Python, NumPy and torch afterwards, also after an error."""
     state = rng_state()
     try:
         yield
@@ -66,7 +66,7 @@ def preserve_generators() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """A tensor of the model: the very object, the storage it had, and a copy of the values on the host."""
+    """A tensor of the model: the object itself, the storage it had, and a copy of its values on the host."""
 
     tensor: torch.Tensor
     data: torch.Tensor
@@ -75,8 +75,8 @@ class _Kept:
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> _Kept:
-        # `.to(device)` and the optimizer write through `.data`: the old storage stays untouched in the first case and
-        # is written over in the second, so both it and its values are kept.
+        # `.to(device)` and the optimizer write through `.data`. The first leaves the old storage untouched and the
+        # second overwrites it, so both the storage and its values are kept.
         return cls(tensor, tensor.data, tensor.detach().to("cpu", copy=True), tensor.requires_grad)
 
     def restore(self) -> None:
@@ -86,7 +86,7 @@ class _Kept:
 
 
 class _Attributes:
-    """The plain attributes of all modules of a model, written down."""
+    """The plain attributes of all modules of a model, recorded."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model, self._named = model, names_of_model(model)
@@ -111,11 +111,11 @@ class _Attributes:
 
 @contextmanager
 def preserve(model: nn.Module) -> Iterator[nn.Module]:
-    """The model, to do anything with; afterwards it is as it was.
+    """The model, to do anything with. Afterwards it is as it was.
 
-    Put back: parameters and buffers (the same objects, values and device), their gradients, `requires_grad`, the
-    train or eval mode of every module, its plain attributes (the same objects, and what they hold), and the random
-    generators of Python, NumPy and torch. Not put back: hooks that the step installs, and what cannot be written down
+    Restored are parameters and buffers (the same objects, values and device), their gradients, `requires_grad`, the
+    train or eval mode of every module, its plain attributes (the same objects and their contents), and the random
+    generators of Python, NumPy and torch. Not restored are hooks that the step installs, and what cannot be recorded
     (see `object_record`).
     """
     modes = [(module, module.training) for module in model.modules()]
@@ -132,7 +132,7 @@ def preserve(model: nn.Module) -> Iterator[nn.Module]:
             yield model
     finally:
         for tensor in tensors.values():
-            tensor.grad = None  # before the data moves back: a gradient must live where its tensor lives
+            tensor.grad = None  # before the data moves back: a gradient must be on its tensor's device
         for entry in (*kept, *kept_gradients):
             entry.restore()
         for tensor, gradient in gradients:

@@ -1,7 +1,8 @@
-"""Everything that is the user's: `Task`, its defaults, and `load_task`, which makes one from a file.
+"""The user's part: `Task`, its defaults, and `load_task`, which makes one from a file.
 
-A `Task` holds functions and settings, never a model or data: those are made by calling them, in the process that needs
-them. What can be known without calling anything is checked here; `check.py` calls the functions and checks the rest.
+A `Task` holds functions and settings, never a model or data: these are made by calling the functions, in the process
+that needs them. What can be checked without calling anything is checked here; `worker/check.py` calls the functions and
+checks the rest.
 """
 
 from __future__ import annotations
@@ -29,60 +30,61 @@ from .task_file import blame as blame
 from .task_file import existing_file, gather, run_file
 from .task_rules import FILE_NAMES, REQUIRED, missing, misspellings, value_problems
 
-# Assumed: the batch size most tutorials use and the rate AdamW is documented with. It stands in for a baseline that the
-# task does not declare, and is called "default" wherever it is shown.
+# Assumed: the batch size of most tutorials and the learning rate in AdamW's documentation. They take the place of a
+# baseline that the task does not declare, and are shown as "default" everywhere.
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_LR = 1e-3
 
-# A task in a file is called after the file, unless it has a name other than this one.
+# A task in a file has the name of the file, unless its name differs from this one.
 DEFAULT_NAME = "task"
 
 
 def adamw(model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """AdamW over all parameters at the rate `lr`, otherwise torch's defaults; for a task that defines no optimizer."""
+    """AdamW over all parameters at the rate `lr`, otherwise with torch's defaults; for a task that defines no
+    optimizer.
+    """
     return torch.optim.AdamW(model.parameters(), lr=lr)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Task:
-    """What is trained, on what data, judged how: the user's half.
+    """What is trained, on which data, and how it is judged: the user's part.
 
     Attributes:
         model: () -> nn.Module, freshly initialised at each call.
-        train_data: () -> Dataset, map-style or iterable. Required unless `train_loader` is given.
+        train_data: () -> Dataset, map-style or iterable. Required unless there is a `train_loader`.
         val_data: () -> Dataset.
         test_data: () -> Dataset, scored once for the winner and the baseline.
         loss: (model, batch) -> scalar mean over the batch.
-        weight: (batch) -> how many things `loss` is a mean over, where those are not samples: tokens, pairs.
+        weight: (batch) -> how many things `loss` is a mean over, if those are not samples: tokens, pairs.
         metric: (model, batch) -> scores of shape (B,), or a mean of shape (), over what `loss` is a mean over.
-        evaluate: (model, loader) -> float; replaces `metric` where a mean of per-sample scores will not do.
+        evaluate: (model, loader) -> float; replaces `metric` if a mean of per-sample scores is not enough.
         direction: "maximize" or "minimize".
         optimizer: (model, lr) -> Optimizer; its parameter groups scale from `lr`.
         scheduler: (optimizer, total_steps) -> an object whose step() is called once per optimizer step.
-        clip_grad_norm: largest norm of the gradient; None for no clipping.
+        clip_grad_norm: the largest norm of the gradient; None for no clipping.
         precision: "fp32", "tf32", "bf16" or "fp16".
-        channels_last: whether images lie in memory with their channels side by side, the model's weights too.
+        channels_last: whether images, and the model's weights, are stored with their channels last.
         compile: whether the model goes through torch.compile.
-        accumulation: False for a loss that couples the samples of a batch, which must not be split then.
-        before_step: (batches) -> batches, handed all micro-batches of an optimizer step before the first is trained on.
-            What it returns, as many, is trained on in their place: so a loss can know what the others hold.
-            `mode="inference"` hands it batches as they come.
-            `mode="inference"` hands the loss batches as they come.
+        accumulation: False for a loss that couples the samples of a batch, which must then not be split.
+        before_step: (batches) -> batches, called with all micro-batches of an optimizer step before the first one is
+            trained on. It returns as many, which replace them. So a loss can know what the other micro-batches hold.
+            With `mode="inference"` it is not called.
         after_step: (model, step) -> None, called after each optimizer step.
-        training_step: (model, batch, scale): forward and backward of one micro-batch, the loss times `scale`.
-            Under autocast, as `precision` says; in fp16 `scale` holds the gradient scaler's factor too.
-        loader: DataLoader arguments, apart from those that autobatch sets.
-        collate: (samples) -> batch, of any structure: a batch has as many samples as were handed to it, whatever the
-            shapes in it say. What holds tensors in another object moves to the device by its `.to(device)`.
+        training_step: (model, batch, scale): forward and backward of one micro-batch, with the loss times `scale`. It
+            runs under autocast if `precision` says so; in fp16, `scale` includes the gradient scaler's factor.
+        loader: DataLoader arguments, except those that autobatch sets.
+        collate: (samples) -> batch, of any structure. A batch has as many samples as were passed, whatever its shapes.
+            An object that holds tensors is moved to the device by its `.to(device)`.
         train_loader: (batch_size, seed) -> an iterable of batches, in place of `train_data`.
-        sample_size: (sample) -> a number that grows with the memory a sample needs, for variable-length data.
-        baseline: what the user trains with today: "batch_size", "lr" and, optionally, "accumulation_steps".
+        sample_size: (sample) -> a number that grows with the memory of a sample, for variable-length data.
+        baseline: the user's present configuration: "batch_size", "lr" and, optionally, "accumulation_steps".
         name: for titles and folders.
-        path: the file that workers reload the task from; None for a task that lives in this process only.
-        remarks: sentences that are told with what the check warns of, from whoever made the task of something else.
+        path: the file from which workers load the task; None for a task that exists in this process only.
+        remarks: sentences to report with the warnings of the check, from code that made the task from something else.
 
     Raises:
-        TaskError: listing every field that cannot be used.
+        TaskError: a list of every field that cannot be used.
     """
 
     model: Callable[[], nn.Module]
@@ -123,7 +125,7 @@ class Task:
             raise gather(f"the task {self.name!r}" if is_a(self.name, str) else "the task", problems)
 
     def baseline_config(self) -> tuple[Config, bool]:
-        """What the user trains with today, and True; or batch 32 at a rate of 1e-3 (assumed), and False."""
+        """The user's baseline, and True; or batch 32 at a rate of 1e-3 (assumed), and False."""
         given = self.baseline or {"batch_size": DEFAULT_BATCH_SIZE, "lr": DEFAULT_LR}
         plan = Plan(
             batch_size=given["batch_size"],
@@ -138,15 +140,15 @@ def load_task(path: str | Path) -> Task:
 
     Or by a LightningModule and its data (lightning/from_file.py).
 
-    The file is run under a module name of its own (see `run_file`), which other processes can import too.
+    The file runs under its own module name (see `run_file`), which other processes can import too.
 
     Raises:
-        TaskError: there is no such file, it cannot be run, or what it defines is no task; lists every problem.
+        TaskError: there is no such file, it cannot be run, or it defines no valid task. The error lists every problem.
     """
     file = existing_file(Path(path))
     refuse_training_in(file)
     module = run_file(file)
-    # What the file holds, read without asking it: a module's own `__getattr__` answers to any name.
+    # The contents of the module, without its `__getattr__`, which may answer to any name.
     if is_a(vars(module).get("task"), Task):
         task: Task = vars(module)["task"]
         name = file.stem if task.name == DEFAULT_NAME else task.name
@@ -171,7 +173,7 @@ def _defined_names(module: ModuleType) -> Iterator[str]:
     for name, value in vars(module).items():
         if name.startswith("_") or not callable(value):
             continue
-        # As it is stored: what a proxy answers is not asked for.
+        # The stored attribute: a proxy's answer does not count.
         whose = value.__module__ if type(value) is FunctionType else getattr_static(value, "__module__", None)
         if is_a(whose, str) and whose == module.__name__:
             yield name

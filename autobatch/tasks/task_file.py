@@ -1,8 +1,8 @@
-"""Run the user's file as a module, and tell its errors in the user's own frames.
+"""Run the user's file as a module, and report its errors in the user's own frames.
 
-A task file is run under a module name that spells out its path. Pickle stores classes and functions by module name, and
-a DataLoader worker that is spawned, not forked, imports that name in a process that never saw the file: it imports
-`autobatch.tasks.task_file` first, which registers a finder that reads the path back from the name.
+A task file runs under a module name that contains its path. Pickle stores classes and functions by module name, and a
+spawned DataLoader worker imports that name in a process that has never run the file: it imports
+`autobatch.tasks.task_file` first, which registers a finder that decodes the path from the name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..errors import AutobatchError, TaskError, without_table
 from .libraries import is_installed
 from .script_hint import command_hint
 
-# Without a `__path__` the import system looks for no module below this one; there is no folder to look in either.
+# Without a `__path__`, the import system would look for no module below this one. There is no folder to look in either.
 __path__: list[str] = []
 
 _PREFIX = f"{__name__}."
@@ -39,8 +39,8 @@ def module_name(path: Path) -> str:
 class _TaskFileLoader(importlib.machinery.SourceFileLoader):
     """Compiles the source at every load.
 
-    Python's cached bytecode is keyed by size and whole seconds, so a file that was edited twice within a second would
-    run as it was before; nor does a user expect a `__pycache__` from a tool that reads their file.
+    Python's cached bytecode is keyed by size and whole seconds, so a file that was edited twice within a second could
+    run in its old version. Also, users do not expect a `__pycache__` from a tool that reads their file.
     """
 
     def get_code(self, fullname: str) -> CodeType:
@@ -55,7 +55,7 @@ class _TaskFileLoader(importlib.machinery.SourceFileLoader):
 
 
 class _TaskFileFinder(MetaPathFinder):
-    """Finds what `module_name` named, in any process that has imported this module."""
+    """Finds the modules named by `module_name`, in any process that has imported this module."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -71,10 +71,10 @@ sys.meta_path.append(_TaskFileFinder())
 
 
 def existing_file(path: Path) -> Path:
-    """Where the task file that the user named is.
+    """The path of the task file that the user named.
 
     Raises:
-        TaskError: there is no such file, or it is no Python file; the message has what is most like it.
+        TaskError: there is no such file, or it is no Python file. The message suggests the most similar one.
     """
     if path.is_dir():
         raise TaskError(f"a task is a Python file; {path} is a folder: pass the file in it, as in {path / 'model.py'}")
@@ -88,13 +88,13 @@ def existing_file(path: Path) -> Path:
 
 
 def run_file(path: Path) -> ModuleType:
-    """The module that the file at `path` defines, run afresh at each call, with its folder on `sys.path`.
+    """The module that the file at `path` defines, run anew at each call, with its folder on `sys.path`.
 
-    Its `__name__` is not `__main__`, so what stands under `if __name__ == "__main__":` does not run. Two task files
-    that import different siblings of the same name do not work in one process: Python keeps one module per name.
+    Its `__name__` is not `__main__`, so code under `if __name__ == "__main__":` does not run. Two task files that
+    import different siblings of the same name do not work in one process: Python keeps one module per name.
 
     Raises:
-        TaskError: the file cannot be compiled, or raises, or exits while it runs.
+        TaskError: the file cannot be compiled, or raises or exits while it runs.
     """
     name = module_name(path)
     sys.modules.pop(name, None)
@@ -102,10 +102,10 @@ def run_file(path: Path) -> ModuleType:
     try:
         return importlib.import_module(name)
     except SyntaxError as error:
-        # A SyntaxError's own lines are the file, the line and a caret; it has no frames in the file that is broken.
+        # A SyntaxError's own lines are the file, the line and a caret. It has no frames in the broken file.
         where = Path(error.filename).name if error.filename else path.name
-        told = "".join(traceback.format_exception_only(error)).rstrip()
-        raise TaskError(f"{where} is not valid Python:\n{told}") from error
+        error_text = "".join(traceback.format_exception_only(error)).rstrip()
+        raise TaskError(f"{where} is not valid Python:\n{error_text}") from error
     except SystemExit as error:
         hint = command_hint(path)
         raise TaskError(
@@ -120,7 +120,7 @@ def run_file(path: Path) -> ModuleType:
 
 
 def is_users(filename: str, root: Path | None) -> bool:
-    """Whether a frame in `filename` is the user's: in their folder, or at least in nobody's library."""
+    """Whether a frame in `filename` is the user's: in their folder, or at least not in a library."""
     if filename.startswith("<"):
         return not filename.startswith(("<frozen", "<eval_with_key>", "<__array_function__"))
     file = Path(filename).resolve()
@@ -134,31 +134,31 @@ def is_users(filename: str, root: Path | None) -> bool:
 def _exception_line(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return (
-            f"it called sys.exit({error.code!r}), itself or through argparse: a function of a task returns, or raises "
-            'an error; what reads a command line belongs under `if __name__ == "__main__":`'
+            f"it called sys.exit({error.code!r}), itself or through argparse: a function of a task must return, or "
+            'raise an error; what reads a command line belongs under `if __name__ == "__main__":`'
         )
     return without_table("".join(traceback.format_exception_only(error)).rstrip())
 
 
 def user_frames(error: BaseException, root: Path | None) -> str:
-    """The frames of `error` in the user's code, innermost last, as Python prints them; empty where there are none."""
+    """The frames of `error` in the user's code, innermost last, as Python prints them; empty if there are none."""
     frames = traceback.extract_tb(error.__traceback__)
     return "".join(traceback.format_list([frame for frame in frames if is_users(frame.filename, root)])).rstrip()
 
 
 def line_of(function: object) -> str:
-    """` (file.py, line 12)`, where a function or method is written; empty of one that is not written in Python."""
+    """` (file.py, line 12)`, the place of a function or method; empty if it is not written in Python."""
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     return f" ({Path(code.co_filename).name}, line {code.co_firstlineno})" if isinstance(code, CodeType) else ""
 
 
 def blame(what: str, error: BaseException, path: Path | None) -> TaskError:
-    """The error to raise when the user's code failed: what failed, of which file, why, and their frames.
+    """The error to raise when the user's code failed: what failed, in which file, why, and their frames.
 
     Args:
         what: the part of the task, such as "model()".
-        error: what it raised. Where autobatch raised it on purpose, its message is enough and no frames follow.
-        path: of the task file; None for a task made in code.
+        error: what it raised. If autobatch raised it on purpose, its message is enough, and no frames follow.
+        path: the task file; None for a task made in code.
     """
     whose = f"{what} of {path.name}" if path else what
     if isinstance(error, AutobatchError):
@@ -169,7 +169,7 @@ def blame(what: str, error: BaseException, path: Path | None) -> TaskError:
 
 
 def gather(where: str, problems: Iterable[str]) -> TaskError:
-    """One error that lists all `problems` of `where`, numbered when there are several."""
+    """One error that lists all `problems` of `where`, numbered if there are several."""
     listed = list(problems)
     if len(listed) == 1:
         return TaskError(f"{where}: {listed[0]}")

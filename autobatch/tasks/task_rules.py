@@ -1,7 +1,7 @@
-"""What a task may say, and what is wrong with what it says, as far as that can be known without calling anything.
+"""What a task may contain, and what is wrong with it, as far as that can be checked without calling anything.
 
-Problems are sentences, never exceptions, so that whoever reads a task can list all of them at once. A value is asked
-for its type and, where that is the right one, for what it is; it is never compared or printed otherwise (shown.py).
+Problems are sentences, never exceptions, so that all of them can be listed at once. A value is checked for its type
+and, if that is right, for its value. It is never compared or printed in another way (see shown.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from ..core.plan import LEAST_LR, MOST_LR, MOST_SAMPLES, Direction, Precision
 from .shown import is_a, shown
 
-# Positional parameters each function is called with.
+# The positional parameters with which each function is called.
 PARAMETERS: dict[str, tuple[str, ...]] = {
     "model": (),
     "train_data": (),
@@ -42,7 +42,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 }
 REQUIRED = ("model", "train_data", "val_data")
 
-# What other tools call the same things, and too far from our names for a similarity to find them.
+# The names of the same things in other tools that are too different from ours to be found by similarity.
 _OTHER_NAMES = {
     "validation_data": "val_data",
     "valid_data": "val_data",
@@ -54,13 +54,13 @@ _OTHER_NAMES = {
     "lr_scheduler": "scheduler",
 }
 
-# DataLoader arguments that autobatch sets itself, and what to write in their place.
+# DataLoader arguments that autobatch sets itself, and what to write instead.
 _OWNED_LOADER_ARGUMENTS = {
     "dataset": "return it from train_data() and val_data()",
     "batch_size": "it is what autobatch searches; put today's value into `baseline`",
     "shuffle": "training data is shuffled by the trial's seed",
-    "sampler": "write train_loader(batch_size, seed) for a sampler of your own",
-    "batch_sampler": "write train_loader(batch_size, seed) for a sampler of your own",
+    "sampler": "write train_loader(batch_size, seed) for your own sampler",
+    "batch_sampler": "write train_loader(batch_size, seed) for your own sampler",
     "generator": "the order of the data is a function of the trial's seed",
     "drop_last": "every training batch is whole, every validation sample is scored",
     "collate_fn": "define collate(samples)",
@@ -79,9 +79,9 @@ _SETTINGS = (
     "path",
     "remarks",
 )
-# `path` is where a file lies, and `remarks` are of who made a task of something else: a file says neither of itself.
+# A file may not set `path`, which is its own place, and `remarks`, which come from code that makes a task.
 FILE_NAMES = frozenset({*PARAMETERS, *_SETTINGS} - {"path", "remarks"})
-# None leaves these out; a required one that is None is missing, and told so apart.
+# Fields that may be None. A required one that is None is missing, and is reported as such.
 _MAY_BE_NONE = frozenset({*PARAMETERS, "clip_grad_norm", "baseline", "path"} - {"loss", "metric", "optimizer"})
 
 
@@ -90,18 +90,18 @@ def missing(values: Mapping[str, Any], defined: Iterable[str]) -> list[str]:
     absent = [name for name in required if values.get(name) is None]
     if not absent:
         return []
-    found = ", ".join(defined)
-    return [f"it must define {', '.join(absent)}; it defines {found or 'no functions'}"]
+    names = ", ".join(defined)
+    return [f"it must define {', '.join(absent)}; it defines {names or 'no functions'}"]
 
 
 def misspellings(module: ModuleType, values: Mapping[str, Any]) -> list[str]:
-    """A sentence for each name that is nearly one of ours, stands for the same kind of thing, and would be ignored."""
+    """A sentence for each name that is nearly one of ours, has the same kind of value, and would be ignored."""
     problems = []
     unset = FILE_NAMES - set(values)
     for name, value in vars(module).items():
         if name.startswith("_") or name in FILE_NAMES or value is None:
             continue
-        # The name comes first: a value is looked at where its name asks for it, and by no other name.
+        # The name comes first: a value is only looked at if its name suggests it.
         meant = next((known for known in _close_names(name, unset) if _stands_for(module, value, known)), None)
         if meant is not None:
             problems.append(
@@ -111,8 +111,8 @@ def misspellings(module: ModuleType, values: Mapping[str, Any]) -> list[str]:
 
 
 def _close_names(name: str, known: frozenset[str]) -> list[str]:
-    """Those of `known` that `name` may stand for, the likeliest first."""
-    # Assumed: 0.8 takes "optimiser" (0.89) and "test_dataset" (0.86), and leaves "make_model" (0.67) alone.
+    """The names in `known` that `name` may stand for, the most likely first."""
+    # Assumed: 0.8 accepts "optimiser" (0.89) and "test_dataset" (0.86), and ignores "make_model" (0.67).
     close = difflib.get_close_matches(name.lower(), known, n=len(known) or 1, cutoff=0.8)
     other = _OTHER_NAMES.get(name)
     return [other, *close] if other in known else close
@@ -160,29 +160,29 @@ def _function_problem(name: str, value: Any) -> str | None:
         return f"{name} must be a function {call}; found {shown(value)}"
     try:
         signature = inspect.signature(value)
-    except Exception:  # noqa: BLE001  # those written in C have none to read, and a proxy may raise anything
+    except Exception:  # noqa: BLE001  # functions in C may have no signature, and a proxy may raise anything
         return None
     try:
         signature.bind(*parameters)
     except TypeError as error:
-        return f"{name} is called as {call}; found {name}{_told(signature)}: {error}"
+        return f"{name} is called as {call}; found {name}{_as_written(signature)}: {error}"
     return None
 
 
-def _told(signature: inspect.Signature) -> str:
+def _as_written(signature: inspect.Signature) -> str:
     """A signature with its defaults in a few words each, and without annotations, which are code too."""
     empty = inspect.Parameter.empty
-    told = [
+    parameters = [
         parameter.replace(
             annotation=empty, default=empty if parameter.default is empty else _AsText(shown(parameter.default))
         )
         for parameter in signature.parameters.values()
     ]
-    return str(inspect.Signature(told))
+    return str(inspect.Signature(parameters))
 
 
 class _AsText(str):
-    """Printed as it is, where Python takes the repr."""
+    """Text that is printed as it is where Python uses the repr."""
 
     __slots__ = ()
 
@@ -204,7 +204,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _setting_problem(name: str, value: Any) -> str | None:
-    """What is wrong with the value of a setting; None where nothing is."""
+    """What is wrong with the value of a setting; None if nothing is."""
     if name in {"direction", "precision"}:
         allowed = get_args(Direction if name == "direction" else Precision)
         usable = is_a(value, str) and value in allowed
@@ -225,7 +225,7 @@ def _setting_problem(name: str, value: Any) -> str | None:
     return _loader_problem(value) if name == "loader" else _baseline_problem(value)
 
 
-_LONGEST_WORD = 60  # characters that are compared with the words allowed. Assumed: each of those is shorter.
+_LONGEST_WORD = 60  # characters that are compared with the allowed words. Assumed: each of those is shorter.
 
 
 def _with_hint(rule: str, value: Any, allowed: Iterable[str]) -> str:

@@ -1,9 +1,9 @@
-"""The batch that needs the most memory: made of the largest samples that the data has.
+"""The batch that needs the most memory, made of the largest samples in the data.
 
-An epoch meets them sooner or later, and a batch size that was found on average samples dies there. What makes a sample
-large is the task's to say (`sample_size`); else it is read off the samples: their numbers in all, and the extent of
-every dimension of every part, since a collate that pads makes a batch as long as its longest text *and* as wide as its
-widest image, which may be two samples.
+An epoch meets them sooner or later, and a batch size that was found on average samples fails there. The task can say
+how large a sample is (`sample_size`). Otherwise the samples show it: the total of their numbers, and the extent of
+every dimension of every part. A collate that pads makes a batch as long as its longest text *and* as wide as its widest
+image, which may be two samples.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from .data import Batch, Collated, collate_samples, counting_loader, goes_on, ro
 from .state import preserve_generators
 from .task import Task
 
-# Samples from all over the data, and seconds, that data of one size is looked at. Assumed: lengths that vary at all
-# mostly differ among so many; what is in memory is seen whole in that time.
+# How many samples from all over the data, and for how many seconds, to look at if they all have one size. Assumed: if
+# lengths vary, they mostly differ among this many; data in memory is seen completely in that time.
 _GLANCE, _GLANCE_S = 64, 1.0
-_SCAN_S = 10.0  # assumed: what a look at the rest may take; reading 10,000 images takes longer, and is seldom needed
-# Distinct samples that a probe is made of; the rest of the batch repeats them. Assumed: more tell no more about memory.
+_SCAN_S = 10.0  # assumed: the most seconds for the rest; reading 10,000 images takes longer, and is seldom needed
+# Distinct samples in a probe. The rest of the batch repeats them. Assumed: more of them say no more about memory.
 _PROBE_SAMPLES = 32
 
 
 def find_worst_case(data: Any, sample_size: Callable[[Any], Any] | None = None) -> WorstCase:
-    """Where the largest samples are: of all, where their sizes vary and `_SCAN_S` is enough for a look at each.
+    """Where the largest samples are: of all samples, if their sizes vary and `_SCAN_S` is enough to look at each.
 
-    By `sample_size` where there is one; else by the extents of the sample's tensors, arrays, texts and lists.
+    By `sample_size` if there is one, otherwise by the extents of the sample's tensors, arrays, texts and lists.
 
     Raises:
-        TaskError: `sample_size` gives no number.
+        TaskError: `sample_size` returns no number.
     """
     started = perf_counter()
     seen = _Seen()
@@ -64,13 +64,13 @@ def find_worst_case(data: Any, sample_size: Callable[[Any], Any] | None = None) 
             seconds = perf_counter() - started
             if sample_size is None and not seen.varies and num_scanned >= _GLANCE:
                 if is_one_object:
-                    num_scanned = num_samples or num_scanned  # one sample stands for all: there are no others
+                    num_scanned = num_samples or num_scanned  # one sample stands for all: all are equal
                 if is_one_object or seconds > _GLANCE_S:
                     break
             if seconds > _SCAN_S:
                 break
         else:
-            num_samples = num_scanned  # all there is, also where the data had not said so
+            num_samples = num_scanned  # all samples, also if the data has no length
     return WorstCase(
         largest=tuple(sorted(seen.largest)[:_PROBE_SAMPLES]),
         widest=tuple(sorted(set(seen.widest.values()) - seen.largest)),
@@ -82,14 +82,14 @@ def find_worst_case(data: Any, sample_size: Callable[[Any], Any] | None = None) 
 
 
 def _fetched(data: Any, indices: Iterable[int]) -> Iterator[tuple[int, Any]]:
-    """Samples with their indices, each drawn under a seed of its own: a random crop is the same at each call."""
+    """Samples with their indices, each read under its own seed: a random crop is the same at each call."""
     for index in indices:
         seed_host(index)
         yield index, data[index]
 
 
 def _stream(data: Any) -> Iterator[tuple[int, Any]]:
-    """Samples with their positions, drawn under one seed: a shuffled stream comes in the same order each time."""
+    """Samples with their positions, read under one seed: a shuffled stream has the same order each time."""
     seed_host(0)
     return enumerate(data)
 
@@ -121,7 +121,7 @@ class _Seen:
 
 
 def _measure(part: Any, where: Extent, extents: dict[Extent, int]) -> int:
-    """The numbers (or characters) in a part of a sample; the extents of its dimensions go into `extents`."""
+    """How many numbers (or characters) a part of a sample has. The extents of its dimensions go into `extents`."""
     if isinstance(part, PackedSequence):
         part = part.data
     if isinstance(part, torch.Tensor | np.ndarray):
@@ -166,13 +166,13 @@ def _measure_object(part: Any, where: Extent, extents: dict[Extent, int]) -> int
     if hasattr(type(part), "__len__"):
         extents[*where, "length"] = len(part)
         return len(part)
-    known = (torch.Tensor, np.ndarray, str, bytes, list)  # not any object, which may hold itself
+    known = (torch.Tensor, np.ndarray, str, bytes, list)  # no other objects, which may hold themselves
     attributes = {name: value for name, value in getattr(part, "__dict__", {}).items() if isinstance(value, known)}
     return max(1, _measure(attributes, where, extents))
 
 
 def _spread(count: int) -> Iterator[int]:
-    """All indices below `count`, every first few of them spread evenly: data is often sorted by length."""
+    """All indices below `count`, with every first few of them spread evenly: data is often sorted by length."""
     step = max(1, round(count * (math.sqrt(5) - 1) / 2))  # the golden section: Knuth, Sorting and Searching, 6.4
     while math.gcd(step, count) != 1:
         step += 1
@@ -182,39 +182,39 @@ def _spread(count: int) -> Iterator[int]:
 def _samples_at(data: Any, wanted: set[int]) -> dict[int, Any]:
     """The samples at these indices or positions, as they were when they were measured."""
     with preserve_generators():
-        if isinstance(data, IterableDataset):  # all but the wanted are let go: they count in the limit of a probe
+        if isinstance(data, IterableDataset):  # the others are released: they would count in a probe's memory
             passed = islice(_stream(data), 1 + max(wanted, default=-1))
             return {position: sample for position, sample in passed if position in wanted}
         return dict(_fetched(data, sorted(wanted)))
 
 
-def largest_sample(data: Any, found: WorstCase) -> Any:
+def largest_sample(data: Any, worst_case: WorstCase) -> Any:
     """One of the largest samples of `data`."""
-    return _samples_at(data, {found.largest[0]})[found.largest[0]]
+    return _samples_at(data, {worst_case.largest[0]})[worst_case.largest[0]]
 
 
 class WorstSamples:
-    """The samples of a `WorstCase`, to make batches of."""
+    """The samples of a `WorstCase`, to make batches from."""
 
-    def __init__(self, task: Task, data: Any, found: WorstCase) -> None:
+    def __init__(self, task: Task, data: Any, worst_case: WorstCase) -> None:
         self._task = task
-        samples = _samples_at(data, {*found.largest, *found.widest})
-        if lost := {*found.largest, *found.widest} - set(samples):
+        samples = _samples_at(data, {*worst_case.largest, *worst_case.widest})
+        if lost := {*worst_case.largest, *worst_case.widest} - set(samples):
             raise TaskError(
-                f"data must give the same samples each time: it gave {found.num_scanned:,} when it was read first, and "
-                f"no sample {min(lost):,} when it was read again: {goes_on(data)}"
+                f"data must give the same samples each time: it gave {worst_case.num_scanned:,} when it was read first "
+                f"and no sample {min(lost):,} when it was read again: {goes_on(data)}"
             )
-        self._largest = [samples[index] for index in found.largest]
-        self._widest = [samples[index] for index in found.widest]
+        self._largest = [samples[index] for index in worst_case.largest]
+        self._widest = [samples[index] for index in worst_case.widest]
 
     def batch(self, batch_size: int) -> Batch:
-        """A batch of exactly `batch_size`: one of the largest, each of the widest, and more of the largest."""
+        """A batch of exactly `batch_size`: one of the largest samples, each of the widest, and more of the largest."""
         first, rest = self._largest[:1], cycle(self._largest[1:] + self._largest[:1])
         return collate_samples(self._task, list(islice(chain(first, self._widest, rest), batch_size)))
 
 
 def _lengths(batch: Batch) -> Iterator[int]:
-    """Of every dimension of every tensor in a batch, and of every list."""
+    """The lengths of every dimension of every tensor in a batch, and of every list."""
     for tensor in tensors_of(batch):
         yield from shape_of(tensor)
     if isinstance(batch, Mapping):
@@ -229,25 +229,25 @@ def _lengths(batch: Batch) -> Iterator[int]:
 def loader_batch(task: Task, batch_size: int, *, seed: int = 0) -> Batch:
     """The first batch of the task's own `train_loader`.
 
-    What a DataLoader collates is counted. The batches of any other iterable have the size that was asked for, unless
-    their rows say otherwise: there may be several of a sample, as of two views of each.
+    Samples that a DataLoader collates are counted. A batch of any other iterable should have the requested size, unless
+    its rows show otherwise: a sample may have several rows, for example two views.
 
     Raises:
-        TaskError: it has another number of samples than was asked for.
+        TaskError: it has another number of samples than requested.
     """
     assert task.train_loader is not None
     return _first_batch(iter(counting_loader(task.train_loader(batch_size, seed))), batch_size, seed)
 
 
 def checked_loader_batch(task: Task, batch_size: int) -> Batch:
-    """The same, of a `train_loader` that is asked for another size too, unless what it collates is counted.
+    """The first batch of a `train_loader`, checked with another size too unless its samples are counted.
 
     Args:
         task: has a `train_loader`.
-        batch_size: of the batch.
+        batch_size: the size of the batch.
 
     Raises:
-        TaskError: it goes by a size of its own, or can be read only once.
+        TaskError: it ignores the batch size, or can be read only once.
     """
     assert task.train_loader is not None
     loader = task.train_loader(batch_size, 0)
@@ -270,18 +270,18 @@ def checked_loader_batch(task: Task, batch_size: int) -> Batch:
 def _first_batch(batches: Iterator[Any], batch_size: int, seed: int) -> Batch:
     first = next(batches, None)
     if isinstance(first, Collated):
-        batch, found = first
+        batch, samples = first
     else:
         batch, rows = first, rows_of(first)
         may_be = rows is None or (rows > 0 and rows % batch_size == 0) or batch_size in _lengths(batch)
-        found = batch_size if batch is not None and may_be else rows or 0
-    if found != batch_size:
-        raise _of_another_size(batch_size, seed, str(found))
+        samples = batch_size if batch is not None and may_be else rows or 0
+    if samples != batch_size:
+        raise _of_another_size(batch_size, seed, str(samples))
     return batch
 
 
-def _of_another_size(batch_size: int, seed: int, found: str) -> TaskError:
+def _of_another_size(batch_size: int, seed: int, samples: str) -> TaskError:
     return TaskError(
         f"train_loader(batch_size={batch_size}, seed={seed}) gives batches of that many samples; the first had "
-        f"{found}. If the data holds no more, give the loader a `dataset` with a length"
+        f"{samples}. If the data holds no more, give the loader a `dataset` with a length"
     )

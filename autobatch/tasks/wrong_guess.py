@@ -1,4 +1,4 @@
-"""A model that does not run on the input that was assumed for it: what was assumed, and which `sample=` to pass."""
+"""A model that does not run on its assumed input: what was assumed, and which `sample=` to pass."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .inputs import output_loss
 from .state import preserve
 from .task import Task
 
-_TRIALS_S = 5.0  # assumed: what somebody waits for a hint; a trial of a small model takes milliseconds
+_TRIALS_S = 5.0  # assumed: how long a user waits for a hint; one attempt with a small model takes milliseconds
 
-# Tried in this order where another size was assumed: the customary ones first, small ones before large ones.
+# Tried in this order after a wrong guess: the customary sizes first, small ones before large ones.
 _SIDES = (32, 28, 64, 96, 128, 112, 160, 192, 224, 256, 299, 384, 512)
 _LENGTHS = (512, 256, 128, 100, 64, 50, 32, 16, 10, 8, 1000, 1024, 2048, 4096, 16_000)
 _CLIPS = ((8, 64, 64), (16, 64, 64), (16, 112, 112), (32, 32, 32), (64, 64, 64), (8, 224, 224), (16, 224, 224))
 
 
 def explained(task: Task, assumed: str, error: TaskError) -> TaskError:
-    """The error that says what to pass, where the model does not run on the guess; otherwise `error` itself.
+    """The error that says what to pass, if the model does not run on the guess; otherwise `error` itself.
 
     Args:
-        task: of a live model, whose sample was inferred; the model is given back as it was.
-        assumed: the sentence that says what was.
-        error: what came of it.
+        task: that of a live model with a guessed sample. The model is given back as it was.
+        assumed: the sentence about the guess.
+        error: the error from the guess.
     """
     model = task.model()
     assert task.train_data is not None
@@ -53,8 +53,8 @@ def explained(task: Task, assumed: str, error: TaskError) -> TaskError:
         if len(names) > 1 and not isinstance(sample, dict):
             hint = f": here a tuple of {', '.join(names)}, each without a batch dimension"
         elif isinstance(sample, Tensor):
-            found = _one_that_runs(task, loss, model, sample.shape)
-            hint += "" if found is None else f", such as sample={found}, on which it runs"
+            sample_code = _one_that_runs(task, loss, model, sample.shape)
+            hint += "" if sample_code is None else f", such as sample={sample_code}, on which it runs"
     hint += "; or data=, your Dataset or DataLoader"
     return TaskError(
         f"{type(model).__name__} does not run on what was assumed of its input: {assumed}; {with_class(refusal)}. Pass "
@@ -63,7 +63,7 @@ def explained(task: Task, assumed: str, error: TaskError) -> TaskError:
 
 
 def _refusal(task: Task, loss: Callable[[nn.Module, Any], Any], model: nn.Module, sample: Any) -> Exception | None:
-    """What comes of a batch of two such samples; None where all goes well, or memory runs out."""
+    """The error on a batch of two such samples; None if there is none, or if memory runs out."""
     held = next(iter([*model.parameters(), *model.buffers()]), torch.empty(0))
     try:
         loss(model, to_device(collate_samples(task, [sample, sample]), held.device))
@@ -75,7 +75,7 @@ def _refusal(task: Task, loss: Callable[[nn.Module, Any], Any], model: nn.Module
 def _one_that_runs(
     task: Task, loss: Callable[[nn.Module, Any], Any], model: nn.Module, refused: tuple[int, ...]
 ) -> str | None:
-    """The code of a sample that the model runs on; None where none was found in the time."""
+    """The code of a sample on which the model runs; None if none was found in time."""
     started = perf_counter()
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     for shape, is_tokens in _shapes(model):
@@ -89,7 +89,7 @@ def _one_that_runs(
 
 
 def _shapes(model: nn.Module) -> Iterator[tuple[tuple[int, ...], bool]]:
-    """Shapes of a sample that the first layer takes, and whether they are of tokens."""
+    """Shapes of a sample that the first layer accepts, and whether they are shapes of tokens."""
     layer = first_known_layer(model)
     if isinstance(layer, nn.Conv3d):
         yield from (((layer.in_channels, *clip), False) for clip in _CLIPS)

@@ -113,7 +113,7 @@ class _Tune:
             self.say("start", "note", f"resumed, with {format_duration(self.ledger.elapsed_s)} of the budget spent")
         if facts.val_size is None or facts.has_test_data:
             self.see_evaluation_end()
-        if (largest := self.state.found.largest) is None:
+        if (largest := self.state.results.largest) is None:
             largest = self.largest_batch(facts)
             self.keep(largest=largest)
         try:
@@ -134,7 +134,7 @@ class _Tune:
             BudgetTooShort: there is no time for a race.
             WorkerTimeout: the budget ended in the middle of a stage.
         """
-        found = self.state.found
+        found = self.state.results
         if (micro_batch := found.micro_batch) is None:
             micro_batch = self.largest_micro_batch(largest)
             self.keep(micro_batch=micro_batch)
@@ -199,7 +199,7 @@ class _Tune:
 
     def keep(self, **found: Any) -> None:
         """Save results of a stage."""
-        self.save(found=replace(self.state.found, **found))
+        self.save(results=replace(self.state.results, **found))
 
     def save(self, **changed: Any) -> None:
         """Update the state and write it to disk."""
@@ -221,7 +221,7 @@ class _Tune:
         own = facts.baseline.plan
         # A step grows at most in proportion to its batch.
         step_s = self.timed[size] * max(1.0, own.batch_size / size) * own.accumulation_steps
-        return least_budget_s(step_s, eval_s=self.state.found.eval_s or 0.0, spent_s=self.ledger.elapsed_s)
+        return least_budget_s(step_s, eval_s=self.state.results.eval_s or 0.0, spent_s=self.ledger.elapsed_s)
 
     def what_would_do(self) -> str:
         """The remedy where the budget ended in the middle of a stage: a longer one, if it is known how long."""
@@ -313,7 +313,7 @@ class _Tune:
         from ..searching.storage.journal import StudyRecord
 
         eval_batch = min(int(largest), facts.val_size or int(largest), _EVAL_BATCH)
-        if (eval_s := self.state.found.eval_s) is None:
+        if (eval_s := self.state.results.eval_s) is None:
             known = "" if facts.val_size is not None else ", which has no length and may not end,"
             self.doing = f"an evaluation on val_data(){known}"
             self.timed.clear()  # the time of a step does not tell the time of an evaluation
@@ -325,7 +325,7 @@ class _Tune:
             self.rehearse_the_end()
         self.keep_back_for_the_end()
         crew = self.runner.crew() if isinstance(self.runner, Pool) else Alone(self.runner)
-        if (horizon := self.state.found.horizon_s) is None:
+        if (horizon := self.state.results.horizon_s) is None:
             baseline = baseline_that_fits(facts, curve, largest, micro_batch)
             train_time_s = train_time_of(self.settings, facts)
             ladder = ladder_for(
@@ -393,7 +393,7 @@ class _Tune:
     def rehearse_the_end(self) -> None:
         from ..render.terminal import rehearse  # the end of the run needs its imports
 
-        curve = self.state.found.curve
+        curve = self.state.results.curve
         assert curve is not None
         rehearse(curve.to_json())
         self.save()
@@ -438,7 +438,7 @@ class _Tune:
 
     def with_memory(self, standing: Standing | None) -> Standing | None:
         """How the race stands, with what the largest batch takes."""
-        largest = self.state.found.largest
+        largest = self.state.results.largest
         if standing is None or largest is None:
             return standing
         return replace(standing, peak_bytes=largest.peak_bytes, limit_bytes=largest.limit.budget_bytes)

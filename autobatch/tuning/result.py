@@ -84,7 +84,7 @@ def measured_report(
         remarks: more warnings, which do not follow from the other arguments.
         not_compared: why there was no time for a race.
     """
-    found = state.found
+    found = state.results
     curve = None if found.curve is None else replace(found.curve, rule=largest.rule)
     baseline = facts.baseline
     if curve is not None:

@@ -166,9 +166,9 @@ def largest_micro_batch(runner: Prober, largest: MaxBatch, *, on_progress: Liste
     if own.accumulation_steps > 1 and own.batch_size <= most:
         sizes.add(own.batch_size)
     for size in sorted(sizes, reverse=True):
-        probe = runner.probe(replace(facts.smallest_plan, batch_size=size, accumulation_steps=2), verdict=True)
+        probe = runner.probe(replace(facts.smallest_plan, batch_size=size, accumulation_steps=2), final=True)
         on_progress(_of_probe(probe, "accumulating, "))
-        if fits(probe, largest.limit, verdict=True):
+        if fits(probe, largest.limit, final=True):
             return size
     return 0
 

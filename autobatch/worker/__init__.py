@@ -1,1 +1,1 @@
-"""What trains and times a task in the process that holds the device; all of it needs torch."""
+"""What trains and times a task in the process that holds the device. All of it needs torch."""

@@ -1,11 +1,12 @@
-"""What a step changes and no `state_dict` holds: it travels with the trial all the same.
+"""State that a step changes and that no `state_dict` holds: it travels with the trial all the same.
 
-`Carried` looks at a trial as it is made and as it is paused, and what differs goes into the checkpoint: a counter that
-a module keeps, a second optimizer, a teacher, a memory bank, in attributes, globals or closures. The optimizer and the
-schedule go in as a whole, with each parameter by its name: two processes may put the parameters in another order.
+`Carried` looks at a trial when it is made and when it is paused, and what differs goes into the checkpoint: a counter
+in a module, a second optimizer, a teacher or a memory bank, in attributes, globals or closures. The optimizer and the
+schedule are kept as a whole, with each parameter by its name: two processes may have the parameters in different
+orders.
 
-`Outside` puts what is not of one trial, a global or an attribute of a class, back to what it was before the first, so
-that the next trial in the same process begins as the first did.
+`Outside` restores state that belongs to no single trial, a global or a class attribute, to its value before the first
+trial. So the next trial in the same process begins as the first did.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from ..tasks.places import (
 )
 from ..tasks.task import Task
 
-# Bytes of a global tensor or array that a copy is kept of, to begin each trial with. Assumed: above it stand tables
-# that a loss looks things up in, which no step changes.
+# The most bytes of a global tensor or array of which a copy is kept, to begin each trial with. Assumed: larger ones are
+# tables in which a loss looks things up, and no step changes them.
 _LARGEST_COPY = 64 << 20
 
 REMEDY_FOR_LOST = (
@@ -43,7 +44,7 @@ REMEDY_FOR_LOST = (
 
 
 class _Seen:
-    """What the places held at a moment, as checksums."""
+    """The contents of the places at one moment, as checksums."""
 
     _writer: Writer
 
@@ -62,7 +63,7 @@ class _Seen:
         self.opaque = writer.record.opaque
 
     def changed(self, before: _Seen) -> list[str]:
-        """The names of the places that hold something else than before."""
+        """The names of the places whose contents differ from before."""
         left_out = self.too_large | before.too_large
         if self.values == before.values and self.objects == before.objects:
             return []
@@ -94,12 +95,12 @@ def _references(node: Any) -> Iterator[int]:
 
 
 class Watched:
-    """What a model and the functions of its task keep beside the `state_dict`, and what of it has changed since.
+    """What a model and the functions of its task keep beside the `state_dict`, and what of it has changed.
 
     Args:
-        task: whose functions train it.
-        model: as it was made.
-        parts: what else belongs to the trial, and what it is called.
+        task: the task whose functions train the model.
+        model: the model as it was made.
+        parts: other parts of the trial, by name.
     """
 
     def __init__(self, task: Task, model: nn.Module, parts: Mapping[str, Any]) -> None:
@@ -141,22 +142,22 @@ class Watched:
             if value is not ABSENT:
                 single.write(name, value)
                 if single.finish().opaque & new and not self._says_its_state(name):
-                    found.append(places[name].told)
+                    found.append(places[name].description)
         return found
 
     def _says_its_state(self, name: str) -> bool:
-        """Whether a place is of a module that gives its state by itself."""
+        """Whether a place belongs to a module that saves its own state."""
         path = name.removeprefix("module ").rpartition(".")[0]
         module = dict(self._model.named_modules()).get(path) if name.startswith("module ") else None
         return module is not None and type(module).get_extra_state is not nn.Module.get_extra_state
 
 
 class Carried(Watched):
-    """The state of one trial beside what its `state_dict`s hold.
+    """The state of one trial beside its `state_dict`s.
 
     Args:
-        task, model: as `Watched` takes them.
-        optimizer, scheduler, scaler: of the trial, as they were made.
+        task, model: as in `Watched`.
+        optimizer, scheduler, scaler: those of the trial, as they were made.
         forward: the model as the steps call it.
     """
 
@@ -181,11 +182,11 @@ class Carried(Watched):
         self._sums = self._sums_of_left_out()
 
     def _whole(self) -> dict[str, Place]:
-        """The places of the optimizer and the schedule, which are kept whatever has changed."""
-        found = dict(places_of_object("optimizer", self._optimizer))
+        """The places of the optimizer and the schedule, which are kept whether they changed or not."""
+        places = dict(places_of_object("optimizer", self._optimizer))
         if self._scheduler is not None:
-            found |= dict(places_of_object("schedule", self._scheduler))
-        return found
+            places |= dict(places_of_object("schedule", self._scheduler))
+        return places
 
     def _left_out(self) -> dict[str, Tensor]:
         """Tensors of the model that are not in its `state_dict`, such as buffers that are not persistent."""
@@ -208,10 +209,10 @@ class Carried(Watched):
         ]
 
     def state(self, *, whole: bool = True) -> dict[str, Any]:
-        """Plain data and tensors: what has changed since the trial was made.
+        """Everything that has changed since the trial was made, as plain data and tensors.
 
         Args:
-            whole: with the optimizer and the schedule.
+            whole: whether to include the optimizer and the schedule.
         """
         places, numbers = self._places(), self._numbers()
         changed = _Seen(places, numbers, self._before).changed(self._before)
@@ -225,7 +226,8 @@ class Carried(Watched):
                 writer.write(name, place.get())
             except TooLarge:
                 raise TaskError(
-                    f"{place.told} cannot be kept in a checkpoint: it leads to {TOO_MANY}. Keep tensors or arrays there"
+                    f"{place.description} cannot be kept in a checkpoint: it leads to {TOO_MANY}. "
+                    "Keep tensors or arrays there"
                 ) from None
         sums, tensors = self._sums_of_left_out(), self._left_out()
         return {
@@ -238,17 +240,17 @@ class Carried(Watched):
         }
 
     def order_of_groups(self, state: Mapping[str, Any]) -> list[int] | None:
-        """Which of this optimizer's groups stood where in that of `state`; None where they stand as they did."""
+        """For each group of this optimizer, its position in that of `state`; None if the order is the same."""
         theirs, mine = state["groups"], self._groups
         if theirs == mine or sorted(theirs) != sorted(mine):
             return None
         return [mine.index(names) for names in theirs]
 
     def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Go on from what `state` gave, in a trial that was made anew.
+        """Continue from what `state` returned, in a newly made trial.
 
         Raises:
-            CheckpointError: it speaks of what this trial does not have.
+            CheckpointError: it has something that this trial lacks.
         """
         for name, tensor in state["left_out"].items():
             self._put_tensor(name, tensor, device)
@@ -271,7 +273,7 @@ class Carried(Watched):
                 places[name].put(ABSENT)
 
     def _new_place(self, name: str, modules: Mapping[str, nn.Module]) -> Place | None:
-        """Of an attribute that training has made."""
+        """The place of an attribute that training has added."""
         if name.startswith("module "):
             path, _, attribute = name.removeprefix("module ").rpartition(".")
             return Place(name, modules[path].__dict__, attribute) if path in modules else None
@@ -289,21 +291,22 @@ class Carried(Watched):
             owner._buffers[key] = tensor.to(device)
 
 
-def _cannot_be_kept(told: str) -> str:
+def _cannot_be_kept(description: str) -> str:
     return (
-        f"{told} changes in training and cannot be kept in a checkpoint, so a trial that is paused goes on without "
-        f"what it was. {REMEDY_FOR_LOST}"
+        f"{description} changes in training and cannot be kept in a checkpoint, so a trial that is paused "
+        f"goes on without it. {REMEDY_FOR_LOST}"
     )
 
 
 def _too_large(place: Place) -> str:
     value = place.get()
-    # Of others nobody knows what their `__len__` does.
+    # Only of built-in types: another `__len__` may do anything.
     size = f" of {len(value):,}" if type(value) in (list, tuple, dict, set, deque) else ""
     return (
-        f"{place.told} (a {type(value).__name__}{size}) leads to {TOO_MANY}: that is too much to see whether training "
-        "changes it, and to keep it in a checkpoint. If training does, a trial that is paused goes on without what it "
-        "was: keep a tensor or an array there, or give the module get_extra_state() and set_extra_state()"
+        f"{place.description} (a {type(value).__name__}{size}) leads to {TOO_MANY}: that is too much "
+        "to see whether training changes it, and to keep it in a checkpoint. If training does, a trial that is paused "
+        "goes on without it: keep a tensor or an array there, or give the module get_extra_state() and "
+        "set_extra_state()"
     )
 
 
@@ -311,7 +314,7 @@ def plain_of(value: Any) -> dict[str, Any]:
     """Objects as plain data and tensors.
 
     Raises:
-        TaskError: they cannot be written down.
+        TaskError: they cannot be saved.
     """
     writer = Writer({}, tensors="refer")
     try:
@@ -326,12 +329,12 @@ def plain_of(value: Any) -> dict[str, Any]:
 
 
 def objects_of(plain: Mapping[str, Any]) -> Any:
-    """What `plain_of` wrote, made anew."""
+    """The objects that `plain_of` saved."""
     return Reader(Record.of_plain(plain), {}, torch.device("cpu")).read("value")
 
 
 def _functions_of(task: Task) -> list[tuple[str, Callable[..., Any] | None]]:
-    # An after_step with a state_dict is the trial's own copy, and is kept by what it says.
+    # An after_step with a state_dict is the trial's own copy, and is saved through that.
     own = task.after_step if not hasattr(task.after_step, "state_dict") else None
     return [
         ("loss", task.loss),
@@ -347,7 +350,7 @@ def _root(task: Task) -> Any:
 
 
 class Outside:
-    """What a task's functions keep outside of any model: it is put back before each trial."""
+    """What a task's functions keep outside of any model. It is restored before each trial."""
 
     def __init__(self, task: Task) -> None:
         classes = classes_made_by(task.model, _root(task))
@@ -364,7 +367,7 @@ class Outside:
         self._copy = writer.finish()
 
     def reset(self) -> None:
-        """Put back what has changed."""
+        """Restore what has changed."""
         changed = _Seen(self._places, {}, self._before).changed(self._before)
         if not changed:
             return
@@ -377,7 +380,7 @@ class Outside:
 
     @contextmanager
     def accepted(self) -> Iterator[None]:
-        """What changes inside is what each trial begins with: data functions may tell a loss something."""
+        """Changes inside become the state that each trial begins with: a data function may prepare a loss."""
         before = _Seen(self._places, {})
         yield
         now = _Seen(self._places, {}, before)

@@ -1,13 +1,13 @@
 """Whether a step went on after memory had run out, because Python code caught the error.
 
-"Halve the batch where it does not fit" is a habit of long trainings. In a measurement, a step that trained on a part of
-its batch needs little memory and little time: its size would be the largest and the fastest there is. It leaves the
-gradients that a whole step leaves, so the error is looked for itself.
+"Halve the batch if it does not fit" is a habit in long trainings. In a measurement, a step that trained on a part of
+its batch needs little memory and little time, so its size would seem the largest and the fastest. It leaves the same
+gradients as a whole step, so the error itself must be noticed.
 
-Python tells a trace function of each error that comes into a frame, caught there or not. Ours is set by
-`PyEval_SetTrace` and not by `sys.settrace`, which until Python 3.12 keeps a copy of each call's arguments until the
-call returns (Python/sysmodule.c, `call_trampoline`). That would hold tensors that the step has let go of, and so change
-the peak. A call takes some microseconds more, so that in a training only some steps are watched.
+Python calls a trace function for each error that enters a frame, caught there or not. Ours is set by `PyEval_SetTrace`
+and not by `sys.settrace`, which until Python 3.12 keeps a copy of each call's arguments until the call returns
+(Python/sysmodule.c, `call_trampoline`). That would hold tensors that the step has released, and so change the peak.
+Each call takes some microseconds more, so only some steps of a training are watched.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from ..errors import first_line
 
 # Include/cpython/pystate.h
 _CALL, _EXCEPTION = 0, 1
-# An error that torch itself catches (an autotuner tries kernels that ask for too much) is not the task's.
+# An error that torch itself catches is not the task's: an autotuner tries kernels that need too much.
 _TORCH = str(Path(torch.__file__).parent) + os.sep
-# Calls and returns after which a step is watched no further, so that a compilation takes no longer than without.
-# Measured: 2 to 6 us each, thus about a second at most; a step of a transformer of 48 layers has some 20,000.
+# After this many calls and returns a step is no longer watched, so that watching does not slow down a compilation.
+# Measured: 2 to 6 us each, so about a second at most. A step of a transformer of 48 layers has about 20,000.
 _MOST_EVENTS = 200_000
-# Steps that nobody asked to watch are watched for so small a share of the time.
+# The share of the time that watching may take, for steps that are not watched on request.
 _SHARE = 0.005
 
 
 class Caught:
-    """Watches steps for an out-of-memory that does not leave them.
+    """Watches steps for an out-of-memory error that does not leave them.
 
     Args:
         is_out_of_memory: whether an error is one.
 
     Attributes:
-        errors: each that was caught, with the place.
+        errors: each error that was caught, with its place.
     """
 
     def __init__(self, is_out_of_memory: Callable[[BaseException], bool]) -> None:
@@ -54,19 +54,19 @@ class Caught:
         self._is_out_of_memory = is_out_of_memory
         self._due_at = 0.0
         self._events = 0
-        # The last error: its identity, as the error itself would hold the step's tensors; what it says, where it is an
-        # out-of-memory; the last frame that it came to.
+        # The last error: its identity (the error itself would hold the step's tensors), its message if it is an
+        # out-of-memory, and the last frame that it reached.
         self._whose = 0
         self._on_its_way: str | None = None
         self._place = "", 0
 
     @property
     def is_due(self) -> bool:
-        """Whether the next step is to be watched, among those of which some are."""
+        """Whether the next step should be watched, if only some steps are."""
         return perf_counter() >= self._due_at
 
     def expect(self) -> None:
-        """The next step is to be watched, however long ago the last one was."""
+        """Watch the next step, whenever the last one was watched."""
         self._due_at = 0.0
 
     @contextmanager
@@ -98,10 +98,10 @@ class Caught:
                 _SET_TRACE(None, None)
             sys.unraisablehook = hook
             if is_through:
-                self._note()  # it did not get out
+                self._note()  # the error did not leave the step
             else:
-                del self.errors[before:]  # what got out tells
-            # As if a step took no time that is not watched.
+                del self.errors[before:]  # an error that left the step is no caught one
+            # As if watched steps took no longer than others.
             self._due_at = perf_counter() + (perf_counter() - begun) / _SHARE
             for unraisable in unraised:
                 # From Python 3.13 on the function is named in words.
@@ -111,19 +111,22 @@ class Caught:
                     raise unraisable.exc_value
 
     def see_none(self, what: str) -> None:
-        """See that nothing was caught in what was watched so far; `what` says what that was.
+        """Check that nothing was caught so far.
+
+        Args:
+            what: what was watched, for the message.
 
         Raises:
-            torch.OutOfMemoryError: something was.
+            torch.OutOfMemoryError: an error was caught.
         """
         if self.errors:
             raise torch.OutOfMemoryError(
                 f"memory ran out in {what}, which went on with something else ({self.errors[0]}). Let the error out: "
-                "what such a step needs says nothing of a whole one"
+                "the memory of such a step says nothing about a whole one"
             )
 
     def event(self, frame: FrameType, what: int, argument: int | None) -> None:
-        """What Python tells of: a call, a return or an error in a frame."""
+        """Called by Python for a call, a return or an error in a frame."""
         self._events += 1
         if what == _CALL:
             frame.f_trace_lines = False
@@ -141,7 +144,7 @@ class Caught:
             self._place = frame.f_code.co_filename, traceback.tb_lineno
 
     def _note(self) -> None:
-        """The error that was on its way has come no further than to its last place."""
+        """Record the last error at the last place that it reached."""
         path, line = self._place
         if self._on_its_way is not None and not path.startswith(_TORCH):
             self.errors.append(f"{self._on_its_way}; {path}, line {line}, caught it")

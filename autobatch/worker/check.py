@@ -1,7 +1,8 @@
-"""Call every part of a task once, on a few samples, and tell everything that is wrong with it together.
+"""Call every part of a task once, on a few samples, and report all problems together.
 
-What is checked is what would otherwise fail in the middle of a search: the model, the data, one training step, one
-evaluation, the optimizer, the schedule and what else sets the rate. Not checked: torch.compile and loader workers.
+The check covers what would otherwise fail in the middle of a run: the model, the data, one training step, one
+evaluation, the optimizer, the schedule, and other code that sets the learning rate. It does not cover torch.compile and
+loader workers.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from torch.utils.data import IterableDataset
 from ..devices.oom import is_out_of_memory
 from ..errors import TaskError
 from ..tasks.data import SampleDataset, collate_samples, load_data, seed_everything, to_device
-from ..tasks.fixed_seeds import seeds_set, told
+from ..tasks.fixed_seeds import seeds_set, seeds_text
 from ..tasks.state import preserve, preserve_generators
 from ..tasks.task import Task, accuracy, blame
 from ..tasks.task_file import gather
 from ..tasks.worst_case import checked_loader_batch
 from .carried_state import REMEDY_FOR_LOST, Watched
-from .check_data import Findings, check_dataset, told_seeds
+from .check_data import Findings, check_dataset, warning_of_seeds
 from .check_evaluation import check_evaluation
 from .check_model import check_model
 from .check_optimizer import check_optimizer, made_optimizer
@@ -38,10 +39,11 @@ from .left_out import left_out_warning
 from .shares import weight_of
 from .split_check import split_warnings
 
-# Assumed: no task sets this seed. By it one that was set and put back, as by `fork_rng`, is told from one that stays.
+# Assumed: no task uses this seed. It distinguishes a seed that was set and restored, as by `fork_rng`, from one that
+# stays.
 _NOBODYS_SEED = 1_629_113_837
-# Seconds of the processor's time for one step on that batch, above which it is not compared with its halves: that takes
-# two or three such steps. Assumed: the start of a command bears them.
+# Processor seconds of one step on that batch above which it is not compared with its halves, as that takes two or three
+# such steps. Assumed: the start of a command can take that long.
 _LONGEST_STEP_S = 1.0
 
 
@@ -61,17 +63,18 @@ class Checked:
 def check_task(task: Task, device: torch.device, batch_size: int, load: Callable[[str], Any] | None = None) -> Checked:
     """What there is to say of a task; it has no problem that a batch of a few samples could show.
 
-    The model is freshly made and thrown away (a task without a file may hand out a live one: that is given back as it
-    was), and the random generators are put back.
+    The model is made for the check and thrown away. A task without a file may return a live one, which is given back
+    unchanged. The random generators are restored.
 
     Args:
         task: what to check.
         device: where the step runs.
-        batch_size: of the baseline, which the training data must be able to fill.
-        load: gives a dataset by the name of its function, where the caller keeps them; by default the function is run.
+        batch_size: that of the baseline, which the training data must be able to fill.
+        load: returns a dataset by the name of its function, if the caller keeps datasets; by default the function is
+            called.
 
     Raises:
-        TaskError: listing every independent problem.
+        TaskError: a list of all independent problems.
     """
     findings = Findings(task, load or partial(load_data, task))
     with preserve_generators():
@@ -83,17 +86,17 @@ def check_task(task: Task, device: torch.device, batch_size: int, load: Callable
         val, val_samples = check_dataset(findings, "val_data")
         if task.test_data is not None:
             check_dataset(findings, "test_data")
-        # A stand-in for data is of a model that nobody trains.
+        # A model with a stand-in for data is not trained.
         if train is not None and train is val and not isinstance(train, SampleDataset):
             findings.warnings.append(
                 "train_data() and val_data() return the same object: scores are of data trained on"
             )
-        with told_seeds(findings, "train_loader" if task.train_loader else "collate", given=0):
+        with warning_of_seeds(findings, "train_loader" if task.train_loader else "collate", given=0):
             train_batch = _train_batch(findings, train_samples, batch_size)
-        with seeds_set() as found:
+        with seeds_set() as seeds:
             model = check_model(findings)
-        if found:
-            findings.warnings.append(_of_model(found))
+        if seeds:
+            findings.warnings.append(_of_model(seeds))
         if model is not None:
             with _borrowed(task, model):
                 model = model.to(device)
@@ -104,7 +107,7 @@ def check_task(task: Task, device: torch.device, batch_size: int, load: Callable
                 # Before the step, as in training: a task may keep it for its training_step.
                 optimizer = made_optimizer(findings, model)
                 began = process_time()
-                with told_seeds(findings, "a training step"), _told_lost(findings, model):
+                with warning_of_seeds(findings, "a training step"), _warning_of_lost(findings, model):
                     batch = (
                         None
                         if train_batch is None
@@ -117,7 +120,7 @@ def check_task(task: Task, device: torch.device, batch_size: int, load: Callable
                     )
                 if batch is not None and process_time() - began < _LONGEST_STEP_S:
                     findings.warnings += left_out_warning(task, model, batch, device)
-                    # What `before_step` tells a loss of the whole step cannot be told of halves of a batch.
+                    # `before_step` prepares a loss for a whole step, so halves of a batch cannot be compared.
                     if task.accumulation and task.before_step is None:
                         few = _few(batch_size)
                         findings.warnings += split_warnings(task, model, train_samples, train_batch, few, device)
@@ -135,14 +138,14 @@ def _gathered(findings: Findings) -> TaskError:
 
 
 def check_inference(task: Task, load: Callable[[str], Any]) -> tuple[str, ...]:
-    """Warnings about a task whose model only has to run forward, maybe frozen, maybe without an optimizer.
+    """Warnings about a task whose model only runs forward. It may be frozen, or have no optimizer.
 
     Args:
         task: what to check.
-        load: gives a dataset by the name of its function.
+        load: returns a dataset by the name of its function.
 
     Raises:
-        TaskError: listing every problem of the training data and of what `model()` returns.
+        TaskError: a list of all problems of the training data and the model.
     """
     findings = Findings(task, load)
     with preserve_generators():
@@ -156,9 +159,9 @@ def check_inference(task: Task, load: Callable[[str], Any]) -> tuple[str, ...]:
 
 
 def peak_lr_fraction(task: Task, *, total_steps: int = DRY_RUN_STEPS) -> float:
-    """Where in the schedule the learning rate first reaches its peak, in [0, 1); 0.0 for a constant or falling rate.
+    """The share of the schedule at which the learning rate first peaks, in [0, 1); 0.0 if it is constant or falling.
 
-    The user's scheduler is run over `total_steps` on an optimizer that never sees a gradient.
+    The user's scheduler runs over `total_steps` on an optimizer without gradients.
 
     Raises:
         TaskError: the model, the optimizer or the schedule cannot be made, or the rate is not a usable number.
@@ -175,27 +178,27 @@ def peak_lr_fraction(task: Task, *, total_steps: int = DRY_RUN_STEPS) -> float:
         except TaskError:
             raise
         except (Exception, SystemExit) as error:
-            if is_out_of_memory(error):  # no fault of the task: the memory probe says so, with figures
+            if is_out_of_memory(error):  # not the task's fault: the memory probe reports it, with figures
                 raise
             raise blame("scheduler(optimizer, total_steps)", error, task.path) from error
     rates = [sum(groups) for groups in held_rates]
     peak = max(rates)
-    # Within rounding of the peak counts, so that a plateau is dated from its beginning.
+    # Rates within rounding of the peak count as the peak, so that a plateau peaks at its beginning.
     return next(step for step, rate in enumerate(rates) if rate >= peak * (1 - 1e-6)) / total_steps
 
 
-def _of_model(found: dict[str, int | None]) -> str:
-    """A seed in model() is set anew after it, but what was drawn until then is drawn."""
-    same = "the initial weights are" if "torch.manual_seed" in found else "what it draws from that generator is"
+def _of_model(seeds: dict[str, int | None]) -> str:
+    """A warning about a seed in model(). A new seed is set after it, but what model() drew before stays."""
+    same = "the initial weights are" if "torch.manual_seed" in seeds else "what it draws from that generator is"
     return (
-        f"model() sets a seed itself, {told(found)}: {same} the same under every seed, so a standard error over seeds "
-        "leaves them out; dropout, augmentation and the order of the data do follow the seed. Leave the seed out: "
-        "autobatch seeds each trial"
+        f"model() sets a seed itself, {seeds_text(seeds)}: {same} the same under every seed, so a standard "
+        "error over seeds leaves them out; dropout, augmentation and the order of the data do follow the seed. "
+        "Leave the seed out: autobatch seeds each trial"
     )
 
 
 @contextmanager
-def _told_lost(findings: Findings, model: nn.Module) -> Iterator[None]:
+def _warning_of_lost(findings: Findings, model: nn.Module) -> Iterator[None]:
     """A warning about what a step inside changes and no checkpoint can keep, or may change."""
     watched = Watched(findings.task, model, {})
     yield
@@ -214,7 +217,7 @@ def _not_paused(told: str) -> str:
 
 @contextmanager
 def _borrowed(task: Task, model: nn.Module) -> Iterator[None]:
-    """Whatever is done to the model meanwhile, one that may be the user's live object is given back as it was."""
+    """Give the model back unchanged: it may be the user's live object."""
     if task.path is not None:
         yield
         return
@@ -223,7 +226,7 @@ def _borrowed(task: Task, model: nn.Module) -> Iterator[None]:
 
 
 def _train_batch(findings: Findings, samples: list[Any], batch_size: int) -> Any:
-    """A few training samples as one batch; None where there is none to be had."""
+    """A few training samples as one batch; None if there is none."""
     task = findings.task
     if task.train_loader is not None:
         with findings.attempt("train_loader(batch_size, seed)"):
@@ -234,7 +237,7 @@ def _train_batch(findings: Findings, samples: list[Any], batch_size: int) -> Any
 
 
 def _few(batch_size: int) -> int:
-    """Samples of the batch that the check takes a step on."""
+    """The number of samples of the batch on which the check takes a step."""
     return max(2, min(MOST_SAMPLES, batch_size))
 
 

@@ -1,4 +1,4 @@
-"""Look at the first samples of a task's data: can they be fetched, collated and, if not, which one is to blame."""
+"""Look at the first samples of a task's data: can they be fetched and collated, and if not, which one is to blame?"""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..devices.oom import is_device_lost, is_out_of_memory
 from ..errors import TaskError
 from ..tasks.data import collate_samples, goes_on, num_samples
-from ..tasks.fixed_seeds import seeds_set, told
+from ..tasks.fixed_seeds import seeds_set, seeds_text
 from ..tasks.task import Task, blame
-from .data_state import told_changes
+from .data_state import warning_of_changes
 from .remedies import known_remedy
 
-# Samples looked at in each dataset. Assumed: a few dozen meet an odd shape where odd shapes are common, and take about
-# a second where a sample is an image to decode.
+# The number of samples looked at in each dataset. Assumed: a few dozen include an odd shape if odd shapes are common,
+# and take about a second if a sample is an image to decode.
 _SAMPLES = 32
 
 _END = object()
@@ -30,7 +30,7 @@ _END = object()
 
 @dataclass(slots=True)
 class Findings:
-    """What a check of `task` has found so far: problems that stop it, and warnings that do not.
+    """The results of a check of `task` so far: problems that stop it, and warnings that do not.
 
     `load` gives a dataset by the name of its function. `is_pausable` says whether a checkpoint keeps what a step
     changes.
@@ -44,48 +44,48 @@ class Findings:
 
     @contextmanager
     def attempt(self, what: str, hint: Callable[[BaseException], str] = lambda error: "") -> Iterator[None]:
-        """Run a block that calls the user's code; what it raises becomes a problem, and the check goes on.
+        """Run a block that calls the user's code. An error in it becomes a problem, and the check goes on.
 
-        A device that is lost ends the check.
+        A lost device ends the check.
 
         Args:
             what: the part of the task that the block calls, such as "model()".
-            hint: a line to add to the problem, from the error.
+            hint: makes a line to add to the problem, from the error.
         """
         try:
             yield
         except TaskError as error:
             self.problems.append(str(error))
         except (Exception, SystemExit) as error:
-            if is_device_lost(error):  # nothing more can be checked here, and it may be the device that is at fault
+            if is_device_lost(error):  # nothing more can be checked, and the device may be at fault
                 raise
-            # Too little memory is no fault of the task: the memory probe says so, with figures.
+            # Too little memory is not the task's fault: the memory probe reports it, with figures.
             if is_out_of_memory(error):
                 self.warnings.append(f"{what} ran out of memory in the check with a few samples and was not checked")
             else:
                 remedy = known_remedy(error)
-                told = (str(remedy or blame(what, error, self.task.path)), "" if remedy else hint(error))
-                problem = "\n".join(filter(None, told))
-                if problem not in self.problems:  # the step and the evaluation fail alike
+                parts = (str(remedy or blame(what, error, self.task.path)), "" if remedy else hint(error))
+                problem = "\n".join(filter(None, parts))
+                if problem not in self.problems:  # the step and the evaluation may fail in the same way
                     self.problems.append(problem)
 
 
 @contextmanager
-def told_seeds(findings: Findings, what: str, *, given: int | None = None) -> Iterator[None]:
-    """A warning where what runs inside sets a seed.
+def warning_of_seeds(findings: Findings, what: str, *, given: int | None = None) -> Iterator[None]:
+    """Add a warning if the code inside sets a seed.
 
     Args:
-        findings: where it goes.
-        what: runs inside, for the warning.
-        given: a seed that it was handed and may well use.
+        findings: gets the warning.
+        what: the code inside, for the warning.
+        given: a seed that the code was passed and may use.
     """
-    with seeds_set() as found:
+    with seeds_set() as seeds:
         yield
-    own = {name: value for name, value in found.items() if given is None or value != given}
+    own = {name: value for name, value in seeds.items() if given is None or value != given}
     if own:
         findings.warnings.append(
-            f"{what} sets a seed itself, {told(own)}: what is drawn after it is the same each time, whatever the seed "
-            "of the trial. Leave the seed out, or draw from a generator of its own (torch.Generator, random.Random, "
+            f"{what} sets a seed itself, {seeds_text(own)}, so its random numbers are the same for every seed "
+            "of a trial. Leave the seed out, or draw from a separate generator (torch.Generator, random.Random, "
             "np.random.default_rng)"
         )
 
@@ -98,7 +98,7 @@ def describe_batch(batch: Any) -> str:
         return "(" + ", ".join(map(describe_batch, batch)) + ")"
     if isinstance(batch, (tuple, list)):
         return f"{type(batch).__name__} of {len(batch)}"
-    if isinstance(batch, torch.Tensor) and batch.is_nested:  # it may refuse to tell a shape
+    if isinstance(batch, torch.Tensor) and batch.is_nested:  # it may have no shape
         return f"nested {str(batch.dtype).removeprefix('torch.')} of {batch.size(0)}"
     shape, dtype = getattr(batch, "shape", None), getattr(batch, "dtype", None)
     if shape is not None and dtype is not None:
@@ -107,22 +107,22 @@ def describe_batch(batch: Any) -> str:
 
 
 def check_dataset(findings: Findings, name: str, *, at_least: int = 1) -> tuple[Any, list[Any]]:
-    """The dataset that the function `name` of the task returns and its first samples, which can be collated.
+    """The dataset that the task's function `name` returns, and its first samples, which can be collated.
 
-    No samples where there is a problem; it is in `findings` then. Samples are fetched in this process, whatever
-    `loader` says, so that an error has the user's own frames.
+    There are no samples if there is a problem, which is then in `findings`. Samples are fetched in this process,
+    whatever `loader` says, so that an error has the user's own frames.
 
     Args:
-        findings: where problems go.
+        findings: gets the problems.
         name: "train_data", "val_data" or "test_data".
-        at_least: samples that the dataset must have for a batch of the baseline.
+        at_least: the number of samples that a batch of the baseline needs.
     """
     task, data = findings.task, None
     with findings.attempt(f"{name}()"):
         data = findings.load(name)
         _require_dataset(name, data)
-        seeds = told_seeds(findings, f"a sample of {name}()") if name == "train_data" else nullcontext()
-        with seeds, told_changes(findings.warnings, name, data):
+        seeds = warning_of_seeds(findings, f"a sample of {name}()") if name == "train_data" else nullcontext()
+        with seeds, warning_of_changes(findings.warnings, name, data):
             samples = _first_samples(task, name, data)
         if isinstance(data, IterableDataset) and samples:
             _check_begins_anew(name, data)
@@ -140,7 +140,7 @@ def check_dataset(findings: Findings, name: str, *, at_least: int = 1) -> tuple[
 
 
 def require_a_batch(task: Task, name: str, size: int | None, at_least: int) -> None:
-    """Refuse data of a known size that does not fill one batch of the baseline."""
+    """Refuse data of a known length that does not fill one batch of the baseline."""
     if size is not None and size < at_least:
         whose = "the baseline's" if task.baseline else "the default baseline's"
         raise TaskError(
@@ -150,24 +150,24 @@ def require_a_batch(task: Task, name: str, size: int | None, at_least: int) -> N
 
 
 def _require_dataset(name: str, data: Any) -> None:
-    found = f"{name}() must return a Dataset; it returned "
+    rule = f"{name}() must return a Dataset; it returned "
     if isinstance(data, DataLoader):
         raise TaskError(
-            f"{found}a DataLoader: return its dataset, since autobatch chooses the batch size; other arguments go into "
+            f"{rule}a DataLoader: return its dataset, since autobatch chooses the batch size; other arguments go into "
             f"`loader`, the collate_fn into collate(samples)"
         )
     if data is None:
-        raise TaskError(f"{found}None: is its `return` missing?")
+        raise TaskError(f"{rule}None: is its `return` missing?")
     if isinstance(data, (Mapping, str, bytes)):
-        raise TaskError(f"{found}a {type(data).__name__}, whose entries are no samples")
+        raise TaskError(f"{rule}a {type(data).__name__}, whose entries are no samples")
     if hasattr(data, "__next__") and not isinstance(data, IterableDataset):
         raise TaskError(
-            f"{found}a {type(data).__name__}, which can be read only once: return a Dataset, or a "
+            f"{rule}a {type(data).__name__}, which can be read only once: return a Dataset, or a "
             f"torch.utils.data.IterableDataset whose __iter__ begins anew each time"
         )
     if not isinstance(data, IterableDataset) and not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise TaskError(
-            f"{found}a {type(data).__name__}, which has not both __len__ and __getitem__: define them, or derive from "
+            f"{rule}a {type(data).__name__}, which has not both __len__ and __getitem__: define them, or derive from "
             f"torch.utils.data.IterableDataset"
         )
 
@@ -189,29 +189,31 @@ def _first_samples(task: Task, name: str, data: Any) -> list[Any]:
 
 
 def _check_begins_anew(name: str, data: IterableDataset[Any]) -> None:
-    """Each epoch, each evaluation and each look at the data calls `__iter__`; some samples have been taken before.
+    """Check that the data can be read again: each epoch, each evaluation and each scan calls `__iter__`.
+
+    Some samples have been taken before.
 
     Raises:
-        TaskError: it hands out one iterator again and again, or none that has something left.
+        TaskError: it returns the same iterator each time, or one that is exhausted.
     """
     one, other = iter(data), iter(data)
     own: object = data
-    # One that is its own iterator may well begin anew each time it is asked.
+    # Data that is its own iterator may still begin again each time.
     if (one is other and other is not own) or next(other, _END) is _END:
         raise TaskError(f"{name}() must return data that can be read more than once: {goes_on(data)}")
 
 
 def _check_collate(task: Task, name: str, samples: list[Any]) -> None:
-    """Find a sample that does not go into a batch with the others.
+    """Look for a sample that does not fit into a batch with the others.
 
     Raises:
-        TaskError: the samples cannot be collated; names the sample where one is to blame.
+        TaskError: the samples cannot be collated. It names the sample if one is to blame.
     """
     whose = "collate(samples)" if task.collate else "torch's default collate"
     try:
         collate_samples(task, samples)
     except (Exception, SystemExit) as error:
-        if is_out_of_memory(error):  # so many at once need not fit: how many do is the memory probe's to say
+        if is_out_of_memory(error):  # the memory probe finds out how many samples fit
             return
         odd = _odd_sample(task, samples)
         if odd is None:
@@ -222,13 +224,13 @@ def _check_collate(task: Task, name: str, samples: list[Any]) -> None:
 def _collates(task: Task, samples: list[Any]) -> bool:
     try:
         collate_samples(task, samples)
-    except (Exception, SystemExit):  # noqa: BLE001 - which error it was is told by the caller, who saw it over all samples
+    except (Exception, SystemExit):  # noqa: BLE001 - the caller reports the error over all samples
         return False
     return True
 
 
 def _odd_sample(task: Task, samples: list[Any]) -> str | None:
-    """A sentence about why these samples do not collate, with `{name}` for the dataset; None where none stands out."""
+    """A sentence on why these samples do not collate, with `{name}` for the dataset; None if none stands out."""
     shapes = [describe_batch(sample).replace("{", "{{").replace("}", "}}") for sample in samples]
     usual, times = Counter(shapes).most_common(1)[0]
     model = samples[shapes.index(usual)]
@@ -236,7 +238,7 @@ def _odd_sample(task: Task, samples: list[Any]) -> str | None:
         listed = "; ".join(f"sample {index}: {shape}" for index, shape in enumerate(shapes[:3]))
         return f"the samples of {{name}} differ in shape ({listed}; ...): bring them to one shape in collate(samples)"
     for index, sample in enumerate(samples):
-        # With a sample of the usual shape beside it, since many a collate fails only where two samples differ.
+        # Together with a sample of the usual shape: many collate functions fail only if two samples differ.
         if _collates(task, [model, sample]):
             continue
         if shapes[index] != usual:

@@ -39,15 +39,17 @@ def check_evaluation(findings: Findings, model: nn.Module, samples: list[Any], d
             except TaskError:  # which says what is wrong, and is a ValueError too
                 raise
             except ValueError as error:
-                # Many a score does not exist on a few samples, such as an area under the curve of one class.
+                # Some scores do not exist on a few samples, such as an area under the curve of one class.
                 findings.warnings.append(
                     f"evaluate(model, loader) could not be checked: on the first {len(samples)} validation samples it "
                     f"raised ValueError: {text_of(error)}"
                 )
                 return
             if isinstance(score, (str, bytes)) or not _is_one_number(score):
-                found = f"a tensor of shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
-                raise TaskError(f"evaluate(model, loader) must return a float; it returned {found}")
+                returned = (
+                    f"a tensor of shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+                )
+                raise TaskError(f"evaluate(model, loader) must return a float; it returned {returned}")
 
 
 def _is_one_number(score: Any) -> bool:
@@ -63,8 +65,8 @@ def _require_scores(scores: Any, count: int, rows: int | None) -> None:
     try:
         values = torch.as_tensor(scores)
     except (TypeError, ValueError, RuntimeError):
-        found = "None: is its `return` missing?" if scores is None else f"a {type(scores).__name__}"
-        raise TaskError(f"{rule}{found}") from None
+        returned = "None: is its `return` missing?" if scores is None else f"a {type(scores).__name__}"
+        raise TaskError(f"{rule}{returned}") from None
     if values.shape not in {(), (count,), (rows,)}:
         raise TaskError(f"{rule}shape {tuple(values.shape)}")
     if not bool(torch.isfinite(values).all()):

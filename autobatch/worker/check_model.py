@@ -13,20 +13,20 @@ from .check_data import Findings
 
 
 def check_model(findings: Findings, *, trains: bool = True) -> nn.Module | None:
-    """A new model of the task's; None where there is none to go on with.
+    """A new model of the task; None if there is none to continue with.
 
     Args:
-        findings: take what is wrong with it.
-        trains: it is to be trained, so it needs parameters that can be, and nobody else may hold it.
+        findings: gets the problems.
+        trains: whether it will be trained: it then needs trainable parameters, and must not be held elsewhere.
     """
     task = findings.task
     with findings.attempt("model()"):
         model: Any = task.model()
         if not isinstance(model, nn.Module):
             hint = ": is its `return` missing?" if model is None else ": write `return Net()`, with the brackets"
-            found = "None" if model is None else f"a {type(model).__name__}"
+            returned = "None" if model is None else f"a {type(model).__name__}"
             raise TaskError(
-                f"model() must return a torch.nn.Module; it returned {found}{hint if _explains(model) else ''}"
+                f"model() must return a torch.nn.Module; it returned {returned}{hint if _explains(model) else ''}"
             )
         if trains and any(value is model for value in _reachable(task.model)):
             raise TaskError(
@@ -48,10 +48,10 @@ def _explains(model: object) -> bool:
 
 
 def _reachable(function: Any) -> Iterator[object]:
-    """Values that a function holds on to between calls: globals of its file, and what it closes over."""
+    """Values that a function keeps between calls: globals of its file, and the variables that it closes over."""
     if type(function) is MethodType:
         function = function.__func__
-    if type(function) is not FunctionType:  # an object that is called: what it answers to other names is its own affair
+    if type(function) is not FunctionType:  # a callable object, whose attributes may be anything
         return
     yield from function.__globals__.values()
     for cell in function.__closure__ or ():

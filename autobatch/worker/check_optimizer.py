@@ -1,4 +1,4 @@
-"""The check of the optimizer and the schedule, each at two rates."""
+"""The check of the optimizer and the schedule, each at two learning rates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .training import autocast
 
 
 def made_optimizer(findings: Findings, model: nn.Module) -> torch.optim.Optimizer | None:
-    """The task's optimizer, ready to train; None where it cannot be made."""
+    """The task's optimizer, ready to train; None if it cannot be made."""
     task = findings.task
     with findings.attempt("optimizer(model, lr)"):
         optimizer = _require_optimizer(task.optimizer(model, task.baseline_config()[0].lr))
@@ -30,9 +30,9 @@ def made_optimizer(findings: Findings, model: nn.Module) -> torch.optim.Optimize
 
 
 def check_optimizer(findings: Findings, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> None:
-    """Take a step and run the schedule, at two rates.
+    """Take a step and run the schedule, at two learning rates.
 
-    `batch` is the one of which the parameters have gradients; None where they have none.
+    `batch` is the one whose gradients the parameters hold; None if they hold none.
     """
     task = findings.task
     lr = task.baseline_config()[0].lr

@@ -1,8 +1,8 @@
-"""Whether training sees the rate that it is asked for: what the optimizer holds, step by step, at two rates.
+"""Whether training uses the rate that it is passed: what the optimizer holds, step by step, at two rates.
 
-A search over learning rates says nothing where something else sets them: a schedule with a peak of its own, a hook that
-writes to the parameter groups, an optimizer that warms up by itself. All of it is seen in the same place, the groups at
-the moment of a step, and so it is looked for there and not by its cause.
+A search over learning rates is useless if something else sets them: a schedule with its own peak, a hook that writes to
+the parameter groups, an optimizer that warms up by itself. All of these show in the same place, the groups at the
+moment of a step. So the check looks there, and not for the cause.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from .rates import following, held_by, of_groups
 
 # Resolution of the schedule's dry run. Assumed: a warm-up of 0.1 % of training is still seen.
 DRY_RUN_STEPS = 1000
-# Real steps at each of the two rates. Assumed: whoever writes rates into the groups does so from the first step on, and
-# a warm-up from zero has left it by the second.
+# Real steps at each of the two rates. Assumed: code that writes rates into the groups does so from the first step on,
+# and a warm-up from zero has left it by the second.
 _REAL_STEPS = 3
-# Of a doubling of the rate this share must arrive, all steps together: below the first the task is refused, below the
-# second it is warned of. Assumed: below half, what is searched matters less than what is not; a cosine that ends at a
-# fixed tenth of the rate lets .91 through.
+# The share of a doubled rate that must arrive, over all steps together: below the first figure the task is refused,
+# below the second it is warned of. Assumed: below half, the searched rate matters less than the fixed part; a cosine
+# that ends at a fixed tenth of the rate lets .91 through.
 _ENOUGH, _PLENTY = 0.5, 0.9
 
 Rates = Sequence[tuple[float, ...]]  # of each step, of each parameter group
@@ -54,7 +54,7 @@ def scheduled_rates(task: Task, optimizer: torch.optim.Optimizer, total_steps: i
     schedule: Any = task.scheduler(optimizer, total_steps)
     if (problem := not_a_schedule(schedule)) is not None:
         raise TaskError(problem)
-    # torch warns of a schedule that steps before its optimizer has; without gradients a step changes nothing.
+    # torch warns of a schedule that steps before its optimizer has. Without gradients a step changes nothing.
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
@@ -73,12 +73,12 @@ def scheduled_rates(task: Task, optimizer: torch.optim.Optimizer, total_steps: i
 
 @dataclass(frozen=True, slots=True)
 class TwoRates:
-    """The rates of the same steps at `lr` and at twice that.
+    """The rates of the same steps at `lr` and at twice `lr`.
 
     Attributes:
         lr: the lower one.
         once, twice: what the optimizer held at each.
-        first: which step the first of them is, of `DRY_RUN_STEPS`.
+        first: the number of the first step, of `DRY_RUN_STEPS`.
     """
 
     lr: float
@@ -87,13 +87,13 @@ class TwoRates:
     first: int = 0
 
     def arrives(self, group: int) -> float:
-        """The share of the doubling that a group's steps show; 1 of one whose rate is zero throughout."""
+        """The share of the doubling that arrives in a group's steps; 1 for a group whose rate is always zero."""
         total = sum(step[group] for step in self.once)
         change = sum(abs(after[group] - before[group]) for before, after in zip(self.once, self.twice, strict=True))
         return change / total if total else 1.0
 
     def only(self, step: int) -> TwoRates:
-        """Those of this step alone."""
+        """The rates of this step alone."""
         return TwoRates(self.lr, self.once[step : step + 1], self.twice[step : step + 1], first=step)
 
     def example(self, group: int) -> str:
@@ -110,34 +110,34 @@ class TwoRates:
         )
 
     def refuse(self, findings: Findings, who: str, lost: Sequence[int], groups: Sequence[int], remedy: str) -> None:
-        """Say that `who` overrides the groups `lost` of those that should follow the rate: a warning, if not all.
+        """Report that `who` overrides the groups `lost` of those that should follow the rate: as a warning, if not all.
 
         Raises:
-            TaskError: they are all of `groups`.
+            TaskError: it overrides all of `groups`.
         """
         if not lost:
             return
         if len(lost) == len(groups):
             raise TaskError(
-                f"{who} sets a learning rate of its own, whatever rate is asked for: {self.example(lost[0])}. All "
+                f"{who} sets its own learning rate and ignores the one that it is passed: {self.example(lost[0])}. All "
                 f"rates would train alike: {remedy}"
             )
         findings.warnings.append(
-            f"{who} sets a learning rate of its own in {len(lost)} of the {len(groups)} parameter groups that "
+            f"{who} sets its own learning rate in {len(lost)} of the {len(groups)} parameter groups that "
             f"optimizer(model, lr) gives a rate ({self.example(lost[0])}), and a search moves only the others: {remedy}"
         )
 
 
 def check_schedule(findings: Findings, make: Callable[[float], torch.optim.Optimizer], lr: float) -> TwoRates:
-    """Run the schedule at two rates and see whether it keeps to them; what it sets.
+    """Run the schedule at two rates and check that it follows them. Returns the rates that it sets.
 
     Args:
-        findings: where warnings go.
-        make: a new optimizer of the task, of the model that is checked, at a rate.
+        findings: gets the warnings.
+        make: makes a new optimizer of the task for the checked model, at a rate.
         lr: the lower of the two.
 
     Raises:
-        TaskError: it cannot be run, or it sets its own rates.
+        TaskError: the schedule cannot be run, or it sets its own rates.
     """
     optimizers = make(lr), make(2 * lr)
     groups = following(held_by(optimizers[0]), held_by(optimizers[1]))
@@ -145,7 +145,7 @@ def check_schedule(findings: Findings, make: Callable[[float], torch.optim.Optim
     _, twice = scheduled_rates(findings.task, optimizers[1], DRY_RUN_STEPS)
     names = set(names_of(schedule))
     known = [_REMEDIES[name] for name in _REMEDIES if name in names]
-    remedy = " and ".join(known) or f"compute it from {_OF_THE_OPTIMIZER}, which is the rate asked for"
+    remedy = " and ".join(known) or f"compute it from {_OF_THE_OPTIMIZER}, which is the rate that autobatch passes"
     if len(optimizers[0].param_groups) > 1:
         remedy += ', or, group by group, [group["lr"] for group in optimizer.param_groups]'
     rates = TwoRates(lr, once, twice)
@@ -161,7 +161,7 @@ def check_schedule(findings: Findings, make: Callable[[float], torch.optim.Optim
 
 
 def has_writers(task: Task, optimizer: torch.optim.Optimizer) -> bool:
-    """Whether anything but the schedule could write to the groups: code of the user's that runs at each step."""
+    """Whether anything but the schedule could write to the groups: the user's code that runs at each step."""
     is_torchs = type(optimizer).__module__.startswith("torch.optim.")
     return task.after_step is not None or task.training_step is not None or not is_torchs
 
@@ -174,13 +174,13 @@ def check_steps(
     backward: Callable[[], object],
     scheduled: TwoRates | None,
 ) -> None:
-    """Take a few whole steps at two rates and see whether the optimizer holds at each what the schedule says.
+    """Take a few whole steps at two rates, and check that the optimizer holds the rates that the schedule sets.
 
     Args:
-        findings, make, lr: as for `check_schedule`.
-        model: that the optimizers are of; it is trained.
+        findings, make, lr: as in `check_schedule`.
+        model: the model of the optimizers. It is trained.
         backward: gives its parameters a gradient, as the task does.
-        scheduled: what the schedule sets; None where there is none.
+        scheduled: the rates that the schedule sets; None if there is none.
 
     Raises:
         TaskError: a hook, a training step or the optimizer itself sets the rate.
@@ -196,11 +196,11 @@ def check_steps(
         return
     last = _REAL_STEPS - 1
     meant = TwoRates(lr, made[:1], made[1:]) if scheduled is None else scheduled.only(last)
-    found = TwoRates(lr, held[:1], held[1:], first=last)
+    rates = TwoRates(lr, held[:1], held[1:], first=last)
     groups = following(*made)
-    lost = [group for group in groups if found.arrives(group) < _ENOUGH * meant.arrives(group)]
+    lost = [group for group in groups if rates.arrives(group) < _ENOUGH * meant.arrives(group)]
     remedy = 'multiply what group["lr"] holds, or write scheduler(optimizer, total_steps)'
-    found.refuse(findings, " and ".join(writers), lost, groups, remedy)
+    rates.refuse(findings, " and ".join(writers), lost, groups, remedy)
 
 
 def _held_in_the_end(
@@ -210,10 +210,10 @@ def _held_in_the_end(
     backward: Callable[[], object],
     writers: dict[str, None],
 ) -> tuple[float, ...]:
-    """What the optimizer holds at the last of a few steps, taken as the trainer takes them; notes who wrote rates."""
+    """What the optimizer holds at the last of a few steps, taken like the trainer's; records who wrote rates."""
     schedule = task.scheduler(optimizer, DRY_RUN_STEPS) if task.scheduler is not None else None
     groups = len(optimizer.param_groups)
-    # As the trainer does: an object is the trial's own.
+    # As in the trainer: a stateful object is the trial's own copy.
     hook = copy.deepcopy(task.after_step) if hasattr(task.after_step, "state_dict") else task.after_step
 
     def watched(who: str, work: Callable[[], object]) -> None:
@@ -226,7 +226,7 @@ def _held_in_the_end(
     for step in range(_REAL_STEPS):
         model.zero_grad(set_to_none=True)
         watched("training_step(model, batch, scale)", backward)
-        if task.precision == "fp16":  # without a scaler the gradient may overflow, and the weights with it
+        if task.precision == "fp16":  # without a scaler the gradients, and then the weights, may overflow
             for parameter in model.parameters():
                 if parameter.grad is not None:
                     parameter.grad.zero_()

@@ -15,9 +15,9 @@ from .check_data import Findings, describe_batch
 from .gradients import held
 from .training import autocast, made_ready
 
-# Samples of the batch that the model is run on: several, so that a vector of per-sample losses is told from a scalar.
+# The number of samples on which the model runs: several, so that a vector of per-sample losses differs from a scalar.
 MOST_SAMPLES = 4
-# Parts of the messages torch raises when tensors do not fit each other or the layer they meet (torch 2.6 to 2.13).
+# Parts of torch's messages about tensors that do not fit each other or a layer (torch 2.6 to 2.13).
 _SHAPE_WORDS = (
     "shape",
     "size",
@@ -33,7 +33,7 @@ _SHAPE_WORDS = (
 
 
 def check_any_step(findings: Findings, model: nn.Module, few: Any, whole: Callable[[], Any]) -> Any:
-    """A step on a few samples; on a batch of the baseline's size where only that one is what the task takes.
+    """Take a step on a few samples or, if the task does not take so few, on a batch of the baseline's size.
 
     The batch of which there are gradients now, as `before_step` gave it; None where there are none.
 
@@ -52,14 +52,14 @@ def check_any_step(findings: Findings, model: nn.Module, few: Any, whole: Callab
         (batch,) = made_ready(findings.task, [to_device(whole(), next(model.parameters()).device)])
         stepped = _check_step(again, model, batch)
     if again.problems or (again.warnings and not stepped):
-        return None  # what a few samples show is quicker to look into
+        return None  # the error on a few samples is quicker to investigate
     del findings.problems[before:]
     findings.warnings += again.warnings
     return batch if stepped else None
 
 
 def _check_step(findings: Findings, model: nn.Module, batch: Any) -> bool:
-    """Forward and backward on one batch; whether gradients are there to step with."""
+    """Forward and backward on one batch. Returns whether there are gradients to step with."""
     task = findings.task
     model.train()
     model.zero_grad(set_to_none=True)
@@ -85,7 +85,7 @@ def _require_loss(loss: Any, batch: Any) -> None:
     if loss is None:
         raise TaskError(f"{rule}None: is its `return` missing?")
     if not isinstance(loss, Tensor):
-        has_loss = isinstance(getattr(loss, "loss", None), Tensor)  # as transformers' outputs have
+        has_loss = isinstance(getattr(loss, "loss", None), Tensor)  # like transformers' outputs
         remedy = "return its .loss" if has_loss else "return the tensor itself, without .item() or float()"
         raise TaskError(f"{rule}a {type(loss).__name__}: {remedy}")
     if loss.ndim:
@@ -115,8 +115,8 @@ def _check_gradients(findings: Findings, model: nn.Module, what: str) -> None:
     without = [name for name, parameter in trainable.items() if parameter.grad is None]
     if len(without) == len(trainable):
         raise TaskError(
-            f"{what} gives no parameter of model() a gradient: does it use the model it is handed, or catch an error, "
-            "such as too little memory?"
+            f"{what} gives no parameter of model() a gradient: does it use its argument `model`? Or does it "
+            "catch an error, such as too little memory?"
         )
     if without:
         findings.warnings.append(
@@ -127,7 +127,7 @@ def _check_gradients(findings: Findings, model: nn.Module, what: str) -> None:
         for name, parameter in trainable.items()
         if parameter.grad is not None and not bool(torch.isfinite(held(parameter.grad)).all())
     ]
-    # In fp16 the first steps may overflow; the scaler is there to find a scale that does not.
+    # In fp16 the first steps may overflow; the scaler then finds a scale that does not.
     if broken and findings.task.precision != "fp16":
         raise TaskError(
             f"the gradients of {what} must be finite; on the first batch, before any training, those of "
@@ -136,7 +136,7 @@ def _check_gradients(findings: Findings, model: nn.Module, what: str) -> None:
 
 
 def some(names: list[str]) -> str:
-    """The first of many names."""
+    """The first few of many names."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
@@ -148,7 +148,7 @@ def _first_layer(model: nn.Module) -> str:
 
 
 def shape_hint(model: nn.Module, batch: Any, error: BaseException) -> str:
-    """The batch's shapes and the model's first layer, where the error is about tensors that do not fit each other."""
+    """The batch's shapes and the model's first layer, if the error is about tensors that do not fit each other."""
     if not any(word in text_of(error).lower() for word in _SHAPE_WORDS):
         return ""
     return f"the batch is {describe_batch(batch)}; the model's first layer is {_first_layer(model)}"

@@ -1,8 +1,8 @@
-"""The ranks that train one model together, as one of them sees the others: what DDP needs, and what it leaves open.
+"""The ranks that train one model together, as seen by one of them: what DDP needs, and what it does not do.
 
-Gradients are averaged by DistributedDataParallel. The rest of a trial has to be the same on all ranks too, or one of
-them waits for a collective that no other joins: how many steps are timed, when a loss is beyond hope. For that there
-are `lead` and `mean`. Every rank calls them equally often.
+DistributedDataParallel averages the gradients. The rest of a trial has to be the same on all ranks too, or one of them
+waits for a collective that no other joins: how many steps are timed, when a loss is beyond hope. `lead` and `mean` are
+for that. Every rank calls them equally often.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from ..tasks.task import Task
 
 T = TypeVar("T", bool, int)
 
-# What gloo says in a plain RuntimeError when another rank has gone or does not come (torch 2.6 to 2.13; NCCL's errors
-# are torch.distributed.DistError). Its messages begin with the place in its own source.
+# gloo's plain RuntimeErrors when another rank is gone or does not come (torch 2.6 to 2.13; NCCL's errors are
+# torch.distributed.DistError). Its messages begin with a place in its own source.
 _GLOO_WORDS = ("gloo/transport", "gloo/rendezvous", "Connection closed by peer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataParallel:
-    """This process among those that train together.
+    """This process among the ranks that train together.
 
     Attributes:
-        rank: of this process, from 0.
-        size: processes in all.
+        rank: the number of this process, from 0.
+        size: the number of ranks.
         find_unused: whether DDP looks for parameters that a step leaves out, which costs a walk through its graph.
     """
 
@@ -54,16 +54,16 @@ class DataParallel:
         return self.rank == 0
 
     def seed_of_rank(self, seed: int) -> int:
-        """The seed of what each rank draws for itself; rank 0's is that of one process."""
+        """The seed for what each rank draws for itself. Rank 0's is that of a single process."""
         return seed if self.is_first else (seed * 1_000_003 + self.rank) % 2**63
 
     def check(self, model: nn.Module) -> None:
-        """Nothing where `model` can be wrapped.
+        """Check that `model` can be wrapped.
 
         Raises:
             TaskError: the model is data-parallel already.
         """
-        fsdp = sys.modules.get("torch.distributed.fsdp")  # it takes seconds to import, and maybe nobody has
+        fsdp = sys.modules.get("torch.distributed.fsdp")  # its import takes seconds, and may not have been needed
         kinds: tuple[Any, ...] = (DistributedDataParallel, nn.DataParallel)
         if fsdp is not None:
             kinds += (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
@@ -75,56 +75,56 @@ class DataParallel:
                 )
 
     def wrapped(self, module: nn.Module) -> nn.Module:
-        """`module`, whose backward passes average the gradients over all ranks. All ranks call it.
+        """`module`, with backward passes that average the gradients over all ranks. All ranks call this.
 
-        On a CPU a resumed trial equals an uninterrupted one bit for bit, for which sums must not depend on how DDP cuts
-        the gradients into buckets: it does so anew after the first step. Two numbers have one sum; of more, gloo's ring
-        adds them in an order that depends on where in a bucket they are.
+        On a CPU a resumed trial equals an uninterrupted one bit for bit. So sums must not depend on how DDP divides the
+        gradients into buckets, which changes after the first step. Two numbers have one sum; with more, gloo's ring
+        adds them in an order that depends on their place in a bucket.
         """
         wrapper = DistributedDataParallel(module, find_unused_parameters=self.find_unused)
         if self.size > 2 and all(is_processor(parameter.device) for parameter in module.parameters()):
-            # As a lambda: DDP looks at a hook's annotations, and takes none that are text.
+            # As a lambda: DDP checks a hook's annotations, and accepts none that are strings.
             wrapper.register_comm_hook(self.size, lambda size, bucket: _mean_in_order(size, bucket))
         return wrapper
 
     def without_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
-        """A context in which the backward passes of what `wrapped` made keep their gradients to themselves."""
+        """A context in which the backward passes of the wrapped module do not exchange gradients."""
         assert isinstance(module, DistributedDataParallel)
         return module.no_sync()
 
     def mean(self, value: float) -> float:
-        """The mean of what the ranks pass, the same to the last bit on all of them."""
+        """The mean of the values that the ranks pass, the same to the last bit on all of them."""
         mine = torch.tensor([value], dtype=torch.float64)
         values = [torch.zeros_like(mine) for _ in range(self.size)]
         dist.all_gather(values, mine)
         return fmean(float(one) for one in values)
 
     def lead(self, value: T) -> T:
-        """What rank 0 passes."""
-        told = torch.tensor([int(value)])
-        dist.broadcast(told, src=0)
-        return type(value)(told.item())
+        """The value that rank 0 passes."""
+        sent = torch.tensor([int(value)])
+        dist.broadcast(sent, src=0)
+        return type(value)(sent.item())
 
     def gather(self, value: object) -> list[Any]:
-        """On rank 0 what each rank passes, in their order; an empty list on the others."""
+        """On rank 0, the values that the ranks pass, in their order; an empty list on the others."""
         values: list[Any] = [None] * self.size if self.is_first else []
         dist.gather_object(value, values if self.is_first else None, dst=0)
         return values
 
     def warnings(self, task: Task) -> tuple[str, ...]:
-        """What `task` may mean otherwise in one process."""
-        found = []
+        """Warnings about parts of `task` that may mean something else with several ranks."""
+        warnings = []
         if not task.accumulation:
-            found.append(
+            warnings.append(
                 f"accumulation = False says that the loss couples the samples of a batch; each of the {self.size} "
-                "processes sees its own batch alone, unless loss(model, batch) gathers those of the others"
+                "ranks sees only its own batch, unless loss(model, batch) gathers those of the others"
             )
         if task.train_loader is not None:
-            found.append(
-                f"train_loader(batch_size, seed) makes the batches of each of the {self.size} processes: it must give "
+            warnings.append(
+                f"train_loader(batch_size, seed) makes the batches of each of the {self.size} ranks: it must give "
                 "each its own share, by RANK and WORLD_SIZE in the environment"
             )
-        return tuple(found)
+        return tuple(warnings)
 
 
 def _mean_in_order(size: int, bucket: Any) -> torch.futures.Future[Any]:
@@ -143,8 +143,8 @@ def _mean_in_order(size: int, bucket: Any) -> torch.futures.Future[Any]:
 
 
 def is_rank_lost(error: BaseException) -> bool:
-    """Whether a collective failed because another rank did not join it, and not because this one has no memory."""
-    if is_out_of_memory(error):  # NCCL's buffers are allocated when they are first used
+    """Whether a collective failed because another rank did not join it, rather than because memory ran out here."""
+    if is_out_of_memory(error):  # NCCL allocates its buffers on first use
         return False
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in text_of(error) for word in _GLOO_WORDS)
@@ -155,7 +155,7 @@ def device_of_rank(name: str, local_rank: int, local_size: int) -> str:
     """The device of a rank: the GPU with its number, or the CPU, which all share.
 
     Raises:
-        DeviceError: there are fewer GPUs than ranks, or the device is one that ranks cannot share.
+        DeviceError: there are fewer GPUs than ranks, or ranks cannot share the device.
     """
     wanted = name.strip().lower()
     if wanted == "auto":
@@ -177,7 +177,7 @@ def device_of_rank(name: str, local_rank: int, local_size: int) -> str:
 
 
 def tell_environment(rank: int, size: int, port: int) -> None:
-    """Set the variables that torchrun sets, for whatever in the task file reads them; all ranks are on this machine."""
+    """Set the variables that torchrun sets, for task files that read them. All ranks are on this machine."""
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -189,30 +189,28 @@ def tell_environment(rank: int, size: int, port: int) -> None:
 
 
 def meet(rank: int, size: int, file: Path, limit_s: float, backend: Backend) -> None:
-    """Make the default process group of this process one with the others; they are on this machine.
+    """Make the default process group of this process, together with the others on this machine.
 
     Args:
-        rank, size: of this process, and how many there are.
-        file: where they find each other; a new one for each group.
-        limit_s: seconds for each collective, after which it fails.
-        backend: of the device whose tensors are to travel, beside those on the processor.
+        rank, size: the number of this process, and the number of processes.
+        file: where they find each other; a new file for each group.
+        limit_s: seconds after which a collective fails.
+        backend: that of the device whose tensors are exchanged, beside those on the processor.
 
     Raises:
-        RankLost: the others did not come.
+        RankLost: the others did not arrive.
     """
     if sys.platform.startswith("linux"):
-        os.environ.setdefault(
-            "GLOO_SOCKET_IFNAME", "lo"
-        )  # by itself it looks up the host's name, which may lead nowhere
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # its default looks up the host's name, which may not resolve
     try:
         dist.init_process_group(
             _collectives(backend),
-            store=dist.FileStore(str(file), size),  # type: ignore[attr-defined]  # the stubs leave it out
+            store=dist.FileStore(str(file), size),  # type: ignore[attr-defined]  # missing in the stubs
             rank=rank,
             world_size=size,
             timeout=timedelta(seconds=limit_s),
         )
-    except RuntimeError as error:  # torch.distributed's errors are of this class
+    except RuntimeError as error:  # torch.distributed raises this class
         raise RankLost(f"rank {rank} did not find the others: {first_line(error)}") from None
     # A task file may do this too, as it does in training; there is one group, and it is this one.
     for module in (dist, distributed_c10d):
@@ -220,7 +218,7 @@ def meet(rank: int, size: int, file: Path, limit_s: float, backend: Backend) -> 
 
 
 def _collectives(backend: Backend) -> str:
-    """What carries tensors of these devices and of the processor, as torch.distributed writes it."""
+    """The collective backends for tensors of these devices and of the processor, in torch.distributed's notation."""
     if backend.is_processor or backend.collective is None:
         return f"{PROCESSOR.collective}"
     return f"{PROCESSOR.torch_name}:{PROCESSOR.collective},{backend.torch_name}:{backend.collective}"

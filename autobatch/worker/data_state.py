@@ -25,7 +25,7 @@ _ABSENT: Node = ["nothing"]
 
 
 @contextmanager
-def told_changes(warnings: list[str], name: str, data: Any) -> Iterator[None]:
+def warning_of_changes(warnings: list[str], name: str, data: Any) -> Iterator[None]:
     """A warning about what reading `data` inside changes in it.
 
     Args:

@@ -1,8 +1,8 @@
-"""Energy of repeated work, by a counter that moves in ticks or by power that is sampled.
+"""Energy of repeated work, from a counter that moves in ticks or from sampled power.
 
-A counter stands still between its ticks: NVML's moves every 20 to 100 ms, by the card. Read at any two moments, it is
-off by up to a tick at both. So the work runs on until the counter moves, is counted from there, and runs on to a later
-tick: only whole ticks are read, and all that was done between them is counted.
+A counter stands still between its ticks: NVML's moves every 20 to 100 ms, depending on the card. Read at any two
+moments, it is off by up to a tick at both. So the work runs until the counter moves, is counted from there, and runs to
+a later tick: only whole ticks are read, and all work between them is counted.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from typing import Protocol
 
 from ..core.measurement import Energy
 
-# A counter that has not moved for so long is taken not to work. Assumed: five times the slowest tick known.
+# A counter that has not moved for this long does not work. Assumed: five times the slowest tick known.
 _STANDS_STILL_S = 0.5
-# Between the first tick and the last, at most; less where the budget is less, but never fewer than so many ticks: what
-# one call more or less in a tick is worth is small then. Assumed. It is also what makes up for sensors that look only a
-# part of the time: those of an A100 or H100 a quarter of it (Yang et al. 2023, arXiv:2312.02741).
+# The most seconds from the first tick to the last; less if the budget is less, but at least this many ticks, so that
+# one call more or less in a tick matters little. Assumed. It also compensates for sensors that measure only a part of
+# the time: those of an A100 or H100 a quarter of it (Yang et al. 2023, arXiv:2312.02741).
 _WINDOW_S = 2.0
 _FEWEST_TICKS = 10
-_LEAST_BUDGET_S = 0.5  # assumed: below, not even the quickest counter makes so many ticks
+_LEAST_BUDGET_S = 0.5  # assumed: in less, not even the quickest counter makes this many ticks
 _SAMPLE_S = 0.02  # between two readings of the power. Assumed: no slower than it changes
 
 
 class PowerSource(Protocol):
-    """What a device tells of its energy."""
+    """What a device reports about its energy."""
 
     def joules(self) -> float | None:
-        """Energy used since some fixed moment; None where nothing counts it."""
+        """Energy used since some fixed moment; None if nothing counts it."""
 
     def watts(self) -> float | None:
-        """Power at the moment; None where it cannot be read."""
+        """The present power; None if it cannot be read."""
 
     def synchronize(self) -> None:
-        """Wait until what was queued has run."""
+        """Wait until all queued work has run."""
 
 
 def energy_of(
@@ -48,14 +48,14 @@ def energy_of(
     budget_s: float,
     clock: Callable[[], float] = perf_counter,
 ) -> Energy | None:
-    """The energy of one call of `work`, which is repeated for two seconds at most; None where it cannot be known.
+    """The energy of one call of `work`, which is repeated for at most two seconds; None if it cannot be measured.
 
     Args:
         work: does the same each time.
-        source: the device it runs on.
-        call_s: seconds of one call, about.
-        budget_s: seconds for it, about; where they are too few for ten ticks, nothing is told.
-        clock: seconds.
+        source: the device on which it runs.
+        call_s: seconds of one call, roughly.
+        budget_s: about how many seconds to spend. If they are too few for ten ticks, the answer is None.
+        clock: returns seconds.
     """
     if budget_s < _LEAST_BUDGET_S:
         return None
@@ -80,7 +80,7 @@ def _counted(
             return None
         calls, ticks, end = calls + tick.calls, ticks + 1, tick
     joules = end.joules - begin.joules
-    # Few ticks are a step that is longer than a tick, which is then as exact as the counter is.
+    # Few ticks mean that a step is longer than a tick. It is then as exact as the counter.
     if joules <= 0 or (ticks < _FEWEST_TICKS and calls > ticks):
         return None
     return Energy(joules=joules / calls, watts=joules / (end.at - begin.at))
@@ -88,7 +88,7 @@ def _counted(
 
 @dataclass(frozen=True, slots=True)
 class _Tick:
-    """The counter has moved."""
+    """One movement of the counter."""
 
     at: float
     joules: float
@@ -96,7 +96,7 @@ class _Tick:
 
 
 def _next_tick(work: Callable[[], object], source: PowerSource, clock: Callable[[], float]) -> _Tick | None:
-    """Work until the counter moves; None where it stands still."""
+    """Work until the counter moves; None if it stands still."""
     before, begun, calls = source.joules(), clock(), 0
     while True:
         work()
@@ -112,7 +112,7 @@ def _next_tick(work: Callable[[], object], source: PowerSource, clock: Callable[
 
 
 def _sampled(work: Callable[[], object], source: PowerSource, calls: int, clock: Callable[[], float]) -> Energy | None:
-    """By the average of the power, read beside the work."""
+    """The energy from the average power, which is read while the work runs."""
     readings: list[float] = []
     done = threading.Event()
 

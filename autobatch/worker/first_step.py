@@ -1,4 +1,4 @@
-"""Importing this does once what the first step of a process does: what a fork server holds ready, beside `warm.py`."""
+"""Importing this does once what the first step of a process does. A fork server has it ready, after `warm.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Floating-point operations: how many a sample needs, and how many a second a device does at its best."""
+"""Floating-point operations: how many a sample needs, and how many per second a device reaches at best."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from .training import made_ready
 
 _META = torch.device("meta")
 _TYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Sides of the square matrices that are multiplied: doubled from the first while a product is quicker than the second,
-# and never beyond the third, whose three matrices take 3 GiB in fp32. Assumed: a product that long fills any device.
+# Sides of the square matrices to multiply: doubled from the first while a product is quicker than the second, and at
+# most the third, whose three matrices take 3 GiB in fp32. Assumed: a product that long uses any device fully.
 _FIRST_SIDE, _LONG_S, _LAST_SIDE = 256, 0.02, 16_384
 
 
 def step_flops(task: Task, batch: Batch) -> int | None:
-    """Operations of the matrix products and convolutions of one forward and backward pass over `batch`; None where
-    they cannot be counted.
+    """Operations of the matrix products and convolutions of one forward and backward pass; None if unknown.
 
-    A multiplication and an addition are two. Nothing is computed: the pass runs on the meta device, which knows shapes
-    alone and where every operation that hides others (an LSTM, an attention) is seen as its parts. A task whose loss
-    looks at values, or puts tensors on a device of its own, cannot be run there.
+    A multiplication and an addition are two. Nothing is computed: the pass runs on the meta device, which has only
+    shapes, and on which every operation that hides others (an LSTM, an attention) appears as its parts. A task whose
+    loss looks at values, or puts tensors on its own device, cannot be run there.
     """
     try:
         model = task.model().to(_META).train()
@@ -39,18 +38,18 @@ def step_flops(task: Task, batch: Batch) -> int | None:
                 task.training_step(model, moved, 1.0)
             else:
                 task.loss(model, moved).backward()
-    except Exception:  # noqa: BLE001  # the user's code may raise anything where there are no values: it is unknown then
+    except Exception:  # noqa: BLE001  # without values the user's code may raise anything
         return None
     return counter.get_total_flops() or None
 
 
 def matmul_flops_per_s(device: Device, precision: Precision, budget_s: float) -> float:
-    """Operations per second of one large square matrix product: what this device can be asked for in this precision.
+    """Operations per second of one large square matrix product: the most that this device reaches in this precision.
 
     Args:
-        device: it is measured on.
-        precision: of the matrices; "tf32" is fp32 under whatever mode is set.
-        budget_s: seconds for the measurement, about.
+        device: the device to measure.
+        precision: of the matrices; "tf32" is fp32 under the present mode.
+        budget_s: about how many seconds to spend.
     """
     side = _FIRST_SIDE
     while True:

@@ -1,4 +1,4 @@
-"""Whether a loss of the task's own leaves out labels that the default metric counts: a padding that is not -100."""
+"""Whether a task's own loss ignores labels that the default metric counts: a padding that is not -100."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from .training import autocast
 
 
 def left_out_warning(task: Task, model: nn.Module, batch: Any, device: torch.device) -> list[str]:
-    """A sentence about the one label whose scores get no gradient from the loss; none where there is no such label.
+    """A sentence about the one label whose scores get no gradient from the loss; empty if there is no such label.
 
     Args:
-        task: what is checked.
-        model: on the device, in training.
-        batch: on the device, of a few samples.
-        device: where they are.
+        task: the task to check.
+        model: on the device, in training mode.
+        batch: a few samples, on the device.
+        device: that of both.
     """
     is_of_labels = task.metric is accuracy and task.evaluate is None
     if not is_of_labels or task.loss is cross_entropy_loss or task.training_step is not None:
         return []
     try:
-        found = _left_out(task, model, batch, device)
-    except Exception:  # noqa: BLE001  # the user's loss has run once: what is asked of it here need not make sense to it
+        label = _left_out(task, model, batch, device)
+    except Exception:  # noqa: BLE001  # the user's loss has run once, but may not accept these labels
         return []
-    if found is None:
+    if label is None:
         return []
     return [
-        f"loss(model, batch) leaves out the labels {found}, which the default metric counts: the score is of other "
+        f"loss(model, batch) leaves out the labels {label}, which the default metric counts: the score is of other "
         f"labels than the loss. Let the dataset label them {IGNORED}, or define metric(model, batch)"
     ]
 
@@ -56,5 +56,6 @@ def _left_out(task: Task, model: nn.Module, batch: Any, device: torch.device) ->
     (gradient,) = torch.autograd.grad(loss, scores)
     moves = gradient.abs().sum(dim=1) > 0
     learned, others = set(labels[moves].tolist()), set(labels[~moves].tolist()) - {IGNORED}
-    # One label that is left out wherever it stands; more, or the same in both, are left out for another reason.
+    # Only if one label is ignored wherever it stands. If there are more, or it is learned in the other, there is
+    # another cause.
     return others.pop() if len(others) == 1 and learned and not others & learned else None

@@ -1,4 +1,4 @@
-"""What `optimizer` and `scheduler` of a task may return, and what to do about what else people return there."""
+"""What a task's `optimizer` and `scheduler` may return, and messages about what people return instead."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ..errors import text_of
 
 _CALLED = "autobatch calls step() without arguments, once per optimizer step"
 NO_CLOSURES = (
-    f"{_CALLED}, when the gradients of all micro-batches are there, and gives it no closure to run the model with, as "
-    "LBFGS needs. Use an optimizer that steps on the gradients it finds, such as AdamW or SGD"
+    f"{_CALLED}, when the gradients of all micro-batches are there, and passes no closure to run the model, which "
+    "LBFGS needs. Use an optimizer that steps on existing gradients, such as AdamW or SGD"
 )
 
 
 def hint_on_step(error: BaseException, model: nn.Module | None = None) -> str:
-    """A line to add where a `step()` has failed.
+    """A line to add to the error of a `step()`.
 
     Args:
-        error: what it raised.
-        model: whose gradients an optimizer stepped on; None where it was a schedule.
+        error: the error.
+        model: the model on whose gradients an optimizer stepped; None for a schedule.
     """
     text = text_of(error)
     if "closure" in text:
@@ -43,20 +43,20 @@ def hint_on_step(error: BaseException, model: nn.Module | None = None) -> str:
 
 
 def not_an_optimizer(made: object) -> str:
-    """What is wrong with the answer of `optimizer`, which is none, and what to do."""
+    """What is wrong with a result of `optimizer` that is no optimizer, and what to do."""
     rule = "optimizer(model, lr) must return a torch.optim.Optimizer; it returned "
-    found = list(_parts_of(made))
-    optimizers = [part for part in found if isinstance(part, torch.optim.Optimizer)]
-    named = f"{rule}a {type(made).__name__} of {', '.join(type(part).__name__ for part in found) or 'nothing'}"
+    parts = list(_parts_of(made))
+    optimizers = [part for part in parts if isinstance(part, torch.optim.Optimizer)]
+    named = f"{rule}a {type(made).__name__} of {', '.join(type(part).__name__ for part in parts) or 'nothing'}"
     if isinstance(made, (tuple, list, Mapping)) and len(optimizers) > 1:
         return (
-            f"{named}: it is one optimizer that is stepped and whose rate is searched. Return one whose parameter "
+            f"{named}: autobatch steps one optimizer, and searches its rate. Return one whose parameter "
             'groups are what those have ([{"params": ..., "lr": lr}, {"params": ..., "lr": 10 * lr}]); where they are '
             "of several kinds, or step in turn, return the one to tune and step the others in "
             "training_step(model, batch, scale), where the model keeps them"
         )
     if isinstance(made, (tuple, list, Mapping)) and optimizers:
-        beside = [part for part in found if part is not optimizers[0]]
+        beside = [part for part in parts if part is not optimizers[0]]
         schedule = any(callable(getattr(part, "step", None)) for part in beside)
         where = ", and the schedule from scheduler(optimizer, total_steps)" if schedule else ""
         return f"{named}: return the optimizer alone{where}"
@@ -77,7 +77,7 @@ def _parts_of(made: object, depth: int = 3) -> Iterator[object]:
 
 
 def not_a_schedule(made: object) -> str | None:
-    """What is wrong with the answer of `scheduler`, and what to do; None where it can be stepped."""
+    """What is wrong with the result of `scheduler`, and what to do; None if it can be stepped."""
     rule = "scheduler(optimizer, total_steps) must return "
     if not callable(getattr(made, "step", None)):
         named = f"a {type(made).__name__}" if isinstance(made, (tuple, list, Mapping)) else type(made).__name__
@@ -112,7 +112,7 @@ def arguments_of_step(made: Any) -> str:
 
 
 def names_of(schedule: Any, depth: int = 3) -> Iterator[str]:
-    """The names of a schedule's class and its bases, and of those that it is put together from."""
+    """The names of a schedule's class and its bases, and of the schedules in it."""
     yield from (kind.__name__ for kind in type(schedule).__mro__)
     parts = getattr(schedule, "_schedulers", ()) if depth else ()
     for part in parts if isinstance(parts, (list, tuple)) else ():

@@ -1,7 +1,7 @@
-"""Optimizers that keep other weights in the model to train than to judge, as schedule-free ones do.
+"""Optimizers that keep other weights in the model for training than for evaluation, such as schedule-free ones.
 
-They have `train()` and `eval()`, as modules have, and say so in their documentation: a step in the mode to judge is an
-error or worse, and a score in the mode to train is of weights that nobody would use.
+Such an optimizer has `train()` and `eval()`, like a module. A step in evaluation mode is an error or worse, and a score
+in training mode is that of weights that nobody would use.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 
 
 def to_train(optimizer: Any) -> None:
-    """Put the weights to train into the model; nothing where the optimizer has no modes."""
+    """Put the training weights into the model. Does nothing if the optimizer has no modes."""
     _call(optimizer, "train")
 
 
 @contextmanager
 def judged(optimizer: Any) -> Iterator[None]:
-    """Inside, the model has the weights to judge and to keep; afterwards those to train."""
+    """Inside, the model has the weights to evaluate and to save; afterwards those to train."""
     _call(optimizer, "eval")
     try:
         yield
@@ -27,6 +27,6 @@ def judged(optimizer: Any) -> Iterator[None]:
 
 
 def _call(optimizer: Any, name: str) -> None:
-    # Both or neither: one with a method `train` that does something else is left alone.
+    # Both or neither: a `train` method alone may do something else.
     if all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval")):
         getattr(optimizer, name)()

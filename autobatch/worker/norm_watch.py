@@ -1,4 +1,4 @@
-"""The norms of the gradients of a rung, read without waiting for the device at every step."""
+"""The norms of the gradients of a segment, read without waiting for the device at every step."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class NormWatch:
         self._seen: list[float] = []
 
     def see(self, norm: Tensor | None) -> None:
-        """Keep the norm of a step where it is."""
+        """Record the norm of a step, and leave it on the device."""
         if norm is not None:
             self._pending.append(norm)
 
     def read(self) -> None:
-        """Fetch what was kept, which waits for the device."""
+        """Fetch the recorded norms, which waits for the device."""
         if self._pending:
             self._seen += torch.stack(self._pending).float().tolist()
             self._pending.clear()
 
     def summary(self) -> GradNorms | None:
-        """Of all that were read; None where none was finite. A step that fp16 skips has no finite norm."""
+        """The summary of all norms read; None if none was finite. A step that fp16 skips has no finite norm."""
         finite = [norm for norm in self._seen if math.isfinite(norm)]
         if not finite:
             return None

@@ -12,12 +12,12 @@ from ..errors import TaskError, with_class
 
 
 def held_by(optimizer: torch.optim.Optimizer) -> tuple[float, ...]:
-    """Those of its parameter groups at the moment; 0 of a group that has none."""
+    """The present rates of its parameter groups; 0 for a group that has none."""
     return tuple(float(group.get("lr") or 0.0) for group in optimizer.param_groups)
 
 
 def following(once: tuple[float, ...], twice: tuple[float, ...]) -> list[int]:
-    """The groups whose rate in `twice`, made for twice the rate, is another; the rest have one of their own."""
+    """The groups whose rate differs in `twice`, made with twice the rate. The others set their own rate."""
     return [group for group, (before, after) in enumerate(zip(once, twice, strict=True)) if before != after]
 
 
@@ -26,7 +26,7 @@ def of_groups(optimizer: torch.optim.Optimizer, schedule: Any, groups: int) -> I
     """Steps of a schedule that was made for the first `groups` parameter groups of the optimizer.
 
     Raises:
-        TaskError: it fails, and groups have been added since.
+        TaskError: it fails, and groups have been added since it was made.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Errors of torch's own whose text does not say what to do: told with the remedy."""
+"""torch's errors that do not say what to do, with a remedy."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from ..errors import TaskError, first_line, text_of
 
 
 def known_remedy(error: BaseException) -> TaskError | None:
-    """What is wrong and what to do about it, where `error` is one of those known here; None of others."""
-    # By its name: the class is torch's own affair, and comes wrapped in others that quote it, over a dozen lines.
+    """What is wrong and what to do, for an `error` that is known here; otherwise None."""
+    # By its name: the class is private to torch, and comes wrapped in others that quote it, over a dozen lines.
     if "InvalidCxxCompiler" in f"{type(error).__name__}: {text_of(error)}":
         return TaskError(
             "torch.compile needs a C++ compiler and found none: install g++, name another in the variable CXX, or "

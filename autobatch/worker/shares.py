@@ -1,4 +1,4 @@
-"""Shares of micro-batches in the mean over all of a batch, where they hold unlike numbers of what it is a mean over."""
+"""Shares of micro-batches in the mean over a whole batch, if they differ in how many things that is a mean over."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from ..tasks.defaults import cross_entropy_loss, labels_counted
 
 
 def weight_of(weight: Callable[[Any], Any], batch: Any) -> float:
-    """What the function `weight` of a task says of a batch.
+    """The value of a task's `weight` function for a batch.
 
     Raises:
-        TaskError: it is no number, or below zero.
+        TaskError: it is no number, or is below zero.
     """
-    said = weight(batch)
+    answer = weight(batch)
     try:
-        value = float(said)
+        value = float(answer)
     except (TypeError, ValueError, RuntimeError):
-        found = "None: is its `return` missing?" if said is None else f"a {type(said).__name__}"
-        raise TaskError(f"weight(batch) returns how many things the loss is a mean over; it returned {found}") from None
+        returned = "None: is its `return` missing?" if answer is None else f"a {type(answer).__name__}"
+        raise TaskError(
+            f"weight(batch) returns how many things the loss is a mean over; it returned {returned}"
+        ) from None
     if not math.isfinite(value) or value < 0:
         raise TaskError(f"weight(batch) returns how many things the loss is a mean over; it returned {value}")
     return value
@@ -36,13 +38,13 @@ def counted(
     loss: Callable[..., Any] | None,
     weight: Callable[[Any], Any] | None,
 ) -> float | None:
-    """How many things the loss of a batch is a mean over; None where they are its samples.
+    """How many things the loss of a batch is a mean over; None if these are its samples.
 
     Args:
         model: as the loss calls it.
-        batch: that the loss has been taken of, where the model computes its loss itself.
-        loss: the task's own, or the default; None where a `training_step` takes it.
-        weight: of the task, which goes before all else.
+        batch: the batch of the loss, if the model computes its loss itself.
+        loss: the task's own, or the default; None if a `training_step` computes it.
+        weight: the task's function, which has precedence.
     """
     if weight is not None:
         return weight_of(weight, batch)
@@ -50,14 +52,15 @@ def counted(
 
 
 class Shares:
-    """Of an optimizer step, whose micro-batches come one by one: none is kept waiting for the weights of the others.
+    """The shares in an optimizer step whose micro-batches come one by one, so that none waits for the weights of the
+    others.
 
-    Each gets the share that it has if all others are as heavy as the first. When all have come, `correction` turns the
-    sum of their gradients into the mean: 1 where they were.
+    Each gets the share that it has if all others weigh as much as the first. At the end, `correction` turns the sum of
+    their gradients into the mean; it is 1 if they did.
 
     Args:
-        count: micro-batches of the step, of one rank.
-        mean_of_ranks: of a number that each rank passes; None in one process. All ranks ask equally often.
+        count: micro-batches of the step on one rank.
+        mean_of_ranks: the mean of a number over all ranks; None for one process. All ranks call it equally often.
     """
 
     def __init__(self, count: int, mean_of_ranks: Callable[[float], float] | None = None) -> None:
@@ -66,7 +69,7 @@ class Shares:
         self._seen, self._total = 0, 0.0
 
     def of(self, weight: float) -> float:
-        """The share of the next micro-batch, whose weight this is. Of all ranks' shares the mean is taken."""
+        """The share of the next micro-batch, which has this weight. On several ranks, their mean counts."""
         if self._seen == 0:
             self._first = self._mean(weight) or 1.0
         self._seen += 1
@@ -74,7 +77,7 @@ class Shares:
         return weight / self._first / self._count
 
     def correction(self) -> float:
-        """What to multiply the sum of all shares by, so that it is 1; 1.0 where no micro-batch had a weight."""
+        """The factor that makes the sum of all shares 1; 1.0 if no micro-batch had a weight."""
         if self._count == 1:
             return 1.0
         total = self._mean(self._total)

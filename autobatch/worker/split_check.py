@@ -1,7 +1,8 @@
-"""Whether a batch may be cut into micro-batches: is its gradient the mean of theirs, weighed as training weighs them?
+"""Whether a batch may be split into micro-batches: is its gradient their mean, weighted as in training?
 
-Looked at once, on the task's own loss, with a batch of a few samples and its halves. Dropout and batch norm, which see
-another batch in any case, are put into the mode to judge; a loss that draws at random otherwise says nothing here.
+This is checked once, on the task's own loss, with a batch of a few samples and its halves. Dropout and batch norm,
+which always depend on the batch, are put into evaluation mode. A loss that draws random numbers in another way cannot
+be checked.
 """
 
 from __future__ import annotations
@@ -22,30 +23,30 @@ from ..tasks.task import Task
 from .shares import counted
 from .training import autocast
 
-# Samples of a half, so that there are pairs in it.
+# Samples in a half, so that it contains pairs.
 _HALF = 2
-# Numbers of the gradient that are compared. Assumed: a loss that cannot be split shows it in any of its parameters.
+# The numbers of the gradient to compare. Assumed: a loss that cannot be split shows it in any of its parameters.
 _COMPARED = 1 << 20
-# How far apart two gradients are that differ by rounding, as a part of their norm. Assumed, by the precision; a mean
+# How far apart two gradients may be by rounding, relative to their norm. Assumed, by precision. A wrongly weighted mean
 # over tokens is off by 5 to 20 % in batches of this size.
 _ROUNDING = {"fp32": 0.01, "tf32": 0.02, "bf16": 0.05, "fp16": 0.05}
 
 
 def _batch_in_halves(task: Task, samples: list[Any], batch: Any, count: int) -> list[Any] | None:
-    """A training batch and its two halves, as unlike each other as the samples allow; None where it cannot be cut."""
-    if task.train_loader is not None:  # rows of another number are no samples: time steps, two views of each
+    """A training batch and its two halves, which differ as much as the samples allow; None if it cannot be split."""
+    if task.train_loader is not None:  # if their number differs, rows are no samples: time steps, two views of each
         return _cut(batch, count) if count > 1 and rows_of(batch) == count else None
-    half = min(_HALF, len(samples) // 2, count // 2)  # memory may hold no more than the batch that was asked for
+    half = min(_HALF, len(samples) // 2, count // 2)  # memory may hold no more than a batch of `count`
     if not half:
         return None
-    # By length, padding, labels, whatever they hold: a loss counts unlike samples unlike.
+    # By length, padding, labels and other contents: a loss weighs unlike samples differently.
     ordered = sorted(samples, key=_content)
     first, second = ordered[:half], ordered[-half:]
     batches = [collate_samples(task, part) for part in (first + second, first, second)]
     if [rows_of(batch) for batch in batches] == [2 * half, half, half]:
-        return _cut(batches[0], 2 * half)  # padded alike: what is made of the padding is another matter
+        return _cut(batches[0], 2 * half)  # with equal padding, which is not checked here
     again = collate_samples(task, first + second)
-    return batches if _are_equal(again, batches[0]) else None  # where collate draws, halves have draws of their own
+    return batches if _are_equal(again, batches[0]) else None  # a random collate gives each half other values
 
 
 def _are_equal(one: Any, other: Any) -> bool:
@@ -54,12 +55,12 @@ def _are_equal(one: Any, other: Any) -> bool:
 
 
 def _cut(batch: Any, count: int) -> list[Any]:
-    """A batch and its halves, where its rows are its samples."""
+    """A batch and its halves, if its rows are its samples."""
     return [batch, *(_rows(batch, count, part) for part in (slice(count // 2), slice(count // 2, None)))]
 
 
 def _content(part: Any) -> float:
-    """A number that unlike samples differ in: how much they hold, and the sum of all whole numbers in it."""
+    """A number by which samples differ: how many numbers they hold, and the sum of all whole ones."""
     if isinstance(part, (Tensor, np.ndarray)):
         values = torch.as_tensor(part)
         if values.is_nested or values.is_floating_point() or values.is_complex():
@@ -83,7 +84,7 @@ def _rows(batch: Any, count: int, where: slice) -> Any:
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(_rows(value, count, where) for value in batch))
     if isinstance(batch, (list, tuple)):
-        if len(batch) == count and next(tensors_of(batch), None) is None:  # such as of texts
+        if len(batch) == count and next(tensors_of(batch), None) is None:  # for example a list of texts
             return batch[where]
         return type(batch)(_rows(value, count, where) for value in batch)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
@@ -95,19 +96,19 @@ def _rows(batch: Any, count: int, where: slice) -> Any:
 def split_warnings(
     task: Task, model: nn.Module, samples: list[Any], batch: Any, count: int, device: torch.device
 ) -> list[str]:
-    """A sentence where micro-batches would train something else than the batch does; gradients stay as they are.
+    """A sentence if micro-batches would train differently from the batch. The gradients stay unchanged.
 
     Args:
-        task: its loss or training step. An error of theirs on these batches says nothing here.
+        task: has the loss or training step. If it raises on these batches, there is no warning.
         model: on the device.
-        samples: the first of the training data; none where the task has a loader of its own.
-        batch: of that loader, of a few samples.
-        count: of those; no more go through the model at once.
-        device: where the model is.
+        samples: the first training samples; empty if the task has its own loader.
+        batch: of a few samples, from that loader.
+        count: their number; no more go through the model at once.
+        device: that of the model.
     """
     try:
         batches = _batch_in_halves(task, samples, batch, count)
-    except Exception:  # noqa: BLE001  # the user's collate may raise anything: it has run on other samples
+    except Exception:  # noqa: BLE001  # the user's collate may raise anything on these samples
         return []
     if batches is None:
         return []
@@ -115,10 +116,10 @@ def split_warnings(
     everything = list(model.modules())
     random: list[nn.Module] = [module for module in everything if isinstance(module, (_DropoutNd, _NormBase))]
     try:
-        found = _warnings_with(everything, task, model, batches, device)
-        if found is None:  # it may train in its own mode only (an LSTM on CUDA, a detector)
-            found = _warnings_with(random, task, model, batches, device)
-        return found or []
+        warnings = _warnings_with(everything, task, model, batches, device)
+        if warnings is None:  # it may run in training mode only (an LSTM on CUDA, a detector)
+            warnings = _warnings_with(random, task, model, batches, device)
+        return warnings or []
     finally:
         for parameter, gradient in kept:
             parameter.grad = gradient
@@ -127,13 +128,13 @@ def split_warnings(
 def _warnings_with(
     judging: list[nn.Module], task: Task, model: nn.Module, batches: list[Any], device: torch.device
 ) -> list[str] | None:
-    """The same with some modules in the mode to judge; None where that cannot be run."""
+    """The same warnings with some modules in evaluation mode; None if that cannot be run."""
     try:
         with _judging(judging):
-            found = _Compared(task, model, batches, device).verdict()
-    except Exception:  # noqa: BLE001  # the user's code may raise anything in a mode that it was not written for
+            problem = _Compared(task, model, batches, device).problem()
+    except Exception:  # noqa: BLE001  # the user's code may raise anything in another mode
         return None
-    return [] if found is None else [found]
+    return [] if problem is None else [problem]
 
 
 @contextmanager
@@ -164,8 +165,8 @@ class _Compared:
         low = any(p.dtype in (torch.bfloat16, torch.float16) for p in self._parameters)
         self._rounding = _ROUNDING["bf16" if low else task.precision]
 
-    def verdict(self) -> str | None:
-        """What is wrong with micro-batches, if anything is."""
+    def problem(self) -> str | None:
+        """What is wrong with micro-batches; None if nothing is."""
         before = [parameter._version for parameter in self._parameters]
         whole = self._gradient(0)
         if [parameter._version for parameter in self._parameters] != before:
@@ -177,19 +178,19 @@ class _Compared:
         if not sum(weights):
             return None
         shares = [weight / sum(weights) for weight in weights]
-        # Where nothing in a half counts there may be no loss of it.
+        # If a half holds nothing that counts, its loss may not exist.
         halves = [
             self._gradient(half, share) if share else torch.zeros_like(whole)
             for half, share in zip((1, 2), shares, strict=True)
         ]
         size = max(float(one.norm()) for one in (whole, *halves))
         off = float((whole - halves[0] - halves[1]).norm()) / size if size else 0.0
-        if not off > self._rounding:  # or not a number, which the check of the loss tells
+        if not off > self._rounding:  # also if it is not a number, which the check of the loss reports
             return None
         again = self._gradient(0, seed=1)
         if float((whole - again).norm()) > 0.1 * off * size:
-            return None  # it draws at random: two batches differ anyway
-        return self._told(whole, halves, shares, off)
+            return None  # the loss is random: two batches differ anyway
+        return self._sentence(whole, halves, shares, off)
 
     def _gradient(self, index: int, share: float = 1.0, *, seed: int = 0) -> Tensor:
         """The batch's gradient times a share, in double precision on the host."""
@@ -206,12 +207,12 @@ class _Compared:
         return torch.cat([_flat(parameter) for parameter in self._parameters])
 
     def _weight(self, index: int) -> float:
-        """What training takes a half for."""
+        """The weight of a half in training."""
         loss = self._task.loss if self._task.training_step is None else None
         known = counted(self._model, self._hosts[index], loss=loss, weight=self._task.weight)
         return 1.0 if known is None else known
 
-    def _told(self, whole: Tensor, halves: list[Tensor], shares: list[float], off: float) -> str:
+    def _sentence(self, whole: Tensor, halves: list[Tensor], shares: list[float], off: float) -> str:
         ignores_scale = float((whole - (halves[0] + halves[1]) / 2).norm()) <= self._rounding * float(whole.norm())
         if self._task.training_step is not None and ignores_scale and shares[0] == shares[1]:
             return (
@@ -227,7 +228,7 @@ class _Compared:
         rest = float((whole - units @ parts).norm()) / float(whole.norm())
         own = "weight(batch) says" if self._task.weight is not None else "and accumulation takes them for"
         taken = " to ".join(f"{share:.2f}" for share in shares if share)
-        found = " to ".join(f"{float(part):.2f}" for part in parts)
+        counted = " to ".join(f"{float(part):.2f}" for part in parts)
         if len(parts) == 2 and rest <= self._rounding and bool((parts > -self._rounding).all()):
             if bool(((parts - 1).abs() < self._rounding * 2).all()):
                 return (
@@ -235,7 +236,7 @@ class _Compared:
                     "samples, or set accumulation = False"
                 )
             return (
-                f"{begin}the halves count {found} in it, {own} {taken}, so it is a mean over something else. Define "
+                f"{begin}the halves count {counted} in it, {own} {taken}, so it is a mean over something else. Define "
                 "weight(batch), how many things the loss is a mean over (`(batch[1] != -100).sum()` for tokens), or "
                 "set accumulation = False"
             )

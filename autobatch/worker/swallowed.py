@@ -1,8 +1,8 @@
-"""Whether a step really ran, where the user's code may have caught the error that ended it.
+"""Whether a step really ran, although the user's code may have caught the error that ended it.
 
-"Skip the batch that does not fit" is a habit of long trainings, and there it does no harm. In a measurement, a step
-that was skipped needs little memory and no time: it would be the largest and the fastest there is. What it cannot do is
-leave gradients.
+"Skip the batch that does not fit" is a habit in long trainings, where it does no harm. In a measurement, a skipped step
+needs little memory and no time, so its size would seem the largest and the fastest. But a skipped step leaves no
+gradients.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class Usual:
-    """Which parameters steps on a few samples give a gradient, by their positions.
+    """Which parameters get a gradient in steps on a few samples, by their positions.
 
     Attributes:
-        always: all of the steps; none of them where a task trains its parts in turn, or skips steps.
-        ever: at least one of the steps.
+        always: those of all steps; none if a task trains its parts in turn, or skips steps.
+        ever: those of at least one step.
     """
 
     always: frozenset[int]
@@ -28,20 +28,21 @@ class Usual:
 
     @classmethod
     def of(cls, steps: Sequence[frozenset[int]]) -> Usual:
-        """By the parameters that each step gave a gradient."""
+        """The summary of the parameters that got a gradient in each step."""
         return cls(always=frozenset.intersection(*steps), ever=frozenset.union(*steps))
 
 
-_Mark = tuple[int, int]  # which tensor the gradient is, and how often it was written to
+_Mark = tuple[int, int]  # the gradient's tensor, and how often it was written to
 
 
 class GradientWatch:
-    """Told of each part of a step, it knows whether each micro-batch left gradients.
+    """Follows the parts of a step, and knows whether each micro-batch left gradients.
 
     Attributes:
-        missed: the optimizer steps so far of which a micro-batch left none.
-        taken: the optimizer steps so far.
-        left: the positions of the parameters that each micro-batch of the last step gave a gradient; only `exactly`.
+        missed: the number of optimizer steps so far in which a micro-batch left none.
+        taken: the number of optimizer steps so far.
+        left: the positions of the parameters that got a gradient from each micro-batch of the last step; only inside
+            `exactly`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -54,7 +55,7 @@ class GradientWatch:
 
     @contextmanager
     def exactly(self) -> Iterator[None]:
-        """Meanwhile all parameters are looked at after each micro-batch, and not only until one has a gradient."""
+        """Inside, look at all parameters after each micro-batch, instead of stopping at one with a gradient."""
         before, self._is_exact = self._is_exact, True
         try:
             yield
@@ -62,12 +63,12 @@ class GradientWatch:
             self._is_exact = before
 
     def begin(self) -> None:
-        """A step begins."""
+        """To be called when a step begins."""
         self._marks = self._marked() if self._is_exact else {}
         self._is_first, self._is_missed = True, False
 
     def see(self) -> None:
-        """A micro-batch has been through the backward pass."""
+        """To be called after the backward pass of a micro-batch."""
         if not self._is_exact:
             self._is_missed = self._is_missed or not self.has_gradients
             return
@@ -78,13 +79,13 @@ class GradientWatch:
         self._is_missed = self._is_missed or not given
 
     def end(self) -> None:
-        """The step ends."""
+        """To be called when the step ends."""
         self.taken += 1
         self.missed += self._is_missed
 
     @property
     def has_gradients(self) -> bool:
-        """Whether there is a gradient at the moment."""
+        """Whether any gradient exists now."""
         return any(parameter.grad is not None for parameter in self._model.parameters())
 
     def _marked(self) -> dict[int, _Mark]:

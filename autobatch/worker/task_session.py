@@ -1,7 +1,7 @@
 """A task open in this process: its data loaded once, its models borrowed, its steps guarded, its facts known.
 
-Everything of the user's runs inside `_guarded`, which turns an out-of-memory into an answer and any other failure into
-a `TaskError` with the user's own frames.
+All of the user's code runs inside `_guarded`, which turns an out-of-memory into an answer, and any other failure into a
+`TaskError` with the user's own frames.
 """
 
 from __future__ import annotations
@@ -48,34 +48,34 @@ from .training import Trainer, made_ready
 T = TypeVar("T")
 
 # The length of the schedule of a model that is only measured. Assumed: no measurement comes near it, and a schedule
-# that is computed ahead for all of its steps is still quick to make and small.
+# that is computed ahead for all its steps is still quick to make and small.
 BENCH_STEPS = 1_000_000
-COUNTED_SAMPLES = 2  # of a batch whose operations are counted: batch norm takes no batch of one
+COUNTED_SAMPLES = 2  # samples of the batch whose operations are counted: batch norm takes no batch of one
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The allocator said no; the message is all that is kept of the error (its traceback would keep the tensors)."""
+    """Memory was refused. Only the message of the error is kept: its traceback would keep the tensors."""
 
     message: str
 
 
 class OpenTask:
-    """A task, and the device of this process that it runs on.
+    """A task, and the device of this process on which it runs.
 
     Args:
-        task: what is trained.
-        device: an open device, its memory limit not yet set.
-        memory_limit_bytes: make the device behave as if it had this much; None for what is there.
+        task: the task.
+        device: an open device, without a memory limit yet.
+        memory_limit_bytes: make the device behave as if it had this much memory; None for what it has.
         headroom: the share of the capacity that a batch must leave free.
         mode: "training" for whole optimizer steps, "inference" for forward passes without gradients.
-        live: `task.model()` returns the user's own object: it is borrowed and given back as it was.
-        checkpoints: folder for paused trials; a temporary one by default.
-        worst_cases: from the facts of another runner of this task, which are then not looked for again.
-        soak_steps: optimizer steps on batches of the training data that a verdict takes beside its own.
-        group: the ranks that train together, each of which has a runner like this one; None for one process. All take
-            the calls that take steps. An evaluation takes no step, so rank 0 is asked alone, and of a segment it scores
-            alone: what the others return as its score is 0.
+        live: whether `task.model()` returns the user's own object, which is borrowed and given back unchanged.
+        checkpoints: the folder for paused trials; a temporary one by default.
+        worst_cases: from the facts of another runner of this task, to save the scan.
+        soak_steps: optimizer steps on batches of the training data that a final probe takes too.
+        group: the ranks that train together, each with a runner like this one; None for one process. All ranks take the
+            calls that take steps. An evaluation takes no step, so only rank 0 is called for it; and in a segment only
+            rank 0 evaluates, while the others return 0 as the score.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class OpenTask:
         soak_steps: int = 0,
         group: DataParallel | None = None,
     ) -> None:
-        # Before the limit is set: what raises here leaves the process as it was.
+        # Before the limit is set: an error here leaves the process as it was.
         if task.precision not in device.backend.precisions:
             if task.precision == "tf32":
                 raise DeviceError(f"tf32 is a mode of NVIDIA's tensor cores; {device.torch_device} has none: use bf16")
             raise DeviceError(
-                f"{device.torch_device} computes in {', '.join(device.backend.precisions)}; found precision = "
+                f"{device.torch_device} computes in {', '.join(device.backend.precisions)}; answer precision = "
                 f"{task.precision!r} in the task: take one of those"
             )
         self._group = group
@@ -112,21 +112,21 @@ class OpenTask:
         self._worst_cases = dict(worst_cases or {})
         self._samples: dict[str, WorstSamples] = {}
         self._facts: TaskFacts | None = None
-        self._bench: Trainer | None = None  # one model for all probes and timings of this process
+        self._bench: Trainer | None = None  # the one model for all probes and timings of this process
         self._last_model: weakref.ref[nn.Module] | None = None
-        self._is_lost = False  # the device answers this process no longer
-        self._products_before: str | None = None  # torch's precision of matrix products to go back to
+        self._is_lost = False  # whether this process can no longer use the device
+        self._products_before: str | None = None  # torch's precision of matrix products, to be restored
         if task.precision == "tf32":
             self._products_before = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision("high")  # convolutions take TF32 by default
+            torch.set_float32_matmul_precision("high")  # convolutions use TF32 by default
 
     # -- what is known ------------------------------------------------------------------------------------------------
 
     def facts(self) -> TaskFacts:
-        """Facts of the task, after a check of all of it; the first call runs the check.
+        """Facts of the task, after a check of all of it. The first call runs the check.
 
         Raises:
-            TaskError: it lists every problem found.
+            TaskError: a list of all problems.
         """
         if self._facts is None:
             baseline, is_users = self._task.baseline_config()
@@ -146,7 +146,7 @@ class OpenTask:
         trains = self._mode == "training"
         self._look_for_worst_cases(("train_data", "val_data") if trains else ("train_data",))
         train_size = self._train_size()
-        if trains and self._task.train_loader is None:  # a stream's size is known by now, where it ended
+        if trains and self._task.train_loader is None:  # the length of a stream that ended is known by now
             require_a_batch(self._task, "train_data", train_size, baseline.plan.batch_size)
         return TaskFacts(
             name=self._task.name,
@@ -167,7 +167,7 @@ class OpenTask:
         )
 
     def _leaves_out(self) -> bool:
-        """Whether a step, of one process, leaves a trainable parameter without a gradient.
+        """Whether a step of one rank leaves a trainable parameter without a gradient.
 
         Raises:
             TaskError: the model cannot be put into DistributedDataParallel.
@@ -195,25 +195,25 @@ class OpenTask:
             return any(p.grad is None for p in trainer.model.parameters() if p.requires_grad)
 
         with self._borrow():
-            found = self._guarded("a training step", step)
+            answer = self._guarded("a training step", step)
         self._device.clean_up()
-        return False if isinstance(found, Refused) else found
+        return False if isinstance(answer, Refused) else answer
 
     def _loader(self) -> dict[str, Any] | None:
         if self._task.train_loader is not None or isinstance(self._train_data(), IterableDataset | SampleDataset):
-            return None  # whether more workers share a stream or repeat it is the stream's to know; a stand-in has none
+            return None  # only a stream knows whether more workers share or repeat it; a stand-in has none
         return {"num_workers": 0, "pin_memory": False} | {
             name: value for name, value in self._task.loader.items() if name in ("num_workers", "pin_memory")
         }
 
     def _check(self, batch_size: int) -> Checked:
         with self._borrow():
-            found = self._guarded(
+            answer = self._guarded(
                 "the check", lambda: check_task(self._task, self._device.torch_device, batch_size, load=self._load)
             )
-        if isinstance(found, Refused):
+        if isinstance(answer, Refused):
             return Checked(("memory ran out while the task was checked with a few samples: the check was cut short",))
-        return found
+        return answer
 
     def _look_for_worst_cases(self, names: Sequence[str]) -> None:
         for name in names:
@@ -221,8 +221,8 @@ class OpenTask:
                 self._guarded(f"going through {name}()", partial(self._worst_samples, name))
 
     def _peak_lr_fraction(self) -> float:
-        found = self._guarded("the schedule", lambda: peak_lr_fraction(self._task))
-        return 0.0 if isinstance(found, Refused) else found  # what does not fit is the memory probe's to say
+        answer = self._guarded("the schedule", lambda: peak_lr_fraction(self._task))
+        return 0.0 if isinstance(answer, Refused) else answer  # the memory probe reports what does not fit
 
     def device(self) -> DeviceInfo:
         return self._device.info()
@@ -231,18 +231,18 @@ class OpenTask:
         return self._limit
 
     def _load(self, name: str) -> Any:
-        """The dataset that a function of the task returns; the function runs once in a process."""
+        """The dataset that a function of the task returns. The function runs once per process."""
         if name not in self._data:
             with self._outside.accepted():
                 self._data[name] = load_data(self._task, name)
         return self._data[name]
 
     def prepare(self) -> None:
-        """Load what a segment needs, so that no limit of the segment's is spent on it; once in a process."""
+        """Load what a segment needs, so that the segment's time limit does not include it; once per process."""
         if self._is_prepared:
             return
-        self._guarded("loading the data", self._train_data)  # where there is no memory for it, the segment says so
-        if self._rank == 0:  # who evaluates
+        self._guarded("loading the data", self._train_data)  # if memory is too small for it, the segment reports that
+        if self._rank == 0:  # only rank 0 evaluates
             self._guarded("loading the data", partial(self._load, "val_data"))
         self._is_prepared = True
 
@@ -257,10 +257,10 @@ class OpenTask:
         if size is not None:
             return size
         if "train_data" in self._worst_cases and self._worst_cases["train_data"].num_samples is not None:
-            return self._worst_cases["train_data"].num_samples  # all of it was gone through
+            return self._worst_cases["train_data"].num_samples  # all of it was scanned
         with preserve_generators():
-            found = self._guarded("going through the training data", lambda: counted_samples(self._task, data))
-        return None if isinstance(found, Refused) else found
+            answer = self._guarded("going through the training data", lambda: counted_samples(self._task, data))
+        return None if isinstance(answer, Refused) else answer
 
     # -- borrowed models, guarded steps -------------------------------------------------------------------------------
 
@@ -275,12 +275,12 @@ class OpenTask:
                     lost = error
                     raise
         except Exception:
-            if lost is not None:  # nothing can be put back on that device: what is told is why, not that it failed
+            if lost is not None:  # nothing can be restored on that device: report its loss, not that failure
                 raise lost from None
             raise
 
     def _guarded(self, what: str, work: Callable[[], T]) -> T | Refused:
-        """What `work` returns, or that memory was refused; the user's own errors come out as `TaskError`."""
+        """What `work` returns, or that memory was refused. The user's own errors are raised as `TaskError`."""
         try:
             return work()
         except AutobatchError as error:
@@ -304,28 +304,28 @@ class OpenTask:
             if not self._device.is_out_of_memory(error):
                 raise known_remedy(error) or blame(what, error, self._task.path) from None
             message = with_class(error)
-        # Here the except block is left: the traceback, and with it the failed step's tensors, is gone.
+        # Outside the except block the traceback, and with it the failed step's tensors, is gone.
         self._bench = None
         self._device.clean_up()
         return Refused(message)
 
     def _counted(self, what: str, work: Callable[[], T]) -> T | Refused:
-        """The same, of work in which the user's code may catch an out-of-memory, where the device counts them.
+        """Like `_guarded`, for work whose code may catch an out-of-memory, if the device counts refusals.
 
-        Libraries catch their own too: cuDNN tries plans that ask for too much, but each only once
-        (aten/src/ATen/native/cudnn/Conv_v8.cpp). What is refused when the same work is done again is the task's.
+        Libraries catch their own too: cuDNN tries plans that need too much, but each only once
+        (aten/src/ATen/native/cudnn/Conv_v8.cpp). A refusal in a second run of the same work is the task's.
         """
         for _ in range(2):
             before = self._device.refusals()
             done = self._guarded(what, work)
-            # Of several ranks none does it again by itself: the others would wait for it.
+            # One of several ranks must not repeat it by itself: the others would wait for it.
             if isinstance(done, Refused) or self._group is not None or self._device.refusals() == before:
                 return done
         self._drop_bench()
         return Refused(f"the allocator refused memory to {what}, which went on: it seems to catch the error")
 
     def _workbench(self, plan: Plan) -> Trainer:
-        """A model to step for measurements, whose scores nobody reads; kept between calls of one precision."""
+        """A model to take measured steps with, whose scores are not used; kept between calls with one precision."""
         bench = self._bench
         used_up = bench is not None and bench.step_count > BENCH_STEPS // 2
         if bench is None or used_up or bench.config.plan.precision != plan.precision:
@@ -337,7 +337,7 @@ class OpenTask:
         return bench
 
     def _trainer_of(self, task: Task, config: Config, *, seed: int, total_steps: int) -> Trainer:
-        """A trainer of a task as this session trains it: on its device, with its ranks, from a fresh start."""
+        """A new trainer of a task on this session's device, with its ranks."""
         self._outside.reset()
         return Trainer(
             task,
@@ -364,7 +364,7 @@ class OpenTask:
         return 0 if self._group is None else self._group.rank
 
     def _mean_of_ranks(self, losses: Tensor) -> float:
-        """The mean of these losses, over all ranks where there are several, so that they go on or give up together."""
+        """The mean of these losses, over all ranks if there are several, so that all go on or give up together."""
         mean = float(losses.cpu().double().mean())  # MPS has no float64
         return mean if self._group is None else self._group.mean(mean)
 
@@ -374,7 +374,7 @@ class OpenTask:
             self._device.clean_up()
 
     def _worst_batch(self, batch_size: int) -> Batch:
-        """A training batch of the largest samples; of the task's own loader, its first."""
+        """A training batch of the largest samples; the first batch of a task's own loader."""
         if self._task.train_loader is not None:
             return loader_batch(self._task, batch_size)
         return self._worst_samples("train_data").batch(batch_size)
@@ -399,7 +399,7 @@ class OpenTask:
         self._bench = None
         self._data.clear()
         self._samples.clear()
-        # A device that is lost may refuse this as it refuses everything; why it is lost has been told.
+        # A lost device may refuse this like everything else. Its loss has been reported.
         refusals = suppress(RuntimeError) if self._is_lost else nullcontext()
         with refusals:
             self._device.clean_up()

@@ -19,17 +19,17 @@ from ..tasks.data import Batch, to_device
 from .energy import energy_of
 from .training import Trainer
 
-_WARM_UP_STEPS = 2  # assumed: lazily made state, library handles; a compiled model compiles in the first
+_WARM_UP_STEPS = 2  # assumed: lazily made state and library handles; a compiled model compiles in the first
 _STEADY = 0.05  # assumed: warm when a block is within 5 % of the fastest one so far
 _BLOCK_S = 0.02  # assumed: long enough that reading the clock (about 0.1 us) and one scheduling hiccup are small in it
-_SMALL_PART = 0.02  # of the longest part of a step: one so small is not waited for to settle. Assumed.
-# Of the time allotted: steps as training takes them, the same on batches that are there, the loader alone, and the
-# parts of a step one by one; warming up takes what it needs of the first. Assumed: the first is what is compared.
+_SMALL_PART = 0.02  # a part of a step below this share of the longest one need not settle. Assumed.
+# Shares of the time: for steps as in training, for the same on loaded batches, for the loader alone, and for the parts
+# of a step one by one. Warming up takes what it needs from the first. Assumed: the first is what is compared.
 _STEP_SHARE, _COMPUTE_SHARE, _LOADER_SHARE, _PHASES_SHARE = 0.5, 0.2, 0.15, 0.15
 _WARM_UP_SHARE = 0.15
-_FEWEST_BLOCKS = 3  # what `Runner.time` promises of whole steps; of parts, one will do where a step is long
-# Waiting for a processor that others use, as a share of the time, from which on it is told. Assumed: what a median over
-# 95 % of undisturbed steps still hides.
+_FEWEST_BLOCKS = 3  # as `Runner.time` promises for whole steps; for parts, one is enough if a step is long
+# The share of the time spent waiting for a processor that others use, from which it is remarked. Assumed: a median over
+# 95 % of undisturbed steps still hides it.
 _WAITED = 0.05
 
 
@@ -38,15 +38,15 @@ Clock = Callable[[], float]  # seconds
 
 
 class Lead(Protocol):
-    """Whose value counts: of one process its own, of ranks rank 0's."""
+    """Chooses the value that counts: for one process its own, for ranks that of rank 0."""
 
     def __call__(self, value: T, /) -> T:
-        """That value; all ranks call it."""
+        """That value. All ranks call this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """What was measured of one plan; the fields of `Measurement` of the same names."""
+    """The measurements of one plan; the fields are those of `Measurement`."""
 
     step_s: tuple[float, ...]
     compute_s: tuple[float, ...]
@@ -72,20 +72,20 @@ def time_step(
     """Times of whole optimizer steps of `bench`, of their parts, of the loader alone and of the compute alone.
 
     Args:
-        bench: whose plan is timed; it takes the steps.
+        bench: takes the steps, of its plan.
         device: where it trains.
-        batches: as the loader gives them, for ever.
-        budget_s: seconds for all of it, about.
-        lead: rank 0's value, where ranks take the steps together: all go by its clock, and so take equally many.
-        parts: False for whole steps alone.
-        clock: that everything is timed by.
+        batches: from the loader, endlessly.
+        budget_s: about how many seconds to spend.
+        lead: rank 0's value, if ranks take the steps together: all follow its clock, and so take equally many steps.
+        parts: False to time whole steps alone.
+        clock: times everything.
     """
     steps = bench.config.plan.accumulation_steps
     host = list(islice(batches, steps))
     held = [to_device(batch, device.torch_device) for batch in host]
     for _ in range(_WARM_UP_STEPS):
         bench.step(cycle(held))
-    next(batches)  # the loader's workers are up
+    next(batches)  # the loader's workers have started
 
     def train() -> None:
         bench.step(batches)
@@ -125,13 +125,13 @@ def time_step(
 
 
 def measure_energy(bench: Trainer, device: Device, batches: Iterator[Batch], budget_s: float) -> Energy | None:
-    """The energy of one step of `bench` as training takes it; None where the device tells of none.
+    """The energy of one step of `bench` as in training; None if the device does not measure it.
 
     Args:
-        bench: whose plan it is; it takes the steps, in one process alone: the ticks of each rank's counter are its own,
-            and by them ranks would not take equally many steps.
-        device, batches: as `time_step` takes them.
-        budget_s: seconds between the first tick that is counted and the last.
+        bench: takes the steps, of its plan. Only for one process: each rank's counter has its own ticks, so ranks would
+            not take equally many steps.
+        device, batches: as in `time_step`.
+        budget_s: seconds from the first counted tick to the last.
     """
 
     def train() -> None:
@@ -140,12 +140,12 @@ def measure_energy(bench: Trainer, device: Device, batches: Iterator[Batch], bud
     begun = perf_counter()
     for _ in range(_WARM_UP_STEPS):
         train()
-    found = energy_of(train, device, call_s=_block(train, 1, device, perf_counter), budget_s=budget_s)
-    return None if found is None else replace(found, seconds=perf_counter() - begun)
+    energy = energy_of(train, device, call_s=_block(train, 1, device, perf_counter), budget_s=budget_s)
+    return None if energy is None else replace(energy, seconds=perf_counter() - begun)
 
 
 def _slowed_by(train: Callable[[], object], step_s: float, device: Device, lead: Lead) -> set[str]:
-    """Why the clocks are held back, asked while the device is at work: an idle one has other reasons."""
+    """Why the clocks are held back, read while the device works: an idle one has other reasons."""
     if lead(device.slowed_by() is None):
         return set()
     for _ in range(lead(_calls_a_block(step_s))):
@@ -156,10 +156,10 @@ def _slowed_by(train: Callable[[], object], step_s: float, device: Device, lead:
 
 
 def _loading(load: Callable[[], object], device: Device, budget_s: float, lead: Lead, clock: Clock) -> list[float]:
-    """Seconds per call of `load`, one value for as many calls as take a block's time.
+    """Seconds per call of `load`, one value for as many calls as fill a block's time.
 
-    What the loader's workers had made ready is taken in the first block, which is left out where there is another: it
-    would look like a loader that costs nothing.
+    The first block includes what the loader's workers had ready, which would make loading look free. So it is left out
+    if there is another one.
     """
     begun, times = clock(), list[float]()
     while lead(not times or (clock() - begun < budget_s and not is_settled(times[1:]))):
@@ -181,9 +181,9 @@ def repeat(
     lead: Lead = _own,
     clock: Clock = perf_counter,
 ) -> list[float]:
-    """Seconds per call of `work`, one value a timed block of calls, until the median is settled or the time is spent.
+    """Seconds per call of `work`, one value per block, until the median is settled or the time is spent.
 
-    Settled is a 95 % interval of the median within 2 % of it. At least `fewest` values.
+    Settled means a 95 % interval of the median within 2 % of it. There are at least `fewest` values.
     """
     begun = clock()
     first_s = _block(work, 1, device, clock)
@@ -199,7 +199,7 @@ def _calls_a_block(call_s: float) -> int:
 
 
 def _block(work: Callable[[], object], calls: int, device: Device, clock: Clock) -> float:
-    """Seconds per call, with the device waited for before and after."""
+    """Seconds per call, with the device synchronised before and after."""
     device.synchronize()
     begun = clock()
     for _ in range(calls):
@@ -209,7 +209,7 @@ def _block(work: Callable[[], object], calls: int, device: Device, clock: Clock)
 
 
 def _warm_up(work: Callable[[], object], device: Device, budget_s: float, lead: Lead, clock: Clock) -> None:
-    """Work until a block is about as fast as the fastest so far: caches are filled, clocks are up."""
+    """Work until a block is about as fast as the fastest so far: caches are filled, and clocks are up."""
     begun = clock()
     fastest = _block(work, 1, device, clock)
     calls = lead(_calls_a_block(fastest))
@@ -221,7 +221,7 @@ def _warm_up(work: Callable[[], object], device: Device, budget_s: float, lead: 
 
 
 class _Laps:
-    """Called at the end of each part of a step, it notes what the part took."""
+    """Called at the end of each part of a step, it records the part's time."""
 
     def __init__(self, device: Device, clock: Clock) -> None:
         self._device, self._clock, self._at = device, clock, 0.0
@@ -242,24 +242,24 @@ class _Laps:
 def _phases(
     bench: Trainer, device: Device, host: list[Any], budget_s: float, lead: Lead, clock: Clock
 ) -> dict[str, float]:
-    """Median seconds of each part of a step on batches that the loader has given."""
+    """Median seconds of each part of a step on loaded batches."""
     laps = _Laps(device, clock)
-    found: dict[str, list[float]] = defaultdict(list)
+    times: dict[str, list[float]] = defaultdict(list)
     begun, done = clock(), 0
     bench.on_part = laps
     try:
-        while lead(done < 1 or (clock() - begun < budget_s and _unsettled(found))):
+        while lead(done < 1 or (clock() - begun < budget_s and _unsettled(times))):
             laps.begin()
             bench.step(cycle(host))
             for part, seconds in laps.seconds.items():
-                found[part].append(seconds)
+                times[part].append(seconds)
             done += 1
     finally:
         bench.on_part = None
-    return {part: median(seconds) for part, seconds in found.items()}
+    return {part: median(seconds) for part, seconds in times.items()}
 
 
-def _unsettled(found: dict[str, list[float]]) -> bool:
-    """Whether a part that matters is not known well enough: the small ones are told as so many microseconds."""
-    longest = max(median(seconds) for seconds in found.values())
-    return any(not is_settled(s) for s in found.values() if median(s) > _SMALL_PART * longest)
+def _unsettled(times: dict[str, list[float]]) -> bool:
+    """Whether a part that matters is not settled. Small parts are reported in microseconds anyway."""
+    longest = max(median(seconds) for seconds in times.values())
+    return any(not is_settled(s) for s in times.values() if median(s) > _SMALL_PART * longest)

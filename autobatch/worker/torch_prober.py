@@ -1,6 +1,6 @@
-"""`TorchProber`: what of a task fits into memory, by steps on a device of this process.
+"""`TorchProber`: which sizes of a task fit into memory, by steps on a device of this process.
 
-Everything of the user's runs inside `_guarded` (task_session.py).
+All of the user's code runs inside `_guarded` (task_session.py).
 """
 
 from __future__ import annotations
@@ -26,45 +26,45 @@ from .task_session import COUNTED_SAMPLES, OpenTask, Refused
 from .training import Trainer, autocast
 
 # Steps before the evaluation batch, the short batch and one more step. The first step allocates the optimizer's state,
-# which the last one runs beside (+1241 MiB for GPT-2 small in FakeTensor traces).
-_EXPLORE_STEPS, _VERDICT_STEPS = 1, 3
-# Steps on a few samples after which it is known what all of them give a gradient. Assumed: adversarial trainings step
-# one of their parts at every fifth step at the latest (n_critic of WGAN is 5).
+# which exists during the last one (+1241 MiB for GPT-2 small in FakeTensor traces).
+_EXPLORE_STEPS, _FINAL_STEPS = 1, 3
+# Steps on a few samples after which it is known which parameters get a gradient in all of them. Assumed: adversarial
+# trainings step each of their parts at every fifth step at least (n_critic of WGAN is 5).
 _STEPS_TO_BE_SURE = 8
 
 
 def at_size(what: str, plan: Plan) -> str:
-    """What is done, with the batch size that it is done at: nobody may have asked for that one."""
+    """An action and its batch size, which the user may not have chosen."""
     return f"{what} at batch size {plan.batch_size}"
 
 
 def see_that_nothing_was_caught(trainer: Trainer) -> None:
-    """See that no step so far went on after memory had run out.
+    """Check that no step so far went on after memory had run out.
 
     Raises:
-        torch.OutOfMemoryError: one did.
+        torch.OutOfMemoryError: a step did.
     """
     trainer.caught.see_none(at_size("a training step", trainer.config.plan))
 
 
 class TorchProber(OpenTask, Prober):
-    """Takes a task's steps to see what they need; made as an `OpenTask` is."""
+    """Takes a task's steps to see what they need. Has the arguments of `OpenTask`."""
 
-    _usual: Usual | None = None  # what a step on a few samples gives a gradient
-    _is_usual_sure = False  # so many were taken that a task which trains its parts in turn has shown it
+    _usual: Usual | None = None  # which parameters get a gradient from steps on a few samples
+    _is_usual_sure = False  # whether there were enough steps to notice a task that trains its parts in turn
 
-    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+    def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
         started = perf_counter()
         self._probes += 1
         others = self._device.others_bytes()
         self._device.reset_peak()
         retries = self._device.alloc_retries()
-        with self._borrow(), self._device.held_to_budget() if verdict else nullcontext():
+        with self._borrow(), self._device.held_to_budget() if final else nullcontext():
             what = at_size("a training step" if self._mode == "training" else "a forward pass", plan)
-            ran = self._counted(what, lambda: self._probe_steps(plan, verdict))
+            ran = self._counted(what, lambda: self._probe_steps(plan, final))
             peak, allocated = self._device.peak_bytes(), self._device.peak_allocated_bytes()
             if self._live:
-                self._bench = None  # it holds the borrowed model
+                self._bench = None  # the bench holds the borrowed model
         fresh = self._probes == 1
         others_now = self._device.others_bytes()
         if others is not None and others_now is not None:
@@ -95,9 +95,9 @@ class TorchProber(OpenTask, Prober):
             fresh=fresh,
         )
 
-    def _probe_steps(self, plan: Plan, verdict: bool) -> tuple[bool, float]:
-        """Run the steps of a probe; whether every loss was finite, and the seconds of a step that was not the first."""
-        steps = _VERDICT_STEPS if verdict else _EXPLORE_STEPS
+    def _probe_steps(self, plan: Plan, final: bool) -> tuple[bool, float]:
+        """Run the steps of a probe. Returns whether every loss was finite, and the seconds of a later step."""
+        steps = _FINAL_STEPS if final else _EXPLORE_STEPS
         if self._mode == "inference":
             return self._probe_forward(plan, steps)
         bench = self._workbench(plan)
@@ -108,7 +108,7 @@ class TorchProber(OpenTask, Prober):
         self._probe_evaluation(bench, plan)
         size = None if self._task.train_loader is not None else num_samples(self._train_data())
         rest = size % plan.batch_size if size is not None else 0
-        # Nobody's training is harmed by a last batch of one sample but batch norm's, which cannot take it.
+        # A last batch of one sample harms only batch norm, which cannot take it.
         if rest > 1:
             self._probe_short_batch(bench, rest)
         self._device.synchronize()
@@ -116,23 +116,23 @@ class TorchProber(OpenTask, Prober):
         losses.append(self._step_that_ran(bench, batch))
         self._device.synchronize()
         step_s = perf_counter() - begun
-        if verdict and self._soak_steps:
+        if final and self._soak_steps:
             batches = training_batches(self._task, self._train_data(), plan, seed=0, rank=self._rank)
             losses.extend(bench.step(batches) for _ in range(self._soak_steps))
         self._device.synchronize()
-        see_that_nothing_was_caught(bench)  # of ranks here, as one that gives up by itself leaves the others waiting
+        see_that_nothing_was_caught(bench)  # with ranks only here: one that stops by itself leaves the others waiting
         return all(bool(torch.isfinite(loss)) for loss in losses if loss is not None), step_s
 
     def _step_that_ran(self, bench: Trainer, batch: Batch) -> Tensor | None:
-        """A step on this batch, of the plan's size.
+        """Take a step on this batch, of the plan's size.
 
         Raises:
-            torch.OutOfMemoryError: it left fewer gradients than a step on a few samples does, or went on after memory
-                had run out.
+            torch.OutOfMemoryError: it left fewer gradients than a step on a few samples, or went on after memory had
+                run out.
         """
         bench.caught.expect()
-        # The others would wait for a rank that takes steps by itself; the gradients of a model that the user has put
-        # into DDP or FSDP are written where nobody sees it, in buckets and shards.
+        # Ranks would wait for one that takes steps by itself. And if the user has put the model into DDP or FSDP, its
+        # gradients are written elsewhere, into buckets and shards.
         if self._group is not None or (dist.is_available() and dist.is_initialized()):
             return bench.step(cycle([batch]))
         with bench.gradients.exactly():
@@ -156,9 +156,10 @@ class TorchProber(OpenTask, Prober):
         )
 
     def _usual_for_sure(self, bench: Trainer) -> Usual | None:
-        """What steps give a gradient, by as many as it takes where a task trains its parts in turn; once in a process.
+        """Which parameters get a gradient, after enough steps for a task that trains its parts in turn; once per
+        process.
 
-        None where steps on a few samples are refused.
+        None if steps on a few samples are refused.
         """
         if not self._is_usual_sure:
             self._usual, self._is_usual_sure = self._gradients_of_few(bench, _STEPS_TO_BE_SURE), True
@@ -166,14 +167,14 @@ class TorchProber(OpenTask, Prober):
 
     def _gradients_of_few(self, bench: Trainer, steps: int) -> Usual | None:
         plan = bench.config.plan
-        found = []
+        left = []
         try:
             few = self._worst_batch(COUNTED_SAMPLES)
             bench.config = replace(bench.config, plan=replace(plan, batch_size=COUNTED_SAMPLES))
             with bench.gradients.exactly():
                 for _ in range(steps):
                     bench.step(cycle([few]))
-                    found.append(bench.gradients.left)
+                    left.append(bench.gradients.left)
         except (Exception, SystemExit) as error:
             # A loss over groups of eight takes no two samples; then there is nothing to compare with.
             if self._device.is_out_of_memory(error) or is_device_lost(error):
@@ -182,20 +183,20 @@ class TorchProber(OpenTask, Prober):
             return None
         finally:
             bench.config = replace(bench.config, plan=plan)
-        return Usual.of(found)
+        return Usual.of(left)
 
     def _probe_short_batch(self, bench: Trainer, size: int) -> None:
-        """A step on what an epoch may leave for its last batch."""
+        """A step on the size that an epoch may leave for its last batch."""
         try:
             bench.step(cycle([self._worst_batch(size)]))
         except (Exception, SystemExit) as error:
-            # A loss over pairs cannot take an odd number: who trains on such a model drops the last batch.
+            # A loss over pairs cannot take an odd number: such a training drops the last batch.
             if self._device.is_out_of_memory(error) or is_device_lost(error):
                 raise
             bench.optimizer.zero_grad(set_to_none=True)
 
     def _probe_evaluation(self, bench: Trainer, plan: Plan) -> None:
-        """One evaluation batch of the same size, or as long as there is data, on its largest samples."""
+        """One evaluation batch of the same size, if there is enough data, on its largest samples."""
         val_size = num_samples(self._load("val_data"))
         size = min(plan.batch_size, val_size or plan.batch_size)
         batch = self._worst_samples("val_data").batch(size)
@@ -203,7 +204,7 @@ class TorchProber(OpenTask, Prober):
             with bench.caught.watching():
                 bench.evaluate([Collated(batch, size)])
         except (Exception, SystemExit) as error:
-            # An F1 or an area under the curve may not exist for one batch; the forward pass that it is of has run.
+            # An F1 or an area under the curve may not exist for one batch, but its forward pass has run.
             no_batch = self._task.evaluate is not None and not is_device_lost(error)
             if not no_batch or self._device.is_out_of_memory(error):
                 raise

@@ -1,8 +1,7 @@
-"""`TorchRunner`: the real runner. It runs a task's own steps on a device of this process and reports what they took.
+"""`TorchRunner`: the real runner. It takes a task's own steps on a device of this process, and measures them.
 
-What fits into memory is the prober's part (torch_prober.py).
-
-Everything of the user's runs inside `_guarded` (task_session.py).
+The prober finds what fits into memory (torch_prober.py). All of the user's code runs inside `_guarded`
+(task_session.py).
 """
 
 from __future__ import annotations
@@ -48,18 +47,19 @@ from .training import Trainer
 from .trial_state import read_checkpoint, restore_trainer, save_trainer
 
 _EVALUATION_SAMPLE_S = 1.0  # an evaluation longer than this is timed in part
-# Samples to a batch where data is gone through without a model. Assumed: few enough to stop soon after a limit.
+# Samples per batch when data is read without a model. Assumed: few enough to stop soon after a limit.
 _READ_AT_ONCE = 16
-# A trial is given up at half of its first segment where the mean loss of each tenth since the first is above the
-# largest loss of a step in that one, by this share. Assumed. Of fewer steps in the first tenth the largest says little:
-# of 16 noisy ones (batches of one sample, exponential losses) all lie below 95 % of their mean once in 2,500 trials.
+# A trial is given up at half of its first segment if the mean loss of each tenth since the first exceeds the largest
+# loss of a step in the first tenth by this share. Assumed. If the first tenth has few steps, its largest loss says
+# little: of 16 noisy ones (batches of one sample, exponential losses) all lie below 95 % of their mean once in 2,500
+# trials.
 _RISEN, _FEWEST_TO_JUDGE = 0.05, 16
 
 
 class TorchRunner(TorchProber, Runner):
-    """Runs a task on a device in this process; made as an `OpenTask` is."""
+    """Runs a task on a device in this process. Has the arguments of `OpenTask`."""
 
-    _has_trained = False  # a segment
+    _has_trained = False  # whether it has trained a segment
 
     # -- speed --------------------------------------------------------------------------------------------------------
 
@@ -101,17 +101,17 @@ class TorchRunner(TorchProber, Runner):
         return timed
 
     def _is_suspect(self, trainer: Trainer, refusals: int | None) -> bool:
-        """Whether some of its steps may not have run; `refusals` is what the device had counted before them."""
-        if self._group is not None:  # the others would wait for a rank that looks again
+        """Whether some of its steps may not have run; `refusals` is the device's count before them."""
+        if self._group is not None:  # the others would wait for a rank that repeats a step
             return False
         return trainer.gradients.missed > 0 or self._device.refusals() != refusals
 
     def _step_again(self, plan: Plan) -> None:
-        """One more step as those that were timed, and a look at whether it ran."""
+        """Take one more step like those that were timed, and check that it ran."""
         self._step_that_ran(self._workbench(plan), self._worst_batch(plan.batch_size))
 
     def _batches_to_time(self, plan: Plan, loader: Mapping[str, Any] | None = None) -> Iterator[Batch]:
-        """As training gets them; of a stand-in for data, which nobody trains on, one that is on the device already."""
+        """Batches as in training; with a stand-in for data, one that is on the device already."""
         batches = training_batches(self._task, self._train_data(), plan, seed=0, loader=loader, rank=self._rank)
         if not isinstance(self._train_data(), SampleDataset):
             return batches
@@ -121,10 +121,10 @@ class TorchRunner(TorchProber, Runner):
         if self._group is not None or (self._device.joules() is None and self._device.watts() is None):
             return None
         with self._borrow():
-            found = self._guarded(at_size("a training step", plan), lambda: self._measure_energy(plan, budget_s))
+            energy = self._guarded(at_size("a training step", plan), lambda: self._measure_energy(plan, budget_s))
             if self._live:
                 self._bench = None
-        return None if isinstance(found, Refused) else found
+        return None if isinstance(energy, Refused) else energy
 
     def _measure_energy(self, plan: Plan, budget_s: float) -> Energy | None:
         return measure_energy(self._workbench(plan), self._device, self._batches_to_time(plan), budget_s)
@@ -140,7 +140,7 @@ class TorchRunner(TorchProber, Runner):
         model = self._task.model()
         parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         del model
-        if self._live:  # there is one model, and it is to stay where it is
+        if self._live:  # the only model must stay where it is
             return Workload(parameters=parameters, flops_per_sample=None)
         flops = step_flops(self._task, self._worst_batch(COUNTED_SAMPLES))
         return Workload(parameters=parameters, flops_per_sample=None if flops is None else flops / COUNTED_SAMPLES)
@@ -169,7 +169,7 @@ class TorchRunner(TorchProber, Runner):
                 seen += collated.samples
                 if (seconds := perf_counter() - started) > limit_s:
                     raise TaskError(
-                        f"{name}() did not end: it says no length, and gave {seen:,} samples in "
+                        f"{name}() did not end: it has no length, and gave {seen:,} samples in "
                         f"{format_duration(seconds)}, without a model; each evaluation goes through all of it. If it "
                         "has no end, take a part of it with itertools.islice; if it has one, give it a __len__, or "
                         "give more time"
@@ -189,15 +189,15 @@ class TorchRunner(TorchProber, Runner):
                 seen += collated.samples
                 if size is not None and seen > size * max(1, loader.num_workers):
                     raise TaskError(
-                        f"val_data() did not end where it should: it says that it has {size:,} samples (__len__) and "
+                        f"val_data() did not end where it should: its length is {size:,} samples (__len__) and "
                         f"gave {seen:,}"
                     )
                 yield collated
                 if perf_counter() - started > _EVALUATION_SAMPLE_S:
                     return
 
-        # A task's own `evaluate` needs all of the data, and may ask for the loader's length. Of data that does not say
-        # its size nobody knows which part has been seen.
+        # A task's own `evaluate` needs all of the data, and may use the loader's length. With data of unknown length,
+        # it is not known which part was seen.
         whole = self._task.evaluate is not None or size is None
         refused = self._guarded("an evaluation", lambda: bench.evaluate(loader if whole else part()))
         self._device.synchronize()
@@ -231,8 +231,8 @@ class TorchRunner(TorchProber, Runner):
     def _sweep(
         self, plan: Plan, lowest: float, highest: float, steps: int, seed: int
     ) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
-        # Without the task's schedule: the sweep sets the rate itself. Groups keep their ratio to the rate asked for;
-        # one with a rate of its own keeps that.
+        # Without the task's schedule, as the sweep sets the rate. Groups keep their ratio to the rate; a group with its
+        # own rate keeps that.
         task = replace(self._task, scheduler=None)
         trainer = self._trainer_of(task, Config(plan=plan, lr=lowest), seed=seed, total_steps=steps)
         groups = trainer.rate_shares()
@@ -241,7 +241,7 @@ class TorchRunner(TorchProber, Runner):
 
         def loss_at(lr: float) -> float | None:
             nonlocal has_trained
-            # One that a hook has added since keeps the rate that it came with.
+            # A group that a hook has added since keeps its own rate.
             for group, share in zip(trainer.optimizer.param_groups, groups, strict=False):
                 if share is not None:
                     group["lr"] = lr * share
@@ -250,7 +250,7 @@ class TorchRunner(TorchProber, Runner):
             except (Exception, SystemExit) as error:
                 if not has_trained or self._device.is_out_of_memory(error) or is_rank_lost(error):
                     raise
-                return None  # many a training loop gives up by itself when the loss blows up
+                return None  # many training loops raise when the loss blows up
             if loss is None:
                 raise NoValidResult("a range test needs the loss: let training_step return it")
             has_trained = True
@@ -275,7 +275,7 @@ class TorchRunner(TorchProber, Runner):
         return replace(done, seconds=perf_counter() - started, is_first=is_first)
 
     def _paused(self, segment: TrainSegment) -> dict[str, Any]:
-        """The checkpoint that a segment goes on from."""
+        """The checkpoint from which a segment continues."""
         path = checkpoint_path(self._folder(), segment.trial, segment.start_step)
         try:
             state = read_checkpoint(path, self._rank)
@@ -303,7 +303,7 @@ class TorchRunner(TorchProber, Runner):
             rank=self._rank,
         )
         if segment.start_step:
-            # Under no name, which would keep a second copy of all for the segment.
+            # Not bound to a name, which would keep a second copy of everything during the segment.
             restore_trainer(trainer, self._paused(segment))
         refusals = self._device.refusals()
         steps = segment.until_step - segment.start_step
@@ -315,7 +315,7 @@ class TorchRunner(TorchProber, Runner):
         norms = NormWatch(self._task.clip_grad_norm)
         for index in range(1, steps + 1):
             loss = trainer.step(batches)
-            if self._group is None:  # a rank that gives up by itself leaves the others waiting
+            if self._group is None:  # a rank that stops by itself leaves the others waiting
                 see_that_nothing_was_caught(trainer)
             norms.see(trainer.grad_norm)
             if loss is not None:
@@ -324,7 +324,7 @@ class TorchRunner(TorchProber, Runner):
                 return SegmentResult(segment=segment, outcome="timeout", message="out of its allotted time")
             if index % tenth and index != steps:
                 continue
-            # Reading a loss or a norm waits for the device, so it is done ten times a segment, not at every step.
+            # Reading a loss or a norm waits for the device, so it is done ten times per segment, not at every step.
             norms.read()
             if pending:
                 if not means and gives_up and len(pending) >= _FEWEST_TO_JUDGE:
@@ -335,7 +335,7 @@ class TorchRunner(TorchProber, Runner):
                 if not math.isfinite(means[-1]):
                     message = f"the loss was not finite by step {segment.start_step + index}"
                 elif gives_up and 2 * index >= steps:
-                    gives_up = False  # it is looked at once
+                    gives_up = False  # this is checked once
                     if 0 < (1 + _RISEN) * highest < min(means[1:]):
                         message = f"the loss rose from {means[0]:.4g} to {means[-1]:.4g} and stayed up"
                 if message is not None:
@@ -359,12 +359,12 @@ class TorchRunner(TorchProber, Runner):
             )
         path = checkpoint_path(self._folder(), segment.trial, segment.until_step)
         new = path.with_suffix(".pt.new")
-        save_trainer(trainer, new, name=path)  # before the evaluation, which draws
+        save_trainer(trainer, new, name=path)  # before the evaluation, which may draw random numbers
         begun = perf_counter()
         score = 0.0
         if self._rank == 0:
             score = self._evaluate(trainer, "val_data", segment)
-            # After it: should it bring the process down, the segment is run again from where it began.
+            # After the evaluation: if that ends the process, the segment runs again from its beginning.
             new.replace(path)
             sync_folder(path.parent)
         if not math.isfinite(score):
@@ -385,16 +385,17 @@ class TorchRunner(TorchProber, Runner):
         )
 
     def _is_skipped(self, trainer: Trainer, refusals: int | None) -> bool:
-        """Whether steps of a trial did not run, and a few samples would have: most of them, or some for lack of memory.
+        """Whether steps of a trial did not run although steps on a few samples do: most of them, or some for lack of
+        memory.
 
-        `refusals` is what the device had counted before. A task may skip a batch now and then for reasons of its own.
+        `refusals` is the device's count before them. A task may skip a batch now and then for its own reasons.
         """
         gradients = trainer.gradients
         if not gradients.missed or self._group is not None:
             return False
         if 2 * gradients.missed <= gradients.taken and self._device.refusals() == refusals:
             return False
-        with preserve_generators():  # the trial goes on, where this is the task's way
+        with preserve_generators():  # the trial may go on after this
             usual = self._usual_for_sure(self._workbench(trainer.config.plan))
         self._bench = None
         return usual is None or bool(usual.always)
@@ -402,7 +403,7 @@ class TorchRunner(TorchProber, Runner):
     def _evaluate(self, trainer: Trainer, name: str, segment: TrainSegment) -> float:
         seed_everything(
             segment.seed
-        )  # an evaluation that draws is repeatable; the trial's own state is in its checkpoint
+        )  # so that a random evaluation is repeatable; the trial's own state is in its checkpoint
         return trainer.evaluate(val_loader(self._task, self._load(name), segment.eval_batch_size))
 
     def test_score(self, segment: TrainSegment) -> float | None:

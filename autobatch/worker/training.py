@@ -1,7 +1,7 @@
 """The optimizer step as the user's task takes it.
 
-`Trainer` owns a model, its optimizer, schedule and scaler for one trial (or one probe). It knows nothing of budgets,
-segments or searches; `torch_runner.py` asks it for steps.
+`Trainer` owns a model, its optimizer, schedule and scaler for one trial (or one probe). It knows nothing about budgets,
+segments or searches; `torch_runner.py` calls it for steps.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from .rates import following, held_by, of_groups
 from .shares import Shares, counted
 from .swallowed import GradientWatch
 
-# Without a clip the norm of the gradient is taken at every so many steps. Measured on three small models on a CPU: at
-# every step it takes 7 to 13 % of the steps per second, at every sixteenth 0.5 to 0.9 % (benchmarks/NOTES.md).
+# Without a clip, the norm of the gradient is measured at every step whose number is a multiple of this. Measured on
+# three small models on a CPU: at every step it costs 7 to 13 % of the steps per second, at every sixteenth 0.5 to 0.9 %
+# (benchmarks/NOTES.md).
 NORM_EVERY = 16
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """The context a forward pass runs in: autocast to the precision's type, or nothing for fp32 and tf32."""
+    """The context of a forward pass: autocast to the precision's type, or nothing for fp32 and tf32."""
     if precision not in _AUTOCAST:
         return nullcontext()
     return torch.autocast(device.type, dtype=_AUTOCAST[precision])
@@ -48,7 +49,7 @@ def made_ready(task: Task, batches: list[Batch]) -> list[Batch]:
     """The micro-batches of a step as the task's `before_step` gives them; as they are, where it has none.
 
     Raises:
-        TaskError: it gives another number of them.
+        TaskError: it returns another number of them.
     """
     if task.before_step is None:
         return batches
@@ -58,7 +59,7 @@ def made_ready(task: Task, batches: list[Batch]) -> list[Batch]:
     ready: list[Batch] = list(given)
     if len(ready) != len(batches):
         raise TaskError(
-            f"before_step(batches) returns as many micro-batches as it is handed; of {len(batches)} it returned "
+            f"before_step(batches) returns as many micro-batches as it is passed; of {len(batches)} it returned "
             f"{len(ready)}"
         )
     return ready
@@ -68,13 +69,13 @@ class Trainer:
     """One model in training under one configuration: the state between optimizer steps, and the step.
 
     Args:
-        task: gives model, loss, optimizer, scheduler and the rest.
-        config: batch size, accumulation, precision and learning rate.
+        task: gives the model, loss, optimizer, scheduler and the rest.
+        config: micro-batch size, accumulation, precision and learning rate.
         device: where the model trains.
         seed: of initialisation, dropout and (through the caller) data order.
         total_steps: the length of the schedule.
-        group: the ranks that train it together, each of which has a trainer like this one; None for one process.
-        is_out_of_memory: the device's, by which errors are known that the task's code has caught in a step.
+        group: the ranks that train it together, each with a trainer like this one; None for one process.
+        is_out_of_memory: the device's own test, for errors that the task's code catches in a step.
     """
 
     def __init__(
@@ -92,13 +93,13 @@ class Trainer:
         self.group = group
         self.task, self.config, self.device, self.total_steps = task, config, device, total_steps
         self.step_count = self.scheduler_steps = 0
-        self.on_part: Callable[[str], None] | None = None  # told of each part of a step when it has been queued
+        self.on_part: Callable[[str], None] | None = None  # called when a part of a step has been queued
         self._layout = torch.channels_last if task.channels_last else None
-        # Of the last step's gradient before clipping, on the device; None where it was not looked at.
+        # The norm of the last step's gradient before clipping, on the device; None if it was not measured.
         self.grad_norm: Tensor | None = None
         self.model: nn.Module = task.model().to(device)
         if self._layout is not None:
-            self.model.to(memory_format=self._layout)  # type: ignore[call-overload]  # torch's stub leaves it out
+            self.model.to(memory_format=self._layout)  # type: ignore[call-overload]  # missing in torch's stub
         self.model.train()
         self.optimizer = task.optimizer(self.model, config.lr)
         to_train(self.optimizer)
@@ -114,17 +115,17 @@ class Trainer:
         self.caught = Caught(is_out_of_memory)
         self._is_by_labels = task.weight is None and task.training_step is None and task.loss is cross_entropy_loss
         self.carried = self.carried_anew()
-        # Made for the first step, which all ranks take: one that only evaluates must not wait for the others.
+        # Made in the first step, which all ranks take: a rank that only evaluates must not wait for the others.
         self._together: nn.Module | None = None
-        # Anew, whatever seed model() may have set: dropout and augmentation are of the trial's seed, and of each rank's
-        # own, where the model is one.
+        # A new seed, after any that model() may have set: dropout and augmentation follow the trial's seed, and differ
+        # between ranks.
         own = (seed * 1_000_003 + 1) % 2**63
         seed_everything(own if group is None else group.seed_of_rank(own))
 
     def rate_shares(self) -> list[float | None]:
-        """What each parameter group holds of the rate that was asked for, before the first step.
+        """The share of the requested rate that each parameter group holds before the first step.
 
-        None of a group that has a rate of its own.
+        None for a group that has its own rate.
         """
         lr = self.config.lr
         twice = held_by(self.task.optimizer(self.model, 2 * lr))
@@ -136,15 +137,15 @@ class Trainer:
         return [rate / lr if group in follow else None for group, rate in enumerate(once)]
 
     def carried_anew(self) -> Carried:
-        """What a step may change beside the model, looked at as it stands now."""
+        """What a step may change beside the model, as it is now."""
         return Carried(self.task, self.model, self.optimizer, self.scheduler, self.scaler, self.forward)
 
     def loss(self, batch: Batch, *, counts: bool = True) -> Tensor:
-        """The task's loss of a batch that is on the device, as a scalar tensor with its graph.
+        """The task's loss of a batch on the device, as a scalar tensor with its graph.
 
         Args:
             batch: one micro-batch.
-            counts: False for one that holds nothing that the loss is a mean over, of which no loss need exist.
+            counts: False if the batch holds nothing that the loss is a mean over, so that its loss may not exist.
 
         Raises:
             TaskError: the loss is not a scalar tensor.
@@ -154,21 +155,23 @@ class Trainer:
         with autocast(self.device, self.config.plan.precision):
             loss = self.task.loss(self.forward, batch)
         if not isinstance(loss, Tensor) or loss.ndim:
-            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise TaskError(f"loss(model, batch) returns a scalar tensor, the mean over the batch; it returned {found}")
+            returned = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise TaskError(
+                f"loss(model, batch) returns a scalar tensor, the mean over the batch; it returned {returned}"
+            )
         return loss
 
     def _nothing(self) -> Tensor:
-        """A loss of zero that every parameter has a gradient of, also of zero: other ranks wait for theirs."""
+        """A loss of zero with a gradient of zero for every parameter: other ranks wait for them."""
         sparse = sparse_parameters(self.model)
         trained = (p for p in self.model.parameters() if p.requires_grad and id(p) not in sparse)
-        start = torch.zeros((), device=self.device, requires_grad=True)  # where all are sparse there is nothing else
+        start = torch.zeros((), device=self.device, requires_grad=True)  # needed if all gradients are sparse
         return torch.stack([start, *(parameter.flatten()[:1].sum() * 0.0 for parameter in trained)]).sum()
 
     def _synced(self) -> nn.Module:
-        """What the gradients are averaged over all ranks for: the loss, or the model where a task steps by itself.
+        """What DDP wraps to average the gradients: the loss, or the model if a task has its own training step.
 
-        DDP is put around the loss as a whole, so that it may use any attribute and any method of the model it is given.
+        DDP wraps the loss as a whole, so that the loss may use any attribute and any method of the model.
         """
         assert self.group is not None
         if self._together is None:
@@ -177,12 +180,12 @@ class Trainer:
         return self._together
 
     def backward(self, batch: Batch, *, is_last: bool = True, shares: Shares | None = None) -> Tensor | None:
-        """Add the gradients of a batch to what is there; its loss times its share in the step, where the task tells it.
+        """Add the gradients of a batch. Returns its loss times its share in the step, if the task returns one.
 
         Args:
-            batch: one micro-batch of an optimizer step, on the host or wherever it came from.
-            is_last: of the step; before it, the ranks of a group keep their gradients to themselves.
-            shares: of the step; None where all micro-batches have the same.
+            batch: one micro-batch of an optimizer step, on any device.
+            is_last: whether it is the last one of the step. Before it, ranks do not exchange gradients.
+            shares: those of the step; None if all micro-batches have the same.
         """
         if self.group is None:
             return self._backward_with(self.forward, self.loss, batch, shares)
@@ -193,12 +196,13 @@ class Trainer:
     def _backward_with(
         self, forward: nn.Module, loss_of: Callable[..., Tensor], batch: Batch, shares: Shares | None
     ) -> Tensor | None:
-        # The task's own weight may be zero, and is asked for first; how many labels count shows in the forward pass.
+        # The task's own weight may be zero, and is computed first; the number of labels is known after the forward
+        # pass.
         weight = self._weight_of(batch) if shares is not None and not self._is_by_labels else None
         arrived = self._arrived(batch)
         if self.task.training_step is not None:
             share = self._share(shares, weight)
-            # The backward pass is the user's, so the scaler's factor goes where they multiply by the share.
+            # The backward pass is the user's, so the scaler's factor goes into the share by which they multiply.
             factor = share if self.scaler is None else float(self.scaler.scale(torch.tensor(share, device=self.device)))
             with autocast(self.device, self.config.plan.precision):
                 loss: Any = self.task.training_step(forward, arrived, factor)
@@ -219,16 +223,16 @@ class Trainer:
         return shares.of(weight)
 
     def _shares(self) -> Shares | None:
-        """Of the next step; None where all micro-batches are sure to be equal, or there is one."""
+        """The shares of the next step; None if all micro-batches are equal for certain, or there is only one."""
         count = self.config.plan.accumulation_steps
         is_split = count > 1 or self.group is not None
-        # The task's own weight is asked for in any case: where it is zero there is no loss to go by.
+        # The task's own weight is always used: if it is zero there is no loss.
         if self.task.weight is None and not (is_split and (self._is_by_labels or self.task.train_loader is not None)):
             return None
         return Shares(count, None if self.group is None else self.group.mean)
 
     def _weight_of(self, batch: Batch, samples: int | None = None) -> float:
-        """How many things the loss of a batch is a mean over; its samples, where the task does not say otherwise."""
+        """How many things the loss of a batch is a mean over; by default its samples."""
         loss = self.task.loss if self.task.training_step is None else None
         known = counted(self.forward, batch, loss=loss, weight=self.task.weight)
         return float(samples or rows_of(batch) or self.config.plan.batch_size) if known is None else known
@@ -243,9 +247,9 @@ class Trainer:
             self.on_part(part)
 
     def step(self, batches: Iterator[Batch]) -> Tensor | None:
-        """The mean loss over one optimizer step's micro-batches, still on the device; the step has been taken.
+        """Take one optimizer step. Returns the mean loss over its micro-batches, still on the device.
 
-        Of several ranks it is the mean of what they return. None where a `training_step` returns no loss.
+        With several ranks it is the mean of this rank. None if a `training_step` returns no loss.
         """
         if not self.caught.is_due:
             return self._step(batches)
@@ -268,7 +272,7 @@ class Trainer:
             stepped_on = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
             multiply(gradients_of({*self.model.parameters(), *stepped_on}), correction)
         stepped = True
-        # A scaler takes no step without a gradient, where an optimizer does nothing.
+        # A scaler raises without a gradient, where an optimizer does nothing.
         scaler = self.scaler if self.scaler is not None and self.gradients.has_gradients else None
         if scaler is not None:
             scaler.unscale_(self.optimizer)
@@ -282,8 +286,8 @@ class Trainer:
             scale = scaler.get_scale()
             scaler.step(self.optimizer)
             scaler.update()
-            stepped = scaler.get_scale() >= scale  # a shrinking scale means that the step was skipped
-        # The schedule counts the steps that were taken; torch warns when it runs ahead of the optimizer.
+            stepped = scaler.get_scale() >= scale  # a smaller scale means that the step was skipped
+        # The schedule counts the steps that were taken. torch warns if it is ahead of the optimizer.
         if self.scheduler is not None and stepped:
             with of_groups(self.optimizer, self.scheduler, self._scheduled_groups):
                 self.scheduler.step()
@@ -297,12 +301,12 @@ class Trainer:
         return torch.stack(known).sum() * correction if known else None
 
     def _norm(self) -> Tensor | None:
-        """The norm of the gradient, still on the device; None where there is no gradient."""
+        """The norm of the gradient, still on the device; None if there is no gradient."""
         gradients = gradients_of(self.model.parameters())
         return total_norm(gradients) if gradients else None
 
     def step_with_zeros(self) -> None:
-        """An optimizer step on gradients of zero, so that its state is there where fp16 has skipped every step so far.
+        """Take an optimizer step on gradients of zero, so that its state exists if fp16 has skipped every step so far.
 
         A gradient scaler begins at 65,536 and halves at each step that overflows; a measurement takes too few of them.
         """
@@ -316,12 +320,12 @@ class Trainer:
     def evaluate(self, batches: Iterable[Collated]) -> float:
         """The task's score over an evaluation set: its `evaluate`, or the mean of `metric` over samples.
 
-        A batch whose `metric` is one number counts by what the loss is a mean over, its samples where the task does not
-        say otherwise; the default metric by its labels. Where its rows are not its samples (two views of
-        each, samples that `collate` left out), a score a row will do too, and each counts as one.
+        If `metric` returns one number for a batch, the batch is weighted by what the loss is a mean over: its samples,
+        unless the task says otherwise; for the default metric, its labels. If its rows are not its samples (two views
+        of each, samples that `collate` left out), `metric` may return one score per row, and each counts as one.
 
         Raises:
-            TaskError: the metric is neither one score a sample nor their mean, or the result is no number.
+            TaskError: the metric is neither one score per sample nor their mean, or the result is no number.
         """
         was_training = self.model.training
         self.model.eval()
@@ -345,10 +349,10 @@ class Trainer:
         return total / weight
 
     def _scored(self, batch: Batch, size: int) -> tuple[float, float]:
-        """The sum of the scores of a batch of `size` samples, and of how many.
+        """The sum of the scores of a batch of `size` samples, and their number.
 
         Raises:
-            TaskError: the metric is neither one score a sample nor a mean.
+            TaskError: the metric is neither one score per sample nor a mean.
         """
         if self.task.metric is accuracy:
             right, counted = right_and_counted(self.forward, batch)
@@ -362,7 +366,7 @@ class Trainer:
                 f"shape (); it returned shape {tuple(values.shape)}"
             )
         weight = float(size) if values.ndim else self._weight_of(batch, size)
-        # On the host: MPS has no float64. A mean over nothing may be nan, and counts for nothing.
+        # On the host: MPS has no float64. A mean over nothing may be nan, and has no weight.
         return (float(values.cpu().double().mean()) * weight if weight else 0.0), weight
 
     @staticmethod
@@ -374,12 +378,12 @@ class Trainer:
 
 
 class _LossOf(nn.Module):
-    """The loss of a batch as a module, which holds the model."""
+    """The loss of a batch as a module that contains the model."""
 
     def __init__(self, trainer: Trainer) -> None:
         super().__init__()
         self.model = trainer.model
-        self._loss = weakref.WeakMethod(trainer.loss)  # the trainer holds this module: no ring keeps its tensors
+        self._loss = weakref.WeakMethod(trainer.loss)  # the trainer holds this module: no cycle
 
     def forward(self, batch: Batch, *, counts: bool = True) -> Tensor:
         loss = self._loss()

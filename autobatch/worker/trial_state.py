@@ -1,7 +1,7 @@
-"""What of a trial outlives its process: written between two steps, read, and gone on from.
+"""The part of a trial that outlives its process: written between two steps, read, and continued.
 
-A checkpoint is data that loads with `weights_only=True`. In a group each rank keeps what it alone has in a file of its
-own, beside that of rank 0.
+A checkpoint is data that loads with `weights_only=True`. In a group, each rank keeps what only it has in its own file,
+beside that of rank 0.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from .modes import judged, to_train
 if TYPE_CHECKING:
     from .training import Trainer
 
-_WARNED: set[str] = set()  # what this process has warned of
+_WARNED: set[str] = set()  # the warnings that this process has given
 
 
 def save_trainer(trainer: Trainer, path: Path, *, name: Path | None = None) -> None:
-    """Write all that a later process needs to go on as if nothing had happened; whole or not at all.
+    """Write everything that a later process needs to continue as if nothing had happened; completely or not at all.
 
-    On the disk when this returns, under a name that outlives a loss of power. In a group, all ranks call it. Each
-    writes what it alone keeps beside the model into a file of its own, which may be large; rank 0 writes the rest
-    when they have, with the state of everyone's generators. The weights are those to judge, where the optimizer has
-    others to train.
+    When this returns, it is on the disk, under a name that survives a loss of power. In a group, all ranks call it.
+    Each writes what only it keeps beside the model into its own file, which may be large. Then rank 0 writes the rest,
+    with the state of all ranks' generators. The saved weights are those to evaluate, if the optimizer trains other
+    ones.
 
     Args:
-        trainer: whose state it is.
-        path: of the checkpoint; `name` where rank 0 will put it, if that is another.
+        trainer: has the state to save.
+        path: the file to write. `name` is where rank 0 will move it, if that differs.
 
     Raises:
-        OSError: it cannot be written; where the disk is full, some error that `files.full_disk` knows.
+        OSError: it cannot be written. For a full disk, an error that `files.full_disk` recognises.
     """
     if trainer.step_count < trainer.total_steps:  # one that has ended does not go on
         _warn_of_lost(trainer)
@@ -63,7 +63,7 @@ def save_trainer(trainer: Trainer, path: Path, *, name: Path | None = None) -> N
 
 
 def _write_part(trainer: Trainer, path: Path) -> OSError | None:
-    """Write what this rank alone keeps; why there is no room for it, which the others have to hear of."""
+    """Write what only this rank keeps. Returns the error if the disk is full, for the other ranks."""
     try:
         _write({"step": trainer.step_count, "carried": trainer.carried.state(whole=False)}, path)
     except Exception as error:
@@ -74,7 +74,7 @@ def _write_part(trainer: Trainer, path: Path) -> OSError | None:
 
 
 def _warn_of_lost(trainer: Trainer) -> None:
-    """Tell, once in a process, what changes in training and is not kept."""
+    """Warn, once per process, of changes in training that are not saved."""
     for warning in trainer.carried.warnings():
         if warning not in _WARNED:
             _WARNED.add(warning)
@@ -88,7 +88,7 @@ def _state(trainer: Trainer, generators: list[dict[str, Any]]) -> dict[str, Any]
         "scheduler_steps": trainer.scheduler_steps,
         "total_steps": trainer.total_steps,
         "model": {name: value for name, value in model.items() if isinstance(value, Tensor)},
-        # What a module says of itself in get_extra_state() may be any object.
+        # A module's get_extra_state() may return any object.
         "extra": plain_of({name: value for name, value in model.items() if not isinstance(value, Tensor)}),
         "rng": generators,
         "carried": [trainer.carried.state()],
@@ -98,7 +98,7 @@ def _state(trainer: Trainer, generators: list[dict[str, Any]]) -> dict[str, Any]
         if part is not None and hasattr(part, "state_dict"):
             state[name] = _plain(part.state_dict())
     if trainer.after_step is not None and hasattr(trainer.after_step, "state_dict"):
-        # Apart, to be read back onto the devices that its tensors are on: nobody else knows where it wants them.
+        # Separately, so that its tensors are read back onto their own devices: only the hook knows where it wants them.
         buffer = io.BytesIO()
         torch.save(_plain(trainer.after_step.state_dict()), buffer)
         state["after_step"] = buffer.getvalue()
@@ -117,18 +117,18 @@ def _write(state: dict[str, Any], path: Path) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
-        partial.unlink(missing_ok=True)  # on a full disk it is what takes the room
+        partial.unlink(missing_ok=True)  # on a full disk it takes the room
         raise
     sync_folder(path.parent)
 
 
 def restore_trainer(trainer: Trainer, state: dict[str, Any]) -> None:
-    """Have `trainer` go on from what `save_trainer` wrote and `read_checkpoint` read.
+    """Make `trainer` continue from what `save_trainer` wrote and `read_checkpoint` read.
 
-    Call it after the batches were set up: it restores the random generators.
+    Call it after the batches are set up: it restores the random generators.
 
     Raises:
-        CheckpointError: it was written by another number of ranks.
+        CheckpointError: another number of ranks wrote it.
     """
     generators = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]
     rank, ranks = (trainer.group.rank, trainer.group.size) if trainer.group is not None else (0, 1)
@@ -143,7 +143,7 @@ def restore_trainer(trainer: Trainer, state: dict[str, Any]) -> None:
         if name in state:
             getattr(trainer, name).load_state_dict(state[name])
     if trainer.scheduler is not None and "scheduler" not in state:
-        for _ in range(trainer.scheduler_steps):  # one without a state is brought to where it stood
+        for _ in range(trainer.scheduler_steps):  # a schedule without a state is stepped to its position
             trainer.scheduler.step()
     # After the schedule, which may set rates when it is stepped or read.
     if carried is None:
@@ -158,14 +158,14 @@ def restore_trainer(trainer: Trainer, state: dict[str, Any]) -> None:
 
 
 def _reorder(trainer: Trainer, carried: dict[str, Any]) -> None:
-    """Put the optimizer's groups into the order of the process that began the trial, and make the schedule of it.
+    """Put the optimizer's groups into the order of the process that began the trial, and make its schedule.
 
-    Groups that are built from sets come in another order in each process, and a schedule goes by their positions.
+    Groups that are built from sets come in another order in each process, and a schedule uses their positions.
     """
     trainer.optimizer = trainer.task.optimizer(trainer.model, trainer.config.lr)
     to_train(trainer.optimizer)
     groups = list(trainer.optimizer.param_groups)
-    order = trainer.carried_anew().order_of_groups(carried)  # it may be another than that of the one before
+    order = trainer.carried_anew().order_of_groups(carried)  # it may differ from that of the previous process
     trainer.optimizer.param_groups[:] = groups if order is None else [groups[at] for at in order]
     if trainer.task.scheduler is not None:
         trainer.scheduler = trainer.task.scheduler(trainer.optimizer, trainer.total_steps)
@@ -173,7 +173,7 @@ def _reorder(trainer: Trainer, carried: dict[str, Any]) -> None:
 
 
 def _load_model(trainer: Trainer, state: dict[str, Any]) -> None:
-    """The weights and buffers; a buffer that has grown in training, or come to be, is given room first."""
+    """Load the weights and buffers. A buffer that training has resized or added is allocated first."""
     modules = dict(trainer.model.named_modules())
     for name, value in state["model"].items():
         path, _, key = name.rpartition(".")
@@ -185,23 +185,23 @@ def _load_model(trainer: Trainer, state: dict[str, Any]) -> None:
 
 
 def _restore_by_position(trainer: Trainer, state: dict[str, Any]) -> None:
-    """The optimizer's state as an autobatch of before kept it.
+    """Restore the optimizer's state from an older autobatch's checkpoint.
 
     Raises:
-        CheckpointError: nobody knows which parameter it is of.
+        CheckpointError: it is not known which parameters the state belongs to.
     """
     mine = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
     in_order = [parameter for parameter in trainer.model.parameters() if any(parameter is one for one in mine)]
     if len(trainer.optimizer.param_groups) > 1 or any(a is not b for a, b in zip(mine, in_order, strict=False)):
         raise CheckpointError(
-            "the checkpoint is of an autobatch that kept the optimizer's state by position, and this optimizer's "
-            "parameters may stand elsewhere in this process: start a new run"
+            "the checkpoint is of an older autobatch that kept the optimizer's state by position, and this optimizer's "
+            "parameters may have other positions in this process: start a new run"
         )
     trainer.optimizer.load_state_dict(state)
 
 
 def _plain(state: Any) -> Any:
-    """The same containers with NumPy's numbers as Python's: `np.cos` in a schedule puts them into parameter groups."""
+    """The same containers with Python numbers for NumPy's: `np.cos` in a schedule puts those into parameter groups."""
     if isinstance(state, np.generic):
         return state.item()
     if type(state) is dict:
@@ -212,14 +212,15 @@ def _plain(state: Any) -> Any:
 
 
 def read_checkpoint(path: Path, rank: int = 0) -> dict[str, Any]:
-    """What `save_trainer` wrote for a rank, the hook's tensors where they were and all others on the host.
+    """What `save_trainer` wrote for a rank. Tensors of the hook are on their devices, and all others on the host.
 
-    "step" is how many optimizer steps were taken; "carried" is rank 0's and, of another rank, its own after it.
+    "step" is the number of optimizer steps taken. "carried" is that of rank 0, followed by that of `rank` if it is
+    another one.
 
     Raises:
         CheckpointError: it is no whole checkpoint.
         TaskError: the checkpoint holds objects that are not plain data, from the task's own schedule or after_step.
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no file.
     """
     if path.exists() and not is_whole(path):
         raise CheckpointError(f"the checkpoint {path} cannot be read: it is not whole")
@@ -236,7 +237,7 @@ def read_checkpoint(path: Path, rank: int = 0) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"the checkpoint {path} cannot be read: it lacks {', '.join(sorted(missing))}")
     if "carried" in state:
-        of_all = state["carried"]  # those of all ranks, before each had a file of its own
+        of_all = state["carried"]  # that of all ranks, in older checkpoints
         if not rank or rank >= len(state["rng"]):
             own = []
         else:

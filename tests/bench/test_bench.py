@@ -84,7 +84,7 @@ def test_a_bench_measures_each_model_in_each_way_and_says_where_the_report_is(tm
     assert within[0].startswith("batch 2: ok")  # a probe
     sizes = [line.partition(":")[0] for line in within if line.endswith("samples/s")]
     assert len(sizes) == len(set(sizes)) >= 1  # each size once, though each is timed again and again
-    assert report.asked == (("minimal", "fp32"), ("minimal", "bf16"), ("lstm", "fp32"), ("lstm", "bf16"))
+    assert report.requested == (("minimal", "fp32"), ("minimal", "bf16"), ("lstm", "fp32"), ("lstm", "bf16"))
     assert report.settings == {
         "memory_limit_bytes": 64 << 20,
         "max_batch_size": 16,
@@ -232,7 +232,7 @@ BEGUN = BenchReport(
     objective="throughput",
     cells=(),
     planned=2,
-    asked=(("mlp", "fp32"), ("mlp", "bf16")),
+    requested=(("mlp", "fp32"), ("mlp", "bf16")),
     settings={"memory_limit_bytes": None, "headroom": 0.05, "max_batch_size": None, "threads": 8},
 )
 ELSE: list[tuple[dict[str, Any], str]] = [
@@ -268,7 +268,7 @@ def test_an_older_report_that_does_not_tell_its_settings_is_read_and_not_gone_on
     data = BEGUN.to_json()
     del data["asked"], data["settings"]
     (tmp_path / "r.json").write_text(json.dumps(data))
-    assert BenchReport.load(tmp_path / "r.json") == replace(BEGUN, asked=(), settings=None)
+    assert BenchReport.load(tmp_path / "r.json") == replace(BEGUN, requested=(), settings=None)
     with pytest.raises(ReportError, match="does not say under which settings it was made: name another --output"):
         with_earlier(BEGUN, tmp_path / "r.json", {})
 
@@ -276,12 +276,12 @@ def test_an_older_report_that_does_not_tell_its_settings_is_read_and_not_gone_on
 def test_the_newest_that_the_same_command_left_is_gone_on_with(tmp_path: Path) -> None:
     done = tuple(
         Cell(model=model, compute_mode=compute_mode, outcome="failed", message="no")
-        for model, compute_mode in BEGUN.asked
+        for model, compute_mode in BEGUN.requested
     )
     today = file_for(BEGUN, tmp_path)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d\.json", today.name)
     replace(BEGUN, cells=done).save(tmp_path / "whole.json")
-    replace(BEGUN, asked=BEGUN.asked[:1]).save(tmp_path / "of-another-command.json")
+    replace(BEGUN, requested=BEGUN.requested[:1]).save(tmp_path / "of-another-command.json")
     (tmp_path / "other.json").write_text('{"kind": "something else"}')
     (tmp_path / "torn.json").write_text('{"kind": "bench", "cells"')
     assert file_for(BEGUN, tmp_path) == today

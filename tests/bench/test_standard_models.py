@@ -81,7 +81,7 @@ def test_the_check_has_no_objection_and_every_kind_of_step_runs(small: Task) -> 
         assert facts.train_size is not None  # else two seconds go into counting batches that never end
         assert facts.train_size > 1_000_000
         assert runner.probe(Plan(batch_size=1)).outcome == "ok"
-        assert runner.probe(Plan(batch_size=3, accumulation_steps=2), verdict=True).outcome == "ok"
+        assert runner.probe(Plan(batch_size=3, accumulation_steps=2), final=True).outcome == "ok"
         if small.name != "lstm" or trains_lstm_in(torch.bfloat16):
             assert runner.probe(Plan(batch_size=2, precision="bf16")).outcome == "ok"
         else:

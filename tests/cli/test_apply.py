@@ -42,7 +42,7 @@ def test_flags_go_to_stdout_alone_and_what_they_are_to_stderr(folder: Path) -> N
 def test_processes_are_told_where_there_are_several(folder: Path) -> None:
     shown = autobatch("apply", "ranks.json", "--as", "hf", cwd=folder)
     assert shown.stdout.startswith("# started with: torchrun --nproc_per_node 4\nargs = TrainingArguments(\n")
-    assert "The batch size is that of each of 4 processes." in shown.stderr
+    assert "The batch size is per process, of 4 processes." in shown.stderr
     lightning = autobatch("apply", "ranks.json", "--as", "lightning", cwd=folder)
     assert '    devices=4,\n    strategy="ddp",\n' in lightning.stdout
     assert '    precision="16-mixed",\n' in lightning.stdout

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from autobatch.cli.app import main
-from autobatch.cli.exits import end_when_told
+from autobatch.cli.exits import end_on_signals
 from autobatch.engines.processes import fork_server as processes
 from autobatch.engines.processes.fork_server import StartedProcess
 from autobatch.engines.processes.streams import LastingFile, lasting
@@ -128,7 +128,7 @@ def test_a_python_that_may_not_be_run_is_told(
     monkeypatch.chdir(tmp_path)
     code, message = told(capsys, monkeypatch, "max-batch", str(MINIMAL), "--device", "cpu")
     assert code == 1
-    assert re.search("^autobatch: a worker (cannot be started with|is a Python of its own)", message)
+    assert re.search("^autobatch: a worker (cannot be started with|is a new Python process)", message)
     assert "bug in autobatch" not in message
 
 
@@ -239,7 +239,7 @@ def test_a_command_that_is_to_outlive_its_terminal_does(before: signal.Handlers)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
     try:
         signal.signal(signal.SIGHUP, before)
-        end_when_told()
+        end_on_signals()
         if before == signal.SIG_IGN:
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         else:

@@ -489,7 +489,7 @@ def test_facts_are_of_all_ranks(opened: Callable[..., GroupRunner]) -> None:
 @pytest.mark.parametrize(
     ("task", "warning"),
     [
-        ("contrastive.py", "each of the 2 processes sees its own batch alone"),
+        ("contrastive.py", "each of the 2 ranks sees only its own batch"),
         ("custom_loader.py", "RANK and WORLD_SIZE"),
     ],
 )

@@ -32,7 +32,7 @@ def test_tune_compares_and_answers_for_the_whole_group(tmp_path: Path) -> None:
     assert report["baseline"]["plan"]["batch_size"] == 32  # of each process, as a script under torchrun has it
     assert report["score"]["mean"] > 0.5
     shown = autobatch("report", "out.json", cwd=tmp_path).stdout
-    assert "The batch size is that of each of 2 processes." in re.sub(r"\s+", " ", shown)
+    assert "The batch size is per process, of 2 processes." in re.sub(r"\s+", " ", shown)
     assert "x ranks" in shown
 
 

@@ -165,7 +165,7 @@ def test_a_device_that_is_lost_before_the_race_is_left_out() -> None:
 
 def test_the_first_of_all_may_be_lost_before_the_race_too() -> None:
     class Gone(Carded):
-        def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
             raise DeviceError("GPU is lost")
 
     with closing(Pool([Gone(), Carded()])) as pool:
@@ -246,7 +246,7 @@ WHY = "no score on the test data (it died, or memory or the time ran out)"
 @pytest.mark.parametrize(
     ("dies", "asked", "remarks"),
     [
-        (["in the test", "never"], [1, 1], (f"a worker gave trial 3 {WHY}: another one was asked",)),
+        (["in the test", "never"], [1, 1], (f"a worker gave trial 3 {WHY}: another one did",)),
         (["in the test"] * 3, [1, 1, 0], (f"a worker gave trial 3 {WHY}: nor did another one",)),
         (["in the test"], [1], (f"a worker gave trial 3 {WHY}: there is no other",)),
         (["never"] * 2, [1, 0], ()),
@@ -283,7 +283,7 @@ def test_what_a_pool_left_out_is_in_the_report(tmp_path: Path) -> None:
         report = _Tune(pool, Ledger(600.0, clock=clock), lambda _: None, folder, state).run()
     assert "Small card was left out: trials are compared on devices of one kind, here Card" in report.warnings
     assert any("no score on the test data" in warning for warning in report.warnings)
-    assert any("another one was asked" in warning for warning in report.warnings)
+    assert any("another one did" in warning for warning in report.warnings)
     assert "2 workers each trained a trial at the same time" in report.why
     assert report.test_baseline is not None
     page = to_markdown(report_document(report))
@@ -316,11 +316,11 @@ def test_each_gpu_has_a_worker_unless_one_is_named(device: str, workers: int | N
 @pytest.mark.parametrize(
     ("device", "workers", "message"),
     [
-        ("auto", 4, "a worker has a GPU of its own, and this machine has 3; found --workers 4: take --workers 3"),
+        ("auto", 4, "a worker needs its own GPU, and this machine has 3; got --workers 4: take --workers 3"),
         (
             "cuda:1",
             2,
-            "a worker has a device of its own, and --device cuda:1 has 1; found --workers 2",
+            "a worker needs its own device, and --device cuda:1 has 1; got --workers 2",
         ),
     ],
 )
@@ -335,18 +335,18 @@ def test_workers_share_a_processor_and_are_no_more_than_its_cores(monkeypatch: p
     first = cast(RemoteRunner, Shown(info=DeviceInfo(name="Processor", kind="cpu")))
     assert other_devices(first, RunnerSpec(device="auto", workers=3)) == ["cpu", "cpu"]
     assert other_devices(first, RunnerSpec(device="auto", workers=None)) == []
-    with pytest.raises(SettingError, match="a worker has a core of its own, and this machine has 3; found --workers 4"):
+    with pytest.raises(SettingError, match="a worker needs its own core, and this machine has 3; got --workers 4"):
         other_devices(first, RunnerSpec(device="cpu", workers=4))
 
 
 def test_a_cluster_without_what_a_worker_needs_says_what_to_change() -> None:
     check_workers(2, 2, unit="GPU", where="the cluster")
-    with pytest.raises(SettingError, match=r"a worker has a GPU of its own, and the cluster has 0; .*: see --device"):
+    with pytest.raises(SettingError, match=r"a worker needs its own GPU, and the cluster has 0; .*: see --device"):
         check_workers(1, 0, unit="GPU", where="the cluster")
 
 
 def test_workers_and_ranks_are_one_or_the_other() -> None:
-    with pytest.raises(SettingError, match="found --workers 2 and --nproc 2: leave one of them out"):
+    with pytest.raises(SettingError, match="got --workers 2 and --nproc 2: leave one of them out"):
         open_workers(RunnerSpec(nproc=2, workers=2))
 
 
@@ -373,10 +373,10 @@ def test_two_workers_train_at_the_same_time_on_one_processor(task: Path, tmp_pat
 @pytest.mark.usefixtures("ready_python")
 def test_more_workers_than_cores_are_refused_at_the_command_line(task: Path, tmp_path: Path) -> None:
     told = refused(autobatch_cli("tune", "model.py", "--workers", 999, "--device", "cpu", cwd=tmp_path))
-    assert f"a worker has a core of its own, and this machine has {available_cores()}; found --workers 999" in told
+    assert f"a worker needs its own core, and this machine has {available_cores()}; got --workers 999" in told
 
 
 @pytest.mark.usefixtures("ready_python")
 def test_workers_with_nproc_are_refused_at_the_command_line(task: Path, tmp_path: Path) -> None:
     told = refused(autobatch_cli("tune", "model.py", "--workers", 2, "--nproc", 2, cwd=tmp_path))
-    assert "found --workers 2 and --nproc 2: leave one of them out" in told
+    assert "got --workers 2 and --nproc 2: leave one of them out" in told

@@ -23,8 +23,8 @@ from autobatch.engines.ranks.agreement import (
     agreed_limit,
     among,
     blamed,
+    gathered,
     started_by_torchrun,
-    tell,
 )
 from autobatch.errors import AutobatchError, DeviceError, DoesNotFit, RankLost, SettingError, TaskError, WorkerDied
 from autobatch.measuring.bracket import fits
@@ -123,11 +123,11 @@ def test_the_worst_of_all_ranks_is_what_they_agree_on(seen: tuple[list[Measureme
 
 @given(seen_by_ranks(), st.booleans())
 def test_it_fits_exactly_where_it_fits_on_every_rank(
-    seen: tuple[list[Measurement], list[MemoryLimit]], verdict: bool
+    seen: tuple[list[Measurement], list[MemoryLimit]], final: bool
 ) -> None:
     measurements, limits = seen
-    each = [fits(m, limit, verdict=verdict) for m, limit in zip(*seen, strict=True)]
-    assert fits(agreed(measurements, limits), agreed_limit(limits), verdict=verdict) == all(each)
+    each = [fits(m, limit, final=final) for m, limit in zip(*seen, strict=True)]
+    assert fits(agreed(measurements, limits), agreed_limit(limits), final=final) == all(each)
 
 
 @given(seen_by_ranks())
@@ -197,9 +197,9 @@ def test_the_message_names_the_ranks_that_decide_unless_all_do() -> None:
 
 def test_the_smallest_limit_says_whose_it_is() -> None:
     large = MemoryLimit(capacity_bytes=100, budget_bytes=95, source="free on the device")
-    small = MemoryLimit(capacity_bytes=60, budget_bytes=57, source="the memory limit asked for")
-    assert agreed_limit([large, small]).source == "the memory limit asked for, on rank 1"
-    assert agreed_limit([small, small]).source == "the memory limit asked for"
+    small = MemoryLimit(capacity_bytes=60, budget_bytes=57, source="the memory limit that was set")
+    assert agreed_limit([large, small]).source == "the memory limit that was set, on rank 1"
+    assert agreed_limit([small, small]).source == "the memory limit that was set"
 
 
 def test_ranks_in_words() -> None:
@@ -222,7 +222,7 @@ def test_an_error_of_one_rank_is_raised_on_all_and_names_it(failing: int) -> Non
                 raise TaskError("the loss has no gradient")
             return 1
 
-        return tell(exchange, "a step", step)
+        return gathered(exchange, "a step", step)
 
     raised = on_ranks(3, work)
     assert [type(error) for error in raised] == [TaskError] * 3
@@ -234,7 +234,7 @@ def test_an_error_that_all_ranks_have_is_told_as_it_is() -> None:
         def step() -> int:
             raise DeviceError("there is no cuda:9")
 
-        return tell(exchange, "opening", step)
+        return gathered(exchange, "opening", step)
 
     raised = on_ranks(2, work)
     assert [(type(error), str(error)) for error in raised] == [(DeviceError, "there is no cuda:9")] * 2
@@ -242,7 +242,7 @@ def test_an_error_that_all_ranks_have_is_told_as_it_is() -> None:
 
 def test_a_bug_of_ours_stays_itself_where_it_is_and_is_told_to_the_others() -> None:
     def work(exchange: ThreadExchange) -> list[float]:
-        return tell(exchange, "a step", lambda: 1 / exchange.rank_info.rank)
+        return gathered(exchange, "a step", lambda: 1 / exchange.rank_info.rank)
 
     broken, told = on_ranks(2, work)
     assert isinstance(broken, ZeroDivisionError)
@@ -252,13 +252,11 @@ def test_a_bug_of_ours_stays_itself_where_it_is_and_is_told_to_the_others() -> N
 
 def test_ranks_that_do_different_things_are_refused() -> None:
     def work(exchange: ThreadExchange) -> list[None]:
-        return tell(exchange, f"a probe of {exchange.rank_info.rank}", lambda: None)
+        return gathered(exchange, f"a probe of {exchange.rank_info.rank}", lambda: None)
 
     raised = on_ranks(2, work)
     assert [type(error) for error in raised] == [SettingError] * 2
-    assert "every rank must be asked for the same; rank 0 was at: a probe of 0; rank 1 was at: a probe of 1" in str(
-        raised[0]
-    )
+    assert "every rank must do the same; rank 0 was at: a probe of 0; rank 1 was at: a probe of 1" in str(raised[0])
 
 
 def test_every_error_of_ours_travels() -> None:
@@ -267,7 +265,7 @@ def test_every_error_of_ours_travels() -> None:
     for kind in kinds:
         kinds += kind.__subclasses__()
     for kind in kinds:
-        raised = on_ranks(2, lambda exchange, kind=kind: tell(exchange, "x", lambda: _raise(kind("why"))))  # type: ignore[misc]
+        raised = on_ranks(2, lambda exchange, kind=kind: gathered(exchange, "x", lambda: _raise(kind("why"))))  # type: ignore[misc]
         assert [(type(error), str(error)) for error in raised] == [(kind, "why")] * 2
 
 

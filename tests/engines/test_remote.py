@@ -1,4 +1,4 @@
-"""The runner in worker processes: fresh verdicts, real out-of-memory, crashes and hangs as answers, nothing left."""
+"""The runner in worker processes: fresh final probes, real out-of-memory, crashes and hangs as answers, no leaks."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def val_data():
 
 def test_every_cpu_probe_runs_in_a_process_of_its_own(opened: Callable[..., RemoteRunner]) -> None:
     runner = opened()
-    probes = [runner.probe(Plan(batch_size=size), verdict=size == 8) for size in (2, 4, 8)]
+    probes = [runner.probe(Plan(batch_size=size), final=size == 8) for size in (2, 4, 8)]
     assert [probe.outcome for probe in probes] == ["ok"] * 3
     assert all(probe.fresh for probe in probes)
 
@@ -628,8 +628,8 @@ def test_a_worker_that_died_is_replaced_for_the_next_probe_and_only_a_fresh_one_
     assert (died.outcome, died.fresh) == ("oom", True)  # the second time, which was in a worker of its own
     assert runner.probe(Plan(batch_size=2)).outcome == "ok"
     assert runner._worker.process.pid != first
-    verdict = runner.probe(Plan(batch_size=4), verdict=True)
-    assert (verdict.outcome, verdict.fresh) == ("ok", True)
+    final = runner.probe(Plan(batch_size=4), final=True)
+    assert (final.outcome, final.fresh) == ("ok", True)
 
 
 def test_what_comes_after_the_race_is_not_worth_failing_for(opened: Callable[..., RemoteRunner]) -> None:
@@ -674,7 +674,9 @@ def test_a_worker_that_leaks_is_replaced_between_two_segments(
     assert workers["leak"].count(False) in (1, 2)
     assert scores["leak"] == scores[""]
     log = (tmp_path / "worker.log").read_text()
-    assert re.search(r"worker \d+ was replaced: it had grown by 1\d\d MiB since its first rung, and 400 MiB are", log)
+    assert re.search(
+        r"worker \d+ was replaced: it had grown by 1\d\d MiB since its first segment, and 400 MiB are", log
+    )
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory of a process")

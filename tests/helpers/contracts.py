@@ -59,10 +59,10 @@ class RunnerContract:
         assert 0 < limit.budget_bytes <= limit.capacity_bytes
         assert limit.source
 
-    @pytest.mark.parametrize("verdict", [False, True])
-    def test_a_small_plan_is_probed_and_tells_what_was_run(self, runner: Runner, verdict: bool) -> None:
+    @pytest.mark.parametrize("final", [False, True])
+    def test_a_small_plan_is_probed_and_tells_what_was_run(self, runner: Runner, final: bool) -> None:
         plan = self.small_config().plan
-        probe = runner.probe(plan, verdict=verdict)
+        probe = runner.probe(plan, final=final)
         assert (probe.outcome, probe.plan) == ("ok", plan)
         assert probe.seconds > 0
         assert probe.peak_bytes is None or 0 <= probe.peak_bytes <= runner.memory().budget_bytes

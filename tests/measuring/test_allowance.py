@@ -34,9 +34,9 @@ def largest(
     class Starting(SimRunner):
         """A process is started for each probe, and opens the task."""
 
-        def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
             self.clock.advance(start_s)
-            return SimRunner.probe(self, plan, verdict=verdict)
+            return SimRunner.probe(self, plan, final=final)
 
     runner = Starting(
         known=sim_facts(baseline=Config(plan=Plan(batch_size=own), lr=1e-3), train_size=1 << 20),

@@ -34,12 +34,12 @@ def sizes_run(answer: MaxBatch) -> list[int]:
 
 @dataclass(slots=True, kw_only=True)
 class Scripted(SimRunner):
-    """A simulated runner whose probes `script` may change: (plan, verdict, what the formula says) -> what is told."""
+    """A simulated runner whose probes `script` may change: (plan, final, what the formula says) -> what is told."""
 
-    script: Callable[[Plan, bool, Measurement], Measurement] = field(default=lambda plan, verdict, said: said)
+    script: Callable[[Plan, bool, Measurement], Measurement] = field(default=lambda plan, final, said: said)
 
-    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
-        return self.script(plan, verdict, SimRunner.probe(self, plan, verdict=verdict))
+    def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
+        return self.script(plan, final, SimRunner.probe(self, plan, final=final))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,7 @@ def test_the_answer_is_exact_wherever_memory_is_monotone(
     else:
         answer = find(runner, ceiling, prove=prove)
         assert int(answer) == truth
-        assert answer.verdict.fresh
+        assert answer.final_probe.fresh
         assert answer.limited_by == ("ceiling" if truth == ceiling else "memory")
         assert not (prove and truth < ceiling and answer.proof is None)
     assert len(runner.probes) <= most_probes(ceiling)
@@ -110,10 +110,10 @@ def test_the_answer_is_exact_wherever_memory_is_monotone(
 def test_whatever_a_runner_answers_the_search_ends_with_what_ran(
     seed: int, ceiling: int, prove: bool, power_of_two: bool
 ) -> None:
-    """Outcomes and peaks are drawn at random for each size, apart for exploring and for verdicts."""
+    """Outcomes and peaks are drawn at random for each size, separately for exploring and for final probes."""
 
-    def anything(plan: Plan, verdict: bool, said: Measurement) -> Measurement:
-        chance = draw(seed, plan.batch_size, verdict)
+    def anything(plan: Plan, final: bool, said: Measurement) -> Measurement:
+        chance = draw(seed, plan.batch_size, final)
         outcomes: tuple[Outcome, ...] = ("ok", "ok", "ok", "over_limit", "oom", "nonfinite", "crashed")
         peak = chance.choice([None, chance.randrange(2 * runner.memory().budget_bytes)])
         return replace(
@@ -127,8 +127,8 @@ def test_whatever_a_runner_answers_the_search_ends_with_what_ran(
         return
     finally:
         assert len(runner.probes) <= most_probes(ceiling)
-    assert answer.verdict.plan.batch_size == answer <= ceiling
-    assert answer.verdict.outcome in ("ok", "nonfinite")
+    assert answer.final_probe.plan.batch_size == answer <= ceiling
+    assert answer.final_probe.outcome in ("ok", "nonfinite")
 
 
 @pytest.mark.parametrize("ceiling", [1, 10, 200, 131_072])
@@ -198,21 +198,21 @@ def test_without_prove_the_next_size_failed_only_while_exploring() -> None:
 
 @pytest.mark.parametrize("headroom", [0.0, 0.05])
 @pytest.mark.parametrize("extra", [0.7, 0.99, 1.0, 1.01, 1.6])
-def test_verdicts_overrule_exploring_in_both_directions(extra: float, headroom: float) -> None:
-    """A verdict needs `extra` times what exploring showed; only verdicts may decide."""
+def test_final_probes_overrule_exploring_in_both_directions(extra: float, headroom: float) -> None:
+    """A final probe needs `extra` times what exploring showed; only final probes may decide."""
     runner = SimRunner(headroom=headroom)
     strict = replace(runner, peak_bytes=lambda batch: int(runner.peak_bytes(batch) * extra))
     asked = Scripted(
-        headroom=headroom, script=lambda plan, verdict, said: strict.probe(plan, verdict=True) if verdict else said
+        headroom=headroom, script=lambda plan, final, said: strict.probe(plan, final=True) if final else said
     )
     answer = find(asked, prove=True)
     assert int(answer) == largest_below(runner.memory().budget_bytes, strict.peak_bytes, 1 << 20)
     assert len(answer.probes) <= 40
 
 
-def test_a_verdict_that_makes_the_allocator_try_again_does_not_count() -> None:
-    def thrash(plan: Plan, verdict: bool, said: Measurement) -> Measurement:
-        return replace(said, alloc_retries=3 if verdict and plan.batch_size > 2000 else 0)
+def test_a_final_probe_that_makes_the_allocator_try_again_does_not_count() -> None:
+    def thrash(plan: Plan, final: bool, said: Measurement) -> Measurement:
+        return replace(said, alloc_retries=3 if final and plan.batch_size > 2000 else 0)
 
     answer = find(Scripted(script=thrash))
     assert int(answer) == 2000
@@ -220,7 +220,7 @@ def test_a_verdict_that_makes_the_allocator_try_again_does_not_count() -> None:
 
 
 def test_a_crash_above_a_size_that_ran_is_taken_as_too_large_and_said() -> None:
-    def crash(plan: Plan, verdict: bool, said: Measurement) -> Measurement:
+    def crash(plan: Plan, final: bool, said: Measurement) -> Measurement:
         if plan.batch_size <= 300:
             return said
         return Measurement(plan=plan, outcome="crashed", seconds=1.0, message="invalid configuration argument")
@@ -253,7 +253,7 @@ def test_a_peak_that_wavers_is_no_such_sign() -> None:
 
 
 def test_a_loss_that_is_not_finite_leaves_the_memory_measured() -> None:
-    def overflow(plan: Plan, verdict: bool, said: Measurement) -> Measurement:
+    def overflow(plan: Plan, final: bool, said: Measurement) -> Measurement:
         return replace(said, outcome="nonfinite")
 
     answer = find(Scripted(script=overflow), 1000)
@@ -271,10 +271,10 @@ def test_nothing_fits_says_what_one_sample_needs_and_where_the_limit_is_from() -
 class NotOnOne(SimRunner):
     """A task with batch norm, which does not train on one sample."""
 
-    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+    def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
         if plan.batch_size == 1:
             raise TaskError("Expected more than 1 value per channel when training")
-        return SimRunner.probe(self, plan, verdict=verdict)
+        return SimRunner.probe(self, plan, final=final)
 
 
 def test_what_does_not_train_on_one_sample_and_does_not_fit_with_two_does_not_fit() -> None:
@@ -290,7 +290,7 @@ def test_nothing_fits_and_nothing_was_measured_says_so() -> None:
 
 
 def test_a_crash_at_the_smallest_size_is_not_called_memory() -> None:
-    def crash(plan: Plan, verdict: bool, said: Measurement) -> Measurement:
+    def crash(plan: Plan, final: bool, said: Measurement) -> Measurement:
         return Measurement(plan=plan, outcome="crashed", message="segmentation fault")
 
     with pytest.raises(WorkerDied, match=r"a batch of 1; it crashed \(segmentation fault\)"):
@@ -328,8 +328,13 @@ def ran(size: int, outcome: Outcome = "ok", peak_bytes: int | None = 50) -> Meas
 
 
 def max_batch(size: int = 8, **changes: Any) -> MaxBatch:
-    verdict = changes.pop("verdict", ran(8))
-    evidence: dict[str, Any] = {"verdict": verdict, "probes": (verdict,), "limit": LIMIT, "limited_by": "memory"}
+    final_probe = changes.pop("final_probe", ran(8))
+    evidence: dict[str, Any] = {
+        "final_probe": final_probe,
+        "probes": (final_probe,),
+        "limit": LIMIT,
+        "limited_by": "memory",
+    }
     return MaxBatch(size, **evidence | changes)
 
 
@@ -337,10 +342,10 @@ def max_batch(size: int = 8, **changes: Any) -> MaxBatch:
     "claim",
     [
         {"size": 9},
-        {"verdict": ran(8, "oom", None)},
-        {"verdict": ran(8, "over_limit", 97)},
-        {"verdict": ran(8, "nonfinite", 97)},
-        {"verdict": replace(ran(8), alloc_retries=1)},
+        {"final_probe": ran(8, "oom", None)},
+        {"final_probe": ran(8, "over_limit", 97)},
+        {"final_probe": ran(8, "nonfinite", 97)},
+        {"final_probe": replace(ran(8), alloc_retries=1)},
         {"probes": (ran(4),)},
     ],
 )
@@ -381,7 +386,7 @@ def test_the_evidence_does_not_change() -> None:
 
 def test_json_has_the_fields_that_users_parse() -> None:
     probes = (ran(2, peak_bytes=20), ran(16, "oom", None), ran(8))
-    answer = max_batch(verdict=probes[-1], probes=probes, assumed=("AdamW",))
+    answer = max_batch(final_probe=probes[-1], probes=probes, assumed=("AdamW",))
     unknown = {"allocated_bytes": None, "alloc_retries": None, "seconds": 0.5, "fresh": True}
     assert json.loads(json.dumps(answer.to_json())) == {
         "batch_size": 8,
@@ -406,9 +411,9 @@ class Crowded(SimRunner):
 
     others = 1 << 30
 
-    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+    def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
         self.others += 200 << 20
-        return replace(super().probe(plan, verdict=verdict), others_bytes=self.others)
+        return replace(super().probe(plan, final=final), others_bytes=self.others)
 
 
 def test_memory_that_others_took_meanwhile_is_told() -> None:
@@ -416,24 +421,24 @@ def test_memory_that_others_took_meanwhile_is_told() -> None:
     told = [sentence for sentence in answer.assumed if "other processes" in sentence]
     assert len(told) == 1
     assert told[0].startswith("other processes held between 1.2 GiB and ")
-    assert "the answer is for what they left" in told[0]
+    assert "the answer is for what was left" in told[0]
 
 
 def test_memory_that_others_hold_all_the_time_is_told_too() -> None:
     class Shared(SimRunner):
-        def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
-            return replace(super().probe(plan, verdict=verdict), others_bytes=1 << 30)
+        def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
+            return replace(super().probe(plan, final=final), others_bytes=1 << 30)
 
     told = [sentence for sentence in find(Shared()).assumed if "other processes" in sentence]
-    assert told == ["other processes held 1 GiB of the device: the answer is for what they left"]
+    assert told == ["other processes held 1 GiB of the device: the answer is for what was left"]
 
 
 def test_a_crash_is_taken_as_too_large_and_is_no_proof() -> None:
     class Crashing(SimRunner):
-        def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+        def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
             if plan.batch_size > 40:
                 return Measurement(plan=plan, outcome="crashed", message="the worker process ended by SIGSEGV")
-            return super().probe(plan, verdict=verdict)
+            return super().probe(plan, final=final)
 
     answer = find(Crashing(peak_bytes=lambda batch: batch), prove=True)
     assert (int(answer), answer.proof) == (40, None)

@@ -34,11 +34,11 @@ class Picky(SimRunner):
     takes: Takes
     asked: list[int] = field(default_factory=list)
 
-    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+    def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
         self.asked.append(plan.batch_size)
         if not self.takes(plan.batch_size):
             raise TaskError(f"a training step at batch size {plan.batch_size} failed: ValueError: not so many")
-        return SimRunner.probe(self, plan, verdict=verdict)
+        return SimRunner.probe(self, plan, final=final)
 
 
 def find(takes: Takes, ceiling: int, own: int = 32, **options: Any) -> tuple[MaxBatch, list[int]]:

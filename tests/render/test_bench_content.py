@@ -77,7 +77,7 @@ def test_what_a_cell_says_is_told_in_words() -> None:
     cells = (report.cells[0], dataclasses.replace(cell, throughput=profiled))
     text = " ".join(to_markdown(bench_document(dataclasses.replace(report, cells=cells))).split())
     for sentence in (
-        "Batch 2,533 is the largest that fits in 133 GiB, and the next size was seen to fail.",
+        "Batch 2,533 is the largest that fits in 133 GiB, and the next larger size failed.",
         "Speed saturates at batch 256: the smallest with 80 % of the highest samples/s.",
         "Batch 2048 is the smallest within 2 % of the highest samples/s.",
         "left out in turn, is predicted from the others within 2.1% of its undisturbed time.",
@@ -141,7 +141,7 @@ def test_a_largest_batch_that_memory_did_not_set_is_no_largest(limited_by: str, 
     assert row(drawn(document), "resnet50", "bf16")[2] == "2533 or more"
     text = " ".join(to_markdown(document).split())
     assert f"Batch 2,533 fits{',' if told.startswith('and') else ';'} {told}." in text
-    assert "at batch 2533, the largest that was looked at." in text
+    assert "at batch 2533, the largest that was tried." in text
 
 
 def test_the_phases_of_a_step_are_shares_of_it() -> None:

@@ -135,7 +135,7 @@ def test_a_table_is_told_apart_by_its_caption(browser: Browser, pages: dict[str,
     name = browser.evaluate(
         "document.getElementById(document.querySelector('.scroll').getAttribute('aria-labelledby')).innerText"
     )
-    assert name.startswith("Every model in every way of computing")
+    assert name.startswith("Every model in every compute mode")
     assert browser.evaluate(
         "document.querySelector('.scroll').scrollWidth > document.querySelector('.scroll').clientWidth"
     )

@@ -141,7 +141,7 @@ def test_a_recommendation_without_a_fresh_seed_shows_the_score_of_the_search_mar
     for text in (drawn(report), document_to_markdown(report_document(report)), to_html(report_document(report))):
         said = one_line(re.sub(r"<[^>]*>", " ", text).replace("\\", ""))
         assert "0.9750 (search)" in said
-        assert "is the one that this was selected by, and so rather too high" in said
+        assert "is the one by which this was selected, so it is rather too high" in said
     assert report.to_json()["score"] == {"mean": None, "stderr": None, "scores": [], "test": None, "search": 0.975}
     confirmed = one_line(drawn(EXAMPLE))
     assert "(search)" not in confirmed
@@ -234,12 +234,12 @@ def test_a_rate_without_a_fall_is_left_as_it_is(changes: dict[str, Any], sentenc
     assert sentence in text
     assert "so it is left as it is" in text
     assert "tried for up to 4 times T only" in text
-    assert "nothing is known of how stable the ranking is" in text
+    assert "the stability of the ranking is unknown" in text
 
 
 def test_a_runner_up_that_was_picked_by_its_one_score_is_said_to_look_too_good() -> None:
     lead = LONG_RUN["forecasts"][0]
-    said = "The runner-up was picked by the one score that it has"
+    said = "The runner-up was picked by its only score"
     for is_picked in (True, False):
         found = LONG_RUN | {"forecasts": [lead, lead | {"against": "runner-up", "is_picked": is_picked}]}
         assert (said in one_line(drawn(changed(train_time_s=14.0, long_run=found)))) == is_picked

@@ -223,7 +223,7 @@ def test_models_of_one_name_from_other_task_files_are_told() -> None:
         return dataclasses.replace(GPU, cells=tuple(dataclasses.replace(cell, source=source) for cell in GPU.cells[:1]))
 
     (other, same, unknown) = compare([("a", of("1")), ("b", of("2")), ("c", of("1")), ("d", of(None))]).against
-    assert other.remarks == ("resnet50 is of task files that do not hold the same",)
+    assert other.remarks == ("resnet50 is of task files with different contents",)
     assert same.remarks == unknown.remarks == ()
 
 

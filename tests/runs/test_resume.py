@@ -32,10 +32,10 @@ from autobatch.measuring.profiling import profile
 from autobatch.measuring.taken import Rule
 from autobatch.reports.report import Report
 from autobatch.runs.conditions import changes, conditions_of_settings, conditions_of_task
-from autobatch.runs.found import Found
 from autobatch.runs.run_folder import RunFolder, RunState, holder, read_state
 from autobatch.runs.runs import latest_unfinished, remove_run, reopened, run_folders, summary
 from autobatch.runs.settings import Earlier, TuneSettings
+from autobatch.runs.stage_results import StageResults
 from autobatch.searching.budget.ledger import Ledger
 from autobatch.searching.storage.central import CentralRecord
 from autobatch.searching.storage.journal import StudyRecord, read_kept
@@ -94,13 +94,13 @@ def test_what_the_stages_found_comes_back_to_the_last_bit() -> None:
     curve = find_lr_curve(runner, Plan(batch_size=64))
     largest = MaxBatch(
         int(largest),
-        verdict=largest.verdict,
+        final_probe=largest.final_probe,
         probes=largest.probes,
         limit=largest.limit,
         limited_by="ceiling",
         rule=Rule(multiple_of=6, least=12, most=500),
     )
-    found = Found(
+    found = StageResults(
         largest=largest,
         micro_batch=64,
         curve=profile(runner, Plan(batch_size=1), max_batch=512, budget_s=1 / 3),
@@ -109,17 +109,17 @@ def test_what_the_stages_found_comes_back_to_the_last_bit() -> None:
         eval_s=0.1 + 0.2,
         horizon_s=1 / 7,
     )
-    back = Found.from_json(Reader(json.loads(json.dumps(found.to_json())), "a test"))
+    back = StageResults.from_json(Reader(json.loads(json.dumps(found.to_json())), "a test"))
     assert back == found
     assert back.largest is not None
-    assert (back.largest.verdict, back.largest.probes) == (largest.verdict, largest.probes)
+    assert (back.largest.final_probe, back.largest.probes) == (largest.final_probe, largest.probes)
     assert back.largest.rule == largest.rule
     assert back.curve is not None
     assert found.curve is not None
     assert back.curve.step_s(37) == found.curve.step_s(37)
     before = json.loads(json.dumps(found.to_json()))
     del before["sweep"]["without_schedule"], before["largest"]["rule"]  # a run that an earlier version began
-    found_before = Found.from_json(Reader(before, "a test"))
+    found_before = StageResults.from_json(Reader(before, "a test"))
     assert found_before.sweep == curve
     assert found_before.largest is not None
     assert found_before.largest.rule == Rule()

@@ -67,7 +67,7 @@ def test_between_two_sizes_that_ran_the_peak_is_on_their_line_and_beyond_a_refus
     assert (between.outcome, between.peak_bytes) == ("ok", 250 << 20)
     assert replay.probe(Plan(batch_size=2001)).outcome == "oom"
     for unknown in (50, 1000):
-        with pytest.raises(ReportError, match=rf"says nothing of a batch of {unknown}; it has \[100, 300, 2000\]"):
+        with pytest.raises(ReportError, match=rf"has no answer for a batch of {unknown}; it has \[100, 300, 2000\]"):
             replay.probe(Plan(batch_size=unknown))
     with pytest.raises(ReportError, match="no probe of such a plan"):
         replay.probe(Plan(batch_size=100, precision="bf16"))

@@ -126,7 +126,7 @@ def test_data_that_was_read_to_its_end_and_is_then_empty_is_told_where_it_shows(
     data = GoesOn(rows(100))
     found = find_worst_case(data)
     assert found.num_scanned == 100
-    with pytest.raises(TaskError, match=rf"it gave 100 when it was read first, and no sample 0 when .* again: {WHERE}"):
+    with pytest.raises(TaskError, match=rf"it gave 100 when it was read first and no sample 0 when .* again: {WHERE}"):
         WorstSamples(task(), data, found)
 
 
@@ -184,7 +184,7 @@ def test_an_error_of_our_own_about_a_task_names_its_file(tmp_path: Path) -> None
 def test_evaluation_data_that_never_ends_is_told(changes: dict[str, Any], workers: int) -> None:
     opened = runner(loader={"num_workers": workers}, **changes)
     name = next(name for name in ("val_data", "test_data") if name in changes)
-    with pytest.raises(TaskError, match=rf"{name}\(\) did not end: it says no length, and gave [\d,]+ samples"):
+    with pytest.raises(TaskError, match=rf"{name}\(\) did not end: it has no length, and gave [\d,]+ samples"):
         opened.see_evaluation_end(0.05)
     opened.close()
 
@@ -221,7 +221,7 @@ def test_data_that_gives_more_than_it_says_is_told(workers: int, gives: int | No
     """Of two workers each may give all of it, which changes no mean."""
     opened = runner(val_data=lambda: Lines(gives, says=90), loader={"num_workers": workers})
     if is_told:
-        with pytest.raises(TaskError, match=r"it says that it has 90 samples \(__len__\) and gave"):
+        with pytest.raises(TaskError, match=r"its length is 90 samples \(__len__\) and gave"):
             opened.time_evaluation(30)
     else:
         assert opened.time_evaluation(30) > 0

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from autobatch import Plan, Task
 from autobatch.core.plan import Config
 from autobatch.tasks.data import training_batches
-from autobatch.tasks.fixed_seeds import fixed_seeds_undone, seeds_set, told
+from autobatch.tasks.fixed_seeds import fixed_seeds_undone, seeds_set, seeds_text
 from autobatch.worker.check import check_inference, check_task
 from autobatch.worker.training import Trainer
 
@@ -183,7 +183,7 @@ def test_setting_seeds_works_as_before_inside_and_afterwards() -> None:
         np.random.seed(-1)
     assert functions == (random.seed, np.random.seed, torch.manual_seed)
     assert found == {"np.random.seed": 3}
-    assert told(found) == "np.random.seed(3)"
+    assert seeds_text(found) == "np.random.seed(3)"
     np.random.seed(3)
     assert float(np.random.rand()) == expected
     with fixed_seeds_undone(9):
@@ -197,7 +197,7 @@ def test_a_seed_may_be_of_any_kind_and_is_never_compared() -> None:
         random.seed("a text")
         torch.manual_seed(np.int64(4))
     assert found == {"np.random.seed": None, "random.seed": None, "torch.manual_seed": 4}
-    assert told(found) == "np.random.seed(...), random.seed(...), torch.manual_seed(4)"
+    assert seeds_text(found) == "np.random.seed(...), random.seed(...), torch.manual_seed(4)"
 
     def loader(batch_size: int, seed: int) -> list[Any]:
         np.random.seed(np.arange(seed, seed + 3))

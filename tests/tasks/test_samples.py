@@ -170,7 +170,7 @@ def test_every_kind_of_batch_passes_the_check_is_probed_and_trained(name: str, t
     assert check_task(made, CPU, 8).warnings == ()
     runner = TorchRunner(made, open_device("cpu"), checkpoints=tmp_path)
     assert runner.facts().train_size == 23
-    assert runner.probe(Plan(batch_size=8), verdict=True).outcome == "ok"
+    assert runner.probe(Plan(batch_size=8), final=True).outcome == "ok"
     plan = Config(plan=Plan(batch_size=4), lr=0.01)
     segment = TrainSegment(trial=0, config=plan, seed=0, start_step=0, until_step=3, total_steps=3, eval_batch_size=10)
     result = runner.advance(segment)

@@ -219,7 +219,7 @@ def test_samples_beyond_the_time_for_looking_are_an_assumption(monkeypatch: pyte
     found = find_worst_case(Listed(sequences([1, 2, 3])), len)
     assert found.num_scanned == 1
     told = find_worst_case(Streamed(sequences([1, 2, 3]))).assumption
-    assert told == "all samples have the size of the 1 of data that does not say its size that were looked at"
+    assert told == "all samples have the size of the 1 of data without a length that were looked at"
     monkeypatch.setattr(worst_case, "_SCAN_S", math.inf)
     monkeypatch.setattr(worst_case, "perf_counter", iter(range(0, 100, 1)).__next__)
     monkeypatch.setattr(worst_case, "_SCAN_S", 2.5)

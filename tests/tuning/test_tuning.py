@@ -27,12 +27,12 @@ class Keeps(SimRunner):
 
     gradients = 400 << 20
 
-    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+    def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
         everything = self.capacity_bytes
         if plan.accumulation_steps > 1:
             self.capacity_bytes -= self.gradients
         try:
-            return super().probe(plan, verdict=verdict)
+            return super().probe(plan, final=final)
         finally:
             self.capacity_bytes = everything
 
@@ -130,9 +130,9 @@ class Picky(SimRunner):
         if not self.takes(plan.batch_size):
             raise TaskError(f"a training step at batch size {plan.batch_size} failed: AssertionError")
 
-    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+    def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
         self._see(plan)
-        return SimRunner.probe(self, plan, verdict=verdict)
+        return SimRunner.probe(self, plan, final=final)
 
     def time(self, plan: Plan, **options: Any) -> Measurement:
         self._see(plan)
@@ -232,7 +232,7 @@ def test_the_horizon_leaves_out_what_is_kept_for_the_end(tmp_path: Path, monkeyp
         with RunFolder.made(tmp_path / f"{takes_s}", "simulated") as folder:
             tune = _Tune(runner, Ledger(200.0, clock=runner.clock), lambda _: None, folder, state)
             tune.run()
-        assert tune.state.found.horizon_s is not None
-        horizons.append(tune.state.found.horizon_s)
+        assert tune.state.results.horizon_s is not None
+        horizons.append(tune.state.results.horizon_s)
     # Two rehearsals, and a reserve of four of them in place of one second.
     assert horizons[0] - horizons[1] == pytest.approx((2 * 2.0 + 4 * 2.0 - 1.0) / 16, rel=0.05)

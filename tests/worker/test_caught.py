@@ -408,13 +408,13 @@ def segment(size: int) -> TrainSegment:
     return TrainSegment(trial=0, config=config, seed=0, start_step=0, until_step=10, total_steps=10, eval_batch_size=8)
 
 
-@pytest.mark.parametrize("verdict", [False, True])
+@pytest.mark.parametrize("final", [False, True])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_probe_that_went_on_with_a_part_did_not_run(tmp_path: Path, way: str, verdict: bool) -> None:
+def test_a_probe_that_went_on_with_a_part_did_not_run(tmp_path: Path, way: str, final: bool) -> None:
     runner = opened(tmp_path, way)
     try:
-        assert runner.probe(Plan(batch_size=8), verdict=verdict).outcome == "ok"
-        probe = runner.probe(Plan(batch_size=24), verdict=verdict)
+        assert runner.probe(Plan(batch_size=8), final=final).outcome == "ok"
+        probe = runner.probe(Plan(batch_size=24), final=final)
     finally:
         runner.close()
     assert probe.outcome == "oom"

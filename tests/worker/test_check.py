@@ -108,7 +108,7 @@ def test_a_live_model_handed_out_by_a_task_in_code_comes_back_as_it_was() -> Non
         ("loss_nan", r"loss\(model, batch\) must be finite; it is nan on the first batch.* look for log\(0\)"),
         ("loss_detached", r"no gradient flows back from it: look for \.detach\(\)"),
         ("loss_raises", r"(?s)loss\(model, batch\) of loss_raises\.py failed: TypeError.*in loss\n.*in helper\n"),
-        ("gradient_nowhere", r"gives no parameter of model\(\) a gradient: does it use the model it is handed"),
+        ("gradient_nowhere", r"gives no parameter of model\(\) a gradient: does it use its argument `model`"),
         ("metric_shape", r"one score per sample, shape \(4,\), or their mean, \(\); it returned shape \(4, 2\)"),
         ("metric_none", r"metric\(model, batch\) must return .* it returned None"),
         ("metric_raises", r"(?s)metric\(model, batch\) of metric_raises\.py failed: .*the batch is \(float32 \(4, 8\)"),

@@ -83,7 +83,7 @@ def test_a_schedule_with_rates_of_its_own_is_refused_with_the_remedy(
         made: Optimizer = optimizer(model, lr) if optimizer is _two_groups else optimizer(model.parameters(), lr=lr)
         return made
 
-    told = r"scheduler\(optimizer, total_steps\) sets a learning rate of its own, whatever rate is asked for: at step"
+    told = r"scheduler\(optimizer, total_steps\) sets its own learning rate, whatever rate is asked for: at step"
     with pytest.raises(TaskError, match=rf"{told} \d+ of 1000 .* as for lr = 0.002.*{re.escape(remedy)}"):
         _check(scheduler=scheduler, optimizer=make)
 
@@ -117,7 +117,7 @@ def test_a_schedule_that_begins_at_the_rate_it_is_given_passes(scheduler: Any, o
 
 def test_a_schedule_that_overrides_one_group_of_two_is_a_warning() -> None:
     (warning,) = _check(scheduler=lambda optimizer, total: Noam(optimizer, slice(1)), optimizer=_two_groups)
-    assert "sets a learning rate of its own in 1 of the 2 parameter groups" in warning
+    assert "sets its own learning rate in 1 of the 2 parameter groups" in warning
     assert "a search moves only the others" in warning
 
 
@@ -149,7 +149,7 @@ def test_what_arrives_of_a_rate_is_refused_below_a_half_and_told_below_nine_tent
         return mixed
 
     if share < 0.499:
-        with pytest.raises(TaskError, match="sets a learning rate of its own"):
+        with pytest.raises(TaskError, match="sets its own learning rate"):
             _check(scheduler=scheduler)
     elif 0.501 < share < 0.899:
         assert len(_check(scheduler=scheduler)) == 1
@@ -200,7 +200,7 @@ def test_a_hook_or_a_training_step_that_sets_the_rate_is_refused(
     scheduler: Any, name: str, make: Any, who: str
 ) -> None:
     held = Held()
-    with pytest.raises(TaskError, match=rf"{re.escape(who)} sets a learning rate of its own.* at step 2 .* it is 0.05"):
+    with pytest.raises(TaskError, match=rf"{re.escape(who)} sets its own learning rate.* at step 2 .* it is 0.05"):
         _check(optimizer=held.optimizer, scheduler=scheduler, **{name: make(held, lambda lr: 0.05)})
     # The remedy: what is there is multiplied.
     assert _check(optimizer=held.optimizer, scheduler=scheduler, **{name: make(held, lambda lr: 0.9 * lr)}) == ()
@@ -221,7 +221,7 @@ class WarmsUp(SGD):
 
 
 def test_an_optimizer_that_sets_its_own_rate_is_refused() -> None:
-    with pytest.raises(TaskError, match=r"optimizer\.step\(\) sets a learning rate of its own, .* lr = 0.001 as for"):
+    with pytest.raises(TaskError, match=r"optimizer\.step\(\) sets its own learning rate .* lr = 0.001 as for"):
         _check(optimizer=lambda model, lr: WarmsUp(model.parameters(), lr, True))
     assert _check(optimizer=lambda model, lr: WarmsUp(model.parameters(), lr, False)) == ()
 

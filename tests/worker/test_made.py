@@ -77,7 +77,7 @@ class Closed(SGD):
         (lambda m, lr: None, r"it returned NoneType: is its `return` missing\?"),
         (
             lambda m, lr: torch.optim.LBFGS(m.parameters(), lr=lr),
-            r"LBFGS\.step\(\) needs closure: .* gives it no closure",
+            r"LBFGS\.step\(\) needs closure: .* passes no closure",
         ),
         (lambda m, lr: Closed(m.parameters(), lr=lr), r"(?s)AssertionError: needs a closure.* such as AdamW or SGD$"),
     ],

@@ -99,7 +99,7 @@ def test_each_command_steps_in_one_mode_and_judges_in_the_other(optimizer: Any, 
     scheduled = task(optimizer, scheduler=lambda made, total: torch.optim.lr_scheduler.StepLR(made, 3))
     runner = TorchRunner(scheduled, open_device("cpu"), checkpoints=tmp_path)
     assert runner.facts().warnings == ()
-    assert runner.probe(PLAN, verdict=True).outcome == "ok"
+    assert runner.probe(PLAN, final=True).outcome == "ok"
     assert runner.time(PLAN, budget_s=0.1).step_s
     assert runner.sweep_lr(PLAN, lowest=1e-4, highest=1e-2, steps=6, seed=0).losses
     assert runner.time_evaluation(16) > 0

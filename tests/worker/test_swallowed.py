@@ -84,7 +84,7 @@ def opened(folder: Path, device: CpuDevice | None = None, **changes: Any) -> Tor
     return TorchRunner(Task(**(known | changes)), device or CpuDevice(), checkpoints=folder)
 
 
-@pytest.mark.parametrize("verdict", [False, True])
+@pytest.mark.parametrize("final", [False, True])
 @pytest.mark.parametrize(
     ("changes", "who"),
     [
@@ -97,12 +97,12 @@ def opened(folder: Path, device: CpuDevice | None = None, **changes: Any) -> Tor
 )
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_probe_whose_step_left_no_gradient_did_not_run(
-    tmp_path: Path, changes: dict[str, Any], who: str, steps: int, verdict: bool
+    tmp_path: Path, changes: dict[str, Any], who: str, steps: int, final: bool
 ) -> None:
     runner = opened(tmp_path, **changes)
     try:
         for size, outcome in ((8, "ok"), (24, "oom"), (16, "ok"), (32, "oom")):
-            probe = runner.probe(Plan(batch_size=size, accumulation_steps=steps), verdict=verdict)
+            probe = runner.probe(Plan(batch_size=size, accumulation_steps=steps), final=final)
             assert probe.outcome == outcome, size
             assert (probe.message is None) == (outcome == "ok")
     finally:
@@ -167,7 +167,7 @@ class NowAndThen(InTurn):
 def test_a_task_that_trains_in_turn_runs_at_every_size(tmp_path: Path, step: Any) -> None:
     runner = opened(tmp_path, training_step=step())
     for size in (2, 8, 16):
-        assert runner.probe(Plan(batch_size=size), verdict=True).outcome == "ok"
+        assert runner.probe(Plan(batch_size=size), final=True).outcome == "ok"
         assert runner.time(Plan(batch_size=size), budget_s=0.05).outcome == "ok"
     assert runner.advance(segment(16, 12)).outcome == "ok"
     runner.close()
@@ -312,7 +312,7 @@ def test_the_check_names_a_caught_error_as_a_reason() -> None:
         return None
 
     task = Task(model=net, train_data=blobs, val_data=blobs, training_step=nothing)
-    with pytest.raises(TaskError, match=r"training_step.* gives no parameter .* or catch an error, such as too little"):
+    with pytest.raises(TaskError, match=r"training_step.* gives no parameter .* catch an error, such as too little"):
         check_task(task, torch.device("cpu"), 8)
 
 

@@ -264,7 +264,7 @@ def test_a_live_model_is_given_back_after_every_kind_of_call(tmp_path: Path) -> 
     before = {name: value.clone() for name, value in living.state_dict().items()}
     live = replace(task(), model=lambda: living)
     runner = TorchRunner(live, open_device("cpu"), live=True, checkpoints=tmp_path)
-    runner.probe(Plan(batch_size=4), verdict=True)
+    runner.probe(Plan(batch_size=4), final=True)
     runner.time(Plan(batch_size=4), budget_s=0.1)
     runner.sweep_lr(Plan(batch_size=4), lowest=1e-4, highest=1.0, steps=12, seed=0)
     torch.testing.assert_close(dict(living.state_dict()), before, rtol=0, atol=0)
@@ -285,7 +285,7 @@ def goes_all_the_way(made: Task, folder: Path) -> SegmentResult:
         plan = Plan(batch_size=8, precision=made.precision)
         facts = runner.facts()
         assert facts.train_size is None or facts.train_size > 8
-        assert runner.probe(plan, verdict=True).outcome == "ok"
+        assert runner.probe(plan, final=True).outcome == "ok"
         assert runner.time(plan, budget_s=0.05).outcome == "ok"
         assert runner.time_evaluation(16) > 0
         config = Config(plan=plan, lr=1e-3)
@@ -430,7 +430,7 @@ def test_the_data_functions_run_once_in_a_process(tmp_path: Path) -> None:
 
     runner = TorchRunner(task(train_data=counted), open_device("cpu"), checkpoints=tmp_path)
     runner.facts()
-    runner.probe(Plan(batch_size=4), verdict=True)
+    runner.probe(Plan(batch_size=4), final=True)
     runner.close()
     assert calls == ["train"]
 
@@ -553,11 +553,11 @@ class Counts:
         return nn.functional.cross_entropy(model(x), y)
 
 
-def probed(plan: Plan, verdict: bool, **changes: Any) -> tuple[list[int], Any]:
+def probed(plan: Plan, final: bool, **changes: Any) -> tuple[list[int], Any]:
     counts = Counts()
     runner = TorchRunner(task(loss=counts), open_device("cpu"), **changes)
     try:
-        probe = runner.probe(plan, verdict=verdict)
+        probe = runner.probe(plan, final=final)
     finally:
         runner.close()
     return counts.sizes, probe
@@ -612,7 +612,7 @@ def test_a_probe_in_fp16_has_the_optimizers_state_though_every_step_overflows() 
 
     runner = TorchRunner(task(loss=loss, precision="fp16"), open_device("cpu"))
     try:
-        runner.probe(Plan(batch_size=8, precision="fp16"), verdict=True)
+        runner.probe(Plan(batch_size=8, precision="fp16"), final=True)
         assert runner._bench is not None
         assert runner._bench.scaler is not None
         assert runner._bench.scaler.get_scale() < 65536  # steps were skipped
@@ -634,7 +634,7 @@ def test_a_stream_that_was_gone_through_for_its_largest_sample_has_a_size(monkey
         runner.close()
 
 
-def test_a_verdict_can_train_on_real_batches_too() -> None:
+def test_a_final_probe_can_train_on_real_batches_too() -> None:
     sizes, probe = probed(Plan(batch_size=36), True, soak_steps=5)
     assert sizes == [36, 36, 36, 24, 36] + [36] * 5
     assert probe.outcome == "ok"
@@ -649,7 +649,7 @@ def test_real_batches_are_what_the_data_gives() -> None:
         return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
     runner = TorchRunner(task(loss=loss), open_device("cpu"), soak_steps=8)
-    runner.probe(Plan(batch_size=12), verdict=True)
+    runner.probe(Plan(batch_size=12), final=True)
     runner.close()
     real = torch.cat(seen[-8:])
     assert sorted(real.tolist()) == sorted((torch.arange(96) % 3).tolist())  # an epoch of 8 batches, shuffled

@@ -1,11 +1,12 @@
-"""How a process is ended with all that it started, and nothing is left that only they would have cleaned up.
+"""How to end a process with everything that it started, so that nothing is left that only those processes would have
+cleaned up.
 
-A worker leads a process group, which is killed. What a task puts into a session of its own has left that group, and is
-found in two other ways, both Linux's: by a variable in the environment that whatever a process starts inherits, and as
-the children that a subreaper gets when their parent ends (`prctl(2)`).
+A worker leads a process group, which is killed. A process that the task puts into another session has left that group.
+Linux has two other ways to reach it: a variable in the environment, which every process inherits, and the children that
+a subreaper gets when their parent ends (`prctl(2)`).
 
-multiprocessing has a process for cleaning up after others that were killed: it removes their semaphores and shared
-memory when all of them are gone, and ends. So it is spared, and waited for.
+multiprocessing has a process that cleans up after killed ones: when all of them are gone, it removes their semaphores
+    and shared memory, and ends. So it is not killed, but waited for.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-# What a process started, and what that started, has this variable with the word of its own in it.
+# This variable holds a word that identifies a worker. All processes that it starts inherit it.
 MARK = "AUTOBATCH_STARTED_BY"
 
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 # How multiprocessing starts that process, and joblib's loky its own.
 _TRACKER = b"resource_tracker import main"
-# What is killed may have started something just before, and is looked for again until nothing is found. Assumed: no
-# more often than this.
+# A killed process may have started another one just before, so the search is repeated until it finds none. Assumed:
+# this often at most.
 _MOST_LOOKS = 20
-_TRACKER_S = 5.0  # assumed: what the trackers take to clean up and end, on a busy machine too; as a rule milliseconds
+_TRACKER_S = 5.0  # assumed: the most that trackers need to clean up and end on a busy machine; usually milliseconds
 _PAUSE_S = 0.005
 
 
@@ -41,19 +42,21 @@ class _Process(NamedTuple):
 
 
 def new_mark() -> str:
-    """A value of `MARK` for what is started next; words of outer processes stay in it."""
+    """A value of `MARK` for the processes to start next. It contains the words of outer processes."""
     return " ".join(filter(None, (os.environ.get(MARK), f"{os.getpid()}-{secrets.token_hex(8)}")))
 
 
 def end_group(pid: int) -> None:
-    """Kill the process group that `pid` leads or led, this process last where it is in it; nothing where it is gone."""
+    """Kill the process group that `pid` leads or led, this process last if it is a member. Does nothing if the group is
+    gone.
+    """
     with suppress(ProcessLookupError):
         trackers = [one.pid for one in _processes() if one.group == pid and _is_tracker(one.pid)]
         if not trackers:
             os.killpg(pid, signal.SIGKILL)
             return
         if os.getpgid(0) != pid:
-            os.killpg(pid, signal.SIGSTOP)  # nothing in it starts another process from here on
+            os.killpg(pid, signal.SIGSTOP)  # from here on no member can start another process
         _kill_all(lambda one: one.group == pid, spared=(os.getpid(),))
         for tracker in trackers:
             with suppress(ProcessLookupError):
@@ -64,7 +67,7 @@ def end_group(pid: int) -> None:
 
 
 def end_marked(mark: str, spared: Collection[int] = ()) -> None:
-    """Kill what was started with `mark` in its environment, whatever its group or session, but for `spared`."""
+    """Kill all processes with `mark` in their environment, in any group or session, except for `spared`."""
     word = mark.split()[-1].encode()
     trackers = _kill_all(lambda one: not one.is_zombie and word in _read(one.pid, "environ"), spared)
     _wait_for(trackers)
@@ -78,18 +81,18 @@ def group_of(pid: int, mark: str) -> set[int]:
 
 
 def adopt_orphans() -> None:
-    """Have the children of this process's children become its own when their parent ends."""
+    """Make this process the parent of its descendants whose own parent ends."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def children() -> set[int]:
-    """Of this process."""
+    """The children of this process."""
     return {one.pid for one in _processes() if one.parent == os.getpid()}
 
 
 def end_children(but: Collection[int]) -> None:
-    """Kill this process's children but some, and what they started, and reap them."""
+    """Kill this process's children except `but`, with everything that they started, and reap them."""
     for _ in range(_MOST_LOOKS):
         ours = [one for one in _processes() if one.parent == os.getpid() and one.pid not in but]
         ended = [one.pid for one in ours if one.is_zombie or not _is_tracker(one.pid)]
@@ -106,13 +109,13 @@ def end_children(but: Collection[int]) -> None:
 
 
 def _kill_all(is_one: Callable[[_Process], bool], spared: Collection[int]) -> list[int]:
-    """Kill all such processes but trackers, which are returned."""
+    """Kill all processes that `is_one` selects, except trackers. Returns the trackers."""
     trackers: set[int] = set()
     for _ in range(_MOST_LOOKS):
-        found = [one.pid for one in _processes() if not one.is_zombie and one.pid not in spared and is_one(one)]
-        trackers |= {pid for pid in found if _is_tracker(pid)}
+        pids = [one.pid for one in _processes() if not one.is_zombie and one.pid not in spared and is_one(one)]
+        trackers |= {pid for pid in pids if _is_tracker(pid)}
         killed = 0
-        for pid in found:
+        for pid in pids:
             if pid not in trackers:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
@@ -137,11 +140,11 @@ def _reap(pid: int) -> None:
 
 
 def _processes() -> Iterator[_Process]:
-    """All that this process may see; none where there is no /proc."""
+    """All processes that this one may see; none without /proc."""
     with suppress(FileNotFoundError):
         for name in os.listdir("/proc"):
-            if name.isdigit() and (found := _process(int(name))) is not None:
-                yield found
+            if name.isdigit() and (one := _process(int(name))) is not None:
+                yield one
 
 
 def _process(pid: int) -> _Process | None:
@@ -153,15 +156,15 @@ def _is_tracker(pid: int) -> bool:
     for _ in range(_MOST_LOOKS):
         if words := _read(pid, "cmdline"):
             return _TRACKER in words
-        found = _process(pid)
-        if found is None or found.is_zombie:
+        process = _process(pid)
+        if process is None or process.is_zombie:
             return False
-        time.sleep(_PAUSE_S)  # it is in the middle of becoming another program
+        time.sleep(_PAUSE_S)  # it is in the middle of exec
     return False
 
 
 def _read(pid: int, what: str) -> bytes:
-    """A file of a process; empty where it has ended, or is another user's."""
+    """A file of a process; empty if the process has ended or belongs to another user."""
     with suppress(OSError), open(f"/proc/{pid}/{what}", "rb", 0) as file:
         return file.read()
     return b""

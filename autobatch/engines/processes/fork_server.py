@@ -1,4 +1,4 @@
-"""Worker processes of this machine: started as a Python of their own, or forked from one that has imported already."""
+"""Worker processes of this machine: started as a new Python, or forked from one that has done its imports."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ from .relay import Relay
 from .warned import VARIABLE, shared_file
 from .worker_main import ORDER_BYTES
 
-# What is quoted of a dead worker's output; assumed: a traceback's end fits.
+# How many lines of a dead worker's output a message quotes. Assumed: the end of a traceback fits.
 _TAIL_LINES = 12
 _TAIL_BYTES = 16 << 10
 
-_CLOSE_S = 10.0  # assumed: what a worker may take to end after its kill, giving back its memory and a device's
+_CLOSE_S = 10.0  # assumed: the most that a killed worker needs to give back its memory and its device's
 
 
 class WorkerProcess(ABC):
-    """A process of `autobatch.engines.processes.worker_main`, in a process group of its own."""
+    """A process of `autobatch.engines.processes.worker_main`, which leads its own process group."""
 
     @property
     @abstractmethod
     def pid(self) -> int:
-        """Its number; waits until there is one."""
+        """Its process number. Waits until the process exists."""
 
     @abstractmethod
     def poll(self) -> int | None:
-        """Its exit code, negative for a signal, as `subprocess.Popen.returncode`; None while it runs."""
+        """Its exit code, negative for a signal, like `subprocess.Popen.returncode`; None while it runs."""
 
     @abstractmethod
     def wait(self) -> int:
-        """Its exit code, once it has ended, and what it started with it."""
+        """Its exit code, once it and everything that it started have ended."""
 
     @abstractmethod
     def kill(self) -> None:
-        """End it and what it started. It has ended when `wait` returns."""
+        """Kill it and everything that it started. It has ended when `wait` returns."""
 
     @abstractmethod
     def last_words(self) -> str:
-        """The last lines that it wrote, where they went to a file."""
+        """The last lines of its output, if that went to a file."""
 
 
 @final
 class StartedProcess(WorkerProcess):
-    """A worker as a new Python on `connection`, the worker's end; its imports take their time.
+    """A worker as a new Python on `connection`, the worker's end. Its imports take a while.
 
     Args:
-        connection: the worker's end; it is the caller's to close.
-        environment: variables to set on top of this process's own.
-        log: file that its output is added to; by default it goes to this process's stderr.
+        connection: the worker's end. The caller closes it.
+        environment: variables to add to this process's own.
+        log: file to which its output is appended; by default it goes to this process's stderr.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class StartedProcess(WorkerProcess):
     def wait(self) -> int:
         code = self._process.wait()
         with self._group:
-            if not self._group_is_gone:  # once: later the number may be another group's
-                with suppress(PermissionError):  # what is left of it has changed its user
+            if not self._group_is_gone:  # only once: later the number may belong to another group
+                with suppress(PermissionError):  # its remaining processes have another user
                     end_group(self._process.pid)
                 end_marked(self._mark)
                 if self._relay is not None:
@@ -103,15 +103,15 @@ class StartedProcess(WorkerProcess):
 
 @final
 class ForkServer:
-    """A process that imports `modules` once and is forked for each worker, so that a fresh one costs no imports.
+    """A process that imports `modules` once and is forked for each worker, so that a fresh worker needs no imports.
 
-    It takes no orders while it imports; whoever forks does not wait for that, and ending a worker meanwhile ends the
-    server and all workers. Only for Linux: elsewhere system libraries do not live through a fork.
+    While it imports, it reads no orders. `fork` does not wait for that, and ending a worker meanwhile ends the server
+    and all its workers. Only for Linux: on other systems, system libraries do not survive a fork.
 
     Args:
-        modules: to import; nothing in them may start threads that matter or touch a device.
-        environment: variables to set on top of this process's own.
-        log: file that its output and that of its workers is added to; by default it goes to this process's stderr.
+        modules: the modules to import. They must not start threads that matter, or touch a device.
+        environment: variables to add to this process's own.
+        log: file to which its output and that of its workers is appended; by default it goes to this process's stderr.
     """
 
     def __init__(
@@ -130,16 +130,16 @@ class ForkServer:
         finally:
             theirs.close()
         self._lock = threading.Lock()
-        self._workers: dict[int, ForkedProcess] = {}  # those that have not ended
+        self._workers: dict[int, ForkedProcess] = {}  # the workers that have not ended
         self._count = 0
-        self._imports = 1  # asked for and not reported as done: those at the start, and each load
+        self._imports = 1  # imports that are not yet reported as done: that at the start, and each load
         self._ended = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     @property
     def pid(self) -> int:
-        """Of the server."""
+        """The server's process number."""
         return self._process.pid
 
     @property
@@ -148,7 +148,7 @@ class ForkServer:
         return not self._ended and self._process.poll() is None
 
     def fork(self, connection: Connection) -> ForkedProcess:
-        """A worker on `connection`, the worker's end, which is the caller's to close."""
+        """A new worker on `connection`, the worker's end, which the caller closes."""
         with self._lock:
             worker = ForkedProcess(self, self._count, _Log(self.log.path))
             self._count += 1
@@ -156,27 +156,27 @@ class ForkServer:
                 worker.ended(self._process.wait())
                 return worker
             self._workers[worker.number] = worker
-            with suppress(OSError):  # the server ended just now: the reader tells the worker
+            with suppress(OSError):  # the server has just ended: the reader thread notices it
                 socket.send_fds(self._control, [pickle.dumps(("fork", worker.number))], [connection.fileno()])
         return worker
 
     def load(self, libraries: Libraries) -> None:
-        """Have the server import `libraries`: workers that are asked for from now on wait for it, and have them."""
-        file = os.memfd_create("libraries")  # a file, because an order must be short
+        """Make the server import `libraries`. Workers forked from now on wait for that, and have them."""
+        file = os.memfd_create("libraries")  # in a file, because an order must be short
         with open(file, "wb") as stream:
             pickle.dump(libraries, stream)
             stream.flush()
             os.lseek(file, 0, os.SEEK_SET)
-            with self._lock, suppress(OSError):  # the server has ended: the next one starts without
+            with self._lock, suppress(OSError):  # the server has ended, and the next one starts without them
                 self._imports += 1
                 socket.send_fds(self._control, [pickle.dumps(("load", 0))], [file])
 
     def end(self, worker: ForkedProcess) -> None:
-        """End the worker, unless it has ended; while the server imports, the server with all its workers."""
+        """End the worker if it runs. While the server imports, this ends the server with all its workers."""
         with self._lock, suppress(OSError):
             if not self._imports:
                 self._control.send(pickle.dumps(("kill", worker.number)))
-            elif self._process.poll() is None:  # it takes no orders, and nobody knows whether it ever will
+            elif self._process.poll() is None:  # it reads no orders, and its import may never end
                 end_group(self._process.pid)
 
     def _read(self) -> None:
@@ -197,8 +197,8 @@ class ForkServer:
                 worker.started(pid)
             else:
                 worker.ended(code)
-        # Nobody is left to say how the workers ended, so what ended the server is taken for it. The kernel ends them
-        # with it; what they started is ours to end.
+        # Without the server there is no report of how the workers ended, so the server's end counts as theirs. The
+        # kernel ends them with it; what they started must be ended here.
         if self._process.poll() is None:
             end_group(self._process.pid)
         code = self._process.wait()
@@ -219,12 +219,12 @@ class ForkServer:
         with self._lock:
             workers = list(self._workers.values())
         try:
-            for worker in workers:  # by the server while it can: without it nobody could tell when they are gone
+            for worker in workers:  # through the server while it runs: only it can report when they are gone
                 worker.kill()
                 worker.ends_within(_CLOSE_S)
-        finally:  # a second Ctrl-C too
+        finally:  # even after a second Ctrl-C
             with suppress(OSError):
-                self._control.shutdown(socket.SHUT_RDWR)  # wakes the reader, which does the rest
+                self._control.shutdown(socket.SHUT_RDWR)  # wakes the reader thread, which does the rest
         self._reader.join()
         self._control.close()
 
@@ -241,12 +241,12 @@ class ForkedProcess(WorkerProcess):
         self._has_started, self._has_ended = threading.Event(), threading.Event()
 
     def started(self, pid: int) -> None:
-        """The server's report that it runs."""
+        """Called when the server reports that it runs."""
         self._pid = pid
         self._has_started.set()
 
     def ended(self, code: int) -> None:
-        """The server's report that it has ended."""
+        """Called when the server reports that it has ended."""
         self._code = code
         self._has_ended.set()
         self._has_started.set()
@@ -272,7 +272,7 @@ class ForkedProcess(WorkerProcess):
         return self._code
 
     def ends_within(self, seconds: float) -> bool:
-        """Waits for its end, no longer than this; whether it came."""
+        """Wait for its end, at most this long. Returns whether it has ended."""
         return self._has_ended.wait(seconds)
 
     def kill(self) -> None:
@@ -284,23 +284,23 @@ class ForkedProcess(WorkerProcess):
 
 
 class _Log:
-    """A file that a process writes to, from where it stood when the process began."""
+    """A file that a process writes to, from the position at which the process began."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._start = path.stat().st_size if path is not None and path.exists() else 0
 
     def tail(self) -> str:
-        """The last lines since then; none where there is no such file."""
+        """The last lines since then; empty if there is no such file."""
         if self.path is None:
             return ""
         try:
             with open(self.path, "rb") as log:
                 end = log.seek(0, os.SEEK_END)
-                start = self._start if self._start <= end else 0  # it was shortened since
+                start = self._start if self._start <= end else 0  # the file was shortened since
                 log.seek(max(start, end - _TAIL_BYTES))
                 text = log.read().decode(errors="replace")
-        except OSError:  # it was taken away
+        except OSError:  # the file was removed
             return ""
         return "\n".join(text.strip().splitlines()[-_TAIL_LINES:])
 
@@ -308,7 +308,7 @@ class _Log:
 def _here() -> str:
     try:
         return os.getcwd()
-    except FileNotFoundError:  # it has been removed: nothing is imported from there
+    except FileNotFoundError:  # the folder was removed, so it holds no modules
         return os.devnull
 
 
@@ -316,14 +316,14 @@ def _start(
     role: str, descriptor: int, modules: Sequence[str], environment: Mapping[str, str], log: Path | None
 ) -> tuple[subprocess.Popen[bytes], Relay | None]:
     package = str(Path(__file__).resolve().parents[3])
-    # In the caller's order, so that the worker finds the modules that the caller would. "" stands for the folder that
-    # the caller is in, which `-m` would put before all others if `-P` did not forbid it.
+    # In the caller's order, so that the worker imports the same modules as the caller. "" stands for the caller's
+    # working folder, which `-m` would put before all others without `-P`.
     path = os.pathsep.join([*(entry or _here() for entry in sys.path), package])
-    # A database's password is for the coordinator alone.
+    # Only the coordinator needs a database's password.
     inherited = {name: value for name, value in os.environ.items() if name != "AUTOBATCH_STORAGE"}
     if not sys.executable:
         raise StartError(
-            "a worker is a Python of its own, and this Python does not know where it lies (sys.executable)"
+            "a worker is a new Python process, and this Python does not know its own path (sys.executable)"
         )
     output: IO[bytes] | None = open(log, "ab") if log is not None else None  # noqa: SIM115  # closed below
     relay = Relay.to_stderr() if log is None else None
@@ -336,13 +336,13 @@ def _start(
             stdin=subprocess.DEVNULL,
             stdout=output or sys.__stderr__ or subprocess.DEVNULL,
             stderr=output or (relay.write_end if relay is not None else subprocess.DEVNULL),
-            start_new_session=True,  # Ctrl-C is the coordinator's to handle; and killing the group gets the loaders
+            start_new_session=True,  # only the coordinator handles Ctrl-C, and killing the group includes the loaders
         )
         return process, relay
     except OSError as error:
         raise StartError(
             f"a worker cannot be started with {sys.executable}: {error.strerror}. Run autobatch with a Python that you "
-            "may execute, where there is room for one more process"
+            "may execute, on a machine with room for one more process"
         ) from None
     finally:
         if relay is not None:

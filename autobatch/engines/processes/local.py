@@ -1,4 +1,4 @@
-"""One worker process of this machine: calls go in, futures come out; a crash there costs the call that ran."""
+"""One worker process of this machine: calls go in, futures come out. If it crashes, only the running call is lost."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ T = TypeVar("T")
 
 @final
 class LocalWorker:
-    """Runs submitted calls one after the other in a process of its own, asked for at once.
+    """Runs submitted calls one after the other in its own process, which is started at once.
 
-    The process is none that runs the caller's main module, so a script that calls autobatch is not run again in it.
-    When it ends, every call it has not answered fails with `WorkerDied`, and so does every later `submit`. What a call
-    raises comes back as it is where it is an `AutobatchError`, and as a `RuntimeError` with its text otherwise.
+    The process does not run the caller's main module, so a script that calls autobatch is not run again in it. When the
+    process ends, every unanswered call fails with `WorkerDied`, and so does every later `submit`. An `AutobatchError`
+    that a call raises comes back as it is, and any other error as a `RuntimeError` with its text.
 
     Args:
-        server: forks the process, with the server's environment and log; None to start a Python for it.
-        environment: variables to set on top of this process's own, for a process that is started.
-        log: file that the output of a started process is added to; by default it goes to this process's stderr.
+        server: forks the process, with the server's environment and log; None to start a new Python.
+        environment: for a new Python, variables to add to this process's own.
+        log: for a new Python, the file to which its output is appended; by default it goes to this process's stderr.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class LocalWorker:
         self._waiting: dict[int, Future[Any]] = {}
         self._ended: str | None = None
         threading.Thread(target=self._read, daemon=True).start()
-        # The end of the connection does not tell of every death: what the worker started may hold it open.
+        # The end of the connection does not show every death: a process that the worker started may hold it open.
         threading.Thread(target=self._watch, daemon=True).start()
 
     @property
     def pid(self) -> int:
-        """Of the worker process; waits until there is one."""
+        """The process number of the worker. Waits until the process exists."""
         return self._process.pid
 
     @property
@@ -75,11 +75,11 @@ class LocalWorker:
 
     @property
     def killed(self) -> bool:
-        """Whether a SIGKILL ended it: ours, or the kernel's for want of memory."""
+        """Whether a SIGKILL ended it: ours, or the kernel's when memory ran out."""
         return self._process.poll() == -signal.SIGKILL
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """A future of `fn(*args, **kwargs)` in the worker; function and arguments travel by pickle.
+        """A future of `fn(*args, **kwargs)` in the worker. The function and its arguments are pickled.
 
         Raises:
             WorkerDied: the worker has ended.
@@ -92,12 +92,12 @@ class LocalWorker:
             job = self._next
             self._next += 1
             self._waiting[job] = future
-            with suppress(OSError):  # it died just now: the reader fails this future with the reason
+            with suppress(OSError):  # it has just died: the reader thread fails this future with the reason
                 self._connection.send_bytes(pickle.dumps((job, payload)))
         return future
 
     def kill(self) -> None:
-        """End the worker and what it started, now; calls it has not answered fail with `WorkerDied`."""
+        """Kill the worker and everything that it started. Unanswered calls fail with `WorkerDied`."""
         self._process.kill()
         code = self._process.wait()
         with self._lock:
@@ -109,8 +109,8 @@ class LocalWorker:
             future.set_exception(WorkerDied(self._ended))
 
     def _hang_up(self) -> None:
-        """End the connection, whoever else still has the other end."""
-        with suppress(OSError):  # it has been closed
+        """Close the connection, even if other processes still hold its other end."""
+        with suppress(OSError):  # it is closed already
             connection = socket.socket(fileno=self._connection.fileno())
             try:
                 connection.shutdown(socket.SHUT_RDWR)
@@ -121,11 +121,11 @@ class LocalWorker:
         while True:
             try:
                 job, done, value = pickle.loads(self._connection.recv_bytes())
-            except Exception:  # noqa: BLE001  # the connection ended, or what came is no answer: the worker is lost
+            except Exception:  # noqa: BLE001  # the connection ended, or the message is no answer: the worker is lost
                 break
             with self._lock:
                 future = self._waiting.pop(job, None)
-            if future is None:  # a kill was quicker
+            if future is None:  # the future has failed already, by a kill
                 continue
             if done:
                 future.set_result(value)

@@ -1,8 +1,8 @@
-"""The stderr of workers, passed on to this process's: a warning from C++ that several of them print is shown once.
+"""The stderr of workers, passed on to this process's. A C++ warning that several of them print is shown once.
 
-torch's C++ code writes such warnings to the descriptor itself, each process anew, where nothing in Python sees them.
-Only they are left out, and only whole lines of the form that torch gives them: tracebacks, progress bars and whatever
-else a task prints are passed on byte for byte, as soon as they come, however often they are the same.
+torch's C++ code writes such warnings to the descriptor itself, in each process, where Python cannot see them. Only
+whole lines in torch's format for warnings are left out. Tracebacks, progress bars and everything else that a task
+prints are passed on at once and byte for byte, also if they repeat.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import threading
 from .streams import LastingFile
 
 # Cited: how torch's C++ writes a warning (c10/util/Logging.cpp, torch 2.6 to 2.13), with `[rank0]:` before it in a
-# group: [W1129 12:00:00.123456789 NNPACK.cpp:57] Could not initialize NNPACK! Errors are E, and have their own letter.
-_WARNING = re.compile(rb"(?:\[rank\d+\]:)?\[W\d{4} \d\d:\d\d:\d\d\.\d+ (?P<told>\S+:\d+\] .*)")
+# group: [W1129 12:00:00.123456789 NNPACK.cpp:57] Could not initialize NNPACK! Errors begin with E.
+_WARNING = re.compile(rb"(?:\[rank\d+\]:)?\[W\d{4} \d\d:\d\d:\d\d\.\d+ (?P<text>\S+:\d+\] .*)")
 _BEGINNINGS = (b"[W", b"[rank")
 
 _PIECE_BYTES = 1 << 16
-# Assumed: how long the beginning of a line waits for its end, where it may become such a warning.
+# Assumed: how long the beginning of a line that may become such a warning waits for the rest.
 _REST_MS = 200
-_DRAIN_S = 2.0  # assumed: what passing on the last lines takes, when all who could write more have ended
+_DRAIN_S = 2.0  # assumed: the time to pass on the last lines after all writers have ended
 
-_shown: set[bytes] = set()  # in this command, by any worker
+_shown: set[bytes] = set()  # the warnings that any worker has printed in this command
 _showing = threading.Lock()
 
 
@@ -33,7 +33,7 @@ class Relay:
     """A pipe for the stderr of processes, and the thread that reads it.
 
     Attributes:
-        write_end: the descriptor that the processes inherit; `started` closes it here.
+        write_end: the descriptor that the processes inherit. `started` closes it here.
     """
 
     def __init__(self, target: int) -> None:
@@ -44,15 +44,15 @@ class Relay:
 
     @classmethod
     def to_stderr(cls) -> Relay | None:
-        """One to this process's own stderr; None where it has none."""
+        """A relay to this process's own stderr; None if it has none."""
         return cls(sys.__stderr__.fileno()) if sys.__stderr__ is not None else None
 
     def started(self) -> None:
-        """The process has the write end now, or never will."""
+        """To be called when the process has the write end, or failed to start."""
         os.close(self.write_end)
 
     def drain(self) -> None:
-        """Wait until what the ended processes wrote has been passed on."""
+        """Wait until the output of the ended processes has been passed on."""
         self._thread.join(_DRAIN_S)
 
     def _pump(self) -> None:
@@ -70,18 +70,18 @@ class Relay:
 
 
 class WarningFilter:
-    """Takes a stream apart into lines, and leaves out the warnings that were shown.
+    """Splits a stream into lines, and leaves out the warnings that were shown before.
 
     Attributes:
-        held: the beginning of a line that may become one.
+        held: the beginning of a line that may become such a warning.
     """
 
     def __init__(self) -> None:
         self.held = b""
-        self._is_inside = False  # of a line whose beginning was passed on
+        self._is_inside = False  # inside a line whose beginning was passed on
 
     def passed(self, piece: bytes) -> bytes:
-        """What is to be shown when this has come."""
+        """The bytes to show now that `piece` has arrived."""
         *whole, rest = (self.held + piece).split(b"\n")
         shown = []
         for line in whole:
@@ -96,19 +96,19 @@ class WarningFilter:
         return b"".join(shown)
 
     def flushed(self) -> bytes:
-        """What was held, as nothing more of it has come."""
+        """The held bytes, when no more follow."""
         rest, self.held = self.held, b""
         self._is_inside = self._is_inside or bool(rest)
         return rest
 
 
 def _is_new(line: bytes) -> bool:
-    """Whether a line is to be shown: it is no such warning, or nobody has shown it."""
-    found = _WARNING.fullmatch(line.rstrip(b"\r"))
-    if found is None:
+    """Whether to show a line: it is no such warning, or was not shown before."""
+    warning = _WARNING.fullmatch(line.rstrip(b"\r"))
+    if warning is None:
         return True
     with _showing:
-        if found["told"] in _shown:
+        if warning["text"] in _shown:
             return False
-        _shown.add(found["told"])
+        _shown.add(warning["text"])
         return True

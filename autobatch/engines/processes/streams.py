@@ -1,4 +1,4 @@
-"""Streams that outlive their readers: what cannot be written any more is dropped, and whoever writes goes on."""
+"""Streams that outlive their readers: what cannot be written is dropped, and the writer goes on."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import os
 from contextlib import suppress
 from typing import Any, TextIO
 
-# What is written to a pipe whose reader has gone, and to a terminal that has.
+# The errors of writing to a pipe whose reader is gone, and to a terminal that is gone.
 _GONE = {errno.EPIPE, errno.EIO}
 
 
 class LastingFile(io.FileIO):
-    """A descriptor that takes whatever is written to it; it is the caller's to close.
+    """A descriptor that accepts everything that is written to it. The caller closes it.
 
     Attributes:
-        trouble: the first error that writing came to; None where there was none.
+        trouble: the first error of a write; None if there was none.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -24,34 +24,34 @@ class LastingFile(io.FileIO):
         self.trouble: OSError | None = None
 
     def write(self, data: Any, /) -> int:
-        """Write, or drop what cannot be written."""
+        """Write the data, or drop it if that fails."""
         size = memoryview(data).nbytes
         try:
             written = super().write(data)
         except OSError as error:
             self.trouble = self.trouble or error
-            if error.errno in _GONE:  # for good: nor shall those fail that inherit the descriptor
+            if error.errno in _GONE:  # for good, so that processes that inherit the descriptor do not fail either
                 nothing = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nothing, self.fileno())
                 os.close(nothing)
             return size
-        return size if written is None else written  # None: the reader is slow, and writing does not wait
+        return size if written is None else written  # None: the pipe is full, and the descriptor does not block
 
 
 def lasting(stream: TextIO | Any) -> Any:
-    """A stream on the descriptor of `stream`, which writes as it does and drops what it cannot write.
+    """A stream on the descriptor of `stream`, which writes like it and drops what it cannot write.
 
-    What has no descriptor, as of a notebook, is returned as it is.
+    A stream without a descriptor, as in a notebook, is returned as it is.
     """
     if not isinstance(stream, io.TextIOWrapper):
         return stream
-    with suppress(OSError):  # the new one finds out by itself
+    with suppress(OSError):  # the new stream meets the same error
         stream.flush()
     raw = LastingFile(stream.fileno())
     return io.TextIOWrapper(
-        raw if isinstance(stream.buffer, io.FileIO) else io.BufferedWriter(raw),  # the former in `python -u`
+        raw if isinstance(stream.buffer, io.FileIO) else io.BufferedWriter(raw),  # unbuffered in `python -u`
         encoding=stream.encoding,
-        # A character that the reader's encoding lacks is written out, and does not end a run either.
+        # A character that the encoding lacks is written as an escape, so that it does not end a run either.
         errors="backslashreplace" if stream.errors == "strict" else stream.errors,
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,

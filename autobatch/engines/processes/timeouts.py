@@ -1,4 +1,4 @@
-"""How long a call may take before it is taken to hang: generous, and by what steps of the task have taken so far."""
+"""How long a call may take before it counts as hanging: generous, and based on earlier steps of the task."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from ...core.measurement import Measurement
 from ...core.plan import Plan
 from ...core.segment import HANG_FACTOR, HANG_LEAST_S
 
-# Assumed: no few steps, their compilation and the reading of their samples take longer.
+# Assumed: a few steps, with their compilation and the reading of their samples, never take longer.
 PROBE_TIMEOUT_S = 600.0
-_SOAK_STEPS_A_TIMEOUT = 100  # assumed: so many steps on real batches may take as long again, whatever came before
+_SOAK_STEPS_A_TIMEOUT = 100  # assumed: this many steps on real batches may take as long again
 _PROBE_STEPS = 2  # at least
 
 
 def limit(own_s: float | None, left_s: float | None) -> tuple[float | None, bool]:
-    """Seconds that a call has, None for no limit; and whether to outlast them is to hang.
+    """Seconds that a call has, None for no limit; and whether a call that exceeds them hangs.
 
     Args:
         own_s: the call's own limit.
-        left_s: of the time for everything, which to outlast is no fault of the call.
+        left_s: what is left of the whole time. A call that exceeds it does not hang.
     """
     if own_s is not None and (left_s is None or own_s <= left_s):
         return own_s, True
@@ -25,40 +25,40 @@ def limit(own_s: float | None, left_s: float | None) -> tuple[float | None, bool
 
 
 class Patience:
-    """Seconds after which a call hangs.
+    """The time limits of calls, learned from earlier ones.
 
     Args:
-        probe_timeout_s: for a probe, whatever came before, and for a call of which nothing is known.
+        probe_timeout_s: the least limit of a probe, and that of a call about which nothing is known.
     """
 
     def __init__(self, probe_timeout_s: float = PROBE_TIMEOUT_S) -> None:
         self.probe_timeout_s = probe_timeout_s
-        self._probe: tuple[int, float] | None = None  # samples of the last one, and its seconds
-        self._step: tuple[int, float] | None = None  # samples of the last one that was timed, and its seconds
+        self._probe: tuple[int, float] | None = None  # samples of the last probe, and its seconds
+        self._step: tuple[int, float] | None = None  # samples of the last timed step, and its seconds
 
     def learn_probe(self, plan: Plan, seconds: float) -> None:
-        """What a probe took: its steps, their compilation, the evaluation."""
+        """Learn from the duration of a probe: its steps, their compilation, the evaluation."""
         self._probe = plan.effective_batch_size, seconds
 
     def learn_time(self, measured: Measurement) -> None:
-        """What a step was found to take."""
+        """Learn from the time of a step."""
         if measured.step_s:
             self._step = measured.plan.effective_batch_size, measured.median_step_s
 
     def probe_s(self, plan: Plan, soak_steps: int) -> float:
-        """For a probe: more than a loss over all pairs could need, by the last one.
+        """The limit of a probe: more than a loss over all pairs could need, judged by the last probe.
 
-        A probe has two steps at least, so each further one has more time than it needs.
+        A probe has at least two steps, so it has more time than it needs for each further one.
         """
         size, seconds = self._probe or (1, 0.0)
         steps_s = _PROBE_STEPS * seconds * (plan.effective_batch_size / size) ** 2
         return self.probe_timeout_s * (1 + soak_steps / _SOAK_STEPS_A_TIMEOUT) + steps_s * (1 + soak_steps)
 
     def steps_s(self, plan: Plan, steps: int, budget_s: float = 0.0) -> float:
-        """For a call that takes so many steps, or as many as take `budget_s`.
+        """The limit of a call that takes this many steps, or as many as take `budget_s`.
 
-        A probe before it says what compiling takes, and a loss over all pairs may take the square of what it took of
-        fewer samples.
+        An earlier probe shows how long compiling takes. A loss over all pairs may grow with the square of the number of
+        samples.
         """
         if self._probe is None and self._step is None:
             return self.probe_timeout_s + HANG_FACTOR * budget_s

@@ -1,8 +1,9 @@
-"""Warnings that several workers give: each is shown once in a command, by the first of them.
+"""Warnings that several workers give: each is shown once per command, by the first worker.
 
-Every worker imports the same libraries, and is warned by them of the same: by `warnings`, or by a `logging` handler
-that writes to stderr (what C++ writes there is `relay.py`'s). What was shown is noted in a file without a name that all
-of them have open. What the user's own code logs is always shown, and so is whatever is an error or has a traceback.
+All workers import the same libraries, which warn all of them about the same things: by `warnings`, or by a `logging`
+handler that writes to stderr (for C++ code, see `relay.py`). Warnings that were shown are recorded in an unnamed file
+that all workers have open. Log records of the user's own code are always shown, and so is every error and every
+traceback.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tempfile
 import warnings
 from typing import TextIO
 
-VARIABLE = "AUTOBATCH_WARNED"  # the number of that file in a process that is started with it
+VARIABLE = "AUTOBATCH_WARNED"  # the descriptor of that file in a started process
 _NOTE_BYTES = 32  # of SHA-256
 
 
@@ -28,7 +29,7 @@ def shared_file() -> int:
 
 
 def warn_once() -> None:
-    """In a worker: show no warning that another one has shown."""
+    """In a worker: show no warning that another worker has shown."""
     number = os.environ.pop(VARIABLE, None)
     if number is None:
         return
@@ -54,16 +55,16 @@ def _show_logged_once(descriptor: int) -> None:
 
     def once(handler: logging.StreamHandler[TextIO], record: logging.LogRecord) -> None:
         if _is_of_library(record) and _is_to_stderr(handler.stream):
-            told = _told(record)
-            if told is not None and not _is_new(descriptor, told):
+            text = _text(record)
+            if text is not None and not _is_new(descriptor, text):
                 return
         write(handler, record)
 
     logging.StreamHandler.emit = once  # type: ignore[assignment,method-assign]  # typed by its subclasses' stream
 
 
-def _told(record: logging.LogRecord) -> str | None:
-    """What it says and where, without the time; None where it cannot be put together, which its handler will tell."""
+def _text(record: logging.LogRecord) -> str | None:
+    """The message and its place, without the time; None if formatting fails, which the handler itself reports."""
     try:
         return f"{record.name}:{record.pathname}:{record.lineno}:{record.getMessage()}"
     except Exception:  # noqa: BLE001  # the arguments may be objects of any kind
@@ -71,10 +72,10 @@ def _told(record: logging.LogRecord) -> str | None:
 
 
 def _is_of_library(record: logging.LogRecord) -> bool:
-    """Whether it is a warning, and none of the user's own."""
+    """Whether it is a warning, and not from the user's own code."""
     if not logging.WARNING <= record.levelno < logging.ERROR or record.exc_info or record.stack_info:
         return False
-    from ...tasks.task_file import is_users  # where a worker logs nothing, it is not needed
+    from ...tasks.task_file import is_users  # late: only needed in a worker that logs
 
     return not is_users(record.pathname, None)
 
@@ -86,9 +87,9 @@ def _is_to_stderr(stream: TextIO | None) -> bool:
         return False
 
 
-def _is_new(descriptor: int, told: str) -> bool:
-    """Whether nobody has noted this; it is noted then."""
-    note = hashlib.sha256(told.encode(errors="backslashreplace")).digest()
+def _is_new(descriptor: int, text: str) -> bool:
+    """Whether no worker has recorded this text. It is then recorded."""
+    note = hashlib.sha256(text.encode(errors="backslashreplace")).digest()
     fcntl.lockf(descriptor, fcntl.LOCK_EX)
     try:
         size = os.fstat(descriptor).st_size

@@ -1,8 +1,9 @@
-"""One answer from the ranks of a group that took a step, a segment or a range test together, and maybe not all of them.
+"""One answer from the ranks of a team that took a step, a segment or a range test together, if perhaps not all
+finished.
 
-Where one rank fails, the others wait for it in a collective until that fails too or their process is ended. So what
-counts is the first cause: an answer that says what went wrong, then a process that ended, then an error, then a rank
-that did not answer, and only then that a rank lost the others.
+If one rank fails, the others wait for it in a collective until that fails too or their process is ended. So the first
+cause counts: an outcome that says what went wrong, then a process that ended, then an error, then a rank that did not
+answer, and last a rank that lost the others.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ _TIMES_WORST_FIRST: tuple[Outcome, ...] = ("crashed", "oom", "over_limit", "nonf
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came of one rank: a value, or an error in its place.
+    """The answer of one rank: a value, or an error in its place.
 
     Attributes:
-        is_late: it was waited for no longer, and its process was ended.
+        is_late: whether it came too late, so that its process was ended.
     """
 
     value: Any = None
@@ -43,7 +44,7 @@ class Answer:
 
 
 def cause(answers: Sequence[Answer]) -> AutobatchError | None:
-    """The first cause among the errors, naming its ranks; None where there is no error."""
+    """The first cause among the errors, naming its ranks; None if there is no error."""
 
     def is_death(error: AutobatchError) -> bool:
         return isinstance(error, WorkerDied) and not isinstance(error, (RankLost, WorkerTimeout))
@@ -58,21 +59,21 @@ def cause(answers: Sequence[Answer]) -> AutobatchError | None:
         failed = [rank for rank, answer in enumerate(answers) if is_one(answer)]
         if failed:
             errors = [answers[rank].error for rank in failed]
-            told = [(type(error).__name__, str(error)) for error in errors if error is not None]
-            return same_error(told, failed, len(answers))
+            named = [(type(error).__name__, str(error)) for error in errors if error is not None]
+            return same_error(named, failed, len(answers))
     return None
 
 
 def joined_segment(segment: TrainSegment, answers: Sequence[Answer]) -> SegmentResult:
-    """Rank 0's score and losses, or what went wrong on the rank that fared worst.
+    """Rank 0's score and losses, or the failure of the rank with the worst outcome.
 
     Raises:
-        AutobatchError: an error that no other segment would be spared, of the task or its checkpoint.
+        AutobatchError: an error, of the task or its checkpoint, that every segment would have.
     """
-    found = _worst(answers, _SEGMENTS_WORST_FIRST)
-    if found is not None:
-        result: SegmentResult = found[1]
-        return replace(result, message=_naming(*found, len(answers)))
+    worst = _worst(answers, _SEGMENTS_WORST_FIRST)
+    if worst is not None:
+        result: SegmentResult = worst[1]
+        return replace(result, message=_naming(*worst, len(answers)))
     error = cause(answers)
     if error is None:
         first: SegmentResult = answers[0].value
@@ -84,11 +85,11 @@ def joined_segment(segment: TrainSegment, answers: Sequence[Answer]) -> SegmentR
 
 
 def joined_times(answers: Sequence[Answer]) -> Measurement | None:
-    """The steps as the slowest rank saw them, or the worst outcome; None where there is none, and `cause` says why."""
-    found = _worst(answers, _TIMES_WORST_FIRST)
-    if found is not None:
-        worst: Measurement = found[1]
-        return replace(worst, message=_naming(*found, len(answers)))
+    """The steps of the slowest rank, or the worst outcome; None if there is no answer, and `cause` says why."""
+    worst = _worst(answers, _TIMES_WORST_FIRST)
+    if worst is not None:
+        slowest: Measurement = worst[1]
+        return replace(slowest, message=_naming(*worst, len(answers)))
     if any(answer.error is not None for answer in answers):
         return None
     all_of_them: list[Measurement] = [answer.value for answer in answers]
@@ -97,7 +98,7 @@ def joined_times(answers: Sequence[Answer]) -> Measurement | None:
 
 
 def joined_sweep(answers: Sequence[Answer]) -> LrSweep | None:
-    """Rank 0's, or the one that a rank ended early; None where there is none, and `cause` says why."""
+    """Rank 0's sweep, or the one that a rank ended early; None if there is no answer, and `cause` says why."""
     sweeps: list[LrSweep] = [answer.value for answer in answers if answer.error is None]
     ended = [sweep for sweep in sweeps if sweep.diverged]
     if ended:
@@ -106,7 +107,7 @@ def joined_sweep(answers: Sequence[Answer]) -> LrSweep | None:
 
 
 def _worst(answers: Sequence[Answer], worst_first: Sequence[str]) -> tuple[list[int], Any] | None:
-    """The ranks that answered with the worst outcome, and what the first of them said; None where all are ok."""
+    """The ranks with the worst outcome, and the first one's answer; None if all are ok."""
     outcomes = {rank: answer.value.outcome for rank, answer in enumerate(answers) if answer.error is None}
     worst = min(outcomes.values(), key=worst_first.index, default="ok")
     if worst == "ok":
@@ -115,7 +116,7 @@ def _worst(answers: Sequence[Answer], worst_first: Sequence[str]) -> tuple[list[
     return ranks, answers[ranks[0]].value
 
 
-def _naming(ranks: Sequence[int], said: Measurement | SegmentResult, size: int) -> str | None:
+def _naming(ranks: Sequence[int], result: Measurement | SegmentResult, size: int) -> str | None:
     if len(ranks) == size:
-        return said.message
-    return f"{among(ranks, size)}: {said.message or said.outcome}"
+        return result.message
+    return f"{among(ranks, size)}: {result.message or result.outcome}"

@@ -1,4 +1,4 @@
-"""The ranks of torch.distributed, telling each other what they found."""
+"""How the ranks of torch.distributed exchange values."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from ...core.units import format_duration
 from ...errors import RankLost, first_line
 from .agreement import Exchange, RankInfo
 
-# For all ranks to arrive. Cited: what torch gives NCCL's collectives, torch/distributed/constants.py; ranks that load
-# data or weights before they come may be minutes apart.
+# The limit for all ranks to arrive. Cited: torch's default for NCCL's collectives, torch/distributed/constants.py.
+# Ranks that load data or weights first may be minutes apart.
 _JOIN_S = 600.0
-# For the answer of the slowest rank, from when the first one had its own; all are probing the same size meanwhile, so
-# it is the difference that counts. Cited: torch's default for all other collectives, in the same file.
+# The limit for the slowest rank's answer, from the moment the first one has its own. All probe the same size, so only
+# the difference counts. Cited: torch's default for all other collectives, in the same file.
 _ANSWER_S = 1800.0
-_LEAVE_S = 10.0  # assumed: what the ranks may be apart in ending their workers when all have failed with the same error
+_LEAVE_S = 10.0  # assumed: how far apart ranks end their workers when all have failed with the same error
 
 
 @final
 class GlooExchange(Exchange):
-    """The exchange of all ranks of the default process group, on a group of its own over the CPU.
+    """The exchange of all ranks of the default process group, over a separate group on the CPU.
 
-    A rank whose process ends closes its connections, and the others know at once. One that hangs is waited for no
-    longer than `answer_s`.
+    A rank whose process ends closes its connections, which the others notice at once. One that hangs is waited for at
+    most `answer_s`.
     """
 
     def __init__(self, *, join_s: float | None = None, answer_s: float | None = None) -> None:
@@ -56,7 +56,7 @@ class GlooExchange(Exchange):
         values: list[Any] = [None] * self.rank_info.size
         try:
             dist.all_gather_object(values, value, group=self._group)
-        except RuntimeError as error:  # torch.distributed's errors are of this class
+        except RuntimeError as error:  # torch.distributed raises this class
             raise self._lost(error) from None
         return values
 
@@ -68,15 +68,15 @@ class GlooExchange(Exchange):
         )
 
     def close(self) -> None:
-        """Leave; whoever still waits for this rank is told so by the closed connections."""
+        """Leave. Ranks that still wait for this one notice the closed connections."""
         if self._group is not None:
             group, self._group = self._group, None
             dist.destroy_process_group(group)
 
 
 def wait_for_all() -> None:
-    """Returns when every rank of the default group has called it, or after a few seconds."""
-    with suppress(RuntimeError):  # one has ended, or does not come: there is nothing left to wait for
+    """Return when every rank of the default group has called it, or after a few seconds."""
+    with suppress(RuntimeError):  # a rank has ended or does not come, so there is nothing to wait for
         dist.monitored_barrier(timeout=timedelta(seconds=_LEAVE_S))
 
 
@@ -84,18 +84,18 @@ def wait_for_all() -> None:
 def ranks_of_torchrun() -> Iterator[int]:
     """This process's rank in the default group that torchrun's variables describe, over gloo.
 
-    For a process of ours, which has no other group.
+    Only for our own processes, which have no other group.
 
     Raises:
-        RankLost: the others did not come.
+        RankLost: the others did not arrive.
     """
     limit = timedelta(seconds=_JOIN_S)
     try:
         dist.init_process_group("gloo", timeout=limit)
     except RuntimeError as error:
-        told = first_line(error)
+        why = first_line(error)
         raise RankLost(
-            f"all ranks that torchrun starts must come within {format_duration(_JOIN_S)}; one did not: {told}"
+            f"all ranks that torchrun starts must come within {format_duration(_JOIN_S)}; one did not: {why}"
         ) from None
     try:
         yield dist.get_rank()

@@ -1,15 +1,17 @@
-"""Steps of one rank without the others: what they allocate is there, what they communicate is not.
+"""Steps of one rank without the others: what they allocate is real, what they communicate is not.
 
 A probe may run out of memory between two collectives, and no other rank would ever know. So in a probe no collective
 reaches another rank, whoever calls it: DDP, FSDP, a synchronised batch norm, the user's own loss. There are two ways:
 
-- In a worker process `stand_in` makes a default process group of the real size and rank, whose collectives return at
-  once. A task whose `model()` wraps DDP or calls `fully_shard` builds what it would build, buckets and shards included.
-- In the user's process `without_others` takes the backends out of the process groups that are there, for a while.
+- In a worker process, `stand_in` makes a default process group of the real size and rank, whose collectives return at
+  once. A task whose `model()` wraps DDP or calls `fully_shard` builds everything it would build, with buckets and
+  shards.
+- In the user's process, `without_others` takes the backends out of the existing process groups for a while.
 
-What a collective leaves behind is not what the others would have sent: each gets its own part back. Memory is what is
-asked for here, and that does not depend on it. Not in it: what the communication library itself takes (NCCL's buffers,
-outside of torch's allocator); a group that is already connected has taken it before, and the headroom is there for it.
+A collective does not leave what the others would have sent: each rank gets its own part back. The purpose is memory,
+which does not depend on the values. Not included is the memory of the communication library itself (NCCL's buffers,
+outside of torch's allocator). A group that is already connected has allocated it before, and otherwise the headroom is
+there for it.
 """
 
 from __future__ import annotations
@@ -39,15 +41,15 @@ from ...errors import SettingError
 Wrapping = Literal["ddp", "fsdp2"]
 
 _BACKEND = "autobatch_alone"
-_TYPES = tuple(name for name, backend in NAMED.items() if backend.collective is not None)  # whose tensors may travel
-_FSDP_RESET = "2.13"  # the torch in which FSDPModule.reset_iter_state was found
+_TYPES = tuple(name for name, backend in NAMED.items() if backend.collective is not None)  # whose tensors can be sent
+_FSDP_RESET = "2.13"  # the torch version in which FSDPModule.reset_iter_state appeared
 
 
-# -- a process group of one's own, in a worker ------------------------------------------------------------------------
+# -- a separate process group, in a worker ----------------------------------------------------------------------------
 
 
 class _StandIn(dist.ProcessGroup):
-    """A process group without the others: its collectives hand back this rank's own part and are done at once.
+    """A process group without the others: its collectives return this rank's own part, at once.
 
     torch's "fake" backend does that already, but its work has no value: DDP, and hooks on its gradients, wait for the
     reduced tensors.
@@ -70,7 +72,7 @@ class _StandIn(dist.ProcessGroup):
 
 
 def _fake(rank: int, size: int) -> Any:
-    """One of torch's backends that communicate nothing, by whichever signature this torch makes it with."""
+    """One of torch's backends that communicate nothing, made with the signature of this torch."""
     plugin = dist.Backend._plugins["FAKE"]
     if plugin.extended_api:
         return plugin.creator_fn(SimpleNamespace(group_rank=rank, group_size=size), None)
@@ -78,10 +80,10 @@ def _fake(rank: int, size: int) -> Any:
 
 
 def stand_in(rank: int, size: int) -> None:
-    """Make the default process group of this process one of `size` ranks in which it is `rank`, without the others.
+    """Make this process the only member of a default process group of `size` ranks, as number `rank`.
 
-    The process is a worker's, and is ended as one: what is changed in torch.distributed stays changed. A task file may
-    call `init_process_group` and name backends as it does in training; there is one group, and it is this one.
+    The process is a worker's and will be ended as one, so changes in torch.distributed stay. A task file may call
+    `init_process_group` and name backends as it does in training; there is one group, and it is this one.
     """
     if _BACKEND.upper() not in dist.Backend._plugins:
         dist.Backend.register_backend(_BACKEND, lambda _, rank, size, __: _StandIn(rank, size), devices=[*_TYPES])
@@ -98,13 +100,13 @@ def _replace(name: str, function: Callable[..., Any]) -> None:
 
 
 def _new_group(original: Callable[..., Any], ranks: Any = None, timeout: Any = None, *_: Any, **kwargs: Any) -> Any:
-    """A group of the stand-in's kind, whichever backend was asked for: a real one would wait for the others."""
+    """A group like the stand-in's, for any backend: a real one would wait for the others."""
     known = {name: kwargs[name] for name in ("use_local_synchronization", "group_desc") if name in kwargs}
     return original(kwargs.pop("ranks", ranks), timeout, **known)
 
 
 def _nobody_sends(name: str, objects: list[Any], *args: Any, **kwargs: Any) -> None:
-    # The sizes come first, from the sender: without it they would be whatever was in memory.
+    # The sizes come first, from the sender. Without this check they would be whatever was in memory.
     source = kwargs.get("src", args[0] if args and isinstance(args[0], int) else 0)
     if name != "broadcast_object_list" or source != dist.get_rank():
         raise RuntimeError(
@@ -115,20 +117,20 @@ def _nobody_sends(name: str, objects: list[Any], *args: Any, **kwargs: Any) -> N
 
 # -- the user's process groups, without the others for a while --------------------------------------------------------
 
-# One for each group and for good: a group keeps the first of a kind, and checks others against it.
+# One for each group, for good: a group keeps the first fake of a kind, and checks others against it.
 _fakes: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 def wrapping(model: nn.Module) -> Wrapping | None:
-    """How `model` is made data-parallel; None for one that is not.
+    """How `model` is made data-parallel; None if it is not.
 
     Raises:
-        SettingError: it is wrapped in a way that a live model cannot be probed in.
+        SettingError: it is wrapped in a way in which a live model cannot be probed.
     """
     if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         return "ddp"
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is None:  # it takes seconds to import, and nobody has
+    if fsdp is None:  # its import takes seconds, and nobody has needed it
         return None
     if any(isinstance(module, fsdp.FullyShardedDataParallel) for module in model.modules()):
         raise SettingError(
@@ -149,16 +151,16 @@ def wrapping(model: nn.Module) -> Wrapping | None:
 
 @contextmanager
 def without_others(model: nn.Module) -> Iterator[None]:
-    """Any steps of `model`, without a collective that another rank would have to join.
+    """Allow any steps of `model` without a collective that another rank would have to join.
 
-    Afterwards its wrapper is as it was, and so are the process groups. What the steps do to its tensors is the caller's
-    to put back (`state.preserve`), inside of this. FSDP comes back sharded; an accumulation that its owner is in the
-    middle of is lost.
+    Afterwards its wrapper and the process groups are as before. The caller restores what the steps change in its
+    tensors (`state.preserve`), inside this block. FSDP comes back sharded. A gradient accumulation that the user is in
+    the middle of is lost.
     """
     with ExitStack() as stack:
         roots = _fsdp_roots(model)
         for module in _fsdp_modules(model):
-            module.reshard()  # so that the sharded parameters are those that are put back
+            module.reshard()  # so that the sharded parameters are restored
         for root in roots:
             stack.callback(_reset, root)
         for module in model.modules():
@@ -171,7 +173,7 @@ def without_others(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _cut_off(group: Any) -> Iterator[None]:
-    """The group's collectives return at once: its holders, in C++ too, ask it for its backend each time."""
+    """Make the group's collectives return at once: its holders, also in C++, fetch its backend each time."""
     if group not in _fakes:
         _fakes[group] = _fake(group.rank(), group.size())
     kinds = dist.ProcessGroup.BackendType
@@ -194,15 +196,15 @@ def _cut_off(group: Any) -> Iterator[None]:
 
 @contextmanager
 def _without_sync(module: DistributedDataParallel) -> Iterator[None]:
-    """DDP as between two synchronised steps: it averages nothing, and leaves its buckets in the order they have.
+    """Put DDP in the state between two synchronised steps: it averages nothing, and leaves its buckets in their order.
 
-    With its first synchronised step it would order them anew, for good, and the ranks have to agree on that order.
+    Its first synchronised step would reorder them, for good, and the ranks must agree on that order.
     """
     if module.static_graph and not module._static_graph_delay_allreduce_enqueued:
-        # Measured: a first step that is not synchronised is taken for the graph, and later ones average nothing.
+        # Measured: a first step that is not synchronised is taken for the graph, and later steps average nothing.
         raise SettingError(
             "a live model in DistributedDataParallel(static_graph=True) must have taken its first training step, which "
-            "DDP records; found one that has not: train a step before, or leave static_graph out for the search"
+            "DDP records; this one has not: train a step before, or leave static_graph out to find the batch size"
         )
     names = ("require_backward_grad_sync", "require_forward_param_sync")
     before = {name: getattr(module, name) for name in names}
@@ -217,20 +219,20 @@ def _without_sync(module: DistributedDataParallel) -> Iterator[None]:
 def _fsdp_modules(model: nn.Module) -> list[Any]:
     if wrapping(model) != "fsdp2":
         return []
-    from torch.distributed.fsdp import FSDPModule  # as in `wrapping`
+    from torch.distributed.fsdp import FSDPModule  # late, as in `wrapping`
 
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 def _fsdp_roots(model: nn.Module) -> list[Any]:
-    """The sharded modules that are in no other sharded one: each runs its own all-gathers."""
+    """The sharded modules that are in no other sharded module: each runs its own all-gathers."""
     sharded = _fsdp_modules(model)
     inner = {id(below) for module in sharded for below in module.modules() if below is not module}
     return [module for module in sharded if id(module) not in inner]
 
 
 def _reset(root: Any) -> None:
-    if root._get_fsdp_state()._is_root:  # None before its first forward pass, and then there is nothing to reset
+    if root._get_fsdp_state()._is_root:  # None before the first forward pass, when there is nothing to reset
         root.reset_iter_state()
     for module in _fsdp_modules(root):
         module.reshard()
@@ -238,7 +240,7 @@ def _reset(root: Any) -> None:
 
 @final
 class AloneProber(Prober):
-    """A prober of a live data-parallel model, each question asked without the others."""
+    """A prober of a live data-parallel model that runs each probe without the others."""
 
     def __init__(self, prober: Prober, model: nn.Module) -> None:
         self._prober, self._model = prober, model
@@ -250,6 +252,6 @@ class AloneProber(Prober):
     def memory(self) -> MemoryLimit:
         return self._prober.memory()
 
-    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+    def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
         with without_others(self._model):
-            return self._prober.probe(plan, verdict=verdict)
+            return self._prober.probe(plan, final=final)

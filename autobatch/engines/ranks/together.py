@@ -1,4 +1,4 @@
-"""The largest batch on every rank of a process group: what each rank opens, and how they come to one answer."""
+"""The largest batch on every rank of a process group: what each rank opens, and how they agree on one answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...core.runner import Prober, Runner
 from ...devices import host_memory, open_device
 from ...devices.backend import CARDS, PROCESSOR, is_processor
 from ...errors import SettingError
-from .agreement import RankInfo, Ranks, tell
+from .agreement import RankInfo, Ranks, gathered
 from .exchange import GlooExchange
 from .stand_in import AloneProber, wrapping
 
@@ -23,7 +23,7 @@ Opened = tuple[Runner, Plan, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Here:
-    """How this rank opens its runner, as `api` takes it."""
+    """How this rank opens its runner, as arguments of `api`."""
 
     device: str
     memory_limit: str | int | None
@@ -42,19 +42,19 @@ def opened_on_all_ranks(
     memory_limit: str | int | None,
     isolate: bool | None,
 ) -> Iterator[tuple[Ranks, Plan, tuple[str, ...]]]:
-    """A prober of all ranks, the plan to vary, and what was assumed here; every rank calls this.
+    """A prober of all ranks, the plan to vary, and the assumptions of this rank. Every rank calls this.
 
     Args:
-        opened: gives this rank's runner, the plan and what was assumed, for `device`, `memory_limit`, `isolate` and
+        opened: gives this rank's runner, the plan and the assumptions, for `device`, `memory_limit`, `isolate` and
             `rank_info`.
-        model: a live module, in this process; anything else is a task.
-        settings: what must be the same on every rank.
-        device, memory_limit, isolate: of this rank, as in `api.find_max_batch`.
+        model: a live module in this process, or a task.
+        settings: the settings that must be the same on every rank.
+        device, memory_limit, isolate: those of this rank, as in `api.find_max_batch`.
 
     Raises:
-        AutobatchError: any that a rank met, raised on all of them and naming it.
-        SettingError: the ranks ask for different things, or the model is wrapped in a way that cannot be probed.
-        RankLost: a rank ended, failed or did not come.
+        AutobatchError: any error of a rank, raised on all of them and naming it.
+        SettingError: the ranks have different settings, or the model is wrapped in a way that cannot be probed.
+        RankLost: a rank ended, failed or did not arrive.
     """
     module = model if isinstance(model, nn.Module) else None
     with closing(GlooExchange()) as exchange, ExitStack() as stack:
@@ -72,7 +72,7 @@ def opened_on_all_ranks(
             kept.append((Ranks(exchange, prober, assumed=here.assumed), assumed))
             return plan
 
-        plan = tell(exchange, f"the largest batch, {settings}", open_here)[exchange.rank_info.rank]
+        plan = gathered(exchange, f"the largest batch, {settings}", open_here)[exchange.rank_info.rank]
         ((ranks, assumed),) = kept
         yield ranks, plan, assumed
 
@@ -80,7 +80,7 @@ def opened_on_all_ranks(
 def _settled(
     rank_info: RankInfo, model: nn.Module | None, device: str, memory_limit: str | int | None, isolate: bool | None
 ) -> _Here:
-    """What was left open, decided for this rank."""
+    """The settings of this rank, with a decision for each that was left open."""
     name = _device_name(rank_info, model, device)
     on_cpu = open_device(name).backend.is_processor
     assumed: list[str] = []
@@ -97,15 +97,15 @@ def _settled(
 
 
 def _device_name(rank_info: RankInfo, model: nn.Module | None, device: str) -> str:
-    """ "auto" is where a live model is, unless that is the CPU; else the GPU that has this rank's number."""
+    """The device for "auto": a live model's own unless that is the CPU, otherwise the GPU with this rank's number."""
     if device.strip().lower() != "auto":
         return device
     on = next((parameter.device for parameter in model.parameters()), None) if model is not None else None
     if on is not None and not is_processor(on):
         return str(on)
     if model is not None and wrapping(model) is not None:
-        return PROCESSOR.torch_name  # a wrapper stays where its model was when it was wrapped
-    # One GPU in sight is this rank's own, hidden from the others by whoever started them.
+        return PROCESSOR.torch_name  # a wrapped model cannot be moved
+    # A single visible GPU is this rank's own: the launcher has hidden the others.
     several = next((kind for kind, backend in CARDS.items() if backend.count() > 1), None)
     return "auto" if several is None else f"{several}:{rank_info.local_rank}"
 
@@ -114,21 +114,21 @@ def _isolated(model: nn.Module, isolate: bool | None, *, on_cpu: bool, assumed: 
     """Whether a copy of the model goes to worker processes.
 
     Raises:
-        SettingError: it was asked for and cannot be done.
+        SettingError: `isolate` is True and cannot be done.
     """
     how = wrapping(model)
     travels = how is None or (how == "ddp" and on_cpu)
     if isolate and not travels:
         raise SettingError(
-            f"isolate=True copies the model to another process; found one that is "
+            f"isolate=True copies the model to another process; this one is "
             f"{'sharded by fully_shard' if how == 'fsdp2' else 'in DistributedDataParallel on a GPU'}, which cannot be "
             "copied: leave isolate out, or put the model into a task file and run `torchrun ... -m autobatch max-batch`"
         )
     isolated = travels and (on_cpu if isolate is None else isolate)
     if how == "ddp" and not isolated and _has_bucket_views(model):
         assumed.append(
-            "gradients take memory of their own beside DDP's buckets (gradient_as_bucket_view counts only in a process "
-            "of its own): somewhat more may fit"
+            "gradients take their own memory beside DDP's buckets (gradient_as_bucket_view counts only with "
+            "isolate=True): somewhat more may fit"
         )
     return isolated
 

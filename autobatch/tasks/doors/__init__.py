@@ -1,1 +1,1 @@
-"""The ways in: what a verb may be given, each in a file of its own, and the table of them."""
+"""The front doors: each kind of thing that a function accepts, in its own file, and the table of them."""

@@ -14,7 +14,7 @@ def _takes(given: object) -> bool:
 
 def _opened(given: str | Path) -> GivenTask:
     path = Path(given)
-    return GivenTask(name=path.stem, path=existing_file(path))  # told now, before a worker is started for it
+    return GivenTask(name=path.stem, path=existing_file(path))  # checked now, before a worker is started for it
 
 
 DOOR = Door(what="the path of a task file", takes=_takes, opened=_opened, said_by=SAID_BY_TASK)

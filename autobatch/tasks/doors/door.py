@@ -1,4 +1,4 @@
-"""What a way in is, and what it makes of what a verb was given: the one thing that the stages open."""
+"""What a front door is, and what it makes of the function's argument: the one thing that the stages open."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GivenTask:
-    """What a verb was given, as something that this process or another one can open.
+    """The argument of a function such as `tune`, as something that this process or another one can open.
 
     Attributes:
         name: for titles and folders.
@@ -51,7 +51,7 @@ class GivenTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Door:
-    """One way in.
+    """One front door.
 
     Attributes:
         what: may come in by it, in words.
@@ -70,7 +70,7 @@ class Door:
     is_whole: bool = True
 
 
-# What a verb may be told beside what it is given.
+# The arguments of a function beside the task or model itself.
 ARGUMENTS = ("sample", "data", "loss", "optimizer", "precision")
 
 # What only some of what a verb is given takes beside, and what that is.
@@ -90,10 +90,10 @@ SAID_BY_TASK = {
 
 
 def is_a(given: object, module: str, name: str) -> bool:
-    """Whether something is an instance of a class, which is not imported for it.
+    """Whether something is an instance of a class that must not be imported for the check.
 
-    Where there is an instance, somebody has imported the class: so the coordinator stays free of torch, and of whatever
-    else people train with.
+    An instance can only exist if its class has been imported. So the coordinator stays free of torch, and of all other
+    libraries for training.
     """
     kind: Any = getattr(sys.modules.get(module), name, None)
     return isinstance(kind, type) and isinstance(given, kind)

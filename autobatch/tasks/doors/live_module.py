@@ -1,4 +1,4 @@
-"""A live model, with a sample of what it is trained on, its data, or a guess at either."""
+"""A live model, with a sample of its input, its data, or a guess at either."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _takes(given: object) -> bool:
 
 
 def _opened(given: nn.Module, *, sample: Any = None, data: Any = None, **how: Any) -> GivenTask:
-    from ..inputs import task_for_model  # torch, which is there where a model is
+    from ..inputs import task_for_model  # imports torch, as the model's owner has done already
 
     task, assumed = task_for_model(given, sample, data=data, **how)
     is_guess = sample is None and data is None

@@ -1,4 +1,4 @@
-"""The table of the ways in, and `as_task`, by which everything comes in."""
+"""The table of the front doors, and `as_task`, which uses it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ...errors import SettingError, TaskError
 from . import by_command, by_path, hf_trainer, lightning_module, live_module, task_object
 from .door import OF_SOME, Door, GivenTask
 
-# The first that takes something opens it: a class before those that it derives from.
+# The first door that accepts something opens it, so a class comes before its base classes.
 DOORS: tuple[Door, ...] = (
     task_object.DOOR,
     by_path.DOOR,
@@ -20,7 +20,7 @@ DOORS: tuple[Door, ...] = (
 
 
 def as_task(given: object, *, whole: bool = False, **arguments: Any) -> GivenTask:
-    """What a verb was given, as the stages open it.
+    """The task or model of a function call, as the stages open it.
 
     Args:
         given: anything that one of the `DOORS` takes.
@@ -40,7 +40,7 @@ def as_task(given: object, *, whole: bool = False, **arguments: Any) -> GivenTas
         )
     asked = {name: value for name, value in arguments.items() if value is not None}
     for name, place in door.said_by.items():
-        if name in asked:  # refused, so that nobody takes the answer for theirs
+        if name in asked:  # refused, so that nobody thinks it had an effect
             raise SettingError(f"{name}= is for a live module; with a task it is {place} that counts: change it there")
     for name in asked.keys() & OF_SOME.keys() - set(door.also):
         raise SettingError(f"{name}= is for {OF_SOME[name]}; got {type(given).__name__}: leave it out")

@@ -44,9 +44,9 @@ class Machine(SimRunner):
         self.clock.advance(started)
         return SimRunner.facts(self)
 
-    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+    def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
         self.clock.advance(self.probe_s)
-        return SimRunner.probe(self, plan, verdict=verdict)
+        return SimRunner.probe(self, plan, final=final)
 
 
 def tuned(make: Callable[[], SimRunner], folder: Path, budget_s: float, train_time_s: float | None = None) -> Report:
@@ -172,10 +172,10 @@ class Stuck(SimRunner):
         self._end("facts")
         return SimRunner.facts(self)
 
-    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+    def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
         if plan.batch_size > 2:
             self._end("probe")
-        return SimRunner.probe(self, plan, verdict=verdict)
+        return SimRunner.probe(self, plan, final=final)
 
     def time(
         self, plan: Plan, *, budget_s: float, loader: Mapping[str, Any] | None = None, parts: bool = True

@@ -1,4 +1,4 @@
-"""What the stages before the race found, as one frozen value that a resumed run reads instead of finding it again."""
+"""The results of the stages before the race, as one frozen value that a resumed run reads instead of repeating them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ..measuring.throughput import ThroughputCurve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """What is known before the race; None for a stage that has not ended.
+class StageResults:
+    """The results before the race; None for a stage that has not ended.
 
     Attributes:
-        largest, micro_batch: the largest batch, and the largest beside gradients that are kept.
+        largest, micro_batch: the largest batch, and the largest when gradients are kept from one pass to the next.
         curve: the throughput profile.
-        is_swept: the range test has ended, be it without a result.
-        sweep: what it found.
+        is_swept: whether the range test has ended, with or without a result.
+        sweep: its result.
         eval_s: seconds of an evaluation.
         horizon_s: T.
         rungs: of a trial, as shares of T; None in runs of before this was kept, which had the usual ones.
@@ -45,7 +45,7 @@ class Found:
     rungs: tuple[float, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """It as plain JSON values, from which every number comes back to the last bit."""
+        """The results as plain JSON values, from which every number is restored to the last bit."""
         return {
             "largest": None if self.largest is None else _largest_to_json(self.largest),
             "micro_batch": self.micro_batch,
@@ -58,23 +58,23 @@ class Found:
         }
 
     @classmethod
-    def from_json(cls, found: Reader) -> Found:
-        """What `to_json` made it of.
+    def from_json(cls, reader: Reader) -> StageResults:
+        """The results from `to_json`.
 
         Raises:
-            ReportError: it is something else.
+            ReportError: the data is something else.
         """
 
         def inside(key: str) -> Reader | None:
-            return None if found.get(key, dict, or_null=True) is None else found.inside(key)
+            return None if reader.get(key, dict, or_null=True) is None else reader.inside(key)
 
         largest, curve, sweep = inside("largest"), inside("curve"), inside("sweep")
         try:
             return cls(
                 largest=None if largest is None else _largest(largest),
-                micro_batch=found.get("micro_batch", int, or_null=True),
+                micro_batch=reader.get("micro_batch", int, or_null=True),
                 curve=None if curve is None else _curve(curve),
-                is_swept=found.get("is_swept", bool),
+                is_swept=reader.get("is_swept", bool),
                 sweep=None if sweep is None else _sweep(sweep),
                 eval_s=found.number_or_none("eval_s"),
                 horizon_s=found.number_or_none("horizon_s"),
@@ -83,7 +83,7 @@ class Found:
         except AutobatchError as error:
             raise error if isinstance(error, ReportError) else ReportError(str(error)) from None
         except ValueError as error:  # the values check themselves
-            raise ReportError(f"what a run found before its race does not hold together: {error}") from None
+            raise ReportError(f"the results of a run's stages contradict each other: {error}") from None
 
 
 def _largest_to_json(largest: MaxBatch) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def _largest_to_json(largest: MaxBatch) -> dict[str, Any]:
     return {
         "batch_size": int(largest),
         "probes": [measurement_to_json(probe) for probe in probes],
-        "verdict": probes.index(largest.verdict),
+        "verdict": probes.index(largest.final_probe),
         "limit": limit_to_json(largest.limit),
         "limited_by": largest.limited_by,
         "assumed": list(largest.assumed),
@@ -99,29 +99,29 @@ def _largest_to_json(largest: MaxBatch) -> dict[str, Any]:
     }
 
 
-def _largest(found: Reader) -> MaxBatch:
-    probes = [measurement_from_json(Reader(probe, "a probe")) for probe in found.list_of("probes", dict)]
-    verdict = found.get("verdict", int)
-    if not 0 <= verdict < len(probes):
-        raise ReportError(f"the run of the largest batch is one of its {len(probes)} probes; found number {verdict}")
-    has_rule = found.get_or_none("rule", dict) is not None  # runs of before have none
+def _largest(reader: Reader) -> MaxBatch:
+    probes = [measurement_from_json(Reader(probe, "a probe")) for probe in reader.list_of("probes", dict)]
+    number = reader.get("verdict", int)
+    if not 0 <= number < len(probes):
+        raise ReportError(f"the run of the largest batch is one of its {len(probes)} probes; found number {number}")
+    has_rule = reader.get_or_none("rule", dict) is not None  # older runs have none
     return MaxBatch(
-        found.get("batch_size", int),
-        verdict=probes[verdict],
+        reader.get("batch_size", int),
+        final_probe=probes[number],
         probes=probes,
-        limit=limit_from_json(found.inside("limit")),
-        limited_by=found.one_of("limited_by", LimitedBy),
-        assumed=found.list_of("assumed", str),
-        rule=_rule(found.inside("rule")) if has_rule else EVERY_SIZE,
+        limit=limit_from_json(reader.inside("limit")),
+        limited_by=reader.one_of("limited_by", LimitedBy),
+        assumed=reader.list_of("assumed", str),
+        rule=_rule(reader.inside("rule")) if has_rule else EVERY_SIZE,
     )
 
 
-def _rule(found: Reader) -> Rule:
+def _rule(reader: Reader) -> Rule:
     return Rule(
-        multiple_of=found.get("multiple_of", int),
-        power_of_two=found.get("power_of_two", bool),
-        least=found.get("least", int),
-        most=found.get("most", int, or_null=True),
+        multiple_of=reader.get("multiple_of", int),
+        power_of_two=reader.get("power_of_two", bool),
+        least=reader.get("least", int),
+        most=reader.get("most", int, or_null=True),
     )
 
 
@@ -143,5 +143,5 @@ def _sweep_to_json(curve: LrCurve) -> dict[str, Any]:
     return sweep_to_json(curve.sweep) | {"rule": curve.rule}
 
 
-def _sweep(found: Reader) -> LrCurve:
-    return LrCurve(sweep=sweep_from_json(found), rule=found.get("rule", str))
+def _sweep(reader: Reader) -> LrCurve:
+    return LrCurve(sweep=sweep_from_json(reader), rule=reader.get("rule", str))
