@@ -80,15 +80,15 @@ class Probing:
     brings the end nearer.
 
     Attributes:
-        asked: the sizes that the answer may have.
-        own: the batch size that the task is trained with: the one to ask whether it is the task or the size that is at
-            fault where a size is refused.
+        wanted: the sizes that the answer may have.
+        own: the batch size that the task is trained with. If another size is refused, it shows whether the task or the
+            size is at fault.
         first: the size to begin with.
-        allowance: how far to go; None for as far as there is to go.
-        sizes: those that were asked for, as far as the task takes them.
-        took, refused: sizes that the task ran at, or is trained with, and those that its own code refused, with what it
-            raised.
-        is_cut: the allowance ended the search.
+        allowance: how far to go; None for no limit.
+        sizes: the wanted sizes that the task takes.
+        took, refused: the sizes that the task ran at, or is trained with; and those that its own code refused, each
+            with its error.
+        is_cut: whether the allowance ended the probing.
     """
 
     runner: Prober

@@ -216,11 +216,11 @@ def find_max_batch_size(
             f"no batch size can be tried"
         )
     sizes = Sizes(step=multiple_of, power_of_two=power_of_two, ceiling=ceiling)
-    search = Search(
+    probing = Probing(
         runner=runner,
         plan=plan,
         limit=runner.memory(),
-        asked=sizes,
+        wanted=sizes,
         own=own,
         first=first,
         allowance=allowance,

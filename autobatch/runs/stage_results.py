@@ -76,9 +76,9 @@ class StageResults:
                 curve=None if curve is None else _curve(curve),
                 is_swept=reader.get("is_swept", bool),
                 sweep=None if sweep is None else _sweep(sweep),
-                eval_s=found.number_or_none("eval_s"),
-                horizon_s=found.number_or_none("horizon_s"),
-                rungs=None if found.get_or_none("rungs", [NUMBER]) is None else found.list_of("rungs", NUMBER),
+                eval_s=reader.number_or_none("eval_s"),
+                horizon_s=reader.number_or_none("horizon_s"),
+                rungs=None if reader.get_or_none("rungs", [NUMBER]) is None else reader.list_of("rungs", NUMBER),
             )
         except AutobatchError as error:
             raise error if isinstance(error, ReportError) else ReportError(str(error)) from None

@@ -362,7 +362,7 @@ class _Tune:
             earlier=tuple((one.config, one.origin) for one in self.settings.earlier),
             keep_checkpoints=self.settings.keep_checkpoints,
             most_trials=self.settings.max_trials,
-            ladder=DEFAULT_LADDER if self.state.found.rungs is None else Ladder(shares=self.state.found.rungs),
+            ladder=DEFAULT_LADDER if self.state.results.rungs is None else Ladder(shares=self.state.results.rungs),
         )
         return search(
             self.runner,

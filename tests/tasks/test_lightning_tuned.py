@@ -90,7 +90,7 @@ def test_a_project_is_measured_by_the_other_functions(ready_python: None, steady
     given = {"datamodule": project.Stripes(), "trainer": L.Trainer(precision="bf16-mixed", **QUIET)}
     found = autobatch.find_max_batch(project.Classifier(), device="cpu", max_batch_size=32, **given)
     assert (found, found.limited_by) == (32, "ceiling")
-    assert found.verdict.plan.precision == "bf16"
+    assert found.final_probe.plan.precision == "bf16"
     curve = autobatch.profile(project.Classifier(), device="cpu", max_batch_size=32, budget="2s", **given)
     assert {measured.plan.batch_size for measured in curve.measurements} >= {16, 32}
     swept = autobatch.find_lr(project.Classifier(), device="cpu", steps=30, **given)

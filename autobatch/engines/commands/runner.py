@@ -39,7 +39,7 @@ from .watcher import Watcher
 _CHECK_STEPS, _LONGER_STEPS = 8, 32
 _CHECK_S = 2.0  # the same of a command that is told seconds
 # Steps of a probe: one that makes the optimizer's state, and one beside it; some more for a verdict.
-_PROBE_STEPS, _VERDICT_STEPS = 2, 4
+_PROBE_STEPS, _FINAL_STEPS = 2, 4
 # A probe of a command that cannot be told how long to run, and says nothing by which its steps could be seen. Assumed:
 # it is well in its first steps by then.
 _PROBE_S = 20.0
@@ -343,11 +343,11 @@ class CommandRunner(Runner):
 
     # -- the stages before a race -------------------------------------------------------------------------------------
 
-    def probe(self, plan: Plan, *, verdict: bool = False) -> Measurement:
+    def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
         if self._shown is not None and self._shown.plan == plan:
             return self._shown
         lr = self._command.baseline_config()[0].lr
-        steps = _VERDICT_STEPS if verdict else _PROBE_STEPS
+        steps = _FINAL_STEPS if final else _PROBE_STEPS
         enough_s = _PROBE_S if self._report_s is None else _PATIENCE * self._report_s
 
         def has_shown(output: Output, spent_s: float) -> bool:
