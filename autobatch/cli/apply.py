@@ -43,14 +43,17 @@ def apply(report: Path, form: str, names: str | None, **options: Any) -> None:
     """
     check_output(options)
     from ..errors import ReportError
+    from ..render import snippets
     from ..render.content import headline
-    from ..render.snippets import parse_names, snippet
     from ..reports.bench_report import BenchReport, load_report
 
     stored = load_report(report)
     if isinstance(stored, BenchReport):
         raise ReportError(f'{report} is a report of "autobatch bench": only what "autobatch tune" found can be applied')
-    found = snippet(stored.config, form, parse_names(names or ""))
+    named = snippets.parse_names(names or "")
+    if stored.typed is not None and "precision" in snippets.FORMATS[form].renamed:
+        named.setdefault("precision", "")  # a command has its own, unknown to us
+    found = snippets.snippet(stored.config, form, named)
     show(dict(found.values), lambda _, console: click.echo("\n".join(found.lines)), options)
     if not options["quiet"]:
         click.echo(headline(stored), err=True)

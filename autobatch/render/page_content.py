@@ -54,7 +54,7 @@ def page_document(report: Report) -> Document:
         trials, scores = trials_section(report, decimals), score_chart(report, report.horizon_s)
         sections.append(_with_figures(trials, scores, landscape_chart(report)))
     parts: list[Part] = [*max_batch_summary(report.max_batch)]
-    if report.throughput is not None:
+    if report.throughput is not None and report.throughput.get("assumed") is None:
         parts.append(throughput_chart(report, report.throughput))
     parts.append(memory_chart(report))
     if report.throughput is not None:

@@ -400,8 +400,10 @@ class _Tune:
 
     def with_checkpoints(self, kept: Kept) -> Kept:
         """The trials of a record. A trial whose checkpoint is missing or incomplete has failed, but the baseline starts
-        again.
+        again. A task that begins each segment from nothing has no checkpoints.
         """
+        if not self.runner.facts().resumes:
+            return kept
         trials = []
         for trial in kept.trials:
             path = checkpoint_path(self.folder.checkpoints, trial.number, trial.steps_done)

@@ -48,16 +48,22 @@ def test_a_script_in_plain_python_is_tuned_and_the_answer_is_a_command(tmp_path:
     assert any("range test was left out: a range test needs the loss" in why for why in report["why"])
     assert {"starting the command"} <= report["ledger"]["entries"].keys()
     assert all(trial["outcome"] in ("ok", "diverged") for trial in report["trials"])
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    flags = autobatch("apply", "report.json", "--as", "flags", cwd=tmp_path).stdout
+    assert f"--batch-size {plan['batch_size']}" in flags
+    assert "precision" not in flags  # the script has its own
 
 
 def test_one_that_is_told_nothing_is_stopped_and_the_report_says_what_that_means(tmp_path: Path) -> None:
-    result = autobatch("tune", "--command", f"{TOLD} --max-steps 200", *SCORED, *A_FEW_TRIALS, cwd=tmp_path)
+    pages = ("--html", "report.html")
+    result = autobatch("tune", "--command", f"{TOLD} --max-steps 200", *SCORED, *A_FEW_TRIALS, *pages, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     shown = " ".join(result.stdout.split())
     assert "each run was stopped by SIGTERM when its time was over" in shown
     assert "cannot be told a seed ({seed}): what was chosen was only run again" in shown
     assert "No speed was measured" in shown
     assert "precision" not in shown
+    assert "samples/s" not in (tmp_path / "report.html").read_text().replace("tells no samples/s", "")
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_words(tmp_path: Path) -> None:

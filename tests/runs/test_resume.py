@@ -268,6 +268,18 @@ def test_a_trial_whose_checkpoint_is_not_there_is_failed_and_the_baseline_begins
     assert f"its checkpoint is {told}" in trials[1].message
 
 
+def test_trials_of_a_task_without_checkpoints_are_not_lost_for_want_of_them(tmp_path: Path) -> None:
+    with RunFolder.made(tmp_path / "run", "simulated") as folder:
+        runner = SimRunner(known=sim_facts(resumes=False))
+        run = _Tune(runner, Ledger(60.0, runner.clock), lambda _: None, folder, state_of())
+        record = StudyRecord(folder.journal, "simulated", "maximize")
+        for trial in (replace(paused(0, 0.5), role="baseline"), paused(1, 0.6)):
+            record.save(trial, STATE)
+        kept = record.kept()
+        assert kept is not None
+        assert run.with_checkpoints(kept) == kept
+
+
 def test_a_checkpoint_is_whole_to_its_last_byte(tmp_path: Path) -> None:
     path = checkpoint_path(tmp_path, 1, 8)
     assert not is_whole(path)
