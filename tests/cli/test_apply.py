@@ -60,7 +60,7 @@ def test_the_same_as_json(folder: Path) -> None:
     ("words", "message"),
     [
         ("apply bench.json", 'bench.json is a report of "autobatch bench": only what "autobatch tune" found can be'),
-        ("apply report.json --as flag", "got 'flag'; did you mean flags?"),
+        ("apply report.json --as flag", "'python', 'lightning', 'hf'; did you mean flags?"),
         ("apply report.json --names lr", "names are written batch_size=bs,lr=learning_rate; found 'lr'"),
         ("apply gone.json", "gone.json cannot be read: No such file or directory"),
         ("apply run", "run cannot be read: Is a directory without a report.json, and so a run that has none yet"),

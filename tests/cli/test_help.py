@@ -125,9 +125,16 @@ def test_a_dry_run_says_what_would_run_and_leaves_nothing_behind(tmp_path: Path)
     [
         (["--resume"], "leave out --resume, or --dry-run"),
         (["--engine", "ray"], "leave out --engine ray, or --dry-run"),
-        (["--budget", "0.5s"], "Give at least "),
         (["--budget", "10mins"], "a duration is written 90s, 10m"),
     ],
 )
 def test_a_dry_run_is_refused_with_the_remedy(words: list[str], message: str, tmp_path: Path) -> None:
     assert message in refused(autobatch("tune", MINIMAL, "--dry-run", *words, cwd=tmp_path))
+
+
+@pytest.mark.usefixtures("ready_python")
+def test_a_dry_run_of_a_short_budget_says_which_would_do(tmp_path: Path) -> None:
+    shown = autobatch("tune", MINIMAL, "--dry-run", "--budget", "0.5s", "--device", "cpu", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "Give at least " in " ".join(shown.stdout.split())
+    assert list(tmp_path.iterdir()) == []
