@@ -15,6 +15,10 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5Config,
+    T5ForConditionalGeneration,
     Trainer,
     TrainingArguments,
 )
@@ -144,3 +148,39 @@ def language_model(
         "eval_dataset": Sentences(20, seed=1),
     }
     return kind(args=arguments(folder, **changes), **(parts | (of or {})))
+
+
+def _of_generated(predicted: Any) -> dict[str, float]:
+    return {"mean": float(predicted.predictions.mean()), "length": float(predicted.predictions.shape[1])}
+
+
+def translator(folder: Path) -> Seq2SeqTrainer:
+    """A Trainer whose evaluation generates."""
+    config = T5Config(
+        vocab_size=WORDS,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
+    args = Seq2SeqTrainingArguments(
+        output_dir=str(folder),
+        predict_with_generate=True,
+        metric_for_best_model="mean",
+        per_device_train_batch_size=4,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    return Seq2SeqTrainer(
+        model=T5ForConditionalGeneration(config),
+        args=args,
+        data_collator=pad,
+        train_dataset=Sentences(16),
+        eval_dataset=Sentences(12, seed=1),
+        compute_metrics=_of_generated,
+    )

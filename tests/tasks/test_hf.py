@@ -33,7 +33,7 @@ transformers = pytest.importorskip("transformers", reason="needs transformers (t
 pytest.importorskip("accelerate", reason="needs accelerate (the extra `hf`)")
 from transformers import Trainer, TrainerCallback  # noqa: E402
 
-from ..helpers.hf_trainers import Reviews, bert, classifier, gpt2, language_model  # noqa: E402
+from ..helpers.hf_trainers import Reviews, bert, classifier, gpt2, language_model, translator  # noqa: E402
 from ..helpers.ready_python import run  # noqa: E402
 from ..helpers.steady import train_time  # noqa: E402
 from ..test_readme import code_of  # noqa: E402
@@ -352,6 +352,18 @@ def test_one_of_several_sets_is_scored(tmp_path: Path) -> None:
         TaskError, match=r"eval_dataset holds 'news', 'news_long', and the score is of one .*='news_loss'"
     ):
         as_task(classifier(tmp_path, of={"eval_dataset": sets}))
+
+
+def test_what_is_generated_is_scored_where_the_trainer_generates(tmp_path: Path) -> None:
+    trainer = translator(tmp_path)
+    task = task_of(trainer)
+    ours, _ = trained_by_us(trainer, task, Plan(batch_size=4), 1)
+    trainer.model = ours.model
+    trainer.pop_callback(transformers.PrinterCallback)
+    scored = ours.evaluate(val_loader(task, task.val_data(), trainer.args.per_device_eval_batch_size))
+    found = trainer.evaluate()
+    assert found["eval_length"] > 12  # words of the longest text: they are generated, and no scores of given ones
+    assert found["eval_mean"] == pytest.approx(scored)
 
 
 class Stream(IterableDataset[dict[str, Any]]):
