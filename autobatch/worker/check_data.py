@@ -217,8 +217,16 @@ def _check_collate(task: Task, name: str, samples: list[Any]) -> None:
             return
         odd = _odd_sample(task, samples)
         if odd is None:
-            raise blame(f"{whose} on the first {len(samples)} samples of {name}()", error, task.path) from error
+            blamed = blame(f"{whose} on the first {len(samples)} samples of {name}()", error, task.path)
+            raise (blamed if task.collate else TaskError(f"{blamed}\n{_OWN_COLLATE}")) from error
         raise TaskError(f"{odd.format(name=f'{name}()')}\n{blame(whose, error, task.path)}") from error
+
+
+# Of graphs, data classes, images of PIL: the library whose samples they are has a loader, or a function, of its own.
+_OWN_COLLATE = (
+    "Make batches of such samples in collate(samples); for a model that is passed in, give as data= the DataLoader "
+    "that you train with, whose collate_fn is used"
+)
 
 
 def _collates(task: Task, samples: list[Any]) -> bool:

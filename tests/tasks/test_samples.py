@@ -290,3 +290,20 @@ def test_time_steps_of_a_loader_are_not_taken_for_samples_that_meet() -> None:
     assert any(
         "is not that of its two halves" in warning for warning in found(lambda n: (torch.randn(n, 6), torch.randn(n)))
     )
+
+
+@dataclass
+class Molecule:
+    """A sample of a class that torch's default collate does not know, as a graph's."""
+
+    x: Tensor
+    y: int
+
+
+@pytest.mark.parametrize("sample", [Molecule(torch.zeros(5), 1), (object(), 1), {"x": Molecule(torch.zeros(5), 1)}])
+def test_samples_that_only_their_own_library_collates_are_refused_with_both_remedies(sample: Any) -> None:
+    made = Task(model=lambda: nn.Linear(5, 2), train_data=lambda: [sample] * 40, val_data=lambda: [sample] * 40)
+    with pytest.raises(
+        TaskError, match=r"in collate\(samples\); for a model that is passed in, give as data= the DataLo"
+    ):
+        check_task(made, CPU, 8)
