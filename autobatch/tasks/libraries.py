@@ -70,8 +70,12 @@ def libraries_of(things: Iterable[object]) -> Libraries:
 
 
 def hush_libraries() -> None:
-    """Silence Lightning's warning about a training that is not its own: that `self.log()` has no effect."""
+    """Silence Lightning's warnings about a training that is not its own.
+
+    They say that `self.log()` has no effect, and that ranks should share their metrics, of which only one evaluates.
+    """
     warnings.filterwarnings("ignore", r"You are trying to `self\.log\(\)` but the `self\.trainer` reference")
+    warnings.filterwarnings("ignore", r"It is recommended to use `self\.log\(.*, sync_dist=True\)`")
 
 
 class Watch:

@@ -744,6 +744,22 @@ def test_metrics_are_logged_in_any_of_lightnings_ways(monitor: str, file: Callab
     assert second.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
 
 
+def test_a_metric_is_computed_without_the_ranks_that_do_not_evaluate(file: Callable[..., Path]) -> None:
+    seen = """
+        class Seen(Mine):
+            def on_validation_epoch_end(self):
+                self.log("synced", float(self.val_error.sync_on_compute or self.val_error._to_sync))
+                self.outputs.clear()
+        monitor, direction = "synced", "minimize"
+        """
+    task = load_task(file(METRICS, seen))
+    trainer = trained(task, 1)
+    assert score(task, trainer) == 0
+    model: Any = trainer.model
+    assert model.val_error.sync_on_compute
+    assert model.val_error._to_sync
+
+
 def test_a_file_that_trains_as_it_is_imported_is_refused_before_it_does(file: Callable[..., Path]) -> None:
     trains = "L.Trainer(max_epochs=1000).fit(Net())\n"
     with pytest.raises(TaskError, match=r"project\.py trains as it is imported \(line \d+, .*\): put that under"):

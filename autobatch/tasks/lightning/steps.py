@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -155,6 +156,7 @@ def logged_in_validation(module: Any, root: str, batches: Iterable[Collated]) ->
     results = trainer._results
     indices: dict[int, int] = {}
     one: int | None
+    synced = _metrics_alone(module)
     several = False
     try:
         for name in ("on_validation_model_eval", "on_validation_start", "on_validation_epoch_start"):
@@ -175,10 +177,22 @@ def logged_in_validation(module: Any, root: str, batches: Iterable[Collated]) ->
         call_hook(module, root, "on_validation_model_train")
         return logged
     finally:
+        for metric, on_compute, to_sync in synced:
+            metric.sync_on_compute, metric._to_sync = on_compute, to_sync
         # Metrics of the module's own that were logged begin anew, as after an epoch.
         results.dataloader_idx = None
         results.reset()
         now.stage, now.results["val"] = before, None
+
+
+def _metrics_alone(module: Any) -> list[tuple[Any, bool, bool]]:
+    """Have torchmetrics' objects compute without the other ranks, of which none evaluates; what they were set to."""
+    kind = getattr(sys.modules.get("torchmetrics"), "Metric", None)
+    found = [] if kind is None else [one for one in module.modules() if isinstance(one, kind)]
+    before = [(one, one.sync_on_compute, one._to_sync) for one in found]
+    for one in found:
+        one.sync_on_compute = one._to_sync = False
+    return before
 
 
 def _validate(module: Any, root: str, batch: Any, index: int, loader: int | None) -> None:
