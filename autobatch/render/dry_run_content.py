@@ -54,13 +54,16 @@ def _stages(found: Json) -> Section:
 def _buys(found: Json) -> list[Part]:
     parts: list[Part] = []
     horizon_s, step_s = found["horizon_s"], found["step_s"]
-    if horizon_s is not None and step_s is not None:
-        took = f"A step of the baseline took {format_duration(step_s)} just now"
-        took += known(found["eval_s"], lambda seconds: f", an evaluation {format_duration(seconds)}", "")
+    if horizon_s is not None:
+        took, about = "How long a step takes is not known", ""
+        if step_s is not None:
+            took = f"A step of the baseline took {format_duration(step_s)} just now"
+            took += known(found["eval_s"], lambda seconds: f", an evaluation {format_duration(seconds)}", "")
+            about = f", about {int(horizon_s / step_s):,} steps of the baseline"
         trials = f"{found['full_trials']:.0f} full trainings"
         text = (
-            f"{took}. Configurations would be compared at T = {format_duration(horizon_s)} of training, about "
-            f"{int(horizon_s / step_s):,} steps of the baseline. There is time for some {trials} of that length, "
+            f"{took}. Configurations would be compared at T = {format_duration(horizon_s)} of training{about}. "
+            f"There is time for some {trials} of that length, "
             f"{count_text(found['fresh_seeds'], 'of them on a fresh seed').removesuffix('s')}"
         )
         text += " each" if found["fresh_seeds"] != 1 else ""

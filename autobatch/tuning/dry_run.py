@@ -45,7 +45,7 @@ class DryRun:
         workers: trials at the same time.
         search, seed, max_trials: settings of the race.
         stages: in their order; their seconds add up to the budget.
-        step_s: seconds of an optimizer step of the baseline; None where it did not run.
+        step_s: seconds of an optimizer step of the baseline; None where it did not run, or tells no speed.
         eval_s: seconds of an evaluation; None where the validation data has no length.
         horizon_s: T; None where it cannot be told yet.
         full_trials: how many trainings of T there is time for.
@@ -168,7 +168,7 @@ def dry_run_of(
         seed=seed,
         max_trials=max_trials,
         stages=stages,
-        step_s=step_s,
+        step_s=None if "profile" in facts.without else step_s,  # a unit to count in, and no time
         eval_s=eval_s,
         horizon_s=horizon,
         full_trials=full_trials,

@@ -116,6 +116,14 @@ def test_what_cannot_be_is_refused_before_anything_is_run(tmp_path: Path, words:
     assert "Traceback" not in result.stderr
 
 
+def test_a_dry_run_says_what_is_not_known(tmp_path: Path) -> None:
+    result = autobatch("tune", "--command", f"{TOLD} --max-steps 100", *SCORED, "--dry-run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    shown = " ".join(result.stdout.split())
+    assert "How long a step takes is not known. Configurations would be compared at T = " in shown
+    assert "a range test needs the loss at each step" in shown
+
+
 @pytest.mark.parametrize(
     ("how", "told"),
     [
