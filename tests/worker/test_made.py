@@ -49,14 +49,14 @@ class Closed(SGD):
 @pytest.mark.parametrize(
     ("optimizer", "told"),
     [
-        (_pair, r"it returned a list of SGD, Adam: it is one optimizer .* Return one whose parameter groups"),
+        (_pair, r"it returned a list of SGD, Adam: autobatch steps one optimizer.* Return one whose parameter groups"),
         (
             lambda m, lr: tuple(_pair(m, lr)),
             r"it returned a tuple of SGD, Adam: .* training_step\(model, batch, scale\)",
         ),
         (
             lambda m, lr: dict(zip(("d", "g"), _pair(m, lr), strict=True)),
-            r"it returned a dict of SGD, Adam: it is one optimizer",
+            r"it returned a dict of SGD, Adam: autobatch steps one optimizer",
         ),
         (lambda m, lr: ([SGD(m.parameters(), lr=lr)], []), r"a tuple of SGD: return the optimizer alone$"),
         (
