@@ -169,6 +169,7 @@ def translator(folder: Path) -> Seq2SeqTrainer:
     args = Seq2SeqTrainingArguments(
         output_dir=str(folder),
         predict_with_generate=True,
+        generation_max_length=6,
         metric_for_best_model="mean",
         per_device_train_batch_size=4,
         use_cpu=True,
