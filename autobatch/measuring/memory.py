@@ -182,24 +182,24 @@ def find_max_batch_size(
 ) -> MaxBatch:
     """The largest batch size up to `ceiling` that ran within the runner's memory limit.
 
-    The first probe is 2, not the ceiling and not 1: the ceiling is likely to run out of memory, and batch normalisation
+    The first probe is usually 2, not the ceiling and not 1: the ceiling is likely to run out of memory, and batch normalisation
     cannot train on one sample. The second probe is already the ceiling if growth in proportion to the batch would still
     fit. So with ample memory a ceiling of 200 or of 131072 takes two probes. A probe that would end the probing is a
     final probe at once. If a final probe contradicts an exploring one, all exploring results are discarded, and only
     final probes follow. The number of probes never exceeds `bracket.most_probes`.
 
     Args:
-        plan: accumulation steps and precision of every probe; its batch size is ignored.
-        ceiling: no larger size is tried, in samples.
-        ceiling_is: what the ceiling stands for, "dataset" or "ceiling"; `limited_by` of an answer that reaches it.
-        multiple_of: only multiples of this size are tried.
-        power_of_two: only powers of two are tried.
-        prove: run the next size up as a verdict too, and go on upwards should it fit after all.
-        own: the batch size that the task is trained with, which it is taken to accept.
-        first: the size to begin with; another one than 2 where it is known to run, and each probe is dear.
-        allowance: how far to go; None for as far as memory and the ceiling let. An answer that it ended is no larger
-            size's refusal: `limited_by` is "time".
-        assumed: sentences to carry in the answer.
+        plan: the accumulation steps and precision of every probe. Its batch size is ignored.
+        ceiling: the largest size to try, in samples.
+        ceiling_is: the meaning of the ceiling, which becomes `limited_by` if the answer reaches it.
+        multiple_of: try only multiples of this size.
+        power_of_two: try only powers of two.
+        prove: run a final probe of the next larger size too, and go on upwards if it fits after all.
+        own: the batch size that the task is trained with, so that it must accept it.
+        first: the size to begin with; another one than 2 if it is known to run and each probe is expensive.
+        allowance: how far to go; None for as far as memory and the ceiling allow. If it ended the probing,
+            `limited_by` is "time", and no larger size was refused.
+        assumed: sentences to keep in the answer.
         on_probe: called with each measurement as it comes.
 
     Raises:

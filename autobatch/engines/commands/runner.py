@@ -37,8 +37,8 @@ from .watcher import Watcher
 # Steps of the run that shows that a command works, and of the longer one by whose difference a step is timed. Assumed:
 # a loader is warm after fewer, and few models need minutes for so many.
 _CHECK_STEPS, _LONGER_STEPS = 8, 32
-_CHECK_S = 2.0  # the same of a command that is told seconds
-# Steps of a probe: one that makes the optimizer's state, and one beside it; some more for a verdict.
+_CHECK_S = 2.0  # the same for a command that takes seconds
+# Steps of a probe: one that makes the optimizer's state, and one beside it; some more for a final probe.
 _PROBE_STEPS, _FINAL_STEPS = 2, 4
 # A probe of a command that cannot be told how long to run, and says nothing by which its steps could be seen. Assumed:
 # it is well in its first steps by then.
