@@ -290,7 +290,7 @@ def test_the_page_says_where_when_and_how_it_was_measured() -> None:
 
 def test_the_unfinished_and_the_quick_are_told_so() -> None:
     words = " ".join(page(DOCUMENTS["cpu"]).words)
-    assert "The run was stopped before its end: 7 of 8 cells are here." in words
+    assert "The run was stopped before its end: this report has 7 of 8 cells." in words
     assert "Each got little time" in words
     assert "J/sample" not in words
 

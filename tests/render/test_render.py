@@ -175,7 +175,7 @@ def test_a_default_is_never_called_the_users() -> None:
 def test_an_interrupted_run_says_what_is_not_confirmed() -> None:
     report = kept(interrupted=True, score=None, baseline=None)
     text = one_line(drawn(report))
-    assert "This is your configuration. It was not trained to the end: nothing is known of its score." in text
+    assert "This is your configuration. It was not trained to the end: its score is unknown." in text
     assert "The run was stopped before its end" in text
     assert "Not confirmed: 128 x 2 at 0.00345 scored 0.9750, once." in text
 
@@ -252,7 +252,7 @@ def test_where_the_order_did_not_last_it_is_said_that_nothing_is_said_of_the_lea
     early = LONG_RUN["stability"][0] | {"early": 0.125, "late": 1.0, "kept": 0.1}
     found = LONG_RUN | {"stability": [early, LONG_RUN["stability"][0] | {"kept": kept}], "forecasts": []}
     text = one_line(drawn(changed(train_time_s=14.0, long_run=found)))
-    assert ("From T/2 to T no more than half kept it, so nothing is said of who is ahead later" in text) == is_said
+    assert ("From T/2 to T no more than half kept it, so there is no forecast of the lead" in text) == is_said
     assert "lead over" not in text
 
 
