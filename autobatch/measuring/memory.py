@@ -182,11 +182,11 @@ def find_max_batch_size(
 ) -> MaxBatch:
     """The largest batch size up to `ceiling` that ran within the runner's memory limit.
 
-    The first probe is 2 by default, not the ceiling and not 1: the ceiling is likely to run out of memory, and batch norm
-    cannot train on one sample. The second probe is already the ceiling if growth in proportion to the batch would still
-    fit. So with ample memory a ceiling of 200 or of 131072 takes two probes. A probe that would end the probing is a
-    final probe at once. If a final probe contradicts an exploring one, all exploring results are discarded, and only
-    final probes follow. The number of probes never exceeds `bracket.most_probes`.
+    The first probe is 2 by default, not the ceiling and not 1: the ceiling is likely to run out of memory, and batch
+    normalisation cannot train on one sample. The second probe is already the ceiling if growth in proportion to the
+    batch would still fit. So with ample memory a ceiling of 200 or of 131072 takes two probes. A probe that would end
+    the probing is a final probe at once. If a final probe contradicts an exploring one, all exploring results are
+    discarded, and only final probes follow. The number of probes never exceeds `bracket.most_probes`.
 
     Args:
         plan: the accumulation steps and precision of every probe. Its batch size is ignored.
