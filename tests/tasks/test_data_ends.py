@@ -22,6 +22,7 @@ from autobatch.devices import open_device
 from autobatch.errors import TaskError
 from autobatch.runs.run_folder import RunFolder, RunState
 from autobatch.runs.settings import TuneSettings
+from autobatch.searching.budget.costs import LEAST_EQUIVALENTS, RUNGS
 from autobatch.searching.budget.ledger import Ledger
 from autobatch.simulated.sim import SimRunner, sim_facts
 from autobatch.tasks.data import training_batches
@@ -249,7 +250,7 @@ def test_a_search_asks_before_anything_else_with_a_share_of_its_time(tmp_path: P
         with pytest.raises(TaskError, match="did not end"):
             tune.run()
     assert simulated.probes == []
-    assert 20 < simulated.limits[0] < 600 / 24
+    assert 20 < simulated.limits[0] < 600 / (LEAST_EQUIVALENTS * RUNGS)
 
 
 CLI = """
