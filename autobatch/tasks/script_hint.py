@@ -35,6 +35,14 @@ def command_hint(path: Path) -> str | None:
     words = " ".join(f"{flag} {{{place}}}" for place, flag in found.items())
     return (
         "A script that reads a command line is tuned as it stands by --command:\n"
-        f'  autobatch tune --command "python {shlex.quote(path.name)} {words}" --score "val_acc=([0-9.]+)" --maximize '
+        f'  autobatch tune --command "python {shlex.quote(str(_from_here(path)))} {words}" --score "val_acc=([0-9.]+)" --maximize '
         '--baseline "batch_size=32 lr=1e-3"'
     )
+
+
+def _from_here(path: Path) -> Path:
+    """The path as it is typed in this folder."""
+    try:
+        return path.relative_to(Path.cwd())
+    except (OSError, ValueError):  # this folder was removed, or the file lies elsewhere
+        return path

@@ -168,12 +168,28 @@ parser.add_argument("--seed")
         (ARGPARSE + 'if __name__ == "__main__":\n    parser.parse_args()', "it must define model"),
     ],
 )
-def test_a_script_in_the_place_of_a_task_file_is_told_what_to_type(tmp_path: Path, text: str, told: str) -> None:
-    file = tmp_path / "train.py"
+def test_a_script_in_the_place_of_a_task_file_is_told_what_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, told: str
+) -> None:
+    (tmp_path / "code").mkdir()
+    file = tmp_path / "code" / "train.py"
     file.write_text(text)
-    typed = "python train.py --batch_size {batch_size} --learning-rate {lr} --seed {seed}"
+    monkeypatch.chdir(tmp_path)
+    typed = "python code/train.py --batch_size {batch_size} --learning-rate {lr} --seed {seed}"
     with pytest.raises(TaskError, match=f"(?s){told}.*" + re.escape(f'autobatch tune --command "{typed}" --score')):
         load_task(file)
+
+
+def test_a_script_that_lies_elsewhere_is_named_by_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    file = tmp_path / "train.py"
+    file.write_text(ARGPARSE)
+    monkeypatch.chdir(tmp_path / "here")
+    assert f'--command "python {file} ' in str(command_hint(file))
+    (tmp_path / "here").rmdir()
+    assert f'--command "python {file} ' in str(command_hint(file))
 
 
 @pytest.mark.parametrize("text", ["def model():\n    pass\n", "import nothing_that_reads_a_line\n", "\xff"])
