@@ -33,9 +33,10 @@ def command_hint(path: Path) -> str | None:
         place: flag for place, flag in found.items() if flag is not None
     }
     words = " ".join(f"{flag} {{{place}}}" for place, flag in found.items())
+    script = shlex.quote(str(_from_here(path)))
     return (
         "A script that reads a command line is tuned as it stands by --command:\n"
-        f'  autobatch tune --command "python {shlex.quote(str(_from_here(path)))} {words}" --score "val_acc=([0-9.]+)" --maximize '
+        f'  autobatch tune --command "python {script} {words}" --score "val_acc=([0-9.]+)" --maximize '
         '--baseline "batch_size=32 lr=1e-3"'
     )
 
