@@ -2,7 +2,7 @@
 
     python benchmarks/lightning_tuner.py [--limit 192MiB] [--json OUT]
 
-Each finder runs in a process of its own, on the project as it stands (tasks/lightning_images.py), with the memory that
+Each finder runs in a process of its own, on the project as it stands (tasks/_lightning_images.py), with the memory that
 a process may take limited by the system. What each returned is then trained by Lightning's own `fit` in a fresh process
 under the same limit. The true maximum is bisected by such fits. Counted are the seconds, the steps that ran out of
 memory, and the lines that a user adds to a script that has module, data module and Trainer. Each learning rate is
@@ -71,7 +71,7 @@ def _limited(limit_bytes: int) -> None:
 def _fit(batch_size: int, steps: int, lr: float | None = None) -> dict[str, float]:
     """Lightning's own training of the project; what it logged at its end."""
     L: Any = import_module("lightning")
-    project: Any = import_module("lightning_images")
+    project: Any = import_module("_lightning_images")
 
     L.seed_everything(0, verbose=False)
     trainer = L.Trainer(max_steps=steps, val_check_interval=1.0, **_SETTINGS)
@@ -101,7 +101,7 @@ def _lightning_batch(mode: str) -> dict[str, Any]:
     L: Any = import_module("lightning")
     tuner: Any = import_module("lightning.pytorch.tuner")
     scaling: Any = import_module("lightning.pytorch.tuner.batch_size_scaling")
-    project: Any = import_module("lightning_images")
+    project: Any = import_module("_lightning_images")
 
     refused = []
     known = scaling.is_oom_error
@@ -119,7 +119,7 @@ def _lightning_batch(mode: str) -> dict[str, Any]:
 
 
 def _our_batch(limit_bytes: int) -> dict[str, Any]:
-    project: Any = import_module("lightning_images")
+    project: Any = import_module("_lightning_images")
 
     import autobatch
 
@@ -144,7 +144,7 @@ def _our_batch(limit_bytes: int) -> dict[str, Any]:
 def _lightning_rate() -> dict[str, Any]:
     L: Any = import_module("lightning")
     tuner: Any = import_module("lightning.pytorch.tuner")
-    project: Any = import_module("lightning_images")
+    project: Any = import_module("_lightning_images")
 
     began = time.perf_counter()
     finder = tuner.Tuner(L.Trainer(max_steps=100, **_SETTINGS)).lr_find(
@@ -154,7 +154,7 @@ def _lightning_rate() -> dict[str, Any]:
 
 
 def _our_rate() -> dict[str, Any]:
-    project: Any = import_module("lightning_images")
+    project: Any = import_module("_lightning_images")
 
     import autobatch
 

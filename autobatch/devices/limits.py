@@ -27,8 +27,8 @@ def capacity(memory_limit_bytes: int | None, available_bytes: int, source: str) 
     if memory_limit_bytes is None:
         return available_bytes, source
     if memory_limit_bytes <= available_bytes:
-        return memory_limit_bytes, "the memory limit asked for"
-    return available_bytes, f"{source}, which is less than the {format_size(memory_limit_bytes)} asked for"
+        return memory_limit_bytes, "the memory limit that was set"
+    return available_bytes, f"{source}, which is less than the limit of {format_size(memory_limit_bytes)}"
 
 
 def budget_bytes(capacity_bytes: int, headroom: float) -> int:

@@ -97,7 +97,7 @@ class OpenTask:
             if task.precision == "tf32":
                 raise DeviceError(f"tf32 is a mode of NVIDIA's tensor cores; {device.torch_device} has none: use bf16")
             raise DeviceError(
-                f"{device.torch_device} computes in {', '.join(device.backend.precisions)}; answer precision = "
+                f"{device.torch_device} computes in {', '.join(device.backend.precisions)}; found precision = "
                 f"{task.precision!r} in the task: take one of those"
             )
         self._group = group

@@ -174,7 +174,7 @@ def test_a_task_file_that_holds_something_else_is_measured_again(tmp_path: Path)
         assert done.returncode == 0, done.stderr
         return {cell.compute_mode: cell.parameters for cell in BenchReport.load(tmp_path / "r.json").cells}, done.stderr
 
-    told = "r.json has model of a task file that held something else: it is measured again"
+    told = "r.json has model from a task file that has changed since: it is measured again"
     assert parameters("a", "--precisions", "fp32", "bf16")[0] == {"fp32": 195, "bf16": 195}
     again, stderr = parameters("c", "--precisions", "fp32", "bf16")
     assert again == {"fp32": 195, "bf16": 195}

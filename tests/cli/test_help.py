@@ -134,7 +134,7 @@ def test_a_dry_run_is_refused_with_the_remedy(words: list[str], message: str, tm
 
 @pytest.mark.usefixtures("ready_python")
 def test_a_dry_run_of_a_short_budget_says_which_would_do(tmp_path: Path) -> None:
-    shown = autobatch("tune", MINIMAL, "--dry-run", "--budget", "0.5s", "--device", "cpu", cwd=tmp_path)
+    shown = autobatch("tune", MINIMAL, "--dry-run", "--budget", "0.1s", "--device", "cpu", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "Give at least " in " ".join(shown.stdout.split())
     assert list(tmp_path.iterdir()) == []

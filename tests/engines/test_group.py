@@ -428,7 +428,7 @@ def test_a_group_of_which_a_rank_leaks_is_replaced_between_two_segments(
     assert first is not runner._team
     log = (tmp_path / "worker.log").read_text()
     assert re.search(
-        r"workers \d+, \d+ were replaced: they had grown by 1\d\d MiB since their first rung, and 400", log
+        r"workers \d+, \d+ were replaced: they had grown by 1\d\d MiB since their first segment, and 400", log
     )
 
 

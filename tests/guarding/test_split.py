@@ -205,7 +205,7 @@ def test_time_is_not_cut_where_memory_runs_out_either() -> None:
     model = Tagger()
     backward = oom_safe(model, limited)
     batch = random(6, 4, 3), (random(6, 4, seed=1) > 0).long()
-    with pytest.raises(TaskError, match=r"memory ran out \(OutOfMemoryError.*cannot be split: a batch is split where"):
+    with pytest.raises(TaskError, match=r"memory ran out \(OutOfMemoryError.*cannot be split: a batch is split only"):
         backward(batch)
     assert gradients(model) == []
     assert backward.micro_batch_size is None
@@ -302,7 +302,7 @@ def test_memory_for_less_than_two_samples_is_told() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return square(model(x))
 
-    with pytest.raises(TaskError, match="memory ran out with two samples, before it was known what a sample is"):
+    with pytest.raises(TaskError, match="memory ran out with two samples, before it was clear what a sample is"):
         oom_safe(net(), limited)(random(8, 3))
     with pytest.raises(DoesNotFit):
         oom_safe(net(), lambda model, x: limited(model, torch.cat([x, x])))(random(1, 3))

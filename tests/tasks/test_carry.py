@@ -332,9 +332,7 @@ def test_a_model_that_cannot_be_made_anew_there_says_so() -> None:
             raise KeyError("no such state")
 
     data = pickle_task(task_for_model(Stubborn(8, 3), SAMPLE)[0])
-    with pytest.raises(
-        TaskError, match=r"cannot be made anew in a process of its own: KeyError: 'no such state'.*Put it"
-    ):
+    with pytest.raises(TaskError, match=r"cannot be made again in another process: KeyError: 'no such state'.*Put it"):
         unpickle_task(data)
 
 

@@ -83,7 +83,9 @@ def test_a_schedule_with_rates_of_its_own_is_refused_with_the_remedy(
         made: Optimizer = optimizer(model, lr) if optimizer is _two_groups else optimizer(model.parameters(), lr=lr)
         return made
 
-    told = r"scheduler\(optimizer, total_steps\) sets its own learning rate, whatever rate is asked for: at step"
+    told = (
+        r"scheduler\(optimizer, total_steps\) sets its own learning rate and ignores the one that it is passed: at step"
+    )
     with pytest.raises(TaskError, match=rf"{told} \d+ of 1000 .* as for lr = 0.002.*{re.escape(remedy)}"):
         _check(scheduler=scheduler, optimizer=make)
 

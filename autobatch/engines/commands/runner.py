@@ -330,7 +330,7 @@ class CommandRunner(Runner):
                         "the memory of this machine cannot be read, so nothing says what is too large. Give a "
                         "--memory-limit, or run on Linux"
                     )
-                usable, source = self._asked_bytes, "the memory limit asked for"
+                usable, source = self._asked_bytes, "the memory limit that was set"
             else:
                 free_bytes = budget_bytes(free.free_bytes, _HEADROOM_OF_FREE)
                 usable, source = capacity(self._asked_bytes, free_bytes, free.source)
