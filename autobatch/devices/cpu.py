@@ -127,6 +127,13 @@ class CpuDevice(Device):
         self.reset_peak()
         return self._limit
 
+    def begin_count(self) -> None:
+        if self._limit is None or self._soft_before is None:
+            return
+        gc.collect()
+        self._start = host_memory.process_memory(self._proc)
+        self._put_up_wall(self._limit.capacity_bytes)
+
     def lift_limit(self) -> None:
         if self._soft_before is not None:
             _, hard = resource.getrlimit(resource.RLIMIT_DATA)

@@ -68,12 +68,12 @@ class _Carried:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        # Read now, so that its imports are known to be the task's. It is the first module to be returned.
-        self._first: nn.Module | None = self._read()
+        # Read now, so that its imports are known to be the task's, and not kept: its memory would be there already when
+        # that of a step begins to be counted.
+        self._read()
 
     def __call__(self) -> nn.Module:
-        first, self._first = self._first, None
-        return first if first is not None else self._read()
+        return self._read()
 
     def _read(self) -> nn.Module:
         try:

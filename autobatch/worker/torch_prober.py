@@ -56,6 +56,8 @@ class TorchProber(OpenTask, Prober):
     def probe(self, plan: Plan, *, final: bool = False) -> Measurement:
         started = perf_counter()
         self._probes += 1
+        if self._probes == 1:
+            self._device.begin_count()
         others = self._device.others_bytes()
         self._device.reset_peak()
         retries = self._device.alloc_retries()

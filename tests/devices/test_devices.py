@@ -157,6 +157,18 @@ class TestCpu(DeviceContract):
         limit = device.set_limit(None, 0.25)
         assert limit.capacity_bytes == limit.budget_bytes
 
+    def test_what_is_gone_when_the_count_begins_leaves_no_room(self, device: Device) -> None:
+        held = torch.zeros(128 * MIB, dtype=torch.uint8)
+        limit = device.set_limit(self.limit_bytes, 0.0)
+        del held
+        assert self.allocate(device, 320 * MIB) is not None  # in the place of what is gone
+        device.begin_count()
+        with pytest.raises(RuntimeError) as refused:
+            self.allocate(device, 320 * MIB)
+        assert device.is_out_of_memory(refused.value)
+        assert self.allocate(device, 224 * MIB) is not None
+        assert device.set_limit(self.limit_bytes, 0.0) == limit
+
     def test_lifted_it_is_gone(self, device: Device) -> None:
         device.set_limit(self.limit_bytes, 0.0)
         device.lift_limit()
