@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..core.units import format_duration
 from ..errors import DeviceError, DeviceLost, NoValidResult
 from .budget.advice import enough_s, give_at_least, typed
-from .budget.costs import EQUIVALENTS, LEAST_EQUIVALENTS
+from .budget.costs import EQUIVALENTS
 from .history import History
 from .race import Race
 from .trials import MIN_STEPS, optimizer_step_s
@@ -105,7 +105,7 @@ def _remedy_for_slow_steps(race: Race) -> str:
     """What lets the baseline finish, if training is much slower than the profile predicted."""
     pace, full_s = race.account.paces.correction, race.costs.full_trial_s
     if 2 * pace < EQUIVALENTS:
-        return give_at_least(enough_s(LEAST_EQUIVALENTS * pace * full_s, race.began_s), "a budget of ")
+        return give_at_least(enough_s(EQUIVALENTS * pace * full_s, race.began_s), "a budget of ")
     # The length of a trial is a share of the budget by the profile. So it is too long in any budget.
     why = "With any budget it would: a trial is as long as the profile lets it be. See what slows training down"
     left_s = race.ledger.budget_s - race.began_s

@@ -9,7 +9,7 @@ from ..core.plan import Plan
 from ..core.units import format_duration
 from ..errors import BudgetTooShort
 from .budget.advice import enough_s, give_at_least
-from .budget.costs import LEAST_EQUIVALENTS, Costs
+from .budget.costs import EQUIVALENTS, Costs
 from .budget.ledger import Ledger
 from .limits import MemoryLimits
 from .schedulers.base import Scheduler, Start
@@ -90,7 +90,7 @@ def check_time(plan: Plan, costs: Costs, ledger: Ledger) -> None:
     steps = costs.total_steps(plan)
     if steps >= MIN_STEPS and costs.full_trial_s <= ledger.available_s:
         return
-    needed_s = enough_s(LEAST_EQUIVALENTS * costs.full_trial_s * max(1.0, MIN_STEPS / steps), ledger.elapsed_s)
+    needed_s = enough_s(EQUIVALENTS * costs.full_trial_s * max(1.0, MIN_STEPS / steps), ledger.elapsed_s)
     raise BudgetTooShort(
         f"the baseline takes at least {MIN_STEPS} steps in a full trial that fits the budget; it would take "
         f"{steps} in {format_duration(costs.full_trial_s)}, and {format_duration(ledger.available_s)} remain. "

@@ -294,11 +294,12 @@ def test_a_size_that_the_script_refuses_is_no_matter_of_memory(opened: Callable[
 
 
 def test_nothing_fits_into_next_to_nothing(opened: Callable[..., CommandRunner]) -> None:
-    runner = opened(plain(STEPS), memory_limit_bytes=1 * MIB, is_checked=False)
+    slow = plain(f"{STEPS} --how slow")
+    runner = opened(slow, memory_limit_bytes=1 * MIB, is_checked=False)
     with pytest.raises(DoesNotFit, match="for all processes of the command"):
         find_max_batch_size(runner, Plan(batch_size=1), ceiling=64, ceiling_is="ceiling")
     with pytest.raises(TaskError, match=r"runs out of memory at batch size 8 and lr 0\.001, which the baseline is"):
-        opened(plain(STEPS), memory_limit_bytes=1 * MIB).facts()
+        opened(slow, memory_limit_bytes=1 * MIB).facts()
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def horizon_s(
         if affordable_s < wanted_s and remaining_s >= LEAST_EQUIVALENTS * (repeats * wanted_s + extra_s):
             affordable_s = wanted_s
     if affordable_s < least_s:
-        needed_s = enough_s(LEAST_EQUIVALENTS * (repeats * least_s + extra_s), spent_s)
+        needed_s = enough_s(in_a_row * (repeats * least_s + extra_s), spent_s)
         of = f"at least {MIN_STEPS} baseline steps, evaluation included"
         if least_s > steps_s:
             of = f"the {format_duration(least_s)} that the baseline took to its first score"
@@ -118,8 +118,8 @@ def ladder_for(
 
 
 def least_budget_s(baseline_step_s: float, *, eval_s: float, spent_s: float, rungs: int = RUNGS) -> float:
-    """Seconds of a budget that pays for the shortest race; see `horizon_s`."""
-    return enough_s(LEAST_EQUIVALENTS * (MIN_STEPS * baseline_step_s + rungs * eval_s), spent_s)
+    """Seconds of a budget that pays for a whole race of the shortest trials; see `horizon_s`."""
+    return enough_s(EQUIVALENTS * (MIN_STEPS * baseline_step_s + rungs * eval_s), spent_s)
 
 
 def worth_step_s(remaining_s: float, train_time_s: float | None) -> float:

@@ -32,6 +32,8 @@ for _ in range(max(1, args.batch_size * args.kib_a_sample // 4096)):
         time.sleep(0.01)  # so that no test takes a machine's memory before somebody sees it
 if args.batch_size >= 64:
     time.sleep(0.3)  # a peak between two looks is not seen
+if args.how == "slow":
+    time.sleep(1.0)  # so that it is seen at any size
 
 if args.how == "fails at many" and args.batch_size > 64:
     raise ValueError("no batch above 64")
