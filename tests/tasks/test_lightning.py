@@ -335,17 +335,22 @@ def test_steps_and_score_are_those_of_lightnings_own_trainer(
     assert mine.seen == pytest.approx(theirs.seen, rel=1e-4)
 
 
+def trained_from(paused: Trainer, checkpoint: Path, task: Task, done: int, *, total: int) -> Trainer:
+    """Another trainer, which goes on to the end from where this one is saved after so many steps."""
+    save_trainer(paused, checkpoint)
+    config, _ = task.baseline_config()
+    resumed = Trainer(task, config, CPU, seed=0, total_steps=total)
+    batches = batches_of(task, config.plan, start_step=done)
+    restore_trainer(resumed, read_checkpoint(checkpoint))
+    for _ in range(total - done):
+        resumed.step(batches)
+    return resumed
+
+
 def test_a_paused_trial_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     task = load_task(CLASSIFIER)
     whole = trained(task, 20)
-    first = trained(task, 8, total=20)
-    save_trainer(first, tmp_path / "trial.pt")
-    config, _ = task.baseline_config()
-    second = Trainer(task, config, CPU, seed=0, total_steps=20)
-    batches = batches_of(task, config.plan, start_step=8)
-    restore_trainer(second, read_checkpoint(tmp_path / "trial.pt"))
-    for _ in range(12):
-        second.step(batches)
+    second = trained_from(trained(task, 8, total=20), tmp_path / "trial.pt", task, 8, total=20)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name])
     assert second.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
@@ -733,13 +738,7 @@ def test_metrics_are_logged_in_any_of_lightnings_ways(monitor: str, file: Callab
     assert check_task(task, CPU, 4) == Checked(task.remarks, is_pausable=True)
     whole, first = trained(task, 9), trained(task, 4, total=9)
     assert score(task, whole) == score(task, whole) > 0  # one evaluation leaves nothing to the next
-    save_trainer(first, tmp_path / "trial.pt")
-    config, _ = task.baseline_config()
-    second = Trainer(task, config, CPU, seed=0, total_steps=9)
-    batches = batches_of(task, config.plan, start_step=4)
-    restore_trainer(second, read_checkpoint(tmp_path / "trial.pt"))
-    for _ in range(5):
-        second.step(batches)
+    second = trained_from(first, tmp_path / "trial.pt", task, 4, total=9)
     assert score(task, second) == score(task, whole)
     assert second.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
 
